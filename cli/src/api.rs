@@ -1,0 +1,123 @@
+//! The fleet's public API, as the command uses it, and tokens for it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+use clap::Args;
+use contracts::{TenantId, UserId};
+use devstack::issuer::Issuer;
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::stack::Context;
+
+/// How long a write is tried again while the fleet is away.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Who acts.
+#[derive(Debug, Clone, Args)]
+pub struct Who {
+    /// The tenant.
+    #[arg(long)]
+    pub tenant: TenantId,
+    /// The user.
+    #[arg(long)]
+    pub user: UserId,
+    /// How long the token is valid, in minutes.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1440))]
+    pub minutes: u16,
+}
+
+pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Result<String, anyhow::Error> {
+    if !context.home.join("secrets/issuer-key").exists() {
+        bail!("there is no development issuer in {}: `make up` makes one", context.home.display());
+    }
+    let issuer = Issuer::open(&context.open_home()?)?;
+    issuer.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
+}
+
+pub fn print_token(context: &Context, who: &Who) -> Result<(), anyhow::Error> {
+    let token = token(context, who.tenant.as_str(), who.user.as_str(), who.minutes)?;
+    if context.json {
+        println!("{}", serde_json::json!({"token": token, "expiresInSeconds": u32::from(who.minutes) * 60}));
+    } else {
+        println!("{token}");
+    }
+    Ok(())
+}
+
+/// A caller of the API.
+#[derive(Clone)]
+pub struct Api {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+/// What was answered.
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Value,
+    pub trace_id: String,
+}
+
+impl Api {
+    pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
+        let board = context.board()?;
+        let gateway = board.units.iter().find(|unit| unit.name == "gateway").context("the gateway is not up yet")?;
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build()?;
+        Ok(Self { http, base: format!("http://{}", gateway.address), token: token(context, tenant, user, 1440)? })
+    }
+
+    /// Asks once.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Answer, reqwest::Error> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await?;
+        let status = response.status();
+        let trace_id =
+            response.headers().get("trace-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        let body = response.json().await.unwrap_or(Value::Null);
+        Ok(Answer { status, body, trace_id })
+    }
+
+    /// Writes, with the same key until the fleet has answered: what was tried twice happens once.
+    pub async fn write(&self, path: &str, key: &str, body: &Value) -> Result<Answer, anyhow::Error> {
+        let mut delays = ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(100))
+            .with_max_interval(Duration::from_secs(3))
+            .with_max_elapsed_time(Some(PATIENCE))
+            .build();
+        loop {
+            let answer = self.call(Method::POST, path, Some(key), Some(body)).await;
+            let problem = match &answer {
+                Ok(answer) if again(answer) => format!("{}: {}", answer.status, answer.body["detail"]),
+                Ok(_) => return Ok(answer?),
+                Err(error) => error.to_string(),
+            };
+            match delays.next_backoff() {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => bail!("the fleet did not answer within {PATIENCE:?}: {problem}"),
+            }
+        }
+    }
+}
+
+fn again(answer: &Answer) -> bool {
+    answer.status.is_server_error()
+        || answer.status == StatusCode::TOO_MANY_REQUESTS
+        || answer.body["code"] == "IDEMPOTENCY_KEY_IN_USE"
+}

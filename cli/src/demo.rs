@@ -1,0 +1,167 @@
+//! `flotilla demo`: the whole way, seen from outside: write, events, search, another tenant, and where the time goes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use chrono::{DateTime, Utc};
+use contracts::TenantId;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::api::{Answer, Api};
+use crate::events::{self, Told};
+use crate::stack::Context;
+
+#[expect(clippy::disallowed_methods, reason = "a fresh key for each write of each run")]
+fn key() -> String {
+    Uuid::now_v7().to_string()
+}
+
+pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
+    let (ann, bob) = (Api::new(context, "acme", "ann")?, Api::new(context, "globex", "bob")?);
+    let acme: TenantId = "acme".parse()?;
+    let (_js, stream) = events::open(context).await?;
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let say = |text: &str| {
+        if !context.json {
+            println!("{text}");
+        }
+    };
+    let listening = events::tail(&stream, Some(&acme), false, move |event| told.send(event).is_ok());
+    let script = async {
+        say("1. Ann of tenant acme writes three todos");
+        let mut todos = Vec::new();
+        for (title, labels) in [
+            ("Splice the mooring line", json!(["harbour", "rope"])),
+            ("Order tar and oakum", json!(["harbour"])),
+            ("Repair the lighthouse lamp", json!(["urgent"])),
+        ] {
+            let answer = ann.write("/v1/todos", &key(), &json!({"title": title, "labels": labels})).await?;
+            let todo = accepted(answer)?.0;
+            say(&format!("   {}  {title}", text(&todo, "id")));
+            todos.push(todo);
+        }
+        let first = text(&todos[0], "id").to_owned();
+        accepted(ann.write(&format!("/v1/todos/{first}:complete"), &key(), &json!({})).await?)?;
+        say(&format!("   {first}  completed"));
+
+        say("2. The events, as any subscriber of evt.todo.*.*.acme hears them");
+        for _ in 0..5 {
+            say(&format!("   {}", events::line(&next(&mut heard).await?)));
+        }
+
+        say("3. One todo's way through the fleet");
+        let way = follow(&ann, &mut heard).await?;
+        say(&way.text());
+
+        say("4. Ann searches");
+        let hits = search(&ann, "lighthouse").await?;
+        ensure!(!hits.is_empty(), "the search finds nothing");
+        for hit in hits.iter().take(3) {
+            say(&format!("   {}", hit["highlights"][0]["snippets"][0].as_str().unwrap_or_else(|| text(hit, "title"))));
+        }
+
+        say("5. Bob of tenant globex looks for the same");
+        let foreign = bob.call(Method::GET, &format!("/v1/todos/{first}"), None, None).await?;
+        ensure!(foreign.status == StatusCode::NOT_FOUND, "another tenant got {} for Ann's todo", foreign.status);
+        ensure!(search(&bob, "splice").await?.is_empty(), "another tenant finds Ann's todo");
+        say(&format!("   by id: {} {}", foreign.status, text(&foreign.body, "code")));
+        say("   by search: nothing");
+        if context.json {
+            println!("{}", way.json());
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = script => result,
+        ended = listening => ended.and_then(|()| bail!("the events have ended")),
+    }
+}
+
+/// The stages of one write.
+struct Way {
+    id: String,
+    trace_id: String,
+    answered: Duration,
+    stages: Vec<(&'static str, f64)>,
+}
+
+impl Way {
+    fn text(&self) -> String {
+        let mut text = format!("   todo {}\n   trace {}\n", self.id, self.trace_id);
+        text.push_str(&format!("   {:>8.1} ms  the client has its answer\n", self.answered.as_secs_f64() * 1e3));
+        for (stage, millis) in &self.stages {
+            text.push_str(&format!("   {millis:>8.1} ms  {stage}\n"));
+        }
+        text.trim_end().to_owned()
+    }
+
+    fn json(&self) -> Value {
+        let stages: Vec<Value> =
+            self.stages.iter().map(|(stage, millis)| json!({"stage": stage, "milliseconds": millis})).collect();
+        let answered = self.answered.as_secs_f64() * 1e3;
+        json!({"id": self.id, "traceId": self.trace_id, "answeredMilliseconds": answered, "stages": stages})
+    }
+}
+
+/// Writes one todo and sees it pass each stage, timed from the moment it was sent.
+async fn follow(api: &Api, heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Way, anyhow::Error> {
+    let sent = (Instant::now(), devstack::supervisor::now());
+    let title = "Trace this todo through the fleet";
+    let (todo, trace_id) = accepted(api.write("/v1/todos", &key(), &json!({"title": title})).await?)?;
+    let answered = sent.0.elapsed();
+    let id = text(&todo, "id").to_owned();
+    let since = |time: DateTime<Utc>| (time - sent.1).num_microseconds().unwrap_or_default() as f64 / 1e3;
+    let event = loop {
+        let event = next(heard).await?;
+        if event.envelope.subject == id {
+            break event;
+        }
+    };
+    let mut stages = vec![
+        ("decided in the todo service (the event's time)", since(event.envelope.time)),
+        ("stored in the stream by the relay", since(event.stored_at)),
+    ];
+    let deadline = Instant::now() + events::WAIT;
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        tick.tick().await;
+        let hits = search(api, title).await?;
+        if let Some(hit) = hits.iter().find(|hit| text(hit, "id") == id) {
+            let indexed: DateTime<Utc> = text(hit, "indexTime").parse()?;
+            stages.push(("written to the index by the projector", since(indexed)));
+            stages.push(("found by a search", sent.0.elapsed().as_secs_f64() * 1e3));
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the todo was not found within {:?}", events::WAIT);
+    }
+    let traced = event.envelope.traceparent.as_deref().and_then(|parent| parent.split('-').nth(1)).unwrap_or_default();
+    ensure!(traced == trace_id, "the event carries trace {traced}, the request had {trace_id}");
+    Ok(Way { id, trace_id, answered, stages })
+}
+
+async fn next(heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Told, anyhow::Error> {
+    let event = tokio::time::timeout(events::WAIT, heard.recv()).await;
+    event.with_context(|| format!("no event within {:?}", events::WAIT))?.context("the events have ended")
+}
+
+/// Searches; every hit of the first page.
+async fn search(api: &Api, words: &str) -> Result<Vec<Value>, anyhow::Error> {
+    let query: String = words.replace(' ', "+");
+    let answer = api.call(Method::GET, &format!("/v1/todos:search?query={query}&pageSize=100"), None, None).await?;
+    let body = accepted(answer)?.0;
+    Ok(body["hits"].as_array().cloned().unwrap_or_default())
+}
+
+fn accepted(answer: Answer) -> Result<(Value, String), anyhow::Error> {
+    if !answer.status.is_success() {
+        bail!("the fleet answers {}: {}", answer.status, answer.body);
+    }
+    Ok((answer.body, answer.trace_id))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}

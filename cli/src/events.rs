@@ -1,0 +1,122 @@
+//! `flotilla events tail`: what the fleet tells, as it tells it.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{self, stream::Stream};
+use chrono::{DateTime, Utc};
+use clap::Subcommand;
+use contracts::events::todo::SERVICE;
+use contracts::{Envelope, TenantId, subject};
+use futures::StreamExt as _;
+use serde_json::Value;
+
+use crate::stack::Context;
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum EventsCommand {
+    /// Print events as they come.
+    Tail {
+        /// Only this tenant's.
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// From the first event that the stream holds, not from now on.
+        #[arg(long)]
+        from_start: bool,
+        /// End after so many events.
+        #[arg(long)]
+        count: Option<u64>,
+    },
+}
+
+/// An event as it came.
+pub struct Told {
+    pub envelope: Envelope<Value>,
+    pub stored_at: DateTime<Utc>,
+    raw: Vec<u8>,
+}
+
+/// A connection as the operator, and the stream of todo events.
+pub async fn open(context: &Context) -> Result<(jetstream::Context, Stream), anyhow::Error> {
+    let board = context.board()?;
+    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.creds_file.clone());
+    let file = nats.context("nats is not up yet")?;
+    let creds: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let part = |name: &str| creds[name].as_str().unwrap_or_default().to_owned();
+    let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
+    let client = options.connect(part("url")).await.context("connecting to NATS")?;
+    let js = jetstream::new(client);
+    let stream = js.get_stream(subject::stream(SERVICE)).await.context("opening the stream of todo events")?;
+    Ok((js, stream))
+}
+
+/// Reads events until `each` says that it is enough.
+pub async fn tail(
+    stream: &Stream,
+    tenant: Option<&TenantId>,
+    from_start: bool,
+    mut each: impl FnMut(Told) -> bool,
+) -> Result<(), anyhow::Error> {
+    let filter = tenant.map_or_else(|| subject::all(SERVICE), |tenant| subject::all_of_tenant(SERVICE, tenant));
+    let config = pull::OrderedConfig {
+        filter_subject: filter,
+        deliver_policy: if from_start { DeliverPolicy::All } else { DeliverPolicy::New },
+        ..Default::default()
+    };
+    let consumer = stream.create_consumer(config).await.context("reading the stream")?;
+    let mut messages = consumer.messages().await?;
+    while let Some(message) = messages.next().await {
+        let message = message.context("reading the stream")?;
+        let stored_at = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
+        match serde_json::from_slice(&message.payload) {
+            Ok(envelope) => {
+                if !each(Told { envelope, stored_at, raw: message.payload.to_vec() }) {
+                    return Ok(());
+                }
+            }
+            Err(error) => eprintln!("a message on {} is not an event: {error}", message.subject),
+        }
+    }
+    Ok(())
+}
+
+pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyhow::Error> {
+    let EventsCommand::Tail { tenant, from_start, count } = command;
+    let (_js, stream) = open(context).await?;
+    let mut left = count.unwrap_or(u64::MAX);
+    if left == 0 {
+        return Ok(());
+    }
+    let each = |told: Told| {
+        if context.json {
+            println!("{}", String::from_utf8_lossy(&told.raw));
+        } else {
+            println!("{}", line(&told));
+        }
+        left -= 1;
+        left > 0
+    };
+    tokio::select! {
+        result = tail(&stream, tenant.as_ref(), *from_start, each) => result,
+        stopped = tokio::signal::ctrl_c() => stopped.map_err(Into::into),
+    }
+}
+
+/// One event on one line.
+pub fn line(told: &Told) -> String {
+    let envelope = &told.envelope;
+    let title: String = envelope.data["todo"]["title"].as_str().unwrap_or_default().chars().take(50).collect();
+    let note = envelope.supersededby.as_ref().map(|newer| format!("  (superseded by {newer})")).unwrap_or_default();
+    format!(
+        "{}  {:<18}  {:<12}  {} v{}  {title}{note}",
+        envelope.time.format("%H:%M:%S%.3f"),
+        envelope.event_type,
+        envelope.tenant.as_str(),
+        envelope.subject,
+        envelope.version().unwrap_or_default()
+    )
+}
+
+/// Waits for the next message of a channel, and for no longer than this.
+pub const WAIT: Duration = Duration::from_secs(15);

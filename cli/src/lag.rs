@@ -1,0 +1,141 @@
+//! `flotilla lag`: how long each stage takes, read from the services' own metrics, and what waits in between.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::stack::Context;
+use crate::{events, table};
+
+/// A histogram as Prometheus exposes it: upper bounds and how many were at or below each.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Histogram(Vec<(f64, f64)>);
+
+impl Histogram {
+    fn count(&self) -> f64 {
+        self.0.last().map_or(0.0, |(_, count)| *count)
+    }
+
+    /// The value below which a share of them lies, by linear interpolation within its bucket.
+    fn quantile(&self, share: f64) -> Option<f64> {
+        let rank = share * self.count();
+        if rank == 0.0 {
+            return None;
+        }
+        let (mut below, mut least) = (0.0, 0.0);
+        for (bound, count) in &self.0 {
+            if *count >= rank {
+                let width = if bound.is_finite() { bound - least } else { 0.0 };
+                return Some(least + width * (rank - below) / (count - below).max(1.0));
+            }
+            (below, least) = (*count, *bound);
+        }
+        None
+    }
+}
+
+/// The histogram of a metric, over all its labels.
+fn histogram(metrics: &str, name: &str) -> Histogram {
+    let prefix = format!("{name}_bucket{{");
+    let mut buckets: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+    for line in metrics.lines().filter_map(|line| line.strip_prefix(&prefix)) {
+        let (Some((labels, value)), Some(bound)) = (line.rsplit_once(' '), line.split("le=\"").nth(1)) else {
+            continue;
+        };
+        let bound = bound.split('"').next().unwrap_or_default();
+        let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().unwrap_or(f64::INFINITY) };
+        let count: f64 = if labels.is_empty() { 0.0 } else { value.parse().unwrap_or(0.0) };
+        buckets.entry(bound.to_bits()).or_insert((bound, 0.0)).1 += count;
+    }
+    Histogram(buckets.into_values().collect())
+}
+
+fn gauge(metrics: &str, name: &str) -> Option<f64> {
+    let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
+pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
+    let board = context.board()?;
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
+    let mut metrics = BTreeMap::new();
+    for unit in board.units.iter().filter(|unit| unit.ops.is_some()) {
+        let url = format!("http://{}/metrics", unit.ops.as_deref().unwrap_or_default());
+        let text = match http.get(url).send().await {
+            Ok(response) => response.text().await.unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        metrics.insert(unit.name.clone(), text);
+    }
+    let of = |service: &str| metrics.get(service).map_or("", String::as_str);
+    let stages = [
+        ("commit -> stored", histogram(of("todo"), "outbox_commit_to_stored_seconds")),
+        ("stored -> handled", histogram(of("search-projector"), "consumer_stored_to_handled_seconds")),
+        ("handled -> searchable", histogram(of("search-projector"), "search_handled_to_searchable_seconds")),
+    ];
+    let backlog = gauge(of("todo"), "outbox_backlog_rows");
+    let waiting = match events::open(context).await {
+        Ok((js, _)) => pending(&js).await.ok(),
+        Err(_) => None,
+    };
+    if context.json {
+        let stages: Vec<_> = stages
+            .iter()
+            .map(|(name, h)| json!({"stage": name, "count": h.count(), "p50Seconds": h.quantile(0.5), "p99Seconds": h.quantile(0.99)}))
+            .collect();
+        let (pending, in_flight) = waiting.unzip();
+        println!(
+            "{}",
+            json!({"stages": stages, "outboxBacklog": backlog, "consumerPending": pending, "consumerInFlight": in_flight})
+        );
+        return Ok(());
+    }
+    let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1} ms", value * 1e3));
+    let rows: Vec<Vec<String>> = stages
+        .iter()
+        .map(|(name, h)| {
+            vec![(*name).to_owned(), format!("{}", h.count()), millis(h.quantile(0.5)), millis(h.quantile(0.99))]
+        })
+        .collect();
+    table::print(&["STAGE", "COUNT", "P50", "P99"], &rows);
+    println!("\noutbox rows not yet settled   {}", backlog.map_or_else(|| "?".to_owned(), |rows| rows.to_string()));
+    match waiting {
+        Some((pending, in_flight)) => println!("events not yet handled        {pending} waiting, {in_flight} in hand"),
+        None => println!("events not yet handled        ? (no consumer yet)"),
+    }
+    println!("\nSince the services started; from their histograms, so between two bucket bounds.");
+    Ok(())
+}
+
+async fn pending(js: &async_nats::jetstream::Context) -> Result<(u64, usize), anyhow::Error> {
+    let stream = js.get_stream("EVENTS_TODO").await?;
+    let consumer: async_nats::jetstream::consumer::PullConsumer =
+        stream.get_consumer("search-projector").await.map_err(|error| anyhow::anyhow!(error))?;
+    let info = consumer.get_info().await?;
+    Ok((info.num_pending, info.num_ack_pending))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METRICS: &str = "# TYPE lag_seconds histogram\n\
+        lag_seconds_bucket{consumer=\"a\",le=\"0.1\"} 50\nlag_seconds_bucket{consumer=\"a\",le=\"0.2\"} 100\n\
+        lag_seconds_bucket{consumer=\"a\",le=\"+Inf\"} 100\nlag_seconds_sum{consumer=\"a\"} 1\nrows 7\n";
+
+    #[test]
+    fn quantiles_lie_within_their_bucket() {
+        let histogram = histogram(METRICS, "lag_seconds");
+        assert_eq!(histogram.count(), 100.0);
+        assert_eq!(histogram.quantile(0.5), Some(0.1));
+        assert!((histogram.quantile(0.75).unwrap() - 0.15).abs() < 1e-9);
+        assert_eq!(Histogram::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_gauge_is_read() {
+        assert_eq!(gauge(METRICS, "rows"), Some(7.0));
+        assert_eq!(gauge(METRICS, "columns"), None);
+    }
+}

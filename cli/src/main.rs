@@ -1,0 +1,95 @@
+//! `flotilla`: one command for operators and newcomers.
+
+mod api;
+mod demo;
+mod events;
+mod import;
+mod lag;
+mod stack;
+mod table;
+mod todo_csv;
+mod todo_txt;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs a fleet on this machine, looks at it, and works with it.
+///
+/// Every command works on the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
+/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong.
+#[derive(Parser)]
+#[command(name = "flotilla", version)]
+struct Args {
+    /// The stack's folder: data, logs, secrets.
+    #[arg(long, env = "FLOTILLA_HOME", default_value = ".flotilla", global = true)]
+    home: PathBuf,
+    /// Print JSON, for machines.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring the fleet up in the foreground; Ctrl-C stops it and keeps the data. `make run` is this.
+    Run(stack::UpArgs),
+    /// Bring the fleet up in the background, or start what is missing.
+    Up(stack::UpArgs),
+    /// Stop the fleet; the data stays.
+    Down,
+    /// Remove the stopped fleet's data, logs and secrets.
+    Reset {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// How every part and service is.
+    Status,
+    /// Mint an access token from the development issuer.
+    Token(api::Who),
+    /// Show the whole way: write, events, search, another tenant, and where the time goes.
+    Demo,
+    /// Write the todos of a todo.txt or CSV file through the public API.
+    Import(import::ImportArgs),
+    /// The fleet's events.
+    Events {
+        #[command(subcommand)]
+        command: events::EventsCommand,
+    },
+    /// How long each stage takes, from commit to searchable, and what waits.
+    Lag,
+    #[command(hide = true)]
+    Supervise(stack::SuperviseArgs),
+    #[command(hide = true)]
+    TestParts,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let context = stack::Context { home: args.home, json: args.json };
+    let result = match args.command {
+        Command::Run(up) => stack::run(&context, &up).await,
+        Command::Up(up) => stack::up(&context, &up).await,
+        Command::Down => stack::down(&context).await,
+        Command::Reset { yes } => stack::reset(&context, yes),
+        Command::Status => stack::status(&context),
+        Command::Token(who) => api::print_token(&context, &who),
+        Command::Demo => demo::run(&context).await,
+        Command::Import(import) => import::run(&context, &import).await,
+        Command::Events { command } => events::run(&context, &command).await,
+        Command::Lag => lag::run(&context).await,
+        Command::Supervise(args) => stack::supervise(&context, &args).await,
+        Command::TestParts => stack::test_parts(&context).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flotilla: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

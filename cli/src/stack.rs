@@ -1,0 +1,319 @@
+//! Up, down, status: the stack's life.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use devstack::stack::{BOARD, LOCK};
+use devstack::supervisor::{BoardFile, State, read_board};
+use devstack::{Home, Options, Say, Stack, process};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{demo, table};
+
+/// What every command is about.
+pub struct Context {
+    pub home: PathBuf,
+    pub json: bool,
+}
+
+/// How to bring the fleet up.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// The gateway's port; 0 takes any free one.
+    #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = 8080)]
+    gateway_port: u16,
+    /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// Take any free port for everything, not the documented ones.
+    #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
+    any_ports: bool,
+    /// Leave out the demo, even when there is no data yet.
+    #[arg(long)]
+    no_demo: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SuperviseArgs {
+    #[command(flatten)]
+    up: UpArgs,
+    /// Stop when standard input ends: when whoever started this is gone.
+    #[arg(long)]
+    until_stdin_ends: bool,
+}
+
+impl Context {
+    /// The board of the running stack.
+    pub fn board(&self) -> Result<BoardFile, anyhow::Error> {
+        let board = read_board(&self.home.join(BOARD)).ok().filter(|board| process::is_alive(board.supervisor));
+        board.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
+    }
+
+    /// The folder, opened.
+    pub fn open_home(&self) -> Result<Home, anyhow::Error> {
+        Home::open(&self.home)
+    }
+
+    fn options(&self, args: &UpArgs) -> Result<Options, anyhow::Error> {
+        let program = std::env::current_exe()?;
+        let programs = program.parent().context("a program is in a folder")?.to_owned();
+        Ok(Options {
+            home: self.home.clone(),
+            programs,
+            gateway_port: args.gateway_port,
+            usual_ports: !args.any_ports,
+            durable: true,
+            otlp_endpoint: args.otlp_endpoint.clone(),
+            parts_only: false,
+        })
+    }
+}
+
+fn say_to_terminal() -> Say {
+    Arc::new(|line| println!("  {line}"))
+}
+
+/// Ctrl-C, or being told to stop.
+async fn told_to_stop() -> Result<(), anyhow::Error> {
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = int.recv() => {}
+        _ = term.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    Ok(())
+}
+
+pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    println!("Bringing the fleet up in {} (Ctrl-C stops it)", context.home.display());
+    let started = Instant::now();
+    let options = context.options(args)?;
+    // Asked to stop in the middle of the start: what runs already dies with this process.
+    let stack = tokio::select! {
+        stack = Stack::start(&options, say_to_terminal()) => stack?,
+        stop = told_to_stop() => {
+            println!("\nStopped before it was up.");
+            return stop;
+        }
+    };
+    println!("Up after {:.1} s.\n", started.elapsed().as_secs_f64());
+    let stopped = async {
+        welcome(context, args).await?;
+        println!("\nRunning. Ctrl-C stops everything and keeps the data.");
+        std::future::pending::<Result<(), anyhow::Error>>().await
+    };
+    let outcome = tokio::select! {
+        outcome = stopped => outcome,
+        stop = told_to_stop() => stop,
+    };
+    println!("\nStopping ...");
+    let stopping = Instant::now();
+    stack.stop().await;
+    println!("Stopped after {:.1} s. The data is kept: `make run` goes on with it.", stopping.elapsed().as_secs_f64());
+    outcome
+}
+
+/// What a newcomer sees once all is up.
+async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    let first = context.home.join("data/demo-done");
+    if !args.no_demo && !first.exists() {
+        println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
+        demo::run(context).await?;
+        std::fs::write(&first, b"")?;
+        println!();
+    }
+    let board = context.board()?;
+    println!("Addresses");
+    for unit in &board.units {
+        println!("  {:<18} {}", unit.name, unit.url.clone().unwrap_or_else(|| format!("http://{}", unit.address)));
+    }
+    println!("  logs               {}", context.home.join("logs").display());
+    println!("\nTry next");
+    println!("  bin/flotilla status");
+    println!("  bin/flotilla import samples/todo.txt --tenant acme --user ann");
+    println!("  bin/flotilla events tail --tenant acme --from-start");
+    Ok(())
+}
+
+pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    let home = context.open_home()?;
+    if let Ok(board) = context.board() {
+        println!("The fleet is up already (its supervisor, process {}, restarts what dies).", board.supervisor);
+    } else {
+        let log = std::fs::File::create(home.log("supervisor"))?;
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command.arg("--home").arg(&context.home).arg("supervise");
+        command.arg("--gateway-port").arg(args.gateway_port.to_string());
+        if let Some(endpoint) = &args.otlp_endpoint {
+            command.args(["--otlp-endpoint", endpoint]);
+        }
+        if args.any_ports {
+            command.arg("--any-ports");
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let mut child = command.spawn()?;
+        println!("Bringing the fleet up in {} ...", context.home.display());
+        let started = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tick.tick().await;
+            if context.board().is_ok_and(|board| board.up) {
+                println!("Up after {:.1} s.", started.elapsed().as_secs_f64());
+                break;
+            }
+            if let Some(status) = child.try_wait()? {
+                let log = home.log("supervisor");
+                bail!("the fleet did not come up ({status}):\n{}", process::tail(&log, 20));
+            }
+        }
+    }
+    welcome(context, args).await
+}
+
+pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
+    let Ok(board) = context.board() else {
+        println!("No fleet runs in {}.", context.home.display());
+        return Ok(());
+    };
+    println!("Stopping ...");
+    let started = Instant::now();
+    process::signal(board.supervisor, Signal::SIGTERM)?;
+    // The supervisor holds the lock until everything has stopped.
+    let lock = std::fs::File::create(context.home.join(LOCK))?;
+    tokio::task::spawn_blocking(move || lock.lock()).await??;
+    println!("Stopped after {:.1} s; the data is kept.", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
+    if context.board().is_ok() {
+        bail!("the fleet is running: `make down` first");
+    }
+    if !yes {
+        if !std::io::stdin().is_terminal() {
+            bail!("this removes all data of {}: say --yes to do it without being asked", context.home.display());
+        }
+        print!("Remove all data, logs and secrets of {}? [y/N] ", context.home.display());
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer)?;
+        if !answer.trim().eq_ignore_ascii_case("y") {
+            bail!("nothing was removed");
+        }
+    }
+    context.open_home()?.wipe()?;
+    println!("Removed.");
+    Ok(())
+}
+
+pub fn status(context: &Context) -> Result<(), anyhow::Error> {
+    let board = context.board()?;
+    if context.json {
+        println!("{}", serde_json::to_string_pretty(&board.units)?);
+        return Ok(());
+    }
+    let row = |unit: &devstack::Unit| {
+        let state = serde_json::to_value(unit.state).map(|state| state.as_str().unwrap_or_default().to_owned());
+        vec![
+            unit.name.clone(),
+            state.unwrap_or_default(),
+            unit.since.format("%H:%M:%S").to_string(),
+            unit.restarts.to_string(),
+            unit.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            unit.address.clone(),
+            unit.log.display().to_string(),
+        ]
+    };
+    let rows: Vec<_> = board.units.iter().map(row).collect();
+    table::print(&["NAME", "STATE", "SINCE", "RESTARTS", "PID", "ADDRESS", "LOG"], &rows);
+    let down: Vec<_> = board.units.iter().filter(|unit| unit.state != State::Ready).collect();
+    for unit in &down {
+        println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
+    }
+    Ok(())
+}
+
+/// The background process of `up`, and of tests.
+pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), anyhow::Error> {
+    let stop = async {
+        let stdin_ended = async {
+            if args.until_stdin_ends {
+                tokio::io::stdin().read_to_end(&mut Vec::new()).await.ok();
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            told = told_to_stop() => told,
+            () = stdin_ended => Ok(()),
+        }
+    };
+    let mut stop = std::pin::pin!(stop);
+    let options = context.options(&args.up)?;
+    let stack = tokio::select! {
+        stack = Stack::start(&options, say_to_terminal()) => stack?,
+        stopped = &mut stop => return stopped,
+    };
+    stop.await?;
+    stack.stop().await;
+    Ok(())
+}
+
+/// Postgres and OpenSearch for test runs: one pair for all of them, stopped when the last has gone.
+pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
+    const LINGER: Duration = Duration::from_secs(20);
+    let options = Options {
+        gateway_port: 0,
+        usual_ports: false,
+        durable: false,
+        parts_only: true,
+        ..context.options(&UpArgs { gateway_port: 0, otlp_endpoint: None, any_ports: true, no_demo: true })?
+    };
+    let stack = Stack::start(&options, say_to_terminal()).await?;
+    let roles = devstack::stack::roles(&stack.home, "todo")?;
+    stack.postgres.provision("todo", &roles, "todo").await?;
+    let unit = |name: &str| stack.board.read().units.into_iter().find(|unit| unit.name == name);
+    let opensearch = unit("opensearch").and_then(|unit| unit.url).context("OpenSearch has an address")?;
+    let answer = serde_json::json!({
+        "postgres": stack.postgres.superuser_url("postgres"),
+        "owner": roles.owner, "app": roles.app, "relay": roles.relay,
+        "opensearch": opensearch,
+    });
+    let socket = context.home.join("run/test-parts.sock");
+    std::fs::remove_file(&socket).ok();
+    let listener = UnixListener::bind(&socket)?;
+    let guests = tokio_util::task::TaskTracker::new();
+    let (left, mut leaving) = tokio::sync::mpsc::unbounded_channel();
+    loop {
+        let patience = if guests.is_empty() { LINGER } else { Duration::from_secs(86_400) };
+        tokio::select! {
+            guest = listener.accept() => {
+                let (mut guest, _) = guest?;
+                let (answer, left) = (answer.to_string(), left.clone());
+                // A guest stays for as long as it keeps the connection.
+                guests.spawn(async move {
+                    guest.write_all(answer.as_bytes()).await.ok();
+                    guest.write_all(b"\n").await.ok();
+                    guest.read_to_end(&mut Vec::new()).await.ok();
+                    left.send(()).ok();
+                });
+            }
+            Some(()) = leaving.recv() => {}
+            told = told_to_stop() => { told?; break }
+            () = tokio::time::sleep(patience) => if guests.is_empty() { break },
+        }
+    }
+    std::fs::remove_file(&socket).ok();
+    stack.stop().await;
+    Ok(())
+}

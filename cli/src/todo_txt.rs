@@ -1,0 +1,154 @@
+//! The todo.txt format (<https://github.com/todotxt/todo.txt>): one task a line, with completion, priority, dates,
+//! `+project`, `@context` and `key:value`.
+
+use chrono::NaiveDate;
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// The text, without the marks before it and without `due:`.
+    pub title: String,
+    /// `+project`, `@context`, and the priority as `priority-a`.
+    pub labels: Vec<String>,
+    /// `due:2026-12-01`
+    pub due: Option<NaiveDate>,
+    /// `x` at the start.
+    pub completed: bool,
+    /// The creation date.
+    pub created: Option<NaiveDate>,
+    /// The completion date.
+    pub completed_on: Option<NaiveDate>,
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn parse(line: &str) -> Result<Task, String> {
+    let mut rest = line.trim();
+    let mut task = Task {
+        title: String::new(),
+        labels: Vec::new(),
+        due: None,
+        completed: false,
+        created: None,
+        completed_on: None,
+    };
+    if let Some(after) = rest.strip_prefix("x ") {
+        task.completed = true;
+        rest = after.trim_start();
+    }
+    if let Some((priority, after)) = priority(rest) {
+        task.labels.push(format!("priority-{}", priority.to_ascii_lowercase()));
+        rest = after;
+    }
+    let mut dates = Vec::new();
+    while let Some((date, after)) = leading_date(rest) {
+        if dates.len() == 2 {
+            break;
+        }
+        dates.push(date);
+        rest = after;
+    }
+    match (task.completed, dates.as_slice()) {
+        (true, [completed, created]) => (task.completed_on, task.created) = (Some(*completed), Some(*created)),
+        (true, [completed]) => task.completed_on = Some(*completed),
+        (false, [created]) => task.created = Some(*created),
+        (false, [_, _]) => return Err("an open task has one date at the start, its creation".to_owned()),
+        _ => {}
+    }
+    let mut words = Vec::new();
+    for word in rest.split_whitespace() {
+        if let Some(date) = word.strip_prefix("due:") {
+            let date = date.parse().map_err(|_| format!("{word} is not a date such as due:2026-12-01"))?;
+            task.due = Some(date);
+            continue;
+        }
+        if (word.starts_with('+') || word.starts_with('@')) && word.len() > 1 {
+            task.labels.push(word.to_owned());
+        }
+        // A finished task keeps its priority as pri:A.
+        match word.strip_prefix("pri:") {
+            Some(letter) if letter.len() == 1 && letter.as_bytes()[0].is_ascii_uppercase() => {
+                task.labels.push(format!("priority-{}", letter.to_ascii_lowercase()));
+            }
+            _ => words.push(word),
+        }
+    }
+    task.title = words.join(" ");
+    if task.title.is_empty() {
+        return Err("there is no text".to_owned());
+    }
+    Ok(task)
+}
+
+fn priority(text: &str) -> Option<(char, &str)> {
+    let mut chars = text.chars();
+    let (open, letter, close) = (chars.next()?, chars.next()?, chars.next()?);
+    let rest = chars.as_str();
+    let marked =
+        open == '(' && close == ')' && letter.is_ascii_uppercase() && (rest.is_empty() || rest.starts_with(' '));
+    marked.then(|| (letter, rest.trim_start()))
+}
+
+fn leading_date(text: &str) -> Option<(NaiveDate, &str)> {
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let shape = word.len() == 10
+        && word.bytes().enumerate().all(|(at, b)| if at == 4 || at == 7 { b == b'-' } else { b.is_ascii_digit() });
+    shape.then(|| word.parse().ok())?.map(|date| (date, rest.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn date(text: &str) -> Option<NaiveDate> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn an_open_task() {
+        let task = parse("(A) 2026-11-01 Call the sailmaker +spring-refit @phone due:2026-12-01 at 10:30").unwrap();
+        assert_eq!(task.title, "Call the sailmaker +spring-refit @phone at 10:30");
+        assert_eq!(task.labels, ["priority-a", "+spring-refit", "@phone"]);
+        assert_eq!((task.due, task.created, task.completed), (date("2026-12-01"), date("2026-11-01"), false));
+    }
+
+    #[test]
+    fn a_completed_task() {
+        let task = parse("x 2026-11-02 2026-11-01 Paint the hull pri:B").unwrap();
+        assert_eq!((task.completed, task.completed_on, task.created), (true, date("2026-11-02"), date("2026-11-01")));
+        assert_eq!((task.title.as_str(), task.labels), ("Paint the hull", vec!["priority-b".to_owned()]));
+    }
+
+    #[test]
+    fn what_looks_like_a_mark_and_is_none_stays_text() {
+        for line in ["xylophone lesson", "X is not a mark", "(a) small letters", "(A)no space", "a + b @ c"] {
+            let task = parse(line).unwrap();
+            assert_eq!((task.title.as_str(), task.completed, task.labels.len()), (line, false, 0));
+        }
+    }
+
+    #[test]
+    fn a_malformed_line_says_why() {
+        for (line, why) in [
+            ("(A) ", "no text"),
+            ("x 2026-02-01", "no text"),
+            ("Pay the berth due:2026-02-31", "not a date"),
+            ("2026-01-01 2026-01-02 two dates", "one date"),
+        ] {
+            assert!(parse(line).unwrap_err().contains(why), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics_and_a_task_has_a_trimmed_title(line in "\\PC{0,60}") {
+            if let Ok(task) = parse(&line) {
+                prop_assert_eq!(task.title.trim(), task.title.as_str());
+                prop_assert!(!task.title.is_empty());
+            }
+        }
+    }
+}

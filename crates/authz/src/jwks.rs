@@ -1,0 +1,111 @@
+//! The issuer's keys: fetched when an unknown one is named, one fetch at a time and not too often; the keys had before
+//! stay in use while the issuer is away.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jsonwebtoken::Algorithm;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
+use tokio::sync::{Mutex, RwLock};
+use tokio::time::Instant;
+
+/// Where the keys are had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JwksSource {
+    /// An `http` or `https` address.
+    Url(String),
+    /// A file, read again when an unknown key is named.
+    File(PathBuf),
+}
+
+impl FromStr for JwksSource {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("http://") || text.starts_with("https://") {
+            Ok(Self::Url(text.to_owned()))
+        } else if let Some(path) = text.strip_prefix("file://") {
+            Ok(Self::File(path.into()))
+        } else {
+            Err("a key set is named by an http://, https:// or file:// address")
+        }
+    }
+}
+
+/// Why the keys could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum JwksError {
+    /// The issuer does not answer, or not with a key set.
+    #[error("the key set could not be fetched")]
+    Fetch(#[from] reqwest::Error),
+    /// The file cannot be read.
+    #[error("the key set file could not be read")]
+    Read(#[from] std::io::Error),
+    /// The file is not a key set.
+    #[error("the key set is not valid JSON")]
+    Parse(#[from] serde_json::Error),
+}
+
+pub struct Jwks {
+    source: JwksSource,
+    http: reqwest::Client,
+    known: RwLock<JwkSet>,
+    /// When a fetch was last tried; locked while one is under way.
+    tried: Mutex<Option<Instant>>,
+    cooldown: Duration,
+}
+
+impl Jwks {
+    pub fn new(source: JwksSource, cooldown: Duration) -> Result<Self, JwksError> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
+        Ok(Self { source, http, known: RwLock::new(JwkSet { keys: Vec::new() }), tried: Mutex::new(None), cooldown })
+    }
+
+    pub async fn refresh(&self) -> Result<(), JwksError> {
+        let mut tried = self.tried.lock().await;
+        *tried = Some(Instant::now());
+        self.fetch().await
+    }
+
+    pub async fn find(&self, kid: &str) -> Result<Option<Jwk>, JwksError> {
+        if let Some(key) = self.known.read().await.find(kid) {
+            return Ok(Some(key.clone()));
+        }
+        let mut tried = self.tried.lock().await;
+        // Whoever waited for the lock finds what the fetch before it brought.
+        if let Some(key) = self.known.read().await.find(kid) {
+            return Ok(Some(key.clone()));
+        }
+        if tried.is_none_or(|at| at.elapsed() >= self.cooldown) {
+            *tried = Some(Instant::now());
+            if let Err(error) = self.fetch().await {
+                if self.known.read().await.keys.is_empty() {
+                    *tried = None;
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the key set could not be refreshed: the known keys stay in use");
+            }
+        }
+        Ok(self.known.read().await.find(kid).cloned())
+    }
+
+    async fn fetch(&self) -> Result<(), JwksError> {
+        let set = match &self.source {
+            JwksSource::Url(url) => self.http.get(url).send().await?.error_for_status()?.json().await?,
+            JwksSource::File(path) => serde_json::from_slice(&tokio::fs::read(path).await?)?,
+        };
+        *self.known.write().await = set;
+        Ok(())
+    }
+}
+
+/// The one algorithm a key is for, from its kind: a key is never used with another.
+pub fn algorithm(key: &Jwk) -> Option<Algorithm> {
+    match &key.algorithm {
+        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Some(Algorithm::EdDSA),
+        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Some(Algorithm::ES256),
+        AlgorithmParameters::RSA(_) => Some(Algorithm::RS256),
+        _ => None,
+    }
+}

@@ -1,0 +1,144 @@
+//! Who is calling: RFC 9068 access tokens, verified offline against a JSON Web Key Set.
+//!
+//! The tenant comes from the verified token and from nowhere else. What a caller may do inside a tenant is decided by
+//! the commands; this crate only says who calls.
+
+mod jwks;
+
+pub use jwks::{JwksError, JwksSource};
+
+use std::time::Duration;
+
+use contracts::{TenantId, UserId};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use serde::Deserialize;
+
+/// Signature algorithms that are accepted; never `none`, never a shared secret (RFC 8725).
+const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
+/// How far clocks may differ.
+const LEEWAY_SECONDS: u64 = 30;
+/// The longest token that is looked at, in bytes.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// A verified caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The tenant the caller acts in.
+    pub tenant: TenantId,
+    /// The caller.
+    pub user: UserId,
+}
+
+/// Why a token does not say who is calling. The texts are for the caller; none holds a part of the token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// No `Authorization: Bearer` header.
+    #[error("no access token: send the header Authorization: Bearer <token>")]
+    Missing,
+    /// It cannot be read as a signed access token, or a claim is missing or malformed.
+    #[error("the access token is not one this service can read: {0}")]
+    Malformed(&'static str),
+    /// Its time has passed, or has not come.
+    #[error("the access token is expired or not yet valid: get a new one")]
+    Expired,
+    /// No trusted key has signed it, or it is meant for someone else.
+    #[error("the access token is not trusted here: {0}")]
+    Untrusted(&'static str),
+    /// The keys could not be had, so nothing can be said of the token.
+    #[error("access tokens cannot be verified right now")]
+    Keys(#[source] JwksError),
+}
+
+/// Verifies access tokens of one issuer for one audience.
+pub struct Verifier {
+    keys: jwks::Jwks,
+    issuer: String,
+    audience: String,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: UserId,
+    tenant: TenantId,
+    #[serde(rename = "client_id")]
+    _client_id: String,
+    #[serde(rename = "jti")]
+    _jti: String,
+    #[serde(rename = "iat")]
+    _iat: u64,
+}
+
+impl Verifier {
+    /// A verifier that has fetched no keys yet; the first token, or [`Verifier::refresh`], does.
+    ///
+    /// # Errors
+    /// Fails when the HTTP client cannot be made.
+    pub fn new(source: JwksSource, issuer: &str, audience: &str) -> Result<Self, JwksError> {
+        let keys = jwks::Jwks::new(source, Duration::from_secs(5))?;
+        Ok(Self { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+    }
+
+    /// Fetches the keys now.
+    ///
+    /// # Errors
+    /// Fails when the keys cannot be had; those had before stay in use.
+    pub async fn refresh(&self) -> Result<(), JwksError> {
+        self.keys.refresh().await
+    }
+
+    /// The caller, from the value of an `Authorization` header.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn verify(&self, authorization: Option<&str>) -> Result<Principal, TokenError> {
+        let (scheme, token) = authorization.and_then(|value| value.split_once(' ')).ok_or(TokenError::Missing)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(TokenError::Missing);
+        }
+        let token = token.trim();
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::Malformed("it is too long"));
+        }
+        let header = decode_header(token).map_err(|_| TokenError::Malformed("its header is not that of a JWT"))?;
+        let access_token =
+            |typ: &str| typ.eq_ignore_ascii_case("at+jwt") || typ.eq_ignore_ascii_case("application/at+jwt");
+        if !header.typ.as_deref().is_some_and(access_token) {
+            return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)"));
+        }
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err(TokenError::Untrusted("its algorithm is not accepted"));
+        }
+        let kid = header.kid.as_deref().ok_or(TokenError::Malformed("its header names no key (kid)"))?;
+        let key = self.keys.find(kid).await.map_err(TokenError::Keys)?;
+        let key = key.ok_or(TokenError::Untrusted("its key is not one of the issuer's"))?;
+        if jwks::algorithm(&key) != Some(header.alg) {
+            return Err(TokenError::Untrusted("its algorithm is not that of its key"));
+        }
+        let key = DecodingKey::from_jwk(&key).map_err(|_| TokenError::Untrusted("its key cannot be used"))?;
+        let mut validation = Validation::new(header.alg);
+        validation.set_audience(&[&self.audience]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.leeway = LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        let claims = decode::<Claims>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
+        Ok(Principal { tenant: claims.tenant, user: claims.sub })
+    }
+}
+
+#[expect(clippy::match_wildcard_for_single_variants, reason = "the enum is non-exhaustive")]
+fn rejection(kind: &ErrorKind) -> TokenError {
+    match kind {
+        ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => TokenError::Expired,
+        ErrorKind::InvalidIssuer => TokenError::Untrusted("its issuer is not the one this service trusts"),
+        ErrorKind::InvalidAudience => TokenError::Untrusted("it is meant for another audience"),
+        ErrorKind::InvalidSignature => TokenError::Untrusted("its signature does not fit"),
+        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) | ErrorKind::Json(_) => {
+            TokenError::Malformed(
+                "a claim of sub, tenant, client_id, iss, aud, exp, iat or jti is missing or malformed",
+            )
+        }
+        _ => TokenError::Malformed("it is not a JWT"),
+    }
+}

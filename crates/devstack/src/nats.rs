@@ -1,0 +1,147 @@
+//! nats-server with JetStream, and one user per service that may do what the service does and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+use crate::home::Home;
+use crate::process::{Program, Ready};
+
+/// A user and what it may publish and subscribe.
+struct User {
+    name: &'static str,
+    publish: &'static [&'static str],
+    subscribe: &'static [&'static str],
+}
+
+/// Who may do what. Only `todo` publishes to the todo events; `observer` is for event consumers that only read.
+const USERS: [User; 4] = [
+    User { name: "admin", publish: &[">"], subscribe: &[">"] },
+    User {
+        name: "todo",
+        publish: &[
+            "evt.todo.>",
+            "hint.outbox.todo",
+            "$JS.API.STREAM.INFO.EVENTS_TODO",
+            "$JS.API.STREAM.CREATE.EVENTS_TODO",
+            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+        ],
+        subscribe: &["_INBOX_todo.>", "hint.outbox.todo"],
+    },
+    User {
+        name: "search-projector",
+        publish: &[
+            "dlq.search-projector.>",
+            "$JS.API.STREAM.INFO.DLQ",
+            "$JS.API.STREAM.CREATE.DLQ",
+            "$JS.API.STREAM.INFO.EVENTS_TODO",
+            "$JS.API.CONSUMER.INFO.EVENTS_TODO.search-projector",
+            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.search-projector",
+            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.search-projector.>",
+            "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.search-projector",
+            "$JS.ACK.EVENTS_TODO.search-projector.>",
+            "$JS.ACK.*.*.EVENTS_TODO.search-projector.>",
+        ],
+        subscribe: &["_INBOX_search-projector.>"],
+    },
+    User {
+        name: "observer",
+        publish: &[
+            "$JS.API.INFO",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.STREAM.INFO.EVENTS_TODO",
+            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.>",
+            "$JS.API.CONSUMER.INFO.EVENTS_TODO.>",
+            "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.>",
+            "$JS.ACK.EVENTS_TODO.>",
+        ],
+        subscribe: &["_INBOX.>", "evt.>"],
+    },
+];
+
+/// A server.
+#[derive(Debug, Clone)]
+pub struct Nats {
+    /// Its port on loopback.
+    pub port: u16,
+    /// The port of its monitoring pages.
+    pub monitor: u16,
+    /// Where JetStream keeps its streams.
+    pub store: PathBuf,
+    program: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Nats {
+    /// Writes the server's configuration.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn prepare(home: &Home, program: &Path, port: u16, monitor: u16) -> Result<Self, anyhow::Error> {
+        let server = Self {
+            port,
+            monitor,
+            store: home.path("data/nats"),
+            program: program.to_owned(),
+            config: home.path("conf/nats.conf"),
+            log: home.log("nats"),
+        };
+        std::fs::create_dir_all(&server.store)?;
+        crate::home::write_secret(&server.config, server.configuration(home)?.as_bytes())
+            .context("writing the configuration of nats-server")?;
+        Ok(server)
+    }
+
+    fn configuration(&self, home: &Home) -> Result<String, anyhow::Error> {
+        let mut users = String::new();
+        for user in &USERS {
+            let password = password(home, user.name)?;
+            let quoted = |subjects: &[&str]| {
+                subjects.iter().map(|subject| format!("\"{subject}\"")).collect::<Vec<_>>().join(", ")
+            };
+            users.push_str(&format!(
+                "    {{ user: \"{}\", password: \"{password}\", permissions: {{ publish: [{}], subscribe: [{}] }} }}\n",
+                user.name,
+                quoted(user.publish),
+                quoted(user.subscribe)
+            ));
+        }
+        Ok(format!(
+            "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: flotilla\n\
+             jetstream {{ store_dir: \"{}\" }}\nauthorization {{\n  users: [\n{users}  ]\n}}\n",
+            self.port,
+            self.monitor,
+            self.store.display()
+        ))
+    }
+
+    /// The program to run.
+    #[must_use]
+    pub fn program(&self) -> Program {
+        Program {
+            name: "nats".to_owned(),
+            path: self.program.clone(),
+            args: vec!["-c".to_owned(), self.config.display().to_string()],
+            env: Vec::new(),
+            log: self.log.clone(),
+            user: None,
+            stop: Signal::SIGTERM,
+            ready: Ready::Http(format!("http://127.0.0.1:{}/healthz", self.monitor)),
+        }
+    }
+
+    /// The login of a user.
+    ///
+    /// # Errors
+    /// Its password cannot be read or made.
+    pub fn url(&self, home: &Home, user: &str) -> Result<String, anyhow::Error> {
+        Ok(format!("nats://{user}:{}@127.0.0.1:{}", password(home, user)?, self.port))
+    }
+}
+
+fn password(home: &Home, user: &str) -> Result<String, anyhow::Error> {
+    home.secret(&format!("nats-{user}-password"))
+}

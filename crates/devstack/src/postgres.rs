@@ -1,0 +1,191 @@
+//! A PostgreSQL cluster of our own: its own port and data, never the system's.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::process::Command;
+
+use crate::home::{self, Home};
+use crate::process::{Program, Ready, tail};
+
+/// The superuser of the cluster.
+pub const SUPERUSER: &str = "flotilla";
+
+/// A cluster.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// The folder of its programs.
+    pub bin: PathBuf,
+    /// Its data.
+    pub data: PathBuf,
+    /// Its port on loopback.
+    pub port: u16,
+    /// Whether what was committed outlives a power failure; tests can do without.
+    pub durable: bool,
+    password: String,
+    log: PathBuf,
+}
+
+impl Postgres {
+    /// Makes the cluster if there is none.
+    ///
+    /// # Errors
+    /// Says what stands in the way.
+    pub async fn prepare(home: &Home, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
+        let data = home.data_of_user("postgres");
+        let cluster = Self {
+            bin: bin.to_owned(),
+            data,
+            port,
+            durable,
+            password: home.secret("postgres-password")?,
+            log: home.log("postgres"),
+        };
+        if !cluster.data.join("PG_VERSION").exists() {
+            cluster.initdb().await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn initdb(&self) -> Result<(), anyhow::Error> {
+        let user = home::unprivileged()?;
+        std::fs::create_dir_all(&self.data)
+            .with_context(|| format!("making the data folder {}", self.data.display()))?;
+        std::fs::set_permissions(&self.data, std::fs::Permissions::from_mode(0o700))?;
+        // initdb reads the superuser's password from a file of its user's.
+        let password_file = self.data.with_extension("password");
+        home::write_secret(&password_file, self.password.as_bytes())?;
+        if let Some(user) = &user {
+            for path in [&self.data, &password_file] {
+                nix::unistd::chown(path, Some(user.uid), Some(user.gid))?;
+            }
+        }
+        let mut command = Command::new("setpriv");
+        if let Some(user) = &user {
+            command.args(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string(), "--clear-groups"]);
+        }
+        command.arg("--").arg(self.bin.join("initdb")).arg("-D").arg(&self.data).args(["-U", SUPERUSER]);
+        command.args(["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--pwfile"]).arg(&password_file);
+        if !self.durable {
+            command.arg("--no-sync");
+        }
+        let output = command.current_dir("/").output().await.context("running initdb")?;
+        std::fs::remove_file(&password_file)?;
+        std::fs::write(&self.log, [&output.stdout[..], &output.stderr[..]].concat())?;
+        if !output.status.success() {
+            std::fs::remove_dir_all(&self.data).ok();
+            bail!(
+                "initdb failed ({}). Its log {} ends with:\n{}",
+                output.status,
+                self.log.display(),
+                tail(&self.log, 8)
+            );
+        }
+        Ok(())
+    }
+
+    /// The program to run.
+    ///
+    /// # Errors
+    /// There is no user to run it as.
+    pub fn program(&self) -> Result<Program, anyhow::Error> {
+        let mut settings = vec![
+            format!("port={}", self.port),
+            "listen_addresses=127.0.0.1".to_owned(),
+            "unix_socket_directories=".to_owned(),
+            "max_connections=300".to_owned(),
+            "shared_buffers=256MB".to_owned(),
+            "timezone=UTC".to_owned(),
+            "log_min_messages=warning".to_owned(),
+        ];
+        if !self.durable {
+            settings.extend(["fsync=off", "full_page_writes=off"].map(ToOwned::to_owned));
+        }
+        let mut args = vec!["-D".to_owned(), self.data.display().to_string()];
+        args.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        Ok(Program {
+            name: "postgres".to_owned(),
+            path: self.bin.join("postgres"),
+            args,
+            env: Vec::new(),
+            log: self.log.clone(),
+            user: home::unprivileged()?,
+            stop: Signal::SIGINT,
+            ready: Ready::Postgres(self.superuser_url("postgres")),
+        })
+    }
+
+    /// The login of the superuser.
+    #[must_use]
+    pub fn superuser_url(&self, database: &str) -> String {
+        self.url(SUPERUSER, &self.password, database)
+    }
+
+    /// The superuser's password.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// The login of a role.
+    #[must_use]
+    pub fn url(&self, role: &str, password: &str, database: &str) -> String {
+        format!("postgres://{role}:{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Makes the roles of a service (owner, app, relay) and its database, if they are not there. The app role cannot
+    /// bypass row-level security, and no statement or idle transaction of it lasts long.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub async fn provision(&self, service: &str, passwords: &Roles, database: &str) -> Result<(), anyhow::Error> {
+        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await?;
+        // Two stacks may share a cluster and start at once.
+        sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
+        for (role, password) in [("owner", &passwords.owner), ("app", &passwords.app), ("relay", &passwords.relay)] {
+            let name = format!("{service}_{role}");
+            let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+                .bind(&name)
+                .fetch_one(&mut connection)
+                .await?;
+            let verb = if exists { "alter" } else { "create" };
+            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole login";
+            execute(&mut connection, format!("{verb} role {name} {limits} password '{password}'")).await?;
+        }
+        for setting in
+            ["statement_timeout = '5s'", "lock_timeout = '3s'", "idle_in_transaction_session_timeout = '10s'"]
+        {
+            execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;
+        }
+        let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(database)
+            .fetch_one(&mut connection)
+            .await?;
+        if !exists {
+            execute(&mut connection, format!("create database {database} owner {service}_owner")).await?;
+            execute(&mut connection, format!("revoke all on database {database} from public")).await?;
+            execute(&mut connection, format!("grant connect on database {database} to {service}_app, {service}_relay"))
+                .await?;
+        }
+        connection.close().await?;
+        Ok(())
+    }
+}
+
+/// The passwords of a service's roles.
+#[derive(Debug, Clone)]
+pub struct Roles {
+    /// Owns the schema; migrations run as it.
+    pub owner: String,
+    /// The service.
+    pub app: String,
+    /// The service's relay.
+    pub relay: String,
+}
+
+async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
+    sqlx::query(AssertSqlSafe(sql)).execute(connection).await.map(drop)
+}

@@ -1,0 +1,136 @@
+//! One child process: started with its log, found ready, stopped. It dies with whoever started it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User};
+use tokio::process::{Child, Command};
+
+/// How to tell that a program is ready.
+#[derive(Debug, Clone)]
+pub enum Ready {
+    /// This address answers with a success.
+    Http(String),
+    /// PostgreSQL takes this login.
+    Postgres(String),
+}
+
+/// A program to run.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The name in logs and status.
+    pub name: String,
+    /// The executable.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment, beyond PATH and HOME.
+    pub env: Vec<(String, String)>,
+    /// Where it writes.
+    pub log: PathBuf,
+    /// As whom it runs, if not as the caller.
+    pub user: Option<User>,
+    /// What asks it to stop.
+    pub stop: Signal,
+    /// When it is ready.
+    pub ready: Ready,
+}
+
+impl Program {
+    /// Starts it. Its output is appended to its log.
+    ///
+    /// # Errors
+    /// The log or the program cannot be opened.
+    pub fn spawn(&self) -> Result<Child, anyhow::Error> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("opening the log {}", self.log.display()))?;
+        // setpriv (util-linux) makes the kernel stop the child when its parent dies, however it dies, and gives it
+        // its user: what would need unsafe code here.
+        let mut command = Command::new("setpriv");
+        command.arg("--pdeathsig").arg(self.stop.as_str().trim_start_matches("SIG"));
+        if let Some(user) = &self.user {
+            command.arg("--reuid").arg(user.uid.to_string());
+            command.arg("--regid").arg(user.gid.to_string());
+            command.arg("--clear-groups");
+        }
+        command.arg("--").arg(&self.path).args(&self.args).env_clear();
+        for name in ["PATH", "HOME", "LANG", "TZ"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        // A folder that every user may be in.
+        command.current_dir("/").process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().with_context(|| format!("starting {} ({})", self.name, self.path.display()))
+    }
+
+    /// Whether it is ready now.
+    pub async fn is_ready(&self, http: &reqwest::Client) -> bool {
+        match &self.ready {
+            Ready::Http(url) => http.get(url).send().await.is_ok_and(|answer| answer.status().is_success()),
+            Ready::Postgres(url) => {
+                use sqlx::Connection as _;
+                match tokio::time::timeout(Duration::from_secs(2), sqlx::PgConnection::connect(url)).await {
+                    Ok(Ok(connection)) => connection.close().await.is_ok(),
+                    _ => false,
+                }
+            }
+        }
+    }
+
+    /// Asks a child to stop, and makes it after `grace`.
+    pub async fn stop(&self, child: &mut Child, grace: Duration) -> Option<ExitStatus> {
+        if let Some(pid) = child.id() {
+            signal(pid, self.stop).ok();
+            // A paused child takes no other signal.
+            signal(pid, Signal::SIGCONT).ok();
+        }
+        match tokio::time::timeout(grace, child.wait()).await {
+            Ok(status) => status.ok(),
+            Err(_) => {
+                child.kill().await.ok();
+                child.wait().await.ok()
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// It is not there, or not ours.
+pub fn signal(pid: u32, signal: Signal) -> Result<(), anyhow::Error> {
+    kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to process {pid}"))
+}
+
+/// Whether a process is there.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None).is_ok())
+}
+
+/// The last lines of a log, for error messages.
+#[must_use]
+pub fn tail(log: &Path, lines: usize) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(8 * 1024)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| format!("    {line}\n")).collect()
+}

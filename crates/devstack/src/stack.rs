@@ -1,0 +1,355 @@
+//! A whole fleet on this machine: the parts, the issuer, and the services in the order in which they need each other.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use crate::Say;
+use crate::home::{self, Home};
+use crate::install::{self, Programs};
+use crate::issuer::{ISSUER, Issuer};
+use crate::nats::Nats;
+use crate::opensearch::{self, OpenSearch};
+use crate::ports::Ports;
+use crate::postgres::{Postgres, Roles, SUPERUSER};
+use crate::process::{Program, Ready, tail};
+use crate::supervisor::{Board, Kind, State, Supervisor, Unit, now};
+
+/// What a stack is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its folder.
+    pub home: PathBuf,
+    /// Where the services' programs are.
+    pub programs: PathBuf,
+    /// The gateway's port; 0 for any free one.
+    pub gateway_port: u16,
+    /// Whether the other ports are the documented ones where they are free.
+    pub usual_ports: bool,
+    /// Whether Postgres must outlive a power failure.
+    pub durable: bool,
+    /// Where services export spans to.
+    pub otlp_endpoint: Option<String>,
+    /// The parts alone, without the services: what integration tests share.
+    pub parts_only: bool,
+}
+
+/// A running stack.
+pub struct Stack {
+    /// Its folder.
+    pub home: Home,
+    /// How every unit is.
+    pub board: Board,
+    /// The cluster.
+    pub postgres: Postgres,
+    supervisor: Arc<Supervisor>,
+    issuer_stop: CancellationToken,
+    _lock: File,
+}
+
+/// The file that tells how the units of a home are.
+pub const BOARD: &str = "run/state.json";
+/// Locked by the process that supervises a home.
+pub const LOCK: &str = "run/lock";
+
+impl Stack {
+    /// Brings everything up, and says so step by step. After an error nothing is left running.
+    ///
+    /// # Errors
+    /// One clear message: what failed, where its log is, what to do.
+    pub async fn start(options: &Options, say: Say) -> Result<Self, anyhow::Error> {
+        let home = Home::open(&options.home)?;
+        home::check_disk(&options.home)?;
+        let lock = File::create(home.path(LOCK))?;
+        if lock.try_lock().is_err() {
+            bail!("another process runs a stack in {}: `flotilla down` stops it", options.home.display());
+        }
+        let mut ports = Ports::default();
+        let gateway_port = match options.gateway_port {
+            0 => ports.pick(0)?,
+            port => ports.exactly(port)?,
+        };
+        let programs = install::all(&say).await?;
+        let board = Board::new(home.path(BOARD));
+        let supervisor = Arc::new(Supervisor::new(board.clone())?);
+        let issuer_stop = CancellationToken::new();
+        let starting = Starting { options, home: &home, say: &say, supervisor: &supervisor, board: &board };
+        match starting.all(&programs, ports, gateway_port, &issuer_stop).await {
+            Ok(postgres) => {
+                board.is_up();
+                Ok(Self { home, board, postgres, supervisor, issuer_stop, _lock: lock })
+            }
+            Err(error) => {
+                supervisor.stop_all().await;
+                issuer_stop.cancel();
+                std::fs::remove_file(home.path(BOARD)).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops everything, services first, in the reverse order of their start.
+    pub async fn stop(self) {
+        self.supervisor.stop_all().await;
+        self.issuer_stop.cancel();
+        std::fs::remove_file(self.home.path(BOARD)).ok();
+    }
+}
+
+struct Starting<'a> {
+    options: &'a Options,
+    home: &'a Home,
+    say: &'a Say,
+    supervisor: &'a Arc<Supervisor>,
+    board: &'a Board,
+}
+
+impl Starting<'_> {
+    async fn all(
+        &self,
+        programs: &Programs,
+        mut ports: Ports,
+        gateway_port: u16,
+        issuer_stop: &CancellationToken,
+    ) -> Result<Postgres, anyhow::Error> {
+        let mut pick = |wished: u16| ports.pick(if self.options.usual_ports { wished } else { 0 });
+        let (postgres_port, nats_port, monitor_port) = (pick(15432)?, pick(14222)?, pick(18222)?);
+        let transport_port = pick(19300)?;
+        let issuer_port = pick(18090)?;
+        let todo_ports = (pick(17101)?, pick(17102)?);
+        let search_ports = (pick(17201)?, pick(17202)?);
+        let gateway_ops = pick(17002)?;
+        let opensearch_port = ports.within(opensearch::PORTS)?;
+
+        let started = Instant::now();
+        let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
+        let node =
+            OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, opensearch_port, transport_port)?;
+        let nats = Nats::prepare(self.home, &programs.nats_server, nats_port, monitor_port)?;
+        self.step("prepared the parts' folders and configuration", started);
+
+        // OpenSearch takes longest: everything that does not need it goes on meanwhile.
+        let (supervisor, program, unit) = (Arc::clone(self.supervisor), node.program(), self.opensearch_unit(&node));
+        let opensearch_started = Instant::now();
+        let opensearch = async move { supervisor.start(program, unit).await };
+        let rest = async {
+            let started = Instant::now();
+            self.supervisor.start(postgres.program()?, self.postgres_unit(&postgres)?).await?;
+            self.step(&format!("PostgreSQL on port {postgres_port}"), started);
+            if self.options.parts_only {
+                return Ok(());
+            }
+            let started = Instant::now();
+            self.supervisor.start(nats.program(), self.nats_unit(&nats)?).await?;
+            self.step(&format!("nats-server on port {nats_port}"), started);
+            let issuer = Issuer::open(self.home)?;
+            issuer.serve(issuer_port, issuer_stop.clone()).await?;
+            self.board.add(self.issuer_unit(issuer_port));
+            self.todo(&postgres, &nats, issuer_port, todo_ports).await
+        };
+        let (opensearch, rest): (Result<(), anyhow::Error>, Result<(), anyhow::Error>) = tokio::join!(opensearch, rest);
+        rest?;
+        opensearch?;
+        self.step(&format!("OpenSearch on port {opensearch_port}"), opensearch_started);
+        if !self.options.parts_only {
+            self.search_projector(&nats, &node, issuer_port, search_ports).await?;
+            self.gateway(issuer_port, gateway_port, gateway_ops, todo_ports.0, search_ports.0).await?;
+        }
+        Ok(postgres)
+    }
+
+    fn step(&self, what: &str, started: Instant) {
+        (self.say)(&format!("{what}: {:.1} s", started.elapsed().as_secs_f64()));
+    }
+
+    async fn todo(
+        &self,
+        postgres: &Postgres,
+        nats: &Nats,
+        issuer_port: u16,
+        (port, ops): (u16, u16),
+    ) -> Result<(), anyhow::Error> {
+        let started = Instant::now();
+        let roles = roles(self.home, "todo")?;
+        postgres.provision("todo", &roles, "todo").await.context("making the roles and the database of todo")?;
+        let secret = |name: &str, content: String| self.home.write_secret(name, &content);
+        let owner = secret("todo-owner-database-url", postgres.url("todo_owner", &roles.owner, "todo"))?;
+        let app = secret("todo-database-url", postgres.url("todo_app", &roles.app, "todo"))?;
+        let relay = secret("todo-relay-database-url", postgres.url("todo_relay", &roles.relay, "todo"))?;
+        let nats_url = secret("todo-nats-url", nats.url(self.home, "todo")?)?;
+        self.home.secret("todo-page-token-key")?;
+        self.migrate("todo", &owner).await?;
+        self.step("migrated the database of todo", started);
+        let files = [
+            ("FLOTILLA_DATABASE_URL_FILE", app),
+            ("FLOTILLA_RELAY_DATABASE_URL_FILE", relay),
+            ("FLOTILLA_NATS_URL_FILE", nats_url),
+            ("FLOTILLA_PAGE_TOKEN_KEY_FILE", self.home.path("secrets/todo-page-token-key")),
+        ];
+        let env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+        self.service("todo", port, ops, issuer_port, env).await
+    }
+
+    async fn search_projector(
+        &self,
+        nats: &Nats,
+        node: &OpenSearch,
+        issuer_port: u16,
+        (port, ops): (u16, u16),
+    ) -> Result<(), anyhow::Error> {
+        let nats_url =
+            self.home.write_secret("search-projector-nats-url", &nats.url(self.home, "search-projector")?)?;
+        self.home.secret("search-page-token-key")?;
+        let key = self.home.path("secrets/search-page-token-key");
+        let env = vec![
+            ("FLOTILLA_NATS_URL_FILE".to_owned(), nats_url.display().to_string()),
+            ("FLOTILLA_OPENSEARCH_URL".to_owned(), node.url()),
+            ("FLOTILLA_PAGE_TOKEN_KEY_FILE".to_owned(), key.display().to_string()),
+        ];
+        self.service("search-projector", port, ops, issuer_port, env).await
+    }
+
+    async fn gateway(
+        &self,
+        issuer_port: u16,
+        port: u16,
+        ops: u16,
+        todo: u16,
+        search: u16,
+    ) -> Result<(), anyhow::Error> {
+        let upstreams = format!(
+            "flotilla.todo.v1.TodoService=http://127.0.0.1:{todo},flotilla.search.v1.SearchService=http://127.0.0.1:{search}"
+        );
+        self.service("gateway", port, ops, issuer_port, vec![("FLOTILLA_UPSTREAMS".to_owned(), upstreams)]).await
+    }
+
+    async fn migrate(&self, service: &str, owner_url: &PathBuf) -> Result<(), anyhow::Error> {
+        let program = self.options.programs.join(service);
+        let log = self.home.log(&format!("{service}-migrate"));
+        let output = Command::new(&program)
+            .arg("migrate")
+            .env("FLOTILLA_OWNER_DATABASE_URL_FILE", owner_url)
+            .output()
+            .await
+            .with_context(|| format!("running {} migrate: was the workspace built?", program.display()))?;
+        std::fs::write(&log, [&output.stdout[..], &output.stderr[..]].concat())?;
+        if !output.status.success() {
+            bail!("the migration of {service} failed. Its log {} ends with:\n{}", log.display(), tail(&log, 12));
+        }
+        Ok(())
+    }
+
+    async fn service(
+        &self,
+        name: &str,
+        port: u16,
+        ops: u16,
+        issuer_port: u16,
+        mut env: Vec<(String, String)>,
+    ) -> Result<(), anyhow::Error> {
+        let started = Instant::now();
+        let common = [
+            ("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")),
+            ("FLOTILLA_OPS_LISTEN", format!("127.0.0.1:{ops}")),
+            ("FLOTILLA_JWKS", format!("http://127.0.0.1:{issuer_port}/jwks.json")),
+            ("FLOTILLA_ISSUER", ISSUER.to_owned()),
+        ];
+        env.extend(common.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(endpoint) = &self.options.otlp_endpoint {
+            env.push(("FLOTILLA_OTLP_ENDPOINT".to_owned(), endpoint.clone()));
+        }
+        let program = Program {
+            name: name.to_owned(),
+            path: self.options.programs.join(name),
+            args: vec!["serve".to_owned()],
+            env,
+            log: self.home.log(name),
+            user: None,
+            stop: Signal::SIGTERM,
+            ready: Ready::Http(format!("http://127.0.0.1:{ops}/readyz")),
+        };
+        let unit = Unit { ops: Some(format!("127.0.0.1:{ops}")), ..self.unit(name, Kind::Service, port) };
+        self.supervisor.start(program, unit).await?;
+        self.step(&format!("{name} on port {port}"), started);
+        Ok(())
+    }
+
+    fn unit(&self, name: &str, kind: Kind, port: u16) -> Unit {
+        Unit {
+            name: name.to_owned(),
+            kind,
+            pid: None,
+            address: format!("127.0.0.1:{port}"),
+            state: State::Starting,
+            since: now(),
+            restarts: 0,
+            log: self.home.log(name),
+            ops: None,
+            data_dir: None,
+            url: None,
+            creds_file: None,
+        }
+    }
+
+    fn postgres_unit(&self, postgres: &Postgres) -> Result<Unit, anyhow::Error> {
+        let creds = json!({
+            "url": postgres.superuser_url("todo"), "user": SUPERUSER, "password": postgres.password(),
+        });
+        let creds = self.home.write_secret("postgres.json", &creds.to_string())?;
+        Ok(Unit {
+            data_dir: Some(postgres.data.clone()),
+            url: Some(format!("postgres://127.0.0.1:{}/todo", postgres.port)),
+            creds_file: Some(creds),
+            ..self.unit("postgres", Kind::Part, postgres.port)
+        })
+    }
+
+    fn nats_unit(&self, nats: &Nats) -> Result<Unit, anyhow::Error> {
+        let mut files = Vec::new();
+        for user in ["admin", "observer"] {
+            let password = self.home.secret(&format!("nats-{user}-password"))?;
+            let creds = json!({"url": nats.url(self.home, user)?, "user": user, "password": password});
+            files.push(self.home.write_secret(&format!("nats-{user}.json"), &creds.to_string())?);
+        }
+        Ok(Unit {
+            data_dir: Some(nats.store.clone()),
+            url: Some(format!("nats://127.0.0.1:{}", nats.port)),
+            creds_file: files.into_iter().next(),
+            ..self.unit("nats", Kind::Part, nats.port)
+        })
+    }
+
+    fn opensearch_unit(&self, node: &OpenSearch) -> Unit {
+        Unit {
+            data_dir: Some(node.data.clone()),
+            url: Some(node.url()),
+            ..self.unit("opensearch", Kind::Part, node.port)
+        }
+    }
+
+    fn issuer_unit(&self, port: u16) -> Unit {
+        Unit {
+            pid: Some(std::process::id()),
+            state: State::Ready,
+            url: Some(format!("http://127.0.0.1:{port}")),
+            log: self.home.log("supervisor"),
+            ..self.unit("issuer", Kind::Part, port)
+        }
+    }
+}
+
+/// The passwords of a service's roles, made once.
+///
+/// # Errors
+/// They cannot be read or made.
+pub fn roles(home: &Home, service: &str) -> Result<Roles, anyhow::Error> {
+    let password = |role: &str| home.secret(&format!("postgres-{service}-{role}-password"));
+    Ok(Roles { owner: password("owner")?, app: password("app")?, relay: password("relay")? })
+}

@@ -1,0 +1,318 @@
+//! Keeps programs running: starts them, finds them ready, restarts what dies with a growing pause, and keeps a board
+//! of how each one is, in memory and in a file that `flotilla status` reads.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::process::{Program, tail};
+
+/// How long a program may take to become ready.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+/// How long a program may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(25);
+/// A program that ran this long had not failed at start: the next pause is the shortest again.
+const SETTLED: Duration = Duration::from_secs(30);
+const PAUSES: [Duration; 6] = [
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+];
+
+/// A part is somebody else's program, a service is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Postgres, NATS, OpenSearch, the issuer.
+    Part,
+    /// One of the fleet's services.
+    Service,
+}
+
+/// How a unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Running, and not ready yet.
+    Starting,
+    /// Ready.
+    Ready,
+    /// It died, and is started again after a pause.
+    Restarting,
+    /// It was stopped.
+    Stopped,
+}
+
+/// One line of `flotilla status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unit {
+    /// Its name.
+    pub name: String,
+    /// Ours or not.
+    pub kind: Kind,
+    /// The process, while there is one.
+    pub pid: Option<u32>,
+    /// host:port of its door.
+    pub address: String,
+    /// How it is.
+    pub state: State,
+    /// Since when it is so.
+    pub since: DateTime<Utc>,
+    /// How often it has died and was started again.
+    pub restarts: u32,
+    /// Its log.
+    pub log: PathBuf,
+    /// host:port of its operations port, for services.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ops: Option<String>,
+    /// Where its data is, for parts.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub data_dir: Option<PathBuf>,
+    /// Its address as a URL without secrets, for parts.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub url: Option<String>,
+    /// A JSON file with `url` (login included), `user` and `password`, for parts that want a login.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub creds_file: Option<PathBuf>,
+}
+
+/// What `run/state.json` holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BoardFile {
+    /// The process that supervises.
+    pub supervisor: u32,
+    /// Whether all units were ready once.
+    pub up: bool,
+    /// Every unit.
+    pub units: Vec<Unit>,
+}
+
+/// How every unit is. Clones are the same board.
+#[derive(Clone)]
+pub struct Board {
+    file: PathBuf,
+    content: Arc<Mutex<BoardFile>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Board {
+    /// An empty board that is kept in `file`.
+    #[must_use]
+    pub fn new(file: PathBuf) -> Self {
+        let content = BoardFile { supervisor: std::process::id(), up: false, units: Vec::new() };
+        Self { file, content: Arc::new(Mutex::new(content)), changed: watch::Sender::new(0) }
+    }
+
+    /// What is on it.
+    #[must_use]
+    pub fn read(&self) -> BoardFile {
+        self.content.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Puts a unit on it.
+    pub fn add(&self, unit: Unit) {
+        self.change(|board| board.units.push(unit));
+    }
+
+    /// Says that all units are ready.
+    pub fn is_up(&self) {
+        self.change(|board| board.up = true);
+    }
+
+    fn set(&self, name: &str, state: State, pid: Option<u32>, restarts: u32) {
+        self.change(|board| {
+            if let Some(unit) = board.units.iter_mut().find(|unit| unit.name == name) {
+                unit.since = now();
+                unit.state = state;
+                unit.pid = pid;
+                unit.restarts = restarts;
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BoardFile)) {
+        let mut content = self.content.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(&mut content);
+        // A reader sees the old file or the new one, never half of one.
+        let part = self.file.with_extension("part");
+        let json = serde_json::to_vec_pretty(&*content).unwrap_or_default();
+        if std::fs::write(&part, json).and_then(|()| std::fs::rename(&part, &self.file)).is_err() {
+            eprintln!("the status file {} cannot be written", self.file.display());
+        }
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Waits until a unit is in this state.
+    pub async fn until(&self, name: &str, state: State) {
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.borrow_and_update();
+            if self.read().units.iter().any(|unit| unit.name == name && unit.state == state) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Reads the board of another process.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn read_board(file: &Path) -> Result<BoardFile, anyhow::Error> {
+    let json = std::fs::read(file)?;
+    serde_json::from_slice(&json).with_context(|| format!("reading {}", file.display()))
+}
+
+/// Runs programs and keeps them running.
+pub struct Supervisor {
+    board: Board,
+    http: reqwest::Client,
+    running: Mutex<Vec<(CancellationToken, TaskTracker)>>,
+}
+
+impl Supervisor {
+    /// A supervisor that writes to `board`.
+    ///
+    /// # Errors
+    /// The HTTP client for readiness probes cannot be made.
+    pub fn new(board: Board) -> Result<Self, anyhow::Error> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
+        Ok(Self { board, http, running: Mutex::new(Vec::new()) })
+    }
+
+    /// Starts a program and waits until it is ready; from then on it is restarted when it dies.
+    ///
+    /// # Errors
+    /// It died or did not become ready: names the log, with its last lines. Nothing of it is left running.
+    pub async fn start(&self, program: Program, unit: Unit) -> Result<(), anyhow::Error> {
+        self.board.add(unit);
+        let mut child = program.spawn()?;
+        self.board.set(&program.name, State::Starting, child.id(), 0);
+        let became_ready = tokio::select! {
+            ready = tokio::time::timeout(READY_WITHIN, self.until_ready(&program)) => ready.is_ok(),
+            status = child.wait() => {
+                self.board.set(&program.name, State::Stopped, None, 0);
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                bail!("{} died at start ({status}). Its log {} ends with:\n{}", program.name, program.log.display(), tail(&program.log, 12));
+            }
+        };
+        if !became_ready {
+            program.stop(&mut child, STOP_WITHIN).await;
+            self.board.set(&program.name, State::Stopped, None, 0);
+            bail!(
+                "{} was not ready after {READY_WITHIN:?}. Its log {} ends with:\n{}",
+                program.name,
+                program.log.display(),
+                tail(&program.log, 12)
+            );
+        }
+        self.board.set(&program.name, State::Ready, child.id(), 0);
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(keep(program, child, self.board.clone(), self.http.clone(), stop.clone()));
+        tracker.close();
+        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((stop, tracker));
+        Ok(())
+    }
+
+    async fn until_ready(&self, program: &Program) {
+        until_ready(program, &self.http).await;
+    }
+
+    /// Stops everything, the last started first.
+    pub async fn stop_all(&self) {
+        let mut running = std::mem::take(&mut *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        while let Some((stop, tracker)) = running.pop() {
+            stop.cancel();
+            tracker.wait().await;
+        }
+    }
+}
+
+async fn until_ready(program: &Program, http: &reqwest::Client) {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        if program.is_ready(http).await {
+            return;
+        }
+    }
+}
+
+/// Restarts a program whenever it dies, until it is to stop.
+async fn keep(
+    program: Program,
+    mut child: tokio::process::Child,
+    board: Board,
+    http: reqwest::Client,
+    stop: CancellationToken,
+) {
+    let mut restarts = 0;
+    let mut failures = 0;
+    loop {
+        let started = Instant::now();
+        let died = {
+            let ready = async {
+                if restarts > 0 {
+                    until_ready(&program, &http).await;
+                    board.set(&program.name, State::Ready, child_id(&program, &board), restarts);
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                died = stop.run_until_cancelled(child.wait()) => died.is_some(),
+                () = ready => true,
+            }
+        };
+        if !died {
+            program.stop(&mut child, STOP_WITHIN).await;
+            board.set(&program.name, State::Stopped, None, restarts);
+            return;
+        }
+        failures = if started.elapsed() > SETTLED { 0 } else { failures + 1 };
+        restarts += 1;
+        loop {
+            board.set(&program.name, State::Restarting, None, restarts);
+            let pause = PAUSES[PAUSES.len().min(failures.max(1)) - 1];
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                board.set(&program.name, State::Stopped, None, restarts);
+                return;
+            }
+            match program.spawn() {
+                Ok(new) => {
+                    child = new;
+                    board.set(&program.name, State::Starting, child.id(), restarts);
+                    break;
+                }
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    failures += 1;
+                }
+            }
+        }
+    }
+}
+
+fn child_id(program: &Program, board: &Board) -> Option<u32> {
+    board.read().units.iter().find(|unit| unit.name == program.name).and_then(|unit| unit.pid)
+}
+
+/// Now, for `since`.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "shown to people; nothing is decided by it")]
+pub fn now() -> DateTime<Utc> {
+    Utc::now()
+}

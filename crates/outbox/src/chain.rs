@@ -1,0 +1,275 @@
+//! Publishes rows as a chain: each message expects the stream to stand where the one before it leaves it, with a
+//! window of them in flight. When one fails, the server refuses every later one (10071), so nothing is ever stored
+//! out of order, and a relay that has lost its lead is refused in the same way.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Subscriber};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{FutureExt, StreamExt};
+use serde::Deserialize;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::store::Row;
+use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
+
+/// How long the oldest message in flight may go without an answer.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the chain broke. Everything in flight is to be forgotten and the place taken anew from the stream's tail.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The stream does not stand where this relay thinks: it lost or gained messages, or another relay leads.
+    #[error("the stream stands elsewhere: {0}")]
+    WrongLast(String),
+    /// JetStream is not able to store right now; nothing is wrong with the message.
+    #[error("JetStream does not store: {0}")]
+    Stalled(String),
+    /// The oldest message in flight got no answer in time. That is how a permission violation looks.
+    #[error("no acknowledgement for outbox row {seq} within {ACK_TIMEOUT:?}")]
+    Silent {
+        /// The row.
+        seq: i64,
+    },
+    /// JetStream refused this very message.
+    #[error("JetStream refused outbox row {seq}: {reason}")]
+    Refused {
+        /// The row.
+        seq: i64,
+        /// What it said.
+        reason: String,
+    },
+}
+
+struct InFlight {
+    seq: i64,
+    created_at: DateTime<Utc>,
+    acked: bool,
+    /// Open until the message is acknowledged.
+    _span: tracing::Span,
+}
+
+/// The newest message that is known to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub outbox_seq: i64,
+    pub created_at: DateTime<Utc>,
+    pub stream_seq: u64,
+}
+
+pub struct Chain {
+    client: async_nats::Client,
+    inbox: String,
+    answers: Subscriber,
+    content_type: String,
+    /// The stream sequence of the message before the oldest in flight.
+    base: u64,
+    in_flight: VecDeque<InFlight>,
+    last_answer: tokio::time::Instant,
+}
+
+impl Chain {
+    /// A chain behind a stream whose last sequence is `base`. Its inbox is new: no old answer can reach it.
+    pub async fn open(client: async_nats::Client, content_type: &str, base: u64) -> Result<Self, anyhow::Error> {
+        let inbox = client.new_inbox();
+        let answers = client.subscribe(format!("{inbox}.*")).await?;
+        Ok(Self {
+            client,
+            inbox,
+            answers,
+            content_type: content_type.to_owned(),
+            base,
+            in_flight: VecDeque::new(),
+            last_answer: tokio::time::Instant::now(),
+        })
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Where the stream stands if everything in flight is stored.
+    pub fn end(&self) -> u64 {
+        self.base + self.in_flight.len() as u64
+    }
+
+    /// Sends one row behind everything that was sent before it.
+    pub async fn send(&mut self, row: Row) -> Result<(), Fault> {
+        let expected = self.end();
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Sequence", expected.to_string());
+        headers.insert("content-type", self.content_type.as_str());
+        headers.insert(SEQ_HEADER, row.seq.to_string());
+        headers.insert(CREATED_HEADER, row.created_at.timestamp_micros().to_string());
+        headers.insert(EVENT_ID_HEADER, row.event_id.to_string());
+        if let Some(traceparent) = &row.traceparent {
+            headers.insert("traceparent", traceparent.as_str());
+        }
+        if self.in_flight.is_empty() {
+            self.last_answer = tokio::time::Instant::now();
+        }
+        let reply = format!("{}.{}", self.inbox, expected + 1);
+        let span = send_span(&row);
+        self.client
+            .publish_with_reply_and_headers(row.subject, reply, headers, Bytes::from(row.payload))
+            .await
+            .map_err(|e| Fault::Stalled(e.to_string()))?;
+        self.in_flight.push_back(InFlight { seq: row.seq, created_at: row.created_at, acked: false, _span: span });
+        Ok(())
+    }
+
+    /// Waits for an answer, takes in all that have come, and tells the newest message that is stored with everything
+    /// before it. Cancel-safe: what was not taken in comes again.
+    pub async fn next(&mut self) -> Result<Option<Stored>, Fault> {
+        let deadline = self.last_answer + ACK_TIMEOUT;
+        let first = tokio::time::timeout_at(deadline, self.answers.next()).await;
+        let mut answer = match first {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(Fault::Stalled("the subscription for answers has ended".to_owned())),
+            Err(_) => {
+                let seq = self.in_flight.front().map_or(0, |front| front.seq);
+                return Err(Fault::Silent { seq });
+            }
+        };
+        self.last_answer = tokio::time::Instant::now();
+        loop {
+            self.take_in(&answer)?;
+            match self.answers.next().now_or_never() {
+                Some(Some(next)) => answer = next,
+                Some(None) | None => break,
+            }
+        }
+        Ok(self.advance())
+    }
+
+    fn take_in(&mut self, answer: &async_nats::Message) -> Result<(), Fault> {
+        let wanted: u64 = answer.subject.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        let Some(entry) =
+            wanted.checked_sub(self.base + 1).and_then(|index| self.in_flight.get_mut(usize::try_from(index).ok()?))
+        else {
+            return Ok(());
+        };
+        verdict(answer.status.map(|s| s.as_u16()), &answer.payload, wanted, entry.seq)?;
+        entry.acked = true;
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Option<Stored> {
+        let mut stored = None;
+        while let Some(front) = self.in_flight.front().filter(|front| front.acked) {
+            self.base += 1;
+            let age = (now() - front.created_at).to_std().unwrap_or_default();
+            metrics::histogram!("outbox_commit_to_stored_seconds").record(age.as_secs_f64());
+            metrics::counter!("outbox_published_total").increment(1);
+            stored = Some(Stored { outbox_seq: front.seq, created_at: front.created_at, stream_seq: self.base });
+            self.in_flight.pop_front();
+        }
+        stored
+    }
+}
+
+/// The span of one publish, a child of the command that caused the event. The target lets a process that exports no
+/// spans switch it off at no cost.
+fn send_span(row: &Row) -> tracing::Span {
+    let span = tracing::info_span!(
+        target: "outbox::trace",
+        "send",
+        otel.name = format_args!("send {}", row.subject.rsplit_once('.').map_or("", |(template, _)| template)),
+        otel.kind = "producer",
+        messaging.system = "nats",
+        messaging.operation.name = "send",
+        messaging.destination.name = row.subject,
+        cloudevents.event_id = %row.event_id,
+    );
+    if let (false, Some(traceparent)) = (span.is_disabled(), &row.traceparent) {
+        let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
+        let parent = opentelemetry::global::get_text_map_propagator(|propagator| {
+            propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
+        });
+        span.set_parent(parent).ok();
+    }
+    span
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of a row is a measurement; nothing is decided by it")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+#[derive(Deserialize)]
+struct PubAck {
+    seq: Option<u64>,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    code: u16,
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// What an answer says of the message that expected to be stored as `wanted`.
+fn verdict(status: Option<u16>, payload: &[u8], wanted: u64, seq: i64) -> Result<(), Fault> {
+    if let Some(status) = status {
+        return Err(Fault::Stalled(format!("status {status} (503: no stream takes this subject)")));
+    }
+    let ack: PubAck =
+        serde_json::from_slice(payload).map_err(|e| Fault::Stalled(format!("an unreadable answer: {e}")))?;
+    match (ack.error, ack.seq) {
+        // Success is this very sequence, nothing else.
+        (None, Some(stored)) if stored == wanted => Ok(()),
+        (None, stored) => Err(Fault::WrongLast(format!("stored as {stored:?} instead of {wanted}"))),
+        (Some(error), _) => {
+            let text = format!("{} ({})", error.description, error.err_code);
+            Err(match error.err_code {
+                // wrong last sequence, also in its constant form; another copy of the sequence is in process
+                10071 | 10164 | 10163 => Fault::WrongLast(text),
+                // maximum messages or bytes, insufficient resources, not able to store, server shutting down
+                10077 | 10023 | 10047 | 10028 | 10076 => Fault::Stalled(text),
+                _ if error.code == 503 => Fault::Stalled(text),
+                _ => Fault::Refused { seq, reason: text },
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(payload: &str) -> Result<(), Fault> {
+        verdict(None, payload.as_bytes(), 7, 42)
+    }
+
+    #[test]
+    fn only_the_expected_sequence_is_success() {
+        assert_eq!(of(r#"{"stream":"S","seq":7}"#), Ok(()));
+        assert!(matches!(of(r#"{"stream":"S","seq":8}"#), Err(Fault::WrongLast(_))));
+        assert!(matches!(of(r#"{"stream":"S","seq":7,"duplicate":true}"#), Ok(())));
+        assert!(matches!(of("{}"), Err(Fault::WrongLast(_))));
+    }
+
+    #[test]
+    fn a_fault_of_the_server_is_never_blamed_on_the_row() {
+        for code in [10077, 10023] {
+            let answer = format!(r#"{{"error":{{"code":503,"err_code":{code},"description":"no"}}}}"#);
+            assert!(matches!(of(&answer), Err(Fault::Stalled(_))), "{code}");
+        }
+        assert!(matches!(verdict(Some(503), b"", 7, 42), Err(Fault::Stalled(_))));
+        assert!(matches!(of("not json"), Err(Fault::Stalled(_))));
+        let wrong = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 9"}}"#;
+        assert!(matches!(of(wrong), Err(Fault::WrongLast(_))));
+    }
+
+    #[test]
+    fn a_message_that_is_refused_for_itself_names_its_row() {
+        let answer = r#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
+        assert!(matches!(of(answer), Err(Fault::Refused { seq: 42, .. })));
+    }
+}

@@ -1,0 +1,16 @@
+#![doc = include_str!("../README.md")]
+
+mod chain;
+mod reader;
+mod relay;
+mod store;
+
+pub use relay::{Halted, Handle, Relay, RelayConfig, Role, Status, StreamSpec};
+pub use store::{NewEvent, append, park};
+
+/// The header of a published message that names its row's `seq`.
+pub const SEQ_HEADER: &str = "Outbox-Seq";
+/// The header that names its row's `created_at`, in microseconds since 1970.
+pub const CREATED_HEADER: &str = "Outbox-Created";
+/// The header that names its row's `event_id`.
+pub const EVENT_ID_HEADER: &str = "Outbox-Event-Id";

@@ -1,0 +1,206 @@
+//! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgConnection, PgPool};
+use uuid::Uuid;
+
+/// An event to be published once its transaction has committed.
+#[derive(Debug, Clone, Copy)]
+pub struct NewEvent<'a> {
+    /// The event's id: a resend keeps it.
+    pub id: Uuid,
+    /// Whose event it is; kept for row-level security.
+    pub tenant: &'a str,
+    /// The aggregate: its events are published in the order of their appends.
+    pub aggregate_id: &'a str,
+    /// The NATS subject to publish on.
+    pub subject: &'a str,
+    /// The W3C trace context of the command, if it is traced.
+    pub traceparent: Option<&'a str>,
+    /// The bytes that will be published.
+    pub payload: &'a [u8],
+}
+
+/// Appends an event to the outbox, in the caller's transaction. Lock the aggregate's row first.
+///
+/// # Errors
+/// Fails as any insert does; the transaction is then of no more use.
+pub async fn append(tx: &mut PgConnection, event: &NewEvent<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) values ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(event.id)
+    .bind(event.tenant)
+    .bind(event.aggregate_id)
+    .bind(event.subject)
+    .bind(event.traceparent)
+    .bind(event.payload)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A committed row of the outbox.
+#[derive(Debug, Clone, FromRow)]
+pub struct Row {
+    pub seq: i64,
+    pub created_at: DateTime<Utc>,
+    pub event_id: Uuid,
+    pub tenant: String,
+    pub aggregate_id: String,
+    pub subject: String,
+    pub traceparent: Option<String>,
+    pub payload: Vec<u8>,
+}
+
+/// The sequence's high mark, and the database's time. No row above the mark had its `seq` before this call.
+pub async fn mark(db: &PgPool) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
+    sqlx::query_as("select case when is_called then last_value else 0 end, clock_timestamp() from outbox_seq")
+        .fetch_one(db)
+        .await
+}
+
+/// The committed rows in `(after, up_to]`, in order. `created_from` keeps old partitions closed.
+pub async fn rows(
+    db: &PgPool,
+    after: i64,
+    up_to: i64,
+    created_from: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Row>, sqlx::Error> {
+    sqlx::query_as(
+        "select seq, created_at, event_id, tenant, aggregate_id, subject, traceparent, payload from outbox \
+         where seq > $1 and seq <= $2 and created_at >= $3 order by seq limit $4",
+    )
+    .bind(after)
+    .bind(up_to)
+    .bind(created_from)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+}
+
+/// Who is writing to the outbox now: the virtual transactions (and prepared ones) that hold a writer's lock on it.
+pub async fn writers(db: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select distinct virtualtransaction from pg_locks where locktype = 'relation' and granted \
+         and database = (select oid from pg_database where datname = current_database()) \
+         and relation = 'outbox'::regclass and mode = 'RowExclusiveLock'",
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// The event of one row, if the outbox still holds it.
+pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Result<Option<Uuid>, sqlx::Error> {
+    sqlx::query_scalar("select event_id from outbox where seq = $1 and created_at = $2")
+        .bind(seq)
+        .bind(created_at)
+        .fetch_optional(db)
+        .await
+}
+
+/// The place just before the first row that was created after `from`, and that row's time.
+pub async fn first_after(db: &PgPool, from: DateTime<Utc>) -> Result<Option<(i64, DateTime<Utc>)>, sqlx::Error> {
+    sqlx::query_as("select seq - 1, created_at from outbox where created_at >= $1 order by seq limit 1")
+        .bind(from)
+        .fetch_optional(db)
+        .await
+}
+
+/// How far the relay is known to have come.
+#[derive(Debug, Clone, FromRow)]
+pub struct Checkpoint {
+    pub outbox_seq: i64,
+    pub outbox_created_at: Option<DateTime<Utc>>,
+    pub stream_seq: i64,
+    pub stream_created_at: Option<DateTime<Utc>>,
+}
+
+pub async fn checkpoint(db: &PgPool) -> Result<Checkpoint, sqlx::Error> {
+    sqlx::query_as("select outbox_seq, outbox_created_at, stream_seq, stream_created_at from outbox_relay")
+        .fetch_one(db)
+        .await
+}
+
+/// Writes the checkpoint, unless another relay leads by now.
+pub async fn save_checkpoint(db: &PgPool, epoch: i64, at: &Checkpoint) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "update outbox_relay set outbox_seq = $2, outbox_created_at = $3, stream_seq = $4, stream_created_at = $5, \
+         checkpoint_at = clock_timestamp() where epoch = $1",
+    )
+    .bind(epoch)
+    .bind(at.outbox_seq)
+    .bind(at.outbox_created_at)
+    .bind(at.stream_seq)
+    .bind(at.stream_created_at)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Takes the lease if it is free or has run out, on the database's clock; the new epoch if so.
+pub async fn take_lease(db: &PgPool, holder: Uuid, seconds: f64) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "update outbox_relay set holder = $1, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $2) \
+         where holder is null or holder = $1 or expires_at < clock_timestamp() returning epoch",
+    )
+    .bind(holder)
+    .bind(seconds)
+    .fetch_optional(db)
+    .await
+}
+
+/// Holds the lease for longer; false when another relay has it by now.
+pub async fn renew_lease(db: &PgPool, epoch: i64, seconds: f64) -> Result<bool, sqlx::Error> {
+    let renewed = sqlx::query(
+        "update outbox_relay set expires_at = clock_timestamp() + make_interval(secs => $2) where epoch = $1",
+    )
+    .bind(epoch)
+    .bind(seconds)
+    .execute(db)
+    .await?;
+    Ok(renewed.rows_affected() == 1)
+}
+
+/// Gives the lease back, so that a standby need not wait for it to run out.
+pub async fn give_up_lease(db: &PgPool, epoch: i64) -> Result<(), sqlx::Error> {
+    sqlx::query("update outbox_relay set holder = null, expires_at = '-infinity' where epoch = $1")
+        .bind(epoch)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Sets a row aside. False when another relay leads by now: nothing was recorded, and nothing behind it may go out.
+///
+/// # Errors
+/// Fails as any insert does.
+pub async fn park(db: &PgPool, epoch: i64, row: &Row, reason: &str) -> Result<bool, sqlx::Error> {
+    let parked = sqlx::query(
+        "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
+         select $2, $3, $4, $5, $6, $7, $8, $1 from outbox_relay where epoch = $1 \
+         on conflict (seq) do update set epoch = excluded.epoch",
+    )
+    .bind(epoch)
+    .bind(row.seq)
+    .bind(row.created_at)
+    .bind(row.event_id)
+    .bind(&row.tenant)
+    .bind(&row.aggregate_id)
+    .bind(&row.subject)
+    .bind(reason)
+    .execute(db)
+    .await?;
+    Ok(parked.rows_affected() == 1)
+}
+
+/// The aggregates that have parked rows.
+pub async fn parked_aggregates(db: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar("select distinct aggregate_id from outbox_parked").fetch_all(db).await
+}
+
+/// Makes the partitions of the coming days; how many were missing.
+pub async fn create_partitions(db: &PgPool) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select outbox_create_partitions(8)").fetch_one(db).await
+}

@@ -1,0 +1,166 @@
+//! Configuration: flags and environment, secrets also from files, checked as a whole before any port is bound.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use authz::JwksSource;
+use clap::Args;
+use secrecy::SecretString;
+
+/// Everything that is wrong with a configuration, a line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} wrong value(s) in the configuration:", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Collects what is wrong, so that all of it is told at once.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// Parses a value, or notes what is wrong with it.
+    pub fn parse<T: FromStr<Err: Display>>(&mut self, name: &str, value: Option<&str>) -> Option<T> {
+        let Some(value) = value else {
+            self.0.push(format!("{name}: is missing"));
+            return None;
+        };
+        value.parse().map_err(|error| self.0.push(format!("{name}: {error}"))).ok()
+    }
+
+    /// A secret from its variable or from the file that `<name>_FILE` names; one of the two, not both.
+    pub fn secret(&mut self, name: &str, value: Option<&str>, file: Option<&Path>) -> Option<SecretString> {
+        match (value, file) {
+            (Some(value), None) => Some(value.to_owned().into()),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Some(text.trim_end().to_owned().into()),
+                Err(error) => {
+                    self.0.push(format!("{name}_FILE: {}: {error}", path.display()));
+                    None
+                }
+            },
+            (Some(_), Some(_)) => {
+                self.0.push(format!("{name}: is set, and {name}_FILE too: set one of them"));
+                None
+            }
+            (None, None) => {
+                self.0.push(format!("{name}: is missing: set it, or {name}_FILE to the file that holds it"));
+                None
+            }
+        }
+    }
+
+    /// Notes a problem.
+    pub fn add(&mut self, problem: String) {
+        self.0.push(problem);
+    }
+
+    /// The configuration, if nothing was wrong with it.
+    ///
+    /// # Errors
+    /// Tells everything that was wrong.
+    pub fn finish<T>(self, config: Option<T>) -> Result<T, ConfigError> {
+        match config {
+            Some(config) if self.0.is_empty() => Ok(config),
+            _ => Err(ConfigError(self.0)),
+        }
+    }
+}
+
+/// What every service is told.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// Address of the service's own door, for example 127.0.0.1:7101; port 0 picks a free one.
+    #[arg(long, env = "FLOTILLA_LISTEN")]
+    pub listen: Option<String>,
+    /// Address of the operations port: /metrics, /healthz, /readyz.
+    #[arg(long, env = "FLOTILLA_OPS_LISTEN")]
+    pub ops_listen: Option<String>,
+    /// The issuer's key set: an http(s):// or file:// address.
+    #[arg(long, env = "FLOTILLA_JWKS")]
+    pub jwks: Option<String>,
+    /// The issuer that access tokens must name.
+    #[arg(long, env = "FLOTILLA_ISSUER")]
+    pub issuer: Option<String>,
+    /// The audience that access tokens must name.
+    #[arg(long, env = "FLOTILLA_AUDIENCE", default_value = "flotilla")]
+    pub audience: String,
+    /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// What to log, as tracing's EnvFilter takes it.
+    #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// [`CommonArgs`], checked.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// See [`CommonArgs::listen`].
+    pub listen: SocketAddr,
+    /// See [`CommonArgs::ops_listen`].
+    pub ops_listen: SocketAddr,
+    /// See [`CommonArgs::jwks`].
+    pub jwks: JwksSource,
+    /// See [`CommonArgs::issuer`].
+    pub issuer: String,
+    /// See [`CommonArgs::audience`].
+    pub audience: String,
+}
+
+impl CommonArgs {
+    /// Checks the values every service has.
+    pub fn check(&self, problems: &mut Problems) -> Option<Common> {
+        let listen = problems.parse("FLOTILLA_LISTEN", self.listen.as_deref());
+        let ops_listen = problems.parse("FLOTILLA_OPS_LISTEN", self.ops_listen.as_deref());
+        let jwks = problems.parse("FLOTILLA_JWKS", self.jwks.as_deref());
+        let issuer = problems.parse::<String>("FLOTILLA_ISSUER", self.issuer.as_deref());
+        if let Some(endpoint) = &self.otlp_endpoint
+            && !endpoint.starts_with("http://")
+        {
+            problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log) {
+            problems.add(format!("FLOTILLA_LOG: {error}"));
+        }
+        Some(Common {
+            listen: listen?,
+            ops_listen: ops_listen?,
+            jwks: jwks?,
+            issuer: issuer?,
+            audience: self.audience.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wrong_value_is_told_at_once() {
+        let mut problems = Problems::default();
+        let port = problems.parse::<u16>("PORT", Some("many"));
+        let host = problems.parse::<SocketAddr>("HOST", None);
+        problems.secret("PASSWORD", None, Some(Path::new("/does/not/exist")));
+        problems.secret("KEY", Some("a"), Some(Path::new("b")));
+        let error = problems.finish(port.zip(host)).unwrap_err().to_string();
+        for part in ["4 wrong", "PORT: ", "HOST: is missing", "PASSWORD_FILE: /does/not/exist", "KEY: is set, and"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_does_not_show_itself() {
+        let secret = Problems::default().secret("KEY", Some("hunter2"), None);
+        assert!(!format!("{secret:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a caller is told when a call fails: one closed set of codes, a stable reason, and what to do about it.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::time::Duration;
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing::error;
+
+/// The kinds of failure. Each is one gRPC code; the gateway makes the HTTP status of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The request is wrong, whatever the state.
+    InvalidArgument,
+    /// No valid access token.
+    Unauthenticated,
+    /// There is none, or it is not the caller's to see.
+    NotFound,
+    /// The state does not allow it; trying again will not help.
+    FailedPrecondition,
+    /// It changed meanwhile, or is being changed: read it again, or try again.
+    Aborted,
+    /// Too much.
+    ResourceExhausted,
+    /// A dependency is away: try again later.
+    Unavailable,
+    /// Our fault.
+    Internal,
+}
+
+impl Code {
+    const fn grpc(self) -> tonic::Code {
+        match self {
+            Self::InvalidArgument => tonic::Code::InvalidArgument,
+            Self::Unauthenticated => tonic::Code::Unauthenticated,
+            Self::NotFound => tonic::Code::NotFound,
+            Self::FailedPrecondition => tonic::Code::FailedPrecondition,
+            Self::Aborted => tonic::Code::Aborted,
+            Self::ResourceExhausted => tonic::Code::ResourceExhausted,
+            Self::Unavailable => tonic::Code::Unavailable,
+            Self::Internal => tonic::Code::Internal,
+        }
+    }
+}
+
+/// A failed call.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The kind.
+    pub code: Code,
+    /// What exactly, stable for programs: `[A-Z][A-Z0-9_]+`.
+    pub reason: &'static str,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+    /// Which field is wrong, and how.
+    pub violations: Vec<(String, String)>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// Why, for the log; the caller never sees it.
+    #[source]
+    pub source: Option<anyhow::Error>,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(code: Code, reason: &'static str, message: impl Display) -> Self {
+        Self { code, reason, message: message.to_string(), violations: Vec::new(), retry_after: None, source: None }
+    }
+
+    /// A field of the request is wrong; `what` goes on after the field's name.
+    pub fn invalid(field: &str, what: impl Display) -> Self {
+        let mut failure = Self::new(Code::InvalidArgument, "INVALID_ARGUMENT", format_args!("{field} {what}"));
+        failure.violations.push((field.to_owned(), what.to_string()));
+        failure
+    }
+
+    /// Something that should not happen happened.
+    pub fn internal(source: impl Into<anyhow::Error>) -> Self {
+        let mut failure = Self::new(Code::Internal, "INTERNAL", "something went wrong here; it has been logged");
+        failure.source = Some(source.into());
+        failure
+    }
+
+    /// A dependency is away.
+    pub fn unavailable(what: &str, source: impl Into<anyhow::Error>) -> Self {
+        let mut failure = Self::new(Code::Unavailable, "UNAVAILABLE", format_args!("{what} is away: try again"));
+        failure.retry_after = Some(Duration::from_secs(1));
+        failure.source = Some(source.into());
+        failure
+    }
+
+    /// With a time after which to try again.
+    #[must_use]
+    pub const fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        let away = match &error {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
+            // Connection exceptions, operator intervention, insufficient resources, timeouts of locks and statements.
+            sqlx::Error::Database(db) => {
+                db.code().is_some_and(|code| ["08", "57", "53", "55"].iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        };
+        if away { Self::unavailable("the database", error) } else { Self::internal(error) }
+    }
+}
+
+impl From<Failure> for Status {
+    /// The one place where a failure is logged and turned into what the caller sees.
+    fn from(failure: Failure) -> Self {
+        if let Some(source) = &failure.source {
+            error!(reason = failure.reason, error = format!("{source:#}"), "a call failed");
+        }
+        let mut details = ErrorDetails::new();
+        details.set_error_info(failure.reason, "flotilla", HashMap::<String, String>::new());
+        for (field, what) in &failure.violations {
+            details.add_bad_request_violation(field, what);
+        }
+        if let Some(delay) = failure.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(failure.code.grpc(), failure.message, details)
+    }
+}

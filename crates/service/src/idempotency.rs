@@ -1,0 +1,177 @@
+//! Idempotency keys: the answer of a command is a row in the command's own transaction, so the same key finds it if
+//! and only if the command has happened.
+//!
+//! Rules: draft-ietf-httpapi-idempotency-key-header-07. A key is the caller's, per tenant, user and method. While the
+//! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
+//! committed answers are kept, for 24 hours: an error runs again.
+
+use std::time::Duration;
+
+use prost::Message;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgConnection;
+
+use crate::{Code, Failure};
+use authz::Principal;
+
+/// The metadata entry (HTTP: `Idempotency-Key`).
+pub const METADATA: &str = "idempotency-key";
+
+/// A key as the caller sent it: 1 to 255 printable ASCII characters, with or without quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key(String);
+
+impl Key {
+    /// The key of a request, if it has one.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when it is malformed.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Option<Self>, Failure> {
+        let Some(value) = request.metadata().get(METADATA) else { return Ok(None) };
+        let malformed = || {
+            Failure::new(
+                Code::InvalidArgument,
+                "IDEMPOTENCY_KEY_MALFORMED",
+                "Idempotency-Key must be 1 to 255 printable ASCII characters, for example a UUID",
+            )
+        };
+        let text = value.to_str().map_err(|_| malformed())?.trim();
+        let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+        let printable = text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\');
+        ((1..=255).contains(&text.len()) && printable).then(|| Some(Self(text.to_owned()))).ok_or_else(malformed)
+    }
+
+    /// The key of a request that must have one.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when it is missing or malformed.
+    pub fn required<T>(request: &tonic::Request<T>) -> Result<Self, Failure> {
+        Self::of(request)?.ok_or_else(|| {
+            Failure::new(
+                Code::InvalidArgument,
+                "IDEMPOTENCY_KEY_REQUIRED",
+                "this call needs an Idempotency-Key (a new UUID per intent, the same one for each retry of it)",
+            )
+        })
+    }
+}
+
+/// One use of a key: for this caller, this method and this very request.
+#[derive(Debug, Clone)]
+pub struct Attempt<'a> {
+    principal: &'a Principal,
+    method: &'static str,
+    key: Key,
+    fingerprint: Vec<u8>,
+}
+
+impl<'a> Attempt<'a> {
+    /// What is attempted; `None` without a key, and then nothing is remembered.
+    pub fn new(
+        principal: &'a Principal,
+        method: &'static str,
+        key: Option<Key>,
+        request: &impl Message,
+    ) -> Option<Self> {
+        let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
+        key.map(|key| Self { principal, method, key, fingerprint })
+    }
+
+    /// Takes the key for this transaction, and tells the answer if the command has happened already.
+    ///
+    /// # Errors
+    /// ABORTED while another request with this key runs; INVALID_ARGUMENT when it was used for another request.
+    #[tracing::instrument(target = "service::trace", name = "idempotency", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
+    pub async fn begin<R: Message + Default>(&self, tx: &mut PgConnection) -> Result<Option<R>, Failure> {
+        let lock = i64::from_be_bytes(self.lock());
+        let (locked, kept): (bool, Option<(Vec<u8>, Vec<u8>)>) = {
+            let locked: bool =
+                sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut *tx).await?;
+            let kept = sqlx::query_as(
+                "select fingerprint, response from idempotency \
+                 where tenant = $1 and principal = $2 and method = $3 and key = $4",
+            )
+            .bind(self.principal.tenant.as_str())
+            .bind(self.principal.user.as_str())
+            .bind(self.method)
+            .bind(&self.key.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+            (locked, kept)
+        };
+        match kept {
+            Some((fingerprint, _)) if fingerprint != self.fingerprint => Err(Failure::new(
+                Code::InvalidArgument,
+                "IDEMPOTENCY_KEY_REUSED",
+                "this Idempotency-Key was used for another request: use a new key for a new request",
+            )),
+            Some((_, response)) => R::decode(response.as_slice()).map(Some).map_err(Failure::internal),
+            None if locked => Ok(None),
+            None => Err(Failure::new(
+                Code::Aborted,
+                "IDEMPOTENCY_KEY_IN_USE",
+                "the first request with this Idempotency-Key is still running: try again with the same key",
+            )
+            .retry_after(Duration::from_secs(1))),
+        }
+    }
+
+    /// Keeps the answer, to be committed with the command.
+    ///
+    /// # Errors
+    /// Fails as any insert does.
+    #[tracing::instrument(target = "service::trace", name = "remember", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
+    pub async fn remember(&self, tx: &mut PgConnection, response: &impl Message) -> Result<(), Failure> {
+        sqlx::query(
+            "insert into idempotency (tenant, principal, method, key, fingerprint, response) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(self.principal.tenant.as_str())
+        .bind(self.principal.user.as_str())
+        .bind(self.method)
+        .bind(&self.key.0)
+        .bind(&self.fingerprint)
+        .bind(response.encode_to_vec())
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+
+    fn lock(&self) -> [u8; 8] {
+        let mut hash = Sha256::new();
+        for part in [self.principal.tenant.as_str(), self.principal.user.as_str(), self.method, &self.key.0] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finalize();
+        [digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(value: &str) -> Result<Option<Key>, Failure> {
+        let mut request = tonic::Request::new(());
+        request.metadata_mut().insert(METADATA, value.parse().unwrap());
+        Key::of(&request)
+    }
+
+    #[test]
+    fn a_key_is_taken_with_and_without_quotes() {
+        assert_eq!(key("abc-1").unwrap(), Some(Key("abc-1".to_owned())));
+        assert_eq!(key("\"abc-1\"").unwrap(), Some(Key("abc-1".to_owned())));
+        assert_eq!(Key::of(&tonic::Request::new(())).unwrap(), None);
+    }
+
+    #[test]
+    fn a_malformed_key_is_refused() {
+        let long = "x".repeat(256);
+        for value in ["", "\"\"", "a\"b", &long] {
+            assert_eq!(key(value).unwrap_err().reason, "IDEMPOTENCY_KEY_MALFORMED", "{value}");
+        }
+        assert_eq!(Key::required(&tonic::Request::new(())).unwrap_err().reason, "IDEMPOTENCY_KEY_REQUIRED");
+    }
+}

@@ -1,0 +1,33 @@
+//! The life of a service process, the same for every service of the fleet: configuration, telemetry, the operations
+//! port, start and shutdown, the database with its tenants, the gRPC server, errors and idempotency.
+//!
+//! Reading order: `lifecycle` (what runs and how it ends), `database` and `idempotency` (what a command stands on),
+//! `failure` (what a caller is told), then the rest.
+
+pub mod lifecycle;
+
+pub mod database;
+
+pub mod idempotency;
+
+pub mod failure;
+
+pub mod grpc;
+
+pub mod config;
+
+pub mod telemetry;
+
+pub mod ops;
+
+pub mod nats;
+
+pub mod page;
+
+pub mod clock;
+
+pub mod retry;
+
+pub use database::{Db, TenantTx};
+pub use failure::{Code, Failure};
+pub use lifecycle::Lifecycle;

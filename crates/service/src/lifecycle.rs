@@ -1,0 +1,114 @@
+//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, and a task that dies takes the
+//! process with it, non-zero.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+
+/// How long a drain may take before it is cut off.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// The background tasks of a process. Clones are the same lifecycle.
+#[derive(Clone, Default)]
+pub struct Lifecycle {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    dead: Arc<Mutex<Option<String>>>,
+}
+
+impl Lifecycle {
+    /// Cancelled when the process is to end: stop taking in, finish what is in hand.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Runs a task for as long as the process lives. If it ends before that, the process ends.
+    pub fn spawn<E: Into<anyhow::Error>>(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let lifecycle = self.clone();
+        self.tasks.spawn(async move {
+            // In a task of its own, so that a panic is seen here.
+            let outcome = lifecycle.tasks.spawn(async move { task.await.map_err(Into::into) }).await;
+            let problem = match outcome {
+                Ok(Ok(())) if lifecycle.stop.is_cancelled() => return,
+                Ok(Ok(())) => "it ended by itself".to_owned(),
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(panic) => panic.to_string(),
+            };
+            error!(task = name, problem, "a background task has died: stopping the process");
+            if let Ok(mut dead) = lifecycle.dead.lock() {
+                dead.get_or_insert(format!("{name}: {problem}"));
+            }
+            lifecycle.stop.cancel();
+        });
+    }
+
+    /// Waits for a signal or a dead task, then for the drain.
+    pub async fn run_to_end(self) -> ExitCode {
+        let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+        match signals {
+            Ok((mut term, mut int)) => tokio::select! {
+                _ = term.recv() => info!("SIGTERM: draining"),
+                _ = int.recv() => info!("SIGINT: draining"),
+                () = self.stop.cancelled() => {}
+            },
+            Err(error) => {
+                error!(%error, "signals cannot be received: stopping");
+                return ExitCode::FAILURE;
+            }
+        }
+        self.shut_down().await.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE)
+    }
+
+    /// Stops all tasks and waits for them; the task that died, if one did.
+    pub async fn shut_down(&self) -> Option<String> {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
+            error!(grace = ?GRACE, "the drain took too long: leaving");
+            return Some("drain".to_owned());
+        }
+        self.dead.lock().ok().and_then(|dead| dead.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_task_stops_the_process() {
+        let lifecycle = Lifecycle::default();
+        let stop = lifecycle.stopping();
+        lifecycle.spawn("waits", async move {
+            stop.cancelled().await;
+            Ok::<_, anyhow::Error>(())
+        });
+        lifecycle.spawn("dies", async { Err(anyhow::anyhow!("of a cold")) });
+        lifecycle.stopping().cancelled().await;
+        assert_eq!(lifecycle.shut_down().await.as_deref(), Some("dies: of a cold"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_an_early_end_are_deaths_too() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn("ends", async { Ok::<_, anyhow::Error>(()) });
+        lifecycle.stopping().cancelled().await;
+        assert_eq!(lifecycle.shut_down().await.as_deref(), Some("ends: it ended by itself"));
+
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn("panics", async { Err::<(), anyhow::Error>(panic!("oh")) });
+        lifecycle.stopping().cancelled().await;
+        assert!(lifecycle.shut_down().await.is_some_and(|dead| dead.contains("panic")));
+    }
+}

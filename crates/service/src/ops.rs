@@ -1,0 +1,77 @@
+//! The operations port of a service: `/metrics`, `/healthz` (the process lives), `/readyz` (it can do its work).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::Lifecycle;
+
+/// What must be so before a service is ready, by name. Clones are the same readiness.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+
+impl Readiness {
+    /// Says whether a condition holds. One that was never named does not count.
+    pub fn set(&self, condition: &'static str, holds: bool) {
+        if let Ok(mut conditions) = self.0.lock() {
+            conditions.insert(condition, holds);
+        }
+    }
+
+    /// The conditions, and whether all hold.
+    #[must_use]
+    pub fn get(&self) -> (bool, BTreeMap<&'static str, bool>) {
+        let conditions = self.0.lock().map(|conditions| conditions.clone()).unwrap_or_default();
+        (!conditions.is_empty() && conditions.values().all(|holds| *holds), conditions)
+    }
+
+    /// The answer to a readiness probe.
+    #[must_use]
+    pub fn answer(&self) -> (StatusCode, Json<serde_json::Value>) {
+        let (ready, conditions) = self.get();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Json(json!({"ready": ready, "conditions": conditions})))
+    }
+}
+
+/// Serves the operations port until the process stops; the address it got.
+///
+/// # Errors
+/// Fails when the address cannot be bound.
+pub async fn serve(
+    lifecycle: &Lifecycle,
+    listen: SocketAddr,
+    readiness: Readiness,
+    metrics: Option<PrometheusHandle>,
+) -> Result<SocketAddr, anyhow::Error> {
+    let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the operations port {listen}: {e}"))?;
+    let address = listener.local_addr()?;
+    if let Some(metrics) = metrics.clone() {
+        let stop = lifecycle.stopping();
+        lifecycle.spawn("metrics upkeep", async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(5));
+            while stop.run_until_cancelled(tick.tick()).await.is_some() {
+                metrics.run_upkeep();
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || async move { readiness.answer() }))
+        .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }));
+    let stop = lifecycle.stopping();
+    lifecycle.spawn("operations port", async move {
+        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    });
+    Ok(address)
+}

@@ -1,0 +1,84 @@
+//! Page tokens: opaque, url-safe, and bound to the question they were given for. They say where to go on and never
+//! what one may see.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use crate::Failure;
+
+const TAG_BYTES: usize = 16;
+
+/// Makes and reads page tokens.
+#[derive(Clone)]
+pub struct PageTokens(SecretString);
+
+impl PageTokens {
+    /// With the key that this service's replicas share.
+    #[must_use]
+    pub const fn new(key: SecretString) -> Self {
+        Self(key)
+    }
+
+    /// A token for going on at `position` with the same `question` (everything else that shapes the answer).
+    pub fn make(&self, question: &impl Serialize, position: &impl Serialize) -> Result<String, Failure> {
+        let mut bytes = serde_json::to_vec(position).map_err(Failure::internal)?;
+        bytes.splice(0..0, self.tag(question, &bytes)?);
+        Ok(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// The position of a token; `None` for the first page.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when the token is not one of ours, or belongs to another question.
+    pub fn read<P: DeserializeOwned>(&self, question: &impl Serialize, token: &str) -> Result<Option<P>, Failure> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let wrong = || {
+            Failure::invalid(
+                "page_token",
+                "is not one that was given for these filters: start over without it, or send the filters it was given for",
+            )
+        };
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
+        let (tag, position) = bytes.split_at_checked(TAG_BYTES).ok_or_else(wrong)?;
+        if self.tag(question, position)? != tag {
+            return Err(wrong());
+        }
+        serde_json::from_slice(position).map(Some).map_err(|_| wrong())
+    }
+
+    /// A keyed hash, with the key before and behind: the token guards against confusion, it authorizes nothing.
+    fn tag(&self, question: &impl Serialize, position: &[u8]) -> Result<Vec<u8>, Failure> {
+        let key = self.0.expose_secret().as_bytes();
+        let question = serde_json::to_vec(question).map_err(Failure::internal)?;
+        let mut hash = Sha256::new();
+        for part in [key, &question, position, key] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Ok(hash.finalize()[..TAG_BYTES].to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_works_for_its_question_only() {
+        let tokens = PageTokens::new("key".to_owned().into());
+        let token = tokens.make(&("acme", "OPEN"), &42).unwrap();
+        assert_eq!(tokens.read::<i32>(&("acme", "OPEN"), &token).unwrap(), Some(42));
+        assert_eq!(tokens.read::<i32>(&("acme", "OPEN"), "").unwrap(), None);
+        assert!(tokens.read::<i32>(&("acme", "DONE"), &token).is_err());
+        assert!(tokens.read::<i32>(&("acme", "OPEN"), "AAAA").is_err());
+        assert!(tokens.read::<i32>(&("acme", "OPEN"), "not base64 !").is_err());
+        let other = PageTokens::new("other key".to_owned().into());
+        assert!(other.read::<i32>(&("acme", "OPEN"), &token).is_err());
+    }
+}

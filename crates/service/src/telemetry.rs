@@ -1,0 +1,134 @@
+//! Logs as JSON on standard output, metrics for Prometheus, spans over OTLP where an endpoint is set.
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::{Context, global};
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+/// Buckets for durations, in seconds.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// What has been set up, to be flushed at the end.
+pub struct Telemetry {
+    metrics: PrometheusHandle,
+    spans: SdkTracerProvider,
+}
+
+impl Telemetry {
+    /// Sets up logs, metrics and spans for this process. Call once, inside the runtime.
+    ///
+    /// # Errors
+    /// Fails when the exporter cannot be made, or when it was called before.
+    pub fn init(service: &'static str, log: &str, otlp_endpoint: Option<&str>) -> Result<Self, anyhow::Error> {
+        let spans = provider(service, otlp_endpoint)?;
+        // Where nothing is exported, calls still have trace ids (events and problems carry them), but the spans that
+        // serve tracing alone are not made at all.
+        let traced = match otlp_endpoint {
+            Some(_) => "info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off",
+            None => "off,service::grpc=info,gateway::http=info",
+        };
+        let layer =
+            tracing_opentelemetry::layer().with_tracer(spans.tracer(service)).with_filter(EnvFilter::new(traced));
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        let log = EnvFilter::try_new(format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off"))?;
+        tracing_subscriber::registry()
+            .with(layer)
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_filter(log))
+            .try_init()?;
+        let metrics =
+            PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?;
+        Ok(Self { metrics: metrics.install_recorder()?, spans })
+    }
+
+    /// The metrics, for the operations port.
+    #[must_use]
+    pub fn metrics(&self) -> PrometheusHandle {
+        self.metrics.clone()
+    }
+
+    /// Sends what has not been sent yet.
+    pub async fn flush(self) {
+        tokio::task::spawn_blocking(move || self.spans.shutdown_with_timeout(Duration::from_secs(3))).await.ok();
+    }
+}
+
+fn provider(service: &'static str, otlp_endpoint: Option<&str>) -> Result<SdkTracerProvider, anyhow::Error> {
+    let mut provider =
+        SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(service).build());
+    if let Some(endpoint) = otlp_endpoint {
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .with_timeout(Duration::from_secs(3))
+            .build()?;
+        let batch = BatchConfigBuilder::default().with_scheduled_delay(Duration::from_secs(1)).build();
+        provider = provider.with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batch).build());
+    }
+    let provider = provider.build();
+    global::set_tracer_provider(provider.clone());
+    Ok(provider)
+}
+
+struct Headers<'a>(&'a http::HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut http::HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+/// Makes a span the child of what the headers of a request name.
+pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
+    if !span.is_disabled() {
+        let parent = global::get_text_map_propagator(|p| p.extract_with_context(&Context::new(), &Headers(headers)));
+        span.set_parent(parent).ok();
+    }
+}
+
+/// Puts the current span into the headers of a request.
+pub fn pass_trace(headers: &mut http::HeaderMap) {
+    let context = Span::current().context();
+    global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
+}
+
+/// The current span as a `traceparent`, where it is traced.
+#[must_use]
+pub fn traceparent() -> Option<String> {
+    let mut headers = http::HeaderMap::new();
+    pass_trace(&mut headers);
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
+}
+
+/// The id of the current trace, 32 hex digits, where it is traced.
+#[must_use]
+pub fn trace_id() -> Option<String> {
+    let context = Span::current().context();
+    let span = context.span();
+    let id = span.span_context();
+    id.is_valid().then(|| id.trace_id().to_string())
+}

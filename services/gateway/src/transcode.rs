@@ -1,0 +1,261 @@
+//! Between HTTP/JSON and messages, by the rules of google/api/http.proto: path variables, then the body, and the rest
+//! from the query. JSON is proto3 JSON. Everything of a request becomes one JSON object, read as the RPC's request.
+
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
+use serde_json::{Map, Value};
+
+use crate::problem::Problem;
+use crate::routes::Route;
+use crate::template::decode;
+
+/// The parts of a request that fill the message.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// What the path set.
+    pub path: &'a [(String, String)],
+    /// The query string.
+    pub query: &'a str,
+    /// The body; empty for none.
+    pub body: &'a [u8],
+    /// The entity tag of `If-Match`, unquoted.
+    pub if_match: Option<&'a str>,
+}
+
+/// The RPC's request message.
+///
+/// # Errors
+/// A problem of status 400 that says which part is wrong.
+pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Problem> {
+    let input = route.rpc.input();
+    let mut object = body(route, &input, parts.body)?;
+    if route.body != "*" {
+        for (name, value) in query(parts.query)? {
+            insert(&mut object, &input, &name, &value, true)?;
+        }
+    } else if !parts.query.is_empty() {
+        return Err(Problem::invalid("this method takes everything from its body: send no query"));
+    }
+    for (name, value) in parts.path {
+        insert(&mut object, &input, name, value, false)?;
+    }
+    if let Some(etag) = parts.if_match {
+        etag_into(route, &input, &mut object, etag);
+    }
+    DynamicMessage::deserialize(input, Value::Object(object))
+        .map_err(|error| Problem::invalid(format!("the request does not fit: {error}")))
+}
+
+fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+    if route.body.is_empty() {
+        return match bytes {
+            [] => Ok(Map::new()),
+            _ => Err(Problem::invalid("this method takes no body")),
+        };
+    }
+    let value: Value = match bytes {
+        [] => Value::Object(Map::new()),
+        bytes => serde_json::from_slice(bytes)
+            .map_err(|error| Problem::invalid(format!("the body is not valid JSON: {error}")))?,
+    };
+    let Value::Object(fields) = value else { return Err(Problem::invalid("the body must be a JSON object")) };
+    if route.body == "*" {
+        return Ok(fields);
+    }
+    let mut object = Map::new();
+    if route.verb == http::Method::PATCH
+        && let Some(mask) = update_mask(route, input, &fields)
+    {
+        object.insert("updateMask".to_owned(), mask.into());
+    }
+    object.insert(route.body.clone(), Value::Object(fields));
+    Ok(object)
+}
+
+/// A PATCH means the fields it names. What the service fills in itself may be sent back, and is not meant.
+fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Value>) -> Option<String> {
+    input.get_field_by_name("update_mask")?;
+    let Kind::Message(resource) = input.get_field_by_name(&route.body)?.kind() else { return None };
+    let named: Vec<String> = fields
+        .keys()
+        .filter_map(|name| field(&resource, name))
+        .filter(|field| field.name() != "etag" && !output_only(field))
+        .map(|field| field.json_name().to_owned())
+        .collect();
+    // Nothing named that can be changed is no mask: then all that are set are meant, which is nothing.
+    (!named.is_empty()).then(|| named.join(","))
+}
+
+fn output_only(field: &FieldDescriptor) -> bool {
+    const OUTPUT_ONLY: i32 = 3;
+    let Some(behaviour) = proto::POOL.get_extension_by_name("google.api.field_behavior") else { return false };
+    let options = field.options();
+    let values = options.get_extension(&behaviour);
+    values.as_list().is_some_and(|list| list.iter().any(|value| value.as_enum_number() == Some(OUTPUT_ONLY)))
+}
+
+fn field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
+    message.get_field_by_json_name(name).or_else(|| message.get_field_by_name(name))
+}
+
+fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
+    let part = |part: &str| {
+        decode(&part.replace('+', " ")).ok_or_else(|| Problem::invalid("the query is not percent-encoded UTF-8"))
+    };
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((part(name)?, part(value)?))
+        })
+        .collect()
+}
+
+/// Puts a text at a field path (`todo.title`), as JSON of the field's kind.
+fn insert(
+    object: &mut Map<String, Value>,
+    message: &MessageDescriptor,
+    path: &str,
+    text: &str,
+    append: bool,
+) -> Result<(), Problem> {
+    let unknown = || Problem::invalid(format!("there is no parameter {path:?}"));
+    let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
+    let field = field(message, name).ok_or_else(unknown)?;
+    if let Some(rest) = rest {
+        let Kind::Message(inner) = field.kind() else { return Err(unknown()) };
+        if field.is_list() || field.is_map() {
+            return Err(unknown());
+        }
+        let child = object.entry(field.json_name()).or_insert_with(|| Value::Object(Map::new()));
+        let Value::Object(child) = child else { return Err(unknown()) };
+        return insert(child, &inner, rest, text, append);
+    }
+    let value = leaf(&field, text).ok_or_else(|| Problem::invalid(format!("{text:?} is not a value of {path}")))?;
+    if field.is_list() && append {
+        match object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new())) {
+            Value::Array(list) => list.push(value),
+            _ => return Err(unknown()),
+        }
+    } else if append && object.contains_key(field.json_name()) && field.json_name() != "updateMask" {
+        return Err(Problem::invalid(format!("the parameter {path} is given twice")));
+    } else {
+        object.remove(field.name());
+        object.insert(field.json_name().to_owned(), value);
+    }
+    Ok(())
+}
+
+fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
+    match field.kind() {
+        Kind::Bool => text.parse().ok().map(Value::Bool),
+        Kind::Enum(_) => Some(text.parse::<i32>().map_or_else(|_| text.into(), Value::from)),
+        Kind::Message(message) => {
+            let text_form = ["google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"];
+            text_form.contains(&message.full_name()).then(|| text.into())
+        }
+        // Numbers may be texts in proto3 JSON.
+        _ => Some(text.into()),
+    }
+}
+
+/// Where the request keeps its etag: in the resource that the body is, or beside it.
+fn etag_into(route: &Route, input: &MessageDescriptor, object: &mut Map<String, Value>, etag: &str) {
+    let resource = input.get_field_by_name(&route.body).and_then(|field| match field.kind() {
+        Kind::Message(resource) => resource.get_field_by_name("etag"),
+        _ => None,
+    });
+    if resource.is_some() {
+        if let Some(Value::Object(resource)) = object.get_mut(&route.body) {
+            resource.insert("etag".to_owned(), etag.into());
+        }
+    } else if input.get_field_by_name("etag").is_some() {
+        object.insert("etag".to_owned(), etag.into());
+    }
+}
+
+/// A message as JSON, with defaults shown and 64-bit numbers as numbers; and its `etag`, if it has one.
+///
+/// # Errors
+/// INTERNAL: what a service answers can always be written.
+pub fn response(message: &DynamicMessage) -> Result<(Vec<u8>, Option<String>), Problem> {
+    let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
+    let mut json = serde_json::Serializer::new(Vec::new());
+    message.serialize_with_options(&mut json, &options).map_err(|error| {
+        tracing::error!(%error, "an answer cannot be written as JSON");
+        Problem::internal()
+    })?;
+    let etag = message.get_field_by_name("etag").and_then(|value| value.as_str().map(ToOwned::to_owned));
+    Ok((json.into_inner(), etag.filter(|etag| !etag.is_empty())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::{Found, find};
+    use proptest::prelude::*;
+
+    fn transcode(method: http::Method, path: &str, body: &str) -> Result<Value, Problem> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let Found::Route(route, fields) = find(&method, path) else { panic!("no route for {path}") };
+        let parts = Parts { path: &fields, query, body: body.as_bytes(), if_match: Some("v7") };
+        let message = request(route, parts)?;
+        Ok(serde_json::to_value(&message).unwrap())
+    }
+
+    #[test]
+    fn path_query_and_body_fill_the_request() {
+        use http::Method;
+        let value = transcode(Method::GET, "/v1/todos?pageSize=7&label=a%20b+c&status=OPEN", "").unwrap();
+        assert_eq!(value, serde_json::json!({"pageSize": 7, "label": "a b c", "status": "OPEN"}));
+        let value = transcode(Method::POST, "/v1/todos", r#"{"title": "x", "due_time": "2026-01-01T00:00:00Z"}"#);
+        let todo = serde_json::json!({"title": "x", "dueTime": "2026-01-01T00:00:00Z", "etag": "v7"});
+        assert_eq!(value.unwrap(), serde_json::json!({"todo": todo}));
+        let value = transcode(Method::POST, "/v1/todos/1:complete", r#"{"id": "2", "etag": "v1"}"#).unwrap();
+        assert_eq!(value, serde_json::json!({"id": "1", "etag": "v7"}), "the path and If-Match win");
+        transcode(Method::POST, "/v1/todos/1:complete", "").unwrap();
+    }
+
+    #[test]
+    fn a_patch_means_the_fields_it_names() {
+        let patch = |path, body| transcode(http::Method::PATCH, path, body).unwrap();
+        let value = patch("/v1/todos/1", r#"{"notes": "", "dueTime": null, "version": 3, "etag": "v1"}"#);
+        assert_eq!(value["updateMask"], "dueTime,notes");
+        let value = patch("/v1/todos/1?updateMask=title", r#"{"notes": "", "title": "x"}"#);
+        assert_eq!(value["updateMask"], "title");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        use http::Method;
+        for (method, path, body, part) in [
+            (Method::GET, "/v1/todos?colour=red", "", "colour"),
+            (Method::GET, "/v1/todos?pageSize=many", "", "does not fit"),
+            (Method::GET, "/v1/todos?pageSize=1&pageSize=2", "", "twice"),
+            (Method::GET, "/v1/todos?status=MAYBE", "", "MAYBE"),
+            (Method::GET, "/v1/todos?label=%ff", "", "UTF-8"),
+            (Method::GET, "/v1/todos", "{}", "no body"),
+            (Method::POST, "/v1/todos", "{", "valid JSON"),
+            (Method::POST, "/v1/todos", "[]", "JSON object"),
+            (Method::POST, "/v1/todos", r#"{"colour": "red"}"#, "colour"),
+            (Method::POST, "/v1/todos", r#"{"title": 7}"#, "does not fit"),
+            (Method::POST, "/v1/todos/1:complete?x=1", "{}", "no query"),
+        ] {
+            let problem = transcode(method, path, body).unwrap_err();
+            assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);
+            assert!(problem.detail.contains(part), "{path} {body}: {}", problem.detail);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_a_client_sends_is_worse_than_a_400(query in "[ -~]{0,30}", body in "[ -~]{0,40}") {
+            for (method, path) in [(http::Method::GET, "/v1/todos"), (http::Method::PATCH, "/v1/todos/1")] {
+                let Found::Route(route, fields) = find(&method, path) else { panic!() };
+                let parts = Parts { path: &fields, query: &query, body: body.as_bytes(), if_match: None };
+                if let Err(problem) = request(route, parts) {
+                    prop_assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);
+                }
+            }
+        }
+    }
+}

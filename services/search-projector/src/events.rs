@@ -1,0 +1,104 @@
+//! Events into documents: a batch of events is one bulk request, with a verdict for each.
+
+use std::time::Duration;
+
+use consumer::{Event as Delivered, Verdict};
+use contracts::TenantId;
+use contracts::events::todo::Event;
+use service::clock;
+use service::retry::Delays;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::store::{Document, Index, Outcome};
+
+/// Writes what events say into the index.
+pub(crate) struct Projector {
+    pub index: Index,
+    pub stop: CancellationToken,
+    /// One document of the newest bulk, to see when it is found.
+    pub sampled: watch::Sender<Option<Sample>>,
+}
+
+/// A document that was written, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    id: String,
+    version: i32,
+    written: Instant,
+}
+
+impl Projector {
+    /// A verdict for each event. While the index is away this waits: an outage makes no dead letters.
+    pub async fn on_batch(&self, events: Vec<Delivered>) -> Vec<Verdict> {
+        let read: Vec<Result<Document, String>> = events.iter().map(document).collect();
+        let documents: Vec<&Document> = read.iter().filter_map(|document| document.as_ref().ok()).collect();
+        let mut outcomes = self.write(&documents).await.into_iter();
+        if let Some(last) = documents.last() {
+            let sample = Sample { id: last.id.to_string(), version: last.version, written: Instant::now() };
+            self.sampled.send_replace(Some(sample));
+        }
+        let verdict = |document: &Result<Document, String>| match document {
+            Err(reason) => Verdict::Reject(reason.clone()),
+            Ok(_) => match outcomes.next() {
+                Some(Outcome::Written | Outcome::Newer) => Verdict::Done,
+                Some(Outcome::Busy(reason)) => Verdict::Retry(reason),
+                Some(Outcome::Refused(reason)) => Verdict::Reject(reason),
+                None => Verdict::Retry("the service is stopping".to_owned()),
+            },
+        };
+        read.iter().map(verdict).collect()
+    }
+
+    /// The outcomes, in order; none when the service is to stop first.
+    async fn write(&self, documents: &[&Document]) -> Vec<Outcome> {
+        let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
+        while !documents.is_empty() && !self.stop.is_cancelled() {
+            match self.index.write(documents).await {
+                Ok(outcomes) => return outcomes,
+                Err(error) => {
+                    let delay = delays.next_delay();
+                    warn!(error = format!("{error:#}"), ?delay, "the index cannot be written: trying again");
+                    self.stop.run_until_cancelled(tokio::time::sleep(delay)).await;
+                    // It may be gone altogether.
+                    self.index.ensure().await.ok();
+                }
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// The document that an event makes of its todo.
+fn document(delivered: &Delivered) -> Result<Document, String> {
+    let tenant: TenantId = delivered.attribute("tenant").parse().map_err(|error| format!("the tenant: {error}"))?;
+    if !delivered.nats_subject.ends_with(&format!(".{tenant}")) {
+        return Err("the tenant is not that of the subject it was published on".to_owned());
+    }
+    let event = Event::decode(delivered.event_type(), &delivered.data)
+        .map_err(|error| {
+            format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string))
+        })?
+        .ok_or("its type is not known")?;
+    let deleted = matches!(event, Event::Deleted(_));
+    Ok(Document::new(tenant, event.todo(), deleted, clock::now()))
+}
+
+/// Measures, one document at a time, how long after its write a document is found.
+pub(crate) async fn sample_lag(index: Index, mut samples: watch::Receiver<Option<Sample>>) {
+    while samples.changed().await.is_ok() {
+        let Some(sample) = samples.borrow_and_update().clone() else { continue };
+        let deadline = sample.written + Duration::from_secs(30);
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        while Instant::now() < deadline {
+            tick.tick().await;
+            if index.shows(&sample.id, sample.version).await.unwrap_or(false) {
+                let lag = sample.written.elapsed().as_secs_f64();
+                metrics::histogram!("search_handled_to_searchable_seconds").record(lag);
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The gRPC door: searches.
+
+use chrono::{DateTime, Utc};
+use contracts::TodoId;
+use contracts::events::todo::Status;
+use prost_types::Timestamp;
+use proto::search as pb;
+use proto::search::search_service_server::SearchService;
+use service::Failure;
+use service::grpc::principal;
+use service::page::PageTokens;
+use tonic::{Request, Response, Status as GrpcStatus};
+
+use crate::store::{Hit, Index, Question};
+
+/// The service behind the door.
+pub struct Search {
+    /// The index.
+    pub index: Index,
+    /// For long answers.
+    pub pages: PageTokens,
+}
+
+#[tonic::async_trait]
+impl SearchService for Search {
+    async fn search_todos(
+        &self,
+        request: Request<pb::SearchTodosRequest>,
+    ) -> Result<Response<pb::SearchTodosResponse>, GrpcStatus> {
+        let who = principal(&request)?;
+        let request = request.into_inner();
+        let asked = (who.tenant.as_str(), &request.query, request.status, &request.label);
+        let question =
+            Question { after: self.pages.read::<(f64, TodoId)>(&asked, &request.page_token)?, ..question(&request)? };
+        // One more than asked for tells whether there is a next page.
+        let wanted = Question { limit: question.limit + 1, ..question.clone() };
+        let (mut hits, total) = self
+            .index
+            .search(&who.tenant, &wanted)
+            .await
+            .map_err(|error| Failure::unavailable("the search index", error))?;
+        let more = hits.len() > question.limit;
+        hits.truncate(question.limit);
+        let next_page_token = match hits.last() {
+            Some(last) if more => self.pages.make(&asked, &(last.score, last.document.id))?,
+            _ => String::new(),
+        };
+        Ok(Response::new(pb::SearchTodosResponse {
+            hits: hits.into_iter().filter_map(hit).collect(),
+            next_page_token,
+            total_size: i32::try_from(total).unwrap_or(i32::MAX),
+        }))
+    }
+}
+
+fn question(request: &pb::SearchTodosRequest) -> Result<Question, Failure> {
+    if request.query.chars().count() > 500 {
+        return Err(Failure::invalid("query", "must have at most 500 characters"));
+    }
+    let limit = match request.page_size {
+        ..0 => return Err(Failure::invalid("page_size", "must not be negative")),
+        0 => 20,
+        size => usize::try_from(size.min(100)).unwrap_or(100),
+    };
+    let status = match pb::TodoStatus::try_from(request.status) {
+        Ok(pb::TodoStatus::Unspecified) => None,
+        Ok(pb::TodoStatus::Open) => Some(Status::Open),
+        Ok(pb::TodoStatus::Completed) => Some(Status::Completed),
+        Err(_) => return Err(Failure::invalid("status", "must be OPEN or COMPLETED")),
+    };
+    let label = (!request.label.is_empty()).then(|| request.label.trim().to_owned());
+    Ok(Question { words: request.query.trim().to_owned(), status, label, after: None, limit })
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
+}
+
+/// A hit on the wire; a tombstone is never one.
+fn hit(hit: Hit) -> Option<pb::TodoHit> {
+    let document = hit.document;
+    let content = document.content?;
+    let status = match content.status {
+        Status::Open => pb::TodoStatus::Open,
+        Status::Completed => pb::TodoStatus::Completed,
+    };
+    Some(pb::TodoHit {
+        id: document.id.to_string(),
+        title: content.title,
+        notes: content.notes,
+        status: status.into(),
+        due_time: content.due_time.map(timestamp),
+        labels: content.labels,
+        assignee: content.assignee.unwrap_or_default(),
+        create_time: Some(timestamp(content.create_time)),
+        update_time: Some(timestamp(content.update_time)),
+        complete_time: content.complete_time.map(timestamp),
+        created_by: content.created_by,
+        version: document.version,
+        highlights: hit.highlights.into_iter().map(|(field, snippets)| pb::Highlight { field, snippets }).collect(),
+        score: hit.score as f32,
+        index_time: Some(timestamp(document.index_time)),
+    })
+}

@@ -1,0 +1,395 @@
+//! The index of todos in OpenSearch: one document per todo, written with the todo's version as external version, so
+//! that an older event never overwrites a newer one. A deleted todo leaves a tombstone, because OpenSearch forgets the
+//! versions of deleted documents after a minute. Searches always carry the tenant.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use contracts::events::todo::{Status, Todo};
+use contracts::{TenantId, TodoId};
+use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
+use opensearch::http::{Method, StatusCode, Url};
+use opensearch::indices::{IndicesCreateParts, IndicesExistsAliasParts};
+use opensearch::{OpenSearch, SearchParts};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tracing::{info, instrument};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One todo as it is searched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Document {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The todo.
+    pub id: TodoId,
+    /// The todo's version.
+    pub version: i32,
+    /// A tombstone: of the todo nothing but these four fields is kept.
+    pub deleted: bool,
+    /// When this was written.
+    pub index_time: DateTime<Utc>,
+    /// What is searched and shown.
+    #[serde(flatten)]
+    pub content: Option<Content>,
+}
+
+/// What is searched and shown of a todo that is not deleted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Content {
+    /// See the todo.
+    pub title: String,
+    /// See the todo.
+    pub notes: String,
+    /// See the todo.
+    pub status: Status,
+    /// See the todo.
+    pub labels: Vec<String>,
+    /// See the todo.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub due_time: Option<DateTime<Utc>>,
+    /// See the todo.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub assignee: Option<String>,
+    /// See the todo.
+    pub create_time: DateTime<Utc>,
+    /// See the todo.
+    pub update_time: DateTime<Utc>,
+    /// See the todo.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub complete_time: Option<DateTime<Utc>>,
+    /// See the todo.
+    pub created_by: String,
+}
+
+impl Document {
+    /// The document of a todo after a change.
+    #[must_use]
+    pub fn new(tenant: TenantId, todo: &Todo, deleted: bool, now: DateTime<Utc>) -> Self {
+        let content = (!deleted).then(|| Content {
+            title: todo.title.clone(),
+            notes: todo.notes.clone(),
+            status: todo.status,
+            labels: todo.labels.clone(),
+            due_time: todo.due_time,
+            assignee: todo.assignee.as_ref().map(ToString::to_string),
+            create_time: todo.create_time,
+            update_time: todo.update_time,
+            complete_time: todo.complete_time,
+            created_by: todo.created_by.to_string(),
+        });
+        Self { tenant, id: todo.id, version: todo.version, deleted, index_time: now, content }
+    }
+}
+
+/// What became of one document of a bulk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the index.
+    Written,
+    /// The index has this version, or a newer one.
+    Newer,
+    /// Not now.
+    Busy(String),
+    /// Never.
+    Refused(String),
+}
+
+/// What to search for.
+#[derive(Debug, Clone, Default)]
+pub struct Question {
+    /// Words that must all occur.
+    pub words: String,
+    /// Only todos in this status.
+    pub status: Option<Status>,
+    /// Only todos with this label.
+    pub label: Option<String>,
+    /// Behind the hit with this score and id.
+    pub after: Option<(f64, TodoId)>,
+    /// At most so many hits.
+    pub limit: usize,
+}
+
+/// One hit.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    /// What was found.
+    pub document: Document,
+    /// How well it matches.
+    pub score: f64,
+    /// Where, by field.
+    pub highlights: Vec<(String, Vec<String>)>,
+}
+
+/// The index of todos.
+#[derive(Debug, Clone)]
+pub struct Index {
+    client: OpenSearch,
+    alias: String,
+    refresh: Duration,
+}
+
+impl Index {
+    /// The index behind `alias` of the cluster at `url`. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// Fails when the address cannot be read.
+    pub fn new(url: &str, alias: &str, refresh: Duration) -> Result<Self, anyhow::Error> {
+        let pool = SingleNodeConnectionPool::new(Url::parse(url)?);
+        let transport = TransportBuilder::new(pool).timeout(TIMEOUT).disable_proxy().build()?;
+        Ok(Self { client: OpenSearch::new(transport), alias: alias.to_owned(), refresh })
+    }
+
+    /// Makes the index if there is none.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away or refuses it.
+    pub async fn ensure(&self) -> Result<(), anyhow::Error> {
+        let indices = self.client.indices();
+        let exists = indices.exists_alias(IndicesExistsAliasParts::Name(&[&self.alias])).send().await?;
+        if exists.status_code() == StatusCode::OK {
+            return Ok(());
+        }
+        let name = format!("{}-v1", self.alias);
+        let response = indices.create(IndicesCreateParts::Index(&name)).body(self.definition()).send().await?;
+        let status = response.status_code();
+        let answer: Value = response.json().await?;
+        if !status.is_success() && answer["error"]["type"] != "resource_already_exists_exception" {
+            bail!("OpenSearch does not make the index {name}: {status} {}", answer["error"]["reason"]);
+        }
+        info!(index = name, alias = self.alias, "the index is there");
+        Ok(())
+    }
+
+    fn definition(&self) -> Value {
+        let text = json!({"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 2_100}}});
+        json!({
+            "aliases": {&self.alias: {"is_write_index": true}},
+            "settings": {
+                "number_of_shards": 1,
+                "number_of_replicas": 0,
+                "refresh_interval": format!("{}ms", self.refresh.as_millis()),
+            },
+            "mappings": {
+                "dynamic": "strict",
+                "_routing": {"required": true},
+                "properties": {
+                    "tenant": {"type": "keyword"},
+                    "id": {"type": "keyword"},
+                    "version": {"type": "integer"},
+                    "deleted": {"type": "boolean"},
+                    "index_time": {"type": "date"},
+                    "title": text,
+                    "notes": {"type": "text"},
+                    "labels": text,
+                    "status": {"type": "keyword"},
+                    "assignee": {"type": "keyword"},
+                    "due_time": {"type": "date"},
+                    "create_time": {"type": "date"},
+                    "update_time": {"type": "date"},
+                    "complete_time": {"type": "date"},
+                    "created_by": {"type": "keyword"},
+                },
+            },
+        })
+    }
+
+    /// Writes documents in one bulk; an outcome each, in order.
+    ///
+    /// # Errors
+    /// Fails when the bulk as a whole did: then nothing is known of any of them.
+    #[instrument(target = "service::trace", name = "bulk", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "bulk", db.operation.batch.size = documents.len()))]
+    pub async fn write(&self, documents: &[&Document]) -> Result<Vec<Outcome>, anyhow::Error> {
+        let mut body = Vec::with_capacity(documents.len() * 600);
+        for document in documents {
+            let action = json!({"index": {
+                "_id": document.id, "routing": document.tenant, "version": document.version, "version_type": "external",
+            }});
+            serde_json::to_writer(&mut body, &action)?;
+            body.push(b'\n');
+            serde_json::to_writer(&mut body, document)?;
+            body.push(b'\n');
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        let path = format!("/{}/_bulk", self.alias);
+        let query = [("require_alias", "true"), ("filter_path", "errors,items.*.status,items.*.error")];
+        let transport = self.client.transport();
+        let response =
+            transport.send(Method::Post, &path, headers, Some(&query), Some(Bytes::from(body)), Some(TIMEOUT)).await?;
+        if !response.status_code().is_success() {
+            bail!("OpenSearch answers a bulk with {}", response.status_code());
+        }
+        let answer: Value = response.json().await.context("reading the answer to a bulk")?;
+        if answer["items"].as_array().is_none_or(|items| items.len() != documents.len()) {
+            bail!("OpenSearch gave no verdict for each document of a bulk");
+        }
+        let outcomes: Vec<Outcome> = answer["items"].as_array().into_iter().flatten().map(outcome).collect();
+        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Busy(why) if why.contains("index_not_found"))) {
+            bail!("there is no index");
+        }
+        Ok(outcomes)
+    }
+
+    /// Whether a search shows this version of a document, or a newer one.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn shows(&self, id: &str, version: i32) -> Result<bool, anyhow::Error> {
+        let query = json!({"size": 0, "query": {"bool": {"filter": [
+            {"term": {"id": id}}, {"range": {"version": {"gte": version}}},
+        ]}}});
+        let answer: Value =
+            self.client.search(SearchParts::Index(&[&self.alias])).body(query).send().await?.json().await?;
+        Ok(answer["hits"]["total"]["value"].as_u64() == Some(1))
+    }
+
+    /// Searches the todos of one tenant; the hits and how many there are in all.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away or does not answer in time.
+    #[instrument(target = "service::trace", name = "search", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "search"))]
+    pub async fn search(&self, tenant: &TenantId, question: &Question) -> Result<(Vec<Hit>, u64), anyhow::Error> {
+        let response = self
+            .client
+            .search(SearchParts::Index(&[&self.alias]))
+            .routing(&[tenant.as_str()])
+            .body(search_body(tenant, question))
+            .send()
+            .await?;
+        let status = response.status_code();
+        if !status.is_success() {
+            let why = response.text().await.unwrap_or_default();
+            bail!("OpenSearch answers a search with {status}: {}", why.chars().take(500).collect::<String>());
+        }
+        let mut answer: Value = response.json().await.context("reading the answer to a search")?;
+        if answer["timed_out"] == true {
+            bail!("the search took too long");
+        }
+        let total = answer["hits"]["total"]["value"].as_u64().unwrap_or_default();
+        let hits = answer["hits"]["hits"].take();
+        let hits: Vec<RawHit> = serde_json::from_value(hits).context("reading the hits of a search")?;
+        Ok((hits.into_iter().map(Into::into).collect(), total))
+    }
+}
+
+fn outcome(item: &Value) -> Outcome {
+    let item = &item["index"];
+    let why = || format!("{}: {}", item["error"]["type"], item["error"]["reason"]);
+    match item["status"].as_u64() {
+        Some(200 | 201) => Outcome::Written,
+        Some(409) => Outcome::Newer,
+        Some(400) => Outcome::Refused(why()),
+        _ => Outcome::Busy(why()),
+    }
+}
+
+/// The only place that makes a query: the tenant is its first filter.
+fn search_body(tenant: &TenantId, question: &Question) -> Value {
+    let mut filter = vec![json!({"term": {"tenant": tenant}}), json!({"term": {"deleted": false}})];
+    if let Some(status) = question.status {
+        filter.push(json!({"term": {"status": status}}));
+    }
+    if let Some(label) = &question.label {
+        filter.push(json!({"term": {"labels.raw": label}}));
+    }
+    let words = if question.words.is_empty() {
+        json!({"match_all": {}})
+    } else {
+        // All words, wherever they are; a title is also found by itself, even one without a single word in it.
+        json!({"bool": {"minimum_should_match": 1, "should": [
+            {"multi_match": {
+                "query": question.words, "type": "cross_fields", "operator": "and",
+                "fields": ["title^3", "labels^2", "notes"],
+            }},
+            {"term": {"title.raw": {"value": question.words, "boost": 10}}},
+        ]}})
+    };
+    let field = json!({"number_of_fragments": 3, "fragment_size": 150});
+    let mut body = json!({
+        "size": question.limit,
+        "timeout": "5s",
+        "query": {"bool": {"filter": filter, "must": words}},
+        "sort": [{"_score": "desc"}, {"id": "asc"}],
+        "track_scores": true,
+        "highlight": {
+            "encoder": "html", "require_field_match": false,
+            "fields": {"title": field, "notes": field, "labels": field},
+        },
+    });
+    if let Some((score, id)) = &question.after {
+        body["search_after"] = json!([score, id]);
+    }
+    body
+}
+
+#[derive(Deserialize)]
+struct RawHit {
+    #[serde(rename = "_source")]
+    source: Document,
+    #[serde(rename = "_score")]
+    score: Option<f64>,
+    #[serde(default)]
+    highlight: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+impl From<RawHit> for Hit {
+    fn from(raw: RawHit) -> Self {
+        Self {
+            document: raw.source,
+            score: raw.score.unwrap_or_default(),
+            highlights: raw.highlight.into_iter().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_query_leaves_the_tenant_out() {
+        let tenant: TenantId = "acme".parse().unwrap();
+        for question in [
+            Question::default(),
+            Question { words: "a OR tenant:other".to_owned(), ..Question::default() },
+            Question { label: Some("x".to_owned()), status: Some(Status::Open), ..Question::default() },
+        ] {
+            let body = search_body(&tenant, &question);
+            assert_eq!(body["query"]["bool"]["filter"][0], json!({"term": {"tenant": "acme"}}));
+            assert_eq!(body["query"]["bool"]["filter"][1], json!({"term": {"deleted": false}}));
+            assert!(body["query"]["bool"]["should"].is_null(), "a should beside the filter would not narrow");
+        }
+    }
+
+    #[test]
+    fn each_status_of_a_bulk_item_has_its_outcome() {
+        let item = |status: u64| outcome(&json!({"index": {"status": status, "error": {"type": "t", "reason": "r"}}}));
+        assert_eq!(item(200), Outcome::Written);
+        assert_eq!(item(201), Outcome::Written);
+        assert_eq!(item(409), Outcome::Newer);
+        assert!(matches!(item(400), Outcome::Refused(_)));
+        for busy in [429, 500, 503, 404] {
+            assert!(matches!(item(busy), Outcome::Busy(_)), "{busy}");
+        }
+    }
+
+    #[test]
+    fn a_tombstone_keeps_nothing_that_was_written() {
+        let todo = serde_json::from_value(json!({
+            "id": "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f", "title": "secret", "notes": "secret", "status": "OPEN",
+            "labels": ["secret"], "create_time": "2026-01-01T00:00:00Z", "update_time": "2026-01-01T00:00:00Z",
+            "created_by": "ann", "version": 2,
+        }))
+        .unwrap();
+        let document = Document::new("acme".parse().unwrap(), &todo, true, DateTime::UNIX_EPOCH);
+        let text = serde_json::to_string(&document).unwrap();
+        assert!(!text.contains("secret") && text.contains("\"deleted\":true"), "{text}");
+    }
+}

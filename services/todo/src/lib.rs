@@ -1,0 +1,253 @@
+//! The todo service, the exemplar: every pattern of the fleet appears here first.
+//!
+//! A call comes in at `grpc`, becomes domain types, and runs one function of `commands`: one visible transaction that
+//! loads from `store`, decides in `todo` (pure), saves, and appends to the outbox through `publish`.
+
+pub mod grpc;
+
+pub mod commands;
+
+pub mod todo;
+
+pub mod publish;
+
+pub mod store;
+
+mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use authz::Verifier;
+use clap::Args;
+use contracts::{envelope, events, subject};
+use outbox::{Relay, RelayConfig, StreamSpec};
+use proto::todo::todo_service_server::TodoServiceServer;
+use secrecy::SecretString;
+use service::config::{Common, CommonArgs, ConfigError, Problems};
+use service::ops::{self, Readiness};
+use service::page::PageTokens;
+use service::telemetry::Telemetry;
+use service::{Db, Lifecycle, clock, database, nats, retry};
+use tonic::service::Routes;
+
+/// The service's name.
+pub const NAME: &str = "todo";
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// How the service is told what it needs.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What every service is told.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The database, as the role `todo_app`: postgres://user:password@host:port/name.
+    #[arg(long, env = "FLOTILLA_DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_DATABASE_URL_FILE")]
+    database_url_file: Option<PathBuf>,
+    /// The same database, as the role `todo_relay`.
+    #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL", hide_env_values = true)]
+    relay_database_url: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL_FILE")]
+    relay_database_url_file: Option<PathBuf>,
+    /// NATS, as the user of this service: nats://user:password@host:port.
+    #[arg(long, env = "FLOTILLA_NATS_URL", hide_env_values = true)]
+    nats_url: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_NATS_URL_FILE")]
+    nats_url_file: Option<PathBuf>,
+    /// The key for page tokens, the same for all replicas.
+    #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
+    page_token_key: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY_FILE")]
+    page_token_key_file: Option<PathBuf>,
+    /// How many database connections to use at most.
+    #[arg(long, env = "FLOTILLA_DATABASE_CONNECTIONS", default_value = "16")]
+    database_connections: String,
+    /// How long the stream keeps events, in days.
+    #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30")]
+    stream_max_age_days: String,
+}
+
+/// [`ConfigArgs`], checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What every service is told.
+    pub common: Common,
+    /// The database as `todo_app`.
+    pub database_url: SecretString,
+    /// The database as `todo_relay`.
+    pub relay_database_url: SecretString,
+    /// NATS as this service's user.
+    pub nats_url: SecretString,
+    /// The key for page tokens.
+    pub page_token_key: SecretString,
+    /// At most so many connections.
+    pub database_connections: u32,
+    /// How long the stream keeps events.
+    pub stream_max_age: Duration,
+}
+
+impl Config {
+    /// Checks everything, before any port is bound.
+    ///
+    /// # Errors
+    /// Tells every wrong value.
+    pub fn check(args: &ConfigArgs) -> Result<Self, ConfigError> {
+        let mut problems = Problems::default();
+        let config = Self::parse(args, &mut problems);
+        problems.finish(config)
+    }
+
+    fn parse(args: &ConfigArgs, problems: &mut Problems) -> Option<Self> {
+        let common = args.common.check(problems);
+        let database_url =
+            problems.secret("FLOTILLA_DATABASE_URL", args.database_url.as_deref(), args.database_url_file.as_deref());
+        let relay_database_url = problems.secret(
+            "FLOTILLA_RELAY_DATABASE_URL",
+            args.relay_database_url.as_deref(),
+            args.relay_database_url_file.as_deref(),
+        );
+        let nats_url = problems.secret("FLOTILLA_NATS_URL", args.nats_url.as_deref(), args.nats_url_file.as_deref());
+        let page_token_key = problems.secret(
+            "FLOTILLA_PAGE_TOKEN_KEY",
+            args.page_token_key.as_deref(),
+            args.page_token_key_file.as_deref(),
+        );
+        let connections = problems.parse("FLOTILLA_DATABASE_CONNECTIONS", Some(&args.database_connections));
+        let days: Option<u64> = problems.parse("FLOTILLA_STREAM_MAX_AGE_DAYS", Some(&args.stream_max_age_days));
+        Some(Self {
+            common: common?,
+            database_url: database_url?,
+            relay_database_url: relay_database_url?,
+            nats_url: nats_url?,
+            page_token_key: page_token_key?,
+            database_connections: connections?,
+            stream_max_age: Duration::from_secs(days? * 86_400),
+        })
+    }
+}
+
+/// How `migrate` is told what it needs.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// The database, as its owner.
+    #[arg(long, env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_OWNER_DATABASE_URL_FILE")]
+    database_url_file: Option<PathBuf>,
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+/// Fails when a value is missing or a migration fails.
+pub async fn migrate(args: &MigrateArgs) -> Result<(), anyhow::Error> {
+    let mut problems = Problems::default();
+    let url =
+        problems.secret("FLOTILLA_OWNER_DATABASE_URL", args.database_url.as_deref(), args.database_url_file.as_deref());
+    database::migrate(&problems.finish(url)?, &MIGRATIONS).await
+}
+
+/// Runs the service to its end.
+///
+/// # Errors
+/// Fails when it cannot start.
+pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow::Error> {
+    let telemetry = Telemetry::init(NAME, &args.log, args.otlp_endpoint.as_deref())?;
+    let lifecycle = Lifecycle::default();
+    let readiness = Readiness::default();
+    ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), Some(telemetry.metrics())).await?;
+    let app = build(&config, &lifecycle, &readiness).await?;
+    tracing::info!(address = %app.address, "serving");
+    let code = lifecycle.run_to_end().await;
+    telemetry.flush().await;
+    Ok(code)
+}
+
+/// The running service.
+pub struct App {
+    /// Where its gRPC door is.
+    pub address: SocketAddr,
+    /// Its relay.
+    pub relay: outbox::Handle,
+}
+
+/// Starts everything; the tests start exactly this.
+///
+/// # Errors
+/// Fails when a port cannot be bound or an address cannot be read. A dependency that is down is waited for.
+pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<App, anyhow::Error> {
+    use secrecy::ExposeSecret as _;
+
+    let db = Db::lazy(&config.database_url, NAME, config.database_connections)?;
+    let verifier = Arc::new(Verifier::new(config.common.jwks.clone(), &config.common.issuer, &config.common.audience)?);
+    let nats = nats::connect(NAME, config.nats_url.expose_secret()).await?;
+    let relay_db = database::pool(&config.relay_database_url, "todo-relay", 3)?;
+    let relay = Relay::new(relay_db, nats, relay_config(config));
+    let handle = relay.handle();
+    let stop = lifecycle.stopping();
+    lifecycle.spawn("relay", relay.run(stop));
+    watch(lifecycle, readiness, db.clone(), Arc::clone(&verifier));
+    let todos = grpc::Todos {
+        app: commands::App { db, relay: handle.clone() },
+        pages: PageTokens::new(config.page_token_key.clone()),
+    };
+    let routes = Routes::new(TodoServiceServer::new(todos));
+    let address = service::grpc::serve(lifecycle, config.common.listen, verifier, proto::DESCRIPTORS, routes).await?;
+    Ok(App { address, relay: handle })
+}
+
+fn relay_config(config: &Config) -> RelayConfig {
+    RelayConfig {
+        stream: StreamSpec {
+            name: subject::stream(NAME),
+            subjects: vec![subject::all(NAME)],
+            max_age: config.stream_max_age,
+            replicas: 1,
+        },
+        content_type: envelope::CONTENT_TYPE.to_owned(),
+        hint_subject: format!("hint.outbox.{NAME}"),
+        holder: clock::new_id(),
+        lease: Duration::from_secs(4),
+        poll: Duration::from_millis(500),
+        window: 4_000,
+        max_bytes: envelope::MAX_BYTES,
+    }
+}
+
+/// Keeps readiness true to the database and the keys, and forgets old idempotency records.
+fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Verifier>) {
+    readiness.set("database", false);
+    readiness.set("keys", false);
+    let (stop, readiness) = (lifecycle.stopping(), readiness.clone());
+    lifecycle.spawn("watch", async move {
+        let keys = retry::until_it_works("the issuer's keys", || verifier.refresh());
+        if stop.run_until_cancelled(keys).await.is_some() {
+            readiness.set("keys", true);
+        }
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut round: u32 = 0;
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            let answer = db.ping().await;
+            if let Err(error) = &answer {
+                tracing::warn!(%error, "the database does not answer");
+            } else if round.is_multiple_of(600) {
+                db.sweep_idempotency().await.map_err(|error| tracing::warn!(%error, "the sweep failed")).ok();
+            }
+            round = round.wrapping_add(1);
+            readiness.set("database", answer.is_ok());
+        }
+        Ok::<_, anyhow::Error>(())
+    });
+    debug_assert_eq!(events::todo::SERVICE, NAME);
+}

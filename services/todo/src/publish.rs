@@ -1,0 +1,85 @@
+//! What the service tells: a change as a CloudEvent, appended to the outbox in the change's own transaction.
+
+use authz::Principal;
+use contracts::envelope::{self, Envelope};
+use contracts::events::EventType;
+use contracts::events::todo::{self as event, Actor, ActorKind, Status};
+use contracts::{EventId, subject};
+use service::{Failure, TenantTx, clock, telemetry};
+
+use crate::todo::{State, Todo};
+
+/// The `type` of an event.
+pub(crate) const fn type_of<D: EventType>() -> &'static str {
+    D::TYPE
+}
+
+/// The todo as events carry it.
+pub(crate) fn state(todo: &Todo) -> event::Todo {
+    let (status, complete_time) = match todo.state {
+        State::Open => (Status::Open, None),
+        State::Completed { at } => (Status::Completed, Some(at)),
+    };
+    event::Todo {
+        id: todo.id,
+        title: todo.title.as_str().to_owned(),
+        notes: todo.notes.as_str().to_owned(),
+        status,
+        due_time: todo.due_time,
+        labels: todo.labels.to_strings(),
+        assignee: todo.assignee.clone(),
+        create_time: todo.create_time,
+        update_time: todo.update_time,
+        complete_time,
+        created_by: todo.created_by.clone(),
+        version: todo.version,
+    }
+}
+
+/// The caller as the one who made the change.
+pub(crate) fn actor(who: &Principal) -> Actor {
+    Actor { kind: ActorKind::User, id: who.user.clone() }
+}
+
+/// Appends one event about `todo`.
+///
+/// # Errors
+/// Fails as any insert does.
+pub(crate) async fn append<D: EventType>(
+    tx: &mut TenantTx,
+    who: &Principal,
+    todo: &Todo,
+    data: &D,
+    superseded_by: Option<&str>,
+) -> Result<(), Failure> {
+    let aggregate = todo.id.to_string();
+    let id = clock::new_id();
+    let traceparent = telemetry::traceparent();
+    let envelope = Envelope {
+        specversion: "1.0".to_owned(),
+        id: EventId::new(id),
+        source: event::SOURCE.to_owned(),
+        event_type: D::TYPE.to_owned(),
+        subject: aggregate.clone(),
+        time: todo.update_time,
+        datacontenttype: "application/json".to_owned(),
+        dataschema: envelope::schema_id(D::TYPE),
+        sequence: envelope::sequence(todo.version),
+        partitionkey: aggregate.clone(),
+        tenant: who.tenant.clone(),
+        supersededby: superseded_by.map(ToOwned::to_owned),
+        traceparent: traceparent.clone(),
+        tracestate: None,
+        data,
+    };
+    let payload = serde_json::to_vec(&envelope).map_err(Failure::internal)?;
+    let event = outbox::NewEvent {
+        id,
+        tenant: who.tenant.as_str(),
+        aggregate_id: &aggregate,
+        subject: &subject::of(D::TYPE, &who.tenant),
+        traceparent: traceparent.as_deref(),
+        payload: &payload,
+    };
+    outbox::append(tx, &event).await.map_err(Failure::from)
+}

@@ -1,0 +1,365 @@
+//! What a todo is and what may happen to it. Pure: the time and new ids are arguments.
+
+use chrono::{DateTime, Utc};
+use contracts::{TodoId, UserId};
+
+/// The most labels a todo may carry.
+pub const MAX_LABELS: usize = 20;
+
+/// A text that cannot be taken; the message goes on after the field's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// Nothing but white space.
+    #[error("must not be empty")]
+    Empty,
+    /// Too many characters.
+    #[error("must have at most {0} characters")]
+    TooLong(usize),
+    /// A control character.
+    #[error("must not contain control characters{0}")]
+    Control(&'static str),
+    /// Too many labels.
+    #[error("must be at most {MAX_LABELS}")]
+    TooMany,
+}
+
+fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
+    if text.chars().count() > most {
+        return Err(TextError::TooLong(most));
+    }
+    if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
+}
+
+/// What is to be done: 1 to 500 characters, trimmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Title(String);
+
+impl Title {
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        let text = text.trim();
+        check(text, 500, char::is_control, "")?;
+        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// More about it: up to 10,000 characters, with line breaks and tabs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes(String);
+
+impl Notes {
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+        check(text, 10_000, control, " except line breaks and tabs")?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One label: 1 to 50 characters, trimmed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Label(String);
+
+impl Label {
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        let text = text.trim();
+        check(text, 50, char::is_control, "")?;
+        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Up to 20 different labels, in the order they were given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Labels(Vec<Label>);
+
+impl Labels {
+    /// Takes each label once.
+    ///
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(texts: &[String]) -> Result<Self, TextError> {
+        let mut labels: Vec<Label> = Vec::new();
+        for text in texts {
+            let label = Label::parse(text)?;
+            if !labels.contains(&label) {
+                if labels.len() == MAX_LABELS {
+                    return Err(TextError::TooMany);
+                }
+                labels.push(label);
+            }
+        }
+        Ok(Self(labels))
+    }
+
+    /// The texts.
+    #[must_use]
+    pub fn to_strings(&self) -> Vec<String> {
+        self.0.iter().map(|label| label.0.clone()).collect()
+    }
+}
+
+/// Where a todo is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Still to be done.
+    Open,
+    /// Done.
+    Completed {
+        /// Since when.
+        at: DateTime<Utc>,
+    },
+}
+
+/// One thing to be done. Not here: whose it is (the transaction knows), and whether it is deleted (then it is gone).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Todo {
+    /// Its id.
+    pub id: TodoId,
+    /// What is to be done.
+    pub title: Title,
+    /// More about it.
+    pub notes: Notes,
+    /// Where it is in its life.
+    pub state: State,
+    /// When it should be done.
+    pub due_time: Option<DateTime<Utc>>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Who should do it.
+    pub assignee: Option<UserId>,
+    /// When it was created.
+    pub create_time: DateTime<Utc>,
+    /// When it was last changed.
+    pub update_time: DateTime<Utc>,
+    /// Who created it.
+    pub created_by: UserId,
+    /// Counts the changes, from 1.
+    pub version: i32,
+}
+
+/// What a new todo is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// What is to be done.
+    pub title: Title,
+    /// More about it.
+    pub notes: Notes,
+    /// When it should be done.
+    pub due_time: Option<DateTime<Utc>>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Who should do it.
+    pub assignee: Option<UserId>,
+}
+
+/// What is to change; `None` stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Patch {
+    /// A new title.
+    pub title: Option<Title>,
+    /// New notes.
+    pub notes: Option<Notes>,
+    /// A new due time, or none any more.
+    pub due_time: Option<Option<DateTime<Utc>>>,
+    /// New labels, all of them.
+    pub labels: Option<Labels>,
+    /// A new assignee, or nobody any more.
+    pub assignee: Option<Option<UserId>>,
+}
+
+/// A change that the state does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransitionError {
+    /// Only an open todo can be completed.
+    #[error("the todo is completed already")]
+    AlreadyCompleted,
+    /// Only a completed todo can be opened again.
+    #[error("the todo is open already")]
+    AlreadyOpen,
+}
+
+impl Todo {
+    /// A new, open todo.
+    #[must_use]
+    pub fn create(id: TodoId, draft: Draft, by: UserId, now: DateTime<Utc>) -> Self {
+        Self {
+            id,
+            title: draft.title,
+            notes: draft.notes,
+            state: State::Open,
+            due_time: draft.due_time,
+            labels: draft.labels,
+            assignee: draft.assignee,
+            create_time: now,
+            update_time: now,
+            created_by: by,
+            version: 1,
+        }
+    }
+
+    /// The todo with the patch applied; `None` when that changes nothing.
+    #[must_use]
+    pub fn update(self, patch: Patch, now: DateTime<Utc>) -> Option<Self> {
+        let new = Self {
+            title: patch.title.unwrap_or_else(|| self.title.clone()),
+            notes: patch.notes.unwrap_or_else(|| self.notes.clone()),
+            due_time: patch.due_time.unwrap_or(self.due_time),
+            labels: patch.labels.unwrap_or_else(|| self.labels.clone()),
+            assignee: patch.assignee.unwrap_or_else(|| self.assignee.clone()),
+            ..self.clone()
+        };
+        (new != self).then(|| new.changed(now))
+    }
+
+    /// Done.
+    ///
+    /// # Errors
+    /// It is completed already.
+    pub fn complete(self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
+        match self.state {
+            State::Open => Ok(Self { state: State::Completed { at: now }, ..self }.changed(now)),
+            State::Completed { .. } => Err(TransitionError::AlreadyCompleted),
+        }
+    }
+
+    /// To be done again.
+    ///
+    /// # Errors
+    /// It is open already.
+    pub fn reopen(self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
+        match self.state {
+            State::Completed { .. } => Ok(Self { state: State::Open, ..self }.changed(now)),
+            State::Open => Err(TransitionError::AlreadyOpen),
+        }
+    }
+
+    /// Its last version: whoever holds it knows that it is gone.
+    #[must_use]
+    pub fn delete(self, now: DateTime<Utc>) -> Self {
+        self.changed(now)
+    }
+
+    /// Changes with every version.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        format!("v{}", self.version)
+    }
+
+    fn changed(self, now: DateTime<Utc>) -> Self {
+        // Time never runs backwards within a todo, whatever the clock does.
+        Self { version: self.version + 1, update_time: now.max(self.update_time), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(seconds, 0).unwrap()
+    }
+
+    fn todo() -> Todo {
+        let draft = Draft {
+            title: Title::parse("Splice the line").unwrap(),
+            notes: Notes::default(),
+            due_time: None,
+            labels: Labels::default(),
+            assignee: None,
+        };
+        let id = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse().unwrap();
+        Todo::create(id, draft, "ann".parse().unwrap(), at(1))
+    }
+
+    #[test]
+    fn a_title_is_trimmed_and_never_empty() {
+        assert_eq!(Title::parse("  a b ").unwrap().as_str(), "a b");
+        assert_eq!(Title::parse(" \t "), Err(TextError::Empty));
+        assert_eq!(Title::parse(&"é".repeat(501)), Err(TextError::TooLong(500)));
+        assert!(Title::parse(&"é".repeat(500)).is_ok());
+        assert_eq!(Title::parse("a\0b"), Err(TextError::Control("")));
+    }
+
+    #[test]
+    fn notes_keep_line_breaks_and_refuse_other_control_characters() {
+        assert!(Notes::parse("a\r\n\tb").is_ok());
+        assert!(Notes::parse("a\u{1b}b").is_err());
+        assert_eq!(Notes::parse(&"x".repeat(10_001)), Err(TextError::TooLong(10_000)));
+    }
+
+    #[test]
+    fn labels_are_taken_once_and_bounded() {
+        let strings = |labels: &[&str]| labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>();
+        assert_eq!(Labels::parse(&strings(&["a", " a ", "b"])).unwrap().to_strings(), ["a", "b"]);
+        let many: Vec<String> = (0..21).map(|n| n.to_string()).collect();
+        assert_eq!(Labels::parse(&many), Err(TextError::TooMany));
+        assert!(Labels::parse(&many[..20]).is_ok());
+    }
+
+    #[test]
+    fn an_update_that_changes_nothing_is_none() {
+        let same = Patch { title: Some(Title::parse("Splice the line").unwrap()), ..Patch::default() };
+        assert_eq!(todo().update(same, at(2)), None);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Update(String),
+        Complete,
+        Reopen,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof!["[a-z]{1,5}".prop_map(Step::Update), Just(Step::Complete), Just(Step::Reopen)];
+        prop::collection::vec(step, 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn each_change_counts_once_and_completion_has_a_time(steps in steps()) {
+            let mut todo = todo();
+            for (n, step) in steps.into_iter().enumerate() {
+                let (before, now) = (todo.clone(), at(n as i64 + 2));
+                let after = match step {
+                    Step::Update(title) => {
+                        before.clone().update(Patch { title: Title::parse(&title).ok(), ..Patch::default() }, now)
+                    }
+                    Step::Complete => before.clone().complete(now).ok(),
+                    Step::Reopen => before.clone().reopen(now).ok(),
+                };
+                if let Some(after) = after {
+                    prop_assert_eq!(after.version, before.version + 1);
+                    prop_assert!(after.update_time >= before.update_time);
+                    prop_assert_eq!(after.create_time, before.create_time);
+                    todo = after;
+                }
+            }
+            let completed = matches!(todo.state, State::Completed { .. });
+            prop_assert_eq!(completed, todo.clone().complete(at(99)).is_err());
+            prop_assert_eq!(completed, todo.reopen(at(99)).is_ok());
+        }
+    }
+}

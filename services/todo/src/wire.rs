@@ -1,0 +1,118 @@
+//! Between gRPC messages and the domain.
+
+use chrono::{DateTime, SubsecRound as _, Utc};
+use contracts::{TodoId, UserId};
+use prost_types::Timestamp;
+use proto::todo as pb;
+use service::Failure;
+
+use crate::store::Filter;
+use crate::todo::{Draft, Label, Labels, Notes, Patch, State, TextError, Title, Todo};
+
+/// The fields that can be changed.
+const WRITABLE: [&str; 5] = ["title", "notes", "due_time", "labels", "assignee"];
+
+fn text<T>(field: &str, result: Result<T, TextError>) -> Result<T, Failure> {
+    result.map_err(|error| Failure::invalid(field, error))
+}
+
+pub fn id(text: &str) -> Result<TodoId, Failure> {
+    text.parse().map_err(|error| Failure::invalid("id", format_args!("is not one: {error}")))
+}
+
+fn assignee(text: &str) -> Result<Option<UserId>, Failure> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| Failure::invalid("assignee", format_args!("is not one: {error}")))
+}
+
+fn due_time(time: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Failure> {
+    let Some(time) = time else { return Ok(None) };
+    u32::try_from(time.nanos)
+        .ok()
+        .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos))
+        .filter(|time| (-62_135_596_800..253_402_300_800).contains(&time.timestamp()))
+        .map(|time| Some(time.trunc_subsecs(6)))
+        .ok_or_else(|| Failure::invalid("due_time", "must be between the years 1 and 9999"))
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
+}
+
+pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {
+    let todo = todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?;
+    Ok(Draft {
+        title: text("title", Title::parse(&todo.title))?,
+        notes: text("notes", Notes::parse(&todo.notes))?,
+        due_time: due_time(todo.due_time.as_ref())?,
+        labels: text("labels", Labels::parse(&todo.labels))?,
+        assignee: assignee(&todo.assignee)?,
+    })
+}
+
+pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<Patch, Failure> {
+    let paths: Vec<&str> = mask.into_iter().flat_map(|mask| &mask.paths).map(String::as_str).collect();
+    if let Some(unknown) = paths.iter().find(|path| **path != "*" && !WRITABLE.contains(path)) {
+        let what = format!("names {unknown}: it may name {} or *", WRITABLE.join(", "));
+        return Err(Failure::invalid("update_mask", what));
+    }
+    let takes = |field: &str, is_set: bool| match paths.as_slice() {
+        [] => is_set,
+        named => named.iter().any(|path| *path == "*" || *path == field),
+    };
+    let mut patch = Patch::default();
+    if takes("title", !todo.title.is_empty()) {
+        patch.title = Some(text("title", Title::parse(&todo.title))?);
+    }
+    if takes("notes", !todo.notes.is_empty()) {
+        patch.notes = Some(text("notes", Notes::parse(&todo.notes))?);
+    }
+    if takes("due_time", todo.due_time.is_some()) {
+        patch.due_time = Some(due_time(todo.due_time.as_ref())?);
+    }
+    if takes("labels", !todo.labels.is_empty()) {
+        patch.labels = Some(text("labels", Labels::parse(&todo.labels))?);
+    }
+    if takes("assignee", !todo.assignee.is_empty()) {
+        patch.assignee = Some(assignee(&todo.assignee)?);
+    }
+    Ok(patch)
+}
+
+pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
+    let status = match pb::Status::try_from(request.status) {
+        Ok(pb::Status::Unspecified) => None,
+        Ok(pb::Status::Open) => Some("OPEN"),
+        Ok(pb::Status::Completed) => Some("COMPLETED"),
+        Err(_) => return Err(Failure::invalid("status", "must be OPEN or COMPLETED")),
+    };
+    let label = match request.label.as_str() {
+        "" => None,
+        label => Some(text("label", Label::parse(label))?),
+    };
+    Ok(Filter { status, label, assignee: assignee(&request.assignee)? })
+}
+
+pub fn todo(todo: &Todo) -> pb::Todo {
+    let (status, complete_time) = match todo.state {
+        State::Open => (pb::Status::Open, None),
+        State::Completed { at } => (pb::Status::Completed, Some(timestamp(at))),
+    };
+    pb::Todo {
+        id: todo.id.to_string(),
+        title: todo.title.as_str().to_owned(),
+        notes: todo.notes.as_str().to_owned(),
+        status: status.into(),
+        due_time: todo.due_time.map(timestamp),
+        labels: todo.labels.to_strings(),
+        assignee: todo.assignee.as_ref().map(ToString::to_string).unwrap_or_default(),
+        create_time: Some(timestamp(todo.create_time)),
+        update_time: Some(timestamp(todo.update_time)),
+        complete_time,
+        created_by: todo.created_by.to_string(),
+        version: todo.version,
+        etag: todo.etag(),
+    }
+}
