@@ -111,12 +111,14 @@ fn progress(total: u64, json: bool) -> ProgressBar {
     bar
 }
 
+/// A line, and what to write for it and whether it is completed, or what is wrong with it.
+type Body = (u64, Result<(Value, bool), String>);
 type Refused = Vec<(u64, String)>;
 
 fn read(text: &str, format: Format, tenant: &str) -> Result<(Vec<Item>, Refused), anyhow::Error> {
     let mut seen: HashMap<String, u32> = HashMap::new();
     let (mut items, mut refused) = (Vec::new(), Vec::new());
-    let bodies: Vec<(u64, Result<(Value, bool), String>)> = match format {
+    let bodies: Vec<Body> = match format {
         Format::TodoTxt => (1..)
             .zip(text.lines())
             .filter(|(_, line)| !line.trim().is_empty())

@@ -43,11 +43,14 @@ impl Row {
     }
 }
 
+/// A row and the line it starts on, or what is wrong there.
+pub type Numbered = (u64, Result<Row, String>);
+
 /// The rows of a file, each with the line it starts on.
 ///
 /// # Errors
 /// The head names no title.
-pub fn rows(text: &str) -> Result<Vec<(u64, Result<Row, String>)>, anyhow::Error> {
+pub fn rows(text: &str) -> Result<Vec<Numbered>, anyhow::Error> {
     let mut reader = csv::ReaderBuilder::new().flexible(false).trim(csv::Trim::Headers).from_reader(text.as_bytes());
     let head = reader.headers()?.clone();
     anyhow::ensure!(head.iter().any(|name| name == "title"), "the first line of the CSV must name a column `title`");

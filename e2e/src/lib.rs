@@ -1,1 +1,267 @@
+//! A whole fleet as processes, in a folder and on ports of its own, driven through its public doors only.
 
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use devstack::supervisor::{BoardFile, State, Unit, read_board};
+use reqwest::{Method, Response};
+use serde_json::Value;
+use testkit::{parts, unique};
+use tokio::process::{Child, Command};
+
+/// How long a fleet may take to come up; on a fresh machine the parts are fetched first.
+const UP_WITHIN: Duration = Duration::from_secs(600);
+
+/// A running fleet. It stops when this is dropped, and when the test process ends.
+pub struct Fleet {
+    /// Its folder.
+    pub home: PathBuf,
+    supervisor: Child,
+    http: reqwest::Client,
+}
+
+/// The program under test.
+#[must_use]
+pub fn flotilla() -> PathBuf {
+    parts::programs().join("flotilla")
+}
+
+impl Fleet {
+    /// Brings a fleet up as a user would, on any free ports.
+    ///
+    /// # Panics
+    /// It does not come up: shows what it said.
+    pub async fn start(otlp_endpoint: Option<&str>) -> Self {
+        let home = std::env::temp_dir().join(unique("flotilla-e2e-"));
+        std::fs::create_dir_all(&home).unwrap();
+        let said = home.join("supervisor.out");
+        let output = std::fs::File::create(&said).unwrap();
+        let mut command = Command::new(flotilla());
+        command.arg("--home").arg(&home).args([
+            "supervise",
+            "--until-stdin-ends",
+            "--any-ports",
+            "--gateway-port",
+            "0",
+        ]);
+        if let Some(endpoint) = otlp_endpoint {
+            command.args(["--otlp-endpoint", endpoint]);
+        }
+        command.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output);
+        let supervisor = command.spawn().unwrap();
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
+        let mut fleet = Self { home, supervisor, http };
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let deadline = tokio::time::Instant::now() + UP_WITHIN;
+        while !fleet.board().is_some_and(|board| board.up) {
+            tick.tick().await;
+            let text = || std::fs::read_to_string(&said).unwrap_or_default();
+            assert!(fleet.supervisor.try_wait().unwrap().is_none(), "the fleet did not come up:\n{}", text());
+            assert!(tokio::time::Instant::now() < deadline, "the fleet is not up yet:\n{}", text());
+        }
+        fleet
+    }
+
+    fn board(&self) -> Option<BoardFile> {
+        read_board(&self.home.join(devstack::stack::BOARD)).ok()
+    }
+
+    /// How a part or service is.
+    ///
+    /// # Panics
+    /// There is no such unit.
+    #[must_use]
+    pub fn unit(&self, name: &str) -> Unit {
+        self.board().unwrap().units.into_iter().find(|unit| unit.name == name).unwrap()
+    }
+
+    /// The login of a part, from its file of credentials.
+    ///
+    /// # Panics
+    /// It has none.
+    #[must_use]
+    pub fn login(&self, part: &str) -> Value {
+        let file = self.unit(part).creds_file.unwrap();
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    }
+
+    /// Kills a unit with SIGKILL, and waits until the supervisor has it ready again.
+    ///
+    /// # Panics
+    /// It is not running, or does not come back.
+    pub async fn kill(&self, name: &str) {
+        let before = self.unit(name);
+        devstack::process::signal(before.pid.unwrap(), nix::sys::signal::Signal::SIGKILL).unwrap();
+        testkit::until(&format!("{name} is back"), || async {
+            let now = self.unit(name);
+            now.restarts > before.restarts && now.state == State::Ready
+        })
+        .await;
+    }
+
+    /// Runs the flotilla command on this fleet.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(flotilla());
+        command.arg("--home").arg(&self.home).args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs the flotilla command to its end.
+    ///
+    /// # Panics
+    /// It cannot be run.
+    pub async fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().await.unwrap()
+    }
+
+    /// What the command prints with `--json`.
+    ///
+    /// # Panics
+    /// It fails, or prints something else.
+    pub async fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat()).await;
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A caller of the HTTP API.
+    ///
+    /// # Panics
+    /// No token can be had.
+    pub async fn caller(&self, tenant: &str, user: &str) -> Caller {
+        let output = self.run(&["token", "--tenant", tenant, "--user", user]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let base = format!("http://{}", self.unit("gateway").address);
+        Caller { http: self.http.clone(), base, token: Some(token) }
+    }
+
+    /// A caller without a token.
+    #[must_use]
+    pub fn stranger(&self) -> Caller {
+        Caller { http: self.http.clone(), base: format!("http://{}", self.unit("gateway").address), token: None }
+    }
+
+    /// Stops the fleet as `flotilla down` does, and removes its folder.
+    ///
+    /// # Panics
+    /// It does not stop.
+    pub async fn stop(mut self) {
+        drop(self.supervisor.stdin.take());
+        assert!(self.supervisor.wait().await.unwrap().success());
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        drop(self.supervisor.stdin.take());
+        // In order, so that nothing writes to the folder that is removed.
+        while self.supervisor.try_wait().is_ok_and(|status| status.is_none()) {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        devstack::Home::open(&self.home).and_then(|home| home.wipe()).ok();
+    }
+}
+
+/// Where the workspace is.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Someone who speaks HTTP.
+#[derive(Clone)]
+pub struct Caller {
+    http: reqwest::Client,
+    base: String,
+    token: Option<String>,
+}
+
+impl Caller {
+    /// A request with this caller's token; POST gets a new idempotency key.
+    #[must_use]
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));
+        if method == Method::POST {
+            request = request.header("idempotency-key", unique("key-"));
+        }
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends it.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let request = self.request(method, path);
+        let request = if let Some(body) = body { request.json(&body) } else { request };
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// Creates a todo.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn create(&self, body: Value) -> Value {
+        let answer = self.send(Method::POST, "/v1/todos", Some(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body
+    }
+
+    /// The titles that a search finds on its first page.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn search(&self, words: &str) -> Vec<String> {
+        let request = self.request(Method::GET, "/v1/todos:search").query(&[("query", words), ("pageSize", "100")]);
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let hits = answer.body["hits"].as_array().cloned().unwrap_or_default();
+        hits.into_iter().map(|hit| hit["title"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers.
+    pub headers: reqwest::header::HeaderMap,
+    /// The body, as JSON; null when it is none.
+    pub body: Value,
+}
+
+impl Answer {
+    /// Reads a response.
+    ///
+    /// # Panics
+    /// It breaks off.
+    pub async fn of(response: Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or(Value::Null);
+        Self { status, headers, body }
+    }
+
+    /// A header's text; empty when it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The stable code of a problem, after a look at its shape.
+    ///
+    /// # Panics
+    /// It is no problem.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        assert_eq!(self.body["status"], self.status, "{self:?}");
+        assert!(self.body["detail"].is_string() && self.body["title"].is_string(), "{self:?}");
+        self.body["code"].as_str().unwrap()
+    }
+}

@@ -127,7 +127,6 @@ impl Verifier {
     }
 }
 
-#[expect(clippy::match_wildcard_for_single_variants, reason = "the enum is non-exhaustive")]
 fn rejection(kind: &ErrorKind) -> TokenError {
     match kind {
         ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => TokenError::Expired,

@@ -13,12 +13,13 @@ pub static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("build.rs wrote a descriptor set"));
 
 /// `flotilla.todo.v1`
-#[expect(clippy::doc_lazy_continuation, clippy::large_enum_variant, reason = "generated code")]
+#[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod todo {
     tonic::include_proto!("flotilla.todo.v1");
 }
 
 /// `flotilla.search.v1`
+#[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod search {
     tonic::include_proto!("flotilla.search.v1");
 }

@@ -56,6 +56,12 @@ impl Key {
     }
 }
 
+#[derive(sqlx::FromRow)]
+struct Kept {
+    fingerprint: Vec<u8>,
+    response: Vec<u8>,
+}
+
 /// One use of a key: for this caller, this method and this very request.
 #[derive(Debug, Clone)]
 pub struct Attempt<'a> {
@@ -85,28 +91,25 @@ impl<'a> Attempt<'a> {
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
     pub async fn begin<R: Message + Default>(&self, tx: &mut PgConnection) -> Result<Option<R>, Failure> {
         let lock = i64::from_be_bytes(self.lock());
-        let (locked, kept): (bool, Option<(Vec<u8>, Vec<u8>)>) = {
-            let locked: bool =
-                sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut *tx).await?;
-            let kept = sqlx::query_as(
-                "select fingerprint, response from idempotency \
-                 where tenant = $1 and principal = $2 and method = $3 and key = $4",
-            )
-            .bind(self.principal.tenant.as_str())
-            .bind(self.principal.user.as_str())
-            .bind(self.method)
-            .bind(&self.key.0)
-            .fetch_optional(&mut *tx)
-            .await?;
-            (locked, kept)
-        };
+        let locked: bool =
+            sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut *tx).await?;
+        let kept: Option<Kept> = sqlx::query_as(
+            "select fingerprint, response from idempotency \
+             where tenant = $1 and principal = $2 and method = $3 and key = $4",
+        )
+        .bind(self.principal.tenant.as_str())
+        .bind(self.principal.user.as_str())
+        .bind(self.method)
+        .bind(&self.key.0)
+        .fetch_optional(&mut *tx)
+        .await?;
         match kept {
-            Some((fingerprint, _)) if fingerprint != self.fingerprint => Err(Failure::new(
+            Some(kept) if kept.fingerprint != self.fingerprint => Err(Failure::new(
                 Code::InvalidArgument,
                 "IDEMPOTENCY_KEY_REUSED",
                 "this Idempotency-Key was used for another request: use a new key for a new request",
             )),
-            Some((_, response)) => R::decode(response.as_slice()).map(Some).map_err(Failure::internal),
+            Some(kept) => R::decode(kept.response.as_slice()).map(Some).map_err(Failure::internal),
             None if locked => Ok(None),
             None => Err(Failure::new(
                 Code::Aborted,

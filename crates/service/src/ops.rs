@@ -35,7 +35,6 @@ impl Readiness {
     }
 
     /// The answer to a readiness probe.
-    #[must_use]
     pub fn answer(&self) -> (StatusCode, Json<serde_json::Value>) {
         let (ready, conditions) = self.get();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

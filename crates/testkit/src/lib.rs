@@ -1,1 +1,45 @@
+//! Real parts for tests. All test runs of a clone share one PostgreSQL and one OpenSearch, which the hidden command
+//! `flotilla test-parts` keeps for as long as a test is connected, and a little longer; each test has a database made
+//! from a template, an index name and a nats-server of its own. Nothing is left behind.
 
+pub mod database;
+
+pub mod nats;
+
+pub mod parts;
+
+pub mod token;
+
+pub use database::TestDatabase;
+pub use nats::TestNats;
+pub use parts::Parts;
+pub use token::TestIssuer;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// How long an event may take before a test fails. No test takes so long when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something is so.
+///
+/// # Panics
+/// It is not so within [`PATIENCE`].
+pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        tick.tick().await;
+        if is_so().await {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not so within {PATIENCE:?}");
+    }
+}
+
+/// A name that no other test has.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
+pub fn unique(prefix: &str) -> String {
+    format!("{prefix}{}", uuid::Uuid::now_v7().simple())
+}

@@ -37,7 +37,8 @@ use tonic::service::Routes;
 /// The service's name.
 pub const NAME: &str = "todo";
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+/// The schema, in steps.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// How the service is told what it needs.
 #[derive(Debug, Args)]

@@ -16,7 +16,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Serves until SIGTERM.
-    Serve(ConfigArgs),
+    Serve(Box<ConfigArgs>),
     /// Brings the database's schema up to date, as its owner.
     Migrate(MigrateArgs),
 }

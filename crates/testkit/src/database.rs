@@ -1,0 +1,112 @@
+//! A database of its own for each test, copied from a template that holds the migrated schema.
+
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+use crate::{Parts, unique};
+
+/// A migrated database; dropped with this.
+pub struct TestDatabase {
+    /// Its name.
+    pub name: String,
+    /// The login of `todo_app`.
+    pub app: String,
+    /// The login of `todo_relay`.
+    pub relay: String,
+    /// The login of the superuser, who sees all rows.
+    pub superuser: String,
+}
+
+fn login(role: &str, password: &str, database: &str) -> String {
+    let (_, host) = Parts::shared().postgres.split_once('@').unwrap();
+    let (host, _) = host.split_once('/').unwrap();
+    format!("postgres://{role}:{password}@{host}/{database}")
+}
+
+fn superuser(database: &str) -> String {
+    let (server, _) = Parts::shared().postgres.rsplit_once('/').unwrap();
+    format!("{server}/{database}")
+}
+
+impl TestDatabase {
+    /// A database with the schema of the todo service.
+    ///
+    /// # Panics
+    /// The migrations fail.
+    pub async fn todo(migrations: &Migrator) -> Self {
+        let parts = Parts::shared();
+        let template = template(migrations).await;
+        let name = unique("test_");
+        let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
+        // Only one copy of a template at a time, over all test processes.
+        for sql in [
+            "select pg_advisory_lock(7151)".to_owned(),
+            format!("create database {name} template {template} owner todo_owner"),
+            "select pg_advisory_unlock(7151)".to_owned(),
+            format!("grant connect on database {name} to todo_app, todo_relay"),
+        ] {
+            admin.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
+        admin.close().await.unwrap();
+        Self {
+            app: login("todo_app", &parts.app, &name),
+            relay: login("todo_relay", &parts.relay, &name),
+            superuser: superuser(&name),
+            name,
+        }
+    }
+
+    /// A connection as the superuser.
+    ///
+    /// # Panics
+    /// There is none to be had.
+    pub async fn admin(&self) -> PgConnection {
+        PgConnection::connect(&self.superuser).await.unwrap()
+    }
+}
+
+/// The template of these very migrations; made by the first test that needs it.
+async fn template(migrations: &Migrator) -> String {
+    let parts = Parts::shared();
+    let print = migrations.iter().fold(0_u64, |print, migration| {
+        migration.checksum.iter().fold(print, |print, byte| print.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+    });
+    // Partitions are made for the days to come: a template is good for its day.
+    let name = format!("template_{print:x}_{}", devstack::supervisor::now().format("%Y%m%d"));
+    let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
+    admin.execute("select pg_advisory_lock(7151)").await.unwrap();
+    let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(&name)
+        .fetch_one(&mut admin)
+        .await
+        .unwrap();
+    if !exists {
+        let part = format!("{name}_part");
+        admin.execute(AssertSqlSafe(format!("drop database if exists {part}"))).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("create database {part} owner todo_owner"))).await.unwrap();
+        let mut owner = PgConnection::connect(&login("todo_owner", &parts.owner, &part)).await.unwrap();
+        migrations.run(&mut owner).await.unwrap();
+        owner.close().await.unwrap();
+        admin.execute(AssertSqlSafe(format!("alter database {part} rename to {name}"))).await.unwrap();
+    }
+    admin.close().await.unwrap();
+    name
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (url, name) = (Parts::shared().postgres.clone(), self.name.clone());
+        // A thread with a runtime of its own: the test's may be gone already.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut admin = PgConnection::connect(&url).await?;
+                admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
+                Ok::<_, anyhow::Error>(())
+            })
+        });
+        if !matches!(dropped.join(), Ok(Ok(()))) {
+            eprintln!("the database {} could not be dropped", self.name);
+        }
+    }
+}

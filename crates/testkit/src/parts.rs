@@ -1,0 +1,99 @@
+//! The shared PostgreSQL and OpenSearch.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+
+/// Where the shared parts are, and the logins of the todo service's roles there.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Parts {
+    /// The superuser's login.
+    pub postgres: String,
+    /// The password of `todo_owner`.
+    pub owner: String,
+    /// The password of `todo_app`.
+    pub app: String,
+    /// The password of `todo_relay`.
+    pub relay: String,
+    /// OpenSearch's address.
+    pub opensearch: String,
+}
+
+/// The parts, and the connection that keeps them: it is closed when the test process ends.
+static PARTS: OnceLock<(Parts, UnixStream)> = OnceLock::new();
+
+/// The folder of the workspace's programs.
+///
+/// # Panics
+/// The test binary is not where cargo puts it.
+#[must_use]
+pub fn programs() -> PathBuf {
+    // <target>/debug/deps/<test binary>
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().to_owned()
+}
+
+/// The folder that holds what tests share, beside the programs.
+#[must_use]
+pub fn home() -> PathBuf {
+    programs().join("test-parts")
+}
+
+impl Parts {
+    /// The shared parts; the first test of a run starts them.
+    ///
+    /// # Panics
+    /// They cannot be started: says why.
+    pub fn shared() -> &'static Self {
+        &PARTS.get_or_init(connect).0
+    }
+}
+
+fn connect() -> (Parts, UnixStream) {
+    std::fs::create_dir_all(home()).unwrap();
+    // One test starts the parts, the others wait for it.
+    let lock = File::create(home().join("start.lock")).unwrap();
+    lock.lock().unwrap();
+    let guest = guest().or_else(|| {
+        start();
+        guest()
+    });
+    guest.expect("the shared parts have started")
+}
+
+fn guest() -> Option<(Parts, UnixStream)> {
+    let stream = UnixStream::connect(home().join("run/test-parts.sock")).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream.try_clone().ok()?).read_line(&mut line).ok()?;
+    Some((serde_json::from_str(&line).ok()?, stream))
+}
+
+fn start() {
+    let program = programs().join("flotilla");
+    assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());
+    let log = home().join("test-parts.log");
+    let file = File::create(&log).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.arg("--home").arg(home()).arg("test-parts");
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
+    let mut keeper = command.spawn().unwrap();
+    // Fetching the parts on a fresh machine takes its time.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(600);
+    while guest().is_none() {
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        if let Some(status) = keeper.try_wait().unwrap() {
+            // A keeper that is just leaving still holds the stack: try again when it has gone.
+            assert!(said().contains("another process runs a stack"), "the parts ended with {status}:\n{}", said());
+            std::thread::park_timeout(std::time::Duration::from_millis(500));
+            return start();
+        }
+        assert!(std::time::Instant::now() < deadline, "the parts did not start:\n{}", said());
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,63 @@
+//! Access tokens for tests, from an issuer whose keys are in a file.
+
+use std::path::PathBuf;
+
+use chrono::TimeDelta;
+use devstack::Home;
+use devstack::issuer::Issuer;
+
+use crate::unique;
+
+/// An issuer of its own; its folder is removed with it.
+pub struct TestIssuer {
+    folder: PathBuf,
+    issuer: Issuer,
+}
+
+impl TestIssuer {
+    /// A new issuer with a new key.
+    ///
+    /// # Panics
+    /// Its folder cannot be made.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it makes a folder and a key")]
+    pub fn new() -> Self {
+        let folder = std::env::temp_dir().join(unique("flotilla-issuer-"));
+        let issuer = Issuer::open(&Home::open(&folder).unwrap()).unwrap();
+        std::fs::write(folder.join("jwks.json"), serde_json::to_vec(&issuer.jwks()).unwrap()).unwrap();
+        Self { folder, issuer }
+    }
+
+    /// Where its keys are.
+    ///
+    /// # Panics
+    /// Never: the path is one this made.
+    #[must_use]
+    pub fn jwks(&self) -> authz::JwksSource {
+        authz::JwksSource::File(self.folder.join("jwks.json"))
+    }
+
+    /// The value of an `Authorization` header.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn bearer(&self, tenant: &str, user: &str) -> String {
+        format!("Bearer {}", self.issuer.token(tenant, user, TimeDelta::minutes(10)).unwrap())
+    }
+
+    /// One whose time has passed.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn expired(&self, tenant: &str, user: &str) -> String {
+        format!("Bearer {}", self.issuer.token(tenant, user, TimeDelta::minutes(-10)).unwrap())
+    }
+}
+
+impl Drop for TestIssuer {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}

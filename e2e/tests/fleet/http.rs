@@ -1,0 +1,223 @@
+//! The HTTP contract.
+
+use e2e::{Answer, Fleet};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::with_fleet;
+
+fn path(todo: &Value) -> String {
+    format!("/v1/todos/{}", todo["id"].as_str().unwrap())
+}
+
+#[test]
+fn a_todo_lives_over_http() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-life", "ann").await;
+        let body = json!({"title": "Caulk the deck", "labels": ["hull"], "dueTime": "2026-12-24T18:00:00Z"});
+        let created = ann.send(Method::POST, "/v1/todos", Some(body)).await;
+        assert_eq!((created.status, created.header("etag")), (200, "\"v1\""));
+        assert_eq!(created.header("trace-id").len(), 32);
+        let todo = created.body;
+        assert_eq!(todo["status"], "OPEN");
+        assert_eq!(todo["dueTime"], "2026-12-24T18:00:00Z");
+        assert_eq!((&todo["createdBy"], &todo["version"]), (&json!("ann"), &json!(1)));
+        assert_eq!(todo["completeTime"], Value::Null);
+        let path = path(&todo);
+
+        let unchanged = ann.request(Method::GET, &path).header("if-none-match", "\"v1\"").send().await.unwrap();
+        assert_eq!(unchanged.status(), 304);
+        assert_eq!(ann.send(Method::GET, &path, None).await.body, todo);
+
+        let patched = ann.send(Method::PATCH, &path, Some(json!({"title": "Caulk it", "dueTime": null}))).await;
+        assert_eq!((patched.status, &patched.body["title"]), (200, &json!("Caulk it")));
+        assert_eq!((&patched.body["dueTime"], &patched.body["labels"]), (&Value::Null, &json!(["hull"])));
+        // What a client has read it may send back.
+        let whole = ann.send(Method::PATCH, &path, Some(patched.body.clone())).await;
+        assert_eq!((whole.status, &whole.body["version"]), (200, &json!(2)));
+
+        let stale =
+            ann.request(Method::POST, &format!("{path}:complete")).header("if-match", "\"v1\"").json(&json!({}));
+        let stale = Answer::of(stale.send().await.unwrap()).await;
+        assert_eq!((stale.status, stale.code()), (412, "ETAG_MISMATCH"));
+        let completed = ann.send(Method::POST, &format!("{path}:complete"), None).await;
+        assert_eq!((completed.status, &completed.body["status"]), (200, &json!("COMPLETED")));
+        assert_eq!(ann.send(Method::POST, &format!("{path}:complete"), None).await.code(), "TODO_ALREADY_COMPLETED");
+        let reopened = ann.send(Method::POST, &format!("{path}:reopen"), Some(json!({}))).await;
+        assert_eq!(reopened.header("etag"), "\"v4\"");
+
+        let listed = ann.send(Method::GET, "/v1/todos?label=hull&status=OPEN&pageSize=1", None).await;
+        assert_eq!(listed.body["todos"][0]["id"], todo["id"]);
+        assert_eq!(listed.body["nextPageToken"], "");
+        testkit::until("the search finds it", || async { ann.search("caulk").await == ["Caulk it"] }).await;
+
+        assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
+        assert_eq!(ann.send(Method::GET, &path, None).await.code(), "TODO_NOT_FOUND");
+        testkit::until("the search finds it no more", || async { ann.search("caulk").await.is_empty() }).await;
+    });
+}
+
+#[test]
+fn a_repeat_with_the_same_key_happens_once() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-again", "ann").await;
+        let send = async |key: &str, title: &str| {
+            let request = ann.request(Method::POST, "/v1/todos").header("idempotency-key", key);
+            // The caller's own key is one too many: send exactly this one.
+            let mut request = request.json(&json!({"title": title})).build().unwrap();
+            request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+            Answer::of(reqwest::Client::new_no_proxy().execute(request).await.unwrap()).await
+        };
+        let first = send("\"quoted-key\"", "x").await;
+        let again = send("quoted-key", "x").await;
+        assert_eq!((first.status, &first.body), (200, &again.body));
+        let other = send("quoted-key", "y").await;
+        assert_eq!((other.status, other.code()), (422, "IDEMPOTENCY_KEY_REUSED"));
+        let listed = ann.send(Method::GET, "/v1/todos", None).await;
+        assert_eq!(listed.body["todos"].as_array().unwrap().len(), 1);
+    });
+}
+
+/// A client as a stranger would make it.
+trait NoProxy {
+    fn new_no_proxy() -> Self;
+}
+
+impl NoProxy for reqwest::Client {
+    fn new_no_proxy() -> Self {
+        Self::builder().no_proxy().build().unwrap()
+    }
+}
+
+#[test]
+fn nothing_a_client_sends_is_a_5xx() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-bad", "ann").await;
+        let todo = ann.create(json!({"title": "x"})).await;
+        let one = path(&todo);
+        for (method, path, body, status) in [
+            (Method::GET, "/v2/todos", "", 404),
+            (Method::GET, "/", "", 404),
+            (Method::PUT, "/v1/todos", "{}", 405),
+            (Method::POST, "/v1/todos/x:explode", "{}", 404),
+            (Method::GET, "/v1/todos/not-an-id", "", 400),
+            (Method::GET, "/v1/todos/%ff", "", 404),
+            (Method::GET, "/v1/todos/%00", "", 400),
+            (Method::GET, "/v1/todos/00000000-0000-0000-0000-000000000000", "", 404),
+            (Method::GET, "/v1/todos?pageSize=-1", "", 400),
+            (Method::GET, "/v1/todos?pageSize=99999999999999", "", 400),
+            (Method::GET, "/v1/todos?pageToken=%00", "", 400),
+            (Method::GET, "/v1/todos?label=%00", "", 400),
+            (Method::GET, "/v1/todos?assignee=%0a", "", 400),
+            (Method::GET, "/v1/todos?status=99", "", 400),
+            (Method::GET, "/v1/todos?colour=red", "", 400),
+            (Method::GET, "/v1/todos:search?query=%00", "", 200),
+            (Method::GET, "/v1/todos:search?label=%00", "", 200),
+            (Method::GET, "/v1/todos:search?query=%22%5C%2F%28%7B", "", 200),
+            (Method::GET, "/v1/todos:search?pageToken=AAAA", "", 400),
+            (Method::POST, "/v1/todos", "", 400),
+            (Method::POST, "/v1/todos", "{", 400),
+            (Method::POST, "/v1/todos", "null", 400),
+            (Method::POST, "/v1/todos", r#"{"title": "a\u0000b"}"#, 400),
+            (Method::POST, "/v1/todos", r#"{"title": "\ud800"}"#, 400),
+            (Method::POST, "/v1/todos", r#"{"title": ["a"]}"#, 400),
+            (Method::POST, "/v1/todos", r#"{"title": "a", "dueTime": "tomorrow"}"#, 400),
+            (Method::POST, "/v1/todos", r#"{"title": "a", "dueTime": "0000-01-01T00:00:00Z"}"#, 400),
+            (Method::POST, "/v1/todos", r#"{"title": "a", "labels": [null]}"#, 400),
+            (Method::PATCH, one.as_str(), r#"{"status": "COMPLETED", "title": ""}"#, 400),
+            (Method::PATCH, &format!("{one}?updateMask=version"), "{}", 400),
+            (Method::PATCH, &format!("{one}?updateMask=a.b"), "{}", 400),
+            (Method::DELETE, &format!("{one}?etag=v99"), "", 412),
+        ] {
+            let request = ann.request(method.clone(), path).header("content-type", "application/json");
+            let answer = Answer::of(request.body(body.to_owned()).send().await.unwrap()).await;
+            assert_eq!(answer.status, status, "{method} {path} {body}: {}", answer.body);
+            if status >= 400 {
+                assert!(!answer.code().is_empty());
+            }
+        }
+        let deep = format!("{{\"title\": {}1{}}}", "[".repeat(5_000), "]".repeat(5_000));
+        let long_title = json!({"title": "x".repeat(100_000)}).to_string();
+        for (body, kind, status) in [
+            (deep, "application/json", 400),
+            (long_title, "application/json", 400),
+            ("x".repeat(2 << 20), "application/json", 413),
+            ("title=x".to_owned(), "application/x-www-form-urlencoded", 415),
+        ] {
+            let request = ann.request(Method::POST, "/v1/todos").header("content-type", kind).body(body);
+            let answer = Answer::of(request.send().await.unwrap()).await;
+            assert_eq!(answer.status, status, "{}", answer.body);
+        }
+        for value in ["v1", "\"v1\", \"v2\"", "\"\"", "W/\"v1\""] {
+            let request = ann.request(Method::DELETE, &one).header("if-match", value);
+            let answer = Answer::of(request.send().await.unwrap()).await;
+            assert!([400, 412].contains(&answer.status), "{value}: {answer:?}");
+        }
+        assert_eq!(ann.send(Method::GET, &one, None).await.body, todo);
+    });
+}
+
+#[test]
+fn a_call_without_a_good_token_is_401_on_every_door() {
+    with_fleet(|fleet, _| async {
+        let stranger = fleet.stranger();
+        let id = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f";
+        for (method, path) in doors(id) {
+            let answer = stranger.send(method.clone(), &path, None).await;
+            assert_eq!((answer.status, answer.code()), (401, "TOKEN_MISSING"), "{method} {path}");
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+            let request = stranger.request(method, &path).bearer_auth("nonsense");
+            let answer = Answer::of(request.send().await.unwrap()).await;
+            assert_eq!((answer.status, answer.code()), (401, "TOKEN_INVALID"));
+            assert!(answer.header("www-authenticate").contains("invalid_token"));
+        }
+    });
+}
+
+/// A request for every RPC of the fleet, from its annotations.
+pub fn doors(id: &str) -> Vec<(Method, String)> {
+    let mut doors = Vec::new();
+    let http = proto::POOL.get_extension_by_name("google.api.http").unwrap();
+    for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let options = rpc.options();
+        let rule = options.get_extension(&http);
+        for verb in ["get", "post", "patch", "delete"] {
+            let path = rule.as_message().and_then(|rule| rule.get_field_by_name(verb)?.as_str().map(ToOwned::to_owned));
+            if let Some(path) = path.filter(|path| !path.is_empty()) {
+                doors.push((verb.to_uppercase().parse().unwrap(), path.replace("{id}", id)));
+            }
+        }
+    }
+    doors
+}
+
+#[test]
+fn health_and_the_problem_pages_are_open_and_every_code_is_explained() {
+    with_fleet(|fleet, _| async {
+        let stranger = fleet.stranger();
+        for path in ["/healthz", "/readyz", "/problems"] {
+            assert_eq!(stranger.send(Method::GET, path, None).await.status, 200, "{path}");
+        }
+        let page = stranger.request(Method::GET, "/problems").send().await.unwrap().text().await.unwrap();
+        let problem = stranger.send(Method::GET, "/v1/todos", None).await;
+        let anchor = problem.body["type"].as_str().unwrap().split('#').nth(1).unwrap().to_uppercase();
+        assert!(page.contains(&format!("## {anchor}")), "{anchor}");
+        operations_ports(fleet).await;
+    });
+}
+
+async fn operations_ports(fleet: &Fleet) {
+    let http = reqwest::Client::new_no_proxy();
+    for (service, metric) in [
+        ("gateway", "http_server_request_duration_seconds"),
+        ("todo", "outbox_published_total"),
+        ("search-projector", "consumer_handled_total"),
+    ] {
+        fleet.caller("http-metrics", "ann").await.create(json!({"title": "x"})).await;
+        let url = format!("http://{}/metrics", fleet.unit(service).ops.unwrap());
+        testkit::until(&format!("{service} shows {metric}"), || async {
+            http.get(&url).send().await.unwrap().text().await.unwrap().contains(metric)
+        })
+        .await;
+    }
+}

@@ -1,0 +1,38 @@
+//! The fleet as its users meet it. All tests of this binary share one fleet and keep to tenants of their own.
+
+mod http;
+
+mod operator;
+
+mod stranger;
+
+mod tenants;
+
+mod trace;
+
+use std::sync::OnceLock;
+
+use e2e::Fleet;
+use tokio::runtime::Runtime;
+
+/// The fleet, the receiver of its spans, and the runtime both live on; gone when the test process ends.
+struct Shared {
+    runtime: Runtime,
+    fleet: Fleet,
+    spans: trace::Received,
+}
+
+static SHARED: OnceLock<Shared> = OnceLock::new();
+
+/// Runs a test on the shared fleet.
+fn with_fleet<F: Future<Output = ()>>(test: impl FnOnce(&'static Fleet, &'static trace::Received) -> F) {
+    let shared = SHARED.get_or_init(|| {
+        let runtime = Runtime::new().unwrap();
+        let (fleet, spans) = runtime.block_on(async {
+            let (endpoint, spans) = trace::receive().await;
+            (Fleet::start(Some(&endpoint)).await, spans)
+        });
+        Shared { runtime, fleet, spans }
+    });
+    shared.runtime.block_on(test(&shared.fleet, &shared.spans));
+}

@@ -1,0 +1,129 @@
+//! The `flotilla` command, as operators and scripts use it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::with_fleet;
+
+#[test]
+fn the_demo_shows_the_whole_way() {
+    with_fleet(|fleet, _| async {
+        let way = fleet.json(&["demo"]).await;
+        assert_eq!(way["traceId"].as_str().unwrap().len(), 32);
+        let times: Vec<f64> =
+            way["stages"].as_array().unwrap().iter().map(|stage| stage["milliseconds"].as_f64().unwrap()).collect();
+        assert_eq!(times.len(), 4);
+        // Each stage follows the one before it; clocks of one machine, to the millisecond.
+        assert!(times.windows(2).all(|pair| pair[0] <= pair[1] + 1.0), "{way}");
+    });
+}
+
+#[test]
+fn status_tells_scripts_what_they_need() {
+    with_fleet(|fleet, _| async {
+        let units = fleet.json(&["status"]).await;
+        let units = units.as_array().unwrap();
+        let names: Vec<&str> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
+        for name in ["postgres", "nats", "opensearch", "issuer", "todo", "search-projector", "gateway"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
+        for unit in units {
+            for field in ["name", "kind", "pid", "address", "state", "restarts", "log"] {
+                assert!(!unit[field].is_null(), "{field} of {unit}");
+            }
+            assert!(["part", "service"].contains(&unit["kind"].as_str().unwrap()));
+            if ["postgres", "nats", "opensearch"].contains(&unit["name"].as_str().unwrap()) {
+                assert!(Path::new(unit["dataDir"].as_str().unwrap()).is_dir());
+                assert!(!unit["url"].as_str().unwrap().contains('@'), "no secrets in {unit}");
+            }
+        }
+        for part in ["postgres", "nats"] {
+            assert!(fleet.login(part)["url"].as_str().unwrap().contains('@'));
+        }
+        let text = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
+        assert!(text.contains("gateway") && text.contains("ready"), "{text}");
+    });
+}
+
+#[test]
+fn an_import_can_be_run_again_and_names_malformed_lines() {
+    with_fleet(|fleet, _| async {
+        let sample = |name: &str| e2e::workspace().join("samples").join(name).display().to_string();
+        let import = async |name: &str| {
+            fleet.json(&["import", &sample(name), "--tenant", "import-again", "--user", "ann"]).await
+        };
+        let first = import("malformed.txt").await;
+        assert_eq!(first["written"], 6);
+        let lines: Vec<&Value> = first["refused"].as_array().unwrap().iter().map(|refused| &refused["line"]).collect();
+        assert_eq!(lines, [2, 5, 7, 9]);
+        assert_eq!(import("malformed.txt").await["written"], 6);
+        assert_eq!(import("todos.csv").await["written"], 40);
+        let ann = fleet.caller("import-again", "ann").await;
+        let listed = ann.send(reqwest::Method::GET, "/v1/todos?pageSize=200", None).await;
+        assert_eq!(listed.body["todos"].as_array().unwrap().len(), 46, "nothing twice");
+        let completed = ann.send(reqwest::Method::GET, "/v1/todos?pageSize=200&status=COMPLETED", None).await;
+        assert!(!completed.body["todos"].as_array().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn events_and_lag_can_be_watched() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("watch", "ann").await;
+        let todo = ann.create(serde_json::json!({"title": "watched"})).await;
+        let output =
+            fleet.run(&["events", "tail", "--tenant", "watch", "--from-start", "--count", "1", "--json"]).await;
+        let event: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&event["type"], &event["subject"]), (&"todo.created.v1".into(), &todo["id"]));
+        testkit::until("each stage has been measured", || async {
+            let lag = fleet.json(&["lag"]).await;
+            lag["stages"].as_array().unwrap().iter().all(|stage| stage["count"].as_f64() > Some(0.0))
+        })
+        .await;
+    });
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_fails() {
+    with_fleet(|fleet, _| async {
+        for (args, part) in [
+            (&["token", "--tenant", "Not A Slug", "--user", "ann"][..], "a tenant id is"),
+            (&["import", "/does/not/exist", "--tenant", "a", "--user", "b"][..], "/does/not/exist"),
+            (&["import"][..], "Usage"),
+        ] {
+            let output = fleet.run(args).await;
+            assert!(!output.status.success());
+            assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{output:?}");
+        }
+        let nowhere = std::env::temp_dir().join(testkit::unique("flotilla-nothing-"));
+        let output = tokio::process::Command::new(e2e::flotilla())
+            .arg("--home")
+            .arg(&nowhere)
+            .arg("status")
+            .output()
+            .await
+            .unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no fleet runs in"), "{output:?}");
+        assert!(!output.status.success());
+    });
+}
+
+#[test]
+fn a_second_start_in_the_same_folder_and_a_taken_port_are_refused_with_the_remedy() {
+    with_fleet(|fleet, _| async {
+        let output = fleet.run(&["run", "--gateway-port", "0", "--no-demo"]).await;
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("flotilla down"), "{output:?}");
+
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let home = std::env::temp_dir().join(testkit::unique("flotilla-taken-"));
+        let mut command = tokio::process::Command::new(e2e::flotilla());
+        command.arg("--home").arg(&home).args(["run", "--gateway-port", &port]);
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(&port) && said.contains("FLOTILLA_GATEWAY_PORT"), "{said}");
+        std::fs::remove_dir_all(&home).unwrap();
+    });
+}

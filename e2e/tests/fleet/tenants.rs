@@ -1,0 +1,38 @@
+//! Another tenant's todo does not exist, at any door.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::http::doors;
+use crate::with_fleet;
+
+#[test]
+fn every_door_answers_another_tenant_with_404_or_nothing() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("tenants-a", "ann").await;
+        let todo = ann.create(json!({"title": "hidden treasure", "labels": ["gold"]})).await;
+        testkit::until("its own tenant finds it", || async { ann.search("treasure").await.len() == 1 }).await;
+        let eve = fleet.caller("tenants-b", "ann").await;
+        let id = todo["id"].as_str().unwrap();
+        let doors = doors(id);
+        assert!(doors.len() >= 8, "{doors:?}");
+        for (method, path) in doors {
+            let body = match method {
+                Method::POST | Method::PATCH if path.contains(id) => Some(json!({})),
+                Method::POST => Some(json!({"title": "mine"})),
+                _ => None,
+            };
+            let answer = eve.send(method.clone(), &path, body).await;
+            if path.contains(id) {
+                assert_eq!((answer.status, answer.code()), (404, "TODO_NOT_FOUND"), "{method} {path}");
+            } else {
+                assert_eq!(answer.status, 200, "{method} {path}");
+                assert!(!answer.body.to_string().contains("treasure"), "{method} {path}: {}", answer.body);
+            }
+        }
+        for query in ["treasure", "", "gold", "tenant:tenants-a"] {
+            assert!(!eve.search(query).await.contains(&"hidden treasure".to_owned()), "{query}");
+        }
+        assert_eq!(ann.send(Method::GET, &format!("/v1/todos/{id}"), None).await.body, todo);
+    });
+}

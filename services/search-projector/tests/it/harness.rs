@@ -1,0 +1,193 @@
+//! The projector under test. Events are published as the todo service would.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{self, stream};
+use contracts::events::todo::{self as event, Actor, ActorKind, Status};
+use contracts::events::{EventType, todo::CreatedV1};
+use contracts::{Envelope, EventId, TodoId, envelope, subject};
+use proto::search::search_service_client::SearchServiceClient;
+use proto::search::{SearchTodosRequest, SearchTodosResponse};
+use search_projector::Config;
+use secrecy::SecretString;
+use service::config::Common;
+use service::ops::Readiness;
+use service::{Lifecycle, clock};
+use testkit::{Parts, TestIssuer, TestNats, unique, until};
+use tonic::transport::Channel;
+use tonic::{Request, Status as GrpcStatus};
+
+/// The service and its parts.
+pub struct Fleet {
+    lifecycle: Lifecycle,
+    pub nats: TestNats,
+    pub issuer: TestIssuer,
+    index: String,
+    channel: Channel,
+    producer: jetstream::Context,
+    http: reqwest::Client,
+}
+
+impl Fleet {
+    pub async fn start() -> Self {
+        let nats = TestNats::start().await;
+        let issuer = TestIssuer::new();
+        let index = unique("todos-test-");
+        // The stream is the todo service's to make: it has the rights.
+        let producer = jetstream::new(nats.client("todo").await);
+        let config = stream::Config {
+            name: "EVENTS_TODO".to_owned(),
+            subjects: vec!["evt.todo.>".to_owned()],
+            ..Default::default()
+        };
+        producer.get_or_create_stream(config).await.unwrap();
+        let config = Config {
+            common: Common {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                ops_listen: "127.0.0.1:0".parse().unwrap(),
+                jwks: issuer.jwks(),
+                issuer: devstack::issuer::ISSUER.to_owned(),
+                audience: devstack::issuer::AUDIENCE.to_owned(),
+            },
+            nats_url: SecretString::from(nats.url("search-projector")),
+            page_token_key: SecretString::from("a key for page tokens"),
+            opensearch_url: Parts::shared().opensearch.clone(),
+            todo_index: index.clone(),
+            refresh: Duration::from_millis(200),
+        };
+        let lifecycle = Lifecycle::default();
+        let address = search_projector::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { lifecycle, nats, issuer, index, channel, producer, http }
+    }
+
+    /// Publishes an event about a todo.
+    pub async fn publish<D: EventType>(&self, tenant: &str, data: &D, todo: &event::Todo, newer: Option<&str>) {
+        let envelope = Envelope {
+            specversion: "1.0".to_owned(),
+            id: EventId::new(clock::new_id()),
+            source: event::SOURCE.to_owned(),
+            event_type: D::TYPE.to_owned(),
+            subject: todo.id.to_string(),
+            time: todo.update_time,
+            datacontenttype: "application/json".to_owned(),
+            dataschema: envelope::schema_id(D::TYPE),
+            sequence: envelope::sequence(todo.version),
+            partitionkey: todo.id.to_string(),
+            tenant: tenant.parse().unwrap(),
+            supersededby: newer.map(ToOwned::to_owned),
+            traceparent: None,
+            tracestate: None,
+            data,
+        };
+        let subject = subject::of(D::TYPE, &envelope.tenant);
+        self.publish_raw(&subject, serde_json::to_vec(&envelope).unwrap()).await;
+    }
+
+    pub async fn publish_raw(&self, subject: &str, payload: Vec<u8>) {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", envelope::CONTENT_TYPE);
+        let sent = self.producer.publish_with_headers(subject.to_owned(), headers, payload.into()).await.unwrap();
+        sent.await.unwrap();
+    }
+
+    /// Tells that a todo was created so.
+    pub async fn created(&self, tenant: &str, todo: &event::Todo) {
+        self.publish(tenant, &CreatedV1 { todo: todo.clone(), actor: ann() }, todo, None).await;
+    }
+
+    /// Waits until every event is acknowledged, and makes what was written visible.
+    pub async fn drain(&self) {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        until("every event is acknowledged", || async {
+            let consumer: Result<PullConsumer, _> = stream.get_consumer("search-projector").await;
+            let Ok(consumer) = consumer else { return false };
+            let info = consumer.get_info().await.unwrap();
+            info.num_pending == 0 && info.num_ack_pending == 0
+        })
+        .await;
+        let url = format!("{}/{}/_refresh", Parts::shared().opensearch, self.index);
+        assert!(self.http.post(url).send().await.unwrap().status().is_success());
+    }
+
+    /// What the index holds of a todo, tombstones included.
+    pub async fn document(&self, tenant: &str, id: TodoId) -> serde_json::Value {
+        let url = format!("{}/{}/_doc/{id}?routing={tenant}", Parts::shared().opensearch, self.index);
+        self.http.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    pub async fn ask(&self, tenant: &str, request: SearchTodosRequest) -> Result<SearchTodosResponse, GrpcStatus> {
+        let mut request = Request::new(request);
+        request.metadata_mut().insert("authorization", self.issuer.bearer(tenant, "ann").parse().unwrap());
+        self.send(request).await
+    }
+
+    pub async fn send(&self, request: Request<SearchTodosRequest>) -> Result<SearchTodosResponse, GrpcStatus> {
+        Ok(SearchServiceClient::new(self.channel.clone()).search_todos(request).await?.into_inner())
+    }
+
+    /// The titles that a search finds.
+    pub async fn find(&self, tenant: &str, query: &str) -> Vec<String> {
+        let request = SearchTodosRequest { query: query.to_owned(), ..SearchTodosRequest::default() };
+        self.ask(tenant, request).await.unwrap().hits.into_iter().map(|hit| hit.title).collect()
+    }
+
+    /// The dead letters, with their reasons.
+    pub async fn letters(&self) -> Vec<(String, async_nats::HeaderMap, Vec<u8>)> {
+        let stream = self.nats.jetstream().await.get_stream("DLQ").await.unwrap();
+        let last = stream.get_info().await.unwrap().state.last_sequence;
+        let mut letters = Vec::new();
+        for sequence in 1..=last {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            letters.push((letter.subject.to_string(), letter.headers, letter.payload.to_vec()));
+        }
+        letters
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.lifecycle.stopping().cancel();
+        let url = format!("{}/{}-v1", Parts::shared().opensearch, self.index);
+        let removed = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            // A client of its own: the connections of the test's live on a runtime that waits for this thread.
+            let http = reqwest::Client::builder().no_proxy().timeout(testkit::PATIENCE).build()?;
+            runtime.block_on(async { http.delete(url).send().await?.error_for_status() }).map_err(anyhow::Error::from)
+        });
+        if !matches!(removed.join(), Ok(Ok(_))) {
+            eprintln!("the index {} could not be removed", self.index);
+        }
+    }
+}
+
+pub fn ann() -> Actor {
+    Actor { kind: ActorKind::User, id: "ann".parse().unwrap() }
+}
+
+/// An open todo at version 1.
+pub fn todo(title: &str) -> event::Todo {
+    let now = clock::now();
+    event::Todo {
+        id: TodoId::new(clock::new_id()),
+        title: title.to_owned(),
+        notes: String::new(),
+        status: Status::Open,
+        due_time: None,
+        labels: Vec::new(),
+        assignee: None,
+        create_time: now,
+        update_time: now,
+        complete_time: None,
+        created_by: "ann".parse().unwrap(),
+        version: 1,
+    }
+}
+
+/// The same todo, at another version and with another title.
+pub fn at(todo: &event::Todo, version: i32, title: &str) -> event::Todo {
+    event::Todo { version, title: title.to_owned(), ..todo.clone() }
+}

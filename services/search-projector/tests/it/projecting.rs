@@ -1,0 +1,115 @@
+//! From events to documents: whatever the order and however often.
+
+use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
+use serde_json::json;
+
+use crate::harness::{Fleet, ann, at, todo};
+
+#[tokio::test]
+async fn an_older_event_never_overwrites_a_newer_one() {
+    let fleet = Fleet::start().await;
+    let first = todo("first");
+    let third = at(&first, 3, "third");
+    fleet.publish("acme", &UpdatedV1 { todo: third.clone(), actor: ann() }, &third, None).await;
+    fleet.drain().await;
+    let second = at(&first, 2, "second");
+    fleet.publish("acme", &UpdatedV1 { todo: second.clone(), actor: ann() }, &second, None).await;
+    fleet.created("acme", &first).await;
+    fleet.publish("acme", &UpdatedV1 { todo: third.clone(), actor: ann() }, &third, None).await;
+    fleet.drain().await;
+    assert_eq!(fleet.document("acme", first.id).await["_source"]["title"], "third");
+    assert_eq!(fleet.find("acme", "third").await, ["third"]);
+    assert!(fleet.find("acme", "second").await.is_empty());
+    assert!(fleet.letters().await.is_empty(), "a repeat is no failure");
+}
+
+#[tokio::test]
+async fn a_deleted_todo_stays_deleted_when_an_older_event_comes_late() {
+    let fleet = Fleet::start().await;
+    let first = todo("secret plan");
+    fleet.created("acme", &first).await;
+    let last = at(&first, 3, "secret plan");
+    fleet.publish("acme", &DeletedV1 { todo: last.clone(), actor: ann() }, &last, None).await;
+    fleet.drain().await;
+    assert!(fleet.find("acme", "secret").await.is_empty());
+    let late = at(&first, 2, "secret plan, late");
+    fleet.publish("acme", &UpdatedV1 { todo: late.clone(), actor: ann() }, &late, None).await;
+    fleet.drain().await;
+    assert!(fleet.find("acme", "secret").await.is_empty());
+    let document = fleet.document("acme", first.id).await;
+    assert_eq!(document["_source"]["deleted"], true);
+    assert_eq!(document["_version"], 3);
+    assert!(document["_source"]["title"].is_null(), "a tombstone keeps no content");
+}
+
+#[tokio::test]
+async fn of_two_versions_of_one_change_the_newer_is_taken() {
+    let fleet = Fleet::start().await;
+    let first = todo("x");
+    fleet.created("acme", &first).await;
+    let mut done = at(&first, 2, "told by v2");
+    done.status = Status::Completed;
+    done.complete_time = Some(done.update_time);
+    let old = CompletedV1 { todo: at(&done, 2, "told by v1"), completed_by: "ann".parse().unwrap() };
+    fleet.publish("acme", &old, &done, Some("todo.completed.v2")).await;
+    fleet.publish("acme", &CompletedV2 { todo: done.clone(), actor: ann() }, &done, None).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "told").await, ["told by v2"]);
+    // Where only the old version is left in a stream, it is read through its upcaster.
+    let alone = todo("y");
+    let mut only = at(&alone, 2, "only v1");
+    only.status = Status::Completed;
+    only.complete_time = Some(only.update_time);
+    let old = CompletedV1 { todo: only.clone(), completed_by: "ann".parse().unwrap() };
+    fleet.publish("acme", &old, &only, None).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "only").await, ["only v1"]);
+}
+
+#[tokio::test]
+async fn what_is_unknown_is_skipped_and_what_is_broken_becomes_a_dead_letter() {
+    let fleet = Fleet::start().await;
+    let event = |event_type: &str, tenant: &str, data: serde_json::Value| {
+        json!({"specversion": "1.0", "id": "1", "source": "/flotilla/todo", "type": event_type, "tenant": tenant, "data": data})
+            .to_string()
+            .into_bytes()
+    };
+    fleet.publish_raw("evt.todo.exploded.v1.acme", event("todo.exploded.v1", "acme", json!({}))).await;
+    fleet.publish_raw("evt.todo.created.v1.acme", b"not json".to_vec()).await;
+    fleet.publish_raw("evt.todo.created.v1.acme", event("todo.created.v1", "acme", json!({"todo": 1}))).await;
+    // An event that names another tenant than its subject does.
+    let foreign = serde_json::to_value(todo("foreign")).unwrap();
+    let data = json!({"todo": foreign, "actor": ann()});
+    fleet.publish_raw("evt.todo.created.v1.acme", event("todo.created.v1", "globex", data)).await;
+    let good = todo("good");
+    fleet.created("acme", &good).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "").await, ["good"], "what follows is not held up");
+    assert!(fleet.find("globex", "").await.is_empty());
+    let mut letters = fleet.letters().await;
+    letters.sort_by_key(|(_, headers, _)| headers.get("Dlq-Stream-Sequence").unwrap().to_string());
+    let reasons: Vec<_> =
+        letters.iter().map(|(_, headers, _)| headers.get("Dlq-Reason").unwrap().to_string()).collect();
+    assert_eq!(letters.len(), 3, "{reasons:?}");
+    let (subject, headers, payload) = &letters[0];
+    assert_eq!(subject, "dlq.search-projector.evt.todo.created.v1.acme");
+    assert_eq!(payload, b"not json", "whole");
+    assert_eq!(headers.get("Dlq-Consumer").unwrap().as_str(), "search-projector");
+    assert_eq!(headers.get("Dlq-Stream").unwrap().as_str(), "EVENTS_TODO");
+    assert_eq!(headers.get("Dlq-Stream-Sequence").unwrap().as_str(), "2");
+    assert!(reasons[1].contains("does not fit its schema") && reasons[2].contains("subject"), "{reasons:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_comes_back_is_consumed_again() {
+    let mut fleet = Fleet::start().await;
+    fleet.created("acme", &todo("before")).await;
+    fleet.drain().await;
+    fleet.nats.kill().await;
+    fleet.nats.restart().await;
+    fleet.created("acme", &todo("after")).await;
+    fleet.drain().await;
+    let mut found = fleet.find("acme", "").await;
+    found.sort();
+    assert_eq!(found, ["after", "before"]);
+}

@@ -1,0 +1,128 @@
+//! What a search finds, and what it never does.
+
+use proto::search::{SearchTodosRequest, TodoStatus};
+use tonic::{Code, Request};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Fleet, todo};
+
+fn with(query: &str, change: impl FnOnce(&mut SearchTodosRequest)) -> SearchTodosRequest {
+    let mut request = SearchTodosRequest { query: query.to_owned(), ..SearchTodosRequest::default() };
+    change(&mut request);
+    request
+}
+
+#[tokio::test]
+async fn words_are_found_in_title_notes_and_labels_with_highlights() {
+    let fleet = Fleet::start().await;
+    let mut first = todo("Repair the <lighthouse> lamp");
+    first.notes = "Ask the harbour master".to_owned();
+    first.labels = vec!["urgent work".to_owned()];
+    let second = todo("Lamp oil");
+    fleet.created("acme", &first).await;
+    fleet.created("acme", &second).await;
+    fleet.drain().await;
+    for query in ["lighthouse", "LAMP repair", "harbour", "urgent", "lamp master urgent"] {
+        assert_eq!(fleet.find("acme", query).await, [first.title.as_str()], "{query}");
+    }
+    assert_eq!(fleet.find("acme", "lamp").await.len(), 2);
+    assert!(fleet.find("acme", "lamp whale").await.is_empty(), "all words must occur");
+    let hit = fleet.ask("acme", with("lighthouse harbour", |_| {})).await.unwrap().hits.remove(0);
+    let highlights: Vec<_> = hit.highlights.iter().map(|h| (h.field.as_str(), h.snippets[0].as_str())).collect();
+    assert!(highlights.contains(&("title", "Repair the &lt;<em>lighthouse</em>&gt; lamp")), "{highlights:?}");
+    assert!(highlights.contains(&("notes", "Ask the <em>harbour</em> master")), "{highlights:?}");
+    assert_eq!((hit.version, hit.labels, hit.created_by), (1, first.labels, "ann".to_owned()));
+}
+
+#[tokio::test]
+async fn every_title_is_found_by_itself() {
+    let fleet = Fleet::start().await;
+    let titles = [
+        "(A) call +mother @phone due soon",
+        "!!! ???",
+        "a AND b OR NOT c",
+        "日本語のタイトル",
+        "\"quoted\" -minus +plus ~tilde* (paren) [x] {y} field:value /slash\\",
+        "🚢🚢",
+        "e-mail o'brien: 10:30 http://example.org/x?y=z",
+    ];
+    let long = "word ".repeat(99).trim().to_owned();
+    for title in titles.iter().copied().chain([long.as_str()]) {
+        fleet.created("acme", &todo(title)).await;
+    }
+    fleet.drain().await;
+    for title in titles.iter().copied().chain([long.as_str()]) {
+        assert!(fleet.find("acme", title).await.contains(&title.to_owned()), "{title}");
+    }
+}
+
+#[tokio::test]
+async fn filters_narrow_and_pages_show_each_hit_once() {
+    let fleet = Fleet::start().await;
+    for n in 0..5 {
+        let mut one = todo(&format!("task {n}"));
+        one.labels = vec![if n < 3 { "rope".to_owned() } else { "Rope work".to_owned() }];
+        if n == 0 {
+            one.status = contracts::events::todo::Status::Completed;
+            one.complete_time = Some(one.update_time);
+        }
+        fleet.created("acme", &one).await;
+    }
+    fleet.drain().await;
+    let count = async |request| fleet.ask("acme", request).await.unwrap().hits.len();
+    assert_eq!(count(with("task", |r| r.label = "rope".to_owned())).await, 3, "a label is matched whole");
+    assert_eq!(count(with("task", |r| r.set_status(TodoStatus::Completed))).await, 1);
+    assert_eq!(count(with("", |r| r.set_status(TodoStatus::Open))).await, 4);
+    let (mut seen, mut token) = (Vec::new(), String::new());
+    loop {
+        let request = with("task", |r| {
+            r.page_size = 2;
+            r.page_token = token;
+        });
+        let page = fleet.ask("acme", request).await.unwrap();
+        assert_eq!(page.total_size, 5);
+        seen.extend(page.hits.into_iter().map(|hit| hit.title));
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["task 0", "task 1", "task 2", "task 3", "task 4"]);
+}
+
+#[tokio::test]
+async fn no_query_finds_another_tenant_s_todos() {
+    let fleet = Fleet::start().await;
+    let mut secret = todo("acme secret");
+    secret.labels = vec!["x".to_owned()];
+    fleet.created("acme", &secret).await;
+    fleet.drain().await;
+    for query in ["", "secret", "*", "acme secret", "tenant:acme", "\"} OR tenant:acme {\"", "secret OR *:*"] {
+        assert!(fleet.find("globex", query).await.is_empty(), "{query}");
+        let request = with(query, |r| r.label = "x".to_owned());
+        assert!(fleet.ask("globex", request).await.unwrap().hits.is_empty(), "{query} by label");
+    }
+    let page = with("", |r| r.page_size = 1);
+    assert_eq!(fleet.ask("globex", page).await.unwrap().total_size, 0, "not even how many there are");
+    assert_eq!(fleet.find("acme", "secret").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_search_needs_a_token_and_sane_limits() {
+    let fleet = Fleet::start().await;
+    let anonymous = fleet.send(Request::new(SearchTodosRequest::default())).await;
+    assert_eq!(anonymous.unwrap_err().code(), Code::Unauthenticated);
+    for request in [
+        with("", |r| r.page_size = -1),
+        with(&"x".repeat(501), |_| {}),
+        with("", |r| r.page_token = "garbage".to_owned()),
+        with("", |r| r.status = 99),
+    ] {
+        let status = fleet.ask("acme", request).await.unwrap_err();
+        assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_ARGUMENT");
+    }
+    // The most words that fit are still a search.
+    assert!(fleet.find("acme", &"語".repeat(500)).await.is_empty());
+    assert!(fleet.find("acme", &"a ".repeat(250)).await.is_empty());
+}

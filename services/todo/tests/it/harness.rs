@@ -1,0 +1,203 @@
+//! The service under test, and the client that tests use.
+
+use async_nats::jetstream::stream::Stream;
+use contracts::Envelope;
+use contracts::events::todo::Event;
+use proto::todo::todo_service_client::TodoServiceClient;
+use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
+use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
+use secrecy::SecretString;
+use serde_json::value::RawValue;
+use service::Lifecycle;
+use service::config::Common;
+use service::ops::Readiness;
+use testkit::{TestDatabase, TestIssuer, TestNats, unique};
+use todo::{App, Config};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use tonic_types::StatusExt as _;
+
+/// The service and its parts. Dropped in this order: the service before what it stands on.
+pub struct Fleet {
+    pub app: App,
+    lifecycle: Lifecycle,
+    pub nats: TestNats,
+    pub database: TestDatabase,
+    pub issuer: TestIssuer,
+    channel: Channel,
+}
+
+/// A message of the stream.
+pub struct Stored {
+    pub subject: String,
+    pub headers: async_nats::HeaderMap,
+    pub envelope: Envelope<Box<RawValue>>,
+    pub event: Event,
+}
+
+impl Fleet {
+    pub async fn start() -> Self {
+        let (database, nats) = tokio::join!(TestDatabase::todo(&todo::MIGRATIONS), TestNats::start());
+        let issuer = TestIssuer::new();
+        let config = config(&database, &nats, &issuer);
+        let lifecycle = Lifecycle::default();
+        let app = todo::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
+        Self { app, lifecycle, nats, database, issuer, channel }
+    }
+
+    /// A second process of the same service: the same database, the same stream.
+    pub async fn second(&self) -> (App, Lifecycle) {
+        let lifecycle = Lifecycle::default();
+        let config = config(&self.database, &self.nats, &self.issuer);
+        (todo::build(&config, &lifecycle, &Readiness::default()).await.unwrap(), lifecycle)
+    }
+
+    pub fn client(&self, tenant: &str, user: &str) -> Client {
+        let bearer = self.issuer.bearer(tenant, user);
+        Client { inner: TodoServiceClient::new(self.channel.clone()), bearer: Some(bearer), key: None }
+    }
+
+    pub fn client_with(&self, bearer: Option<String>) -> Client {
+        Client { inner: TodoServiceClient::new(self.channel.clone()), bearer, key: None }
+    }
+
+    /// Waits until the relay has seen everything that is committed now.
+    pub async fn drain(&self) {
+        let mut admin = self.database.admin().await;
+        let newest: i64 =
+            sqlx::query_scalar("select coalesce(max(seq), 0) from outbox").fetch_one(&mut admin).await.unwrap();
+        let mut status = self.app.relay.status();
+        let done = status.wait_for(|status| status.done >= newest);
+        tokio::time::timeout(testkit::PATIENCE, done).await.expect("the relay drains").unwrap();
+    }
+
+    pub async fn stream(&self) -> Stream {
+        self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap()
+    }
+
+    /// Drains, and reads everything that the stream holds.
+    pub async fn events(&self) -> Vec<Stored> {
+        self.drain().await;
+        let stream = self.stream().await;
+        let state = stream.get_info().await.unwrap().state;
+        let mut events = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            let envelope: Envelope<Box<RawValue>> = serde_json::from_slice(&message.payload).unwrap();
+            let event = Event::decode(&envelope.event_type, envelope.data.get()).unwrap().unwrap();
+            events.push(Stored { subject: message.subject.to_string(), headers: message.headers, envelope, event });
+        }
+        events
+    }
+
+    /// Stops the service; nothing more may happen.
+    pub async fn stop(&self) {
+        assert_eq!(self.lifecycle.shut_down().await, None);
+    }
+
+    /// How many rows a table holds, of all tenants.
+    pub async fn count(&self, table: &str) -> i64 {
+        let mut admin = self.database.admin().await;
+        let sql = format!("select count(*) from {table}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut admin).await.unwrap()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.lifecycle.stopping().cancel();
+    }
+}
+
+fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
+    Config {
+        common: Common {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            ops_listen: "127.0.0.1:0".parse().unwrap(),
+            jwks: issuer.jwks(),
+            issuer: devstack::issuer::ISSUER.to_owned(),
+            audience: devstack::issuer::AUDIENCE.to_owned(),
+        },
+        database_url: SecretString::from(database.app.clone()),
+        relay_database_url: SecretString::from(database.relay.clone()),
+        nats_url: SecretString::from(nats.url("todo")),
+        page_token_key: SecretString::from("a key for page tokens"),
+        database_connections: 8,
+        stream_max_age: std::time::Duration::from_secs(86_400),
+    }
+}
+
+/// A caller.
+#[derive(Clone)]
+pub struct Client {
+    inner: TodoServiceClient<Channel>,
+    bearer: Option<String>,
+    key: Option<String>,
+}
+
+impl Client {
+    /// The next calls carry this idempotency key; else each has a new one.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.parse().unwrap());
+        }
+        let key = self.key.clone().unwrap_or_else(|| unique("key-"));
+        if !key.is_empty() {
+            request.metadata_mut().insert("idempotency-key", key.parse().unwrap());
+        }
+        request
+    }
+
+    pub async fn create(&self, todo: Todo) -> Result<Todo, Status> {
+        let request = self.request(CreateTodoRequest { todo: Some(todo) });
+        Ok(self.inner.clone().create_todo(request).await?.into_inner())
+    }
+
+    /// A todo with this title.
+    pub async fn titled(&self, title: &str) -> Todo {
+        self.create(Todo { title: title.to_owned(), ..Todo::default() }).await.unwrap()
+    }
+
+    pub async fn get(&self, id: &str) -> Result<Todo, Status> {
+        Ok(self.inner.clone().get_todo(self.request(GetTodoRequest { id: id.to_owned() })).await?.into_inner())
+    }
+
+    pub async fn list(&self, list: ListTodosRequest) -> Result<ListTodosResponse, Status> {
+        Ok(self.inner.clone().list_todos(self.request(list)).await?.into_inner())
+    }
+
+    pub async fn update(&self, id: &str, todo: Todo, mask: &[&str]) -> Result<Todo, Status> {
+        let paths = mask.iter().map(|&path| path.to_owned()).collect();
+        let update_mask = (!mask.is_empty()).then_some(prost_types::FieldMask { paths });
+        let request = self.request(UpdateTodoRequest { id: id.to_owned(), todo: Some(todo), update_mask });
+        Ok(self.inner.clone().update_todo(request).await?.into_inner())
+    }
+
+    pub async fn delete(&self, id: &str, etag: &str) -> Result<(), Status> {
+        let request = self.request(DeleteTodoRequest { id: id.to_owned(), etag: etag.to_owned() });
+        self.inner.clone().delete_todo(request).await?;
+        Ok(())
+    }
+
+    pub async fn complete(&self, id: &str, etag: &str) -> Result<Todo, Status> {
+        let request = self.request(CompleteTodoRequest { id: id.to_owned(), etag: etag.to_owned() });
+        Ok(self.inner.clone().complete_todo(request).await?.into_inner())
+    }
+
+    pub async fn reopen(&self, id: &str) -> Result<Todo, Status> {
+        let request = self.request(ReopenTodoRequest { id: id.to_owned(), etag: String::new() });
+        Ok(self.inner.clone().reopen_todo(request).await?.into_inner())
+    }
+}
+
+/// The stable reason of a failed call.
+pub fn reason<T: std::fmt::Debug>(result: Result<T, Status>) -> String {
+    let status = result.unwrap_err();
+    status.get_details_error_info().map_or_else(|| format!("none: {status}"), |info| info.reason)
+}

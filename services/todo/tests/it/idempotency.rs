@@ -1,0 +1,77 @@
+//! The same intent, sent again, happens once.
+
+use futures::future::join_all;
+use proto::todo::Todo;
+
+use crate::harness::{Fleet, reason};
+
+fn titled(title: &str) -> Todo {
+    Todo { title: title.to_owned(), ..Todo::default() }
+}
+
+#[tokio::test]
+async fn a_repeat_answers_what_was_answered_and_changes_nothing() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("one");
+    let first = ann.create(titled("x")).await.unwrap();
+    assert_eq!(ann.create(titled("x")).await.unwrap(), first);
+    let complete = fleet.client("acme", "ann").with_key("two");
+    let done = complete.complete(&first.id, "").await.unwrap();
+    assert_eq!(complete.complete(&first.id, "").await.unwrap(), done, "though it is completed already");
+    assert_eq!(ann.create(titled("x")).await.unwrap().version, 1, "the answer of then, not the state of now");
+    assert_eq!((fleet.count("todo").await, fleet.count("outbox").await), (1, 3));
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_a_caller_a_method_and_a_request() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("one");
+    let first = ann.create(titled("x")).await.unwrap();
+    assert_eq!(reason(ann.create(titled("y")).await), "IDEMPOTENCY_KEY_REUSED");
+    assert_ne!(fleet.client("acme", "bob").with_key("one").create(titled("x")).await.unwrap().id, first.id);
+    assert_ne!(fleet.client("globex", "ann").with_key("one").create(titled("x")).await.unwrap().id, first.id);
+    ann.complete(&first.id, "").await.unwrap();
+    assert_eq!(fleet.count("todo").await, 3);
+}
+
+#[tokio::test]
+async fn many_at_once_with_one_key_write_once() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("one");
+    let answers = join_all((0..16).map(|_| ann.create(titled("x")))).await;
+    let (done, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!(!done.is_empty());
+    for answer in refused {
+        assert_eq!(reason(answer), "IDEMPOTENCY_KEY_IN_USE");
+    }
+    assert_eq!((fleet.count("todo").await, fleet.count("outbox").await), (1, 1));
+}
+
+#[tokio::test]
+async fn an_error_is_not_kept_and_a_key_is_needed() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("one");
+    assert_eq!(reason(ann.create(titled("")).await), "INVALID_ARGUMENT");
+    ann.create(titled("x")).await.unwrap();
+    let none = fleet.client("acme", "ann").with_key("");
+    assert_eq!(reason(none.create(titled("x")).await), "IDEMPOTENCY_KEY_REQUIRED");
+    assert_eq!(reason(none.reopen("x").await), "IDEMPOTENCY_KEY_REQUIRED");
+    let long = fleet.client("acme", "ann").with_key(&"k".repeat(256));
+    assert_eq!(reason(long.create(titled("x")).await), "IDEMPOTENCY_KEY_MALFORMED");
+    assert_eq!(fleet.count("todo").await, 1);
+}
+
+#[tokio::test]
+async fn old_answers_are_forgotten() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("one");
+    ann.create(titled("x")).await.unwrap();
+    let mut admin = fleet.database.admin().await;
+    sqlx::query("update idempotency set created_at = created_at - interval '25 hours'")
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    let db = service::Db::lazy(&fleet.database.app.clone().into(), "test", 1).unwrap();
+    assert_eq!(db.sweep_idempotency().await.unwrap(), 1);
+    assert_eq!(fleet.count("idempotency").await, 0);
+}

@@ -1,0 +1,136 @@
+//! Lists: every todo once, in order, by indexes only.
+
+use contracts::{TenantId, TodoId};
+use proto::todo::{ListTodosRequest, Status, Todo};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use todo::store::{Filter, list_query};
+use todo::todo::Label;
+
+use crate::harness::{Client, Fleet, reason};
+
+async fn walk(client: &Client, list: ListTodosRequest) -> Vec<String> {
+    let mut titles = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let page = client.list(ListTodosRequest { page_token, ..list.clone() }).await.unwrap();
+        titles.extend(page.todos.into_iter().map(|todo| todo.title));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return titles;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_walk_shows_each_todo_once_newest_first() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    for n in 0..7 {
+        let labels = if n % 2 == 0 { vec!["even".to_owned()] } else { Vec::new() };
+        let assignee = if n < 3 { "bob" } else { "" };
+        let todo = Todo { title: n.to_string(), labels, assignee: assignee.to_owned(), ..Todo::default() };
+        let id = ann.create(todo).await.unwrap().id;
+        match n {
+            4 => drop(ann.complete(&id, "").await.unwrap()),
+            5 => ann.delete(&id, "").await.unwrap(),
+            _ => {}
+        }
+    }
+    let by = |change: fn(&mut ListTodosRequest)| {
+        let mut list = ListTodosRequest { page_size: 2, ..ListTodosRequest::default() };
+        change(&mut list);
+        walk(&ann, list)
+    };
+    assert_eq!(by(|_| {}).await, ["6", "4", "3", "2", "1", "0"]);
+    assert_eq!(by(|list| list.label = "even".to_owned()).await, ["6", "4", "2", "0"]);
+    assert_eq!(by(|list| list.set_status(Status::Completed)).await, ["4"]);
+    assert_eq!(by(|list| list.assignee = "bob".to_owned()).await, ["2", "1", "0"]);
+    assert_eq!(
+        by(|list| {
+            list.label = "even".to_owned();
+            list.set_status(Status::Open);
+            list.assignee = "bob".to_owned();
+        })
+        .await,
+        ["2", "0"]
+    );
+    assert!(by(|list| list.label = "odd".to_owned()).await.is_empty());
+}
+
+#[tokio::test]
+async fn page_sizes_and_tokens_are_checked() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    for n in 0..3 {
+        ann.titled(&n.to_string()).await;
+    }
+    let list = |page_size, page_token: &str| {
+        let request = ListTodosRequest { page_size, page_token: page_token.to_owned(), ..ListTodosRequest::default() };
+        let ann = ann.clone();
+        async move { ann.list(request).await }
+    };
+    assert_eq!(list(0, "").await.unwrap().todos.len(), 3);
+    assert_eq!(list(i32::MAX, "").await.unwrap().todos.len(), 3, "too large is taken as the largest");
+    assert_eq!(reason(list(-1, "").await), "INVALID_ARGUMENT");
+    let token = list(1, "").await.unwrap().next_page_token;
+    assert_eq!(list(1, &token).await.unwrap().todos[0].title, "1");
+    assert_eq!(reason(list(1, "garbage").await), "INVALID_ARGUMENT");
+    let other = ListTodosRequest { page_token: token.clone(), label: "x".to_owned(), ..ListTodosRequest::default() };
+    assert_eq!(reason(ann.list(other).await), "INVALID_ARGUMENT", "another question's token");
+    let foreign = ListTodosRequest { page_token: token, ..ListTodosRequest::default() };
+    assert_eq!(reason(fleet.client("globex", "bob").list(foreign).await), "INVALID_ARGUMENT");
+}
+
+/// Every node of a plan.
+fn nodes(plan: &Value, found: &mut Vec<(String, String)>) {
+    let text = |name: &str| plan[name].as_str().unwrap_or_default().to_owned();
+    found.push((text("Node Type"), text("Relation Name")));
+    plan["Plans"].as_array().into_iter().flatten().for_each(|child| nodes(child, found));
+}
+
+#[tokio::test]
+async fn no_list_scans_a_table() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    // 200,000 todos of 200 tenants.
+    admin
+        .execute(
+            "insert into todo (tenant, id, title, notes, status, labels, assignee, create_time, update_time, complete_time, created_by, version) \
+             select 'tenant-' || n % 200, gen_random_uuid(), 'title', '', case when n % 3 = 0 then 'COMPLETED' else 'OPEN' end, \
+             array['label-' || n % 7], 'user-' || n % 11, now(), now(), case when n % 3 = 0 then now() end, 'ann', 1 \
+             from generate_series(1, 200000) n; \
+             insert into todo_label (tenant, label, todo_id) select tenant, labels[1], id from todo; \
+             analyze todo; analyze todo_label",
+        )
+        .await
+        .unwrap();
+    let tenant: TenantId = "tenant-7".parse().unwrap();
+    let mut service = PgConnection::connect(&fleet.database.app).await.unwrap();
+    service.execute("set app.tenant = 'tenant-7'").await.unwrap();
+    let after: TodoId = "ffffffff-ffff-7fff-bfff-ffffffffffff".parse().unwrap();
+    for status in [None, Some("OPEN")] {
+        for label in [None, Some(Label::parse("label-3").unwrap())] {
+            for assignee in [None, Some("user-5".parse().unwrap())] {
+                for after in [None, Some(after)] {
+                    let filter = Filter { status, label: label.clone(), assignee: assignee.clone() };
+                    let mut query = list_query("explain (format json) ", &tenant, &filter, after, 51);
+                    let plan: Value = query.build_query_scalar().fetch_one(&mut service).await.unwrap();
+                    let mut found = Vec::new();
+                    nodes(&plan[0]["Plan"], &mut found);
+                    let scans: Vec<_> = found.iter().filter(|(node, _)| node == "Seq Scan").collect();
+                    assert!(scans.is_empty(), "{filter:?}: {plan:#}");
+                    assert!(found.iter().any(|(node, _)| node.starts_with("Index") || node.starts_with("Bitmap")));
+                }
+            }
+        }
+    }
+    // The check itself can fail: without its tenant's index, a list does scan.
+    let plan: Value = sqlx::query_scalar(AssertSqlSafe("explain (format json) select * from todo where title = 'x'"))
+        .fetch_one(&mut service)
+        .await
+        .unwrap();
+    let mut found = Vec::new();
+    nodes(&plan[0]["Plan"], &mut found);
+    assert!(!found.is_empty());
+}

@@ -1,0 +1,278 @@
+//! The outbox and its relay, by the names of what must hold (DESIGN, section 4).
+
+use std::collections::BTreeMap;
+
+use async_nats::jetstream::message::PublishMessage;
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use testkit::until;
+
+use crate::harness::{Fleet, Stored};
+
+/// The ids of the outbox's rows in their order.
+async fn rows(fleet: &Fleet) -> Vec<String> {
+    let mut admin = fleet.database.admin().await;
+    sqlx::query_scalar("select event_id::text from outbox order by seq").fetch_all(&mut admin).await.unwrap()
+}
+
+fn ids(events: &[Stored]) -> Vec<String> {
+    events.iter().map(|stored| stored.envelope.id.to_string()).collect()
+}
+
+/// Versions never fall back within an aggregate.
+fn assert_in_order(events: &[Stored]) {
+    let mut newest = BTreeMap::new();
+    for stored in events {
+        let version = stored.envelope.version().unwrap();
+        let before = newest.insert(stored.envelope.subject.clone(), version).unwrap_or(0);
+        assert!(version >= before, "version {version} after {before} of {}", stored.envelope.subject);
+    }
+}
+
+const INSERT: &str = "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+    values (gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '{}')";
+
+/// A transaction of the service's role that has inserted an event and not ended.
+async fn open_writer(fleet: &Fleet) -> PgConnection {
+    let mut writer = PgConnection::connect(&fleet.database.app).await.unwrap();
+    writer.execute("set app.tenant = 'acme'; begin").await.unwrap();
+    writer.execute(INSERT).await.unwrap();
+    writer
+}
+
+/// Waits until the relay waits for writers: its connection's last statement looks at their locks.
+async fn until_relay_waits(fleet: &Fleet) {
+    until("the relay waits for an open writer", || async {
+        let mut admin = fleet.database.admin().await;
+        let waits: bool = sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where datname = current_database() \
+             and application_name = 'todo-relay' and query like '%pg_locks%')",
+        )
+        .fetch_one(&mut admin)
+        .await
+        .unwrap();
+        waits
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn o1_an_event_exists_if_and_only_if_its_transaction_committed() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    ann.titled("before").await;
+    let mut writer = open_writer(&fleet).await;
+    writer.execute("rollback").await.unwrap();
+    ann.titled("after").await;
+    let events = fleet.events().await;
+    assert_eq!(ids(&events), rows(&fleet).await);
+    assert_eq!(events.len(), 2);
+}
+
+#[tokio::test]
+async fn o2_every_committed_event_reaches_the_stream_through_an_outage() {
+    let mut fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    for n in 0..10 {
+        ann.titled(&format!("before {n}")).await;
+    }
+    fleet.drain().await;
+    fleet.nats.kill().await;
+    let id = ann.titled("while it is away").await.id;
+    ann.complete(&id, "").await.unwrap();
+    fleet.nats.restart().await;
+    ann.titled("after").await;
+    let events = fleet.events().await;
+    assert_eq!(ids(&events), rows(&fleet).await, "all, once, in order");
+}
+
+#[tokio::test]
+async fn o2_a_service_that_dies_with_events_unpublished_publishes_them_when_it_is_back() {
+    let mut fleet = Fleet::start().await;
+    fleet.drain().await;
+    fleet.nats.kill().await;
+    for n in 0..20 {
+        fleet.client("acme", "ann").titled(&n.to_string()).await;
+    }
+    fleet.stop().await;
+    fleet.nats.restart().await;
+    let (second, lifecycle) = fleet.second().await;
+    fleet.app = second;
+    let events = fleet.events().await;
+    assert_eq!(ids(&events), rows(&fleet).await);
+    assert_eq!(lifecycle.shut_down().await, None);
+}
+
+#[tokio::test]
+async fn o3_two_relays_keep_the_order_and_repeat_nothing() {
+    let fleet = Fleet::start().await;
+    let (_second, lifecycle) = fleet.second().await;
+    let ann = fleet.client("acme", "ann");
+    let id = ann.titled("x").await.id;
+    for n in 0..10 {
+        ann.complete(&id, "").await.unwrap();
+        ann.reopen(&id).await.unwrap();
+        if n == 4 {
+            // The lease runs out from under whoever holds it; the other may take it.
+            let mut admin = fleet.database.admin().await;
+            admin.execute("update outbox_relay set expires_at = '-infinity', epoch = epoch + 1").await.unwrap();
+        }
+    }
+    let newest = rows(&fleet).await.len();
+    let stream = fleet.stream().await;
+    until("both relays together publish everything", || async {
+        stream.get_info().await.unwrap().state.messages >= newest as u64
+    })
+    .await;
+    assert_eq!(lifecycle.shut_down().await, None);
+    let events = fleet.events().await;
+    assert_eq!(ids(&events), rows(&fleet).await);
+    assert_in_order(&events);
+}
+
+#[tokio::test]
+async fn o4_no_event_is_skipped_because_a_lower_number_commits_later() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    ann.titled("before").await;
+    fleet.drain().await;
+    let mut writer = open_writer(&fleet).await;
+    ann.titled("after").await;
+    until_relay_waits(&fleet).await;
+    let stored = fleet.stream().await.get_info().await.unwrap().state.messages;
+    assert_eq!(stored, 1, "what lies behind an open writer waits");
+    writer.execute("commit").await.unwrap();
+    fleet.drain().await;
+    let stream = fleet.stream().await;
+    let mut published = Vec::new();
+    for sequence in 1..=3 {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        published.push(message.headers.get("Outbox-Event-Id").unwrap().to_string());
+    }
+    assert_eq!(published, rows(&fleet).await);
+}
+
+#[tokio::test]
+async fn o5_an_unrelated_long_transaction_stalls_nothing() {
+    let fleet = Fleet::start().await;
+    let mut long = PgConnection::connect(&fleet.database.app).await.unwrap();
+    long.execute("set app.tenant = 'globex'; begin; select pg_current_xact_id(); update todo set title = title")
+        .await
+        .unwrap();
+    // A gap, so that the relay has to ask who is writing.
+    let mut writer = open_writer(&fleet).await;
+    writer.execute("rollback").await.unwrap();
+    fleet.client("acme", "ann").titled("x").await;
+    assert_eq!(fleet.events().await.len(), 1);
+    long.execute("commit").await.unwrap();
+}
+
+#[tokio::test]
+async fn o7_a_wiped_broker_is_refilled_in_order() {
+    let mut fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    for n in 0..5 {
+        let id = ann.titled(&n.to_string()).await.id;
+        ann.complete(&id, "").await.unwrap();
+    }
+    let before = ids(&fleet.events().await);
+    fleet.nats.kill().await;
+    fleet.nats.wipe();
+    fleet.nats.restart().await;
+    let stream = async || fleet.nats.jetstream().await.get_stream("EVENTS_TODO").await;
+    until("the stream is refilled", || async {
+        match stream().await {
+            Ok(stream) => stream.get_info().await.is_ok_and(|info| info.state.messages == before.len() as u64),
+            Err(_) => false,
+        }
+    })
+    .await;
+    ann.titled("after").await;
+    let after = ids(&fleet.events().await);
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(after, rows(&fleet).await);
+}
+
+#[tokio::test]
+async fn o7_a_stream_that_holds_a_foreign_message_stops_the_relay_loudly() {
+    let fleet = Fleet::start().await;
+    fleet.client("acme", "ann").titled("x").await;
+    fleet.drain().await;
+    let message = PublishMessage::build().payload("{}".into());
+    let js = fleet.nats.jetstream().await;
+    js.send_publish("evt.todo.created.v1.acme", message).await.unwrap().await.unwrap();
+    // The relay ends, and with it the process.
+    let mut status = fleet.app.relay.status();
+    let ended = async { while status.changed().await.is_ok() {} };
+    tokio::time::timeout(testkit::PATIENCE, ended).await.expect("the relay stops");
+}
+
+#[tokio::test]
+async fn only_the_service_may_publish_its_events() {
+    let fleet = Fleet::start().await;
+    fleet.client("acme", "ann").titled("x").await;
+    fleet.drain().await;
+    for user in ["search-projector", "observer"] {
+        let client = fleet.nats.client(user).await;
+        client.publish("evt.todo.created.v1.acme", "{}".into()).await.unwrap();
+        client.flush().await.unwrap();
+    }
+    assert_eq!(fleet.events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn o8_a_poison_row_parks_its_aggregate_and_nothing_else() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let mut writer = PgConnection::connect(&fleet.database.app).await.unwrap();
+    writer.execute("set app.tenant = 'acme'").await.unwrap();
+    for (aggregate, subject, size) in [
+        ("too large", "evt.todo.created.v1.acme", 70_000),
+        ("too large", "evt.todo.updated.v1.acme", 2),
+        ("bad subject", "evt.todo.created.v1.*", 2),
+    ] {
+        sqlx::query(
+            "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+             values (gen_random_uuid(), 'acme', $1, $2, convert_to(repeat('x', $3), 'UTF8'))",
+        )
+        .bind(aggregate)
+        .bind(subject)
+        .bind(size)
+        .execute(&mut writer)
+        .await
+        .unwrap();
+    }
+    let id = ann.titled("a good one").await.id;
+    let events = fleet.events().await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].envelope.subject, id);
+    let mut admin = fleet.database.admin().await;
+    let parked: Vec<(String, String)> = sqlx::query_as("select aggregate_id, reason from outbox_parked order by seq")
+        .fetch_all(&mut admin)
+        .await
+        .unwrap();
+    let aggregates: Vec<&str> = parked.iter().map(|(aggregate, _)| aggregate.as_str()).collect();
+    assert_eq!(aggregates, ["too large", "too large", "bad subject"]);
+    assert!(parked[1].1.contains("earlier"), "{parked:?}");
+}
+
+#[tokio::test]
+async fn o8_a_row_that_the_broker_never_answers_for_is_parked_after_its_neighbours_passed() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    ann.titled("before").await;
+    fleet.drain().await;
+    let mut writer = PgConnection::connect(&fleet.database.app).await.unwrap();
+    writer.execute("set app.tenant = 'acme'").await.unwrap();
+    // A subject that the user `todo` may not publish on: the server drops it without an answer.
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+         values (gen_random_uuid(), 'acme', 'forbidden', 'evt.billing.paid.v1.acme', '{}')",
+    )
+    .execute(&mut writer)
+    .await
+    .unwrap();
+    ann.titled("after").await;
+    let events = fleet.events().await;
+    let titles: Vec<_> = events.iter().map(|stored| stored.event.todo().title.as_str()).collect();
+    assert_eq!(titles, ["before", "after"]);
+}

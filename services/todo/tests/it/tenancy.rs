@@ -1,0 +1,133 @@
+//! Nobody sees or changes another tenant's todos: by the service, and by the database alone.
+
+use proto::todo::{ListTodosRequest, Todo};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tonic::Code;
+
+use crate::harness::{Client, Fleet, reason};
+
+/// Calls every RPC about a todo, by its name.
+async fn every_call(client: &Client, id: &str) -> Vec<(&'static str, Result<usize, tonic::Status>)> {
+    let todo = || Todo { title: "mine now".to_owned(), ..Todo::default() };
+    let list = client.list(ListTodosRequest::default()).await.map(|page| page.todos.len());
+    vec![
+        ("CreateTodo", client.create(todo()).await.map(|_| 0)),
+        ("GetTodo", client.get(id).await.map(|_| 1)),
+        ("ListTodos", list),
+        ("UpdateTodo", client.update(id, todo(), &[]).await.map(|_| 1)),
+        ("DeleteTodo", client.delete(id, "").await.map(|()| 1)),
+        ("CompleteTodo", client.complete(id, "").await.map(|_| 1)),
+        ("ReopenTodo", client.reopen(id).await.map(|_| 1)),
+    ]
+}
+
+#[tokio::test]
+async fn another_tenant_finds_nothing_by_any_call() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let todo = ann.titled("secret").await;
+    // The same user name in another tenant is another user.
+    let calls = every_call(&fleet.client("globex", "ann"), &todo.id).await;
+    let rpcs: Vec<_> = proto::POOL.get_service_by_name("flotilla.todo.v1.TodoService").unwrap().methods().collect();
+    for rpc in rpcs {
+        assert!(calls.iter().any(|(name, _)| *name == rpc.name()), "{} has no denial test", rpc.name());
+    }
+    for (name, result) in calls {
+        match name {
+            "CreateTodo" | "ListTodos" => assert!(result.unwrap() <= 1, "{name} shows only what globex wrote"),
+            _ => assert_eq!(reason(result), "TODO_NOT_FOUND", "{name}"),
+        }
+    }
+    assert_eq!(ann.get(&todo.id).await.unwrap(), todo);
+}
+
+#[tokio::test]
+async fn no_call_is_answered_without_a_good_token() {
+    let fleet = Fleet::start().await;
+    let todo = fleet.client("acme", "ann").titled("secret").await;
+    let stranger = testkit::TestIssuer::new();
+    for bearer in [
+        None,
+        Some("Bearer nonsense".to_owned()),
+        Some(fleet.issuer.expired("acme", "ann")),
+        Some(stranger.bearer("acme", "ann")),
+        Some(fleet.issuer.bearer("Acme", "ann")),
+        Some(fleet.issuer.bearer("", "ann")),
+    ] {
+        for (name, result) in every_call(&fleet.client_with(bearer.clone()), &todo.id).await {
+            assert_eq!(result.unwrap_err().code(), Code::Unauthenticated, "{name} with {bearer:?}");
+        }
+    }
+    assert_eq!(fleet.count("todo").await, 1);
+}
+
+/// A connection as the service's own role, acting as a tenant, with no service in between.
+async fn as_tenant(fleet: &Fleet, tenant: Option<&str>) -> PgConnection {
+    let mut connection = PgConnection::connect(&fleet.database.app).await.unwrap();
+    if let Some(tenant) = tenant {
+        sqlx::query("select set_config('app.tenant', $1, false)").bind(tenant).execute(&mut connection).await.unwrap();
+    }
+    connection
+}
+
+#[tokio::test]
+async fn row_level_security_alone_keeps_tenants_apart() {
+    let fleet = Fleet::start().await;
+    let todo = Todo { title: "secret".to_owned(), labels: vec!["x".to_owned()], ..Todo::default() };
+    fleet.client("acme", "ann").create(todo).await.unwrap();
+    for tenant in [Some("globex"), Some(""), None] {
+        let mut connection = as_tenant(&fleet, tenant).await;
+        for sql in ["select count(*) from todo", "select count(*) from todo_label", "select count(*) from idempotency"]
+        {
+            let seen: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+            assert_eq!(seen, 0, "{sql} as {tenant:?}");
+        }
+        for sql in ["update todo set title = 'mine'", "delete from todo_label"] {
+            assert_eq!(connection.execute(sql).await.unwrap().rows_affected(), 0, "{sql} as {tenant:?}");
+        }
+    }
+    let mut connection = as_tenant(&fleet, Some("globex")).await;
+    for sql in [
+        "insert into todo_label (tenant, label, todo_id) values ('acme', 'x', gen_random_uuid())",
+        "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+         values (gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '')",
+        "insert into idempotency (tenant, principal, method, key, fingerprint, response) values ('acme', 'a', 'b', 'c', '', '')",
+    ] {
+        let error = connection.execute(sql).await.unwrap_err().to_string();
+        assert!(error.contains("row-level security"), "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_s_role_can_do_no_more_than_the_service() {
+    let fleet = Fleet::start().await;
+    let mut connection = as_tenant(&fleet, Some("acme")).await;
+    let partition: String = {
+        let mut admin = fleet.database.admin().await;
+        sqlx::query_scalar("select min(inhrelid::regclass::text) from pg_inherits where inhparent = 'outbox'::regclass")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap()
+    };
+    for sql in [
+        "select * from outbox".to_owned(),
+        format!("select * from {partition}"),
+        format!(
+            "insert into {partition} (event_id, tenant, aggregate_id, subject, payload) values (gen_random_uuid(), 'globex', 'a', 'b', '')"
+        ),
+        "delete from todo".to_owned(),
+        "alter table todo disable row level security".to_owned(),
+        "select outbox_create_partitions(1)".to_owned(),
+        "update outbox_relay set epoch = 0".to_owned(),
+        "create table mine (x int)".to_owned(),
+    ] {
+        let refused = connection.execute(sqlx::AssertSqlSafe(sql.clone())).await;
+        let code = refused.unwrap_err().as_database_error().and_then(|error| error.code().map(|code| code.to_string()));
+        assert_eq!(code.as_deref(), Some("42501"), "{sql}");
+    }
+    let bypass: bool = sqlx::query_scalar("select rolbypassrls or rolsuper from pg_roles where rolname = current_user")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert!(!bypass);
+}

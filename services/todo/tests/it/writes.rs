@@ -1,0 +1,169 @@
+//! What the service does when it is told to, and what it tells.
+
+use contracts::events::todo::{Event, Status};
+use futures::future::join_all;
+use prost_types::Timestamp;
+use proto::todo::Todo;
+use tonic::Code;
+
+use crate::harness::{Fleet, reason};
+
+fn full() -> Todo {
+    Todo {
+        title: "  Splice the line ".to_owned(),
+        notes: "Eye splice\n14 mm".to_owned(),
+        labels: vec!["rope".to_owned(), "harbour".to_owned(), "rope".to_owned()],
+        assignee: "bob".to_owned(),
+        due_time: Some(Timestamp { seconds: 1_800_000_000, nanos: 123_456_789 }),
+        ..Todo::default()
+    }
+}
+
+#[tokio::test]
+async fn a_todo_lives_and_each_change_is_told_in_order() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let created = ann.create(full()).await.unwrap();
+    assert_eq!((created.title.as_str(), created.version, created.etag.as_str()), ("Splice the line", 1, "v1"));
+    assert_eq!((created.labels.len(), created.created_by.as_str()), (2, "ann"));
+    assert_eq!(created.due_time.unwrap().nanos, 123_456_000, "kept to the microsecond");
+    assert_eq!(ann.get(&created.id).await.unwrap(), created);
+
+    let patch = Todo { title: "Splice it".to_owned(), ..Todo::default() };
+    let updated = ann.update(&created.id, patch, &["title", "assignee"]).await.unwrap();
+    assert_eq!((updated.title.as_str(), updated.assignee.as_str(), updated.version), ("Splice it", "", 2));
+    assert_eq!(updated.notes, created.notes, "what the mask does not name stays");
+    let completed = ann.complete(&created.id, "v2").await.unwrap();
+    assert_eq!(completed.status(), proto::todo::Status::Completed);
+    assert!(completed.complete_time.is_some());
+    assert_eq!(reason(ann.complete(&created.id, "").await), "TODO_ALREADY_COMPLETED");
+    let reopened = ann.reopen(&created.id).await.unwrap();
+    assert_eq!((reopened.version, reopened.complete_time), (4, None));
+    assert_eq!(reason(ann.reopen(&created.id).await), "TODO_ALREADY_OPEN");
+    ann.delete(&created.id, "v4").await.unwrap();
+    for result in [ann.get(&created.id).await, ann.reopen(&created.id).await, ann.complete(&created.id, "").await] {
+        assert_eq!(reason(result), "TODO_NOT_FOUND");
+    }
+    assert_eq!(reason(ann.delete(&created.id, "").await), "TODO_NOT_FOUND");
+
+    let events = fleet.events().await;
+    let told: Vec<_> =
+        events.iter().map(|stored| (stored.envelope.event_type.as_str(), stored.envelope.version().unwrap())).collect();
+    assert_eq!(
+        told,
+        [
+            ("todo.created.v1", 1),
+            ("todo.updated.v1", 2),
+            ("todo.completed.v1", 3),
+            ("todo.completed.v2", 3),
+            ("todo.reopened.v1", 4),
+            ("todo.deleted.v1", 5),
+        ]
+    );
+    assert_eq!(events[2].envelope.supersededby.as_deref(), Some("todo.completed.v2"));
+    assert_ne!(events[2].envelope.id, events[3].envelope.id, "twins have ids of their own");
+    assert!(matches!(&events[5].event, Event::Deleted(deleted) if deleted.todo.title == "Splice it"));
+}
+
+#[tokio::test]
+async fn an_event_is_a_cloudevent_with_the_full_state() {
+    let fleet = Fleet::start().await;
+    let created = fleet.client("acme", "ann").create(full()).await.unwrap();
+    let stored = fleet.events().await.remove(0);
+    assert_eq!(stored.subject, "evt.todo.created.v1.acme");
+    assert_eq!(stored.headers.get("content-type").unwrap().as_str(), "application/cloudevents+json");
+    assert!(stored.headers.get("Nats-Msg-Id").is_none(), "the chain does without");
+    let envelope = &stored.envelope;
+    assert_eq!((envelope.specversion.as_str(), envelope.source.as_str()), ("1.0", "/flotilla/todo"));
+    assert_eq!((&envelope.subject, &envelope.partitionkey), (&created.id, &created.id));
+    assert_eq!(envelope.sequence, "00000000000000000001");
+    let Event::Created(event) = &stored.event else { panic!("{:?}", stored.event) };
+    assert_eq!((event.todo.title.as_str(), event.todo.status), ("Splice the line", Status::Open));
+    assert_eq!(event.todo.notes, created.notes);
+    assert_eq!(event.actor.id.as_str(), "ann");
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas/todo.created.v1.json"));
+    let schema: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
+    let instance = serde_json::to_value(envelope).unwrap();
+    jsonschema::draft202012::new(&schema).unwrap().validate(&instance).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_with_the_field_that_is_wrong() {
+    use tonic_types::StatusExt as _;
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let with = |change: fn(&mut Todo)| {
+        let mut todo = full();
+        change(&mut todo);
+        todo
+    };
+    for (field, todo) in [
+        ("title", with(|t| t.title = " ".to_owned())),
+        ("title", with(|t| t.title = "x".repeat(501))),
+        ("title", with(|t| t.title = "nul \0".to_owned())),
+        ("notes", with(|t| t.notes = "x".repeat(10_001))),
+        ("labels", with(|t| t.labels = (0..21).map(|n| n.to_string()).collect())),
+        ("labels", with(|t| t.labels = vec!["x".repeat(51)])),
+        ("assignee", with(|t| t.assignee = "x".repeat(201))),
+        ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: i64::MAX, nanos: 0 }))),
+        ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: 0, nanos: -1 }))),
+    ] {
+        let status = ann.create(todo).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, field, "{status}");
+    }
+    let id = ann.titled("x").await.id;
+    assert_eq!(reason(ann.get("not-an-id").await), "INVALID_ARGUMENT");
+    assert_eq!(reason(ann.update(&id, full(), &["version"]).await), "INVALID_ARGUMENT");
+    assert_eq!(fleet.count("todo").await, 1);
+}
+
+#[tokio::test]
+async fn the_largest_todo_is_an_event_that_fits() {
+    let fleet = Fleet::start().await;
+    let wide = |count: usize| "🚢".repeat(count);
+    let todo = Todo {
+        title: wide(500),
+        notes: wide(10_000),
+        labels: (0..20).map(|n| format!("{n:02}{}", wide(48))).collect(),
+        assignee: wide(200),
+        ..Todo::default()
+    };
+    fleet.client("acme", "ann").create(todo).await.unwrap();
+    assert_eq!(fleet.events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_stale_etag_changes_nothing() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let id = ann.titled("x").await.id;
+    let stale = |title: &str| Todo { title: title.to_owned(), etag: "v1".to_owned(), ..Todo::default() };
+    ann.update(&id, stale("first"), &[]).await.unwrap();
+    assert_eq!(reason(ann.update(&id, stale("second"), &[]).await), "ETAG_MISMATCH");
+    assert_eq!(reason(ann.delete(&id, "v1").await), "ETAG_MISMATCH");
+    assert_eq!(ann.get(&id).await.unwrap().title, "first");
+    // What changes nothing is no change: no version, no event.
+    assert_eq!(ann.update(&id, Todo { title: "first".to_owned(), ..Todo::default() }, &[]).await.unwrap().version, 2);
+    assert_eq!(fleet.events().await.len(), 2);
+}
+
+#[tokio::test]
+async fn changes_at_once_happen_one_after_the_other() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let id = ann.titled("x").await.id;
+    let updates =
+        (0..20).map(|n| {
+            let (ann, id) = (ann.clone(), id.clone());
+            async move {
+                ann.update(&id, Todo { title: format!("title {n}"), ..Todo::default() }, &[]).await.unwrap().version
+            }
+        });
+    let mut versions = join_all(updates).await;
+    versions.sort_unstable();
+    assert_eq!(versions, (2..=21).collect::<Vec<_>>());
+    let told: Vec<_> = fleet.events().await.iter().map(|stored| stored.envelope.version().unwrap()).collect();
+    assert_eq!(told, (1..=21).collect::<Vec<_>>(), "in the order of the versions");
+}
