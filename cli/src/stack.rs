@@ -299,12 +299,17 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         tokio::select! {
             guest = listener.accept() => {
                 let (mut guest, _) = guest?;
-                let (answer, left) = (answer.to_string(), left.clone());
-                // A guest stays for as long as it keeps the connection.
+                let (answer, left) = (answer.clone(), left.clone());
+                // A guest stays for as long as it keeps the connection, and says what to remove when it has gone.
                 guests.spawn(async move {
-                    guest.write_all(answer.as_bytes()).await.ok();
-                    guest.write_all(b"\n").await.ok();
-                    guest.read_to_end(&mut Vec::new()).await.ok();
+                    guest.write_all(format!("{answer}\n").as_bytes()).await.ok();
+                    let mut said = String::new();
+                    guest.read_to_string(&mut said).await.ok();
+                    for line in said.lines() {
+                        if let Err(error) = remove(&answer, line).await {
+                            eprintln!("{line} could not be removed: {error:#}");
+                        }
+                    }
                     left.send(()).ok();
                 });
             }
@@ -315,5 +320,24 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     }
     std::fs::remove_file(&socket).ok();
     stack.stop().await;
+    Ok(())
+}
+
+/// Removes what a test run has made: `database NAME` or `index NAME`.
+async fn remove(parts: &serde_json::Value, line: &str) -> Result<(), anyhow::Error> {
+    use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+
+    let text = |name: &str| parts[name].as_str().unwrap_or_default();
+    match line.split_once(' ') {
+        Some(("database", name)) if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') => {
+            let mut admin = sqlx::PgConnection::connect(text("postgres")).await?;
+            admin.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
+        }
+        Some(("index", name)) => {
+            let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+            http.delete(format!("{}/{name}", text("opensearch"))).send().await?;
+        }
+        _ => bail!("neither a database nor an index"),
+    }
     Ok(())
 }

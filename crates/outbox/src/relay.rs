@@ -243,10 +243,14 @@ impl Relay {
     async fn lead(&self, epoch: i64, stop: &CancellationToken) -> Result<(), Trouble> {
         let mut fails: HashMap<i64, u32> = HashMap::new();
         let mut hints = self.nats.subscribe(self.config.hint_subject.clone()).await?;
+        // Where the stream stood when the chain last broke on a wrong sequence.
+        let mut broke_at = None;
         loop {
             let mut session = Session::open(self, epoch).await?;
-            // A row that failed goes out alone until it is through: then it is known which one it is.
-            session.window = if fails.is_empty() { self.config.window } else { 1 };
+            // If the stream still stands there, nobody else has published: a message of ours was dropped without an
+            // answer. It goes out alone then, and so does a row that failed, to know which one it is.
+            let dropped = broke_at.take() == Some(session.stored.stream_seq);
+            session.window = if dropped || !fails.is_empty() { 1 } else { self.config.window };
             self.status.send_replace(session.status());
             let trouble = match session.pump(&mut hints, stop, &mut fails).await {
                 Ok(()) => continue,
@@ -256,6 +260,7 @@ impl Relay {
                 Trouble::Fault(Fault::WrongLast(what)) => {
                     warn!(what, "taking the place anew from the stream's tail");
                     metrics::counter!("outbox_sessions_total", "reason" => "wrong_last").increment(1);
+                    broke_at = Some(session.stored.stream_seq);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }

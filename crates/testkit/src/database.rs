@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{Parts, unique};
 
-/// A migrated database; dropped with this.
+/// A migrated database; dropped when the test process ends.
 pub struct TestDatabase {
     /// Its name.
     pub name: String,
@@ -37,6 +37,7 @@ impl TestDatabase {
         let parts = Parts::shared();
         let template = template(migrations).await;
         let name = unique("test_");
+        Parts::remove_at_the_end(&format!("database {name}"));
         let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
         // Only one copy of a template at a time, over all test processes.
         for sql in [
@@ -91,22 +92,4 @@ async fn template(migrations: &Migrator) -> String {
     }
     admin.close().await.unwrap();
     name
-}
-
-impl Drop for TestDatabase {
-    fn drop(&mut self) {
-        let (url, name) = (Parts::shared().postgres.clone(), self.name.clone());
-        // A thread with a runtime of its own: the test's may be gone already.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let mut admin = PgConnection::connect(&url).await?;
-                admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
-                Ok::<_, anyhow::Error>(())
-            })
-        });
-        if !matches!(dropped.join(), Ok(Ok(()))) {
-            eprintln!("the database {} could not be dropped", self.name);
-        }
-    }
 }

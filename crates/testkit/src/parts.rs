@@ -1,12 +1,12 @@
 //! The shared PostgreSQL and OpenSearch.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use serde::Deserialize;
 
@@ -25,8 +25,8 @@ pub struct Parts {
     pub opensearch: String,
 }
 
-/// The parts, and the connection that keeps them: it is closed when the test process ends.
-static PARTS: OnceLock<(Parts, UnixStream)> = OnceLock::new();
+/// The parts, and the connection that keeps them: it is closed when the test process ends, however it ends.
+static PARTS: OnceLock<(Parts, Mutex<UnixStream>)> = OnceLock::new();
 
 /// The folder of the workspace's programs.
 ///
@@ -53,9 +53,18 @@ impl Parts {
     pub fn shared() -> &'static Self {
         &PARTS.get_or_init(connect).0
     }
+
+    /// Has a database (`database NAME`) or an index (`index NAME`) removed when this test process ends.
+    ///
+    /// # Panics
+    /// The shared parts have gone.
+    pub fn remove_at_the_end(what: &str) {
+        let (_, connection) = PARTS.get_or_init(connect);
+        writeln!(connection.lock().unwrap(), "{what}").unwrap();
+    }
 }
 
-fn connect() -> (Parts, UnixStream) {
+fn connect() -> (Parts, Mutex<UnixStream>) {
     std::fs::create_dir_all(home()).unwrap();
     // One test starts the parts, the others wait for it.
     let lock = File::create(home().join("start.lock")).unwrap();
@@ -64,7 +73,8 @@ fn connect() -> (Parts, UnixStream) {
         start();
         guest()
     });
-    guest.expect("the shared parts have started")
+    let (parts, connection) = guest.expect("the shared parts have started");
+    (parts, Mutex::new(connection))
 }
 
 fn guest() -> Option<(Parts, UnixStream)> {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use authz::Verifier;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use futures::StreamExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use service::ops::Readiness;
@@ -25,6 +26,8 @@ use crate::upstream::Upstreams;
 
 /// The largest request body.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// How much of a larger one is read before the connection is given up.
+const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
 /// How long a request body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// The error types, for people: what `type` in a problem points to.
@@ -162,15 +165,9 @@ async fn call_upstream(
     .await
 }
 
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<bytes::Bytes, Problem> {
-    let too_large = || {
-        let detail = format!("a request body may have {MAX_BODY_BYTES} bytes at most");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", detail)
-    };
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if error.to_string().contains("limit") => return Err(too_large()),
-        Ok(Err(_)) => return Err(Problem::invalid("the body did not arrive as it was announced")),
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
+        Ok(bytes) => bytes?,
         Err(_) => {
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "the body took too long"));
         }
@@ -183,6 +180,27 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<bytes::Bytes, Prob
     if !bytes.is_empty() && !content_type.is_some_and(json) {
         let detail = "send the body as JSON, with the header Content-Type: application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
+    }
+    Ok(bytes)
+}
+
+/// A body that is too large is read a good deal further, and forgotten: a client that is still sending would not see
+/// the answer.
+async fn collect(body: Body) -> Result<Vec<u8>, Problem> {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut total) = (Vec::new(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| Problem::invalid("the body did not arrive as it was announced"))?;
+        total += chunk.len();
+        if total <= MAX_BODY_BYTES {
+            bytes.extend_from_slice(&chunk);
+        } else if total > MAX_DRAINED_BYTES {
+            break;
+        }
+    }
+    if total > MAX_BODY_BYTES {
+        let detail = format!("a request body may have {MAX_BODY_BYTES} bytes at most");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", detail));
     }
     Ok(bytes)
 }

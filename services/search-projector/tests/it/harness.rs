@@ -35,6 +35,7 @@ impl Fleet {
         let nats = TestNats::start().await;
         let issuer = TestIssuer::new();
         let index = unique("todos-test-");
+        Parts::remove_at_the_end(&format!("index {index}-v1"));
         // The stream is the todo service's to make: it has the rights.
         let producer = jetstream::new(nats.client("todo").await);
         let config = stream::Config {
@@ -58,7 +59,9 @@ impl Fleet {
             refresh: Duration::from_millis(200),
         };
         let lifecycle = Lifecycle::default();
-        let address = search_projector::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
+        let readiness = Readiness::default();
+        let address = search_projector::build(&config, &lifecycle, &readiness).await.unwrap();
+        until("the projector is ready", || async { readiness.get().0 }).await;
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { lifecycle, nats, issuer, index, channel, producer, http }
@@ -151,16 +154,6 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
-        let url = format!("{}/{}-v1", Parts::shared().opensearch, self.index);
-        let removed = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            // A client of its own: the connections of the test's live on a runtime that waits for this thread.
-            let http = reqwest::Client::builder().no_proxy().timeout(testkit::PATIENCE).build()?;
-            runtime.block_on(async { http.delete(url).send().await?.error_for_status() }).map_err(anyhow::Error::from)
-        });
-        if !matches!(removed.join(), Ok(Ok(_))) {
-            eprintln!("the index {} could not be removed", self.index);
-        }
     }
 }
 
