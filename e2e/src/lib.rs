@@ -1,5 +1,7 @@
 //! A whole fleet as processes, in a folder and on ports of its own, driven through its public doors only.
 
+#![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -180,7 +182,6 @@ pub struct Caller {
 
 impl Caller {
     /// A request with this caller's token; POST gets a new idempotency key.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));
         if method == Method::POST {

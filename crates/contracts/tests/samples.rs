@@ -1,6 +1,8 @@
 //! Every released sample decodes for ever, and still fits the schema of its type. A sample is never changed: a new
 //! version gets a new file.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use contracts::Envelope;
 use contracts::envelope::{self, CONTENT_TYPE, MAX_BYTES};
 use contracts::events::todo::{ActorKind, Event, TYPES};

@@ -2,6 +2,8 @@
 //! `UPDATE_SCHEMAS`) writes it anew. `schemas/released/` holds what consumers already rely on; a change that would
 //! break one of them fails here.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 

@@ -2,6 +2,8 @@
 //! `flotilla test-parts` keeps for as long as a test is connected, and a little longer; each test has a database made
 //! from a template, an index name and a nats-server of its own. Nothing is left behind.
 
+#![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
+
 pub mod database;
 
 pub mod nats;

@@ -84,6 +84,7 @@ fn guest() -> Option<(Parts, UnixStream)> {
     Some((serde_json::from_str(&line).ok()?, stream))
 }
 
+#[expect(clippy::zombie_processes, reason = "the keeper outlives the test process that starts it")]
 fn start() {
     let program = programs().join("flotilla");
     assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());

@@ -1,5 +1,7 @@
 //! The fleet as its users meet it. All tests of this binary share one fleet and keep to tenants of their own.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod http;
 
 mod operator;

@@ -1,1 +1,117 @@
+//! The gateway as it starts in production, with nothing behind it: what it answers by itself. With the services behind
+//! it, `e2e` drives it.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::collections::BTreeMap;
+
+use gateway::Config;
+use reqwest::{Client, Method, Response};
+use service::Lifecycle;
+use service::config::Common;
+use service::ops::Readiness;
+use testkit::{TestIssuer, until};
+
+struct Edge {
+    base: String,
+    issuer: TestIssuer,
+    http: Client,
+    lifecycle: Lifecycle,
+}
+
+async fn start() -> Edge {
+    let issuer = TestIssuer::new();
+    // A port that nobody listens on any more: the services are away.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let services = ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService"];
+    let config = Config {
+        common: Common {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            ops_listen: "127.0.0.1:0".parse().unwrap(),
+            jwks: issuer.jwks(),
+            issuer: devstack::issuer::ISSUER.to_owned(),
+            audience: devstack::issuer::AUDIENCE.to_owned(),
+        },
+        upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
+    };
+    let (lifecycle, readiness) = (Lifecycle::default(), Readiness::default());
+    let address = gateway::build(&config, &lifecycle, &readiness).await.unwrap();
+    until("the gateway is ready", || async { readiness.get().0 }).await;
+    let http = Client::builder().no_proxy().build().unwrap();
+    Edge { base: format!("http://{address}"), issuer, http, lifecycle }
+}
+
+impl Edge {
+    async fn send(&self, method: Method, path: &str) -> Response {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        request.header("authorization", self.issuer.bearer("acme", "ann")).send().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_away_is_a_503_that_says_when_to_try_again() {
+    let edge = start().await;
+    for path in ["/v1/todos", "/v1/todos:search?query=x"] {
+        let response = edge.send(Method::GET, path).await;
+        assert_eq!(response.status(), 503, "{path}");
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let problem: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(problem["code"], "UNAVAILABLE");
+        assert!(!problem.to_string().contains("127.0.0.1"), "no internals: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn who_calls_is_asked_before_the_service_is() {
+    let edge = start().await;
+    let response = edge.http.get(format!("{}/v1/todos", edge.base)).send().await.unwrap();
+    assert_eq!(response.status(), 401);
+    let expired = edge.issuer.expired("acme", "ann");
+    let request = edge.http.get(format!("{}/v1/todos", edge.base)).header("authorization", expired);
+    let problem: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!(problem["code"], "TOKEN_EXPIRED");
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let edge = start().await;
+    let response = edge.send(Method::PUT, "/v1/todos/1").await;
+    assert_eq!(response.status(), 405);
+    let allow = response.headers()["allow"].to_str().unwrap().to_owned();
+    assert!(["GET", "PATCH", "DELETE"].iter().all(|method| allow.contains(method)), "{allow}");
+}
+
+#[tokio::test]
+async fn it_drains_and_then_takes_nothing_more() {
+    let edge = start().await;
+    assert_eq!(edge.send(Method::GET, "/healthz").await.status(), 200);
+    drop(edge.http.clone());
+    assert_eq!(edge.lifecycle.shut_down().await, None, "no task has died");
+    let refused = Client::builder().no_proxy().build().unwrap().get(format!("{}/healthz", edge.base)).send().await;
+    assert!(refused.is_err());
+}
+
+#[test]
+fn every_wrong_value_of_the_configuration_is_told_at_once() {
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Args {
+        #[command(flatten)]
+        config: gateway::ConfigArgs,
+    }
+    let args =
+        ["gateway", "--listen", "here", "--jwks", "ftp://keys", "--upstreams", "flotilla.todo.v1.TodoService=todo:1"];
+    let error = Config::check(&Args::parse_from(args).config).unwrap_err().to_string();
+    for part in [
+        "FLOTILLA_LISTEN",
+        "FLOTILLA_OPS_LISTEN: is missing",
+        "FLOTILLA_JWKS",
+        "FLOTILLA_ISSUER",
+        "todo:1",
+        "SearchService",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}

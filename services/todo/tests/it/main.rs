@@ -1,5 +1,7 @@
 //! The todo service as it starts in production, on a real Postgres and a real nats-server of its own.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod harness;
 
 mod writes;

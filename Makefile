@@ -1,0 +1,40 @@
+# The doors of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
+.PHONY: help run test up down reset build check schemas baseline
+
+help:
+	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
+	@echo "make test     run all tests: unit, property, integration, fleet"
+	@echo "make up/down  the same fleet in the background"
+	@echo "make reset    remove the stopped fleet's data, after asking"
+	@echo "make check    formatting, lints, contracts, generated files"
+	@echo "make schemas  write schemas/ anew from the Rust types"
+
+build:
+	@scripts/prerequisites.sh
+	@scripts/build.sh
+
+run: build
+	@exec bin/flotilla run
+
+up: build
+	@exec bin/flotilla up
+
+down:
+	@exec bin/flotilla down
+
+reset:
+	@exec bin/flotilla reset
+
+test: build
+	@scripts/test.sh
+
+check:
+	@scripts/check.sh
+
+schemas:
+	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas
+
+# After a release: what clients rely on from now on.
+baseline:
+	@scripts/buf.sh build proto --exclude-source-info -o proto/baseline.binpb
+	cp schemas/*.json schemas/released/

@@ -1,0 +1,147 @@
+//! The rules of the house (ARCHITECTURE.md, "Who may import what"): which crate may depend on which, and which files
+//! may use what.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::workspace;
+use serde_json::Value;
+
+/// Our crates, and which of ours each may depend on. Development dependencies are free, but never a service's.
+const EDGES: [(&str, &[&str]); 13] = [
+    ("contracts", &[]),
+    ("proto", &[]),
+    ("outbox", &[]),
+    ("consumer", &[]),
+    ("devstack", &[]),
+    ("authz", &["contracts"]),
+    ("service", &["authz", "contracts"]),
+    ("testkit", &["authz", "devstack"]),
+    ("gateway", &["authz", "contracts", "proto", "service"]),
+    ("todo", &["authz", "contracts", "outbox", "proto", "service"]),
+    ("search-projector", &["authz", "consumer", "contracts", "proto", "service"]),
+    ("cli", &["contracts", "devstack"]),
+    ("e2e", &["devstack", "testkit"]),
+];
+const SERVICES: [&str; 3] = ["gateway", "todo", "search-projector"];
+
+/// Every member's normal dependencies, and its development ones.
+fn members() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+    let output = Command::new("cargo")
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let packages = metadata["packages"].as_array().unwrap();
+    let dependencies = |package: &Value, dev: bool| {
+        let all = package["dependencies"].as_array().unwrap().iter();
+        all.filter(|dependency| (dependency["kind"] == "dev") == dev)
+            .map(|dependency| text(&dependency["name"]))
+            .collect()
+    };
+    packages
+        .iter()
+        .map(|package| (text(&package["name"]), (dependencies(package, false), dependencies(package, true))))
+        .collect()
+}
+
+#[test]
+fn crates_depend_only_on_what_they_may() {
+    let members = members();
+    let named: BTreeSet<_> = EDGES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(members.keys().cloned().collect::<BTreeSet<_>>(), named, "every crate has its line in EDGES");
+    for (name, allowed) in EDGES {
+        let (normal, dev) = &members[name];
+        let ours: Vec<_> = normal.iter().filter(|dependency| named.contains(*dependency)).collect();
+        assert!(ours.iter().all(|dependency| allowed.contains(&dependency.as_str())), "{name} depends on {ours:?}");
+        for service in SERVICES {
+            assert!(!dev.contains(service) && !normal.contains(service), "{name} depends on the service {service}");
+        }
+    }
+}
+
+#[test]
+fn heavy_dependencies_stay_where_they_belong() {
+    let members = members();
+    for (dependency, allowed) in [
+        ("async-nats", &["cli", "consumer", "devstack", "outbox", "service", "testkit"][..]),
+        ("sqlx", &["cli", "devstack", "outbox", "service", "testkit", "todo"][..]),
+        ("opensearch", &["search-projector"][..]),
+        ("backoff", &["cli", "consumer", "gateway", "outbox", "service"][..]),
+        ("jsonwebtoken", &["authz", "devstack"][..]),
+    ] {
+        for (name, (normal, _)) in &members {
+            assert!(!normal.contains(dependency) || allowed.contains(&name.as_str()), "{name} depends on {dependency}");
+        }
+    }
+}
+
+/// The sources below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Code lines that hold one of these words, comments and tests left out.
+fn lines_with(path: &Path, words: &[&str]) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
+    let uses = |line: &&str| !line.trim_start().starts_with("//") && words.iter().any(|word| line.contains(word));
+    code.lines().filter(uses).map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn sql_is_in_the_store_and_nowhere_else() {
+    for service in SERVICES {
+        for path in sources(&workspace().join("services").join(service).join("src")) {
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            if stem.starts_with("store") {
+                continue;
+            }
+            let mut lines = lines_with(&path, &["sqlx::", "opensearch::"]);
+            // The migrations are named where the service is put together, an address is checked with the
+            // configuration, and a command's error knows the database's.
+            lines.retain(|line| {
+                !line.contains("migrate") && !line.contains("Url::parse") && !line.contains("sqlx::Error")
+            });
+            assert!(lines.is_empty(), "{}: {lines:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_domain_is_pure() {
+    let domain = workspace().join("services/todo/src/todo.rs");
+    let impure = ["async ", "sqlx", "tokio", "Utc::now", "clock::", "Uuid::now", "reqwest", "tonic", "service::"];
+    let lines = lines_with(&domain, &impure);
+    assert!(lines.is_empty(), "{lines:?}");
+}
+
+#[test]
+fn main_is_short_and_files_stay_small() {
+    for folder in ["services", "crates", "cli/src"] {
+        for path in sources(&workspace().join(folder)) {
+            let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+            let most = if path.ends_with("main.rs") && path.components().any(|part| part.as_os_str() == "services") {
+                50
+            } else {
+                600
+            };
+            assert!(lines <= most, "{} has {lines} lines, at most {most} are good to read", path.display());
+        }
+    }
+}

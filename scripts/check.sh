@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What must hold beside the tests: formatting, lints, contracts, generated files, scripts and pages.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+step() { # what, command...
+  local what=$1 started=$SECONDS
+  shift
+  "$@" || { echo "check failed: $what" >&2; exit 1; }
+  echo "checked $what: $((SECONDS - started)) s"
+}
+links_lead_somewhere() {
+  local page link bad=0
+  for page in $(git ls-files '*.md'); do
+    for link in $(grep -oE '\]\([^)#: ]+' "$page" | cut -c3- || true); do
+      [ -e "$(dirname "$page")/$link" ] || { echo "$page: $link leads nowhere" >&2; bad=1; }
+    done
+  done
+  return $bad
+}
+every_code_is_explained() {
+  local code bad=0
+  for code in $(git grep -hoE '"[A-Z][A-Z]+(_[A-Z]+)+"' -- 'services/gateway/src/problem.rs' 'services/gateway/src/http.rs' \
+      'services/*/src/commands.rs' 'crates/service/src/*.rs' | tr -d '"' | grep -vE '^(FLOTILLA|TODO_STATUS|TODO_NOT_A)' | sort -u); do
+    case $code in FLOTILLA_*|UPDATE_*) continue ;; esac
+    grep -q "^## $code\$" docs/errors.md || { echo "docs/errors.md does not explain $code" >&2; bad=1; }
+  done
+  return $bad
+}
+step "formatting" cargo fmt --all --check
+step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+step "proto style (buf lint)" scripts/buf.sh lint proto
+step "proto compatibility (buf breaking)" scripts/buf.sh breaking proto --against proto/baseline.binpb
+step "the manifest's lock" cargo metadata --locked --format-version 1 --no-deps --quiet >/dev/null
+step "shell scripts" bash -n scripts/*.sh
+step "links between pages" links_lead_somewhere
+step "error pages" every_code_is_explained
