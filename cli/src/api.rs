@@ -119,5 +119,6 @@ impl Api {
 fn again(answer: &Answer) -> bool {
     answer.status.is_server_error()
         || answer.status == StatusCode::TOO_MANY_REQUESTS
+        || answer.status == StatusCode::REQUEST_TIMEOUT
         || answer.body["code"] == "IDEMPOTENCY_KEY_IN_USE"
 }

@@ -1,5 +1,6 @@
 //! `flotilla events tail`: what the fleet tells, as it tells it.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -51,17 +52,32 @@ pub async fn open(context: &Context) -> Result<(jetstream::Context, Stream), any
     Ok((js, stream))
 }
 
+/// Where to begin.
+#[derive(Debug, Clone, Copy)]
+pub enum From {
+    /// With the first event that the stream holds.
+    Start,
+    /// With the next one.
+    Now,
+    /// With this one.
+    Sequence(u64),
+}
+
 /// Reads events until `each` says that it is enough.
 pub async fn tail(
     stream: &Stream,
     tenant: Option<&TenantId>,
-    from_start: bool,
+    from: From,
     mut each: impl FnMut(Told) -> bool,
 ) -> Result<(), anyhow::Error> {
     let filter = tenant.map_or_else(|| subject::all(SERVICE), |tenant| subject::all_of_tenant(SERVICE, tenant));
     let config = pull::OrderedConfig {
         filter_subject: filter,
-        deliver_policy: if from_start { DeliverPolicy::All } else { DeliverPolicy::New },
+        deliver_policy: match from {
+            From::Start => DeliverPolicy::All,
+            From::Now => DeliverPolicy::New,
+            From::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+        },
         ..Default::default()
     };
     let consumer = stream.create_consumer(config).await.context("reading the stream")?;
@@ -89,16 +105,13 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
         return Ok(());
     }
     let each = |told: Told| {
-        if context.json {
-            println!("{}", String::from_utf8_lossy(&told.raw));
-        } else {
-            println!("{}", line(&told));
-        }
+        let text = if context.json { String::from_utf8_lossy(&told.raw).into_owned() } else { line(&told) };
         left -= 1;
-        left > 0
+        // Whoever reads this may have enough of it: `flotilla events tail | head`.
+        writeln!(std::io::stdout(), "{text}").is_ok() && left > 0
     };
     tokio::select! {
-        result = tail(&stream, tenant.as_ref(), *from_start, each) => result,
+        result = tail(&stream, tenant.as_ref(), if *from_start { From::Start } else { From::Now }, each) => result,
         stopped = tokio::signal::ctrl_c() => stopped.map_err(Into::into),
     }
 }

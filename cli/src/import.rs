@@ -61,12 +61,12 @@ enum Outcome {
 
 pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Error> {
     let text = std::fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
-    let text = String::from_utf8(text).with_context(|| format!("{} is not UTF-8", args.file.display()))?;
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
     let format = args.format.unwrap_or_else(|| {
         let csv = args.file.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
         if csv { Format::Csv } else { Format::TodoTxt }
     });
-    let (items, mut refused) = read(&text, format, args.who.tenant.as_str())?;
+    let (items, mut refused) = read(text, format, args.who.tenant.as_str())?;
     let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str())?;
     let bar = progress(items.len() as u64, context.json);
     let started = Instant::now();
@@ -115,14 +115,17 @@ fn progress(total: u64, json: bool) -> ProgressBar {
 type Body = (u64, Result<(Value, bool), String>);
 type Refused = Vec<(u64, String)>;
 
-fn read(text: &str, format: Format, tenant: &str) -> Result<(Vec<Item>, Refused), anyhow::Error> {
+fn read(text: &[u8], format: Format, tenant: &str) -> Result<(Vec<Item>, Refused), anyhow::Error> {
     let mut seen: HashMap<String, u32> = HashMap::new();
     let (mut items, mut refused) = (Vec::new(), Vec::new());
     let bodies: Vec<Body> = match format {
         Format::TodoTxt => (1..)
-            .zip(text.lines())
-            .filter(|(_, line)| !line.trim().is_empty())
-            .map(|(number, line)| (number, todo_txt::parse(line).map(|task| task_body(&task))))
+            .zip(text.split(|byte| *byte == b'\n'))
+            .filter(|(_, line)| !line.trim_ascii().is_empty())
+            .map(|(number, line)| {
+                let line = std::str::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned());
+                (number, line.and_then(todo_txt::parse).map(|task| task_body(&task)))
+            })
             .collect(),
         Format::Csv => {
             todo_csv::rows(text)?.into_iter().map(|(line, row)| (line, row.and_then(|row| row_body(&row)))).collect()
@@ -206,6 +209,7 @@ mod tests {
     #[test]
     fn keys_follow_from_the_content_and_equal_lines_are_different_todos() {
         let text = "Buy rope\nBuy rope\n\nBuy tar";
+        let read = |text: &str, format, tenant| read(text.as_bytes(), format, tenant);
         let (first, _) = read(text, Format::TodoTxt, "acme").unwrap();
         let (again, _) = read(text, Format::TodoTxt, "acme").unwrap();
         assert_eq!(first, again);
@@ -219,9 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_not_utf_8_is_left_out_alone() {
+        let (items, refused) = read(b"Buy rope\nCaf\xe9\r\nBuy tar", Format::TodoTxt, "acme").unwrap();
+        assert_eq!(items.iter().map(|item| item.line).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(refused, [(2, "it is not UTF-8".to_owned())]);
+    }
+
+    #[test]
     fn the_shipped_samples_are_read_as_they_should() {
         let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/");
-        let read_file = |name: &str| std::fs::read_to_string(format!("{samples}{name}")).unwrap();
+        let read_file = |name: &str| std::fs::read(format!("{samples}{name}")).unwrap();
         let (items, refused) = read(&read_file("todo.txt"), Format::TodoTxt, "acme").unwrap();
         assert!(items.len() > 300 && refused.is_empty(), "{refused:?}");
         assert!(items.iter().any(|item| item.completed));

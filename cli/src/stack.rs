@@ -49,13 +49,22 @@ pub struct SuperviseArgs {
     /// Stop when standard input ends: when whoever started this is gone.
     #[arg(long)]
     until_stdin_ends: bool,
+    /// Remove the folder after the stop.
+    #[arg(long)]
+    wipe_at_end: bool,
 }
 
 impl Context {
     /// The board of the running stack.
     pub fn board(&self) -> Result<BoardFile, anyhow::Error> {
-        let board = read_board(&self.home.join(BOARD)).ok().filter(|board| process::is_alive(board.supervisor));
+        let board = read_board(&self.home.join(BOARD)).ok().filter(|_| self.is_supervised());
         board.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
+    }
+
+    /// Whether a process supervises the folder: it holds the lock for as long as it lives. A process id in a file says
+    /// nothing, it may be somebody else's by now.
+    fn is_supervised(&self) -> bool {
+        std::fs::File::open(self.home.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
     }
 
     /// The folder, opened.
@@ -102,6 +111,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
         stop = told_to_stop() => {
+            std::fs::remove_file(context.home.join(BOARD)).ok();
             println!("\nStopped before it was up.");
             return stop;
         }
@@ -128,8 +138,11 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     let first = context.home.join("data/demo-done");
     if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
-        demo::run(context).await?;
-        std::fs::write(&first, b"")?;
+        // A demo that fails does not take the fleet with it.
+        match demo::run(context).await {
+            Ok(()) => std::fs::write(&first, b"")?,
+            Err(error) => println!("The demo failed: {error:#}"),
+        }
         println!();
     }
     let board = context.board()?;
@@ -147,8 +160,9 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 
 pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let home = context.open_home()?;
-    if let Ok(board) = context.board() {
-        println!("The fleet is up already (its supervisor, process {}, restarts what dies).", board.supervisor);
+    if context.is_supervised() {
+        println!("The fleet is up, or coming up, already; its supervisor restarts what dies.");
+        until_up(context, || Ok(())).await?;
     } else {
         let log = std::fs::File::create(home.log("supervisor"))?;
         let mut command = std::process::Command::new(std::env::current_exe()?);
@@ -164,24 +178,43 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
         let mut child = command.spawn()?;
         println!("Bringing the fleet up in {} ...", context.home.display());
         let started = Instant::now();
-        let mut tick = tokio::time::interval(Duration::from_millis(100));
-        loop {
-            tick.tick().await;
-            if context.board().is_ok_and(|board| board.up) {
-                println!("Up after {:.1} s.", started.elapsed().as_secs_f64());
-                break;
-            }
-            if let Some(status) = child.try_wait()? {
+        until_up(context, || match child.try_wait()? {
+            Some(status) => {
                 let log = home.log("supervisor");
-                bail!("the fleet did not come up ({status}):\n{}", process::tail(&log, 20));
+                bail!("the fleet did not come up ({status}):\n{}", process::tail(&log, 20))
             }
-        }
+            None => Ok(()),
+        })
+        .await?;
+        println!("Up after {:.1} s.", started.elapsed().as_secs_f64());
     }
     welcome(context, args).await
 }
 
+/// Waits until every unit was ready once; `still` fails when that will not be.
+async fn until_up(
+    context: &Context,
+    mut still: impl FnMut() -> Result<(), anyhow::Error>,
+) -> Result<(), anyhow::Error> {
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    let mut was_supervised = false;
+    loop {
+        tick.tick().await;
+        if context.board().is_ok_and(|board| board.up) {
+            return Ok(());
+        }
+        still()?;
+        let supervised = context.is_supervised();
+        if was_supervised && !supervised {
+            bail!("the fleet did not come up: see {}", context.home.join("logs").display());
+        }
+        was_supervised = supervised;
+    }
+}
+
 pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
     let Ok(board) = context.board() else {
+        anyhow::ensure!(!context.is_supervised(), "the fleet is only just starting: try again in a moment");
         println!("No fleet runs in {}.", context.home.display());
         return Ok(());
     };
@@ -196,7 +229,7 @@ pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
 }
 
 pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
-    if context.board().is_ok() {
+    if context.is_supervised() {
         bail!("the fleet is running: `make down` first");
     }
     if !yes {
@@ -262,11 +295,15 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
     let options = context.options(&args.up)?;
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
-        stopped = &mut stop => return stopped,
+        stopped = &mut stop => {
+            std::fs::remove_file(context.home.join(BOARD)).ok();
+            return stopped;
+        }
     };
     stop.await?;
+    let home = stack.home.clone();
     stack.stop().await;
-    Ok(())
+    if args.wipe_at_end { home.wipe() } else { Ok(()) }
 }
 
 /// Postgres and OpenSearch for test runs: one pair for all of them, stopped when the last has gone.

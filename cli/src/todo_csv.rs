@@ -50,8 +50,8 @@ pub type Numbered = (u64, Result<Row, String>);
 ///
 /// # Errors
 /// The head names no title.
-pub fn rows(text: &str) -> Result<Vec<Numbered>, anyhow::Error> {
-    let mut reader = csv::ReaderBuilder::new().flexible(false).trim(csv::Trim::Headers).from_reader(text.as_bytes());
+pub fn rows(text: &[u8]) -> Result<Vec<Numbered>, anyhow::Error> {
+    let mut reader = csv::ReaderBuilder::new().flexible(false).trim(csv::Trim::Headers).from_reader(text);
     let head = reader.headers()?.clone();
     anyhow::ensure!(head.iter().any(|name| name == "title"), "the first line of the CSV must name a column `title`");
     let mut rows = Vec::new();
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn quotes_commas_and_line_breaks_are_read_and_lines_counted() {
         let text = "title,notes,labels,due,completed\n\"Sail, mend\",\"a\nb\",x; y,2026-12-01,true\nOnly title,,,,\n";
-        let rows = rows(text).unwrap();
+        let rows = rows(text.as_bytes()).unwrap();
         let (line, first) = &rows[0];
         let first = first.as_ref().unwrap();
         assert_eq!((*line, first.title.as_str(), first.notes.as_str()), (2, "Sail, mend", "a\nb"));
@@ -88,8 +88,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        assert!(rows("name\nx\n").unwrap_err().to_string().contains("title"));
-        let rows = rows("title,due,completed\na,tomorrow,maybe\nb\n").unwrap();
+        assert!(rows(b"name\nx\n").unwrap_err().to_string().contains("title"));
+        let rows = rows(b"title,due,completed\na,tomorrow,maybe\nb\n").unwrap();
         let first = rows[0].1.as_ref().unwrap();
         assert!(first.due().unwrap_err().contains("tomorrow") && first.completed().unwrap_err().contains("maybe"));
         assert!(rows[1].1.is_err(), "a row with too few fields");

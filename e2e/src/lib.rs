@@ -43,6 +43,7 @@ impl Fleet {
         command.arg("--home").arg(&home).args([
             "supervise",
             "--until-stdin-ends",
+            "--wipe-at-end",
             "--any-ports",
             "--gateway-port",
             "0",

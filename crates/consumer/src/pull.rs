@@ -5,8 +5,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::{self, AckKind};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::{self, AckKind, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use chrono::Utc;
@@ -83,24 +83,30 @@ impl Consumer {
             .with_max_elapsed_time(None)
             .build();
         loop {
-            let worked = self.pull(&stop, &mut handler).await;
+            let mut handled = false;
+            let worked = self.pull(&stop, &mut handler, &mut handled).await;
             self.nats.flush().await.ok();
             if stop.is_cancelled() {
                 return Ok(());
             }
-            match worked {
-                Ok(()) => pauses.reset(),
-                Err(error) => {
-                    warn!(consumer = self.config.durable, error = format!("{error:#}"), "not consuming: trying again")
-                }
+            if handled {
+                pauses.reset();
+            }
+            if let Err(error) = worked {
+                warn!(consumer = self.config.durable, error = format!("{error:#}"), "not consuming: trying again");
             }
             let pause = pauses.next_backoff().unwrap_or(HEARTBEAT);
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
 
-    /// One pull, until `stop` or until it is broken; `Ok` when something was handled.
-    async fn pull<H, F>(&self, stop: &CancellationToken, handler: &mut H) -> Result<(), anyhow::Error>
+    /// One pull, until `stop` or until it is broken.
+    async fn pull<H, F>(
+        &self,
+        stop: &CancellationToken,
+        handler: &mut H,
+        handled: &mut bool,
+    ) -> Result<(), anyhow::Error>
     where
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
@@ -130,7 +136,7 @@ impl Consumer {
             .await
             .context("pulling")?;
         info!(consumer = self.config.durable, stream = self.config.stream, "consuming");
-        let mut handled = false;
+        self.look_for_trimmed(&stream, &consumer).await?;
         let mut missed = 0;
         loop {
             let first = tokio::select! {
@@ -141,7 +147,7 @@ impl Consumer {
                 None => anyhow::bail!("the pull has ended"),
                 Some(Err(error)) => {
                     missed += 1;
-                    if handled && missed < 2 {
+                    if missed < 2 {
                         continue;
                     }
                     return Err(error).context("the pull is broken");
@@ -156,8 +162,26 @@ impl Consumer {
                 batch.push(next);
             }
             self.handle(batch, handler).await?;
-            handled = true;
+            *handled = true;
         }
+    }
+
+    /// Alarms when the stream begins behind what this consumer has acknowledged: events were trimmed unread, and what
+    /// is made of them is incomplete until it is rebuilt.
+    async fn look_for_trimmed(&self, stream: &stream::Stream, consumer: &PullConsumer) -> Result<(), anyhow::Error> {
+        let first = stream.get_info().await.context("reading the stream's state")?.state.first_sequence;
+        let floor = consumer.get_info().await.context("reading the consumer's state")?.ack_floor.stream_sequence;
+        let trimmed = first.saturating_sub(floor + 1);
+        metrics::gauge!("consumer_trimmed_unread", "consumer" => self.config.durable.clone()).set(trimmed as f64);
+        if trimmed > 0 {
+            error!(
+                consumer = self.config.durable,
+                from = floor + 1,
+                to = first - 1,
+                "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
+            );
+        }
+        Ok(())
     }
 
     async fn handle<H, F>(&self, batch: Vec<jetstream::Message>, handler: &mut H) -> Result<(), anyhow::Error>

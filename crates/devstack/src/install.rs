@@ -176,7 +176,8 @@ async fn opensearch(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
 async fn run(say: &Say, what: &str, mut command: Command) -> Result<(), anyhow::Error> {
     say(&format!("{what} ..."));
     let started = Instant::now();
-    let output = command.output().await.with_context(|| format!("{:?}", command.as_std().get_program()))?;
+    let output =
+        command.kill_on_drop(true).output().await.with_context(|| format!("{:?}", command.as_std().get_program()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = text.lines().collect();

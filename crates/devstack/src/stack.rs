@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
@@ -68,7 +68,14 @@ impl Stack {
         let home = Home::open(&options.home)?;
         home::check_disk(&options.home)?;
         let lock = File::create(home.path(LOCK))?;
-        if lock.try_lock().is_err() {
+        // Whoever asks whether a stack runs holds the lock for a moment.
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let mut patience = 20;
+        while lock.try_lock().is_err() && patience > 0 {
+            tick.tick().await;
+            patience -= 1;
+        }
+        if patience == 0 {
             bail!("another process runs a stack in {}: `flotilla down` stops it", options.home.display());
         }
         let mut ports = Ports::default();
@@ -235,6 +242,7 @@ impl Starting<'_> {
         let log = self.home.log(&format!("{service}-migrate"));
         let output = Command::new(&program)
             .arg("migrate")
+            .kill_on_drop(true)
             .env("FLOTILLA_OWNER_DATABASE_URL_FILE", owner_url)
             .output()
             .await

@@ -267,14 +267,23 @@ async fn keep(
         let died = {
             let ready = async {
                 if restarts > 0 {
-                    until_ready(&program, &http).await;
+                    if tokio::time::timeout(READY_WITHIN, until_ready(&program, &http)).await.is_err() {
+                        return;
+                    }
                     board.set(&program.name, State::Ready, child_id(&program, &board), restarts);
                 }
                 std::future::pending::<()>().await;
             };
-            tokio::select! {
-                died = stop.run_until_cancelled(child.wait()) => died.is_some(),
-                () = ready => true,
+            let hangs = tokio::select! {
+                died = stop.run_until_cancelled(child.wait()) => Err(died.is_some()),
+                () = ready => Ok(()),
+            };
+            match hangs {
+                Err(died) => died,
+                Ok(()) => {
+                    program.stop(&mut child, STOP_WITHIN).await;
+                    true
+                }
             }
         };
         if !died {

@@ -230,8 +230,8 @@ fn verdict(status: Option<u16>, payload: &[u8], wanted: u64, seq: i64) -> Result
             Err(match error.err_code {
                 // wrong last sequence, also in its constant form; another copy of the sequence is in process
                 10071 | 10164 | 10163 => Fault::WrongLast(text),
-                // maximum messages or bytes, insufficient resources, not able to store, server shutting down
-                10077 | 10023 | 10047 | 10028 | 10076 => Fault::Stalled(text),
+                // account or stream limits, insufficient resources, not able to store, server shutting down
+                10002 | 10077 | 10023 | 10047 | 10028 | 10076 => Fault::Stalled(text),
                 _ if error.code == 503 => Fault::Stalled(text),
                 _ => Fault::Refused { seq, reason: text },
             })
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_fault_of_the_server_is_never_blamed_on_the_row() {
-        for code in [10077, 10023] {
+        for code in [10077, 10023, 10002] {
             let answer = format!(r#"{{"error":{{"code":503,"err_code":{code},"description":"no"}}}}"#);
             assert!(matches!(of(&answer), Err(Fault::Stalled(_))), "{code}");
         }

@@ -24,37 +24,47 @@ pub struct Place {
 }
 
 pub struct Reader {
+    /// The last row that was passed. Never a number beyond it: the numbers of a rollback may be given out again after a
+    /// crash of the database.
     place: Place,
+    /// The mark up to which nothing follows the place, as long as the mark stands there.
+    settled: i64,
     batch: i64,
 }
 
 impl Reader {
     pub const fn new(place: Place, batch: i64) -> Self {
-        Self { place, batch }
+        Self { place, settled: 0, batch }
     }
 
-    pub const fn place(&self) -> Place {
-        self.place
+    /// Every number up to this is passed, or was rolled back.
+    pub fn done(&self) -> i64 {
+        self.place.seq.max(self.settled)
+    }
+
+    /// Looks again at numbers that had been rolled back.
+    pub const fn forget_settled(&mut self) {
+        self.settled = 0;
     }
 
     /// The next settled rows; fewer than a batch, or none, when there are no more.
     pub async fn next(&mut self, db: &PgPool) -> Result<Vec<Row>, sqlx::Error> {
-        let (mark, now) = store::mark(db).await?;
-        metrics::gauge!("outbox_backlog_rows").set((mark - self.place.seq).max(0) as f64);
-        if mark <= self.place.seq {
+        let mark = store::mark(db).await?;
+        metrics::gauge!("outbox_backlog_rows").set((mark - self.done()).max(0) as f64);
+        if mark <= self.place.seq || mark == self.settled {
             return Ok(Vec::new());
         }
-        let mut rows = self.read(db, mark).await?;
+        let mut rows = self.read(db, mark, self.place.created_at - CLOCK_SLACK).await?;
         let gapless = gapless_prefix(self.place.seq, rows.iter().map(|row| row.seq));
         if gapless > 0 {
             rows.truncate(gapless);
         } else {
             wait_for_writers(db).await?;
-            rows = self.read(db, mark).await?;
+            // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
+            rows = self.read(db, mark, DateTime::UNIX_EPOCH).await?;
             if (rows.len() as i64) < self.batch {
                 // All up to the mark is settled, whether the last numbers became rows or were rolled back.
-                self.place = Place { seq: mark, created_at: now };
-                return Ok(rows);
+                self.settled = mark;
             }
         }
         if let Some(last) = rows.last() {
@@ -63,8 +73,8 @@ impl Reader {
         Ok(rows)
     }
 
-    async fn read(&self, db: &PgPool, mark: i64) -> Result<Vec<Row>, sqlx::Error> {
-        store::rows(db, self.place.seq, mark, self.place.created_at - CLOCK_SLACK, self.batch).await
+    async fn read(&self, db: &PgPool, mark: i64, created_from: DateTime<Utc>) -> Result<Vec<Row>, sqlx::Error> {
+        store::rows(db, self.place.seq, mark, created_from, self.batch).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! The relay's life: stand by, take the lease, take the place from the stream's tail, publish, and start over on a
 //! fault. `reader` says what may be published, `chain` how; this module decides from where, and what is set aside.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -25,6 +25,8 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the coming days' partitions are looked after.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
 
@@ -122,6 +124,14 @@ pub struct Relay {
     config: RelayConfig,
     wake: Arc<Notify>,
     status: watch::Sender<Status>,
+}
+
+/// What is known against rows that were not stored.
+struct Suspects {
+    /// How often each failed alone.
+    fails: HashMap<i64, u32>,
+    /// Whether a row has passed since the last one was parked: when nothing passes, it is not the rows' fault.
+    may_park: bool,
 }
 
 enum Trouble {
@@ -241,7 +251,7 @@ impl Relay {
 
     /// Sessions, one after the other: each takes its place from the stream's tail.
     async fn lead(&self, epoch: i64, stop: &CancellationToken) -> Result<(), Trouble> {
-        let mut fails: HashMap<i64, u32> = HashMap::new();
+        let mut suspects = Suspects { fails: HashMap::new(), may_park: true };
         let mut hints = self.nats.subscribe(self.config.hint_subject.clone()).await?;
         // Where the stream stood when the chain last broke on a wrong sequence.
         let mut broke_at = None;
@@ -250,9 +260,9 @@ impl Relay {
             // If the stream still stands there, nobody else has published: a message of ours was dropped without an
             // answer. It goes out alone then, and so does a row that failed, to know which one it is.
             let dropped = broke_at.take() == Some(session.stored.stream_seq);
-            session.window = if dropped || !fails.is_empty() { 1 } else { self.config.window };
+            session.window = if dropped || !suspects.fails.is_empty() { 1 } else { self.config.window };
             self.status.send_replace(session.status());
-            let trouble = match session.pump(&mut hints, stop, &mut fails).await {
+            let trouble = match session.pump(&mut hints, stop, &mut suspects).await {
                 Ok(()) => continue,
                 Err(trouble) => trouble,
             };
@@ -274,12 +284,18 @@ impl Relay {
             };
             metrics::counter!("outbox_sessions_total", "reason" => "row_failed").increment(1);
             let alone = session.window == 1;
-            let count = fails.entry(seq).or_insert(0);
+            let count = suspects.fails.entry(seq).or_insert(0);
             *count += u32::from(alone);
             warn!(seq, reason, fails = *count, "a row was not stored");
             if *count >= FAILS_ALONE {
-                session.park_seq(seq, &reason).await?;
-                fails.remove(&seq);
+                if !suspects.may_park {
+                    let what = format!("no row passes any more, not only {seq}: {reason}");
+                    return Err(Trouble::Fault(Fault::Stalled(what)));
+                }
+                if session.park_seq(seq, &reason).await? {
+                    suspects.may_park = false;
+                }
+                suspects.fails.remove(&seq);
             }
         }
     }
@@ -293,18 +309,20 @@ struct Session<'a> {
     stream: stream::Stream,
     chain: Chain,
     reader: Reader,
-    parked: HashSet<String>,
+    /// The first parked row of each aggregate that has one.
+    parked: HashMap<String, i64>,
     window: usize,
     stored: Stored,
+    /// Whether `stored` is a row of this session.
+    acknowledged: bool,
     saved: i64,
+    partitions_looked_after: Instant,
 }
 
 impl<'a> Session<'a> {
     async fn open(relay: &'a Relay, epoch: i64) -> Result<Self, Trouble> {
         let config = &relay.config;
-        if let made @ 1.. = store::create_partitions(&relay.db).await? {
-            info!(made, "made outbox partitions ahead");
-        }
+        make_partitions(&relay.db).await?;
         let stream = open_stream(&relay.nats, &config.stream).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
@@ -322,13 +340,15 @@ impl<'a> Session<'a> {
             parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
             window: config.window,
             stored: Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base },
+            acknowledged: false,
             saved: 0,
+            partitions_looked_after: Instant::now(),
         })
     }
 
     fn status(&self) -> Status {
         // With nothing in flight, everything the reader has passed is done, gaps and parked rows included.
-        let done = if self.chain.in_flight() == 0 { self.reader.place().seq } else { self.stored.outbox_seq };
+        let done = if self.chain.in_flight() == 0 { self.reader.done() } else { self.stored.outbox_seq };
         Status { role: Role::Leader { epoch: self.epoch }, done, stream_seq: self.stored.stream_seq }
     }
 
@@ -337,13 +357,18 @@ impl<'a> Session<'a> {
         &mut self,
         hints: &mut async_nats::Subscriber,
         stop: &CancellationToken,
-        fails: &mut HashMap<i64, u32>,
+        suspects: &mut Suspects,
     ) -> Result<(), Trouble> {
         let mut poll = tokio::time::interval(self.relay.config.poll);
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         let mut waiting: std::collections::VecDeque<Row> = std::collections::VecDeque::new();
         let mut more = true;
         loop {
+            // Asked to stop, it finishes what is in flight and begins nothing new.
+            if stop.is_cancelled() {
+                waiting.clear();
+                more = false;
+            }
             if waiting.is_empty() && more && self.chain.in_flight() < self.window {
                 waiting.extend(self.reader.next(&self.relay.db).await?);
                 more = !waiting.is_empty();
@@ -370,9 +395,13 @@ impl<'a> Session<'a> {
                 stored = self.chain.next(), if self.chain.in_flight() > 0 => {
                     if let Some(stored) = stored? {
                         self.stored = stored;
-                        self.relay.status.send_replace(self.status());
-                        fails.retain(|seq, _| *seq > stored.outbox_seq);
-                        if self.window == 1 && fails.is_empty() {
+                        self.acknowledged = true;
+                        if waiting.is_empty() {
+                            self.relay.status.send_replace(self.status());
+                        }
+                        suspects.may_park = true;
+                        suspects.fails.retain(|seq, _| *seq > stored.outbox_seq);
+                        if self.window == 1 && suspects.fails.is_empty() {
                             return Ok(());
                         }
                     }
@@ -387,7 +416,11 @@ impl<'a> Session<'a> {
     }
 
     async fn publish(&mut self, row: Row) -> Result<(), Trouble> {
-        let reason = if self.parked.contains(&row.aggregate_id) {
+        let behind = self.parked.get(&row.aggregate_id).is_some_and(|first| *first < row.seq);
+        let known = self.parked.get(&row.aggregate_id) == Some(&row.seq);
+        let reason = if known {
+            Some("it was parked before")
+        } else if behind {
             Some("an earlier event of its aggregate is parked")
         } else {
             unpublishable(&row, self.relay.config.max_bytes)
@@ -405,31 +438,45 @@ impl<'a> Session<'a> {
         }
         error!(seq = row.seq, aggregate = row.aggregate_id, subject = row.subject, reason, "parked");
         metrics::counter!("outbox_parked_rows_total").increment(1);
-        self.parked.insert(row.aggregate_id.clone());
+        self.parked.entry(row.aggregate_id.clone()).or_insert(row.seq);
         Ok(())
     }
 
-    async fn park_seq(&mut self, seq: i64, reason: &str) -> Result<(), Trouble> {
-        // Only while the stream answers: else it is not the row's fault.
-        self.stream.get_info().await.context("reading the stream's state")?;
-        let from = self.stored.created_at - TimeDelta::hours(1);
-        let row = store::rows(&self.relay.db, seq - 1, seq, from, 1).await?.pop();
-        match row {
-            Some(row) => self.park(&row, reason).await,
-            None => Ok(()),
+    /// Parks a row by its number, unless it has been stored after all; whether it did.
+    async fn park_seq(&mut self, seq: i64, reason: &str) -> Result<bool, Trouble> {
+        // Only while the stream answers, and stands where it was left: else it is not the row's fault.
+        let info = self.stream.get_info().await.context("reading the stream's state")?;
+        if info.state.last_sequence != self.stored.stream_seq {
+            return Ok(false);
+        }
+        match store::rows(&self.relay.db, seq - 1, seq, DateTime::UNIX_EPOCH, 1).await?.pop() {
+            Some(row) => self.park(&row, reason).await.map(|()| true),
+            None => Ok(false),
         }
     }
 
     /// A look around while time passes: does the stream still stand where it was left?
     async fn look(&mut self) -> Result<(), Trouble> {
         self.save_checkpoint().await?;
+        if self.partitions_looked_after.elapsed() > PARTITIONS_EVERY {
+            make_partitions(&self.relay.db).await?;
+            self.partitions_looked_after = Instant::now();
+        }
+        self.reader.forget_settled();
+        if self.acknowledged {
+            // The database may have been restored from a backup under a running relay.
+            let (seq, created_at) = (self.stored.outbox_seq, self.stored.created_at);
+            if store::event_at(&self.relay.db, seq, created_at).await?.is_none() {
+                let what = format!("the outbox no longer holds its row {seq}");
+                return Err(Trouble::Fault(Fault::WrongLast(what)));
+            }
+        }
         if self.chain.in_flight() == 0 {
             let info = self.stream.get_info().await.context("reading the stream's state")?;
             let (last, created) = (info.state.last_sequence, micros(info.created));
-            let emptied = info.state.messages == 0
-                && last > 0
-                && self.relay.config.stream.max_age > LOOK_EVERY
-                && (now() - self.stored.created_at).to_std().unwrap_or_default() < self.relay.config.stream.max_age;
+            let max_age = self.relay.config.stream.max_age;
+            let young = (now() - self.stored.created_at).to_std().unwrap_or_default() < max_age;
+            let emptied = info.state.messages == 0 && last > 0 && self.acknowledged && (max_age.is_zero() || young);
             if last != self.chain.end() || created != self.stream_created_at || emptied {
                 let what = format!("it stands at {last}, not at {}", self.chain.end());
                 return Err(Trouble::Fault(Fault::WrongLast(what)));
@@ -452,6 +499,13 @@ impl<'a> Session<'a> {
         self.saved = self.stored.outbox_seq;
         Ok(())
     }
+}
+
+async fn make_partitions(db: &PgPool) -> Result<(), sqlx::Error> {
+    if let made @ 1.. = store::create_partitions(db).await? {
+        info!(made, "made outbox partitions ahead");
+    }
+    Ok(())
 }
 
 async fn open_stream(nats: &async_nats::Client, spec: &StreamSpec) -> Result<stream::Stream, anyhow::Error> {
@@ -504,7 +558,12 @@ async fn find_place(
     }
     // An empty stream: new, wiped, purged, or emptied by age. What has aged out is not published again; what has
     // never been published always is.
-    let oldest = now() - TimeDelta::from_std(relay.config.stream.max_age).unwrap_or(TimeDelta::days(3_650));
+    // No age limit means that nothing ages out.
+    let max_age = relay.config.stream.max_age;
+    let oldest = match TimeDelta::from_std(max_age) {
+        Ok(age) if !max_age.is_zero() => now() - age,
+        _ => DateTime::UNIX_EPOCH,
+    };
     let same = checkpoint.stream_created_at == Some(created)
         && checkpoint.stream_seq.cast_unsigned() <= info.state.last_sequence;
     let young = store::first_after(&relay.db, oldest).await?.map(|(seq, created_at)| Place { seq, created_at });

@@ -53,11 +53,9 @@ pub struct Row {
     pub payload: Vec<u8>,
 }
 
-/// The sequence's high mark, and the database's time. No row above the mark had its `seq` before this call.
-pub async fn mark(db: &PgPool) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
-    sqlx::query_as("select case when is_called then last_value else 0 end, clock_timestamp() from outbox_seq")
-        .fetch_one(db)
-        .await
+/// The sequence's high mark. No row above it had its `seq` before this call.
+pub async fn mark(db: &PgPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("select case when is_called then last_value else 0 end from outbox_seq").fetch_one(db).await
 }
 
 /// The committed rows in `(after, up_to]`, in order. `created_from` keeps old partitions closed.
@@ -195,9 +193,9 @@ pub async fn park(db: &PgPool, epoch: i64, row: &Row, reason: &str) -> Result<bo
     Ok(parked.rows_affected() == 1)
 }
 
-/// The aggregates that have parked rows.
-pub async fn parked_aggregates(db: &PgPool) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar("select distinct aggregate_id from outbox_parked").fetch_all(db).await
+/// The aggregates that have parked rows, and the first of them: what came before it is not held up.
+pub async fn parked_aggregates(db: &PgPool) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as("select aggregate_id, min(seq) from outbox_parked group by aggregate_id").fetch_all(db).await
 }
 
 /// Makes the partitions of the coming days; how many were missing.

@@ -17,7 +17,7 @@ create function idempotency_sweep(at_most integer) returns bigint
     language sql security definer set search_path from current as $$
     with old as (
         select tenant, principal, method, key from idempotency
-        where created_at < clock_timestamp() - interval '24 hours' limit at_most
+        where created_at < clock_timestamp() - interval '24 hours' limit at_most for update skip locked
     ), gone as (
         delete from idempotency using old
         where (idempotency.tenant, idempotency.principal, idempotency.method, idempotency.key)

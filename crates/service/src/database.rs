@@ -10,6 +10,15 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 
+/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. And
+/// what was committed must last, or an event could outlive its change.
+const LIMITS: [(&str, &str); 4] = [
+    ("statement_timeout", "5s"),
+    ("lock_timeout", "3s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("synchronous_commit", "on"),
+];
+
 /// The database as the service's own role sees it.
 #[derive(Debug, Clone)]
 pub struct Db(PgPool);
@@ -91,7 +100,7 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(5))
-        .connect_lazy_with(options.application_name(name)))
+        .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
 
 /// Runs a service's migrations as their owner, on a connection of their own.

@@ -119,14 +119,16 @@ impl From<Failure> for Status {
         if let Some(source) = &failure.source {
             error!(reason = failure.reason, error = format!("{source:#}"), "a call failed");
         }
+        // A status travels in headers, and those are bounded: whatever of the request is named must be, too.
+        let short = |text: &str| text.chars().take(300).collect::<String>();
         let mut details = ErrorDetails::new();
         details.set_error_info(failure.reason, "flotilla", HashMap::<String, String>::new());
         for (field, what) in &failure.violations {
-            details.add_bad_request_violation(field, what);
+            details.add_bad_request_violation(field, short(what));
         }
         if let Some(delay) = failure.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(failure.code.grpc(), failure.message, details)
+        Self::with_error_details(failure.code.grpc(), short(&failure.message), details)
     }
 }

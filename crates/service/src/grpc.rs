@@ -107,24 +107,24 @@ async fn guard(State(verifier): State<Arc<Verifier>>, request: Request, next: Ne
     );
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
-    let response = authenticated(&verifier, request, next).instrument(span.clone()).await;
+    let (routed, response) = authenticated(&verifier, request, next).instrument(span.clone()).await;
     let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
     span.record("rpc.response.status_code", format!("{code:?}"));
     // Paths that no method answers are the caller's invention: they must not become label values.
-    let known = !matches!(code, tonic::Code::Unimplemented | tonic::Code::Unauthenticated);
-    let method = if known { path } else { "other".to_owned() };
+    let method = if routed && code != tonic::Code::Unimplemented { path } else { "other".to_owned() };
     metrics::histogram!("rpc_server_call_duration_seconds", "method" => method, "code" => format!("{code:?}"))
         .record(started.elapsed().as_secs_f64());
     response
 }
 
-async fn authenticated(verifier: &Verifier, mut request: Request, next: Next) -> Response {
+/// The answer, and whether it is a handler's.
+async fn authenticated(verifier: &Verifier, mut request: Request, next: Next) -> (bool, Response) {
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     match verifier.verify(authorization).await {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            (true, next.run(request).await)
         }
-        Err(error) => Status::from(Failure::from(error)).into_http(),
+        Err(error) => (false, Status::from(Failure::from(error)).into_http()),
     }
 }

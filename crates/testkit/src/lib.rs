@@ -27,15 +27,23 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// It is not so within [`PATIENCE`].
-pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub async fn until<F: Future<Output = bool>>(what: &str, is_so: impl FnMut() -> F) {
+    until_within(PATIENCE, what, is_so).await;
+}
+
+/// Waits until something is so that takes its time.
+///
+/// # Panics
+/// It is not so in that time.
+pub async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &str, mut is_so: impl FnMut() -> F) {
     let mut tick = tokio::time::interval(Duration::from_millis(20));
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         tick.tick().await;
         if is_so().await {
             return;
         }
-        assert!(tokio::time::Instant::now() < deadline, "{what}: not so within {PATIENCE:?}");
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not so within {patience:?}");
     }
 }
 

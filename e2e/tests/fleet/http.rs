@@ -148,6 +148,25 @@ fn nothing_a_client_sends_is_a_5xx() {
             let answer = Answer::of(request.send().await.unwrap()).await;
             assert_eq!(answer.status, status, "{}", answer.body);
         }
+        // What is long is refused for what it is, and does not burst the headers on the way back.
+        let long = "x".repeat(20_000);
+        let complete = format!("{one}:complete");
+        for (request, status) in [
+            (ann.request(Method::POST, &complete).json(&json!({"etag": long})), 412),
+            (ann.request(Method::PATCH, &format!("{one}?updateMask={}", &long[..6_000])).json(&json!({})), 400),
+            (ann.request(Method::GET, &format!("/v1/todos?{}=1", &long[..6_000])), 400),
+            (ann.request(Method::DELETE, &one).header("if-match", format!("\"{}\"", &long[..8_000])), 412),
+            (fleet.stranger().request(Method::GET, &one).bearer_auth(&long), 401),
+        ] {
+            let answer = Answer::of(request.send().await.unwrap()).await;
+            assert_eq!(answer.status, status, "{answer:?}");
+        }
+        let mut request = ann.request(Method::POST, &complete).json(&json!({})).build().unwrap();
+        request.headers_mut().insert("idempotency-key", long.parse().unwrap());
+        let answer = Answer::of(reqwest::Client::new_no_proxy().execute(request).await.unwrap()).await;
+        assert_eq!((answer.status, answer.code()), (400, "IDEMPOTENCY_KEY_MALFORMED"));
+        let health = ann.send(Method::POST, "/healthz", None).await;
+        assert_eq!((health.status, health.code()), (405, "METHOD_NOT_ALLOWED"));
         for value in ["v1", "\"v1\", \"v2\"", "\"\"", "W/\"v1\""] {
             let request = ann.request(Method::DELETE, &one).header("if-match", value);
             let answer = Answer::of(request.send().await.unwrap()).await;

@@ -32,6 +32,10 @@ const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// The error types, for people: what `type` in a problem points to.
 const PROBLEMS: &str = include_str!("../../../docs/errors.md");
+/// A key and its quotes.
+const MAX_KEY_BYTES: usize = 257;
+/// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
+const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::METADATA);
 
 struct Edge {
@@ -53,6 +57,7 @@ pub async fn serve(
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET]) })
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/problems", get(|| async { ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], PROBLEMS) }))
@@ -126,7 +131,7 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
     };
     let (head, body) = request.into_parts();
     // Who calls, before anything of the request is looked at.
-    let authorization = head.headers.get(AUTHORIZATION).cloned();
+    let authorization = head.headers.get(AUTHORIZATION).filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
     edge.verifier
         .verify(authorization.as_ref().and_then(|value| value.to_str().ok()))
         .await
@@ -233,6 +238,11 @@ fn one_key(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
             StatusCode::BAD_REQUEST,
             "IDEMPOTENCY_KEY_MALFORMED",
             "send one Idempotency-Key, not several",
+        )),
+        (Some(value), None) if value.len() > MAX_KEY_BYTES => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "IDEMPOTENCY_KEY_MALFORMED",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters, for example a UUID",
         )),
         (value, None) => Ok(value.cloned()),
     }

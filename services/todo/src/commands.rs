@@ -28,10 +28,8 @@ pub enum Error {
     #[error("there is no todo {0}")]
     NotFound(TodoId),
     /// It has changed since the caller read it.
-    #[error("the todo has changed: its etag is {is} now, not {was}; read it again")]
+    #[error("the todo has changed: its etag is {is} now; read it again")]
     EtagMismatch {
-        /// The caller's.
-        was: String,
         /// The one that would fit.
         is: String,
     },
@@ -211,7 +209,7 @@ async fn load(tx: &mut TenantTx, who: &Principal, id: TodoId, etag: &str) -> Res
     if etag.is_empty() || etag == "*" || etag == todo.etag() {
         Ok(todo)
     } else {
-        Err(Error::EtagMismatch { was: etag.to_owned(), is: todo.etag() })
+        Err(Error::EtagMismatch { is: todo.etag() })
     }
 }
 

@@ -125,6 +125,9 @@ impl Config {
         );
         let connections = problems.parse("FLOTILLA_DATABASE_CONNECTIONS", Some(&args.database_connections));
         let days: Option<u64> = problems.parse("FLOTILLA_STREAM_MAX_AGE_DAYS", Some(&args.stream_max_age_days));
+        if days.is_some_and(|days| !(1..=3_650).contains(&days)) {
+            problems.add("FLOTILLA_STREAM_MAX_AGE_DAYS: must be 1 to 3650".to_owned());
+        }
         Some(Self {
             common: common?,
             database_url: database_url?,
@@ -132,7 +135,7 @@ impl Config {
             nats_url: nats_url?,
             page_token_key: page_token_key?,
             database_connections: connections?,
-            stream_max_age: Duration::from_secs(days? * 86_400),
+            stream_max_age: Duration::from_secs(days.filter(|days| (1..=3_650).contains(days))? * 86_400),
         })
     }
 }
@@ -226,6 +229,20 @@ fn relay_config(config: &Config) -> RelayConfig {
     }
 }
 
+/// Forgets old idempotency records, batch by batch, and leaves the rest to the next round.
+async fn sweep(db: &Db) {
+    for _ in 0..20 {
+        match db.sweep_idempotency().await {
+            Ok(1_000) => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "old idempotency records could not be removed");
+                return;
+            }
+        }
+    }
+}
+
 /// Keeps readiness true to the database and the keys, and forgets old idempotency records.
 fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Verifier>) {
     readiness.set("database", false);
@@ -242,8 +259,8 @@ fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Ver
             let answer = db.ping().await;
             if let Err(error) = &answer {
                 tracing::warn!(%error, "the database does not answer");
-            } else if round.is_multiple_of(600) {
-                db.sweep_idempotency().await.map_err(|error| tracing::warn!(%error, "the sweep failed")).ok();
+            } else if round.is_multiple_of(10) {
+                sweep(&db).await;
             }
             round = round.wrapping_add(1);
             readiness.set("database", answer.is_ok());

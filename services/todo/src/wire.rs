@@ -31,6 +31,7 @@ fn due_time(time: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Failure> 
     let Some(time) = time else { return Ok(None) };
     u32::try_from(time.nanos)
         .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)
         .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos))
         .filter(|time| (-62_135_596_800..253_402_300_800).contains(&time.timestamp()))
         .map(|time| Some(time.trunc_subsecs(6)))

@@ -107,6 +107,7 @@ async fn bad_input_is_refused_with_the_field_that_is_wrong() {
         ("assignee", with(|t| t.assignee = "x".repeat(201))),
         ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: i64::MAX, nanos: 0 }))),
         ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: 0, nanos: -1 }))),
+        ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: 59, nanos: 1_000_000_000 }))),
     ] {
         let status = ann.create(todo).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
