@@ -34,7 +34,7 @@ impl Home {
             fs::create_dir_all(&folder).with_context(|| unusable(&folder))?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).with_context(|| unusable(&folder))?;
             // Rights say little to root: try it.
-            let probe = folder.join(".probe");
+            let probe = folder.join(format!(".probe-{}", std::process::id()));
             fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).with_context(|| unusable(&folder))?;
         }
         Ok(home)

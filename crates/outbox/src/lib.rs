@@ -3,6 +3,7 @@
 mod chain;
 mod reader;
 mod relay;
+mod session;
 mod store;
 
 pub use relay::{Halted, Handle, Relay, RelayConfig, Role, Status, StreamSpec};

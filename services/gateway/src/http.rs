@@ -57,10 +57,10 @@ pub async fn serve(
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET]) })
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/problems", get(|| async { ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], PROBLEMS) }))
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET]) })
         .fallback(traced)
         .with_state(Arc::new(Edge { verifier, upstreams }));
     let stop = lifecycle.stopping();
