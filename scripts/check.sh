@@ -26,12 +26,13 @@ every_code_is_explained() {
   done
   return $bad
 }
+the_lock_is_whole() { cargo metadata --locked --format-version 1 --quiet >/dev/null; }
 step "formatting" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 step "proto style (buf lint)" scripts/buf.sh lint proto
 step "proto compatibility (buf breaking)" scripts/buf.sh breaking proto --against proto/baseline.binpb
-step "the manifest's lock" cargo metadata --locked --format-version 1 --no-deps --quiet >/dev/null
+step "the manifest's lock" the_lock_is_whole
 step "shell scripts" bash -n scripts/*.sh
 step "links between pages" links_lead_somewhere
 step "error pages" every_code_is_explained

@@ -127,3 +127,33 @@ fn a_second_start_in_the_same_folder_and_a_taken_port_are_refused_with_the_remed
         std::fs::remove_dir_all(&home).unwrap();
     });
 }
+
+#[test]
+fn what_stands_in_the_way_of_a_start_is_said_with_its_remedy() {
+    with_fleet(|_, _| async {
+        let run = async |home: &Path| {
+            let mut command = tokio::process::Command::new(e2e::flotilla());
+            command.arg("--home").arg(home).args(["run", "--any-ports", "--gateway-port", "0", "--no-demo"]);
+            let output = command.output().await.unwrap();
+            assert!(!output.status.success());
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        let file = std::env::temp_dir().join(testkit::unique("flotilla-file-"));
+        std::fs::write(&file, b"").unwrap();
+        let said = run(&file.join("home")).await;
+        assert!(said.contains("cannot be used") && said.contains("FLOTILLA_HOME"), "{said}");
+        std::fs::remove_file(&file).unwrap();
+
+        // A part that dies at start: a cluster of a PostgreSQL that never was.
+        let folder = std::env::temp_dir().join(testkit::unique("flotilla-broken-"));
+        let home = devstack::Home::open(&folder).unwrap();
+        let data = home.data_of_user("postgres");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("PG_VERSION"), b"99").unwrap();
+        let said = run(&folder).await;
+        let log = home.log("postgres").canonicalize().unwrap();
+        assert!(said.contains("postgres died at start") && said.contains(&log.display().to_string()), "{said}");
+        assert!(!home.path(devstack::stack::BOARD).exists(), "nothing is left running");
+        home.wipe().unwrap();
+    });
+}
