@@ -1,12 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod chain;
+pub mod operate;
+mod place;
 mod reader;
 mod relay;
 mod session;
 mod store;
 
-pub use relay::{Halted, Handle, Relay, RelayConfig, Role, Status, StreamSpec};
+pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
 pub use store::{NewEvent, append, park};
 
 /// The header of a published message that names its row's `seq`.

@@ -1,11 +1,9 @@
 //! Reads the outbox in the order of `seq` and never past a row that may still commit.
 //!
-//! Three READ COMMITTED statements, each with a snapshot of its own: the sequence's high mark, the transactions that
+//! Rows that follow the last one without a gap in `seq` are settled: each is there. A gap, or the end, is passed by
+//! three READ COMMITTED statements, each with a snapshot of its own: the sequence's high mark, the transactions that
 //! hold a writer's lock on the table at that moment, and the rows up to the mark once those are gone. A transaction
 //! locks the table before it takes a `seq`, so whoever holds a `seq` up to the mark is among them or has ended.
-//! While `seq` has no gap the locks need not be looked at.
-
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
@@ -16,11 +14,25 @@ use crate::store::{self, Row};
 /// between its `seq` and its time.
 const CLOCK_SLACK: TimeDelta = TimeDelta::hours(1);
 
+/// How many rows are read to see whether a gap has closed.
+const GAP_LOOK: i64 = 64;
+
 /// A place in the outbox: every row up to `seq` has been passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub seq: i64,
     pub created_at: DateTime<Utc>,
+}
+
+/// What a look at the outbox gave.
+#[derive(Debug)]
+pub enum Next {
+    /// Settled rows, and whether more may follow them already.
+    Rows(Vec<Row>, bool),
+    /// There is nothing behind the place.
+    Idle,
+    /// What follows may still commit: look again soon, or when something has been committed.
+    Unsettled,
 }
 
 pub struct Reader {
@@ -29,12 +41,14 @@ pub struct Reader {
     place: Place,
     /// The mark up to which nothing follows the place, as long as the mark stands there.
     settled: i64,
+    /// A mark, and who was writing after it was read and still is.
+    waiting: Option<(i64, Vec<String>)>,
     batch: i64,
 }
 
 impl Reader {
     pub const fn new(place: Place, batch: i64) -> Self {
-        Self { place, settled: 0, batch }
+        Self { place, settled: 0, waiting: None, batch }
     }
 
     /// Every number up to this is passed, or was rolled back.
@@ -47,53 +61,63 @@ impl Reader {
         self.settled = 0;
     }
 
-    /// The next settled rows; fewer than a batch, or none, when there are no more.
-    pub async fn next(&mut self, db: &PgPool) -> Result<Vec<Row>, sqlx::Error> {
-        let mark = store::mark(db).await?;
-        metrics::gauge!("outbox_backlog_rows").set((mark - self.done()).max(0) as f64);
-        if mark <= self.place.seq || mark == self.settled {
-            return Ok(Vec::new());
-        }
-        let mut rows = self.read(db, mark, self.place.created_at - CLOCK_SLACK).await?;
+    /// The next settled rows.
+    pub async fn next(&mut self, db: &PgPool) -> Result<Next, sqlx::Error> {
+        // While a gap is waited for, a look is cheap.
+        let limit = if self.waiting.is_some() { self.batch.min(GAP_LOOK) } else { self.batch };
+        let bound = self.place.created_at - CLOCK_SLACK;
+        let mut rows = store::rows(db, self.place.seq, None, bound, limit).await?;
         let gapless = gapless_prefix(self.place.seq, rows.iter().map(|row| row.seq));
         if gapless > 0 {
+            let more = gapless < rows.len() || rows.len() as i64 == limit;
             rows.truncate(gapless);
-        } else {
-            wait_for_writers(db).await?;
-            // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
-            rows = self.read(db, mark, DateTime::UNIX_EPOCH).await?;
-            if (rows.len() as i64) < self.batch {
-                // All up to the mark is settled, whether the last numbers became rows or were rolled back.
-                self.settled = mark;
-            }
+            return Ok(self.pass(rows, more));
         }
+        let mark = match &mut self.waiting {
+            None => {
+                let mark = store::mark(db).await?;
+                metrics::gauge!("outbox_backlog_rows").set((mark - self.done()).max(0) as f64);
+                if mark <= self.place.seq || mark == self.settled {
+                    return Ok(Next::Idle);
+                }
+                let open = store::writers(db).await?;
+                if !open.is_empty() {
+                    self.waiting = Some((mark, open));
+                    return Ok(Next::Unsettled);
+                }
+                mark
+            }
+            Some((mark, open)) => {
+                let still = store::writers(db).await?;
+                open.retain(|writer| still.contains(writer));
+                if !open.is_empty() {
+                    return Ok(Next::Unsettled);
+                }
+                *mark
+            }
+        };
+        self.waiting = None;
+        // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
+        let rows = store::rows(db, self.place.seq, Some(mark), DateTime::UNIX_EPOCH, self.batch).await?;
+        if (rows.len() as i64) < self.batch {
+            // All up to the mark is settled, whether the last numbers became rows or were rolled back.
+            self.settled = mark;
+        }
+        Ok(if rows.is_empty() { Next::Idle } else { self.pass(rows, true) })
+    }
+
+    fn pass(&mut self, rows: Vec<Row>, more: bool) -> Next {
         if let Some(last) = rows.last() {
             self.place = Place { seq: last.seq, created_at: last.created_at };
         }
-        Ok(rows)
-    }
-
-    async fn read(&self, db: &PgPool, mark: i64, created_from: DateTime<Utc>) -> Result<Vec<Row>, sqlx::Error> {
-        store::rows(db, self.place.seq, mark, created_from, self.batch).await
+        self.waiting = None;
+        Next::Rows(rows, more)
     }
 }
 
 /// How many of the numbers follow `after` without a gap.
 fn gapless_prefix(after: i64, seqs: impl Iterator<Item = i64>) -> usize {
     seqs.zip(after + 1..).take_while(|(seq, wanted)| seq == wanted).count()
-}
-
-/// Waits until every transaction that writes to the outbox now has ended. The services' roles bound how long that is.
-async fn wait_for_writers(db: &PgPool) -> Result<(), sqlx::Error> {
-    let mut open = store::writers(db).await?;
-    let mut pause = Duration::from_millis(1);
-    while !open.is_empty() {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-        let still = store::writers(db).await?;
-        open.retain(|writer| still.contains(writer));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::chain::Fault;
 use crate::session::Session;
-use crate::store;
+use crate::store::{self, Entry};
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -53,6 +53,8 @@ pub struct RelayConfig {
     pub poll: Duration,
     /// How many messages may be in flight.
     pub window: usize,
+    /// For how many days the outbox keeps its rows, at least as long as the stream its messages; `None` for ever.
+    pub retention_days: Option<i32>,
     /// The largest payload; a larger one parks its aggregate.
     pub max_bytes: usize,
 }
@@ -67,6 +69,11 @@ pub enum Role {
         /// Rises with each change of the lead.
         epoch: i64,
     },
+    /// Stream and outbox contradict each other: it waits for a person, and looks again every few seconds.
+    Halted {
+        /// What contradicts what, and what to do.
+        reason: String,
+    },
 }
 
 /// Where a relay stands.
@@ -78,16 +85,6 @@ pub struct Status {
     pub done: i64,
     /// The stream's last sequence.
     pub stream_seq: u64,
-}
-
-/// The relay cannot go on without a person: the stream and the outbox contradict each other.
-#[derive(Debug, thiserror::Error)]
-#[error("the relay of {stream} has stopped: {reason}")]
-pub struct Halted {
-    /// The stream.
-    pub stream: String,
-    /// What contradicts what, and what to do.
-    pub reason: String,
 }
 
 /// For writers and observers of a relay.
@@ -158,11 +155,9 @@ impl Relay {
         Handle { wake: Arc::clone(&self.wake), status: self.status.subscribe() }
     }
 
-    /// Relays until `stop`. A dependency that is down is waited for.
-    ///
-    /// # Errors
-    /// [`Halted`] when stream and outbox contradict each other.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), Halted> {
+    /// Relays until `stop`. A dependency that is down is waited for; so is a person when stream and outbox contradict
+    /// each other ([`Role::Halted`]): meanwhile rows are kept, and nothing is published.
+    pub async fn run(self, stop: CancellationToken) {
         let mut pauses = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(100))
             .with_max_interval(Duration::from_secs(5))
@@ -176,14 +171,15 @@ impl Relay {
                 }
                 Err(trouble) => trouble,
             };
-            self.status.send_modify(|status| status.role = Role::Standby);
+            let halted = matches!(trouble, Trouble::Halted(_));
             metrics::gauge!("outbox_leader").set(0.0);
+            metrics::gauge!("outbox_halted").set(f64::from(u8::from(halted)));
+            if !halted {
+                self.status.send_modify(|status| status.role = Role::Standby);
+            }
             match trouble {
-                Trouble::Stop => return Ok(()),
-                Trouble::Halted(reason) => {
-                    error!(stream = self.config.stream.name, reason, "the relay has stopped");
-                    return Err(Halted { stream: self.config.stream.name.clone(), reason });
-                }
+                Trouble::Stop => return,
+                Trouble::Halted(reason) => self.say_halted(reason).await,
                 Trouble::Lost(why) => warn!(why, "the lead is lost"),
                 Trouble::Fault(fault) => warn!(%fault, "the chain broke"),
                 Trouble::Down(error) => {
@@ -193,9 +189,19 @@ impl Relay {
             let pause = pauses.next_backoff().unwrap_or(LOOK_EVERY);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
             }
         }
+    }
+
+    async fn say_halted(&self, reason: String) {
+        error!(stream = self.config.stream.name, reason, "the relay has stopped and waits for a person");
+        let actor = format!("relay {}", self.config.holder);
+        let entry = Entry { kind: "halted", actor: &actor, from_seq: None, to_seq: None, detail: &reason };
+        if let Err(error) = store::journal(&self.db, &entry).await {
+            warn!(%error, "the journal could not be written");
+        }
+        self.status.send_modify(|status| status.role = Role::Halted { reason });
     }
 
     /// Waits for the lease and leads for as long as it holds; `Ok` after a stand-by round.
@@ -254,6 +260,7 @@ impl Relay {
             // answer. It goes out alone then, and so does a row that failed, to know which one it is.
             let dropped = broke_at.take() == Some(session.stored.stream_seq);
             session.window = if dropped || !suspects.fails.is_empty() { 1 } else { self.config.window };
+            metrics::gauge!("outbox_halted").set(0.0);
             self.status.send_replace(session.status());
             let trouble = match session.pump(&mut hints, stop, &mut suspects).await {
                 Ok(()) => continue,

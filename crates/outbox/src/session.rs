@@ -1,25 +1,27 @@
 //! One session of the leader: from taking its place at the stream's tail to the first fault.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use futures::StreamExt;
-use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::chain::{Chain, Fault, Stored};
-use crate::reader::{Place, Reader};
+use crate::place::{self, micros, now};
+use crate::reader::{Next, Place, Reader};
 use crate::relay::{LOOK_EVERY, Relay, Role, Status, StreamSpec, Suspects, Trouble};
-use crate::store::{self, Checkpoint, Row};
-use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
+use crate::store::{self, Entry, Row};
 
-/// How often the coming days' partitions are looked after.
+/// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
+/// The first pause before a look whether a gap has closed, and the longest.
+const GAP_PAUSE: Duration = Duration::from_millis(1);
+const GAP_PAUSE_MOST: Duration = Duration::from_millis(50);
 
 /// From taking the place to the first fault.
 pub struct Session<'a> {
@@ -31,23 +33,27 @@ pub struct Session<'a> {
     reader: Reader,
     /// The first parked row of each aggregate that has one.
     parked: HashMap<String, i64>,
+    /// Rows that were parked once and that operators have worked since.
+    worked: HashSet<i64>,
     pub window: usize,
     pub stored: Stored,
     /// Whether `stored` is a row of this session.
     acknowledged: bool,
     saved: i64,
-    partitions_looked_after: Instant,
+    partitions_looked_after: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
     pub async fn open(relay: &'a Relay, epoch: i64) -> Result<Self, Trouble> {
         let config = &relay.config;
-        make_partitions(&relay.db).await?;
+        if let made @ 1.. = store::create_partitions(&relay.db).await? {
+            info!(made, "made outbox partitions ahead");
+        }
         let stream = open_stream(&relay.nats, &config.stream).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
         let base = info.state.last_sequence;
-        let place = find_place(relay, &stream, &info, created).await?;
+        let place = place::find(relay, epoch, &stream, &info).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
         let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
         Ok(Self {
@@ -58,11 +64,13 @@ impl<'a> Session<'a> {
             chain,
             reader: Reader::new(place, i64::try_from(config.window.clamp(1, 2_000)).unwrap_or(2_000)),
             parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
+            worked: store::worked(&relay.db).await?.into_iter().collect(),
             window: config.window,
             stored: Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base },
             acknowledged: false,
             saved: 0,
-            partitions_looked_after: Instant::now(),
+            // The first look drops what may go.
+            partitions_looked_after: None,
         })
     }
 
@@ -83,15 +91,26 @@ impl<'a> Session<'a> {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         let mut waiting: VecDeque<Row> = VecDeque::new();
         let mut more = true;
+        // When to look again at a gap, and how long the pause was.
+        let mut gap: Option<(Instant, Duration)> = None;
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
             if stop.is_cancelled() {
                 waiting.clear();
-                more = false;
+                (more, gap) = (false, None);
             }
             if waiting.is_empty() && more && self.chain.in_flight() < self.window {
-                waiting.extend(self.reader.next(&self.relay.db).await?);
-                more = !waiting.is_empty();
+                match self.reader.next(&self.relay.db).await? {
+                    Next::Rows(rows, follow) => {
+                        waiting.extend(rows);
+                        (more, gap) = (follow, None);
+                    }
+                    Next::Idle => (more, gap) = (false, None),
+                    Next::Unsettled => {
+                        let pause = gap.map_or(GAP_PAUSE, |(_, pause)| (pause * 2).min(GAP_PAUSE_MOST));
+                        (more, gap) = (false, Some((Instant::now() + pause, pause)));
+                    }
+                }
             }
             while self.chain.in_flight() < self.window
                 && let Some(row) = waiting.pop_front()
@@ -127,6 +146,9 @@ impl<'a> Session<'a> {
                     }
                 }
                 () = std::future::ready(()), if more && waiting.is_empty() && self.chain.in_flight() < self.window => {}
+                () = tokio::time::sleep_until(gap.map_or_else(Instant::now, |(at, _)| at)), if gap.is_some() && !more => {
+                    more = true;
+                }
                 () = self.relay.wake.notified() => more = true,
                 Some(_) = hints.next() => more = true,
                 _ = poll.tick() => more = true,
@@ -136,6 +158,15 @@ impl<'a> Session<'a> {
     }
 
     async fn publish(&mut self, row: Row) -> Result<(), Trouble> {
+        if self.parked.is_empty() && self.worked.is_empty() {
+            return match unpublishable(&row, self.relay.config.max_bytes) {
+                Some(reason) => self.park(&row, reason).await,
+                None => Ok(self.chain.send(row).await?),
+            };
+        }
+        if self.worked.contains(&row.seq) {
+            return Ok(());
+        }
         let behind = self.parked.get(&row.aggregate_id).is_some_and(|first| *first < row.seq);
         let known = self.parked.get(&row.aggregate_id) == Some(&row.seq);
         let reason = if known {
@@ -158,6 +189,18 @@ impl<'a> Session<'a> {
         }
         error!(seq = row.seq, aggregate = row.aggregate_id, subject = row.subject, reason, "parked");
         metrics::counter!("outbox_parked_rows_total").increment(1);
+        if !self.parked.contains_key(&row.aggregate_id) {
+            let actor = format!("relay, epoch {}", self.epoch);
+            let detail = format!("aggregate {}: {reason}", row.aggregate_id);
+            let entry = Entry {
+                kind: "parked",
+                actor: &actor,
+                from_seq: Some(row.seq),
+                to_seq: Some(row.seq),
+                detail: &detail,
+            };
+            store::journal(&self.relay.db, &entry).await?;
+        }
         self.parked.entry(row.aggregate_id.clone()).or_insert(row.seq);
         Ok(())
     }
@@ -169,7 +212,7 @@ impl<'a> Session<'a> {
         if info.state.last_sequence != self.stored.stream_seq {
             return Ok(false);
         }
-        match store::rows(&self.relay.db, seq - 1, seq, DateTime::UNIX_EPOCH, 1).await?.pop() {
+        match store::rows(&self.relay.db, seq - 1, Some(seq), DateTime::UNIX_EPOCH, 1).await?.pop() {
             Some(row) => self.park(&row, reason).await.map(|()| true),
             None => Ok(false),
         }
@@ -178,10 +221,10 @@ impl<'a> Session<'a> {
     /// A look around while time passes: does the stream still stand where it was left?
     async fn look(&mut self) -> Result<(), Trouble> {
         self.save_checkpoint().await?;
-        if self.partitions_looked_after.elapsed() > PARTITIONS_EVERY {
-            make_partitions(&self.relay.db).await?;
-            self.partitions_looked_after = Instant::now();
-        }
+        let backlog = store::mark(&self.relay.db).await? - self.status().done;
+        metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
+        metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);
+        self.look_after_partitions().await?;
         self.reader.forget_settled();
         if self.acknowledged {
             // The database may have been restored from a backup under a running relay.
@@ -205,27 +248,33 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    async fn look_after_partitions(&mut self) -> Result<(), Trouble> {
+        if self.partitions_looked_after.is_some_and(|at| at.elapsed() < PARTITIONS_EVERY) {
+            return Ok(());
+        }
+        store::create_partitions(&self.relay.db).await?;
+        if let Some(days) = self.relay.config.retention_days {
+            match store::drop_partitions(&self.relay.db, days).await? {
+                Some(dropped @ 1..) => info!(dropped, "dropped outbox partitions by retention"),
+                Some(_) => {}
+                // Somebody reads the outbox for long; the next look tries again.
+                None => return Ok(()),
+            }
+        }
+        self.partitions_looked_after = Some(Instant::now());
+        Ok(())
+    }
+
     async fn save_checkpoint(&mut self) -> Result<(), Trouble> {
         if self.saved == self.stored.outbox_seq {
             return Ok(());
         }
-        let at = Checkpoint {
-            outbox_seq: self.stored.outbox_seq,
-            outbox_created_at: Some(self.stored.created_at),
-            stream_seq: i64::try_from(self.stored.stream_seq).unwrap_or(i64::MAX),
-            stream_created_at: Some(self.stream_created_at),
-        };
-        store::save_checkpoint(&self.relay.db, self.epoch, &at).await?;
+        let place = Place { seq: self.stored.outbox_seq, created_at: self.stored.created_at };
+        store::save_checkpoint(&self.relay.db, self.epoch, place, self.stored.stream_seq, self.stream_created_at)
+            .await?;
         self.saved = self.stored.outbox_seq;
         Ok(())
     }
-}
-
-async fn make_partitions(db: &PgPool) -> Result<(), sqlx::Error> {
-    if let made @ 1.. = store::create_partitions(db).await? {
-        info!(made, "made outbox partitions ahead");
-    }
-    Ok(())
 }
 
 async fn open_stream(nats: &async_nats::Client, spec: &StreamSpec) -> Result<stream::Stream, anyhow::Error> {
@@ -243,63 +292,6 @@ async fn open_stream(nats: &async_nats::Client, spec: &StreamSpec) -> Result<str
     js.get_or_create_stream(config).await.with_context(|| format!("opening the stream {}", spec.name))
 }
 
-/// Where to go on: behind the row of the stream's last message.
-async fn find_place(
-    relay: &Relay,
-    stream: &stream::Stream,
-    info: &stream::Info,
-    created: DateTime<Utc>,
-) -> Result<Place, Trouble> {
-    let checkpoint = store::checkpoint(&relay.db).await?;
-    if info.state.messages > 0 {
-        let tail = stream.get_last_raw_message_by_subject(">").await.context("reading the stream's last message")?;
-        let header = |name| tail.headers.get(name).map(|value| value.as_str());
-        let place = header(SEQ_HEADER).and_then(|seq| seq.parse().ok()).zip(
-            header(CREATED_HEADER).and_then(|micros| micros.parse().ok()).and_then(DateTime::from_timestamp_micros),
-        );
-        let (Some((seq, created_at)), Some(id)) = (place, header(EVENT_ID_HEADER)) else {
-            return Err(Trouble::Halted(format!(
-                "message {} on {} is not from this outbox: nobody else may publish to this stream; find out who did, \
-                 and delete the message",
-                tail.sequence, tail.subject
-            )));
-        };
-        let place = Place { seq, created_at };
-        return match store::event_at(&relay.db, seq, created_at).await? {
-            Some(event) if event.to_string() == id => Ok(place),
-            // Retention has dropped the row since, and the checkpoint vouches for it.
-            None if checkpoint.outbox_seq == seq && checkpoint.stream_seq.cast_unsigned() == tail.sequence => Ok(place),
-            found => Err(Trouble::Halted(format!(
-                "the stream is ahead of the outbox: its last message {} is event {id} of row {seq}, the outbox has \
-                 {found:?} there. Was Postgres restored from an older backup?",
-                tail.sequence
-            ))),
-        };
-    }
-    // An empty stream: new, wiped, purged, or emptied by age. What has aged out is not published again; what has
-    // never been published always is.
-    // No age limit means that nothing ages out.
-    let max_age = relay.config.stream.max_age;
-    let oldest = match TimeDelta::from_std(max_age) {
-        Ok(age) if !max_age.is_zero() => now() - age,
-        _ => DateTime::UNIX_EPOCH,
-    };
-    let same = checkpoint.stream_created_at == Some(created)
-        && checkpoint.stream_seq.cast_unsigned() <= info.state.last_sequence;
-    let young = store::first_after(&relay.db, oldest).await?.map(|(seq, created_at)| Place { seq, created_at });
-    let beginning = Place { seq: 0, created_at: DateTime::UNIX_EPOCH + TimeDelta::hours(2) };
-    let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
-    let place = match (known, young) {
-        (None, _) => beginning,
-        (Some(known), Some(young)) if young.seq < known.seq => young,
-        (Some(known), _) => known,
-    };
-    if let Some(known) = known {
-        warn!(same, checkpoint = known.seq, from = place.seq, "the stream is empty: refilling from the outbox");
-    }
-    Ok(place)
-}
-
 /// Why this row can never be published, if so.
 fn unpublishable(row: &Row, max_bytes: usize) -> Option<&'static str> {
     if row.payload.len() > max_bytes {
@@ -309,14 +301,4 @@ fn unpublishable(row: &Row, max_bytes: usize) -> Option<&'static str> {
         |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b'*' && b != b'>');
     let subject = row.subject.len() <= 255 && row.subject.split('.').all(token);
     (!subject).then_some("its subject is not one that can be published on")
-}
-
-/// To the microsecond, as Postgres keeps it.
-fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
-}
-
-#[expect(clippy::disallowed_methods, reason = "compared with the age limit of a stream, in days")]
-fn now() -> DateTime<Utc> {
-    Utc::now()
 }

@@ -1,8 +1,10 @@
 //! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
+
+use crate::reader::Place;
 
 /// An event to be published once its transaction has committed.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +60,11 @@ pub async fn mark(db: &PgPool) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select case when is_called then last_value else 0 end from outbox_seq").fetch_one(db).await
 }
 
-/// The committed rows in `(after, up_to]`, in order. `created_from` keeps old partitions closed.
+/// The committed rows in `(after, up_to]`, in order, or all behind `after`. `created_from` keeps old partitions closed.
 pub async fn rows(
     db: &PgPool,
     after: i64,
-    up_to: i64,
+    up_to: Option<i64>,
     created_from: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<Row>, sqlx::Error> {
@@ -71,7 +73,7 @@ pub async fn rows(
          where seq > $1 and seq <= $2 and created_at >= $3 order by seq limit $4",
     )
     .bind(after)
-    .bind(up_to)
+    .bind(up_to.unwrap_or(i64::MAX))
     .bind(created_from)
     .bind(limit)
     .fetch_all(db)
@@ -98,6 +100,11 @@ pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Resul
         .await
 }
 
+/// When a row was created, if the outbox still holds it.
+pub async fn created_at(db: impl PgExecutor<'_>, seq: i64) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("select created_at from outbox where seq = $1").bind(seq).fetch_optional(db).await
+}
+
 /// The place just before the first row that was created after `from`, and that row's time.
 pub async fn first_after(db: &PgPool, from: DateTime<Utc>) -> Result<Option<(i64, DateTime<Utc>)>, sqlx::Error> {
     sqlx::query_as("select seq - 1, created_at from outbox where created_at >= $1 order by seq limit 1")
@@ -106,32 +113,44 @@ pub async fn first_after(db: &PgPool, from: DateTime<Utc>) -> Result<Option<(i64
         .await
 }
 
-/// How far the relay is known to have come.
+/// How far the relay is known to have come, and what retention and operators have said of what lies beyond.
 #[derive(Debug, Clone, FromRow)]
 pub struct Checkpoint {
     pub outbox_seq: i64,
     pub outbox_created_at: Option<DateTime<Utc>>,
-    pub stream_seq: i64,
     pub stream_created_at: Option<DateTime<Utc>>,
+    pub dropped_seq: i64,
+    pub accepted_stream_seq: Option<i64>,
+    pub accepted_stream_created_at: Option<DateTime<Utc>>,
+    pub accepted_outbox_seq: Option<i64>,
 }
 
-pub async fn checkpoint(db: &PgPool) -> Result<Checkpoint, sqlx::Error> {
-    sqlx::query_as("select outbox_seq, outbox_created_at, stream_seq, stream_created_at from outbox_relay")
-        .fetch_one(db)
-        .await
+pub async fn checkpoint(db: impl PgExecutor<'_>) -> Result<Checkpoint, sqlx::Error> {
+    sqlx::query_as(
+        "select outbox_seq, outbox_created_at, stream_created_at, dropped_seq, accepted_stream_seq, \
+         accepted_stream_created_at, accepted_outbox_seq from outbox_relay",
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Writes the checkpoint, unless another relay leads by now.
-pub async fn save_checkpoint(db: &PgPool, epoch: i64, at: &Checkpoint) -> Result<(), sqlx::Error> {
+pub async fn save_checkpoint(
+    db: &PgPool,
+    epoch: i64,
+    place: Place,
+    stream_seq: u64,
+    stream_created_at: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "update outbox_relay set outbox_seq = $2, outbox_created_at = $3, stream_seq = $4, stream_created_at = $5, \
          checkpoint_at = clock_timestamp() where epoch = $1",
     )
     .bind(epoch)
-    .bind(at.outbox_seq)
-    .bind(at.outbox_created_at)
-    .bind(at.stream_seq)
-    .bind(at.stream_created_at)
+    .bind(place.seq)
+    .bind(place.created_at)
+    .bind(stream_seq.cast_signed())
+    .bind(stream_created_at)
     .execute(db)
     .await?;
     Ok(())
@@ -175,9 +194,11 @@ pub async fn give_up_lease(db: &PgPool, epoch: i64) -> Result<(), sqlx::Error> {
 /// # Errors
 /// Fails as any insert does.
 pub async fn park(db: &PgPool, epoch: i64, row: &Row, reason: &str) -> Result<bool, sqlx::Error> {
+    // The share lock makes this and a release, or a new lead, wait for each other.
     let parked = sqlx::query(
-        "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
-         select $2, $3, $4, $5, $6, $7, $8, $1 from outbox_relay where epoch = $1 \
+        "with lead as (select from outbox_relay where epoch = $1 for share) \
+         insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
+         select $2, $3, $4, $5, $6, $7, $8, $1 from lead \
          on conflict (seq) do update set epoch = excluded.epoch",
     )
     .bind(epoch)
@@ -195,10 +216,69 @@ pub async fn park(db: &PgPool, epoch: i64, row: &Row, reason: &str) -> Result<bo
 
 /// The aggregates that have parked rows, and the first of them: what came before it is not held up.
 pub async fn parked_aggregates(db: &PgPool) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    sqlx::query_as("select aggregate_id, min(seq) from outbox_parked group by aggregate_id").fetch_all(db).await
+    sqlx::query_as("select aggregate_id, min(seq) from outbox_parked where state = 'parked' group by aggregate_id")
+        .fetch_all(db)
+        .await
+}
+
+/// The rows that were parked once and are so no more: whoever meets them passes over them.
+pub async fn worked(db: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar("select seq from outbox_parked where state <> 'parked'").fetch_all(db).await
+}
+
+/// How many rows are parked.
+pub async fn parked_count(db: &PgPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("select count(*) from outbox_parked where state = 'parked'").fetch_one(db).await
 }
 
 /// Makes the partitions of the coming days; how many were missing.
 pub async fn create_partitions(db: &PgPool) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select outbox_create_partitions(8)").fetch_one(db).await
+}
+
+/// Drops the partitions that retention allows to; how many. The lock may not be to be had: `None`, try again.
+pub async fn drop_partitions(db: &PgPool, keep_days: i32) -> Result<Option<i32>, sqlx::Error> {
+    let dropped = sqlx::query_scalar("select outbox_drop_partitions($1)").bind(keep_days).fetch_one(db).await;
+    match dropped {
+        // lock_not_available
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => Ok(None),
+        dropped => dropped.map(Some),
+    }
+}
+
+/// A line for the journal.
+#[derive(Debug, Clone)]
+pub struct Entry<'a> {
+    pub kind: &'static str,
+    pub actor: &'a str,
+    pub from_seq: Option<i64>,
+    pub to_seq: Option<i64>,
+    pub detail: &'a str,
+}
+
+/// Writes a line into the journal, unless the newest of its kinds says just the same.
+pub async fn journal(db: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into outbox_journal (kind, actor, from_seq, to_seq, detail) select $1, $2, $3, $4, $5 \
+         where $1 <> 'halted' or (select (kind, detail) from outbox_journal \
+         where kind in ('halted', 'resumed', 'accepted') order by id desc limit 1) is distinct from ($1, $5)",
+    )
+    .bind(entry.kind)
+    .bind(entry.actor)
+    .bind(entry.from_seq)
+    .bind(entry.to_seq)
+    .bind(entry.detail)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Whether the journal's newest word is that the relay has halted.
+pub async fn halted(db: &PgPool) -> Result<bool, sqlx::Error> {
+    let newest: Option<String> = sqlx::query_scalar(
+        "select kind from outbox_journal where kind in ('halted', 'resumed', 'accepted') order by id desc limit 1",
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(newest.as_deref() == Some("halted"))
 }

@@ -76,6 +76,12 @@ pub struct ConfigArgs {
     /// How long the stream keeps events, in days.
     #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30")]
     stream_max_age_days: String,
+    /// On how many servers the stream keeps each event: 1, 3 or 5.
+    #[arg(long, env = "FLOTILLA_STREAM_REPLICAS", default_value = "1")]
+    stream_replicas: String,
+    /// How long the outbox keeps its rows, in days; at least as long as the stream keeps events.
+    #[arg(long, env = "FLOTILLA_OUTBOX_DAYS", default_value = "31")]
+    outbox_days: String,
 }
 
 /// [`ConfigArgs`], checked.
@@ -95,6 +101,10 @@ pub struct Config {
     pub database_connections: u32,
     /// How long the stream keeps events.
     pub stream_max_age: Duration,
+    /// On how many servers it keeps each.
+    pub stream_replicas: usize,
+    /// How many days the outbox keeps its rows.
+    pub outbox_days: i32,
 }
 
 impl Config {
@@ -128,6 +138,16 @@ impl Config {
         if days.is_some_and(|days| !(1..=3_650).contains(&days)) {
             problems.add("FLOTILLA_STREAM_MAX_AGE_DAYS: must be 1 to 3650".to_owned());
         }
+        let stream_replicas: Option<usize> = problems.parse("FLOTILLA_STREAM_REPLICAS", Some(&args.stream_replicas));
+        if stream_replicas.is_some_and(|replicas| ![1, 3, 5].contains(&replicas)) {
+            problems.add("FLOTILLA_STREAM_REPLICAS: must be 1, 3 or 5".to_owned());
+        }
+        let outbox_days: Option<i32> = problems.parse("FLOTILLA_OUTBOX_DAYS", Some(&args.outbox_days));
+        if let (Some(days), Some(stream)) = (outbox_days, days)
+            && i64::from(days) < stream.cast_signed()
+        {
+            problems.add(format!("FLOTILLA_OUTBOX_DAYS: must not be less than the stream's {stream} days"));
+        }
         Some(Self {
             common: common?,
             database_url: database_url?,
@@ -136,6 +156,8 @@ impl Config {
             page_token_key: page_token_key?,
             database_connections: connections?,
             stream_max_age: Duration::from_secs(days.filter(|days| (1..=3_650).contains(days))? * 86_400),
+            stream_replicas: stream_replicas?,
+            outbox_days: outbox_days?,
         })
     }
 }
@@ -200,7 +222,10 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     let relay = Relay::new(relay_db, nats, relay_config(config));
     let handle = relay.handle();
     let stop = lifecycle.stopping();
-    lifecycle.spawn("relay", relay.run(stop));
+    lifecycle.spawn("relay", async move {
+        relay.run(stop).await;
+        Ok::<_, anyhow::Error>(())
+    });
     watch(lifecycle, readiness, db.clone(), Arc::clone(&verifier));
     let todos = grpc::Todos {
         app: commands::App { db, relay: handle.clone() },
@@ -217,7 +242,7 @@ fn relay_config(config: &Config) -> RelayConfig {
             name: subject::stream(NAME),
             subjects: vec![subject::all(NAME)],
             max_age: config.stream_max_age,
-            replicas: 1,
+            replicas: config.stream_replicas,
         },
         content_type: envelope::CONTENT_TYPE.to_owned(),
         hint_subject: format!("hint.outbox.{NAME}"),
@@ -225,6 +250,7 @@ fn relay_config(config: &Config) -> RelayConfig {
         lease: Duration::from_secs(4),
         poll: Duration::from_millis(500),
         window: 4_000,
+        retention_days: Some(config.outbox_days),
         max_bytes: envelope::MAX_BYTES,
     }
 }

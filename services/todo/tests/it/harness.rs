@@ -125,6 +125,8 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         page_token_key: SecretString::from("a key for page tokens"),
         database_connections: 8,
         stream_max_age: std::time::Duration::from_secs(86_400),
+        stream_replicas: 1,
+        outbox_days: 1,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::message::PublishMessage;
+use outbox::Role;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::until;
 
@@ -53,6 +54,15 @@ async fn until_relay_waits(fleet: &Fleet) {
         waits
     })
     .await;
+}
+
+/// Waits until the relay has stopped for a person; why.
+async fn until_halted(fleet: &Fleet) -> String {
+    let mut status = fleet.app.relay.status();
+    let halted = status.wait_for(|status| matches!(status.role, Role::Halted { .. }));
+    let status = tokio::time::timeout(testkit::PATIENCE, halted).await.expect("the relay stops").unwrap().clone();
+    let Role::Halted { reason } = status.role else { unreachable!() };
+    reason
 }
 
 #[tokio::test]
@@ -200,10 +210,8 @@ async fn o7_a_stream_that_holds_a_foreign_message_stops_the_relay_loudly() {
     let message = PublishMessage::build().payload("{}".into());
     let js = fleet.nats.jetstream().await;
     js.send_publish("evt.todo.created.v1.acme", message).await.unwrap().await.unwrap();
-    // The relay ends, and with it the process.
-    let mut status = fleet.app.relay.status();
-    let ended = async { while status.changed().await.is_ok() {} };
-    tokio::time::timeout(testkit::PATIENCE, ended).await.expect("the relay stops");
+    let halted = until_halted(&fleet).await;
+    assert!(halted.contains("not from this outbox") && halted.contains("flotilla outbox accept"), "{halted}");
 }
 
 #[tokio::test]
