@@ -5,18 +5,46 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{self, stream};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 /// The dead-letter stream of the fleet.
 pub const STREAM: &str = "DLQ";
 
-/// Why and how an event died.
-pub struct Story<'a> {
-    pub stream: &'a str,
-    pub consumer: &'a str,
-    pub reason: &'a str,
-    pub delivered: i64,
+/// A message, whole, to become a letter.
+pub struct Letter {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+    stream_sequence: u64,
+    stored_at: DateTime<Utc>,
+}
+
+impl Letter {
+    /// Of a message as it was delivered.
+    pub fn of(message: &jetstream::Message) -> Result<Self, anyhow::Error> {
+        let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+        Ok(Self {
+            subject: message.subject.to_string(),
+            headers: message.headers.clone().unwrap_or_default(),
+            payload: message.payload.clone(),
+            stream_sequence: info.stream_sequence,
+            stored_at: info.published,
+        })
+    }
+
+    /// Of a message as the stream holds it.
+    pub fn stored(message: StreamMessage) -> Self {
+        Self {
+            subject: message.subject.to_string(),
+            headers: message.headers,
+            payload: message.payload,
+            stream_sequence: message.sequence,
+            stored_at: message.time,
+        }
+    }
 }
 
 /// Makes the dead-letter stream if there is none.
@@ -37,12 +65,14 @@ pub async fn open(js: &jetstream::Context) -> Result<(), anyhow::Error> {
 /// Stores a letter; `Ok` only once the stream has acknowledged it.
 pub async fn store(
     js: &jetstream::Context,
-    message: &jetstream::Message,
-    story: &Story<'_>,
+    letter: &Letter,
+    stream: &str,
+    consumer: &str,
+    reason: &str,
+    delivered: i64,
 ) -> Result<(), anyhow::Error> {
-    let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
     let mut headers = HeaderMap::new();
-    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+    for (name, values) in letter.headers.iter() {
         let text: &str = name.as_ref();
         // What steers the server is not the event's: it would steer the letter.
         if !text.to_ascii_lowercase().starts_with("nats-") {
@@ -50,21 +80,21 @@ pub async fn store(
         }
     }
     // NATS headers hold one line; the reason is bounded so that a letter always fits.
-    let reason: String = story.reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2_000).collect();
-    headers.insert("Dlq-Consumer", story.consumer);
-    headers.insert("Dlq-Stream", story.stream);
-    headers.insert("Dlq-Stream-Sequence", info.stream_sequence.to_string());
-    headers.insert("Dlq-Stored-At", info.published.to_rfc3339());
-    headers.insert("Dlq-Subject", message.subject.as_str());
-    headers.insert("Dlq-Delivered", story.delivered.to_string());
+    let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2_000).collect();
+    headers.insert("Dlq-Consumer", consumer);
+    headers.insert("Dlq-Stream", stream);
+    headers.insert("Dlq-Stream-Sequence", letter.stream_sequence.to_string());
+    headers.insert("Dlq-Stored-At", letter.stored_at.to_rfc3339());
+    headers.insert("Dlq-Subject", letter.subject.as_str());
+    headers.insert("Dlq-Delivered", delivered.to_string());
     headers.insert("Dlq-Reason", reason);
-    let letter = PublishMessage::build()
-        .payload(message.payload.clone())
+    let message = PublishMessage::build()
+        .payload(letter.payload.clone())
         .headers(headers)
-        .message_id(format!("{}:{}:{}", story.stream, story.consumer, info.stream_sequence))
+        .message_id(format!("{stream}:{consumer}:{}", letter.stream_sequence))
         .expected_stream(STREAM);
-    let subject = format!("dlq.{}.{}", story.consumer, message.subject);
-    let sent = js.send_publish(subject, letter).await.context("publishing to the dead-letter stream")?;
+    let subject = format!("dlq.{consumer}.{}", letter.subject);
+    let sent = js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
     tokio::time::timeout(Duration::from_secs(5), sent)
         .await
         .context("the dead-letter stream did not answer in time")?

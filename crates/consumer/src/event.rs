@@ -46,6 +46,16 @@ impl Event {
         self.attributes.get(name).map_or("", String::as_str)
     }
 
+    /// The aggregate it is about: its `partitionkey`, else its `subject`; an event that names neither stands alone.
+    #[must_use]
+    pub fn aggregate(&self) -> &str {
+        ["partitionkey", "subject", "id"]
+            .into_iter()
+            .map(|name| self.attribute(name))
+            .find(|value| !value.is_empty())
+            .unwrap_or_default()
+    }
+
     /// The CloudEvents `type`.
     #[must_use]
     pub fn event_type(&self) -> &str {

@@ -1,40 +1,29 @@
-//! Pulls, hands batches to the handler, and acknowledges by its verdicts. Nothing else in the fleet acknowledges.
+//! A durable consumer's life: pulls, and rebuilds the pull when it falls silent. `batch` and `ordered` hand the messages
+//! to a handler, `settle` acknowledges, `backstop` looks after what JetStream itself gives up on.
 
-use std::collections::HashMap;
-use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
-use async_nats::jetstream::{self, AckKind, stream};
+use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use chrono::Utc;
-use futures::{FutureExt, StreamExt};
-use opentelemetry::trace::TraceContextExt as _;
+use futures::StreamExt as _;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, error, info, warn};
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing::{error, info, warn};
 
-use crate::dead_letter::{self, Story};
-use crate::event::{self, Event};
+use crate::backstop::Backstop;
+use crate::dead_letter;
+use crate::event::Event;
+use crate::inbox::Inbox;
+use crate::settle::{Settler, Verdict};
+use crate::{batch, ordered};
 
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
-const ACK_WAIT: Duration = Duration::from_secs(30);
-/// How many creation contexts a batch's span links to.
-const MAX_LINKS: usize = 64;
-
-/// What a handler says of one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// Its effect is in place.
-    Done,
-    /// Not this time: again later.
-    Retry(String),
-    /// Never: a dead letter, now.
-    Reject(String),
-}
+/// How long the server waits for an acknowledgement, or for a sign that work goes on.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// What to consume, and how.
 #[derive(Debug, Clone)]
@@ -47,61 +36,87 @@ pub struct Config {
     pub filter: String,
     /// The event types that the handler knows.
     pub types: Vec<String>,
-    /// The most events in one batch.
+    /// The most events in one batch; four times as many are had in hand. With an inbox: the most that are handled at once.
     pub batch: usize,
     /// How often an event is tried before it becomes a dead letter.
     pub max_attempts: i64,
 }
 
+/// How a consumer is, beyond what its metrics tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// It pulls.
+    pub pulling: bool,
+    /// For how long nothing was acknowledged although something waits; zero while it goes on or is paused.
+    pub stalled_for: Duration,
+    /// How many events the stream dropped before this consumer had them: what it makes of them is incomplete.
+    pub trimmed_unread: u64,
+    /// Whether an operator has paused it.
+    pub paused: bool,
+}
+
 /// A durable consumer.
 pub struct Consumer {
-    js: jetstream::Context,
-    nats: async_nats::Client,
-    config: Config,
+    pub(crate) nats: async_nats::Client,
+    pub(crate) settler: Settler,
+    pub(crate) status: watch::Sender<Status>,
 }
+
+/// Messages of one pull.
+pub(crate) type Messages = pull::Stream;
 
 impl Consumer {
     /// A consumer that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
-        Self { js, nats, config }
+        Self { nats, settler: Settler { js, config }, status: watch::Sender::new(Status::default()) }
     }
 
-    /// Handles events until `stop`. What is down is waited for.
-    ///
-    /// # Errors
-    /// None at present; the type leaves room for a contradiction that needs a person.
-    pub async fn run<H, F>(self, stop: CancellationToken, mut handler: H) -> Result<(), anyhow::Error>
+    /// How it is; the receiver tells of changes.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Hands batches to a handler that gives a verdict for each event, until `stop`. For effects that bear to be
+    /// repeated and to be late, such as a version-guarded write. What is down is waited for.
+    pub async fn run_batches<H, F>(self, stop: CancellationToken, mut handler: H)
     where
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let mut pauses = ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_millis(100))
-            .with_max_interval(Duration::from_secs(3))
-            .with_max_elapsed_time(None)
-            .build();
-        loop {
-            let mut handled = false;
-            let worked = self.pull(&stop, &mut handler, &mut handled).await;
-            self.nats.flush().await.ok();
-            if stop.is_cancelled() {
-                return Ok(());
+        let backstop = Backstop::new(&self.settler, &self.status);
+        let work = async {
+            let mut pauses = pauses();
+            while !stop.is_cancelled() {
+                let mut handled = false;
+                let worked = self.batches(&stop, &mut handler, &mut handled).await;
+                self.rest(&stop, worked, handled, &mut pauses).await;
             }
-            if handled {
-                pauses.reset();
-            }
-            if let Err(error) = worked {
-                warn!(consumer = self.config.durable, error = format!("{error:#}"), "not consuming: trying again");
-            }
-            let pause = pauses.next_backoff().unwrap_or(HEARTBEAT);
-            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
-        }
+        };
+        tokio::join!(work, backstop.run(&stop));
     }
 
-    /// One pull, until `stop` or until it is broken.
-    async fn pull<H, F>(
+    /// Hands events to a handler one by one, those of an aggregate in their order, each in a transaction with its row of
+    /// the inbox: its effects in that database happen exactly once. Until `stop`; what is down is waited for.
+    pub async fn run_in_order<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
+    where
+        H: AsyncFn(&mut sqlx::PgConnection, &Event) -> Result<(), ordered::Failure>,
+    {
+        let backstop = Backstop::new(&self.settler, &self.status);
+        let work = async {
+            let mut pauses = pauses();
+            while !stop.is_cancelled() {
+                let mut handled = false;
+                let worked = ordered::lead(&self, &stop, &inbox, &handler, &mut handled).await;
+                self.rest(&stop, worked, handled, &mut pauses).await;
+            }
+        };
+        tokio::join!(work, backstop.run(&stop));
+    }
+
+    async fn batches<H, F>(
         &self,
         stop: &CancellationToken,
         handler: &mut H,
@@ -111,59 +126,70 @@ impl Consumer {
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        dead_letter::open(&self.js).await?;
-        let stream = self.js.get_stream(&self.config.stream).await.context("opening the stream")?;
-        let config = pull::Config {
-            durable_name: Some(self.config.durable.clone()),
-            filter_subject: self.config.filter.clone(),
+        let (stream, consumer) = self.open().await?;
+        let mut messages = self.pull(&stream, &consumer).await?;
+        batch::run(&self.settler, stop, &mut messages, handler, handled).await
+    }
+
+    /// The pause after a pull has ended, and a word why.
+    async fn rest(
+        &self,
+        stop: &CancellationToken,
+        worked: Result<(), anyhow::Error>,
+        handled: bool,
+        pauses: &mut backoff::ExponentialBackoff,
+    ) {
+        self.status.send_modify(|status| status.pulling = false);
+        self.nats.flush().await.ok();
+        if handled {
+            pauses.reset();
+        }
+        if let Err(error) = worked {
+            let consumer = &self.settler.config.durable;
+            warn!(consumer, error = format!("{error:#}"), "not consuming: trying again");
+        }
+        let pause = pauses.next_backoff().unwrap_or(HEARTBEAT);
+        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+
+    /// The stream and the durable consumer, made if it is not there.
+    pub(crate) async fn open(&self) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
+        let Settler { js, config } = &self.settler;
+        dead_letter::open(js).await?;
+        let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
+        let wanted = pull::Config {
+            durable_name: Some(config.durable.clone()),
+            filter_subject: config.filter.clone(),
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             // The attempts are counted here; the server must never give up on its own.
             max_deliver: -1,
-            max_ack_pending: i64::try_from(self.config.batch * 4).unwrap_or(i64::MAX),
+            max_ack_pending: i64::try_from(config.batch * 4).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        let consumer = stream
-            .get_or_create_consumer(&self.config.durable, config)
-            .await
-            .context("opening the durable consumer")?;
-        let mut messages = consumer
+        let consumer =
+            stream.get_or_create_consumer(&config.durable, wanted).await.context("opening the durable consumer")?;
+        Ok((stream, consumer))
+    }
+
+    pub(crate) async fn pull(
+        &self,
+        stream: &stream::Stream,
+        consumer: &PullConsumer,
+    ) -> Result<Messages, anyhow::Error> {
+        let config = &self.settler.config;
+        let messages = consumer
             .stream()
-            .max_messages_per_batch(self.config.batch * 2)
+            .max_messages_per_batch(config.batch * 2)
             .expires(PULL_EXPIRES)
             .heartbeat(HEARTBEAT)
             .messages()
             .await
             .context("pulling")?;
-        info!(consumer = self.config.durable, stream = self.config.stream, "consuming");
-        self.look_for_trimmed(&stream, &consumer).await?;
-        let mut missed = 0;
-        loop {
-            let first = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                first = messages.next() => first,
-            };
-            let first = match first {
-                None => anyhow::bail!("the pull has ended"),
-                Some(Err(error)) => {
-                    missed += 1;
-                    if missed < 2 {
-                        continue;
-                    }
-                    return Err(error).context("the pull is broken");
-                }
-                Some(Ok(first)) => first,
-            };
-            missed = 0;
-            let mut batch = vec![first];
-            while batch.len() < self.config.batch
-                && let Some(Some(Ok(next))) = messages.next().now_or_never()
-            {
-                batch.push(next);
-            }
-            self.handle(batch, handler).await?;
-            *handled = true;
-        }
+        info!(consumer = config.durable, stream = config.stream, "consuming");
+        self.look_for_trimmed(stream, consumer).await?;
+        self.status.send_modify(|status| status.pulling = true);
+        Ok(messages)
     }
 
     /// Alarms when the stream begins behind what this consumer has acknowledged: events were trimmed unread, and what
@@ -172,10 +198,12 @@ impl Consumer {
         let first = stream.get_info().await.context("reading the stream's state")?.state.first_sequence;
         let floor = consumer.get_info().await.context("reading the consumer's state")?.ack_floor.stream_sequence;
         let trimmed = first.saturating_sub(floor + 1);
-        metrics::gauge!("consumer_trimmed_unread", "consumer" => self.config.durable.clone()).set(trimmed as f64);
+        let durable = &self.settler.config.durable;
+        metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone()).set(trimmed as f64);
+        self.status.send_modify(|status| status.trimmed_unread = trimmed);
         if trimmed > 0 {
             error!(
-                consumer = self.config.durable,
+                consumer = durable,
                 from = floor + 1,
                 to = first - 1,
                 "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
@@ -183,196 +211,31 @@ impl Consumer {
         }
         Ok(())
     }
+}
 
-    async fn handle<H, F>(&self, batch: Vec<jetstream::Message>, handler: &mut H) -> Result<(), anyhow::Error>
-    where
-        H: FnMut(Vec<Event>) -> F,
-        F: Future<Output = Vec<Verdict>>,
-    {
-        let mut messages = Vec::with_capacity(batch.len());
-        let mut events = Vec::with_capacity(batch.len());
-        for message in batch {
-            match self.read(&message) {
-                Read::Event(event) => {
-                    events.push(event);
-                    messages.push(message);
-                }
-                Read::Skip(reason) => {
-                    metrics::counter!("consumer_skipped_total", "consumer" => self.config.durable.clone(), "reason" => reason)
-                        .increment(1);
-                    self.acknowledge(&message, "skipped", AckKind::Ack).await?;
-                }
-                Read::Malformed(reason) => self.settle(&message, &Verdict::Reject(reason), 0).await?,
-            }
-        }
-        if events.is_empty() {
-            return Ok(());
-        }
-        let facts: Vec<_> = events.iter().map(|event| (event.delivered, event.stored_at)).collect();
-        let span = self.span(&events);
-        let verdicts = self.watched(handler(events).instrument(span), &messages).await;
-        anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
-        for ((message, verdict), (delivered, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
-            let age = (now() - stored_at).to_std().unwrap_or_default();
-            if *verdict == Verdict::Done {
-                metrics::histogram!("consumer_stored_to_handled_seconds", "consumer" => self.config.durable.clone())
-                    .record(age.as_secs_f64());
-            }
-            self.settle(message, verdict, delivered).await?;
-        }
-        Ok(())
-    }
-
-    /// Runs the handler, and tells the server meanwhile that work goes on.
-    async fn watched<T>(&self, work: impl Future<Output = T>, messages: &[jetstream::Message]) -> T {
-        let mut work = std::pin::pin!(work);
-        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                _ = tick.tick() => {
-                    for message in messages {
-                        message.ack_with(AckKind::Progress).await.ok();
-                    }
+/// The next message; an error when the pull is broken: after two missed heartbeats, or at its end.
+pub(crate) async fn next(messages: &mut Messages, missed: &mut u32) -> Result<jetstream::Message, anyhow::Error> {
+    loop {
+        match messages.next().await {
+            None => anyhow::bail!("the pull has ended"),
+            Some(Err(error)) => {
+                *missed += 1;
+                if *missed >= 2 {
+                    return Err(error).context("the pull is broken");
                 }
             }
-        }
-    }
-
-    fn read(&self, message: &jetstream::Message) -> Read {
-        let info = match message.info() {
-            Ok(info) => info,
-            Err(error) => return Read::Malformed(error.to_string()),
-        };
-        metrics::gauge!("consumer_pending", "consumer" => self.config.durable.clone()).set(info.pending as f64);
-        let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
-            Ok(parts) => parts,
-            Err(error) => return Read::Malformed(error.to_string()),
-        };
-        let event = Event {
-            attributes,
-            data,
-            nats_subject: message.subject.to_string(),
-            stream_sequence: info.stream_sequence,
-            stored_at: info.published,
-            delivered: info.delivered,
-        };
-        let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
-        if knows(event.attribute("supersededby")) {
-            Read::Skip("superseded")
-        } else if !knows(event.event_type()) {
-            Read::Skip("unknown type")
-        } else {
-            Read::Event(event)
-        }
-    }
-
-    /// Acknowledges by the verdict. A dead letter is stored before its original is acknowledged.
-    async fn settle(
-        &self,
-        message: &jetstream::Message,
-        verdict: &Verdict,
-        delivered: i64,
-    ) -> Result<(), anyhow::Error> {
-        let (name, reason) = match verdict {
-            Verdict::Done => ("done", None),
-            Verdict::Retry(reason) if delivered < self.config.max_attempts => {
-                warn!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "again later");
-                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
-            }
-            Verdict::Retry(reason) => ("retry", Some(reason)),
-            Verdict::Reject(reason) => ("reject", Some(reason)),
-        };
-        if let Some(reason) = reason {
-            error!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "a dead letter");
-            let story = Story { stream: &self.config.stream, consumer: &self.config.durable, reason, delivered };
-            if let Err(error) = dead_letter::store(&self.js, message, &story).await {
-                error!(error = format!("{error:#}"), "the dead letter was not stored: the event stays unacknowledged");
-                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
-            }
-            metrics::counter!("consumer_dead_letters_total", "consumer" => self.config.durable.clone()).increment(1);
-        }
-        self.acknowledge(message, name, AckKind::Ack).await
-    }
-
-    async fn acknowledge(
-        &self,
-        message: &jetstream::Message,
-        verdict: &'static str,
-        kind: AckKind,
-    ) -> Result<(), anyhow::Error> {
-        metrics::counter!("consumer_handled_total", "consumer" => self.config.durable.clone(), "verdict" => verdict)
-            .increment(1);
-        message.ack_with(kind).await.map_err(|error| anyhow::anyhow!(error)).context("acknowledging")
-    }
-
-    /// The span of a batch: the child of its only event's creation, or linked to those of several
-    /// (OpenTelemetry semantic conventions for messaging: a parent for single messages, links for batches).
-    fn span(&self, events: &[Event]) -> tracing::Span {
-        let span = tracing::info_span!(
-            target: "consumer::trace",
-            "process",
-            otel.name = format_args!("process {}", self.config.filter),
-            otel.kind = "consumer",
-            messaging.system = "nats",
-            messaging.operation.name = "process",
-            messaging.consumer.group.name = self.config.durable,
-            messaging.batch.message_count = events.len(),
-        );
-        if span.is_disabled() {
-            return span;
-        }
-        let contexts = events.iter().filter_map(|event| event.attributes.get("traceparent")).map(|traceparent| {
-            let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
-            opentelemetry::global::get_text_map_propagator(|propagator| {
-                propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
-            })
-        });
-        for (index, context) in contexts.take(MAX_LINKS).enumerate() {
-            if index == 0 && events.len() == 1 {
-                span.set_parent(context).ok();
-            } else {
-                span.add_link(context.span().span_context().clone());
+            Some(Ok(message)) => {
+                *missed = 0;
+                return Ok(message);
             }
         }
-        span
     }
 }
 
-enum Read {
-    Event(Event),
-    Skip(&'static str),
-    Malformed(String),
-}
-
-/// How long to wait before the next attempt.
-fn delay(delivered: i64) -> Duration {
-    let most = Duration::from_secs(60);
-    let mut delays = ExponentialBackoffBuilder::new()
-        .with_initial_interval(Duration::from_millis(250))
-        .with_multiplier(2.0)
-        .with_max_interval(most)
+fn pauses() -> backoff::ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(100))
+        .with_max_interval(Duration::from_secs(3))
         .with_max_elapsed_time(None)
-        .build();
-    (0..delivered.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
-}
-
-#[expect(clippy::disallowed_methods, reason = "the age of an event is a measurement; nothing is decided by it")]
-fn now() -> chrono::DateTime<Utc> {
-    Utc::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::delay;
-    use std::time::Duration;
-
-    #[test]
-    fn a_retry_always_waits_and_waits_longer_in_time() {
-        for delivered in [0, 1, 5, 100] {
-            assert!(delay(delivered) >= Duration::from_millis(100), "{delivered}");
-            assert!(delay(delivered) <= Duration::from_secs(90), "{delivered}");
-        }
-        assert!(delay(12) > delay(1));
-    }
+        .build()
 }

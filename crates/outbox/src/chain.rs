@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Subscriber};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{FutureExt, StreamExt};
@@ -17,6 +17,13 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// How long the oldest message in flight may go without an answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+const EXPECTED: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
+const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
+const SEQ: HeaderName = HeaderName::from_static(SEQ_HEADER);
+const CREATED: HeaderName = HeaderName::from_static(CREATED_HEADER);
+const EVENT_ID: HeaderName = HeaderName::from_static(EVENT_ID_HEADER);
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Why the chain broke. Everything in flight is to be forgotten and the place taken anew from the stream's tail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,11 +70,13 @@ pub struct Chain {
     client: async_nats::Client,
     inbox: String,
     answers: Subscriber,
-    content_type: String,
+    content_type: HeaderValue,
     /// The stream sequence of the message before the oldest in flight.
     base: u64,
     in_flight: VecDeque<InFlight>,
     last_answer: tokio::time::Instant,
+    published: metrics::Counter,
+    age: metrics::Histogram,
 }
 
 impl Chain {
@@ -79,7 +88,9 @@ impl Chain {
             client,
             inbox,
             answers,
-            content_type: content_type.to_owned(),
+            content_type: HeaderValue::from(content_type),
+            published: metrics::counter!("outbox_published_total"),
+            age: metrics::histogram!("outbox_commit_to_stored_seconds"),
             base,
             in_flight: VecDeque::new(),
             last_answer: tokio::time::Instant::now(),
@@ -99,19 +110,19 @@ impl Chain {
     pub async fn send(&mut self, row: Row) -> Result<(), Fault> {
         let expected = self.end();
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Sequence", expected.to_string());
-        headers.insert("content-type", self.content_type.as_str());
-        headers.insert(SEQ_HEADER, row.seq.to_string());
-        headers.insert(CREATED_HEADER, row.created_at.timestamp_micros().to_string());
-        headers.insert(EVENT_ID_HEADER, row.event_id.to_string());
-        if let Some(traceparent) = &row.traceparent {
-            headers.insert("traceparent", traceparent.as_str());
-        }
+        headers.insert(EXPECTED, HeaderValue::from(expected));
+        headers.insert(CONTENT_TYPE, self.content_type.clone());
+        headers.insert(SEQ, HeaderValue::from(row.seq));
+        headers.insert(CREATED, HeaderValue::from(row.created_at.timestamp_micros()));
+        headers.insert(EVENT_ID, row.event_id.to_string());
         if self.in_flight.is_empty() {
             self.last_answer = tokio::time::Instant::now();
         }
         let reply = format!("{}.{}", self.inbox, expected + 1);
         let span = send_span(&row);
+        if let Some(traceparent) = row.traceparent {
+            headers.insert(TRACEPARENT, traceparent);
+        }
         self.client
             .publish_with_reply_and_headers(row.subject, reply, headers, Bytes::from(row.payload))
             .await
@@ -158,11 +169,12 @@ impl Chain {
 
     fn advance(&mut self) -> Option<Stored> {
         let mut stored = None;
+        let now = now();
         while let Some(front) = self.in_flight.front().filter(|front| front.acked) {
             self.base += 1;
-            let age = (now() - front.created_at).to_std().unwrap_or_default();
-            metrics::histogram!("outbox_commit_to_stored_seconds").record(age.as_secs_f64());
-            metrics::counter!("outbox_published_total").increment(1);
+            let age = (now - front.created_at).to_std().unwrap_or_default();
+            self.age.record(age.as_secs_f64());
+            self.published.increment(1);
             stored = Some(Stored { outbox_seq: front.seq, created_at: front.created_at, stream_seq: self.base });
             self.in_flight.pop_front();
         }

@@ -1,12 +1,13 @@
 //! Reads the outbox in the order of `seq` and never past a row that may still commit.
 //!
-//! Rows that follow the last one without a gap in `seq` are settled: each is there. A gap, or the end, is passed by
-//! three READ COMMITTED statements, each with a snapshot of its own: the sequence's high mark, the transactions that
-//! hold a writer's lock on the table at that moment, and the rows up to the mark once those are gone. A transaction
-//! locks the table before it takes a `seq`, so whoever holds a `seq` up to the mark is among them or has ended.
+//! Rows that follow the last one without a gap in `seq` are settled: each is there. What lies behind a gap, or the end,
+//! is settled by three READ COMMITTED statements, each with a snapshot of its own: a mark (the newest number seen, or
+//! the sequence's), the transactions that hold a writer's lock on the table after that, and the rows up to the mark
+//! once those are gone. A transaction locks the table before it takes a `seq`, so whoever holds a `seq` up to the mark is
+//! among them or has ended. Most gaps close by themselves within the time of a commit, and cost nothing but a look.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 use crate::store::{self, Row};
 
@@ -31,8 +32,16 @@ pub enum Next {
     Rows(Vec<Row>, bool),
     /// There is nothing behind the place.
     Idle,
-    /// What follows may still commit: look again soon, or when something has been committed.
+    /// What follows may still commit: look again when something has been committed, or soon.
     Unsettled,
+}
+
+/// How far a gap is on its way to be settled.
+enum Waiting {
+    /// A mark was read; it may close by itself.
+    Marked(i64),
+    /// These were writing after the mark was read, and still are.
+    Writers(i64, Vec<String>),
 }
 
 pub struct Reader {
@@ -41,8 +50,7 @@ pub struct Reader {
     place: Place,
     /// The mark up to which nothing follows the place, as long as the mark stands there.
     settled: i64,
-    /// A mark, and who was writing after it was read and still is.
-    waiting: Option<(i64, Vec<String>)>,
+    waiting: Option<Waiting>,
     batch: i64,
 }
 
@@ -61,49 +69,52 @@ impl Reader {
         self.settled = 0;
     }
 
-    /// The next settled rows.
-    pub async fn next(&mut self, db: &PgPool) -> Result<Next, sqlx::Error> {
+    /// The next settled rows. After a pause (`settle`) it also takes the next step towards passing a gap.
+    pub async fn next(&mut self, db: &mut PgConnection, settle: bool) -> Result<Next, sqlx::Error> {
         // While a gap is waited for, a look is cheap.
         let limit = if self.waiting.is_some() { self.batch.min(GAP_LOOK) } else { self.batch };
-        let bound = self.place.created_at - CLOCK_SLACK;
-        let mut rows = store::rows(db, self.place.seq, None, bound, limit).await?;
+        let mut rows = store::rows(db, self.place.seq, None, self.place.created_at - CLOCK_SLACK, limit).await?;
         let gapless = gapless_prefix(self.place.seq, rows.iter().map(|row| row.seq));
         if gapless > 0 {
             let more = gapless < rows.len() || rows.len() as i64 == limit;
             rows.truncate(gapless);
             return Ok(self.pass(rows, more));
         }
-        let mark = match &mut self.waiting {
+        match self.waiting.take() {
             None => {
-                let mark = store::mark(db).await?;
-                metrics::gauge!("outbox_backlog_rows").set((mark - self.done()).max(0) as f64);
+                let mark = match rows.last() {
+                    Some(last) => last.seq,
+                    None => store::mark(&mut *db).await?,
+                };
                 if mark <= self.place.seq || mark == self.settled {
                     return Ok(Next::Idle);
                 }
-                let open = store::writers(db).await?;
-                if !open.is_empty() {
-                    self.waiting = Some((mark, open));
-                    return Ok(Next::Unsettled);
-                }
-                mark
+                self.waiting = Some(Waiting::Marked(mark));
             }
-            Some((mark, open)) => {
+            Some(Waiting::Marked(mark)) if settle => {
+                self.waiting = Some(Waiting::Writers(mark, store::writers(db).await?));
+            }
+            Some(Waiting::Writers(mark, mut open)) if settle && !open.is_empty() => {
                 let still = store::writers(db).await?;
                 open.retain(|writer| still.contains(writer));
-                if !open.is_empty() {
-                    return Ok(Next::Unsettled);
-                }
-                *mark
+                self.waiting = Some(Waiting::Writers(mark, open));
             }
-        };
-        self.waiting = None;
-        // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
-        let rows = store::rows(db, self.place.seq, Some(mark), DateTime::UNIX_EPOCH, self.batch).await?;
-        if (rows.len() as i64) < self.batch {
-            // All up to the mark is settled, whether the last numbers became rows or were rolled back.
-            self.settled = mark;
+            waiting => self.waiting = waiting,
         }
-        Ok(if rows.is_empty() { Next::Idle } else { self.pass(rows, true) })
+        match &self.waiting {
+            Some(Waiting::Writers(mark, open)) if open.is_empty() => {
+                let mark = *mark;
+                self.waiting = None;
+                // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
+                let rows = store::rows(db, self.place.seq, Some(mark), DateTime::UNIX_EPOCH, self.batch).await?;
+                if (rows.len() as i64) < self.batch {
+                    // All up to the mark is settled, whether the last numbers became rows or were rolled back.
+                    self.settled = mark;
+                }
+                Ok(if rows.is_empty() { Next::Idle } else { self.pass(rows, true) })
+            }
+            _ => Ok(Next::Unsettled),
+        }
     }
 
     fn pass(&mut self, rows: Vec<Row>, more: bool) -> Next {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
 use chrono::{DateTime, Utc};
-use futures::StreamExt;
+use futures::{FutureExt as _, StreamExt as _};
+use sqlx::Postgres;
+use sqlx::pool::PoolConnection;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -19,14 +21,18 @@ use crate::store::{self, Entry, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
-/// The first pause before a look whether a gap has closed, and the longest.
-const GAP_PAUSE: Duration = Duration::from_millis(1);
+/// The most rows that are read at once.
+const BATCH: usize = 1_000;
+/// The pause before a gap that nobody's commit has closed is worked on, and the longest.
+const GAP_PAUSE: Duration = Duration::from_millis(3);
 const GAP_PAUSE_MOST: Duration = Duration::from_millis(50);
 
 /// From taking the place to the first fault.
 pub struct Session<'a> {
     relay: &'a Relay,
     epoch: i64,
+    /// For the reader alone: a look at the outbox is one round trip.
+    db: PoolConnection<Postgres>,
     stream_created_at: DateTime<Utc>,
     stream: stream::Stream,
     chain: Chain,
@@ -59,10 +65,11 @@ impl<'a> Session<'a> {
         Ok(Self {
             relay,
             epoch,
+            db: relay.db.acquire().await?,
             stream_created_at: created,
             stream,
             chain,
-            reader: Reader::new(place, i64::try_from(config.window.clamp(1, 2_000)).unwrap_or(2_000)),
+            reader: Reader::new(place, i64::try_from(config.window.clamp(1, BATCH)).unwrap_or(1)),
             parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
             worked: store::worked(&relay.db).await?.into_iter().collect(),
             window: config.window,
@@ -91,7 +98,7 @@ impl<'a> Session<'a> {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         let mut waiting: VecDeque<Row> = VecDeque::new();
         let mut more = true;
-        // When to look again at a gap, and how long the pause was.
+        // When to work on a gap, and how long the pause before was.
         let mut gap: Option<(Instant, Duration)> = None;
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
@@ -100,15 +107,23 @@ impl<'a> Session<'a> {
                 (more, gap) = (false, None);
             }
             if waiting.is_empty() && more && self.chain.in_flight() < self.window {
-                match self.reader.next(&self.relay.db).await? {
+                let settle = gap.is_some_and(|(at, _)| at <= Instant::now());
+                match self.reader.next(&mut self.db, settle).await? {
                     Next::Rows(rows, follow) => {
                         waiting.extend(rows);
                         (more, gap) = (follow, None);
                     }
                     Next::Idle => (more, gap) = (false, None),
                     Next::Unsettled => {
-                        let pause = gap.map_or(GAP_PAUSE, |(_, pause)| (pause * 2).min(GAP_PAUSE_MOST));
-                        (more, gap) = (false, Some((Instant::now() + pause, pause)));
+                        more = false;
+                        gap = match gap {
+                            Some(waiting) if !settle => Some(waiting),
+                            Some((_, pause)) => {
+                                let pause = (pause * 2).min(GAP_PAUSE_MOST);
+                                Some((Instant::now() + pause, pause))
+                            }
+                            None => Some((Instant::now() + GAP_PAUSE, GAP_PAUSE)),
+                        };
                     }
                 }
             }
@@ -150,7 +165,11 @@ impl<'a> Session<'a> {
                     more = true;
                 }
                 () = self.relay.wake.notified() => more = true,
-                Some(_) = hints.next() => more = true,
+                Some(_) = hints.next() => {
+                    // One look does for all that have come.
+                    while let Some(Some(_)) = hints.next().now_or_never() {}
+                    more = true;
+                }
                 _ = poll.tick() => more = true,
                 _ = look.tick() => self.look().await?,
             }
@@ -212,7 +231,7 @@ impl<'a> Session<'a> {
         if info.state.last_sequence != self.stored.stream_seq {
             return Ok(false);
         }
-        match store::rows(&self.relay.db, seq - 1, Some(seq), DateTime::UNIX_EPOCH, 1).await?.pop() {
+        match store::rows(&mut self.db, seq - 1, Some(seq), DateTime::UNIX_EPOCH, 1).await?.pop() {
             Some(row) => self.park(&row, reason).await.map(|()| true),
             None => Ok(false),
         }
@@ -300,5 +319,9 @@ fn unpublishable(row: &Row, max_bytes: usize) -> Option<&'static str> {
     let token =
         |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b'*' && b != b'>');
     let subject = row.subject.len() <= 255 && row.subject.split('.').all(token);
+    // A header's value is one line.
+    if row.traceparent.as_ref().is_some_and(|text| text.len() > 255 || !text.bytes().all(|b| b.is_ascii_graphic())) {
+        return Some("its traceparent is not one");
+    }
     (!subject).then_some("its subject is not one that can be published on")
 }

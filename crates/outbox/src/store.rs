@@ -1,7 +1,8 @@
 //! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::reader::Place;
@@ -43,7 +44,7 @@ pub async fn append(tx: &mut PgConnection, event: &NewEvent<'_>) -> Result<(), s
 }
 
 /// A committed row of the outbox.
-#[derive(Debug, Clone, FromRow)]
+#[derive(Debug, Clone)]
 pub struct Row {
     pub seq: i64,
     pub created_at: DateTime<Utc>,
@@ -55,14 +56,30 @@ pub struct Row {
     pub payload: Vec<u8>,
 }
 
+/// By position: columns by name are looked up for each row anew.
+impl FromRow<'_, PgRow> for Row {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            seq: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            event_id: row.try_get(2)?,
+            tenant: row.try_get(3)?,
+            aggregate_id: row.try_get(4)?,
+            subject: row.try_get(5)?,
+            traceparent: row.try_get(6)?,
+            payload: row.try_get(7)?,
+        })
+    }
+}
+
 /// The sequence's high mark. No row above it had its `seq` before this call.
-pub async fn mark(db: &PgPool) -> Result<i64, sqlx::Error> {
+pub async fn mark(db: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select case when is_called then last_value else 0 end from outbox_seq").fetch_one(db).await
 }
 
 /// The committed rows in `(after, up_to]`, in order, or all behind `after`. `created_from` keeps old partitions closed.
 pub async fn rows(
-    db: &PgPool,
+    db: &mut PgConnection,
     after: i64,
     up_to: Option<i64>,
     created_from: DateTime<Utc>,
@@ -81,7 +98,7 @@ pub async fn rows(
 }
 
 /// Who is writing to the outbox now: the virtual transactions (and prepared ones) that hold a writer's lock on it.
-pub async fn writers(db: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+pub async fn writers(db: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "select distinct virtualtransaction from pg_locks where locktype = 'relation' and granted \
          and database = (select oid from pg_database where datname = current_database()) \

@@ -91,6 +91,9 @@ impl DerefMut for TenantTx {
     }
 }
 
+/// A connection that was used so recently is taken to be alive.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// A pool for another role of the service, such as the relay's.
 ///
 /// # Errors
@@ -100,6 +103,12 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(5))
+        // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
+        // database left dead.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
+        })
         .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
 

@@ -163,7 +163,8 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         }
         ready.set("index", true);
         let projector = events::Projector { index: projected.clone(), stop: stop.clone(), sampled };
-        consumer.run(stop.clone(), |batch| projector.on_batch(batch)).await
+        consumer.run_batches(stop.clone(), |batch| projector.on_batch(batch)).await;
+        Ok::<_, anyhow::Error>(())
     });
     let (stop, visible) = (lifecycle.stopping(), index.clone());
     lifecycle.spawn("lag sampler", async move {

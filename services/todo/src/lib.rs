@@ -249,7 +249,7 @@ fn relay_config(config: &Config) -> RelayConfig {
         holder: clock::new_id(),
         lease: Duration::from_secs(4),
         poll: Duration::from_millis(500),
-        window: 4_000,
+        window: 2_000,
         retention_days: Some(config.outbox_days),
         max_bytes: envelope::MAX_BYTES,
     }

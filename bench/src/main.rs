@@ -1,0 +1,96 @@
+//! `make bench`: what the fleet does against the raw limit of the same machine, in the same run. It brings a stack of
+//! its own up from the release build, measures, and removes it. docs/performance.md has the figures and what bounds them.
+
+#![expect(clippy::disallowed_methods, reason = "a measuring program reads clocks and makes ids")]
+
+mod edge;
+mod process;
+mod relay;
+mod report;
+mod search;
+mod stack;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures the fleet against the raw limits of this machine. Build with --release, and leave the machine alone.
+#[derive(Parser)]
+struct Args {
+    /// How often each ratio is measured; the median counts.
+    #[arg(long, default_value = "3", global = true)]
+    runs: usize,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything, with the short form of the held xmin.
+    All,
+    /// Relay: drain of a backlog, against a raw pipelined publish.
+    Drain(relay::DrainArgs),
+    /// Relay: commit to stored at a steady rate.
+    Latency(relay::LatencyArgs),
+    /// Relay: both with old rows and a held xmin, against without.
+    Held(relay::HeldArgs),
+    /// Writes through the edge, against pgbench with the same transaction.
+    Edge(edge::EdgeArgs),
+    /// Projector: a backlog of events, against raw bulk requests.
+    Projector(search::ProjectorArgs),
+    /// From the answer to a write to the search that finds it.
+    Searchable(search::SearchableArgs),
+    /// Memory of each service, idle.
+    Memory,
+    /// A relay and nothing else, for the other commands.
+    #[command(hide = true)]
+    Relay(relay::RelayArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), anyhow::Error> {
+    let command = args.command.unwrap_or(Command::All);
+    if let Command::Relay(relay) = command {
+        return relay::run(relay).await;
+    }
+    anyhow::ensure!(!cfg!(debug_assertions), "figures of a debug build say nothing: use `make bench`");
+    let bench = stack::Bench::start(args.runs).await?;
+    let result = tokio::select! {
+        result = measure(&bench, command) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    bench.stop().await;
+    result
+}
+
+async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::Error> {
+    match command {
+        Command::All => {
+            search::memory(bench).await?;
+            relay::drain(bench, &relay::DrainArgs::default()).await?;
+            relay::latency(bench, &relay::LatencyArgs::default()).await?;
+            relay::held(bench, &relay::HeldArgs::default()).await?;
+            edge::run(bench, &edge::EdgeArgs::default()).await?;
+            search::projector(bench, &search::ProjectorArgs::default()).await?;
+            search::searchable(bench, &search::SearchableArgs::default()).await
+        }
+        Command::Drain(args) => relay::drain(bench, &args).await,
+        Command::Latency(args) => relay::latency(bench, &args).await,
+        Command::Held(args) => relay::held(bench, &args).await,
+        Command::Edge(args) => edge::run(bench, &args).await,
+        Command::Projector(args) => search::projector(bench, &args).await,
+        Command::Searchable(args) => search::searchable(bench, &args).await,
+        Command::Memory => search::memory(bench).await,
+        Command::Relay(_) => Ok(()),
+    }
+}

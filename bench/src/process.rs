@@ -1,0 +1,35 @@
+//! What the kernel says of a process.
+
+use std::time::Duration;
+
+/// CPU time of a process and its threads, user and system.
+pub fn cpu(pid: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The fields after the program's name, which may hold blanks; utime and stime in ticks of 10 ms.
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// CPU time of a process and all its children.
+pub fn cpu_with_children(pid: u32) -> Duration {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    cpu(pid) + children.map(cpu_with_children).sum::<Duration>()
+}
+
+fn status(pid: u32, field: &str) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// Resident memory now, in MiB.
+pub fn resident(pid: u32) -> f64 {
+    status(pid, "VmRSS")
+}
+
+/// The most that was ever resident, in MiB.
+pub fn peak(pid: u32) -> f64 {
+    status(pid, "VmHWM")
+}

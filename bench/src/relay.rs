@@ -1,0 +1,435 @@
+//! The relay alone, as a process of its own, between this machine's Postgres and nats-server.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, stream};
+use bytes::Bytes;
+use clap::Args;
+use futures::StreamExt as _;
+use outbox::{Relay, RelayConfig, StreamSpec};
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::process;
+use crate::report::{figure, heading, median, quantile, ratios};
+use crate::stack::{Bench, Database, connect, first_and_last};
+
+/// What else would use the processor.
+const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
+const PAYLOAD: usize = 600;
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const AGE: Duration = Duration::from_secs(30 * 86_400);
+
+#[derive(Args)]
+pub struct DrainArgs {
+    /// How many rows.
+    #[arg(long, default_value = "500000")]
+    rows: u64,
+}
+
+impl Default for DrainArgs {
+    fn default() -> Self {
+        Self { rows: 500_000 }
+    }
+}
+
+#[derive(Args)]
+pub struct LatencyArgs {
+    /// Events a second.
+    #[arg(long, default_value = "500")]
+    rate: u64,
+    /// For how many seconds.
+    #[arg(long, default_value = "30")]
+    seconds: u64,
+}
+
+impl Default for LatencyArgs {
+    fn default() -> Self {
+        Self { rate: 500, seconds: 30 }
+    }
+}
+
+#[derive(Args)]
+pub struct HeldArgs {
+    /// Rows that were published long ago.
+    #[arg(long, default_value = "1000000")]
+    old_rows: u64,
+    /// Commits behind the held xmin.
+    #[arg(long, default_value = "100000")]
+    commits: u64,
+    /// For how many seconds events are written at a steady rate, with the xmin held.
+    #[arg(long, default_value = "30")]
+    seconds: u64,
+}
+
+impl Default for HeldArgs {
+    fn default() -> Self {
+        Self { old_rows: 1_000_000, commits: 100_000, seconds: 30 }
+    }
+}
+
+#[derive(Args)]
+pub struct RelayArgs {
+    #[arg(long, env = "BENCH_DATABASE_URL", hide_env_values = true)]
+    database: String,
+    #[arg(long, env = "BENCH_NATS_URL", hide_env_values = true)]
+    nats: String,
+    #[arg(long)]
+    name: String,
+}
+
+/// A relay and nothing else.
+pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    metrics_exporter_prometheus::PrometheusBuilder::new()
+        .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
+        .install_recorder()?;
+    let db = PgPool::connect_lazy(&args.database)?;
+    let nats = connect(&args.nats).await?;
+    let config = RelayConfig {
+        stream: spec(&args.name),
+        content_type: "application/cloudevents+json; charset=utf-8".to_owned(),
+        hint_subject: hint(&args.name),
+        holder: Uuid::now_v7(),
+        lease: Duration::from_secs(4),
+        poll: Duration::from_millis(500),
+        window: 2_000,
+        retention_days: Some(31),
+        max_bytes: 65_536,
+    };
+    let stop = CancellationToken::new();
+    let relay = Relay::new(db, nats, config);
+    let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let asked = stop.clone();
+    let mut signal = signal?;
+    tokio::join!(relay.run(stop), async move {
+        signal.recv().await;
+        asked.cancel();
+    });
+    Ok(())
+}
+
+fn spec(name: &str) -> StreamSpec {
+    StreamSpec { name: name.to_owned(), subjects: vec![format!("{name}.>")], max_age: AGE, replicas: 1 }
+}
+
+fn hint(name: &str) -> String {
+    format!("hint.bench.{name}")
+}
+
+fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, anyhow::Error> {
+    Command::new(std::env::current_exe()?)
+        .args(["relay", "--name", name])
+        .env("BENCH_DATABASE_URL", &database.relay)
+        .env("BENCH_NATS_URL", bench.nats_url()?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("starting the relay")
+}
+
+async fn stop(mut relay: Child) -> Result<(), anyhow::Error> {
+    devstack::process::signal(relay.id().context("the relay has ended")?, nix::sys::signal::Signal::SIGTERM)?;
+    relay.wait().await?;
+    Ok(())
+}
+
+async fn append(database: &Database, name: &str, rows: u64) -> Result<(), anyhow::Error> {
+    let mut db = PgConnection::connect(&database.superuser).await?;
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
+         select gen_random_uuid(), 'acme', 'todo-' || g % 10000, $1, $2, convert_to(repeat('x', $3), 'UTF8') \
+         from generate_series(1, $4) g",
+    )
+    .bind(format!("{name}.todo.created.v1.acme"))
+    .bind(TRACEPARENT)
+    .bind(PAYLOAD as i32)
+    .bind(rows as i64)
+    .execute(&mut db)
+    .await?;
+    sqlx::query("checkpoint").execute(&mut db).await?;
+    Ok(())
+}
+
+async fn until_stored(js: &jetstream::Context, name: &str, last: u64) -> Result<stream::Stream, anyhow::Error> {
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        tick.tick().await;
+        if let Ok(stream) = js.get_stream(name).await
+            && stream.get_info().await?.state.last_sequence >= last
+        {
+            return Ok(stream);
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the relay did not store {last} messages");
+    }
+}
+
+/// One drain: its rate, and the relay's CPU time per event and peak memory.
+async fn drain_once(
+    bench: &Bench,
+    database: &Database,
+    name: &str,
+    rows: u64,
+) -> Result<(f64, f64, f64), anyhow::Error> {
+    append(database, name, rows).await?;
+    let js = jetstream::new(bench.nats().await?);
+    let before = match js.get_stream(name).await {
+        Ok(stream) => stream.get_info().await?.state.last_sequence,
+        Err(_) => 0,
+    };
+    let relay = spawn(bench, database, name)?;
+    let pid = relay.id().context("the relay has ended")?;
+    let stream = until_stored(&js, name, before + rows).await?;
+    let (cpu, peak) = (process::cpu(pid), process::peak(pid));
+    let (first, last) = first_and_last(&stream, before + 1).await?;
+    stop(relay).await?;
+    Ok((rows as f64 / (last - first), cpu.as_secs_f64() * 1e6 / rows as f64, peak))
+}
+
+/// The same bytes, published by a client that does nothing else, with so many in flight.
+async fn raw_once(bench: &Bench, name: &str, rows: u64, window: u64) -> Result<f64, anyhow::Error> {
+    let client = bench.nats().await?;
+    let js = jetstream::new(client.clone());
+    let config = stream::Config {
+        name: name.to_owned(),
+        subjects: vec![format!("{name}.>")],
+        max_age: AGE,
+        discard: stream::DiscardPolicy::New,
+        ..Default::default()
+    };
+    let stream = js.create_stream(config).await?;
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await?;
+    let payload = Bytes::from(vec![b'x'; PAYLOAD]);
+    let subject = async_nats::Subject::from(format!("{name}.todo.created.v1.acme"));
+    let (mut sent, mut answered) = (0, 0);
+    while answered < rows {
+        while sent < rows && sent - answered < window {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", "application/cloudevents+json; charset=utf-8");
+            headers.insert("Outbox-Seq", (sent + 1).to_string());
+            headers.insert("Outbox-Created", "1790000000000000");
+            headers.insert("Outbox-Event-Id", "0199a0e0-0000-7000-8000-000000000000");
+            headers.insert("traceparent", TRACEPARENT);
+            let reply = async_nats::Subject::from(inbox.clone());
+            client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload.clone()).await?;
+            sent += 1;
+        }
+        answers.next().await.context("the answers have ended")?;
+        answered += 1;
+        while let Some(Some(_)) = futures::FutureExt::now_or_never(answers.next()) {
+            answered += 1;
+        }
+    }
+    let (first, last) = first_and_last(&stream, 1).await?;
+    js.delete_stream(name).await?;
+    Ok(rows as f64 / (last - first))
+}
+
+pub async fn drain(bench: &Bench, args: &DrainArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Relay: drain of {} rows of {PAYLOAD} bytes", args.rows));
+    bench.pause(&OTHERS)?;
+    let mut best = (0, 0.0);
+    for window in [500, 1_000, 2_000, 4_000, 8_000] {
+        let rate = raw_once(bench, &format!("RAW{window}"), args.rows / 4, window).await?;
+        figure(&format!("raw publish, {window} in flight"), &format!("{rate:.0}/s"));
+        if rate > best.1 {
+            best = (window, rate);
+        }
+    }
+    let (mut ours, mut raw, mut cpu, mut peak) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for run in 0..bench.runs {
+        raw.push(raw_once(bench, &format!("RAW{run}"), args.rows, best.0).await?);
+        let database = bench.database().await?;
+        let name = format!("DRAIN{run}");
+        let (rate, micros, memory) = drain_once(bench, &database, &name, args.rows).await?;
+        bench.drop_database(database, &name).await?;
+        ours.push(rate);
+        cpu.push(micros);
+        peak.push(memory);
+    }
+    bench.resume(&OTHERS)?;
+    ratios(&format!("relay, of raw with {} in flight", best.0), &ours, &raw);
+    figure("relay: CPU per event, peak memory", &format!("{:.1} µs, {:.1} MiB", median(&cpu), median(&peak)));
+    Ok(())
+}
+
+/// Commit to stored, at a steady rate; also the share of a core that the relay used.
+async fn latency_once(
+    bench: &Bench,
+    database: &Database,
+    name: &str,
+    (rate, seconds): (u64, u64),
+) -> Result<(Vec<f64>, f64), anyhow::Error> {
+    let client = bench.nats().await?;
+    let js = jetstream::new(client.clone());
+    let relay = spawn(bench, database, name)?;
+    let pid = relay.id().context("the relay has ended")?;
+    let before = until_stored(&js, name, 0).await?.get_info().await?.state.last_sequence;
+    let clients = 8;
+    let started = Instant::now() + Duration::from_millis(500);
+    let writers = (0..clients).map(|client_number| {
+        let (client, hint) = (client.clone(), hint(name));
+        let (app, subject) = (database.app.clone(), format!("{name}.todo.created.v1.acme"));
+        async move {
+            let mut db = PgConnection::connect(&app).await?;
+            sqlx::query("set app.tenant = 'acme'").execute(&mut db).await?;
+            let payload = vec![b'x'; PAYLOAD];
+            let mut committed = Vec::new();
+            for n in (client_number..rate * seconds).step_by(clients as usize) {
+                tokio::time::sleep_until((started + Duration::from_secs_f64(n as f64 / rate as f64)).into()).await;
+                let (id, aggregate) = (Uuid::now_v7(), format!("todo-{n}"));
+                let mut tx = db.begin().await?;
+                let event = outbox::NewEvent {
+                    id,
+                    tenant: "acme",
+                    aggregate_id: &aggregate,
+                    subject: &subject,
+                    traceparent: Some(TRACEPARENT),
+                    payload: &payload,
+                };
+                outbox::append(&mut tx, &event).await?;
+                tx.commit().await?;
+                committed.push((id, chrono::Utc::now()));
+                client.publish(hint.clone(), Bytes::new()).await?;
+            }
+            Ok::<_, anyhow::Error>(committed)
+        }
+    });
+    let (cpu, wall) = (process::cpu(pid), Instant::now());
+    let committed = futures::future::try_join_all(writers).await?;
+    let used = (process::cpu(pid) - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
+    let stream = until_stored(&js, name, before + rate * seconds).await?;
+    let committed: HashMap<Uuid, chrono::DateTime<chrono::Utc>> = committed.into_iter().flatten().collect();
+    let mut latencies = Vec::new();
+    let config = jetstream::consumer::pull::OrderedConfig {
+        deliver_policy: jetstream::consumer::DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
+        headers_only: true,
+        ..Default::default()
+    };
+    let mut messages = stream.create_consumer(config).await?.messages().await?.take(committed.len());
+    while let Some(message) = messages.next().await {
+        let message = message?;
+        let stored = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
+        let id = message.headers.as_ref().and_then(|headers| headers.get("Outbox-Event-Id")).context("an id")?;
+        let commit = committed.get(&id.as_str().parse()?).context("a foreign event")?;
+        // The client hears of its commit after the relay may have seen it: never less than nothing.
+        latencies.push(((stored - *commit).num_microseconds().unwrap_or(0) as f64 / 1e3).max(0.0));
+    }
+    stop(relay).await?;
+    Ok((latencies, used))
+}
+
+fn tell_latency(what: &str, runs: &[(Vec<f64>, f64)]) {
+    let of = |share: f64| median(&runs.iter().map(|(latencies, _)| quantile(latencies, share)).collect::<Vec<_>>());
+    let used = median(&runs.iter().map(|(_, used)| used * 100.0).collect::<Vec<_>>());
+    let text = format!("p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms at {used:.1} % of a core", of(0.5), of(0.99), of(1.0));
+    figure(what, &text);
+}
+
+pub async fn latency(bench: &Bench, args: &LatencyArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Relay: commit to stored at {} events/s for {} s", args.rate, args.seconds));
+    bench.pause(&OTHERS)?;
+    let mut runs = Vec::new();
+    for run in 0..bench.runs {
+        let database = bench.database().await?;
+        let name = format!("LATENCY{run}");
+        runs.push(latency_once(bench, &database, &name, (args.rate, args.seconds)).await?);
+        bench.drop_database(database, &name).await?;
+    }
+    bench.resume(&OTHERS)?;
+    tell_latency("8 writers in another process", &runs);
+    Ok(())
+}
+
+/// Rows of a day long gone, all published.
+async fn append_old(database: &Database, rows: u64) -> Result<(), anyhow::Error> {
+    let mut db = PgConnection::connect(&database.superuser).await?;
+    for sql in [
+        "create table outbox_old (like outbox including all)".to_owned(),
+        "alter table outbox attach partition outbox_old for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')"
+            .to_owned(),
+        format!(
+            "insert into outbox (created_at, event_id, tenant, aggregate_id, subject, traceparent, payload) \
+             select '2020-01-01 12:00+00', gen_random_uuid(), 'acme', 'todo-' || g % 10000, 'old', null, \
+             convert_to(repeat('x', {PAYLOAD}), 'UTF8') from generate_series(1, {rows}) g"
+        ),
+        "update outbox_relay set outbox_seq = (select last_value from outbox_seq), outbox_created_at = '2020-01-01 12:00+00', \
+         stream_created_at = '2020-01-01'"
+            .to_owned(),
+        "vacuum analyze outbox".to_owned(),
+        "checkpoint".to_owned(),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut db).await?;
+    }
+    Ok(())
+}
+
+/// Commits that an old snapshot keeps from being cleaned up after, all relayed as they come.
+async fn commit_many(bench: &Bench, database: &Database, name: &str, commits: u64) -> Result<f64, anyhow::Error> {
+    let script = std::env::temp_dir().join(format!("{}.sql", database.name));
+    let subject = format!("{name}.todo.created.v1.acme");
+    std::fs::write(
+        &script,
+        format!(
+            "insert into outbox (event_id, tenant, aggregate_id, subject, payload) values (gen_random_uuid(), 'acme', \
+             'todo-' || (random() * 10000)::int, '{subject}', convert_to(repeat('x', {PAYLOAD}), 'UTF8'));\n"
+        ),
+    )?;
+    let relay = spawn(bench, database, name)?;
+    let mut pgbench = Command::new(bench.stack.postgres.bin.join("pgbench"));
+    // Whether these commits outlive a power failure is not what is measured here.
+    pgbench.env("PGOPTIONS", "-c synchronous_commit=off");
+    pgbench.args(["-n", "-M", "prepared", "-c", "8", "-j", "2", "-t", &(commits / 8).to_string(), "-f"]).arg(&script);
+    let started = Instant::now();
+    let output = pgbench.arg(&database.superuser).output().await?;
+    std::fs::remove_file(&script)?;
+    anyhow::ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
+    let rate = commits as f64 / started.elapsed().as_secs_f64();
+    let js = jetstream::new(bench.nats().await?);
+    until_stored(&js, name, commits / 8 * 8).await?;
+    stop(relay).await?;
+    Ok(rate)
+}
+
+pub async fn held(bench: &Bench, args: &HeldArgs) -> Result<(), anyhow::Error> {
+    let HeldArgs { old_rows, commits, seconds } = *args;
+    heading(&format!("Relay: {old_rows} old rows and an xmin held over {commits} commits, against without"));
+    bench.pause(&OTHERS)?;
+    let rows = 250_000;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    let mut latencies = (Vec::new(), Vec::new());
+    let database = bench.database().await?;
+    append_old(&database, old_rows).await?;
+    let mut holder = PgConnection::connect(&database.superuser).await?;
+    for sql in ["begin isolation level repeatable read", "select pg_current_xact_id()"] {
+        sqlx::query(sql).execute(&mut holder).await?;
+    }
+    let held_since = Instant::now();
+    let rate = commit_many(bench, &database, "HELD", commits).await?;
+    figure("commits behind it, relayed as they came", &format!("{rate:.0}/s"));
+    for run in 0..bench.runs {
+        let fresh = bench.database().await?;
+        let name = format!("WITHOUT{run}");
+        without.push(drain_once(bench, &fresh, &name, rows).await?.0);
+        latencies.0.push(latency_once(bench, &fresh, &name, (500, 10)).await?);
+        bench.drop_database(fresh, &name).await?;
+        with.push(drain_once(bench, &database, "HELD", rows).await?.0);
+        latencies.1.push(latency_once(bench, &database, "HELD", (500, 10)).await?);
+    }
+    let long = latency_once(bench, &database, "HELD", (500, seconds)).await?;
+    let held_for = held_since.elapsed().as_secs();
+    sqlx::query("rollback").execute(&mut holder).await?;
+    bench.drop_database(database, "HELD").await?;
+    bench.resume(&OTHERS)?;
+    ratios(&format!("drain of {rows} rows, of that without"), &with, &without);
+    tell_latency("commit to stored at 500/s, without", &latencies.0);
+    tell_latency("with", &latencies.1);
+    tell_latency(&format!("with, for {seconds} s; by then held for {held_for} s"), &[long]);
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! The stack under measurement: the whole fleet from the release build, in a folder of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Context as _;
+use async_nats::jetstream;
+use devstack::stack::{Options, Stack, roles};
+use nix::sys::signal::Signal;
+use sqlx::{Connection as _, PgConnection};
+use tokio::process::Command;
+
+/// A running fleet and how often to measure.
+pub struct Bench {
+    pub runs: usize,
+    pub stack: Stack,
+    pub programs: PathBuf,
+    databases: AtomicU32,
+}
+
+/// A database with the schema of the todo service.
+pub struct Database {
+    pub name: String,
+    pub relay: String,
+    pub app: String,
+    pub superuser: String,
+}
+
+impl Bench {
+    pub async fn start(runs: usize) -> Result<Self, anyhow::Error> {
+        let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
+        let home = programs.join("bench-stack");
+        if home.exists() {
+            devstack::Home::open(&home)?.wipe()?;
+        }
+        std::fs::create_dir_all(&home)?;
+        let options = Options {
+            home,
+            programs: programs.clone(),
+            gateway_port: 0,
+            usual_ports: false,
+            durable: true,
+            otlp_endpoint: None,
+            parts_only: false,
+        };
+        let say: devstack::Say = Arc::new(|line: &str| eprintln!("  {line}"));
+        let stack = Stack::start(&options, say).await?;
+        Ok(Self { runs, stack, programs, databases: AtomicU32::new(0) })
+    }
+
+    pub async fn stop(self) {
+        let home = self.stack.home.clone();
+        self.stack.stop().await;
+        home.wipe().ok();
+    }
+
+    pub fn pid(&self, unit: &str) -> u32 {
+        self.stack.board.read().units.iter().find(|u| u.name == unit).and_then(|u| u.pid).unwrap_or(0)
+    }
+
+    pub fn address(&self, unit: &str) -> String {
+        self.stack.board.read().units.iter().find(|u| u.name == unit).map(|u| u.address.clone()).unwrap_or_default()
+    }
+
+    /// Stops units without ending them, so that they use no processor.
+    pub fn pause(&self, units: &[&str]) -> Result<(), anyhow::Error> {
+        units.iter().try_for_each(|unit| devstack::process::signal(self.pid(unit), Signal::SIGSTOP))
+    }
+
+    pub fn resume(&self, units: &[&str]) -> Result<(), anyhow::Error> {
+        units.iter().try_for_each(|unit| devstack::process::signal(self.pid(unit), Signal::SIGCONT))
+    }
+
+    pub async fn database(&self) -> Result<Database, anyhow::Error> {
+        let name = format!("bench_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        let (postgres, roles) = (&self.stack.postgres, roles(&self.stack.home, "todo")?);
+        postgres.provision("todo", &roles, &name).await?;
+        let owner = postgres.url("todo_owner", &roles.owner, &name);
+        let mut migrate = Command::new(self.programs.join("todo"));
+        let status = migrate.arg("migrate").env("FLOTILLA_OWNER_DATABASE_URL", owner).status().await?;
+        anyhow::ensure!(status.success(), "the migration failed");
+        Ok(Database {
+            relay: postgres.url("todo_relay", &roles.relay, &name),
+            app: postgres.url("todo_app", &roles.app, &name),
+            superuser: postgres.superuser_url(&name),
+            name,
+        })
+    }
+
+    /// Removes a database and the stream that its relay published to.
+    pub async fn drop_database(&self, database: Database, stream: &str) -> Result<(), anyhow::Error> {
+        jetstream::new(self.nats().await?).delete_stream(stream).await?;
+        let mut admin = PgConnection::connect(&self.stack.postgres.superuser_url("postgres")).await?;
+        let sql = format!("drop database {} with (force)", database.name);
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await?;
+        Ok(())
+    }
+
+    pub fn nats_url(&self) -> Result<String, anyhow::Error> {
+        let login = std::fs::read(self.stack.home.path("secrets/nats-admin.json"))?;
+        let login: serde_json::Value = serde_json::from_slice(&login)?;
+        login["url"].as_str().map(ToOwned::to_owned).context("the login of admin has an address")
+    }
+
+    pub async fn nats(&self) -> Result<async_nats::Client, anyhow::Error> {
+        connect(&self.nats_url()?).await
+    }
+}
+
+pub async fn connect(url: &str) -> Result<async_nats::Client, anyhow::Error> {
+    let address: async_nats::ServerAddr = url.parse()?;
+    let login = |part: Option<&str>| part.unwrap_or_default().to_owned();
+    let options = async_nats::ConnectOptions::new()
+        .user_and_password(login(address.username()), login(address.password()))
+        .client_capacity(8_192);
+    Ok(options.connect(address).await?)
+}
+
+/// When the stream stored the message with the sequence `first` and its last, in seconds.
+pub async fn first_and_last(stream: &jetstream::stream::Stream, first: u64) -> Result<(f64, f64), anyhow::Error> {
+    let state = stream.get_info().await?.state;
+    let mut times = [0.0; 2];
+    for (time, sequence) in times.iter_mut().zip([first, state.last_sequence]) {
+        *time = stream.get_raw_message(sequence).await?.time.timestamp_micros() as f64 / 1e6;
+    }
+    Ok((times[0], times[1]))
+}

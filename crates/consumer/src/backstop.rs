@@ -1,0 +1,151 @@
+//! What nobody else would notice: messages that JetStream itself gave up on (a delivery limit that somebody set, a
+//! message that somebody terminated), and a consumer whose acknowledged floor stands still although something waits.
+//!
+//! JetStream tells of the former by advisories, at most once. A stream keeps those, so that they are still there when
+//! nobody was listening; each becomes a dead letter with the message that it names.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::{self, RawMessageErrorKind};
+use async_nats::jetstream::{self};
+use futures::StreamExt as _;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::dead_letter::{self, Letter};
+use crate::pull::{Config, Status};
+use crate::settle::Settler;
+
+/// The stream that keeps the advisories.
+pub const STREAM: &str = "ADVISORIES";
+const KINDS: [&str; 2] = ["MAX_DELIVERIES", "MSG_TERMINATED"];
+const KEPT: Duration = Duration::from_secs(30 * 86_400);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// From when on a floor that stands still is said aloud.
+const STALLED: Duration = Duration::from_secs(60);
+
+#[derive(Deserialize)]
+struct Advisory {
+    stream_seq: u64,
+    #[serde(default)]
+    deliveries: i64,
+    #[serde(default)]
+    reason: String,
+}
+
+/// Looks after one consumer.
+pub struct Backstop<'a> {
+    settler: &'a Settler,
+    status: &'a watch::Sender<Status>,
+}
+
+impl<'a> Backstop<'a> {
+    pub const fn new(settler: &'a Settler, status: &'a watch::Sender<Status>) -> Self {
+        Self { settler, status }
+    }
+
+    /// Until `stop`. What is down is waited for.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut floor = Floor { at: 0, since: Instant::now(), said: false };
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            if let Err(error) = stop.run_until_cancelled(self.look(&mut floor)).await.unwrap_or(Ok(())) {
+                warn!(consumer = self.config().durable, error = format!("{error:#}"), "the backstop cannot look");
+            }
+        }
+    }
+
+    const fn config(&self) -> &Config {
+        &self.settler.config
+    }
+
+    async fn look(&self, floor: &mut Floor) -> Result<(), anyhow::Error> {
+        let stream = self.settler.js.get_stream(&self.config().stream).await.context("opening the stream")?;
+        let consumer: PullConsumer =
+            stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
+        let info = consumer.get_info().await.context("reading the consumer's state")?;
+        let waits = info.num_pending > 0 || info.num_ack_pending > 0;
+        if info.ack_floor.stream_sequence != floor.at || !waits || info.paused {
+            *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
+        }
+        let stalled_for = floor.since.elapsed();
+        let stalled_for = if stalled_for < LOOK_EVERY { Duration::ZERO } else { stalled_for };
+        self.status.send_modify(|status| (status.stalled_for, status.paused) = (stalled_for, info.paused));
+        let durable = self.config().durable.clone();
+        metrics::gauge!("consumer_stalled_seconds", "consumer" => durable.clone()).set(stalled_for.as_secs_f64());
+        metrics::gauge!("consumer_paused", "consumer" => durable).set(f64::from(u8::from(info.paused)));
+        if stalled_for > STALLED && !floor.said {
+            floor.said = true;
+            error!(
+                consumer = self.config().durable,
+                floor = floor.at,
+                waiting = info.num_pending,
+                in_hand = info.num_ack_pending,
+                "nothing has been acknowledged for {} s although something waits",
+                stalled_for.as_secs()
+            );
+        }
+        self.bury_what_was_given_up(&stream).await
+    }
+
+    async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {
+        let Config { stream, durable, .. } = self.config();
+        let subjects = KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"));
+        let advisories = open(&self.settler.js).await?;
+        let name = format!("backstop-{stream}-{durable}");
+        let config = pull::Config {
+            durable_name: Some(name.clone()),
+            filter_subjects: subjects.to_vec(),
+            ack_policy: AckPolicy::Explicit,
+            ..Default::default()
+        };
+        let consumer = advisories.get_or_create_consumer(&name, config).await.context("opening the backstop")?;
+        let mut batch = consumer.fetch().max_messages(100).messages().await.context("reading advisories")?;
+        while let Some(message) = batch.next().await {
+            let message = message.map_err(|error| anyhow::anyhow!(error))?;
+            let advisory: Advisory = serde_json::from_slice(&message.payload).context("reading an advisory")?;
+            let kind = if message.subject.contains(KINDS[0]) { "its deliveries ran out" } else { "it was terminated" };
+            let reason = format!("JetStream gave up on it: {kind} {}", advisory.reason);
+            match events.get_raw_message(advisory.stream_seq).await {
+                Ok(given_up) => {
+                    dead_letter::open(&self.settler.js).await?;
+                    let letter = Letter::stored(given_up);
+                    error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
+                    dead_letter::store(&self.settler.js, &letter, stream, durable, &reason, advisory.deliveries)
+                        .await?;
+                    metrics::counter!("consumer_dead_letters_total", "consumer" => durable.clone()).increment(1);
+                }
+                Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => {
+                    error!(consumer = durable, sequence = advisory.stream_seq, reason, "the stream no longer holds it");
+                    metrics::counter!("consumer_lost_total", "consumer" => durable.clone()).increment(1);
+                }
+                Err(error) => return Err(error).context("reading what JetStream gave up on"),
+            }
+            message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the acknowledged floor stands, and since when.
+struct Floor {
+    at: u64,
+    since: Instant,
+    said: bool,
+}
+
+async fn open(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
+    let config = stream::Config {
+        name: STREAM.to_owned(),
+        subjects: KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
+        max_age: KEPT,
+        storage: stream::StorageType::File,
+        ..Default::default()
+    };
+    js.get_or_create_stream(config).await.context("opening the stream of advisories")
+}

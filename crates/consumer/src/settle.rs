@@ -1,0 +1,213 @@
+//! Takes messages apart, and acknowledges them by what was made of them. Nothing else in the fleet acknowledges.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::{self, AckKind};
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+use chrono::Utc;
+use opentelemetry::trace::TraceContextExt as _;
+use tracing::{error, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::dead_letter::{self, Letter};
+use crate::event::{self, Event};
+use crate::pull::Config;
+
+/// How many creation contexts a batch's span links to.
+const MAX_LINKS: usize = 64;
+
+/// What a handler says of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its effect is in place.
+    Done,
+    /// Not this time: again later.
+    Retry(String),
+    /// Never: a dead letter, now.
+    Reject(String),
+}
+
+/// Acknowledges for one consumer.
+pub struct Settler {
+    pub js: jetstream::Context,
+    pub config: Config,
+}
+
+/// What a message is.
+pub enum Read {
+    /// An event that the handler knows.
+    Event(Event),
+    /// Nothing for the handler.
+    Skip(&'static str),
+    /// No event.
+    Malformed(String),
+}
+
+impl Settler {
+    pub fn read(&self, message: &jetstream::Message) -> Read {
+        let info = match message.info() {
+            Ok(info) => info,
+            Err(error) => return Read::Malformed(error.to_string()),
+        };
+        metrics::gauge!("consumer_pending", "consumer" => self.config.durable.clone()).set(info.pending as f64);
+        let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
+            Ok(parts) => parts,
+            Err(error) => return Read::Malformed(error.to_string()),
+        };
+        let event = Event {
+            attributes,
+            data,
+            nats_subject: message.subject.to_string(),
+            stream_sequence: info.stream_sequence,
+            stored_at: info.published,
+            delivered: info.delivered,
+        };
+        let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
+        if knows(event.attribute("supersededby")) {
+            Read::Skip("superseded")
+        } else if !knows(event.event_type()) {
+            Read::Skip("unknown type")
+        } else {
+            Read::Event(event)
+        }
+    }
+
+    /// Acknowledges by the verdict. A dead letter is stored before its original is acknowledged.
+    pub async fn settle(
+        &self,
+        message: &jetstream::Message,
+        verdict: &Verdict,
+        delivered: i64,
+    ) -> Result<(), anyhow::Error> {
+        let (name, reason) = match verdict {
+            Verdict::Done => ("done", None),
+            Verdict::Retry(reason) if delivered < self.config.max_attempts => {
+                warn!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "again later");
+                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
+            }
+            Verdict::Retry(reason) => ("retry", Some(reason)),
+            Verdict::Reject(reason) => ("reject", Some(reason)),
+        };
+        if let Some(reason) = reason
+            && !self.bury(message, reason, delivered).await
+        {
+            return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
+        }
+        self.acknowledge(message, name, AckKind::Ack).await
+    }
+
+    pub async fn acknowledge(
+        &self,
+        message: &jetstream::Message,
+        verdict: &'static str,
+        kind: AckKind,
+    ) -> Result<(), anyhow::Error> {
+        self.count(verdict);
+        message.ack_with(kind).await.map_err(|error| anyhow::anyhow!(error)).context("acknowledging")
+    }
+
+    /// Passes over a message that is nothing for the handler.
+    pub async fn skip(&self, message: &jetstream::Message, reason: &'static str) -> Result<(), anyhow::Error> {
+        let consumer = self.config.durable.clone();
+        metrics::counter!("consumer_skipped_total", "consumer" => consumer, "reason" => reason).increment(1);
+        self.acknowledge(message, "skipped", AckKind::Ack).await
+    }
+
+    /// How long after it was stored an event was handled.
+    pub fn record_age(&self, age: chrono::TimeDelta) {
+        metrics::histogram!("consumer_stored_to_handled_seconds", "consumer" => self.config.durable.clone())
+            .record(age.to_std().unwrap_or_default().as_secs_f64());
+    }
+
+    /// Counts an event by what was made of it.
+    pub fn count(&self, verdict: &'static str) {
+        metrics::counter!("consumer_handled_total", "consumer" => self.config.durable.clone(), "verdict" => verdict)
+            .increment(1);
+    }
+
+    /// Stores a dead letter; `false` when the dead-letter stream did not take it.
+    pub async fn bury(&self, message: &jetstream::Message, reason: &str, delivered: i64) -> bool {
+        error!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "a dead letter");
+        let stored = match Letter::of(message) {
+            Ok(letter) => {
+                dead_letter::store(&self.js, &letter, &self.config.stream, &self.config.durable, reason, delivered)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stored {
+            error!(error = format!("{error:#}"), "the dead letter was not stored: the event stays unacknowledged");
+            return false;
+        }
+        metrics::counter!("consumer_dead_letters_total", "consumer" => self.config.durable.clone()).increment(1);
+        true
+    }
+
+    /// The span of a batch: the child of its only event's creation, or linked to those of several
+    /// (OpenTelemetry semantic conventions for messaging: a parent for single messages, links for batches).
+    pub fn span(&self, events: &[Event]) -> tracing::Span {
+        let span = tracing::info_span!(
+            target: "consumer::trace",
+            "process",
+            otel.name = format_args!("process {}", self.config.filter),
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.operation.name = "process",
+            messaging.consumer.group.name = self.config.durable,
+            messaging.batch.message_count = events.len(),
+        );
+        if span.is_disabled() {
+            return span;
+        }
+        let links = events.len();
+        let contexts = events.iter().filter_map(|event| event.attributes.get("traceparent")).map(|traceparent| {
+            let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
+            opentelemetry::global::get_text_map_propagator(|propagator| {
+                propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
+            })
+        });
+        for (index, context) in contexts.take(MAX_LINKS).enumerate() {
+            if index == 0 && links == 1 {
+                span.set_parent(context).ok();
+            } else {
+                span.add_link(context.span().span_context().clone());
+            }
+        }
+        span
+    }
+}
+
+/// How long to wait before the next attempt.
+pub fn delay(delivered: i64) -> Duration {
+    let most = Duration::from_secs(60);
+    let mut delays = ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(250))
+        .with_multiplier(2.0)
+        .with_max_interval(most)
+        .with_max_elapsed_time(None)
+        .build();
+    (0..delivered.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of an event is a measurement; nothing is decided by it")]
+pub fn now() -> chrono::DateTime<Utc> {
+    Utc::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::delay;
+    use std::time::Duration;
+
+    #[test]
+    fn a_retry_always_waits_and_waits_longer_in_time() {
+        for delivered in [0, 1, 5, 100] {
+            assert!(delay(delivered) >= Duration::from_millis(100), "{delivered}");
+            assert!(delay(delivered) <= Duration::from_secs(90), "{delivered}");
+        }
+        assert!(delay(12) > delay(1));
+    }
+}
