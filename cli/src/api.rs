@@ -25,21 +25,44 @@ pub struct Who {
     /// The user.
     #[arg(long)]
     pub user: UserId,
+}
+
+/// A token to mint.
+#[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    /// The tenant.
+    #[arg(long, required_unless_present = "operator")]
+    tenant: Option<TenantId>,
+    /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no door of the fleet accepts.
+    #[arg(long, conflicts_with = "tenant")]
+    operator: bool,
+    /// The user.
+    #[arg(long)]
+    user: UserId,
     /// How long the token is valid, in minutes.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1440))]
-    pub minutes: u16,
+    minutes: u16,
 }
 
 pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Result<String, anyhow::Error> {
+    issuer(context)?.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
+}
+
+fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
         bail!("there is no development issuer in {}: `make up` makes one", context.home.display());
     }
-    let issuer = Issuer::open(&context.open_home()?)?;
-    issuer.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
+    Issuer::open(&context.open_home()?)
 }
 
-pub fn print_token(context: &Context, who: &Who) -> Result<(), anyhow::Error> {
-    let token = token(context, who.tenant.as_str(), who.user.as_str(), who.minutes)?;
+pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
+    let token = match &who.tenant {
+        Some(tenant) => token(context, tenant.as_str(), who.user.as_str(), who.minutes)?,
+        None => {
+            let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
+            issuer(context)?.operator_token(who.user.as_str(), lifetime)?
+        }
+    };
     if context.json {
         println!("{}", serde_json::json!({"token": token, "expiresInSeconds": u32::from(who.minutes) * 60}));
     } else {

@@ -1,10 +1,13 @@
 //! `flotilla`: one command for operators and newcomers.
 
 mod api;
+mod consumers;
 mod demo;
 mod events;
 mod import;
 mod lag;
+mod operator;
+mod outbox;
 mod stack;
 mod table;
 mod todo_csv;
@@ -46,10 +49,10 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// How every part and service is.
+    /// How every part and service is, and the outbox with what happened to it last.
     Status,
-    /// Mint an access token from the development issuer.
-    Token(api::Who),
+    /// Mint an access token from the development issuer; for an operator with --operator.
+    Token(api::TokenArgs),
     /// Show the whole way: write, events, search, another tenant, and where the time goes.
     Demo,
     /// Write the todos of a todo.txt or CSV file through the public API.
@@ -61,6 +64,10 @@ enum Command {
     },
     /// How long each stage takes, from commit to searchable, and what waits.
     Lag,
+    /// The outbox of a service and its relay: parked rows, the journal, a stream that is ahead.
+    Outbox(outbox::OutboxArgs),
+    /// The durable consumers: how they are, pause and resume.
+    Consumers(consumers::ConsumersArgs),
     #[command(hide = true)]
     Supervise(stack::SuperviseArgs),
     #[command(hide = true)]
@@ -76,12 +83,14 @@ async fn main() -> ExitCode {
         Command::Up(up) => stack::up(&context, &up).await,
         Command::Down => stack::down(&context).await,
         Command::Reset { yes } => stack::reset(&context, yes),
-        Command::Status => stack::status(&context),
+        Command::Status => stack::status(&context).await,
         Command::Token(who) => api::print_token(&context, &who),
         Command::Demo => demo::run(&context).await,
         Command::Import(import) => import::run(&context, &import).await,
         Command::Events { command } => events::run(&context, &command).await,
         Command::Lag => lag::run(&context).await,
+        Command::Outbox(args) => outbox::run(&context, &args).await,
+        Command::Consumers(args) => consumers::run(&context, &args).await,
         Command::Supervise(args) => stack::supervise(&context, &args).await,
         Command::TestParts => stack::test_parts(&context).await,
     };

@@ -23,7 +23,7 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("gateway", &["authz", "contracts", "proto", "service"]),
     ("todo", &["authz", "contracts", "outbox", "proto", "service"]),
     ("search-projector", &["authz", "consumer", "contracts", "proto", "service"]),
-    ("cli", &["consumer", "contracts", "devstack", "outbox"]),
+    ("cli", &["authz", "contracts", "devstack", "outbox"]),
     ("bench", &["devstack", "outbox"]),
     ("e2e", &["devstack", "testkit"]),
 ];

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, AckKind};
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use sqlx::PgConnection;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,17 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
+/// What [`Consumer::run_in_order`] asks of a handler, written once.
+pub trait Handler:
+    for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
+{
+}
+
+impl<H> Handler for H where
+    H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
+{
+}
+
 /// An event in hand.
 struct Held {
     message: jetstream::Message,
@@ -71,7 +83,7 @@ pub async fn lead<H>(
     handled: &mut bool,
 ) -> Result<(), anyhow::Error>
 where
-    H: AsyncFn(&mut PgConnection, &Event) -> Result<(), Failure>,
+    H: Handler,
 {
     let durable = &consumer.settler.config.durable;
     let Some(epoch) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
@@ -131,7 +143,7 @@ impl Lanes<'_> {
         handled: &mut bool,
     ) -> Result<(), anyhow::Error>
     where
-        H: AsyncFn(&mut PgConnection, &Event) -> Result<(), Failure>,
+        H: Handler,
     {
         let (stream, durable) = consumer.open().await?;
         // Back to the floor: what somebody had in hand comes first again.
@@ -148,11 +160,11 @@ impl Lanes<'_> {
         handled: &mut bool,
     ) -> Result<(), anyhow::Error>
     where
-        H: AsyncFn(&mut PgConnection, &Event) -> Result<(), Failure>,
+        H: Handler,
     {
         // The events of each aggregate in hand, in their order; the first is at work or waits for its next attempt.
         let mut lanes: HashMap<String, VecDeque<Held>> = HashMap::new();
-        let mut work = FuturesUnordered::new();
+        let mut work: FuturesUnordered<BoxFuture<'_, (String, Outcome)>> = FuturesUnordered::new();
         let mut in_hand = 0;
         let mut missed = 0;
         let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
@@ -173,7 +185,7 @@ impl Lanes<'_> {
                             let lane = lanes.entry(aggregate.clone()).or_default();
                             lane.push_back(Held { message, event: event.clone(), attempts });
                             if lane.len() == 1 {
-                                work.push(self.attempt(aggregate, event, Duration::ZERO, handler));
+                                work.push(self.attempt(aggregate, event, Duration::ZERO, handler).boxed());
                             }
                         }
                     }
@@ -185,7 +197,7 @@ impl Lanes<'_> {
                     if let Some(pause) = self.settle(head, outcome).await? {
                         // When stopping, it is left to the next process.
                         if !stop.is_cancelled() {
-                            work.push(self.attempt(aggregate, head.event.clone(), pause, handler));
+                            work.push(self.attempt(aggregate, head.event.clone(), pause, handler).boxed());
                         }
                         continue;
                     }
@@ -193,7 +205,7 @@ impl Lanes<'_> {
                     in_hand -= 1;
                     match lane.front() {
                         Some(next) if !stop.is_cancelled() => {
-                            work.push(self.attempt(aggregate, next.event.clone(), Duration::ZERO, handler));
+                            work.push(self.attempt(aggregate, next.event.clone(), Duration::ZERO, handler).boxed());
                         }
                         Some(_) => {}
                         None => drop(lanes.remove(&aggregate)),
@@ -216,7 +228,7 @@ impl Lanes<'_> {
     /// One attempt, after a pause.
     async fn attempt<H>(&self, aggregate: String, event: Event, pause: Duration, handler: &H) -> (String, Outcome)
     where
-        H: AsyncFn(&mut PgConnection, &Event) -> Result<(), Failure>,
+        H: Handler,
     {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -229,7 +241,7 @@ impl Lanes<'_> {
 
     async fn handle<H>(&self, event: &Event, handler: &H) -> Result<Outcome, sqlx::Error>
     where
-        H: AsyncFn(&mut PgConnection, &Event) -> Result<(), Failure>,
+        H: Handler,
     {
         let mut tx = self.inbox.db.begin().await?;
         match self.inbox.claim(&mut tx, &self.settler.config.durable, self.epoch, event).await? {

@@ -9,6 +9,8 @@ use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,6 +19,7 @@ use crate::backstop::Backstop;
 use crate::dead_letter;
 use crate::event::Event;
 use crate::inbox::Inbox;
+use crate::ordered::Failure;
 use crate::settle::{Settler, Verdict};
 use crate::{batch, ordered};
 
@@ -99,10 +102,12 @@ impl Consumer {
     }
 
     /// Hands events to a handler one by one, those of an aggregate in their order, each in a transaction with its row of
-    /// the inbox: its effects in that database happen exactly once. Until `stop`; what is down is waited for.
+    /// the inbox: its effects in that database happen exactly once. Until `stop`; what is down is waited for. The handler
+    /// is a plain `async fn on_paid(tx: &mut PgConnection, event: &Event) -> Result<(), Failure>`, given as
+    /// `|tx, event| on_paid(tx, event).boxed()`.
     pub async fn run_in_order<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
     where
-        H: AsyncFn(&mut sqlx::PgConnection, &Event) -> Result<(), ordered::Failure>,
+        H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync,
     {
         let backstop = Backstop::new(&self.settler, &self.status);
         let work = async {

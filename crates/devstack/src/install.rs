@@ -105,6 +105,25 @@ fn link_libraries(native: &Path) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
+/// The fault proxy of the tests; fetched when a test asks for it.
+///
+/// # Errors
+/// Says what stands in the way.
+pub async fn toxiproxy(say: &Say) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("TOXIPROXY")?;
+    let bin = home::cache()?.join("toxiproxy").join(pinned).join("bin");
+    let program = bin.join("server");
+    let lock = File::create(home::cache()?.join("toxiproxy.lock"))?;
+    tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+    if !program.exists() {
+        fs::create_dir_all(&bin)?;
+        let mut go = Command::new("go");
+        go.env("GOBIN", &bin).args(["install", &format!("github.com/Shopify/toxiproxy/v2/cmd/server@v{pinned}")]);
+        run(say, &format!("building toxiproxy {pinned} (once)"), go).await.context("toxiproxy could not be built")?;
+    }
+    Ok(program)
+}
+
 async fn nats_server(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("NATS_SERVER")?;
     let bin = cache.join("nats-server").join(pinned).join("bin");

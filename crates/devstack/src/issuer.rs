@@ -22,6 +22,8 @@ use crate::supervisor;
 pub const ISSUER: &str = "https://issuer.flotilla.localhost";
 /// The audience that its tokens name.
 pub const AUDIENCE: &str = "flotilla";
+/// Whom operators' tokens are meant for.
+pub const OPERATORS: &str = "flotilla-operators";
 
 /// The development issuer.
 pub struct Issuer {
@@ -58,10 +60,28 @@ impl Issuer {
     /// # Errors
     /// It cannot be signed.
     pub fn token(&self, tenant: &str, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
+        self.signed(AUDIENCE, tenant, user, lifetime)
+    }
+
+    /// A token for the operator commands: another audience, of no use at the fleet's doors.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn operator_token(&self, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
+        self.signed(OPERATORS, "operators", user, lifetime)
+    }
+
+    fn signed(
+        &self,
+        audience: &str,
+        tenant: &str,
+        user: &str,
+        lifetime: chrono::TimeDelta,
+    ) -> Result<String, anyhow::Error> {
         let now = supervisor::now();
         let claims = json!({
             "iss": ISSUER,
-            "aud": AUDIENCE,
+            "aud": audience,
             "sub": user,
             "tenant": tenant,
             "client_id": "flotilla-cli",

@@ -82,6 +82,8 @@ pub struct Nats {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    /// Its place in a cluster: its number, its port for the others, and theirs.
+    cluster: Option<(usize, u16, Vec<u16>)>,
 }
 
 impl Nats {
@@ -97,7 +99,34 @@ impl Nats {
             program: program.to_owned(),
             config: home.path("conf/nats.conf"),
             log: home.log("nats"),
+            cluster: None,
         };
+        server.written(home)
+    }
+
+    /// Writes the configurations of a cluster, whose servers share the users of the home.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn prepare_cluster(home: &Home, program: &Path, ports: &[(u16, u16, u16)]) -> Result<Vec<Self>, anyhow::Error> {
+        let routes: Vec<u16> = ports.iter().map(|(_, _, route)| *route).collect();
+        let server = |(number, &(port, monitor, route)): (usize, &(u16, u16, u16))| {
+            let server = Self {
+                port,
+                monitor,
+                store: home.path(&format!("data/nats-{number}")),
+                program: program.to_owned(),
+                config: home.path(&format!("conf/nats-{number}.conf")),
+                log: home.log(&format!("nats-{number}")),
+                cluster: Some((number, route, routes.clone())),
+            };
+            server.written(home)
+        };
+        ports.iter().enumerate().map(server).collect()
+    }
+
+    fn written(self, home: &Home) -> Result<Self, anyhow::Error> {
+        let server = self;
         std::fs::create_dir_all(&server.store)?;
         crate::home::write_secret(&server.config, server.configuration(home)?.as_bytes())
             .context("writing the configuration of nats-server")?;
@@ -118,8 +147,17 @@ impl Nats {
                 quoted(user.subscribe)
             ));
         }
+        let (name, cluster) = match &self.cluster {
+            None => ("flotilla".to_owned(), String::new()),
+            Some((number, port, routes)) => {
+                let routes: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+                let routes = routes.join(", ");
+                let cluster = format!("cluster {{ name: flotilla, listen: 127.0.0.1:{port}, routes: [{routes}] }}\n");
+                (format!("flotilla-{number}"), cluster)
+            }
+        };
         Ok(format!(
-            "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: flotilla\n\
+            "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\
              jetstream {{ store_dir: \"{}\" }}\nauthorization {{\n  users: [\n{users}  ]\n}}\n",
             self.port,
             self.monitor,

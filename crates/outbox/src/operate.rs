@@ -159,7 +159,11 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
             .bind(aggregate_id)
             .fetch_one(&mut *tx)
             .await?;
-    let first = first.ok_or_else(|| Refused::NotParked(format!("the aggregate {aggregate_id}")))?;
+    let Some(first) = first else {
+        // Now, and not when the connection is used again: others wait for these locks.
+        tx.rollback().await?;
+        return Err(Refused::NotParked(format!("the aggregate {aggregate_id}")));
+    };
     // All its rows from the first parked one on are unpublished: behind a parked row, none goes out.
     let rows: Vec<i64> = sqlx::query_scalar(
         "select seq from outbox o where aggregate_id = $1 and seq >= $2 and created_at >= \
@@ -206,7 +210,10 @@ pub async fn discard(db: &mut PgConnection, seq: i64, act: Act<'_>) -> Result<()
     .bind(seq)
     .fetch_optional(&mut *tx)
     .await?;
-    let (aggregate, event) = discarded.ok_or_else(|| Refused::NotParked(format!("row {seq}")))?;
+    let Some((aggregate, event)) = discarded else {
+        tx.rollback().await?;
+        return Err(Refused::NotParked(format!("row {seq}")));
+    };
     let detail = format!("event {event} of aggregate {aggregate}: {}", act.reason);
     let entry = Entry { kind: "discarded", actor: act.actor, from_seq: Some(seq), to_seq: Some(seq), detail: &detail };
     store::journal(&mut *tx, &entry).await?;

@@ -9,7 +9,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use crate::store::{self, Row};
+use crate::store::{self, Created, Row};
 
 /// How much earlier than the row before it a row may have been stamped: clocks may be set back, a writer may pause
 /// between its `seq` and its time.
@@ -73,7 +73,8 @@ impl Reader {
     pub async fn next(&mut self, db: &mut PgConnection, settle: bool) -> Result<Next, sqlx::Error> {
         // While a gap is waited for, a look is cheap.
         let limit = if self.waiting.is_some() { self.batch.min(GAP_LOOK) } else { self.batch };
-        let mut rows = store::rows(db, self.place.seq, None, self.place.created_at - CLOCK_SLACK, limit).await?;
+        let mut rows =
+            store::rows(db, self.place.seq, None, Created::From(self.place.created_at - CLOCK_SLACK), limit).await?;
         let gapless = gapless_prefix(self.place.seq, rows.iter().map(|row| row.seq));
         if gapless > 0 {
             let more = gapless < rows.len() || rows.len() as i64 == limit;
@@ -106,7 +107,7 @@ impl Reader {
                 let mark = *mark;
                 self.waiting = None;
                 // Without a bound in time: should a clock have been set back by more than the slack, this finds the rows.
-                let rows = store::rows(db, self.place.seq, Some(mark), DateTime::UNIX_EPOCH, self.batch).await?;
+                let rows = store::rows(db, self.place.seq, Some(mark), Created::Ever, self.batch).await?;
                 if (rows.len() as i64) < self.batch {
                     // All up to the mark is settled, whether the last numbers became rows or were rolled back.
                     self.settled = mark;

@@ -17,7 +17,7 @@ use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros, now};
 use crate::reader::{Next, Place, Reader};
 use crate::relay::{LOOK_EVERY, Relay, Role, Status, StreamSpec, Suspects, Trouble};
-use crate::store::{self, Entry, Row};
+use crate::store::{self, Created, Entry, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
@@ -55,6 +55,8 @@ impl<'a> Session<'a> {
         if let made @ 1.. = store::create_partitions(&relay.db).await? {
             info!(made, "made outbox partitions ahead");
         }
+        let mut db = relay.db.acquire().await?;
+        store::follow_the_index(&mut db).await?;
         let stream = open_stream(&relay.nats, &config.stream).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
@@ -65,7 +67,7 @@ impl<'a> Session<'a> {
         Ok(Self {
             relay,
             epoch,
-            db: relay.db.acquire().await?,
+            db,
             stream_created_at: created,
             stream,
             chain,
@@ -231,7 +233,7 @@ impl<'a> Session<'a> {
         if info.state.last_sequence != self.stored.stream_seq {
             return Ok(false);
         }
-        match store::rows(&mut self.db, seq - 1, Some(seq), DateTime::UNIX_EPOCH, 1).await?.pop() {
+        match store::rows(&mut self.db, seq - 1, Some(seq), Created::Ever, 1).await?.pop() {
             Some(row) => self.park(&row, reason).await.map(|()| true),
             None => Ok(false),
         }

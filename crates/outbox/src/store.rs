@@ -2,10 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, PgExecutor, PgPool, Row as _};
+use sqlx::{Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::reader::Place;
+
+const HOUR: f64 = 3_600.0;
 
 /// An event to be published once its transaction has committed.
 #[derive(Debug, Clone, Copy)]
@@ -77,24 +79,45 @@ pub async fn mark(db: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select case when is_called then last_value else 0 end from outbox_seq").fetch_one(db).await
 }
 
-/// The committed rows in `(after, up_to]`, in order, or all behind `after`. `created_from` keeps old partitions closed.
+/// When the rows that are read may have been created. It keeps the partitions of other days closed.
+#[derive(Debug, Clone, Copy)]
+pub enum Created {
+    /// From then until a little from now.
+    From(DateTime<Utc>),
+    /// Whenever.
+    Ever,
+}
+
+/// The committed rows in `(after, up_to]`, in order, or all behind `after`.
 pub async fn rows(
     db: &mut PgConnection,
     after: i64,
     up_to: Option<i64>,
-    created_from: DateTime<Utc>,
+    created: Created,
     limit: i64,
 ) -> Result<Vec<Row>, sqlx::Error> {
+    let (from, ahead) = match created {
+        Created::From(from) => (from, HOUR),
+        Created::Ever => (DateTime::UNIX_EPOCH, 1e9),
+    };
     sqlx::query_as(
         "select seq, created_at, event_id, tenant, aggregate_id, subject, traceparent, payload from outbox \
-         where seq > $1 and seq <= $2 and created_at >= $3 order by seq limit $4",
+         where seq > $1 and seq <= $2 and created_at >= $3 and created_at < now() + make_interval(secs => $4) \
+         order by seq limit $5",
     )
     .bind(after)
     .bind(up_to.unwrap_or(i64::MAX))
-    .bind(created_from)
+    .bind(from)
+    .bind(ahead)
     .bind(limit)
     .fetch_all(db)
     .await
+}
+
+/// Has this connection's reads follow the index on `seq`, always: a plan made while a day's partition is still empty
+/// would scan it, and be kept while it grows.
+pub async fn follow_the_index(db: &mut PgConnection) -> Result<(), sqlx::Error> {
+    db.execute("set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off").await.map(drop)
 }
 
 /// Who is writing to the outbox now: the virtual transactions (and prepared ones) that hold a writer's lock on it.

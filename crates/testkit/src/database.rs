@@ -57,6 +57,25 @@ impl TestDatabase {
         }
     }
 
+    /// A database with what these scripts make, of the superuser.
+    ///
+    /// # Panics
+    /// A script fails.
+    pub async fn with(scripts: &[&'static str]) -> Self {
+        let name = unique("test_");
+        Parts::remove_at_the_end(&format!("database {name}"));
+        let mut admin = PgConnection::connect(&Parts::shared().postgres).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
+        admin.close().await.unwrap();
+        let url = superuser(&name);
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        for script in scripts {
+            connection.execute(*script).await.unwrap();
+        }
+        connection.close().await.unwrap();
+        Self { app: url.clone(), relay: url.clone(), superuser: url, name }
+    }
+
     /// A connection as the superuser.
     ///
     /// # Panics

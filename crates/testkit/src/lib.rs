@@ -10,11 +10,14 @@ pub mod nats;
 
 pub mod parts;
 
+pub mod proxy;
+
 pub mod token;
 
 pub use database::TestDatabase;
 pub use nats::TestNats;
 pub use parts::Parts;
+pub use proxy::TestProxy;
 pub use token::TestIssuer;
 
 use std::future::Future;

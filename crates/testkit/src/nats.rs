@@ -26,19 +26,48 @@ impl TestNats {
     /// # Panics
     /// It does not start.
     pub async fn start() -> Self {
-        // The program is there already: the shared parts were fetched together with it.
-        crate::Parts::shared();
-        let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
-        let home = Home::open(&folder).unwrap();
+        let (folder, home, server) = prepare();
         let mut ports = Ports::default();
-        let pinned = devstack::install::version("NATS_SERVER").unwrap();
-        let server = devstack::home::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server");
         let nats = Nats::prepare(&home, &server, ports.pick(0).unwrap(), ports.pick(0).unwrap()).unwrap();
-        let program = nats.program();
-        let child = program.spawn().unwrap();
-        let test = Self { folder, home, nats, program, child };
+        let test = Self::of(folder, home, nats);
         test.until_ready().await;
         test
+    }
+
+    /// Starts a cluster of three; the first of them owns the folder.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn cluster() -> Vec<Self> {
+        let (folder, home, server) = prepare();
+        let mut ports = Ports::default();
+        let mut pick = || ports.pick(0).unwrap();
+        let numbers: Vec<_> = (0..3).map(|_| (pick(), pick(), pick())).collect();
+        let servers = Nats::prepare_cluster(&home, &server, &numbers).unwrap();
+        let tests: Vec<Self> =
+            servers.into_iter().map(|nats| Self::of(folder.clone(), Home::open(&folder).unwrap(), nats)).collect();
+        for test in &tests {
+            test.until_ready().await;
+        }
+        tests
+    }
+
+    fn of(folder: PathBuf, home: Home, nats: Nats) -> Self {
+        let program = nats.program();
+        let child = program.spawn().unwrap();
+        Self { folder, home, nats, program, child }
+    }
+
+    /// The port that clients connect to.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.nats.port
+    }
+
+    /// Where JetStream keeps its streams.
+    #[must_use]
+    pub fn store(&self) -> &std::path::Path {
+        &self.nats.store
     }
 
     async fn until_ready(&self) {
@@ -104,6 +133,16 @@ impl TestNats {
     pub fn wipe(&self) {
         std::fs::remove_dir_all(&self.nats.store).unwrap();
     }
+}
+
+fn prepare() -> (PathBuf, Home, PathBuf) {
+    // The program is there already: the shared parts were fetched together with it.
+    crate::Parts::shared();
+    let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
+    let home = Home::open(&folder).unwrap();
+    let pinned = devstack::install::version("NATS_SERVER").unwrap();
+    let server = devstack::home::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server");
+    (folder, home, server)
 }
 
 impl Drop for TestNats {

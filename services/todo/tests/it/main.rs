@@ -13,3 +13,7 @@ mod tenancy;
 mod lists;
 
 mod relay;
+
+mod leading;
+
+mod losses;

@@ -10,12 +10,12 @@ use testkit::until;
 use crate::harness::{Fleet, Stored};
 
 /// The ids of the outbox's rows in their order.
-async fn rows(fleet: &Fleet) -> Vec<String> {
+pub async fn rows(fleet: &Fleet) -> Vec<String> {
     let mut admin = fleet.database.admin().await;
     sqlx::query_scalar("select event_id::text from outbox order by seq").fetch_all(&mut admin).await.unwrap()
 }
 
-fn ids(events: &[Stored]) -> Vec<String> {
+pub fn ids(events: &[Stored]) -> Vec<String> {
     events.iter().map(|stored| stored.envelope.id.to_string()).collect()
 }
 
@@ -57,7 +57,7 @@ async fn until_relay_waits(fleet: &Fleet) {
 }
 
 /// Waits until the relay has stopped for a person; why.
-async fn until_halted(fleet: &Fleet) -> String {
+pub async fn until_halted(fleet: &Fleet) -> String {
     let mut status = fleet.app.relay.status();
     let halted = status.wait_for(|status| matches!(status.role, Role::Halted { .. }));
     let status = tokio::time::timeout(testkit::PATIENCE, halted).await.expect("the relay stops").unwrap().clone();

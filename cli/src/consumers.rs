@@ -1,0 +1,86 @@
+//! `flotilla consumers`: the durable consumers of the event streams, paused and resumed.
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use futures::TryStreamExt as _;
+use serde_json::{Value, json};
+
+use crate::operator::ActArgs;
+use crate::stack::Context;
+use crate::{events, table};
+
+#[derive(Debug, Clone, Args)]
+pub struct ConsumersArgs {
+    #[command(subcommand)]
+    command: Option<ConsumersCommand>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum ConsumersCommand {
+    /// How each is; the same as without a command.
+    List,
+    /// Have JetStream give a consumer nothing for a while. What it has in hand is finished.
+    Pause {
+        /// The durable consumer.
+        name: String,
+        /// For how many minutes, should nobody resume it before.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_080))]
+        minutes: u32,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Let it go on.
+    Resume {
+        /// The durable consumer.
+        name: String,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+}
+
+pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::Error> {
+    let (_, stream) = events::open(context).await?;
+    match &args.command {
+        None | Some(ConsumersCommand::List) => list(context, &stream).await,
+        Some(ConsumersCommand::Pause { name, minutes, act }) => {
+            let actor = act.operator(context).await?;
+            act.confirm(&format!("Pause {name} for {minutes} minutes?"))?;
+            let now = std::time::SystemTime::now();
+            let until = chrono::DateTime::<chrono::Utc>::from(now) + chrono::TimeDelta::minutes((*minutes).into());
+            stream.pause_consumer(name, until).await.with_context(|| format!("pausing {name}"))?;
+            eprintln!("{actor} paused {name} until {until}: {}", act.reason);
+            Ok(())
+        }
+        Some(ConsumersCommand::Resume { name, act }) => {
+            let actor = act.operator(context).await?;
+            act.confirm(&format!("Let {name} go on?"))?;
+            stream.resume_consumer(name).await.with_context(|| format!("resuming {name}"))?;
+            eprintln!("{actor} resumed {name}: {}", act.reason);
+            Ok(())
+        }
+    }
+}
+
+async fn list(context: &Context, stream: &async_nats::jetstream::stream::Stream) -> Result<(), anyhow::Error> {
+    let mut all: Vec<Value> = Vec::new();
+    let mut consumers = stream.consumers();
+    while let Some(info) = consumers.try_next().await.context("reading the consumers")? {
+        all.push(json!({
+            "name": info.name, "stream": info.stream_name, "pending": info.num_pending, "inHand": info.num_ack_pending,
+            "redelivered": info.num_redelivered, "ackFloor": info.ack_floor.stream_sequence, "paused": info.paused,
+        }));
+    }
+    if context.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let row = |consumer: &Value| {
+        ["name", "stream", "pending", "inHand", "redelivered", "ackFloor", "paused"]
+            .map(|f| cell(&consumer[f]))
+            .to_vec()
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    table::print(&["NAME", "STREAM", "WAITING", "IN HAND", "REDELIVERED", "ACK FLOOR", "PAUSED"], &rows);
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Who operates: the subject of a verified operator token, never the shell's user. And the question before an act.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use authz::{JwksSource, Verifier};
+use clap::Args;
+use devstack::issuer::{ISSUER, OPERATORS};
+
+use crate::stack::Context;
+
+/// What every act of an operator needs.
+#[derive(Debug, Clone, Args)]
+pub struct ActArgs {
+    /// Why: written into the journal.
+    #[arg(long)]
+    pub reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// The operator's token; `flotilla token --operator --user YOU` mints one on the development stack.
+    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN", hide_env_values = true)]
+    operator_token: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN_FILE")]
+    operator_token_file: Option<PathBuf>,
+}
+
+impl ActArgs {
+    /// The operator, from the verified token.
+    pub async fn operator(&self, context: &Context) -> Result<String, anyhow::Error> {
+        anyhow::ensure!(!self.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
+        let token = match (&self.operator_token, &self.operator_token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(file)) => {
+                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
+            }
+            (None, None) => bail!(
+                "who acts? Set FLOTILLA_OPERATOR_TOKEN; on the development stack \
+                 `flotilla token --operator --user YOU` mints one"
+            ),
+        };
+        let board = context.board()?;
+        let issuer = board.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
+        let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
+        let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
+        let principal = verifier.verify(Some(&format!("Bearer {}", token.trim()))).await?;
+        Ok(principal.user.to_string())
+    }
+
+    /// Asks, unless told not to.
+    pub fn confirm(&self, question: &str) -> Result<(), anyhow::Error> {
+        if self.yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            bail!("{question} Nobody is here to answer: say --yes");
+        }
+        print!("{question} [y/N] ");
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer)?;
+        if !answer.trim().eq_ignore_ascii_case("y") {
+            bail!("nothing was changed");
+        }
+        Ok(())
+    }
+}

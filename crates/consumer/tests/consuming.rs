@@ -1,0 +1,485 @@
+//! The consumer on a real nats-server and a real Postgres: effects once, in order, and nothing lost.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, stream};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict};
+use futures::FutureExt as _;
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use testkit::{TestDatabase, TestNats, until};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+const STREAM: &str = "EVENTS_SHOP";
+const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
+
+/// A stream, a database, and consumers of it.
+struct World {
+    consumers: TaskTracker,
+    stop: CancellationToken,
+    db: PgPool,
+    nats: TestNats,
+    database: TestDatabase,
+    js: jetstream::Context,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (nats, database) =
+            tokio::join!(TestNats::start(), TestDatabase::with(&[include_str!("../schema/inbox.sql"), EFFECTS]));
+        let js = nats.jetstream().await;
+        let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.shop.>".into()], ..Default::default() };
+        js.create_stream(config).await.unwrap();
+        let db = PgPool::connect(&database.superuser).await.unwrap();
+        Self { consumers: TaskTracker::new(), stop: CancellationToken::new(), db, nats, database, js }
+    }
+
+    async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
+        let config = Config {
+            stream: STREAM.to_owned(),
+            durable: "ledger".to_owned(),
+            filter: "evt.shop.>".to_owned(),
+            types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
+            batch,
+            max_attempts,
+        };
+        Consumer::new(self.nats.client("admin").await, config)
+    }
+
+    fn inbox(&self) -> Inbox {
+        Inbox { db: self.db.clone(), tenant_setting: Some("app.tenant"), holder: Uuid::now_v7(), keep_days: 30 }
+    }
+
+    /// Runs one in order, with a handler that first asks `fault` what to do.
+    async fn in_order(
+        &self,
+        max_attempts: i64,
+        fault: impl Fn(&Event) -> Option<Failure> + Send + Sync + 'static,
+    ) -> watch::Receiver<Status> {
+        let consumer = self.consumer(8, max_attempts).await;
+        let status = consumer.status();
+        let (stop, inbox) = (self.stop.clone(), self.inbox());
+        self.consumers.spawn(async move {
+            let fault = &fault;
+            consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, fault(event)).boxed()).await;
+        });
+        status
+    }
+
+    async fn batches(
+        &self,
+        batch: usize,
+        max_attempts: i64,
+        verdict: impl Fn(&Event) -> Verdict + Send + Sync + 'static,
+    ) -> watch::Receiver<Status> {
+        let consumer = self.consumer(batch, max_attempts).await;
+        let status = consumer.status();
+        let stop = self.stop.clone();
+        self.consumers.spawn(async move {
+            consumer.run_batches(stop, |events| std::future::ready(events.iter().map(&verdict).collect())).await;
+        });
+        status
+    }
+
+    async fn publish(&self, aggregate: &str, version: i32) {
+        self.publish_as("shop.paid.v2", aggregate, version, json!({})).await;
+    }
+
+    async fn publish_as(&self, event_type: &str, aggregate: &str, version: i32, more: serde_json::Value) {
+        let mut event = json!({
+            "specversion": "1.0", "id": format!("{event_type}-{aggregate}-{version}"), "source": "/shop",
+            "type": event_type, "subject": aggregate, "sequence": format!("{version:020}"), "tenant": "acme",
+            "partitionkey": aggregate, "data": {"version": version},
+        });
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let message = PublishMessage::build()
+            .header("content-type", "application/cloudevents+json")
+            .payload(event.to_string().into());
+        self.js.send_publish(format!("evt.{event_type}.acme"), message).await.unwrap().await.unwrap();
+    }
+
+    async fn durable(&self) -> Option<PullConsumer> {
+        self.js.get_stream(STREAM).await.unwrap().get_consumer("ledger").await.ok()
+    }
+
+    /// Waits until everything is acknowledged.
+    async fn drain(&self) {
+        until("everything is acknowledged", || async {
+            let Some(durable) = self.durable().await else { return false };
+            let info = durable.get_info().await.unwrap();
+            info.num_pending == 0 && info.num_ack_pending == 0
+        })
+        .await;
+    }
+
+    /// The versions of each aggregate in the order in which they took effect.
+    async fn effects(&self) -> BTreeMap<String, Vec<i32>> {
+        let rows: Vec<(String, i32)> =
+            sqlx::query_as("select aggregate, version from effect order by number").fetch_all(&self.db).await.unwrap();
+        let mut effects: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        rows.into_iter().for_each(|(aggregate, version)| effects.entry(aggregate).or_default().push(version));
+        effects
+    }
+
+    /// The dead letters: the event's id, the reason, and the attempts.
+    async fn letters(&self) -> Vec<(String, String, String)> {
+        let Ok(stream) = self.js.get_stream("DLQ").await else { return Vec::new() };
+        let mut letters = Vec::new();
+        for sequence in 1..=stream.get_info().await.unwrap().state.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let event: serde_json::Value = serde_json::from_slice(&letter.payload).unwrap();
+            let header = |name| letter.headers.get(name).unwrap().to_string();
+            letters.push((event["id"].as_str().unwrap().to_owned(), header("Dlq-Reason"), header("Dlq-Delivered")));
+        }
+        letters
+    }
+
+    async fn until_letters(&self, count: usize) {
+        until(&format!("{count} dead letters"), || async { self.letters().await.len() >= count }).await;
+    }
+
+    async fn stop(&self) {
+        self.stop.cancel();
+        self.consumers.close();
+        tokio::time::timeout(testkit::PATIENCE, self.consumers.wait()).await.expect("the consumers end");
+    }
+}
+
+fn version(event: &Event) -> i32 {
+    event.attribute("sequence").parse().unwrap()
+}
+
+async fn record(tx: &mut PgConnection, event: &Event) -> Result<(), sqlx::Error> {
+    let tenant: String = sqlx::query_scalar("select current_setting('app.tenant')").fetch_one(&mut *tx).await?;
+    assert_eq!(tenant, "acme", "the tenant of the event is the transaction's");
+    sqlx::query("insert into effect (aggregate, version) values ($1, $2)")
+        .bind(event.aggregate())
+        .bind(version(event))
+        .execute(tx)
+        .await
+        .map(drop)
+}
+
+async fn handled(tx: &mut PgConnection, event: &Event, fault: Option<Failure>) -> Result<(), Failure> {
+    record(tx, event).await?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Says that it has begun, and waits for leave to go on.
+async fn gated(tx: &mut PgConnection, event: &Event, inside: Arc<Notify>, opened: Arc<Notify>) -> Result<(), Failure> {
+    inside.notify_one();
+    opened.notified().await;
+    handled(tx, event, None).await
+}
+
+/// Fails the first attempts of one event.
+fn failing(times: u32, id: &'static str) -> impl Fn(&Event) -> Option<Failure> {
+    let left = Arc::new(AtomicU32::new(times));
+    move |event| {
+        let fails = event.attribute("id") == id
+            && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        fails.then(|| Failure::Retry("not yet".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn an_effect_happens_once_however_often_its_event_is_delivered() {
+    let world = World::new().await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=20 {
+        for aggregate in ["a", "b", "c"] {
+            world.publish(aggregate, version).await;
+        }
+    }
+    world.drain().await;
+    // All of it again, from the first.
+    world.js.get_stream(STREAM).await.unwrap().reset_consumer("ledger", Some(1)).await.unwrap();
+    world.publish("a", 21).await;
+    until("the last is handled", || async { world.effects().await["a"].len() == 21 }).await;
+    world.drain().await;
+    let effects = world.effects().await;
+    assert_eq!(effects["a"], (1..=21).collect::<Vec<_>>());
+    assert_eq!(effects["b"], (1..=20).collect::<Vec<_>>());
+    assert_eq!(effects["c"], (1..=20).collect::<Vec<_>>());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_failing_event_holds_up_its_aggregate_and_no_other() {
+    let world = World::new().await;
+    world.in_order(10, failing(3, "shop.paid.v2-a-2")).await;
+    for version in 1..=5 {
+        for aggregate in ["a", "b"] {
+            world.publish(aggregate, version).await;
+        }
+    }
+    world.drain().await;
+    let effects = world.effects().await;
+    assert_eq!(effects["a"], [1, 2, 3, 4, 5]);
+    assert_eq!(effects["b"], [1, 2, 3, 4, 5]);
+    assert!(world.letters().await.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_rejected_event_is_a_dead_letter_at_once_and_later_ones_of_its_aggregate_wait_behind_it() {
+    let world = World::new().await;
+    world
+        .in_order(10, |event| {
+            (event.attribute("id") == "shop.paid.v2-a-2").then(|| Failure::Reject("no such account".to_owned()))
+        })
+        .await;
+    for version in 1..=4 {
+        for aggregate in ["a", "b"] {
+            world.publish(aggregate, version).await;
+        }
+    }
+    world.until_letters(3).await;
+    world.drain().await;
+    let effects = world.effects().await;
+    assert_eq!((&effects["a"], &effects["b"]), (&vec![1], &vec![1, 2, 3, 4]));
+    let letters = world.letters().await;
+    assert_eq!(letters[0], ("shop.paid.v2-a-2".to_owned(), "no such account".to_owned(), "1".to_owned()));
+    for (letter, id) in letters[1..].iter().zip(["shop.paid.v2-a-3", "shop.paid.v2-a-4"]) {
+        assert_eq!(letter.0, id);
+        assert!(letter.1.ends_with("is a dead letter: shop.paid.v2-a-2"), "{letter:?}");
+    }
+    let mut db = PgConnection::connect(&world.database.superuser).await.unwrap();
+    assert!(consumer::unpark(&mut db, "ledger", "a").await.unwrap());
+    world.publish("a", 5).await;
+    until("later events pass again", || async { world.effects().await["a"] == [1, 5] }).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_fails_too_often_is_a_dead_letter_with_its_attempts() {
+    let world = World::new().await;
+    world.in_order(3, failing(u32::MAX, "shop.paid.v2-a-1")).await;
+    world.publish("a", 1).await;
+    world.until_letters(1).await;
+    world.drain().await;
+    assert_eq!(world.letters().await, [("shop.paid.v2-a-1".to_owned(), "not yet".to_owned(), "3".to_owned())]);
+    assert!(world.effects().await.is_empty(), "its transaction was rolled back each time");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_while_the_dead_letter_stream_takes_nothing() {
+    let world = World::new().await;
+    let refusing = stream::Config {
+        name: "DLQ".into(),
+        subjects: vec!["dlq.>".into()],
+        discard: stream::DiscardPolicy::New,
+        max_message_size: 10,
+        ..Default::default()
+    };
+    world.js.create_stream(refusing.clone()).await.unwrap();
+    world.in_order(3, |_| Some(Failure::Reject("bad".to_owned()))).await;
+    world.publish("a", 1).await;
+    until("the aggregate is parked, so its letter was refused", || async {
+        let parked: i64 = sqlx::query_scalar("select count(*) from inbox_parked").fetch_one(&world.db).await.unwrap();
+        parked == 1
+    })
+    .await;
+    let info = world.durable().await.unwrap().get_info().await.unwrap();
+    assert_eq!((info.ack_floor.stream_sequence, info.num_ack_pending), (0, 1));
+    world.js.update_stream(stream::Config { max_message_size: -1, ..refusing }).await.unwrap();
+    world.until_letters(1).await;
+    world.drain().await;
+    assert_eq!(world.letters().await[0].1, "bad");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn one_process_pulls_and_another_takes_over_in_order() {
+    let world = World::new().await;
+    world.in_order(5, |_| None).await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=30 {
+        for aggregate in ["a", "b"] {
+            world.publish(aggregate, version).await;
+        }
+        if version % 10 == 0 {
+            // Whoever pulls has lost the lease, and is not told.
+            sqlx::query("update inbox_lease set epoch = epoch + 1, expires_at = '-infinity'")
+                .execute(&world.db)
+                .await
+                .unwrap();
+        }
+    }
+    until("all have taken effect", || async { world.effects().await.values().map(Vec::len).sum::<usize>() == 60 })
+        .await;
+    world.drain().await;
+    for versions in world.effects().await.values() {
+        assert_eq!(versions, &(1..=30).collect::<Vec<_>>());
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_is_settled_event_by_event() {
+    let world = World::new().await;
+    let tries = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&tries);
+    world
+        .batches(10, 5, move |event| match event.aggregate() {
+            "bad" => Verdict::Reject("bad".to_owned()),
+            "late" if counted.fetch_add(1, Ordering::SeqCst) < 2 => Verdict::Retry("later".to_owned()),
+            "never" => Verdict::Retry("never".to_owned()),
+            _ => Verdict::Done,
+        })
+        .await;
+    for aggregate in ["good", "bad", "late", "never", "good too"] {
+        world.publish(aggregate, 1).await;
+    }
+    world.until_letters(2).await;
+    world.drain().await;
+    let letters = world.letters().await;
+    assert_eq!(letters[0], ("shop.paid.v2-bad-1".to_owned(), "bad".to_owned(), "1".to_owned()));
+    assert_eq!(letters[1], ("shop.paid.v2-never-1".to_owned(), "never".to_owned(), "5".to_owned()));
+    assert_eq!(tries.load(Ordering::SeqCst), 3);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_superseded_or_unknown_is_passed_over() {
+    let world = World::new().await;
+    world.in_order(5, |_| None).await;
+    world.publish_as("shop.paid.v1", "a", 1, json!({"supersededby": "shop.paid.v2"})).await;
+    world.publish_as("shop.moved.v1", "a", 2, json!({})).await;
+    world.publish("a", 3).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], [3]);
+    assert!(world.letters().await.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_jetstream_itself_gave_up_on_becomes_a_dead_letter() {
+    let world = World::new().await;
+    // Somebody has set a limit to deliveries.
+    let config = pull::Config {
+        durable_name: Some("ledger".to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        max_deliver: 2,
+        ..Default::default()
+    };
+    world.js.get_stream(STREAM).await.unwrap().create_consumer(config).await.unwrap();
+    let mut status = world.batches(10, 100, |_| Verdict::Retry("not yet".to_owned())).await;
+    status.wait_for(|status| status.pulling).await.unwrap();
+    until("the advisories are kept", || async { world.js.get_stream("ADVISORIES").await.is_ok() }).await;
+    world.publish("a", 1).await;
+    world.until_letters(1).await;
+    let letters = world.letters().await;
+    assert_eq!(letters[0].0, "shop.paid.v2-a-1");
+    assert!(letters[0].1.contains("JetStream gave up on it: its deliveries ran out"), "{letters:?}");
+    assert_eq!(letters[0].2, "2");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_floor_that_stands_still_shows_and_so_does_a_pause() {
+    let world = World::new().await;
+    let gate = Arc::new(Notify::new());
+    let consumer = world.consumer(1, 5).await;
+    let mut status = consumer.status();
+    let (stop, opened) = (world.stop.clone(), Arc::clone(&gate));
+    world.consumers.spawn(async move {
+        let handler = |events: Vec<Event>| {
+            let opened = Arc::clone(&opened);
+            async move {
+                opened.notified().await;
+                vec![Verdict::Done; events.len()]
+            }
+        };
+        consumer.run_batches(stop, handler).await;
+    });
+    world.publish("a", 1).await;
+    world.publish("a", 2).await;
+    let stalled = status.wait_for(|status| !status.stalled_for.is_zero());
+    tokio::time::timeout(testkit::PATIENCE, stalled).await.expect("it is seen to stand still").unwrap();
+    gate.notify_one();
+    let stream = world.js.get_stream(STREAM).await.unwrap();
+    let until = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::hours(1);
+    stream.pause_consumer("ledger", until).await.unwrap();
+    let paused = status.wait_for(|status| status.paused && status.stalled_for.is_zero());
+    tokio::time::timeout(testkit::PATIENCE, paused).await.expect("it is seen to be paused").unwrap();
+    stream.resume_consumer("ledger").await.unwrap();
+    gate.notify_one();
+    world.drain().await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_were_trimmed_unread_are_noticed() {
+    let world = World::new().await;
+    let stream = world.js.get_stream(STREAM).await.unwrap();
+    let config =
+        pull::Config { durable_name: Some("ledger".to_owned()), ack_policy: AckPolicy::Explicit, ..Default::default() };
+    stream.create_consumer(config).await.unwrap();
+    for version in 1..=7 {
+        world.publish("a", version).await;
+    }
+    // They age out while nobody reads.
+    let aging =
+        stream::Config { max_age: std::time::Duration::from_millis(200), ..stream.get_info().await.unwrap().config };
+    world.js.update_stream(stream::Config { duplicate_window: aging.max_age, ..aging.clone() }).await.unwrap();
+    until("they have aged out", || async { stream.get_info().await.unwrap().state.messages == 0 }).await;
+    world.js.update_stream(stream::Config { max_age: std::time::Duration::ZERO, ..aging }).await.unwrap();
+    world.publish("a", 8).await;
+    let mut status = world.in_order(5, |_| None).await;
+    let trimmed = status.wait_for(|status| status.trimmed_unread == 7);
+    tokio::time::timeout(testkit::PATIENCE, trimmed).await.expect("seven are missing").unwrap();
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], [8]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_in_hand_is_finished_when_asked_to_stop() {
+    let world = World::new().await;
+    let (entered, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (consumer, stop, inbox) = (world.consumer(8, 5).await, world.stop.clone(), world.inbox());
+    let (inside, opened) = (Arc::clone(&entered), Arc::clone(&gate));
+    world.consumers.spawn(async move {
+        consumer.run_in_order(stop, inbox, |tx, event| gated(tx, event, inside.clone(), opened.clone()).boxed()).await;
+    });
+    world.publish("a", 1).await;
+    world.publish("a", 2).await;
+    entered.notified().await;
+    world.stop.cancel();
+    gate.notify_one();
+    world.stop().await;
+    assert_eq!(world.effects().await["a"], [1], "the one in hand is finished, the next is not begun");
+    let info = world.durable().await.unwrap().get_info().await.unwrap();
+    assert_eq!(info.ack_floor.stream_sequence, 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_dies_and_comes_back_is_waited_for() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=10 {
+        world.publish("a", version).await;
+    }
+    until("some have taken effect", || async { world.effects().await.get("a").is_some_and(|a| a.len() > 2) }).await;
+    world.nats.kill().await;
+    world.nats.restart().await;
+    world.js = world.nats.jetstream().await;
+    for version in 11..=20 {
+        world.publish("a", version).await;
+    }
+    until("all have taken effect", || async { world.effects().await["a"].len() == 20 }).await;
+    assert_eq!(world.effects().await["a"], (1..=20).collect::<Vec<_>>());
+    world.stop().await;
+}

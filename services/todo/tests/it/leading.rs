@@ -1,0 +1,213 @@
+//! Leader and standby, as processes: killed, paused, cut off, and on three servers of which one dies. Order holds, and
+//! nothing is there twice.
+
+use std::process::Stdio;
+
+use async_nats::jetstream::stream::Stream;
+use nix::sys::signal::Signal;
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use testkit::{TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
+use tokio::process::{Child, Command};
+
+/// How long a new leader may take: a lease, a connection, and what a busy machine adds.
+const TAKE_OVER: std::time::Duration = std::time::Duration::from_secs(60);
+
+struct Relays {
+    database: TestDatabase,
+    nats: Vec<TestNats>,
+    issuer: TestIssuer,
+    written: i64,
+}
+
+impl Relays {
+    async fn on(nats: Vec<TestNats>) -> Self {
+        let database = TestDatabase::todo(&todo::MIGRATIONS).await;
+        Self { database, nats, issuer: TestIssuer::new(), written: 0 }
+    }
+
+    /// A process of the service, which relays when it leads. Its connections may lead through a proxy.
+    fn process(&self, postgres_port: Option<u16>, nats_port: Option<u16>) -> Child {
+        let authz::JwksSource::File(keys) = self.issuer.jwks() else { unreachable!() };
+        let through = |url: String, port: Option<u16>| match port {
+            None => url,
+            Some(port) => {
+                let (login, rest) = url.rsplit_once(':').unwrap();
+                let path = rest.split_once('/').map_or(String::new(), |(_, path)| format!("/{path}"));
+                format!("{login}:{port}{path}")
+            }
+        };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_todo"));
+        command.arg("serve").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        for (name, value) in [
+            ("FLOTILLA_LISTEN", "127.0.0.1:0".to_owned()),
+            ("FLOTILLA_OPS_LISTEN", "127.0.0.1:0".to_owned()),
+            ("FLOTILLA_JWKS", format!("file://{}", keys.display())),
+            ("FLOTILLA_ISSUER", devstack::issuer::ISSUER.to_owned()),
+            ("FLOTILLA_DATABASE_URL", self.database.app.clone()),
+            ("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port)),
+            ("FLOTILLA_NATS_URL", through(self.nats[0].url("todo"), nats_port)),
+            ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
+            ("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string()),
+        ] {
+            command.env(name, value);
+        }
+        command.spawn().unwrap()
+    }
+
+    /// Writes events of five aggregates, each in a transaction of its own.
+    async fn write(&mut self, events: i64) {
+        let mut app = PgConnection::connect(&self.database.app).await.unwrap();
+        app.execute("set app.tenant = 'acme'").await.unwrap();
+        for number in self.written..self.written + events {
+            sqlx::query(
+                "insert into outbox (event_id, tenant, aggregate_id, subject, payload) values \
+                 (gen_random_uuid(), 'acme', 'todo-' || $1 % 5, 'evt.todo.updated.v1.acme', '{}')",
+            )
+            .bind(number)
+            .execute(&mut app)
+            .await
+            .unwrap();
+        }
+        self.written += events;
+    }
+
+    async fn rows(&self) -> Vec<String> {
+        let mut admin = self.database.admin().await;
+        sqlx::query_scalar("select event_id::text from outbox order by seq").fetch_all(&mut admin).await.unwrap()
+    }
+
+    async fn epoch(&self) -> i64 {
+        let mut admin = self.database.admin().await;
+        sqlx::query_scalar("select epoch from outbox_relay").fetch_one(&mut admin).await.unwrap()
+    }
+
+    async fn until_led_anew(&self, since: i64) {
+        until_within(TAKE_OVER, "another relay leads", || async { self.epoch().await > since }).await;
+    }
+
+    /// The stream, by a server that lives.
+    async fn stream(&self, server: usize) -> Option<Stream> {
+        self.nats[server].jetstream().await.get_stream("EVENTS_TODO").await.ok()
+    }
+
+    async fn until_stored(&self, server: usize) {
+        let wanted = u64::try_from(self.written).unwrap();
+        until_within(TAKE_OVER, &format!("{wanted} events are stored"), || async {
+            let Some(stream) = self.stream(server).await else { return false };
+            stream.get_info().await.is_ok_and(|info| info.state.messages >= wanted)
+        })
+        .await;
+    }
+
+    /// Everything that was written is in the stream, once, in its order.
+    async fn assert_whole(&self, server: usize) {
+        self.until_stored(server).await;
+        let stream = self.stream(server).await.unwrap();
+        let state = stream.get_info().await.unwrap().state;
+        let mut stored = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            stored.push(message.headers.get("Outbox-Event-Id").unwrap().to_string());
+        }
+        assert_eq!(stored, self.rows().await);
+    }
+}
+
+fn signal(process: &Child, signal: Signal) {
+    devstack::process::signal(process.id().unwrap(), signal).unwrap();
+}
+
+#[tokio::test]
+async fn o3_a_killed_leader_is_replaced_by_the_standby() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let mut leader = relays.process(None, None);
+    relays.write(50).await;
+    relays.until_stored(0).await;
+    let _standby = relays.process(None, None);
+    let epoch = relays.epoch().await;
+    relays.write(200).await;
+    leader.kill().await.unwrap();
+    relays.write(200).await;
+    relays.until_led_anew(epoch).await;
+    relays.write(50).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o3_a_leader_that_was_paused_for_longer_than_its_lease_is_refused() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let leader = relays.process(None, None);
+    relays.write(50).await;
+    relays.until_stored(0).await;
+    let epoch = relays.epoch().await;
+    signal(&leader, Signal::SIGSTOP);
+    let _standby = relays.process(None, None);
+    relays.write(200).await;
+    relays.until_led_anew(epoch).await;
+    // Both are at it for a moment: the stale one with what it had in memory.
+    signal(&leader, Signal::SIGCONT);
+    relays.write(500).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o3_a_leader_that_is_cut_off_from_its_database_gives_up_the_lead() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let (_, server) = relays.database.relay.rsplit_once(':').unwrap();
+    let proxy = TestProxy::to(server.split('/').next().unwrap().parse().unwrap()).await;
+    let _leader = relays.process(Some(proxy.port), None);
+    relays.write(50).await;
+    relays.until_stored(0).await;
+    let epoch = relays.epoch().await;
+    let _standby = relays.process(None, None);
+    proxy.cut().await;
+    relays.write(200).await;
+    relays.until_led_anew(epoch).await;
+    relays.until_stored(0).await;
+    proxy.mend().await;
+    relays.write(200).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o2_a_leader_that_is_cut_off_from_the_broker_goes_on_when_it_is_back() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let proxy = TestProxy::to(relays.nats[0].port()).await;
+    let _leader = relays.process(None, Some(proxy.port));
+    relays.write(50).await;
+    relays.until_stored(0).await;
+    proxy.cut().await;
+    relays.write(200).await;
+    proxy.mend().await;
+    relays.write(50).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o3_a_stream_leader_of_three_that_dies_under_load_loses_and_reorders_nothing() {
+    let mut relays = Relays::on(TestNats::cluster().await).await;
+    // A stream of three replicas can be made once the cluster has found its leader: the relay tries until then.
+    let mut leader = relays.process(None, None);
+    let _standby = relays.process(None, None);
+    relays.write(100).await;
+    relays.until_stored(0).await;
+    let info = relays.stream(0).await.unwrap().get_info().await.unwrap();
+    assert_eq!(info.config.num_replicas, 3);
+    let name = info.cluster.unwrap().leader.unwrap();
+    let number: usize = name.rsplit('-').next().unwrap().parse().unwrap();
+    let alive = (number + 1) % 3;
+    relays.write(300).await;
+    relays.nats[number].kill().await;
+    relays.write(300).await;
+    relays.until_stored(alive).await;
+    relays.nats[number].restart().await;
+    // And the relay's leader as well.
+    leader.kill().await.unwrap();
+    relays.write(100).await;
+    relays.assert_whole(alive).await;
+    until("the server is back among the replicas", || async {
+        let info = relays.stream(alive).await.unwrap().get_info().await.unwrap();
+        info.cluster.unwrap().replicas.iter().all(|replica| replica.current)
+    })
+    .await;
+}
