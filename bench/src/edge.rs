@@ -1,12 +1,187 @@
-//! Writes through the edge.
+//! Writes through the edge, against pgbench with the same transaction.
 
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
 use clap::Args;
+use devstack::issuer::Issuer;
+use sqlx::{Connection as _, PgConnection};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use uuid::Uuid;
 
+use crate::process::{cpu, cpu_with_children};
+use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::Bench;
 
-#[derive(Args, Default)]
-pub struct EdgeArgs {}
+#[derive(Args)]
+pub struct EdgeArgs {
+    /// How many clients write at once.
+    #[arg(long, default_value = "16")]
+    clients: usize,
+    /// For how many seconds.
+    #[arg(long, default_value = "15")]
+    seconds: u64,
+}
 
-pub async fn run(_bench: &Bench, _args: &EdgeArgs) -> Result<(), anyhow::Error> {
+impl Default for EdgeArgs {
+    fn default() -> Self {
+        Self { clients: 16, seconds: 15 }
+    }
+}
+
+/// A connection that writes todos: HTTP/1.1 by hand, so that little of the processor goes into measuring.
+pub struct Writer {
+    stream: TcpStream,
+    address: String,
+    token: String,
+    answer: Vec<u8>,
+}
+
+pub fn token(bench: &Bench, tenant: &str) -> Result<String, anyhow::Error> {
+    Issuer::open(&bench.stack.home)?.token(tenant, "ann", chrono::TimeDelta::hours(4))
+}
+
+impl Writer {
+    pub async fn connect(bench: &Bench, token: &str) -> Result<Self, anyhow::Error> {
+        let address = bench.address("gateway");
+        let stream = TcpStream::connect(&address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, address, token: token.to_owned(), answer: Vec::new() })
+    }
+
+    /// One request and its answer, which must be a 200.
+    pub async fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<String, anyhow::Error> {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nidempotency-key: {}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            self.token,
+            Uuid::now_v7(),
+            body.len()
+        );
+        self.stream.write_all(request.as_bytes()).await?;
+        self.answer.clear();
+        loop {
+            anyhow::ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the gateway closed the connection");
+            let text = String::from_utf8_lossy(&self.answer);
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let length: usize = length.context("an answer has a length")?.parse()?;
+                if body.len() >= length {
+                    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{head}\n{body}");
+                    return Ok(body.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// What one run through the edge used.
+struct Run {
+    rate: f64,
+    latencies: Vec<f64>,
+    /// CPU µs per write of each process.
+    cpu: Vec<(&'static str, f64)>,
+}
+
+async fn through_the_edge(bench: &Bench, args: &EdgeArgs) -> Result<Run, anyhow::Error> {
+    let token = token(bench, "bench-edge")?;
+    let used = || {
+        [
+            ("gateway", cpu(bench.pid("gateway"))),
+            ("todo", cpu(bench.pid("todo"))),
+            ("postgres", cpu_with_children(bench.pid("postgres"))),
+            ("nats", cpu(bench.pid("nats"))),
+            ("bench", cpu(std::process::id())),
+        ]
+    };
+    let before = used();
+    let started = Instant::now();
+    let until = started + Duration::from_secs(args.seconds);
+    let writers = (0..args.clients).map(|_| async {
+        let mut writer = Writer::connect(bench, &token).await?;
+        let mut latencies = Vec::new();
+        while Instant::now() < until {
+            let asked = Instant::now();
+            writer.ask("POST", "/v1/todos", r#"{"title":"Mend the forward hatch before the race"}"#).await?;
+            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok::<_, anyhow::Error>(latencies)
+    });
+    let latencies: Vec<f64> = futures::future::try_join_all(writers).await?.into_iter().flatten().collect();
+    let rate = latencies.len() as f64 / started.elapsed().as_secs_f64();
+    let per_write = |(before, after): (&(&'static str, Duration), &(&'static str, Duration))| {
+        (after.0, (after.1 - before.1).as_secs_f64() * 1e6 / latencies.len() as f64)
+    };
+    let cpu = before.iter().zip(&used()).map(per_write).collect();
+    Ok(Run { rate, latencies, cpu })
+}
+
+/// The statements of `CreateTodo` in their order and their round trips, as the same role under the same policies.
+async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f64), anyhow::Error> {
+    let database = bench.database().await?;
+    let script = std::env::temp_dir().join(format!("{}.sql", database.name));
+    std::fs::write(
+        &script,
+        format!(
+            "\\set n random(1, 9000000000000000)\n\
+             begin;\n\
+             select pg_try_advisory_xact_lock(:n);\n\
+             select fingerprint, response from idempotency where tenant = 'bench' and principal = 'ann' \
+             and method = 'flotilla.todo.v1.TodoService/CreateTodo' and key = 'key-' || :n;\n\
+             insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
+             complete_time, created_by, version) values ('bench', gen_random_uuid(), \
+             'Mend the forward hatch before the race', '', 'OPEN', null, '{{}}', null, now(), now(), null, 'ann', 1);\n\
+             insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) values \
+             (gen_random_uuid(), 'bench', gen_random_uuid()::text, 'evt.todo.created.v1.bench', \
+             '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', convert_to(repeat('x', {payload}), 'UTF8'));\n\
+             insert into idempotency (tenant, principal, method, key, fingerprint, response) values ('bench', 'ann', \
+             'flotilla.todo.v1.TodoService/CreateTodo', 'key-' || :n, sha256('x'), convert_to(repeat('x', 150), 'UTF8'));\n\
+             commit;\n"
+        ),
+    )?;
+    let before = cpu_with_children(bench.pid("postgres"));
+    let mut command = Command::new(bench.stack.postgres.bin.join("pgbench"));
+    command.env("PGOPTIONS", "-c app.tenant=bench");
+    command.args(["-n", "-M", "prepared", "-j", "2", "-c", &args.clients.to_string(), "-T", &args.seconds.to_string()]);
+    let output = command.arg("-f").arg(&script).arg(&database.app).output().await?;
+    std::fs::remove_file(&script)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    anyhow::ensure!(output.status.success(), "pgbench: {said}{}", String::from_utf8_lossy(&output.stderr));
+    let tps = said.lines().find_map(|line| line.strip_prefix("tps = ")).context("pgbench tells its rate")?;
+    let tps: f64 = tps.split_whitespace().next().context("a number")?.parse()?;
+    let used = (cpu_with_children(bench.pid("postgres")) - before).as_secs_f64();
+    bench.drop_database(database).await?;
+    Ok((tps, used * 1e6 / (tps * args.seconds as f64)))
+}
+
+pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("POST /v1/todos through the edge, {} clients for {} s", args.clients, args.seconds));
+    bench.pause(&["opensearch", "search-projector"])?;
+    // Once to warm up, and to know how large an event is.
+    through_the_edge(bench, &EdgeArgs { clients: args.clients, seconds: 3 }).await?;
+    let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
+    let payload: i64 = sqlx::query_scalar("select avg(length(payload))::bigint from outbox").fetch_one(&mut db).await?;
+    let (mut ours, mut raw, mut runs, mut postgres) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.runs {
+        bench.pause(&["todo", "gateway"])?;
+        let (rate, micros) = pgbench(bench, args, payload).await?;
+        bench.resume(&["todo", "gateway"])?;
+        raw.push(rate);
+        postgres.push(micros);
+        let run = through_the_edge(bench, args).await?;
+        ours.push(run.rate);
+        runs.push(run);
+    }
+    bench.resume(&["opensearch", "search-projector"])?;
+    ratios("writes, of pgbench with the same transaction", &ours, &raw);
+    let last = runs.last().context("a run")?;
+    let (p50, p99) = (quantile(&last.latencies, 0.5), quantile(&last.latencies, 0.99));
+    figure("latency of the last run", &format!("p50 {p50:.1} ms, p99 {p99:.1} ms"));
+    let cpu: Vec<String> = last.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
+    figure("CPU µs per write of the last run", &cpu.join(", "));
+    figure("CPU µs per transaction of pgbench's postgres", &format!("{:.0}", postgres.last().unwrap_or(&0.0)));
     Ok(())
 }

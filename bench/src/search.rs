@@ -1,20 +1,230 @@
 //! The projector and the search.
 
-use clap::Args;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use clap::Args;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
+
+use crate::edge::{Writer, token};
 use crate::process;
-use crate::report::{figure, heading};
+use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::Bench;
 
-#[derive(Args, Default)]
-pub struct ProjectorArgs {}
-#[derive(Args, Default)]
-pub struct SearchableArgs {}
+#[derive(Args)]
+pub struct ProjectorArgs {
+    /// How many events.
+    #[arg(long, default_value = "200000")]
+    events: usize,
+}
 
-pub async fn projector(_bench: &Bench, _args: &ProjectorArgs) -> Result<(), anyhow::Error> {
+impl Default for ProjectorArgs {
+    fn default() -> Self {
+        Self { events: 200_000 }
+    }
+}
+
+#[derive(Args)]
+pub struct SearchableArgs {
+    /// Writes a second.
+    #[arg(long, default_value = "200")]
+    rate: u64,
+    /// For how many seconds.
+    #[arg(long, default_value = "30")]
+    seconds: u64,
+}
+
+impl Default for SearchableArgs {
+    fn default() -> Self {
+        Self { rate: 200, seconds: 30 }
+    }
+}
+
+/// Writes events of new todos into the outbox of the todo service, as it writes them.
+async fn append(bench: &Bench, events: usize) -> Result<(), anyhow::Error> {
+    let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+         select id, 'bench', id::text, 'evt.todo.created.v1.bench', convert_to(jsonb_build_object('specversion', '1.0', \
+         'id', id, 'source', '/flotilla/todo', 'type', 'todo.created.v1', 'subject', id, 'time', now(), \
+         'datacontenttype', 'application/json', 'dataschema', 'https://flotilla.example/schemas/todo.created.v1.json', \
+         'sequence', '00000000000000000001', 'partitionkey', id, 'tenant', 'bench', 'data', jsonb_build_object( \
+         'actor', jsonb_build_object('kind', 'user', 'id', 'ann'), 'todo', jsonb_build_object('id', id, 'title', \
+         'Mend hatch ' || g || ' before the race of ' || md5(g::text), 'notes', 'Ask the harbour master for the keys of shed ' \
+         || g % 97, 'status', 'OPEN', 'labels', jsonb_build_array('boat', 'race-' || g % 50), 'create_time', now(), \
+         'update_time', now(), 'created_by', 'ann', 'version', 1)))::text, 'UTF8') \
+         from (select gen_random_uuid() as id, g from generate_series(1, $1) g) as todo",
+    )
+    .bind(events as i64)
+    .execute(&mut db)
+    .await?;
     Ok(())
 }
-pub async fn searchable(_bench: &Bench, _args: &SearchableArgs) -> Result<(), anyhow::Error> {
+
+async fn waiting(js: &jetstream::Context) -> Result<u64, anyhow::Error> {
+    let stream = js.get_stream("EVENTS_TODO").await?;
+    let consumer: PullConsumer = stream.get_consumer("search-projector").await.map_err(|e| anyhow::anyhow!(e))?;
+    let info = consumer.get_info().await?;
+    Ok(info.num_pending + info.num_ack_pending as u64)
+}
+
+/// One backlog of events, projected.
+async fn project(bench: &Bench, events: usize) -> Result<(f64, f64), anyhow::Error> {
+    let js = jetstream::new(bench.nats().await?);
+    let stream = js.get_stream("EVENTS_TODO").await?;
+    let before = stream.get_info().await?.state.last_sequence;
+    bench.pause(&["search-projector"])?;
+    append(bench, events).await?;
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    while stream.get_info().await?.state.last_sequence < before + events as u64 {
+        tick.tick().await;
+    }
+    let pid = bench.pid("search-projector");
+    let (cpu, started) = (process::cpu(pid), Instant::now());
+    bench.resume(&["search-projector"])?;
+    while waiting(&js).await? > 0 {
+        tick.tick().await;
+        anyhow::ensure!(started.elapsed() < Duration::from_secs(300), "the projector does not get on");
+    }
+    let rate = events as f64 / started.elapsed().as_secs_f64();
+    Ok((rate, (process::cpu(pid) - cpu).as_secs_f64() * 1e6 / events as f64))
+}
+
+/// The same documents, as ready-made bulk requests, into an index of the same make.
+async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) -> Result<f64, anyhow::Error> {
+    let base = bench.url("opensearch");
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let index: Value = http.get(format!("{base}/todos")).send().await?.json().await?;
+    let made = index.as_object().and_then(|all| all.values().next()).context("the projector's index")?;
+    let mut settings = made["settings"]["index"].clone();
+    for ours in ["creation_date", "provided_name", "uuid", "version"] {
+        settings.as_object_mut().context("settings")?.remove(ours);
+    }
+    let body = json!({"settings": {"index": settings}, "mappings": made["mappings"]});
+    let answer = http.put(format!("{base}/raw")).json(&body).send().await?;
+    anyhow::ensure!(answer.status().is_success(), "{}", answer.text().await?);
+    let bodies: Vec<String> = documents
+        .chunks(size)
+        .map(|chunk| {
+            let line = |document: &Value| {
+                let action = json!({"index": {"_id": document["id"], "version": 1, "version_type": "external"}});
+                format!("{action}\n{document}\n")
+            };
+            chunk.iter().map(line).collect()
+        })
+        .collect();
+    let started = Instant::now();
+    let sent = futures::stream::iter(bodies).map(|body| {
+        let request = http.post(format!("{base}/raw/_bulk")).header("content-type", "application/x-ndjson").body(body);
+        async move {
+            let answer: Value = request.send().await?.json().await?;
+            anyhow::ensure!(answer["errors"] == false, "{answer}");
+            Ok::<_, anyhow::Error>(())
+        }
+    });
+    let results: Vec<_> = sent.buffer_unordered(in_flight).collect().await;
+    let rate = documents.len() as f64 / started.elapsed().as_secs_f64();
+    results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    http.delete(format!("{base}/raw")).send().await?;
+    Ok(rate)
+}
+
+/// The documents that the projector made.
+async fn documents(bench: &Bench, count: usize) -> Result<Vec<Value>, anyhow::Error> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let url = format!("{}/todos/_search", bench.url("opensearch"));
+    http.post(format!("{}/todos/_refresh", bench.url("opensearch"))).send().await?;
+    let query = json!({"size": 10_000, "query": {"term": {"tenant": "bench"}}});
+    let answer: Value = http.post(url).json(&query).send().await?.json().await?;
+    let hits = answer["hits"]["hits"].as_array().context("hits")?;
+    anyhow::ensure!(!hits.is_empty(), "the projector made no documents");
+    let mut documents = Vec::with_capacity(count);
+    while documents.len() < count {
+        for hit in hits.iter().take(count - documents.len()) {
+            let mut document = hit["_source"].clone();
+            document["id"] = json!(Uuid::now_v7());
+            documents.push(document);
+        }
+    }
+    Ok(documents)
+}
+
+pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Projector: {} events into OpenSearch", args.events));
+    bench.pause(&["gateway"])?;
+    // Java warms up for both.
+    project(bench, args.events / 4).await?;
+    let warm = documents(bench, args.events / 4).await?;
+    let mut best = (0, 0, 0.0);
+    for (size, in_flight) in [(500, 1), (500, 2), (1_000, 1), (1_000, 2), (2_000, 2), (1_000, 4)] {
+        let rate = raw(bench, &warm, size, in_flight).await?;
+        figure(&format!("raw _bulk, {size} documents, {in_flight} in flight"), &format!("{rate:.0}/s"));
+        if rate > best.2 {
+            best = (size, in_flight, rate);
+        }
+    }
+    let all = documents(bench, args.events).await?;
+    let (mut ours, mut limit, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.runs {
+        limit.push(raw(bench, &all, best.0, best.1).await?);
+        let (rate, micros) = project(bench, args.events).await?;
+        ours.push(rate);
+        cpu.push(micros);
+    }
+    bench.resume(&["gateway"])?;
+    ratios(&format!("projector, of raw with {} documents, {} in flight", best.0, best.1), &ours, &limit);
+    figure("projector: CPU per event, resident memory", &{
+        let memory = process::resident(bench.pid("search-projector"));
+        format!("{:.1} µs, {memory:.1} MiB", crate::report::median(&cpu))
+    });
+    Ok(())
+}
+
+pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Write to searchable at {} writes/s for {} s", args.rate, args.seconds));
+    let token = token(bench, "bench-search")?;
+    let started = Instant::now();
+    let clients = 8;
+    let writers = (0..clients).map(|number| {
+        let token = &token;
+        async move {
+            let mut writer = Writer::connect(bench, token).await?;
+            for n in (number..args.rate * args.seconds).step_by(clients as usize) {
+                tokio::time::sleep_until((started + Duration::from_secs_f64(n as f64 / args.rate as f64)).into()).await;
+                writer.ask("POST", "/v1/todos", &json!({"title": format!("write number {n}")}).to_string()).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        }
+    });
+    // Beside them a few that look for what they write.
+    let lookers = (0..4_u32).map(|_| {
+        let token = &token;
+        async move {
+            let mut looker = Writer::connect(bench, token).await?;
+            let mut lags = Vec::new();
+            while started.elapsed() < Duration::from_secs(args.seconds) {
+                let word = format!("w{}", Uuid::now_v7().simple());
+                looker.ask("POST", "/v1/todos", &json!({"title": format!("find {word}")}).to_string()).await?;
+                let written = Instant::now();
+                let path = format!("/v1/todos:search?query={word}");
+                while !looker.ask("GET", &path, "").await?.contains(&word) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
+                }
+                lags.push(written.elapsed().as_secs_f64() * 1e3);
+            }
+            Ok::<Vec<f64>, anyhow::Error>(lags)
+        }
+    });
+    let (_, lags) = tokio::try_join!(futures::future::try_join_all(writers), futures::future::try_join_all(lookers))?;
+    let lags: Vec<f64> = lags.into_iter().flatten().collect();
+    let (p50, p99) = (quantile(&lags, 0.5), quantile(&lags, 0.99));
+    let text = format!("p50 {p50:.0} ms, p99 {p99:.0} ms over {} writes; the index refreshes every 500 ms", lags.len());
+    figure("from the answer to the hit", &text);
     Ok(())
 }
 

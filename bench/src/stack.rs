@@ -63,6 +63,11 @@ impl Bench {
         self.stack.board.read().units.iter().find(|u| u.name == unit).map(|u| u.address.clone()).unwrap_or_default()
     }
 
+    pub fn url(&self, unit: &str) -> String {
+        let units = self.stack.board.read().units;
+        units.iter().find(|u| u.name == unit).and_then(|u| u.url.clone()).unwrap_or_default()
+    }
+
     /// Stops units without ending them, so that they use no processor.
     pub fn pause(&self, units: &[&str]) -> Result<(), anyhow::Error> {
         units.iter().try_for_each(|unit| devstack::process::signal(self.pid(unit), Signal::SIGSTOP))
@@ -88,13 +93,18 @@ impl Bench {
         })
     }
 
-    /// Removes a database and the stream that its relay published to.
-    pub async fn drop_database(&self, database: Database, stream: &str) -> Result<(), anyhow::Error> {
-        jetstream::new(self.nats().await?).delete_stream(stream).await?;
+    /// Removes a database.
+    pub async fn drop_database(&self, database: Database) -> Result<(), anyhow::Error> {
         let mut admin = PgConnection::connect(&self.stack.postgres.superuser_url("postgres")).await?;
         let sql = format!("drop database {} with (force)", database.name);
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await?;
         Ok(())
+    }
+
+    /// Removes a database and the stream that its relay published to.
+    pub async fn drop_with_stream(&self, database: Database, stream: &str) -> Result<(), anyhow::Error> {
+        jetstream::new(self.nats().await?).delete_stream(stream).await?;
+        self.drop_database(database).await
     }
 
     pub fn nats_url(&self) -> Result<String, anyhow::Error> {

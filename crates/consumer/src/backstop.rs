@@ -54,7 +54,7 @@ impl<'a> Backstop<'a> {
         let mut floor = Floor { at: 0, since: Instant::now(), said: false };
         let mut tick = tokio::time::interval(LOOK_EVERY);
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            if let Err(error) = stop.run_until_cancelled(self.look(&mut floor)).await.unwrap_or(Ok(())) {
+            if let Err(error) = stop.run_until_cancelled(Box::pin(self.look(&mut floor))).await.unwrap_or(Ok(())) {
                 warn!(consumer = self.config().durable, error = format!("{error:#}"), "the backstop cannot look");
             }
         }

@@ -114,10 +114,16 @@ pub async fn rows(
     .await
 }
 
-/// Has this connection's reads follow the index on `seq`, always: a plan made while a day's partition is still empty
-/// would scan it, and be kept while it grows.
+/// Has this connection's reads follow the index on `seq`, always, by a plan that is made once: one made while a day's
+/// partition is still empty would scan it, and be kept while it grows; one made anew for each look costs several times
+/// the look, over all the days' partitions. (The days that a look is not about are left out when it begins.)
 pub async fn follow_the_index(db: &mut PgConnection) -> Result<(), sqlx::Error> {
-    db.execute("set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off").await.map(drop)
+    db.execute(
+        "set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; \
+         set plan_cache_mode = force_generic_plan",
+    )
+    .await
+    .map(drop)
 }
 
 /// Who is writing to the outbox now: the virtual transactions (and prepared ones) that hold a writer's lock on it.

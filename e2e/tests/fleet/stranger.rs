@@ -1,4 +1,4 @@
-//! A stranger's client: the Python program of the docs reads the events and validates each against its schema.
+//! Strangers' clients: the programs of the docs, in three languages, read a tenant's events with durable consumers.
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::with_fleet;
+use e2e::Fleet;
 
 /// A Python with the packages that the program names; made once, in the user's cache.
 async fn python() -> PathBuf {
@@ -27,24 +28,59 @@ async fn python() -> PathBuf {
     python
 }
 
+/// Runs a consumer twice on a tenant with three events: it reads all, then goes on where it ended.
+async fn reads_and_goes_on(fleet: &Fleet, tenant: &str, consumer: impl Fn(&[&str]) -> Command) {
+    let ann = fleet.caller(tenant, "ann").await;
+    let todo = ann.create(json!({"title": "read by a stranger"})).await;
+    let path = format!("/v1/todos/{}:complete", todo["id"].as_str().unwrap());
+    assert_eq!(ann.send(Method::POST, &path, None).await.status, 200);
+    let login = fleet.home.join("secrets/nats-observer.json").display().to_string();
+    let types = async |count: &str| {
+        let output = consumer(&[&login, tenant, count]).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let types = said.lines().filter_map(|line| line.split_whitespace().next()).map(ToOwned::to_owned);
+        types.collect::<Vec<_>>()
+    };
+    assert_eq!(types("2").await, ["todo.created.v1", "todo.completed.v2"], "the older twin is passed over");
+    let path = format!("/v1/todos/{}:reopen", todo["id"].as_str().unwrap());
+    assert_eq!(ann.send(Method::POST, &path, None).await.status, 200);
+    assert_eq!(types("1").await, ["todo.reopened.v1"]);
+}
+
 #[test]
 fn a_python_program_reads_the_events_and_validates_them() {
     with_fleet(|fleet, _| async {
-        let ann = fleet.caller("stranger", "ann").await;
-        let todo = ann.create(json!({"title": "read by a stranger"})).await;
-        let path = format!("/v1/todos/{}:complete", todo["id"].as_str().unwrap());
-        assert_eq!(ann.send(Method::POST, &path, None).await.status, 200);
         let python = python().await;
-        let output = Command::new(python)
-            .arg(e2e::workspace().join("docs/consume_events.py"))
-            .arg(fleet.home.join("secrets/nats-observer.json"))
-            .args(["stranger", "3"])
-            .output()
-            .await
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-        let types: Vec<&str> = said.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        assert_eq!(types, ["todo.created.v1", "todo.completed.v1", "todo.completed.v2"], "{said}");
+        reads_and_goes_on(fleet, "stranger-python", |args| {
+            let mut command = Command::new(&python);
+            command.arg(e2e::workspace().join("docs/consumers/python/consume.py")).args(args);
+            command
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_go_program_reads_the_events() {
+    with_fleet(|fleet, _| async {
+        reads_and_goes_on(fleet, "stranger-go", |args| {
+            let mut command = Command::new("go");
+            command.args(["run", "."]).args(args).current_dir(e2e::workspace().join("docs/consumers/go"));
+            command
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_rust_program_reads_the_events() {
+    with_fleet(|fleet, _| async {
+        reads_and_goes_on(fleet, "stranger-rust", |args| {
+            let mut command = Command::new(testkit::parts::programs().join("consume-events"));
+            command.args(args);
+            command
+        })
+        .await;
     });
 }
