@@ -1,5 +1,5 @@
 # The doors of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
-.PHONY: help run test up down reset build check schemas baseline
+.PHONY: help run test up down reset build check bench schemas baseline
 
 help:
 	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
@@ -7,6 +7,7 @@ help:
 	@echo "make up/down  the same fleet in the background"
 	@echo "make reset    remove the stopped fleet's data, after asking"
 	@echo "make check    formatting, lints, contracts, generated files"
+	@echo "make bench    measure against this machine's raw limits (release build; some 15 minutes)"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
 build:
@@ -30,6 +31,12 @@ test: build
 
 check:
 	@scripts/check.sh
+
+# Leave the machine alone meanwhile. For one figure: target/release/bench --help
+bench:
+	@scripts/prerequisites.sh
+	@cargo build --release --workspace --quiet
+	@target/release/bench all
 
 schemas:
 	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas

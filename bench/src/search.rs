@@ -111,7 +111,9 @@ async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) 
         .chunks(size)
         .map(|chunk| {
             let line = |document: &Value| {
-                let action = json!({"index": {"_id": document["id"], "version": 1, "version_type": "external"}});
+                let routing = &document["tenant"];
+                let action =
+                    json!({"index": {"_id": document["id"], "routing": routing, "version": 1, "version_type": "external"}});
                 format!("{action}\n{document}\n")
             };
             chunk.iter().map(line).collect()
@@ -122,7 +124,7 @@ async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) 
         let request = http.post(format!("{base}/raw/_bulk")).header("content-type", "application/x-ndjson").body(body);
         async move {
             let answer: Value = request.send().await?.json().await?;
-            anyhow::ensure!(answer["errors"] == false, "{answer}");
+            anyhow::ensure!(answer["errors"] == false, "{}", answer["items"][0]);
             Ok::<_, anyhow::Error>(())
         }
     });
@@ -201,7 +203,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         }
     });
     // Beside them a few that look for what they write.
-    let lookers = (0..4_u32).map(|_| {
+    let lookers = (0..2_u32).map(|_| {
         let token = &token;
         async move {
             let mut looker = Writer::connect(bench, token).await?;
@@ -212,7 +214,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
                 let written = Instant::now();
                 let path = format!("/v1/todos:search?query={word}");
                 while !looker.ask("GET", &path, "").await?.contains(&word) {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(25)).await;
                     anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
                 }
                 lags.push(written.elapsed().as_secs_f64() * 1e3);

@@ -3,6 +3,8 @@
 //!     psql $DATABASE_URL -f schema/inbox.sql
 //!     DATABASE_URL=postgres://… NATS_URL=nats://… cargo run --example ledger
 
+#![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
+
 use consumer::{Config, Consumer, Event, Failure, Inbox};
 use futures::FutureExt as _;
 use serde::Deserialize;
@@ -29,7 +31,6 @@ async fn on_ordered(tx: &mut PgConnection, event: &Event) -> Result<(), Failure>
 }
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 async fn main() -> Result<(), anyhow::Error> {
     let db = PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
     sqlx::query("create table if not exists ledger (order_id uuid primary key, customer text not null)")
@@ -47,6 +48,7 @@ async fn main() -> Result<(), anyhow::Error> {
         filter: "evt.shop.>".to_owned(),
         types: vec!["shop.ordered.v1".to_owned()],
         batch: 16,
+        in_flight: 1,
         max_attempts: 8,
     };
     let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };

@@ -39,8 +39,11 @@ pub struct Config {
     pub filter: String,
     /// The event types that the handler knows.
     pub types: Vec<String>,
-    /// The most events in one batch; four times as many are had in hand. With an inbox: the most that are handled at once.
+    /// The most events in one batch; some batches more are had in hand. With an inbox: the most that are handled at once.
     pub batch: usize,
+    /// How many batches are handled at once. With more than one, an older event may be handled after a newer one of its
+    /// aggregate: effects must be guarded by version. Of no meaning with an inbox.
+    pub in_flight: usize,
     /// How often an event is tried before it becomes a dead letter.
     pub max_attempts: i64,
 }
@@ -169,7 +172,7 @@ impl Consumer {
             ack_wait: ACK_WAIT,
             // The attempts are counted here; the server must never give up on its own.
             max_deliver: -1,
-            max_ack_pending: i64::try_from(config.batch * 4).unwrap_or(i64::MAX),
+            max_ack_pending: i64::try_from(config.batch * (config.in_flight + 2).max(4)).unwrap_or(i64::MAX),
             ..Default::default()
         };
         let consumer =

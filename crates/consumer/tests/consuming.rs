@@ -51,6 +51,7 @@ impl World {
             filter: "evt.shop.>".to_owned(),
             types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
             batch,
+            in_flight: 2,
             max_attempts,
         };
         Consumer::new(self.nats.client("admin").await, config)

@@ -3,6 +3,8 @@
 //!     psql $DATABASE_URL -f schema/outbox.sql -f schema/outbox_operations.sql
 //!     DATABASE_URL=postgres://… NATS_URL=nats://… cargo run --example orders -- 10
 
+#![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
+
 use std::time::Duration;
 
 use outbox::{NewEvent, Relay, RelayConfig, Role, StreamSpec};
@@ -42,7 +44,6 @@ async fn place_order(db: &PgPool, customer: &str) -> Result<Uuid, anyhow::Error>
 }
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 async fn main() -> Result<(), anyhow::Error> {
     let orders: u32 = std::env::args().nth(1).unwrap_or_default().parse().unwrap_or(1);
     let db = PgPool::connect(&std::env::var("DATABASE_URL")?).await?;

@@ -52,8 +52,11 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     pub async fn open(relay: &'a Relay, epoch: i64) -> Result<Self, Trouble> {
         let config = &relay.config;
-        if let made @ 1.. = store::create_partitions(&relay.db).await? {
-            info!(made, "made outbox partitions ahead");
+        match store::create_partitions(&relay.db).await {
+            Ok(0) => {}
+            Ok(made) => info!(made, "made outbox partitions ahead"),
+            // What is committed can be published without them.
+            Err(error) => error!(%error, "partitions ahead could not be made"),
         }
         let mut db = relay.db.acquire().await?;
         store::follow_the_index(&mut db).await?;
@@ -245,7 +248,7 @@ impl<'a> Session<'a> {
         let backlog = store::mark(&self.relay.db).await? - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
         metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);
-        self.look_after_partitions().await?;
+        self.look_after_partitions().await;
         self.reader.forget_settled();
         if self.acknowledged {
             // The database may have been restored from a backup under a running relay.
@@ -269,21 +272,24 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn look_after_partitions(&mut self) -> Result<(), Trouble> {
+    /// Makes the days ahead and drops those gone by. What goes wrong here is said and tried again; relaying goes on.
+    async fn look_after_partitions(&mut self) {
         if self.partitions_looked_after.is_some_and(|at| at.elapsed() < PARTITIONS_EVERY) {
-            return Ok(());
+            return;
         }
-        store::create_partitions(&self.relay.db).await?;
+        if let Err(error) = store::create_partitions(&self.relay.db).await {
+            error!(%error, "partitions ahead could not be made");
+        }
         if let Some(days) = self.relay.config.retention_days {
-            match store::drop_partitions(&self.relay.db, days).await? {
-                Some(dropped @ 1..) => info!(dropped, "dropped outbox partitions by retention"),
-                Some(_) => {}
+            match store::drop_partitions(&self.relay.db, days).await {
+                Ok(Some(0)) => {}
+                Ok(Some(dropped)) => info!(dropped, "dropped outbox partitions by retention"),
                 // Somebody reads the outbox for long; the next look tries again.
-                None => return Ok(()),
+                Ok(None) => return,
+                Err(error) => error!(%error, "retention could not drop old partitions"),
             }
         }
         self.partitions_looked_after = Some(Instant::now());
-        Ok(())
     }
 
     async fn save_checkpoint(&mut self) -> Result<(), Trouble> {

@@ -185,6 +185,8 @@ fn consumer_config() -> consumer::Config {
         filter: subject::all(SERVICE),
         types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
         batch: 500,
+        // Documents are guarded by version, so bulk requests may overtake each other.
+        in_flight: 4,
         max_attempts: 12,
     }
 }

@@ -321,6 +321,13 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
     ] {
         admin.execute(AssertSqlSafe(sql)).await.unwrap();
     }
+    // And a partition under a name of somebody's own is not retention's.
+    for sql in [
+        "create table outbox_kept (like outbox including all)",
+        "alter table outbox attach partition outbox_kept for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')",
+    ] {
+        admin.execute(sql).await.unwrap();
+    }
     assert_eq!(drop(1).await, 0);
     assert_eq!(journal(&fleet, &["dropped"]).await.len(), 3);
 }
