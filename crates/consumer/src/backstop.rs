@@ -90,7 +90,33 @@ impl<'a> Backstop<'a> {
                 stalled_for.as_secs()
             );
         }
+        if waits {
+            let first = stream.get_info().await.context("reading the stream's state")?.state.first_sequence;
+            self.look_for_trimmed(first, info.ack_floor.stream_sequence);
+        }
         self.bury_what_was_given_up(&stream).await
+    }
+
+    /// Alarms when the stream begins behind what this consumer has acknowledged although something waits: events may have
+    /// been trimmed unread, and what is made of them is incomplete until it is rebuilt.
+    fn look_for_trimmed(&self, first: u64, floor: u64) {
+        let trimmed = first.saturating_sub(floor + 1);
+        let worse = self.status.send_if_modified(|status| {
+            let worse = trimmed > status.trimmed_unread;
+            status.trimmed_unread = status.trimmed_unread.max(trimmed);
+            worse
+        });
+        let durable = &self.config().durable;
+        metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone())
+            .set(self.status.borrow().trimmed_unread as f64);
+        if worse {
+            error!(
+                consumer = durable,
+                from = floor + 1,
+                to = first - 1,
+                "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
+            );
+        }
     }
 
     async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {

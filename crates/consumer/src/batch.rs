@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 
 use crate::event::Event;
 use crate::pull::{self, ACK_WAIT, Messages};
-use crate::settle::{Read, Settler, Verdict, now};
+use crate::settle::{Read, Settler, Verdict, delay, now};
 
 /// One pull, until `stop` or until it is broken. What is in hand is finished either way.
 pub async fn run<H, F>(
@@ -56,7 +56,7 @@ where
                 if !events.is_empty() {
                     let span = settler.span(&events);
                     let facts = events.iter().map(|event| (event.delivered, event.stored_at)).collect();
-                    at_work.push(handle(settler, batch, facts, handler(events).instrument(span)));
+                    at_work.push(handle(settler, stop, batch, facts, handler(events).instrument(span)));
                 }
             }
         }
@@ -91,6 +91,7 @@ async fn take_apart(
 /// Settles each event of a batch by its verdict.
 async fn handle(
     settler: &Settler,
+    stop: &CancellationToken,
     messages: Vec<jetstream::Message>,
     facts: Vec<(i64, DateTime<Utc>)>,
     work: impl Future<Output = Vec<Verdict>>,
@@ -101,7 +102,13 @@ async fn handle(
         if *verdict == Verdict::Done {
             settler.record_age(now() - stored_at);
         }
-        settler.settle(message, verdict, delivered).await?;
+        match verdict {
+            // Stopping is nobody's failure, however often it happens: the next process has it soon.
+            Verdict::Retry(_) if stop.is_cancelled() => {
+                settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).await?;
+            }
+            verdict => settler.settle(message, verdict, delivered).await?,
+        }
     }
     Ok(())
 }

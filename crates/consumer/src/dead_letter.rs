@@ -91,7 +91,12 @@ pub async fn store(
     let message = PublishMessage::build()
         .payload(letter.payload.clone())
         .headers(headers)
-        .message_id(format!("{stream}:{consumer}:{}", letter.stream_sequence))
+        // With the time: a stream that lost its tail gives a sequence to another event.
+        .message_id(format!(
+            "{stream}:{consumer}:{}:{}",
+            letter.stream_sequence,
+            letter.stored_at.timestamp_nanos_opt().unwrap_or_default()
+        ))
         .expected_stream(STREAM);
     let subject = format!("dlq.{consumer}.{}", letter.subject);
     let sent = js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;

@@ -24,7 +24,7 @@ pub struct Inbox {
 pub enum Claim {
     /// Nobody has handled it: it is this transaction's.
     New,
-    /// It was handled.
+    /// It was handled, or is a stored letter.
     Handled,
     /// Another process pulls by now.
     Lost,
@@ -91,7 +91,9 @@ impl Inbox {
         }
         let (leads, dead, reason, claimed): (bool, Option<String>, Option<String>, bool) = sqlx::query_as(
             "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
-             held as (select event_id, source, reason from inbox_parked where consumer = $1 and aggregate_id = $3), \
+             done as (select from inbox where consumer = $1 and source = $4 and event_id = $5), \
+             held as (select event_id, source, reason from inbox_parked where consumer = $1 and aggregate_id = $3 \
+             and not exists (select from done)), \
              claimed as (insert into inbox (consumer, source, event_id) select $1, $4, $5 from lead \
              where not exists (select from held) on conflict do nothing returning 1) \
              select exists (select from lead), (select event_id from held), (select reason from held), \
@@ -129,6 +131,18 @@ impl Inbox {
         .execute(&self.db)
         .await?;
         Ok(parked.rows_affected() == 1)
+    }
+
+    /// Remembers that an event's letter is stored: delivered again, it is no second letter, and takes no effect by itself
+    /// once its aggregate is let through.
+    pub async fn remember_letter(&self, consumer: &str, event: &Event) -> Result<(), sqlx::Error> {
+        sqlx::query("insert into inbox (consumer, source, event_id) values ($1, $2, $3) on conflict do nothing")
+            .bind(consumer)
+            .bind(event.attribute("source"))
+            .bind(event.attribute("id"))
+            .execute(&self.db)
+            .await
+            .map(drop)
     }
 
     /// Forgets what was handled long ago, in batches that lock nobody out.

@@ -26,6 +26,9 @@ use crate::settle::{Read, Settler, Verdict, delay, now};
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+const SWEEP_PAUSE: Duration = Duration::from_millis(50);
+/// So many times as many events are in hand as are handled at once.
+const IN_HAND: usize = 4;
 
 /// Why a handler did not handle an event. Its transaction is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +60,7 @@ impl<H> Handler for H where
 }
 
 /// An event in hand.
+#[derive(Clone)]
 struct Held {
     message: jetstream::Message,
     event: Event,
@@ -72,6 +76,16 @@ enum Outcome {
     /// It is dead already; its letter may not have been stored.
     Dead(String),
     Lost,
+}
+
+/// What follows an attempt.
+enum After {
+    /// It is acknowledged: the next of its aggregate.
+    Next,
+    /// It is tried again after a pause.
+    Again { attempts: i64, pause: Duration },
+    /// This process is stopping: it is left to the next one.
+    Left,
 }
 
 /// Stands by for the lease, and pulls for as long as it holds.
@@ -92,11 +106,15 @@ where
         return Ok(());
     };
     info!(consumer = durable, epoch, "pulling");
-    let lane =
-        Lanes { settler: &consumer.settler, inbox, epoch, permits: Semaphore::new(consumer.settler.config.batch) };
+    // One connection is for the lease: handlers that take long must not cost the lead.
+    let connections = inbox.db.options().get_max_connections();
+    anyhow::ensure!(connections > 1, "the inbox needs a pool of two connections at least");
+    let at_once = consumer.settler.config.batch.clamp(1, connections as usize - 1);
+    let lanes = Lanes { settler: &consumer.settler, inbox, stop, epoch, permits: Semaphore::new(at_once) };
     let result = tokio::select! {
-        result = lane.work(consumer, stop, handler, handled) => result,
-        lost = lane.keep_lease() => Err(lost),
+        result = lanes.work(consumer, handler, handled) => result,
+        lost = lanes.keep_lease() => Err(lost),
+        never = lanes.sweep() => never,
     };
     if stop.is_cancelled() {
         inbox.give_up(durable, epoch).await.ok();
@@ -107,6 +125,7 @@ where
 struct Lanes<'a> {
     settler: &'a Settler,
     inbox: &'a Inbox,
+    stop: &'a CancellationToken,
     epoch: i64,
     permits: Semaphore,
 }
@@ -114,7 +133,6 @@ struct Lanes<'a> {
 impl Lanes<'_> {
     async fn keep_lease(&self) -> anyhow::Error {
         let mut held_until = tokio::time::Instant::now() + LEASE;
-        let mut swept = tokio::time::Instant::now();
         let durable = &self.settler.config.durable;
         loop {
             tokio::time::sleep(LEASE / 4).await;
@@ -128,34 +146,36 @@ impl Lanes<'_> {
                 }
                 Ok(Err(_)) | Err(_) => return anyhow::anyhow!("the database did not renew the lease in time"),
             }
-            if swept.elapsed() > SWEEP_EVERY {
-                while self.inbox.sweep(durable).await.is_ok_and(|swept| swept == 1_000) {}
-                swept = tokio::time::Instant::now();
+        }
+    }
+
+    /// Forgets what was handled long ago, for as long as this process leads.
+    async fn sweep(&self) -> Result<(), anyhow::Error> {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            while self.inbox.sweep(&self.settler.config.durable).await.is_ok_and(|swept| swept == 1_000) {
+                tokio::time::sleep(SWEEP_PAUSE).await;
             }
         }
     }
 
-    async fn work<H>(
-        &self,
-        consumer: &Consumer,
-        stop: &CancellationToken,
-        handler: &H,
-        handled: &mut bool,
-    ) -> Result<(), anyhow::Error>
+    async fn work<H>(&self, consumer: &Consumer, handler: &H, handled: &mut bool) -> Result<(), anyhow::Error>
     where
         H: Handler,
     {
-        let (stream, durable) = consumer.open().await?;
+        let in_hand = self.settler.config.batch * IN_HAND;
+        let (stream, durable) = consumer.open(in_hand).await?;
         // Back to the floor: what somebody had in hand comes first again.
-        stream.reset_consumer(&self.settler.config.durable, None).await.context("resetting the durable consumer")?;
-        let mut messages = consumer.pull(&stream, &durable).await?;
-        self.events(stop, &mut messages, handler, handled).await
+        let reset = stream.reset_consumer(&self.settler.config.durable, None).await;
+        let reset = reset.context("resetting the durable consumer")?;
+        let mut messages = consumer.pull(&durable).await?;
+        self.events(&mut messages, reset.info.delivered.consumer_sequence, handler, handled).await
     }
 
     async fn events<H>(
         &self,
-        stop: &CancellationToken,
         messages: &mut Messages,
+        mut delivered: u64,
         handler: &H,
         handled: &mut bool,
     ) -> Result<(), anyhow::Error>
@@ -164,15 +184,23 @@ impl Lanes<'_> {
     {
         // The events of each aggregate in hand, in their order; the first is at work or waits for its next attempt.
         let mut lanes: HashMap<String, VecDeque<Held>> = HashMap::new();
-        let mut work: FuturesUnordered<BoxFuture<'_, (String, Outcome)>> = FuturesUnordered::new();
+        let mut work: FuturesUnordered<BoxFuture<'_, (String, Result<After, anyhow::Error>)>> = FuturesUnordered::new();
         let mut in_hand = 0;
         let mut missed = 0;
         let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
         loop {
-            let stopping = stop.is_cancelled();
+            let stopping = self.stop.is_cancelled();
+            if stopping && work.is_empty() {
+                return Ok(());
+            }
             tokio::select! {
-                message = pull::next(messages, &mut missed), if !stopping && in_hand < self.settler.config.batch * 4 => {
+                message = pull::next(messages, &mut missed), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
                     let message = message?;
+                    // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
+                    // lost on the way, and would come after newer ones: from the floor again.
+                    let number = message.info().map_err(|error| anyhow::anyhow!(error))?.consumer_sequence;
+                    anyhow::ensure!(number == delivered + 1, "delivery {} went elsewhere", delivered + 1);
+                    delivered = number;
                     match self.settler.read(&message) {
                         Read::Skip(reason) => self.settler.skip(&message, reason).await?,
                         Read::Malformed(reason) => {
@@ -182,32 +210,35 @@ impl Lanes<'_> {
                             in_hand += 1;
                             let aggregate = event.aggregate().to_owned();
                             let attempts = event.delivered - 1;
+                            let held = Held { message, event, attempts };
                             let lane = lanes.entry(aggregate.clone()).or_default();
-                            lane.push_back(Held { message, event: event.clone(), attempts });
+                            lane.push_back(held.clone());
                             if lane.len() == 1 {
-                                work.push(self.attempt(aggregate, event, Duration::ZERO, handler).boxed());
+                                work.push(self.attempt(aggregate, held, Duration::ZERO, handler).boxed());
                             }
                         }
                     }
                 }
-                Some((aggregate, outcome)) = work.next() => {
+                Some((aggregate, after)) = work.next() => {
                     *handled = true;
                     let Some(lane) = lanes.get_mut(&aggregate) else { continue };
-                    let Some(head) = lane.front_mut() else { continue };
-                    if let Some(pause) = self.settle(head, outcome).await? {
-                        // When stopping, it is left to the next process.
-                        if !stop.is_cancelled() {
-                            work.push(self.attempt(aggregate, head.event.clone(), pause, handler).boxed());
+                    let pause = match after? {
+                        After::Left => continue,
+                        After::Again { attempts, pause } => {
+                            lane.iter_mut().take(1).for_each(|head| head.attempts = attempts);
+                            pause
                         }
-                        continue;
-                    }
-                    lane.pop_front();
-                    in_hand -= 1;
+                        After::Next => {
+                            lane.pop_front();
+                            in_hand -= 1;
+                            Duration::ZERO
+                        }
+                    };
                     match lane.front() {
-                        Some(next) if !stop.is_cancelled() => {
-                            work.push(self.attempt(aggregate, next.event.clone(), Duration::ZERO, handler).boxed());
+                        Some(head) => {
+                            let head = head.clone();
+                            work.push(self.attempt(aggregate, head, pause, handler).boxed());
                         }
-                        Some(_) => {}
                         None => drop(lanes.remove(&aggregate)),
                     }
                 }
@@ -216,27 +247,35 @@ impl Lanes<'_> {
                         held.message.ack_with(AckKind::Progress).await.ok();
                     }
                 }
-                () = stop.cancelled(), if !stopping => {}
-                else => return Ok(()),
-            }
-            if stop.is_cancelled() && work.is_empty() {
-                return Ok(());
+                () = self.stop.cancelled(), if !stopping => {}
             }
         }
     }
 
-    /// One attempt, after a pause.
-    async fn attempt<H>(&self, aggregate: String, event: Event, pause: Duration, handler: &H) -> (String, Outcome)
+    /// One attempt, after a pause, and what is made of its outcome.
+    async fn attempt<H>(
+        &self,
+        aggregate: String,
+        mut held: Held,
+        pause: Duration,
+        handler: &H,
+    ) -> (String, Result<After, anyhow::Error>)
     where
         H: Handler,
     {
-        if !pause.is_zero() {
+        let ready = async {
             tokio::time::sleep(pause).await;
-        }
-        let _permit = self.permits.acquire().await;
-        let span = self.settler.span(std::slice::from_ref(&event));
-        let outcome = self.handle(&event, handler).instrument(span).await;
-        (aggregate, outcome.unwrap_or_else(|error| Outcome::Failed(error.into())))
+            self.permits.acquire().await
+        };
+        let Some(permit) = self.stop.run_until_cancelled(ready).await else {
+            return (aggregate, Ok(After::Left));
+        };
+        let span = self.settler.span(std::slice::from_ref(&held.event));
+        let outcome = self.handle(&held.event, handler).instrument(span).await;
+        drop(permit);
+        let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
+        let after = self.settle(&mut held, outcome).await;
+        (aggregate, after)
     }
 
     async fn handle<H>(&self, event: &Event, handler: &H) -> Result<Outcome, sqlx::Error>
@@ -260,8 +299,10 @@ impl Lanes<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Acknowledges by the outcome; a pause when it is to be tried again.
-    async fn settle(&self, held: &mut Held, outcome: Outcome) -> Result<Option<Duration>, anyhow::Error> {
+    /// Acknowledges by the outcome.
+    async fn settle(&self, held: &mut Held, outcome: Outcome) -> Result<After, anyhow::Error> {
+        let durable = &self.settler.config.durable;
+        let again = |attempts| Ok(After::Again { attempts, pause: delay(attempts) });
         let (name, reason) = match outcome {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
@@ -275,33 +316,36 @@ impl Lanes<'_> {
                 held.attempts += 1;
                 let (reason, name) = match failure {
                     Failure::Retry(reason) if held.attempts < self.settler.config.max_attempts => {
-                        let (consumer, subject) = (&self.settler.config.durable, &held.event.nats_subject);
-                        warn!(consumer, subject, attempts = held.attempts, reason, "again later");
+                        let subject = &held.event.nats_subject;
+                        warn!(consumer = durable, subject, attempts = held.attempts, reason, "again later");
                         self.settler.count("retry");
-                        return Ok(Some(delay(held.attempts)));
+                        return again(held.attempts);
                     }
                     Failure::Retry(reason) => (reason, "retry"),
                     Failure::Reject(reason) => (reason, "reject"),
                 };
                 // Before the letter, so that no later event of the aggregate slips by.
-                let parked = self.inbox.park(&self.settler.config.durable, self.epoch, &held.event, &reason).await;
-                match parked {
+                match self.inbox.park(durable, self.epoch, &held.event, &reason).await {
                     Ok(true) => {}
                     Ok(false) => anyhow::bail!("another process pulls by now"),
                     Err(error) => {
                         warn!(%error, "the aggregate could not be parked: again later");
-                        return Ok(Some(delay(held.attempts)));
+                        return again(held.attempts);
                     }
                 }
                 (name, Some(reason))
             }
         };
-        if let Some(reason) = &reason
-            && !self.settler.bury(&held.message, reason, held.attempts.max(1)).await
-        {
-            return Ok(Some(delay(held.attempts)));
+        if let Some(reason) = &reason {
+            if !self.settler.bury(&held.message, reason, held.attempts.max(1)).await {
+                return again(held.attempts);
+            }
+            if let Err(error) = self.inbox.remember_letter(durable, &held.event).await {
+                warn!(%error, "the letter could not be remembered: again later");
+                return again(held.attempts);
+            }
         }
         self.settler.acknowledge(&held.message, name, AckKind::Ack).await?;
-        Ok(None)
+        Ok(After::Next)
     }
 }

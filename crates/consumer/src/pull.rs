@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::backstop::Backstop;
 use crate::dead_letter;
@@ -55,7 +55,8 @@ pub struct Status {
     pub pulling: bool,
     /// For how long nothing was acknowledged although something waits; zero while it goes on or is paused.
     pub stalled_for: Duration,
-    /// How many events the stream dropped before this consumer had them: what it makes of them is incomplete.
+    /// How many events the stream dropped before this consumer had them, at most: what it makes of them is incomplete
+    /// until it is rebuilt. With a filter, dropped events of others may be among them.
     pub trimmed_unread: u64,
     /// Whether an operator has paused it.
     pub paused: bool,
@@ -134,8 +135,9 @@ impl Consumer {
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let (stream, consumer) = self.open().await?;
-        let mut messages = self.pull(&stream, &consumer).await?;
+        let config = &self.settler.config;
+        let (_, consumer) = self.open(config.batch * (config.in_flight + 2)).await?;
+        let mut messages = self.pull(&consumer).await?;
         batch::run(&self.settler, stop, &mut messages, handler, handled).await
     }
 
@@ -160,8 +162,8 @@ impl Consumer {
         stop.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
 
-    /// The stream and the durable consumer, made if it is not there.
-    pub(crate) async fn open(&self) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
+    /// The stream and the durable consumer, made if it is not there; so many events may be unacknowledged.
+    pub(crate) async fn open(&self, in_hand: usize) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
         let Settler { js, config } = &self.settler;
         dead_letter::open(js).await?;
         let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
@@ -172,7 +174,7 @@ impl Consumer {
             ack_wait: ACK_WAIT,
             // The attempts are counted here; the server must never give up on its own.
             max_deliver: -1,
-            max_ack_pending: i64::try_from(config.batch * (config.in_flight + 2).max(4)).unwrap_or(i64::MAX),
+            max_ack_pending: i64::try_from(in_hand).unwrap_or(i64::MAX),
             ..Default::default()
         };
         let consumer =
@@ -180,11 +182,7 @@ impl Consumer {
         Ok((stream, consumer))
     }
 
-    pub(crate) async fn pull(
-        &self,
-        stream: &stream::Stream,
-        consumer: &PullConsumer,
-    ) -> Result<Messages, anyhow::Error> {
+    pub(crate) async fn pull(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
         let config = &self.settler.config;
         let messages = consumer
             .stream()
@@ -195,29 +193,8 @@ impl Consumer {
             .await
             .context("pulling")?;
         info!(consumer = config.durable, stream = config.stream, "consuming");
-        self.look_for_trimmed(stream, consumer).await?;
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
-    }
-
-    /// Alarms when the stream begins behind what this consumer has acknowledged: events were trimmed unread, and what
-    /// is made of them is incomplete until it is rebuilt.
-    async fn look_for_trimmed(&self, stream: &stream::Stream, consumer: &PullConsumer) -> Result<(), anyhow::Error> {
-        let first = stream.get_info().await.context("reading the stream's state")?.state.first_sequence;
-        let floor = consumer.get_info().await.context("reading the consumer's state")?.ack_floor.stream_sequence;
-        let trimmed = first.saturating_sub(floor + 1);
-        let durable = &self.settler.config.durable;
-        metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone()).set(trimmed as f64);
-        self.status.send_modify(|status| status.trimmed_unread = trimmed);
-        if trimmed > 0 {
-            error!(
-                consumer = durable,
-                from = floor + 1,
-                to = first - 1,
-                "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
-            );
-        }
-        Ok(())
     }
 }
 

@@ -255,6 +255,12 @@ async fn a_rejected_event_is_a_dead_letter_at_once_and_later_ones_of_its_aggrega
         assert_eq!(letter.0, id);
         assert!(letter.1.ends_with("is a dead letter: shop.paid.v2-a-2"), "{letter:?}");
     }
+    // Delivered again, from the first: no second letter, and none for what had taken effect.
+    world.js.get_stream(STREAM).await.unwrap().reset_consumer("ledger", Some(1)).await.unwrap();
+    world.publish("b", 5).await;
+    until("the last is handled", || async { world.effects().await["b"].len() == 5 }).await;
+    world.drain().await;
+    assert_eq!(world.letters().await.len(), 3);
     let mut db = PgConnection::connect(&world.database.superuser).await.unwrap();
     assert!(consumer::unpark(&mut db, "ledger", "a").await.unwrap());
     world.publish("a", 5).await;

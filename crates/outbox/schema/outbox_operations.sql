@@ -59,7 +59,8 @@ begin
         execute format('alter table outbox detach partition %I', part.name);
         execute format('drop table %I', part.name);
         update outbox_relay set dropped_seq = greatest(dropped_seq, newest);
-        delete from outbox_parked where created_at < (part.day + 1)::timestamp at time zone 'UTC';
+        delete from outbox_parked where state <> 'parked' and created_at >= part.day::timestamp at time zone 'UTC'
+            and created_at < (part.day + 1)::timestamp at time zone 'UTC';
         insert into outbox_journal (kind, actor, to_seq, detail)
             values ('dropped', 'retention', newest, 'the partition of ' || part.day);
         dropped := dropped + 1;
@@ -68,3 +69,9 @@ begin
 end $$;
 
 revoke all on function outbox_drop_partitions(integer) from public;
+
+-- What runs as the owner looks for tables where the owner has them, and last of all among a caller's temporary ones.
+do $$ begin
+    execute format('alter function outbox_create_partitions(integer) set search_path = %I, pg_temp', current_schema());
+    execute format('alter function outbox_drop_partitions(integer) set search_path = %I, pg_temp', current_schema());
+end $$;

@@ -166,9 +166,8 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
     };
     // All its rows from the first parked one on are unpublished: behind a parked row, none goes out.
     let rows: Vec<i64> = sqlx::query_scalar(
-        "select seq from outbox o where aggregate_id = $1 and seq >= $2 and created_at >= \
-         (select created_at - interval '1 hour' from outbox_parked where seq = $2) and not exists \
-         (select from outbox_parked p where p.seq = o.seq and p.state <> 'parked') order by seq",
+        "select seq from outbox o where aggregate_id = $1 and seq >= $2 and not exists (\
+         select from outbox_parked p where p.seq = o.seq and p.state <> 'parked') order by seq",
     )
     .bind(aggregate_id)
     .bind(first)

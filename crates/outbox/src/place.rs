@@ -20,14 +20,18 @@ const BEGINNING: Place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
 pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &stream::Info) -> Result<Place, Trouble> {
     let checkpoint = store::checkpoint(&relay.db).await?;
     let created = micros(info.created);
-    let place = if info.state.messages > 0 {
+    let same = checkpoint.stream_created_at == Some(created);
+    let vouched = checkpoint.outbox_created_at.unwrap_or(DateTime::UNIX_EPOCH);
+    let purged = same && is_purged(info, checkpoint.stream_seq.cast_unsigned(), vouched);
+    let place = if info.state.messages > 0 && !purged {
         behind_the_tail(relay, stream, info, &checkpoint).await?
     } else {
         behind_nothing(relay, &checkpoint).await?
     };
     let actor = format!("relay, epoch {epoch}");
-    let was = match (info.state.messages, checkpoint.stream_created_at == Some(created)) {
-        (0, true) => "it is empty: purged",
+    let was = match (info.state.messages, same) {
+        _ if purged => "it was purged",
+        (0, true) => "it is empty",
         (0, false) => "it is empty and new: wiped or deleted",
         (_, true) => "it ends early: its newest messages are gone",
         (_, false) => "it is another than before: restored or made anew",
@@ -35,10 +39,11 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
     if place.seq < checkpoint.dropped_seq && info.state.messages > 0 {
         let (from, to) = (place.seq + 1, checkpoint.dropped_seq);
         error!(from, to, "the stream has lost events that retention has dropped from the outbox: they are in neither");
-        metrics::counter!("outbox_missing_rows_total").increment((to - place.seq).cast_unsigned());
         let detail = format!("lost by the stream and no longer in the outbox; {was}");
         let entry = Entry { kind: "missing", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: &detail };
-        store::journal(&relay.db, &entry).await?;
+        if store::journal(&relay.db, &entry).await? {
+            metrics::counter!("outbox_missing_rows_total").increment((to - place.seq).cast_unsigned());
+        }
     }
     if place.seq < checkpoint.outbox_seq {
         let (from, to) = (place.seq.max(checkpoint.dropped_seq) + 1, checkpoint.outbox_seq);
@@ -47,7 +52,7 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
         let entry = Entry { kind: "refill", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: was };
         store::journal(&relay.db, &entry).await?;
         // So that the next session does not take it for another loss.
-        store::save_checkpoint(&relay.db, epoch, place, info.state.last_sequence, created).await?;
+        store::save_checkpoint(&relay.db, epoch, place, beginning(info), created).await?;
     }
     if store::halted(&relay.db).await? {
         let entry =
@@ -55,6 +60,18 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
         store::journal(&relay.db, &entry).await?;
     }
     Ok(place)
+}
+
+/// The newest sequence that is, or was, in the stream as this finds it: a purge from here on begins behind it.
+pub fn beginning(info: &stream::Info) -> u64 {
+    info.state.last_sequence.max(info.state.first_sequence)
+}
+
+/// Whether somebody has removed what the stream held: all that was there up to a message which was too young to age out.
+pub fn is_purged(info: &stream::Info, stream_seq: u64, stored_at: DateTime<Utc>) -> bool {
+    let max_age = info.config.max_age;
+    let young = (now() - stored_at).to_std().unwrap_or_default() < max_age;
+    stream_seq > 0 && info.state.first_sequence > stream_seq && (max_age.is_zero() || young)
 }
 
 async fn behind_the_tail(
@@ -69,8 +86,11 @@ async fn behind_the_tail(
         && checkpoint.accepted_stream_seq.map(i64::cast_unsigned) == Some(tail.sequence)
     {
         let seq = checkpoint.accepted_outbox_seq.unwrap_or(0);
-        let created_at = store::created_at(&relay.db, seq).await?;
-        return Ok(created_at.map_or(BEGINNING, |created_at| Place { seq, created_at }));
+        return match store::created_at(&relay.db, seq).await? {
+            Some(created_at) => Ok(Place { seq, created_at }),
+            // They share no row: as if the stream held none of ours.
+            None => behind_nothing(relay, checkpoint).await,
+        };
     }
     let Some((place, id)) = origin(&tail) else {
         return Err(Trouble::Halted(format!(

@@ -98,6 +98,10 @@ impl Reader {
             Some(Waiting::Writers(mark, mut open)) if settle && !open.is_empty() => {
                 let still = store::writers(db).await?;
                 open.retain(|writer| still.contains(writer));
+                // A transaction that was prepared meanwhile goes on under another name.
+                open.extend(still.into_iter().filter(|writer| writer.starts_with("-1/")));
+                open.sort_unstable();
+                open.dedup();
                 self.waiting = Some(Waiting::Writers(mark, open));
             }
             waiting => self.waiting = waiting,

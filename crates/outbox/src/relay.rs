@@ -20,6 +20,8 @@ use crate::store::{self, Entry};
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// After a lead of this length the pause behind a fault is short again.
+const GOOD_LEAD: Duration = Duration::from_secs(15);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
 
@@ -164,6 +166,7 @@ impl Relay {
             .with_max_elapsed_time(None)
             .build();
         loop {
+            let began = Instant::now();
             let trouble = match self.try_to_lead(&stop).await {
                 Ok(()) => {
                     pauses.reset();
@@ -171,6 +174,9 @@ impl Relay {
                 }
                 Err(trouble) => trouble,
             };
+            if began.elapsed() > GOOD_LEAD {
+                pauses.reset();
+            }
             let halted = matches!(trouble, Trouble::Halted(_));
             metrics::gauge!("outbox_leader").set(0.0);
             metrics::gauge!("outbox_halted").set(f64::from(u8::from(halted)));

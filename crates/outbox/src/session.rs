@@ -9,18 +9,20 @@ use chrono::{DateTime, Utc};
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::chain::{Chain, Fault, Stored};
-use crate::place::{self, micros, now};
+use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
 use crate::relay::{LOOK_EVERY, Relay, Role, Status, StreamSpec, Suspects, Trouble};
 use crate::store::{self, Created, Entry, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
+/// When retention tries again that could not have the table's lock.
+const RETENTION_AGAIN: Duration = Duration::from_secs(60);
 /// The most rows that are read at once.
 const BATCH: usize = 1_000;
 /// The pause before a gap that nobody's commit has closed is worked on, and the longest.
@@ -45,8 +47,12 @@ pub struct Session<'a> {
     pub stored: Stored,
     /// Whether `stored` is a row of this session.
     acknowledged: bool,
+    /// What `stored` was at the last look.
+    looked_at: Stored,
+    /// Whether rows that the reader has passed were put back, because this relay is asked to stop.
+    put_back: bool,
     saved: i64,
-    partitions_looked_after: Option<Instant>,
+    next_partitions: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -66,6 +72,7 @@ impl<'a> Session<'a> {
         let base = info.state.last_sequence;
         let place = place::find(relay, epoch, &stream, &info).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
+        let stored = Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base };
         let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
         Ok(Self {
             relay,
@@ -78,17 +85,20 @@ impl<'a> Session<'a> {
             parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
             worked: store::worked(&relay.db).await?.into_iter().collect(),
             window: config.window,
-            stored: Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base },
+            stored,
             acknowledged: false,
+            looked_at: Stored { stream_seq: place::beginning(&info), ..stored },
+            put_back: false,
             saved: 0,
             // The first look drops what may go.
-            partitions_looked_after: None,
+            next_partitions: Instant::now(),
         })
     }
 
     pub fn status(&self) -> Status {
         // With nothing in flight, everything the reader has passed is done, gaps and parked rows included.
-        let done = if self.chain.in_flight() == 0 { self.reader.done() } else { self.stored.outbox_seq };
+        let all = self.chain.in_flight() == 0 && !self.put_back;
+        let done = if all { self.reader.done() } else { self.stored.outbox_seq };
         Status { role: Role::Leader { epoch: self.epoch }, done, stream_seq: self.stored.stream_seq }
     }
 
@@ -101,6 +111,7 @@ impl<'a> Session<'a> {
     ) -> Result<(), Trouble> {
         let mut poll = tokio::time::interval(self.relay.config.poll);
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: VecDeque<Row> = VecDeque::new();
         let mut more = true;
         // When to work on a gap, and how long the pause before was.
@@ -108,6 +119,7 @@ impl<'a> Session<'a> {
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
             if stop.is_cancelled() {
+                self.put_back |= !waiting.is_empty();
                 waiting.clear();
                 (more, gap) = (false, None);
             }
@@ -151,6 +163,8 @@ impl<'a> Session<'a> {
                     self.save_checkpoint().await?;
                     return Err(Trouble::Stop);
                 }
+                // Before what may always be ready: it comes every few seconds, also under load.
+                _ = look.tick() => self.look().await?,
                 stored = self.chain.next(), if self.chain.in_flight() > 0 => {
                     if let Some(stored) = stored? {
                         self.stored = stored;
@@ -176,7 +190,6 @@ impl<'a> Session<'a> {
                     more = true;
                 }
                 _ = poll.tick() => more = true,
-                _ = look.tick() => self.look().await?,
             }
         }
     }
@@ -242,13 +255,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A look around while time passes: does the stream still stand where it was left?
+    /// A look around while time passes: does the stream still stand where it was left, and the outbox hold what it did?
     async fn look(&mut self) -> Result<(), Trouble> {
-        self.save_checkpoint().await?;
         let backlog = store::mark(&self.relay.db).await? - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
         metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);
-        self.look_after_partitions().await;
         self.reader.forget_settled();
         if self.acknowledged {
             // The database may have been restored from a backup under a running relay.
@@ -258,25 +269,33 @@ impl<'a> Session<'a> {
                 return Err(Trouble::Fault(Fault::WrongLast(what)));
             }
         }
-        if self.chain.in_flight() == 0 {
-            let info = self.stream.get_info().await.context("reading the stream's state")?;
-            let (last, created) = (info.state.last_sequence, micros(info.created));
-            let max_age = self.relay.config.stream.max_age;
-            let young = (now() - self.stored.created_at).to_std().unwrap_or_default() < max_age;
-            let emptied = info.state.messages == 0 && last > 0 && self.acknowledged && (max_age.is_zero() || young);
-            if last != self.chain.end() || created != self.stream_created_at || emptied {
-                let what = format!("it stands at {last}, not at {}", self.chain.end());
-                return Err(Trouble::Fault(Fault::WrongLast(what)));
-            }
+        let info = self.stream.get_info().await.context("reading the stream's state")?;
+        let (last, created) = (info.state.last_sequence, micros(info.created));
+        let elsewhere = self.chain.in_flight() == 0 && last != self.chain.end();
+        let purged = place::is_purged(&info, self.looked_at.stream_seq, self.looked_at.created_at);
+        if elsewhere || purged || created != self.stream_created_at {
+            let what = format!(
+                "it stands at {last}, not at {}, and begins at {}",
+                self.chain.end(),
+                info.state.first_sequence
+            );
+            return Err(Trouble::Fault(Fault::WrongLast(what)));
         }
+        if self.stored.stream_seq > self.looked_at.stream_seq {
+            self.looked_at = self.stored;
+        }
+        // Only of a stream that is as it should be.
+        self.save_checkpoint().await?;
+        self.look_after_partitions().await;
         Ok(())
     }
 
     /// Makes the days ahead and drops those gone by. What goes wrong here is said and tried again; relaying goes on.
     async fn look_after_partitions(&mut self) {
-        if self.partitions_looked_after.is_some_and(|at| at.elapsed() < PARTITIONS_EVERY) {
+        if Instant::now() < self.next_partitions {
             return;
         }
+        self.next_partitions = Instant::now() + PARTITIONS_EVERY;
         if let Err(error) = store::create_partitions(&self.relay.db).await {
             error!(%error, "partitions ahead could not be made");
         }
@@ -284,12 +303,11 @@ impl<'a> Session<'a> {
             match store::drop_partitions(&self.relay.db, days).await {
                 Ok(Some(0)) => {}
                 Ok(Some(dropped)) => info!(dropped, "dropped outbox partitions by retention"),
-                // Somebody reads the outbox for long; the next look tries again.
-                Ok(None) => return,
+                // Somebody reads the outbox for long. Each try holds writers up for a moment.
+                Ok(None) => self.next_partitions = Instant::now() + RETENTION_AGAIN,
                 Err(error) => error!(%error, "retention could not drop old partitions"),
             }
         }
-        self.partitions_looked_after = Some(Instant::now());
     }
 
     async fn save_checkpoint(&mut self) -> Result<(), Trouble> {
@@ -297,8 +315,8 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let place = Place { seq: self.stored.outbox_seq, created_at: self.stored.created_at };
-        store::save_checkpoint(&self.relay.db, self.epoch, place, self.stored.stream_seq, self.stream_created_at)
-            .await?;
+        let stream_seq = self.stored.stream_seq.max(self.looked_at.stream_seq);
+        store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at).await?;
         self.saved = self.stored.outbox_seq;
         Ok(())
     }

@@ -164,6 +164,7 @@ pub async fn first_after(db: &PgPool, from: DateTime<Utc>) -> Result<Option<(i64
 pub struct Checkpoint {
     pub outbox_seq: i64,
     pub outbox_created_at: Option<DateTime<Utc>>,
+    pub stream_seq: i64,
     pub stream_created_at: Option<DateTime<Utc>>,
     pub dropped_seq: i64,
     pub accepted_stream_seq: Option<i64>,
@@ -173,7 +174,7 @@ pub struct Checkpoint {
 
 pub async fn checkpoint(db: impl PgExecutor<'_>) -> Result<Checkpoint, sqlx::Error> {
     sqlx::query_as(
-        "select outbox_seq, outbox_created_at, stream_created_at, dropped_seq, accepted_stream_seq, \
+        "select outbox_seq, outbox_created_at, stream_seq, stream_created_at, dropped_seq, accepted_stream_seq, \
          accepted_stream_created_at, accepted_outbox_seq from outbox_relay",
     )
     .fetch_one(db)
@@ -302,12 +303,14 @@ pub struct Entry<'a> {
     pub detail: &'a str,
 }
 
-/// Writes a line into the journal, unless the newest of its kinds says just the same.
-pub async fn journal(db: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<(), sqlx::Error> {
-    sqlx::query(
+/// Writes a line into the journal; not a second time what it says already of a halt or of missing rows. Whether it did.
+pub async fn journal(db: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<bool, sqlx::Error> {
+    let written = sqlx::query(
         "insert into outbox_journal (kind, actor, from_seq, to_seq, detail) select $1, $2, $3, $4, $5 \
-         where $1 <> 'halted' or (select (kind, detail) from outbox_journal \
-         where kind in ('halted', 'resumed', 'accepted') order by id desc limit 1) is distinct from ($1, $5)",
+         where case $1 when 'halted' then (select (kind, detail) from outbox_journal \
+         where kind in ('halted', 'resumed', 'accepted') order by id desc limit 1) is distinct from ($1, $5) \
+         when 'missing' then not exists (select from outbox_journal \
+         where kind = 'missing' and from_seq = $3 and to_seq = $4) else true end",
     )
     .bind(entry.kind)
     .bind(entry.actor)
@@ -316,7 +319,7 @@ pub async fn journal(db: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<(), s
     .bind(entry.detail)
     .execute(db)
     .await?;
-    Ok(())
+    Ok(written.rows_affected() == 1)
 }
 
 /// Whether the journal's newest word is that the relay has halted.

@@ -135,6 +135,29 @@ async fn o7_a_purged_stream_is_refilled() {
     assert_eq!(refills.len(), 1, "{refills:?}");
     assert_eq!((refills[0].1, refills[0].2), (Some(1), Some(10)));
     assert!(refills[0].3.contains("purged"), "{refills:?}");
+    // It is not refilled for ever.
+    until_checkpointed(&fleet).await;
+    assert_eq!(journal(&fleet, &["refill"]).await.len(), 1);
+}
+
+#[tokio::test]
+async fn o7_a_purge_is_noticed_though_a_write_follows_at_once() {
+    let fleet = Fleet::start().await;
+    write(&fleet, 10).await;
+    until_checkpointed(&fleet).await;
+    fleet.stream().await.purge().await.unwrap();
+    write(&fleet, 1).await;
+    until("the purge is in the journal", || async { !journal(&fleet, &["refill"]).await.is_empty() }).await;
+    // The new event may be there already, before those that come again, and is then among them once more.
+    until("all of it is there in order", || async {
+        let stored = ids(&fleet.events().await);
+        let rows = rows(&fleet).await;
+        stored.len() >= rows.len() && stored[stored.len() - rows.len()..] == rows
+    })
+    .await;
+    write(&fleet, 1).await;
+    fleet.drain().await;
+    assert_eq!(journal(&fleet, &["refill"]).await.len(), 1, "once is enough");
 }
 
 #[tokio::test]
