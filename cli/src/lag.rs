@@ -76,7 +76,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     ];
     let backlog = gauge(of("todo"), "outbox_backlog_rows");
     let waiting = match events::open(context).await {
-        Ok((js, _)) => pending(&js).await.ok(),
+        Ok((_, stream)) => pending(&stream).await.ok(),
         Err(_) => None,
     };
     if context.json {
@@ -108,11 +108,10 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-async fn pending(js: &async_nats::jetstream::Context) -> Result<(u64, usize), anyhow::Error> {
-    let stream = js.get_stream("EVENTS_TODO").await?;
+async fn pending(stream: &async_nats::jetstream::stream::Stream) -> Result<(u64, usize), anyhow::Error> {
     let consumer: async_nats::jetstream::consumer::PullConsumer =
         stream.get_consumer("search-projector").await.map_err(|error| anyhow::anyhow!(error))?;
-    let info = consumer.get_info().await?;
+    let info = consumer.cached_info();
     Ok((info.num_pending, info.num_ack_pending))
 }
 

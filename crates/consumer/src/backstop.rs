@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
-use async_nats::jetstream::{self};
 use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -68,7 +68,7 @@ impl<'a> Backstop<'a> {
         let stream = self.settler.js.get_stream(&self.config().stream).await.context("opening the stream")?;
         let consumer: PullConsumer =
             stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
-        let info = consumer.get_info().await.context("reading the consumer's state")?;
+        let info = consumer.cached_info();
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         if info.ack_floor.stream_sequence != floor.at || !waits || info.paused {
             *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
@@ -91,8 +91,7 @@ impl<'a> Backstop<'a> {
             );
         }
         if waits {
-            let first = stream.get_info().await.context("reading the stream's state")?.state.first_sequence;
-            self.look_for_trimmed(first, info.ack_floor.stream_sequence);
+            self.look_for_trimmed(stream.cached_info().state.first_sequence, info.ack_floor.stream_sequence);
         }
         self.bury_what_was_given_up(&stream).await
     }

@@ -126,11 +126,10 @@ impl Nats {
     }
 
     fn written(self, home: &Home) -> Result<Self, anyhow::Error> {
-        let server = self;
-        std::fs::create_dir_all(&server.store)?;
-        crate::home::write_secret(&server.config, server.configuration(home)?.as_bytes())
+        std::fs::create_dir_all(&self.store)?;
+        crate::home::write_secret(&self.config, self.configuration(home)?.as_bytes())
             .context("writing the configuration of nats-server")?;
-        Ok(server)
+        Ok(self)
     }
 
     fn configuration(&self, home: &Home) -> Result<String, anyhow::Error> {

@@ -13,7 +13,7 @@ use crate::relay::{Relay, Trouble};
 use crate::store::{self, Checkpoint, Entry};
 use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
-/// Before the first row, with room for the reader's slack in time.
+/// Before the first row.
 const BEGINNING: Place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
 
 /// Takes the place from the stream's tail, and writes into the journal what was found to be lost.

@@ -195,23 +195,13 @@ impl<'a> Session<'a> {
     }
 
     async fn publish(&mut self, row: Row) -> Result<(), Trouble> {
-        if self.parked.is_empty() && self.worked.is_empty() {
-            return match unpublishable(&row, self.relay.config.max_bytes) {
-                Some(reason) => self.park(&row, reason).await,
-                None => Ok(self.chain.send(row).await?),
-            };
-        }
         if self.worked.contains(&row.seq) {
             return Ok(());
         }
-        let behind = self.parked.get(&row.aggregate_id).is_some_and(|first| *first < row.seq);
-        let known = self.parked.get(&row.aggregate_id) == Some(&row.seq);
-        let reason = if known {
-            Some("it was parked before")
-        } else if behind {
-            Some("an earlier event of its aggregate is parked")
-        } else {
-            unpublishable(&row, self.relay.config.max_bytes)
+        let reason = match self.parked.get(&row.aggregate_id) {
+            Some(first) if *first == row.seq => Some("it was parked before"),
+            Some(first) if *first < row.seq => Some("an earlier event of its aggregate is parked"),
+            _ => unpublishable(&row, self.relay.config.max_bytes),
         };
         match reason {
             Some(reason) => self.park(&row, reason).await,

@@ -188,21 +188,32 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
+/// A copy of what the broker has stored, taken while it is down for a moment.
+async fn back_up(fleet: &mut Fleet) -> std::path::PathBuf {
+    fleet.nats.kill().await;
+    let backup = fleet.nats.store().with_extension("backup");
+    copy(fleet.nats.store(), &backup);
+    fleet.nats.restart().await;
+    backup
+}
+
+/// Has the broker hold what it held then; it is left stopped.
+async fn put_back(fleet: &mut Fleet, backup: &std::path::Path) {
+    fleet.nats.kill().await;
+    fleet.nats.wipe();
+    copy(backup, fleet.nats.store());
+}
+
 #[tokio::test]
 async fn o7_a_stream_restored_from_an_older_backup_is_brought_up_to_date() {
     let mut fleet = Fleet::start().await;
     write(&fleet, 10).await;
     until_checkpointed(&fleet).await;
     read(&consumer(&fleet).await, &rows(&fleet).await[..5]).await;
-    fleet.nats.kill().await;
-    let backup = fleet.nats.store().with_extension("backup");
-    copy(fleet.nats.store(), &backup);
-    fleet.nats.restart().await;
+    let backup = back_up(&mut fleet).await;
     write(&fleet, 10).await;
     until_checkpointed(&fleet).await;
-    fleet.nats.kill().await;
-    fleet.nats.wipe();
-    copy(&backup, fleet.nats.store());
+    put_back(&mut fleet, &backup).await;
     fleet.nats.restart().await;
     until_whole(&fleet).await;
     assert_eq!(ids(&fleet.events().await), rows(&fleet).await);
@@ -262,15 +273,10 @@ async fn o7_what_neither_stream_nor_outbox_holds_is_named() {
     let mut fleet = Fleet::start().await;
     write(&fleet, 5).await;
     until_checkpointed(&fleet).await;
-    fleet.nats.kill().await;
-    let backup = fleet.nats.store().with_extension("backup");
-    copy(fleet.nats.store(), &backup);
-    fleet.nats.restart().await;
+    let backup = back_up(&mut fleet).await;
     write(&fleet, 10).await;
     until_checkpointed(&fleet).await;
-    fleet.nats.kill().await;
-    fleet.nats.wipe();
-    copy(&backup, fleet.nats.store());
+    put_back(&mut fleet, &backup).await;
     // Retention has dropped the first twelve rows meanwhile.
     let mut admin = fleet.database.admin().await;
     admin.execute("delete from outbox where seq <= 12; update outbox_relay set dropped_seq = 12").await.unwrap();
