@@ -7,9 +7,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use nix::unistd::{Uid, User};
+
+/// Below it is what root's stacks keep outside of their folders.
+const OUTSIDE: &str = "/var/lib/flotilla";
 
 /// One stack's folder.
 #[derive(Debug, Clone)]
@@ -61,9 +63,7 @@ impl Home {
         if let Ok(text) = fs::read_to_string(&path) {
             return Ok(text);
         }
-        let mut bytes = [0_u8; 24];
-        rand::fill(&mut bytes)?;
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = random_hex(24)?;
         write_secret(&path, text.as_bytes())?;
         Ok(text)
     }
@@ -80,14 +80,33 @@ impl Home {
 
     /// Where data goes that another user must reach: inside, or below /var/lib when root starts the stack, because
     /// a clone in root's home is closed to everyone else.
-    #[must_use]
-    pub fn data_of_user(&self, name: &str) -> PathBuf {
+    ///
+    /// The place below /var/lib is drawn once and kept inside: a folder that was removed and made anew at the same
+    /// path never meets the data of the one before, whose passwords have gone with it.
+    ///
+    /// # Errors
+    /// The place cannot be kept.
+    pub fn data_of_user(&self, name: &str) -> Result<PathBuf, anyhow::Error> {
+        let data = self.0.join("data");
         if !Uid::effective().is_root() {
-            return self.0.join("data").join(name);
+            return Ok(data.join(name));
         }
-        let hash = digest(&SHA256, self.0.as_os_str().as_encoded_bytes());
-        let hash: String = hash.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        PathBuf::from("/var/lib/flotilla").join(hash).join(name)
+        let note = data.join("outside");
+        let outside = match fs::read_to_string(&note) {
+            Ok(drawn) => PathBuf::from(drawn),
+            Err(_) => {
+                let drawn = Path::new(OUTSIDE).join(random_hex(6)?);
+                fs::create_dir_all(&drawn).with_context(|| format!("making {}", drawn.display()))?;
+                // Tells who looks around there whose data this is.
+                fs::write(drawn.join("home"), self.0.as_os_str().as_encoded_bytes())?;
+                write_secret(&note, drawn.as_os_str().as_encoded_bytes())?;
+                drawn
+            }
+        };
+        if !outside.starts_with(OUTSIDE) {
+            bail!("{} names {}, which is not below {OUTSIDE}: remove that file", note.display(), outside.display());
+        }
+        Ok(outside.join(name))
     }
 
     /// Removes all data, secrets and logs.
@@ -95,14 +114,20 @@ impl Home {
     /// # Errors
     /// A folder cannot be removed.
     pub fn wipe(&self) -> Result<(), anyhow::Error> {
-        let outside = self.data_of_user("x");
-        for folder in [outside.parent().unwrap_or(&outside), &self.0] {
+        let of_user = self.data_of_user("")?;
+        for folder in [&of_user, &self.0] {
             if folder.exists() {
                 fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
             }
         }
         Ok(())
     }
+}
+
+fn random_hex(bytes: usize) -> Result<String, anyhow::Error> {
+    let mut drawn = vec![0_u8; bytes];
+    rand::fill(&mut drawn)?;
+    Ok(drawn.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Writes a file with mode 0600, whole or not at all.
@@ -156,4 +181,27 @@ pub fn check_disk(path: &Path) -> Result<(), anyhow::Error> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_made_anew_does_not_meet_the_data_of_the_one_before() {
+        let folder = std::env::temp_dir().join(format!("flotilla-home-{}", random_hex(6).unwrap()));
+        let first = Home::open(&folder).unwrap();
+        let before = first.data_of_user("postgres").unwrap();
+        fs::create_dir_all(&before).unwrap();
+        assert_eq!(Home::open(&folder).unwrap().data_of_user("postgres").unwrap(), before, "the place stays");
+
+        // What `cargo clean`, a fresh checkout or `rm -r` does.
+        fs::remove_dir_all(&folder).unwrap();
+        let second = Home::open(&folder).unwrap();
+        assert!(!second.data_of_user("postgres").unwrap().exists());
+        second.wipe().unwrap();
+        if before.exists() {
+            fs::remove_dir_all(before.parent().unwrap()).unwrap();
+        }
+    }
 }

@@ -35,7 +35,7 @@ impl Postgres {
     /// # Errors
     /// Says what stands in the way.
     pub async fn prepare(home: &Home, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
-        let data = home.data_of_user("postgres");
+        let data = home.data_of_user("postgres")?;
         let cluster = Self {
             bin: bin.to_owned(),
             data,

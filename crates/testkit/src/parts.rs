@@ -26,7 +26,8 @@ pub struct Parts {
 }
 
 /// The parts, and the connection that keeps them: it is closed when the test process ends, however it ends.
-static PARTS: OnceLock<(Parts, Mutex<UnixStream>)> = OnceLock::new();
+/// What kept them from starting is kept as well, so that the first test says it and the others need not wait for it.
+static PARTS: OnceLock<Result<(Parts, Mutex<UnixStream>), String>> = OnceLock::new();
 
 /// The folder of the workspace's programs.
 ///
@@ -51,7 +52,7 @@ impl Parts {
     /// # Panics
     /// They cannot be started: says why.
     pub fn shared() -> &'static Self {
-        &PARTS.get_or_init(connect).0
+        &connected().0
     }
 
     /// Has a database (`database NAME`) or an index (`index NAME`) removed when this test process ends.
@@ -59,22 +60,28 @@ impl Parts {
     /// # Panics
     /// The shared parts have gone.
     pub fn remove_at_the_end(what: &str) {
-        let (_, connection) = PARTS.get_or_init(connect);
+        let (_, connection) = connected();
         writeln!(connection.lock().unwrap(), "{what}").unwrap();
     }
 }
 
-fn connect() -> (Parts, Mutex<UnixStream>) {
+fn connected() -> &'static (Parts, Mutex<UnixStream>) {
+    match PARTS.get_or_init(connect) {
+        Ok(connected) => connected,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+fn connect() -> Result<(Parts, Mutex<UnixStream>), String> {
     std::fs::create_dir_all(home()).unwrap();
     // One test starts the parts, the others wait for it.
     let lock = File::create(home().join("start.lock")).unwrap();
     lock.lock().unwrap();
-    let guest = guest().or_else(|| {
-        start();
-        guest()
-    });
-    let (parts, connection) = guest.expect("the shared parts have started");
-    (parts, Mutex::new(connection))
+    let (parts, connection) = match guest() {
+        Some(guest) => guest,
+        None => start()?,
+    };
+    Ok((parts, Mutex::new(connection)))
 }
 
 fn guest() -> Option<(Parts, UnixStream)> {
@@ -85,7 +92,7 @@ fn guest() -> Option<(Parts, UnixStream)> {
 }
 
 #[expect(clippy::zombie_processes, reason = "the keeper outlives the test process that starts it")]
-fn start() {
+fn start() -> Result<(Parts, UnixStream), String> {
     let program = programs().join("flotilla");
     assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());
     let log = home().join("test-parts.log");
@@ -96,15 +103,22 @@ fn start() {
     let mut keeper = command.spawn().unwrap();
     // Fetching the parts on a fresh machine takes its time.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(600);
-    while guest().is_none() {
+    loop {
+        if let Some(guest) = guest() {
+            return Ok(guest);
+        }
         let said = || std::fs::read_to_string(&log).unwrap_or_default();
         if let Some(status) = keeper.try_wait().unwrap() {
             // A keeper that is just leaving still holds the stack: try again when it has gone.
-            assert!(said().contains("another process runs a stack"), "the parts ended with {status}:\n{}", said());
+            if !said().contains("another process runs a stack") {
+                return Err(format!("the parts ended with {status}:\n{}", said()));
+            }
             std::thread::park_timeout(std::time::Duration::from_millis(500));
             return start();
         }
-        assert!(std::time::Instant::now() < deadline, "the parts did not start:\n{}", said());
+        if std::time::Instant::now() > deadline {
+            return Err(format!("the parts did not start:\n{}", said()));
+        }
         std::thread::park_timeout(std::time::Duration::from_millis(50));
     }
 }

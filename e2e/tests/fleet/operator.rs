@@ -147,7 +147,7 @@ fn what_stands_in_the_way_of_a_start_is_said_with_its_remedy() {
         // A part that dies at start: a cluster of a PostgreSQL that never was.
         let folder = std::env::temp_dir().join(testkit::unique("flotilla-broken-"));
         let home = devstack::Home::open(&folder).unwrap();
-        let data = home.data_of_user("postgres");
+        let data = home.data_of_user("postgres").unwrap();
         std::fs::create_dir_all(&data).unwrap();
         std::fs::write(data.join("PG_VERSION"), b"99").unwrap();
         let said = run(&folder).await;
