@@ -14,6 +14,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// As in every service.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures the fleet against the raw limits of this machine. Build with --release, and leave the machine alone.
 #[derive(Parser)]
 struct Args {

@@ -263,13 +263,25 @@ pub async fn drain(bench: &Bench, args: &DrainArgs) -> Result<(), anyhow::Error>
     Ok(())
 }
 
-/// Commit to stored, at a steady rate; also the share of a core that the relay used.
+/// What one run at a steady rate gave, in ms.
+struct Latency {
+    /// From an event's commit.
+    commit_to_stored: Vec<f64>,
+    /// From the commit of the last event that goes before it, or its own: what the relay adds.
+    settled_to_stored: Vec<f64>,
+    /// The commits themselves, as their writers saw them: what the disk is like.
+    commit: Vec<f64>,
+    /// The share of a core that the relay used.
+    used: f64,
+}
+
+/// Commit to stored, at a steady rate.
 async fn latency_once(
     bench: &Bench,
     database: &Database,
     name: &str,
     (rate, seconds): (u64, u64),
-) -> Result<(Vec<f64>, f64), anyhow::Error> {
+) -> Result<Latency, anyhow::Error> {
     let client = bench.nats().await?;
     let js = jetstream::new(client.clone());
     let relay = spawn(bench, database, name)?;
@@ -298,8 +310,9 @@ async fn latency_once(
                     payload: &payload,
                 };
                 outbox::append(&mut tx, &event).await?;
+                let began = Instant::now();
                 tx.commit().await?;
-                committed.push((id, chrono::Utc::now()));
+                committed.push((id, (chrono::Utc::now(), began.elapsed().as_secs_f64() * 1e3)));
                 client.publish(hint.clone(), Bytes::new()).await?;
             }
             Ok::<_, anyhow::Error>(committed)
@@ -309,8 +322,10 @@ async fn latency_once(
     let committed = futures::future::try_join_all(writers).await?;
     let used = (process::cpu(pid) - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
     let stream = until_stored(&js, name, before + rate * seconds).await?;
-    let committed: HashMap<Uuid, chrono::DateTime<chrono::Utc>> = committed.into_iter().flatten().collect();
-    let mut latencies = Vec::new();
+    let committed: HashMap<Uuid, (chrono::DateTime<chrono::Utc>, f64)> = committed.into_iter().flatten().collect();
+    let commit = committed.values().map(|(_, took)| *took).collect();
+    let mut latency = Latency { commit_to_stored: Vec::new(), settled_to_stored: Vec::new(), commit, used };
+    let mut settled = chrono::DateTime::UNIX_EPOCH;
     let config = jetstream::consumer::pull::OrderedConfig {
         deliver_policy: jetstream::consumer::DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
         headers_only: true,
@@ -321,19 +336,32 @@ async fn latency_once(
         let message = message?;
         let stored = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
         let id = message.headers.as_ref().and_then(|headers| headers.get("Outbox-Event-Id")).context("an id")?;
-        let commit = committed.get(&id.as_str().parse()?).context("a foreign event")?;
+        let (commit, _) = committed.get(&id.as_str().parse()?).context("a foreign event")?;
+        settled = settled.max(*commit);
         // The client hears of its commit after the relay may have seen it: never less than nothing.
-        latencies.push(((stored - *commit).num_microseconds().unwrap_or(0) as f64 / 1e3).max(0.0));
+        let since = |from| ((stored - from) as chrono::TimeDelta).num_microseconds().unwrap_or(0).max(0) as f64 / 1e3;
+        latency.commit_to_stored.push(since(*commit));
+        latency.settled_to_stored.push(since(settled));
     }
     stop(relay).await?;
-    Ok((latencies, used))
+    Ok(latency)
 }
 
-fn tell_latency(what: &str, runs: &[(Vec<f64>, f64)]) {
-    let of = |share: f64| median(&runs.iter().map(|(latencies, _)| quantile(latencies, share)).collect::<Vec<_>>());
-    let used = median(&runs.iter().map(|(_, used)| used * 100.0).collect::<Vec<_>>());
-    let text = format!("p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms at {used:.1} % of a core", of(0.5), of(0.99), of(1.0));
-    figure(what, &text);
+fn tell_latency(what: &str, runs: &[Latency]) {
+    let of = |values: fn(&Latency) -> &[f64], share: f64| {
+        let quantiles: Vec<f64> = runs.iter().map(|run| quantile(values(run), share)).collect();
+        let each: Vec<String> = quantiles.iter().map(|value| format!("{value:.2}")).collect();
+        (median(&quantiles), each.join(", "))
+    };
+    let tell = |name: &str, values: fn(&Latency) -> &[f64]| {
+        let ((p50, _), (p99, each), (most, _)) = (of(values, 0.5), of(values, 0.99), of(values, 1.0));
+        figure(name, &format!("p50 {p50:.2} ms, p99 {p99:.2} ms (runs: {each}), max {most:.1} ms"));
+    };
+    tell(&format!("commit to stored, {what}"), |run| &run.commit_to_stored);
+    tell("  of it since all before it were committed", |run| &run.settled_to_stored);
+    tell("  the commits themselves", |run| &run.commit);
+    let used = median(&runs.iter().map(|run| run.used * 100.0).collect::<Vec<_>>());
+    figure("  the relay's CPU", &format!("{used:.1} % of a core"));
 }
 
 pub async fn latency(bench: &Bench, args: &LatencyArgs) -> Result<(), anyhow::Error> {
@@ -432,7 +460,7 @@ pub async fn held(bench: &Bench, args: &HeldArgs) -> Result<(), anyhow::Error> {
     bench.drop_with_stream(database, "HELD").await?;
     bench.resume(&OTHERS)?;
     ratios(&format!("drain of {rows} rows, of that without"), &with, &without);
-    tell_latency("commit to stored at 500/s, without", &latencies.0);
+    tell_latency("500/s, without", &latencies.0);
     tell_latency("with", &latencies.1);
     tell_latency(&format!("with, for {seconds} s; by then held for {held_for} s"), &[long]);
     Ok(())

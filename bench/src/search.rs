@@ -34,17 +34,21 @@ pub struct SearchableArgs {
     #[arg(long, default_value = "200")]
     rate: u64,
     /// For how many seconds.
-    #[arg(long, default_value = "30")]
+    #[arg(long, default_value = "75")]
     seconds: u64,
+    /// Of them so many at the start do not count: Java warms up.
+    #[arg(long, default_value = "15")]
+    warm_up: u64,
 }
 
 impl Default for SearchableArgs {
     fn default() -> Self {
-        Self { rate: 200, seconds: 30 }
+        Self { rate: 200, seconds: 75, warm_up: 15 }
     }
 }
 
-/// Writes events of new todos into the outbox of the todo service, as it writes them.
+/// Writes events of new todos into the outbox of the todo service, as it writes them: their ids follow the time (UUIDv7),
+/// which spares the index much of its looking for older versions.
 async fn append(bench: &Bench, events: usize) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
     sqlx::query(
@@ -57,7 +61,9 @@ async fn append(bench: &Bench, events: usize) -> Result<(), anyhow::Error> {
          'Mend hatch ' || g || ' before the race of ' || md5(g::text), 'notes', 'Ask the harbour master for the keys of shed ' \
          || g % 97, 'status', 'OPEN', 'labels', jsonb_build_array('boat', 'race-' || g % 50), 'create_time', now(), \
          'update_time', now(), 'created_by', 'ann', 'version', 1)))::text, 'UTF8') \
-         from (select gen_random_uuid() as id, g from generate_series(1, $1) g) as todo",
+         from (select (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || \
+         lpad(to_hex(g % 4096), 3, '0') || '8' || substr(md5(random()::text), 1, 15))::uuid as id, g \
+         from generate_series(1, $1) g) as todo",
     )
     .bind(events as i64)
     .execute(&mut db)
@@ -203,7 +209,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         }
     });
     // Beside them a few that look for what they write.
-    let lookers = (0..2_u32).map(|_| {
+    let lookers = (0..3_u32).map(|_| {
         let token = &token;
         async move {
             let mut looker = Writer::connect(bench, token).await?;
@@ -214,18 +220,26 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
                 let written = Instant::now();
                 let path = format!("/v1/todos:search?query={word}");
                 while !looker.ask("GET", &path, "").await?.contains(&word) {
-                    tokio::time::sleep(Duration::from_millis(25)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
                 }
-                lags.push(written.elapsed().as_secs_f64() * 1e3);
+                if written.duration_since(started) > Duration::from_secs(args.warm_up) {
+                    lags.push(written.elapsed().as_secs_f64() * 1e3);
+                }
             }
             Ok::<Vec<f64>, anyhow::Error>(lags)
         }
     });
     let (_, lags) = tokio::try_join!(futures::future::try_join_all(writers), futures::future::try_join_all(lookers))?;
     let lags: Vec<f64> = lags.into_iter().flatten().collect();
-    let (p50, p99) = (quantile(&lags, 0.5), quantile(&lags, 0.99));
-    let text = format!("p50 {p50:.0} ms, p99 {p99:.0} ms over {} writes; the index refreshes every 500 ms", lags.len());
+    let of = |share| quantile(&lags, share);
+    let text = format!(
+        "p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms over {} writes; the index refreshes every 500 ms",
+        of(0.5),
+        of(0.99),
+        of(1.0),
+        lags.len()
+    );
     figure("from the answer to the hit", &text);
     Ok(())
 }

@@ -5,6 +5,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 
+use std::time::Duration;
+
 use consumer::{Config, Consumer, Event, Failure, Inbox};
 use futures::FutureExt as _;
 use serde::Deserialize;
@@ -48,6 +50,7 @@ async fn main() -> Result<(), anyhow::Error> {
         filter: "evt.shop.>".to_owned(),
         types: vec!["shop.ordered.v1".to_owned()],
         batch: 16,
+        linger: Duration::ZERO,
         in_flight: 1,
         max_attempts: 8,
     };

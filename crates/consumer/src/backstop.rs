@@ -141,8 +141,7 @@ impl<'a> Backstop<'a> {
                     dead_letter::open(&self.settler.js).await?;
                     let letter = Letter::stored(given_up);
                     error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
-                    dead_letter::store(&self.settler.js, &letter, stream, durable, &reason, advisory.deliveries)
-                        .await?;
+                    dead_letter::store(self.settler, &letter, &reason, advisory.deliveries).await?;
                     metrics::counter!("consumer_dead_letters_total", "consumer" => durable.clone()).increment(1);
                 }
                 Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => {

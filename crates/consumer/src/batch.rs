@@ -1,4 +1,4 @@
-//! Batches: what has come by now goes to the handler at once, several batches beside each other, and each event is
+//! Batches: what comes within a moment goes to the handler together, several batches beside each other, and each event is
 //! settled by its verdict.
 
 use std::future::Future;
@@ -7,14 +7,35 @@ use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::event::Event;
-use crate::pull::{self, ACK_WAIT, Messages};
+use crate::pull::{self, ACK_WAIT, Config, Messages};
 use crate::settle::{Read, Settler, Verdict, delay, now};
 
-/// One pull, until `stop` or until it is broken. What is in hand is finished either way.
+/// What has come and is not at work.
+#[derive(Default)]
+struct Gathered {
+    messages: Vec<jetstream::Message>,
+    since: Option<Instant>,
+}
+
+impl Gathered {
+    fn push(&mut self, message: jetstream::Message) {
+        self.since.get_or_insert_with(Instant::now);
+        self.messages.push(message);
+    }
+
+    /// When it is to be handed over: never while there is nothing, at once when it is full.
+    fn due(&self, config: &Config) -> Option<Instant> {
+        let since = self.since?;
+        Some(if self.messages.len() < config.batch { since + config.linger } else { since })
+    }
+}
+
+/// One pull, until `stop` or until it is broken. What is at work is finished either way.
 pub async fn run<H, F>(
     settler: &Settler,
     stop: &CancellationToken,
@@ -27,8 +48,13 @@ where
     F: Future<Output = Vec<Verdict>>,
 {
     let mut missed = 0;
+    let full = settler.config.batch;
+    let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
+    let mut progress = progress();
     let broken = loop {
+        let room = at_work.len() < settler.config.in_flight.max(1);
+        let due = gathered.due(&settler.config).filter(|_| room);
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
@@ -38,29 +64,32 @@ where
                     break Err(error);
                 }
             }
-            first = pull::next(messages, &mut missed), if at_work.len() < settler.config.in_flight.max(1) => {
-                let first = match first {
-                    Ok(first) => first,
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let batch = take_apart(settler, std::mem::take(&mut gathered).messages);
+                let work = (!batch.events.is_empty()).then(|| {
+                    let span = settler.span(&batch.events);
+                    handler(batch.events).instrument(span)
+                });
+                at_work.push(handle(settler, stop, batch.facts, batch.messages, batch.others, work));
+            }
+            next = pull::next(messages, &mut missed), if gathered.messages.len() < full => {
+                match next {
+                    Ok(next) => gathered.push(next),
                     Err(error) => break Err(error),
-                };
-                let mut batch = vec![first];
-                while batch.len() < settler.config.batch
+                }
+                while gathered.messages.len() < full
                     && let Some(Some(Ok(next))) = messages.next().now_or_never()
                 {
-                    batch.push(next);
-                }
-                let (events, batch) = match take_apart(settler, batch).await {
-                    Ok(parts) => parts,
-                    Err(error) => break Err(error),
-                };
-                if !events.is_empty() {
-                    let span = settler.span(&events);
-                    let facts = events.iter().map(|event| (event.delivered, event.stored_at)).collect();
-                    at_work.push(handle(settler, stop, batch, facts, handler(events).instrument(span)));
+                    gathered.push(next);
                 }
             }
+            _ = progress.tick() => report(&gathered.messages).await,
         }
     };
+    // Nobody has begun with these: the next process, or the next pull, has them at once.
+    for message in gathered.messages {
+        settler.acknowledge(&message, "left", AckKind::Nak(Some(delay(1)))).await.ok();
+    }
     while let Some(settled) = at_work.next().await {
         *handled = true;
         settled?;
@@ -68,37 +97,48 @@ where
     broken
 }
 
-/// The events of a batch and their messages; what is nothing for the handler is settled.
-async fn take_apart(
-    settler: &Settler,
-    batch: Vec<jetstream::Message>,
-) -> Result<(Vec<Event>, Vec<jetstream::Message>), anyhow::Error> {
-    let mut messages = Vec::with_capacity(batch.len());
-    let mut events = Vec::with_capacity(batch.len());
-    for message in batch {
-        match settler.read(&message) {
-            Read::Event(event) => {
-                events.push(event);
-                messages.push(message);
-            }
-            Read::Skip(reason) => settler.skip(&message, reason).await?,
-            Read::Malformed(reason) => settler.settle(&message, &Verdict::Reject(reason), 0).await?,
-        }
-    }
-    Ok((events, messages))
+/// A batch, taken apart.
+#[derive(Default)]
+struct Batch {
+    events: Vec<Event>,
+    /// Of each event its message, its place in the stream, and when it was stored.
+    messages: Vec<jetstream::Message>,
+    facts: Vec<(u64, DateTime<Utc>)>,
+    /// What is nothing for the handler, and why.
+    others: Vec<(jetstream::Message, Result<&'static str, String>)>,
 }
 
-/// Settles each event of a batch by its verdict.
+fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
+    let mut batch = Batch::default();
+    for message in messages {
+        match settler.read(&message) {
+            Read::Event(event) => {
+                batch.facts.push((event.stream_sequence, event.stored_at));
+                batch.events.push(event);
+                batch.messages.push(message);
+            }
+            Read::Skip(reason) => batch.others.push((message, Ok(reason))),
+            Read::Malformed(reason) => batch.others.push((message, Err(reason))),
+        }
+    }
+    batch
+}
+
+/// Settles each event of a batch by its verdict, and what was nothing for the handler.
 async fn handle(
     settler: &Settler,
     stop: &CancellationToken,
+    facts: Vec<(u64, DateTime<Utc>)>,
     messages: Vec<jetstream::Message>,
-    facts: Vec<(i64, DateTime<Utc>)>,
-    work: impl Future<Output = Vec<Verdict>>,
+    others: Vec<(jetstream::Message, Result<&'static str, String>)>,
+    work: Option<impl Future<Output = Vec<Verdict>>>,
 ) -> Result<(), anyhow::Error> {
-    let verdicts = watched(work, &messages).await;
+    let verdicts = match work {
+        Some(work) => watched(work, &messages).await,
+        None => Vec::new(),
+    };
     anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
-    for ((message, verdict), (delivered, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
+    for ((message, verdict), (sequence, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
         if *verdict == Verdict::Done {
             settler.record_age(now() - stored_at);
         }
@@ -107,7 +147,13 @@ async fn handle(
             Verdict::Retry(_) if stop.is_cancelled() => {
                 settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).await?;
             }
-            verdict => settler.settle(message, verdict, delivered).await?,
+            verdict => settler.settle(message, sequence, verdict).await?,
+        }
+    }
+    for (message, reason) in others {
+        match reason {
+            Ok(reason) => settler.skip(&message, reason).await?,
+            Err(reason) => settler.reject(&message, reason).await?,
         }
     }
     Ok(())
@@ -116,15 +162,23 @@ async fn handle(
 /// Runs the handler, and tells the server meanwhile that work goes on.
 async fn watched<T>(work: impl Future<Output = T>, messages: &[jetstream::Message]) -> T {
     let mut work = std::pin::pin!(work);
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
+    let mut progress = progress();
     loop {
         tokio::select! {
             done = &mut work => return done,
-            _ = tick.tick() => {
-                for message in messages {
-                    message.ack_with(AckKind::Progress).await.ok();
-                }
-            }
+            _ = progress.tick() => report(messages).await,
         }
+    }
+}
+
+/// When the server is to hear that work goes on.
+fn progress() -> tokio::time::Interval {
+    tokio::time::interval_at(Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3)
+}
+
+/// Tells the server that these are in hand: else it delivers them again.
+async fn report(messages: &[jetstream::Message]) {
+    for message in messages {
+        message.ack_with(AckKind::Progress).await.ok();
     }
 }

@@ -4,14 +4,22 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{self, stream};
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::pull::Config;
+use crate::settle::Settler;
+
 /// The dead-letter stream of the fleet.
 pub const STREAM: &str = "DLQ";
+
+/// What JetStream stores of headers at most, in bytes.
+const MAX_HEADERS: usize = 65_535;
+/// What a letter's story and the server's own headers take at most: a reason of 1,000 characters, some names, two subjects.
+const ROOM_FOR_OUR_HEADERS: usize = 6_144;
 
 /// A message, whole, to become a letter.
 pub struct Letter {
@@ -62,15 +70,11 @@ pub async fn open(js: &jetstream::Context) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// Stores a letter; `Ok` only once the stream has acknowledged it.
-pub async fn store(
-    js: &jetstream::Context,
-    letter: &Letter,
-    stream: &str,
-    consumer: &str,
-    reason: &str,
-    delivered: i64,
-) -> Result<(), anyhow::Error> {
+/// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its story goes
+/// without its payload (or its headers), which stays in its stream for as long as that keeps it: the header
+/// `Dlq-Payload-Left` (`Dlq-Headers-Left`) says so.
+pub async fn store(settler: &Settler, letter: &Letter, reason: &str, delivered: i64) -> Result<(), anyhow::Error> {
+    let Config { stream, durable: consumer, .. } = &settler.config;
     let mut headers = HeaderMap::new();
     for (name, values) in letter.headers.iter() {
         let text: &str = name.as_ref();
@@ -79,17 +83,30 @@ pub async fn store(
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
     }
+    if size(&headers) + ROOM_FOR_OUR_HEADERS > MAX_HEADERS {
+        let left = format!("{} bytes", size(&headers));
+        headers = HeaderMap::new();
+        headers.insert("Dlq-Headers-Left", left);
+    }
     // NATS headers hold one line; the reason is bounded so that a letter always fits.
-    let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2_000).collect();
-    headers.insert("Dlq-Consumer", consumer);
-    headers.insert("Dlq-Stream", stream);
+    let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1_000).collect();
+    headers.insert("Dlq-Consumer", consumer.as_str());
+    headers.insert("Dlq-Stream", stream.as_str());
     headers.insert("Dlq-Stream-Sequence", letter.stream_sequence.to_string());
     headers.insert("Dlq-Stored-At", letter.stored_at.to_rfc3339());
     headers.insert("Dlq-Subject", letter.subject.as_str());
     headers.insert("Dlq-Delivered", delivered.to_string());
     headers.insert("Dlq-Reason", reason);
+    // The server closes the connection of whoever sends more.
+    let room = settler.nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
+    let payload = if letter.payload.len() <= room {
+        letter.payload.clone()
+    } else {
+        headers.insert("Dlq-Payload-Left", format!("{} bytes", letter.payload.len()));
+        Bytes::new()
+    };
     let message = PublishMessage::build()
-        .payload(letter.payload.clone())
+        .payload(payload)
         .headers(headers)
         // With the time: a stream that lost its tail gives a sequence to another event.
         .message_id(format!(
@@ -99,10 +116,16 @@ pub async fn store(
         ))
         .expected_stream(STREAM);
     let subject = format!("dlq.{consumer}.{}", letter.subject);
-    let sent = js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
+    let sent = settler.js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
     tokio::time::timeout(Duration::from_secs(5), sent)
         .await
         .context("the dead-letter stream did not answer in time")?
         .context("the dead-letter stream did not store the letter")?;
     Ok(())
+}
+
+/// The bytes that headers take in a message, at most.
+fn size(headers: &HeaderMap) -> usize {
+    let line = |name: &HeaderName, value: &HeaderValue| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4;
+    headers.iter().flat_map(|(name, values)| values.iter().map(move |value| line(name, value))).sum()
 }

@@ -21,7 +21,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::event::Event;
 use crate::inbox::{Claim, Inbox};
 use crate::pull::{self, ACK_WAIT, Consumer, Messages};
-use crate::settle::{Read, Settler, Verdict, delay, now};
+use crate::settle::{Read, Settler, delay, now};
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -64,7 +64,6 @@ impl<H> Handler for H where
 struct Held {
     message: jetstream::Message,
     event: Event,
-    attempts: i64,
 }
 
 enum Outcome {
@@ -83,7 +82,7 @@ enum After {
     /// It is acknowledged: the next of its aggregate.
     Next,
     /// It is tried again after a pause.
-    Again { attempts: i64, pause: Duration },
+    Again(Duration),
     /// This process is stopping: it is left to the next one.
     Left,
 }
@@ -204,13 +203,12 @@ impl Lanes<'_> {
                     match self.settler.read(&message) {
                         Read::Skip(reason) => self.settler.skip(&message, reason).await?,
                         Read::Malformed(reason) => {
-                            self.settler.settle(&message, &Verdict::Reject(reason), 0).await?;
+                            self.settler.reject(&message, reason).await?;
                         }
                         Read::Event(event) => {
                             in_hand += 1;
                             let aggregate = event.aggregate().to_owned();
-                            let attempts = event.delivered - 1;
-                            let held = Held { message, event, attempts };
+                            let held = Held { message, event };
                             let lane = lanes.entry(aggregate.clone()).or_default();
                             lane.push_back(held.clone());
                             if lane.len() == 1 {
@@ -224,10 +222,7 @@ impl Lanes<'_> {
                     let Some(lane) = lanes.get_mut(&aggregate) else { continue };
                     let pause = match after? {
                         After::Left => continue,
-                        After::Again { attempts, pause } => {
-                            lane.iter_mut().take(1).for_each(|head| head.attempts = attempts);
-                            pause
-                        }
+                        After::Again(pause) => pause,
                         After::Next => {
                             lane.pop_front();
                             in_hand -= 1;
@@ -256,7 +251,7 @@ impl Lanes<'_> {
     async fn attempt<H>(
         &self,
         aggregate: String,
-        mut held: Held,
+        held: Held,
         pause: Duration,
         handler: &H,
     ) -> (String, Result<After, anyhow::Error>)
@@ -274,7 +269,7 @@ impl Lanes<'_> {
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
-        let after = self.settle(&mut held, outcome).await;
+        let after = self.settle(&held, outcome).await;
         (aggregate, after)
     }
 
@@ -300,9 +295,14 @@ impl Lanes<'_> {
     }
 
     /// Acknowledges by the outcome.
-    async fn settle(&self, held: &mut Held, outcome: Outcome) -> Result<After, anyhow::Error> {
+    async fn settle(&self, held: &Held, outcome: Outcome) -> Result<After, anyhow::Error> {
         let durable = &self.settler.config.durable;
-        let again = |attempts| Ok(After::Again { attempts, pause: delay(attempts) });
+        let sequence = held.event.stream_sequence;
+        let again = |attempts| Ok(After::Again(delay(attempts)));
+        let attempts = match outcome {
+            Outcome::Done | Outcome::Duplicate | Outcome::Lost => 0,
+            Outcome::Failed(_) | Outcome::Dead(_) | Outcome::Behind(_) => self.settler.failures.one_more(sequence),
+        };
         let (name, reason) = match outcome {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
@@ -313,13 +313,12 @@ impl Lanes<'_> {
             Outcome::Dead(reason) => ("reject", Some(reason)),
             Outcome::Behind(reason) => ("behind", Some(reason)),
             Outcome::Failed(failure) => {
-                held.attempts += 1;
                 let (reason, name) = match failure {
-                    Failure::Retry(reason) if held.attempts < self.settler.config.max_attempts => {
+                    Failure::Retry(reason) if attempts < self.settler.config.max_attempts => {
                         let subject = &held.event.nats_subject;
-                        warn!(consumer = durable, subject, attempts = held.attempts, reason, "again later");
+                        warn!(consumer = durable, subject, attempts, reason, "again later");
                         self.settler.count("retry");
-                        return again(held.attempts);
+                        return again(attempts);
                     }
                     Failure::Retry(reason) => (reason, "retry"),
                     Failure::Reject(reason) => (reason, "reject"),
@@ -330,22 +329,23 @@ impl Lanes<'_> {
                     Ok(false) => anyhow::bail!("another process pulls by now"),
                     Err(error) => {
                         warn!(%error, "the aggregate could not be parked: again later");
-                        return again(held.attempts);
+                        return again(attempts);
                     }
                 }
                 (name, Some(reason))
             }
         };
         if let Some(reason) = &reason {
-            if !self.settler.bury(&held.message, reason, held.attempts.max(1)).await {
-                return again(held.attempts);
+            if !self.settler.bury(&held.message, reason, attempts).await {
+                return again(attempts);
             }
             if let Err(error) = self.inbox.remember_letter(durable, &held.event).await {
                 warn!(%error, "the letter could not be remembered: again later");
-                return again(held.attempts);
+                return again(attempts);
             }
         }
         self.settler.acknowledge(&held.message, name, AckKind::Ack).await?;
+        self.settler.failures.forget(sequence);
         Ok(After::Next)
     }
 }

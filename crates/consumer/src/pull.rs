@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
@@ -41,6 +41,8 @@ pub struct Config {
     pub types: Vec<String>,
     /// The most events in one batch; some batches more are had in hand. With an inbox: the most that are handled at once.
     pub batch: usize,
+    /// How long the first event of a batch waits for others, unless the batch is full before. Of no meaning with an inbox.
+    pub linger: Duration,
     /// How many batches are handled at once. With more than one, an older event may be handled after a newer one of its
     /// aggregate: effects must be guarded by version. Of no meaning with an inbox.
     pub in_flight: usize,
@@ -64,7 +66,6 @@ pub struct Status {
 
 /// A durable consumer.
 pub struct Consumer {
-    pub(crate) nats: async_nats::Client,
     pub(crate) settler: Settler,
     pub(crate) status: watch::Sender<Status>,
 }
@@ -76,8 +77,7 @@ impl Consumer {
     /// A consumer that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
-        let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
-        Self { nats, settler: Settler { js, config }, status: watch::Sender::new(Status::default()) }
+        Self { settler: Settler::new(nats, config), status: watch::Sender::new(Status::default()) }
     }
 
     /// How it is; the receiver tells of changes.
@@ -150,7 +150,7 @@ impl Consumer {
         pauses: &mut backoff::ExponentialBackoff,
     ) {
         self.status.send_modify(|status| status.pulling = false);
-        self.nats.flush().await.ok();
+        self.settler.nats.flush().await.ok();
         if handled {
             pauses.reset();
         }
@@ -162,9 +162,10 @@ impl Consumer {
         stop.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
 
-    /// The stream and the durable consumer, made if it is not there; so many events may be unacknowledged.
+    /// The stream and the durable consumer, made if it is not there, changed if it is not as it should be; so many
+    /// events may be unacknowledged.
     pub(crate) async fn open(&self, in_hand: usize) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
-        let Settler { js, config } = &self.settler;
+        let Settler { js, config, .. } = &self.settler;
         dead_letter::open(js).await?;
         let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
         let wanted = pull::Config {
@@ -177,8 +178,29 @@ impl Consumer {
             max_ack_pending: i64::try_from(in_hand).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        let consumer =
-            stream.get_or_create_consumer(&config.durable, wanted).await.context("opening the durable consumer")?;
+        let consumer = stream.get_or_create_consumer(&config.durable, wanted.clone()).await;
+        let consumer = consumer.context("opening the durable consumer")?;
+        let is = &consumer.cached_info().config;
+        let ours = consumer::Config {
+            filter_subject: wanted.filter_subject,
+            filter_subjects: Vec::new(),
+            headers_only: false,
+            backoff: Vec::new(),
+            ack_wait: wanted.ack_wait,
+            max_deliver: wanted.max_deliver,
+            max_ack_pending: wanted.max_ack_pending,
+            ..is.clone()
+        };
+        if *is != ours {
+            info!(consumer = config.durable, was = ?is, "the durable consumer was made for another configuration: changing it");
+            if is.filter_subject != ours.filter_subject {
+                warn!(
+                    consumer = config.durable,
+                    "events before its newest that only the new filter takes in do not come"
+                );
+            }
+            stream.update_consumer(ours).await.context("changing the durable consumer")?;
+        }
         Ok((stream, consumer))
     }
 

@@ -1,6 +1,7 @@
 //! Takes messages apart, and acknowledges them by what was made of them. Nothing else in the fleet acknowledges.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -8,6 +9,7 @@ use async_nats::jetstream::{self, AckKind};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use chrono::Utc;
+use metrics::{Gauge, Histogram};
 use opentelemetry::trace::TraceContextExt as _;
 use tracing::{error, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -30,10 +32,45 @@ pub enum Verdict {
     Reject(String),
 }
 
+/// How often each event in hand has failed, by its place in the stream. Counted here: the server counts deliveries, and
+/// what waits here for long through nobody's fault is delivered again and again.
+#[derive(Default)]
+pub struct Failures(Mutex<HashMap<u64, i64>>);
+
+impl Failures {
+    /// More than can be in hand; some may have gone to another process.
+    const MOST: usize = 100_000;
+
+    /// Counts a failure; how many it are by now.
+    pub fn one_more(&self, sequence: u64) -> i64 {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= Self::MOST {
+            failures.clear();
+        }
+        let count = failures.entry(sequence).or_default();
+        *count += 1;
+        *count
+    }
+
+    /// Forgets an event that is settled.
+    pub fn forget(&self, sequence: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&sequence);
+    }
+}
+
 /// Acknowledges for one consumer.
 pub struct Settler {
+    pub nats: async_nats::Client,
     pub js: jetstream::Context,
     pub config: Config,
+    pub failures: Failures,
+    metrics: Metrics,
+}
+
+/// What is counted for each event, looked up once.
+struct Metrics {
+    pending: Gauge,
+    age: Histogram,
 }
 
 /// What a message is.
@@ -47,12 +84,22 @@ pub enum Read {
 }
 
 impl Settler {
+    pub fn new(nats: async_nats::Client, config: Config) -> Self {
+        let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
+        let consumer = config.durable.clone();
+        let metrics = Metrics {
+            pending: metrics::gauge!("consumer_pending", "consumer" => consumer.clone()),
+            age: metrics::histogram!("consumer_stored_to_handled_seconds", "consumer" => consumer),
+        };
+        Self { nats, js, config, failures: Failures::default(), metrics }
+    }
+
     pub fn read(&self, message: &jetstream::Message) -> Read {
         let info = match message.info() {
             Ok(info) => info,
             Err(error) => return Read::Malformed(error.to_string()),
         };
-        metrics::gauge!("consumer_pending", "consumer" => self.config.durable.clone()).set(info.pending as f64);
+        self.metrics.pending.set(info.pending as f64);
         let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
             Ok(parts) => parts,
             Err(error) => return Read::Malformed(error.to_string()),
@@ -75,28 +122,38 @@ impl Settler {
         }
     }
 
-    /// Acknowledges by the verdict. A dead letter is stored before its original is acknowledged.
+    /// Acknowledges the message at this place of the stream by the verdict. A dead letter is stored before its original is
+    /// acknowledged.
     pub async fn settle(
         &self,
         message: &jetstream::Message,
+        sequence: u64,
         verdict: &Verdict,
-        delivered: i64,
     ) -> Result<(), anyhow::Error> {
-        let (name, reason) = match verdict {
-            Verdict::Done => ("done", None),
-            Verdict::Retry(reason) if delivered < self.config.max_attempts => {
-                warn!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "again later");
-                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
-            }
-            Verdict::Retry(reason) => ("retry", Some(reason)),
-            Verdict::Reject(reason) => ("reject", Some(reason)),
+        let (Verdict::Retry(reason) | Verdict::Reject(reason)) = verdict else {
+            self.failures.forget(sequence);
+            return self.acknowledge(message, "done", AckKind::Ack).await;
         };
-        if let Some(reason) = reason
-            && !self.bury(message, reason, delivered).await
-        {
-            return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(delivered)))).await;
+        let attempt = self.failures.one_more(sequence);
+        let name = match verdict {
+            Verdict::Retry(_) if attempt < self.config.max_attempts => {
+                warn!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
+                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(attempt)))).await;
+            }
+            Verdict::Retry(_) => "retry",
+            Verdict::Done | Verdict::Reject(_) => "reject",
+        };
+        if !self.bury(message, reason, attempt).await {
+            return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(attempt)))).await;
         }
+        self.failures.forget(sequence);
         self.acknowledge(message, name, AckKind::Ack).await
+    }
+
+    /// Makes a dead letter of what is no event.
+    pub async fn reject(&self, message: &jetstream::Message, reason: String) -> Result<(), anyhow::Error> {
+        let sequence = message.info().map_or(0, |info| info.stream_sequence);
+        self.settle(message, sequence, &Verdict::Reject(reason)).await
     }
 
     pub async fn acknowledge(
@@ -118,8 +175,7 @@ impl Settler {
 
     /// How long after it was stored an event was handled.
     pub fn record_age(&self, age: chrono::TimeDelta) {
-        metrics::histogram!("consumer_stored_to_handled_seconds", "consumer" => self.config.durable.clone())
-            .record(age.to_std().unwrap_or_default().as_secs_f64());
+        self.metrics.age.record(age.to_std().unwrap_or_default().as_secs_f64());
     }
 
     /// Counts an event by what was made of it.
@@ -129,13 +185,10 @@ impl Settler {
     }
 
     /// Stores a dead letter; `false` when the dead-letter stream did not take it.
-    pub async fn bury(&self, message: &jetstream::Message, reason: &str, delivered: i64) -> bool {
-        error!(consumer = self.config.durable, subject = %message.subject, delivered, reason, "a dead letter");
+    pub async fn bury(&self, message: &jetstream::Message, reason: &str, attempt: i64) -> bool {
+        error!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "a dead letter");
         let stored = match Letter::of(message) {
-            Ok(letter) => {
-                dead_letter::store(&self.js, &letter, &self.config.stream, &self.config.durable, reason, delivered)
-                    .await
-            }
+            Ok(letter) => dead_letter::store(self, &letter, reason, attempt).await,
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
@@ -180,8 +233,8 @@ impl Settler {
     }
 }
 
-/// How long to wait before the next attempt.
-pub fn delay(delivered: i64) -> Duration {
+/// How long to wait after so many attempts.
+pub fn delay(attempts: i64) -> Duration {
     let most = Duration::from_secs(60);
     let mut delays = ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(250))
@@ -189,7 +242,7 @@ pub fn delay(delivered: i64) -> Duration {
         .with_max_interval(most)
         .with_max_elapsed_time(None)
         .build();
-    (0..delivered.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
+    (0..attempts.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the age of an event is a measurement; nothing is decided by it")]

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, stream};
 use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use testkit::{TestDatabase, TestNats, until};
@@ -51,6 +52,7 @@ impl World {
             filter: "evt.shop.>".to_owned(),
             types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
             batch,
+            linger: Duration::from_millis(5),
             in_flight: 2,
             max_attempts,
         };
@@ -374,16 +376,12 @@ async fn what_is_superseded_or_unknown_is_passed_over() {
 #[tokio::test]
 async fn what_jetstream_itself_gave_up_on_becomes_a_dead_letter() {
     let world = World::new().await;
-    // Somebody has set a limit to deliveries.
-    let config = pull::Config {
-        durable_name: Some("ledger".to_owned()),
-        ack_policy: AckPolicy::Explicit,
-        max_deliver: 2,
-        ..Default::default()
-    };
-    world.js.get_stream(STREAM).await.unwrap().create_consumer(config).await.unwrap();
     let mut status = world.batches(10, 100, |_| Verdict::Retry("not yet".to_owned())).await;
     status.wait_for(|status| status.pulling).await.unwrap();
+    // Somebody sets a limit to deliveries under the running consumer.
+    let config =
+        jetstream::consumer::Config { max_deliver: 2, ..world.durable().await.unwrap().cached_info().config.clone() };
+    world.js.get_stream(STREAM).await.unwrap().update_consumer(config).await.unwrap();
     until("the advisories are kept", || async { world.js.get_stream("ADVISORIES").await.is_ok() }).await;
     world.publish("a", 1).await;
     world.until_letters(1).await;
@@ -488,5 +486,55 @@ async fn a_broker_that_dies_and_comes_back_is_waited_for() {
     }
     until("all have taken effect", || async { world.effects().await["a"].len() == 20 }).await;
     assert_eq!(world.effects().await["a"], (1..=20).collect::<Vec<_>>());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn deliveries_that_nobody_worked_on_are_no_attempts_and_an_older_configuration_is_changed() {
+    let world = World::new().await;
+    world.publish("a", 1).await;
+    // A durable of an earlier configuration, whose reader had the event in hand three times and did nothing with it.
+    let older = pull::Config {
+        durable_name: Some("ledger".to_owned()),
+        filter_subject: "evt.shop.paid.v2.>".to_owned(),
+        ack_policy: AckPolicy::Explicit,
+        max_ack_pending: 1,
+        ..Default::default()
+    };
+    let durable = world.js.get_stream(STREAM).await.unwrap().create_consumer(older).await.unwrap();
+    for _ in 0..3 {
+        let message = durable.messages().await.unwrap().next().await.unwrap().unwrap();
+        message.ack_with(jetstream::AckKind::Nak(None)).await.unwrap();
+    }
+    // It fails once, and may fail twice.
+    let failed = AtomicU32::new(0);
+    let status = world.batches(4, 2, move |_| match failed.fetch_add(1, Ordering::SeqCst) {
+        0 => Verdict::Retry("not yet".to_owned()),
+        _ => Verdict::Done,
+    });
+    status.await;
+    world.drain().await;
+    assert_eq!(world.letters().await, []);
+    let config = world.durable().await.unwrap().cached_info().config.clone();
+    assert_eq!(config.filter_subject, "evt.shop.>");
+    assert!(config.max_ack_pending > 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_letter_too_large_for_a_message_says_where_its_payload_is() {
+    let world = World::new().await;
+    let most = world.nats.client("admin").await.server_info().max_payload;
+    // It fits into a message, but not together with its story.
+    world.publish_as("shop.paid.v2", "a", 1, json!({"data": "x".repeat(most - 1_000)})).await;
+    world.batches(4, 2, |_| Verdict::Reject("never".to_owned())).await;
+    world.drain().await;
+    let letter = world.js.get_stream("DLQ").await.unwrap().get_raw_message(1).await.unwrap();
+    assert!(letter.payload.is_empty());
+    let header = |name| letter.headers.get(name).unwrap().to_string();
+    let original = world.js.get_stream(STREAM).await.unwrap().get_raw_message(1).await.unwrap();
+    assert_eq!(header("Dlq-Stream-Sequence"), "1");
+    assert_eq!(header("Dlq-Payload-Left"), format!("{} bytes", original.payload.len()));
+    assert_eq!(header("Dlq-Reason"), "never");
     world.stop().await;
 }

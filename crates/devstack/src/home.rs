@@ -2,7 +2,7 @@
 //! what every clone shares.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use nix::unistd::{Uid, User};
 
 /// Below it is what root's stacks keep outside of their folders.
 const OUTSIDE: &str = "/var/lib/flotilla";
+/// The file there that names the stack's folder.
+const OF: &str = "home";
 
 /// One stack's folder.
 #[derive(Debug, Clone)]
@@ -93,20 +95,46 @@ impl Home {
         }
         let note = data.join("outside");
         let outside = match fs::read_to_string(&note) {
-            Ok(drawn) => PathBuf::from(drawn),
-            Err(_) => {
+            Ok(drawn) => self.drawn(&note, Path::new(&drawn))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 let drawn = Path::new(OUTSIDE).join(random_hex(6)?);
                 fs::create_dir_all(&drawn).with_context(|| format!("making {}", drawn.display()))?;
-                // Tells who looks around there whose data this is.
-                fs::write(drawn.join("home"), self.0.as_os_str().as_encoded_bytes())?;
+                fs::write(drawn.join(OF), self.0.as_os_str().as_encoded_bytes())?;
                 write_secret(&note, drawn.as_os_str().as_encoded_bytes())?;
                 drawn
             }
+            Err(error) => return Err(error).with_context(|| format!("reading {}", note.display())),
         };
-        if !outside.starts_with(OUTSIDE) {
-            bail!("{} names {}, which is not below {OUTSIDE}: remove that file", note.display(), outside.display());
-        }
         Ok(outside.join(name))
+    }
+
+    /// The place that the note names, if it is this folder's.
+    fn drawn(&self, note: &Path, place: &Path) -> Result<PathBuf, anyhow::Error> {
+        let name = place.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ours = place.parent() == Some(Path::new(OUTSIDE)) && name.bytes().all(|b| b.is_ascii_hexdigit());
+        if !ours || name.is_empty() {
+            bail!(
+                "{} names {}, which no stack has drawn: remove that file to start empty",
+                note.display(),
+                place.display()
+            );
+        }
+        // Who looks around there sees whose data it is; and a copy of a folder must not take the data of the first.
+        let of = fs::read_to_string(place.join(OF)).unwrap_or_default();
+        if Path::new(&of) != self.0 {
+            if fs::read_to_string(Path::new(&of).join("data/outside")).is_ok_and(|other| Path::new(&other) == place) {
+                bail!(
+                    "{} is a copy of {of}, whose database is in {}: remove {} to start empty",
+                    self.0.display(),
+                    place.display(),
+                    note.display()
+                );
+            }
+            // It was moved.
+            fs::create_dir_all(place)?;
+            fs::write(place.join(OF), self.0.as_os_str().as_encoded_bytes())?;
+        }
+        Ok(place.to_owned())
     }
 
     /// Removes all data, secrets and logs.
@@ -194,6 +222,19 @@ mod tests {
         let before = first.data_of_user("postgres").unwrap();
         fs::create_dir_all(&before).unwrap();
         assert_eq!(Home::open(&folder).unwrap().data_of_user("postgres").unwrap(), before, "the place stays");
+
+        // A copy does not take the data of the first; what was moved does.
+        if Uid::effective().is_root() {
+            let copy = folder.with_extension("copy");
+            fs::create_dir_all(copy.join("data")).unwrap();
+            fs::copy(folder.join("data/outside"), copy.join("data/outside")).unwrap();
+            let refused = Home::open(&copy).unwrap().data_of_user("postgres").unwrap_err().to_string();
+            assert!(refused.contains("is a copy of"), "{refused}");
+            fs::rename(folder.join("data/outside"), folder.join("data/kept")).unwrap();
+            assert_eq!(Home::open(&copy).unwrap().data_of_user("postgres").unwrap(), before);
+            fs::rename(folder.join("data/kept"), folder.join("data/outside")).unwrap();
+            fs::remove_dir_all(&copy).unwrap();
+        }
 
         // What `cargo clean`, a fresh checkout or `rm -r` does.
         fs::remove_dir_all(&folder).unwrap();

@@ -52,7 +52,7 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
         let entry = Entry { kind: "refill", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: was };
         store::journal(&relay.db, &entry).await?;
         // So that the next session does not take it for another loss.
-        store::save_checkpoint(&relay.db, epoch, place, beginning(info), created).await?;
+        store::save_checkpoint(&relay.db, epoch, place, beginning(info), created, true).await?;
     }
     if store::halted(&relay.db).await? {
         let entry =

@@ -24,6 +24,10 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 const GOOD_LEAD: Duration = Duration::from_secs(15);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
+/// When nothing passes it is hardly the rows' fault: how long after a row was parked the next one may be that follows it
+/// with none passing between them. Doubles with each, to at most [`PARK_PAUSE_MOST`].
+const PARK_PAUSE: Duration = Duration::from_secs(30);
+const PARK_PAUSE_MOST: Duration = Duration::from_secs(300);
 
 /// The stream that the relay publishes to; made if it does not exist.
 #[derive(Debug, Clone)]
@@ -118,12 +122,43 @@ pub struct Relay {
     pub(crate) status: watch::Sender<Status>,
 }
 
-/// What is known against rows that were not stored.
+/// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
+/// aggregates, not all of them one by one.
 pub(crate) struct Suspects {
     /// How often each failed alone.
-    pub fails: HashMap<i64, u32>,
-    /// Whether a row has passed since the last one was parked: when nothing passes, it is not the rows' fault.
-    pub may_park: bool,
+    fails: HashMap<i64, u32>,
+    /// How many were parked with no row passing between them, and the last of them.
+    in_a_row: u32,
+    last_parked: i64,
+    /// From when another may be.
+    may_park_from: Instant,
+}
+
+impl Suspects {
+    fn new() -> Self {
+        Self { fails: HashMap::new(), in_a_row: 0, last_parked: 0, may_park_from: Instant::now() }
+    }
+
+    /// Takes in that every row up to this is stored; whether none is suspected any more.
+    pub fn passed(&mut self, seq: i64) -> bool {
+        self.fails.retain(|failed, _| *failed > seq);
+        (self.in_a_row, self.may_park_from) = (0, Instant::now());
+        self.fails.is_empty()
+    }
+
+    /// At a place taken anew: another relay may have led meanwhile.
+    fn taken_up(&mut self, stored: i64) {
+        if stored > self.last_parked {
+            (self.in_a_row, self.may_park_from) = (0, Instant::now());
+        }
+    }
+
+    fn parked(&mut self, seq: i64) {
+        self.last_parked = seq;
+        let pause = PARK_PAUSE.saturating_mul(1 << self.in_a_row.min(10)).min(PARK_PAUSE_MOST);
+        self.in_a_row += 1;
+        self.may_park_from = Instant::now() + pause;
+    }
 }
 
 pub(crate) enum Trouble {
@@ -165,9 +200,10 @@ impl Relay {
             .with_max_interval(Duration::from_secs(5))
             .with_max_elapsed_time(None)
             .build();
+        let mut suspects = Suspects::new();
         loop {
             let began = Instant::now();
-            let trouble = match self.try_to_lead(&stop).await {
+            let trouble = match self.try_to_lead(&stop, &mut suspects).await {
                 Ok(()) => {
                     pauses.reset();
                     continue;
@@ -211,7 +247,7 @@ impl Relay {
     }
 
     /// Waits for the lease and leads for as long as it holds; `Ok` after a stand-by round.
-    async fn try_to_lead(&self, stop: &CancellationToken) -> Result<(), Trouble> {
+    async fn try_to_lead(&self, stop: &CancellationToken, suspects: &mut Suspects) -> Result<(), Trouble> {
         let lease = self.config.lease.as_secs_f64();
         let Some(epoch) = store::take_lease(&self.db, self.config.holder, lease).await? else {
             tokio::select! {
@@ -224,7 +260,7 @@ impl Relay {
         info!(epoch, stream = self.config.stream.name, "leading");
         metrics::gauge!("outbox_leader").set(1.0);
         let result = tokio::select! {
-            result = self.lead(epoch, stop) => result,
+            result = self.lead(epoch, stop, suspects) => result,
             lost = self.keep_lease(epoch) => Err(lost),
         };
         if matches!(result, Err(Trouble::Stop)) {
@@ -255,20 +291,21 @@ impl Relay {
     }
 
     /// Sessions, one after the other: each takes its place from the stream's tail.
-    async fn lead(&self, epoch: i64, stop: &CancellationToken) -> Result<(), Trouble> {
-        let mut suspects = Suspects { fails: HashMap::new(), may_park: true };
+    async fn lead(&self, epoch: i64, stop: &CancellationToken, suspects: &mut Suspects) -> Result<(), Trouble> {
+        suspects.fails.clear();
         let mut hints = self.nats.subscribe(self.config.hint_subject.clone()).await?;
         // Where the stream stood when the chain last broke on a wrong sequence.
         let mut broke_at = None;
         loop {
             let mut session = Session::open(self, epoch).await?;
+            suspects.taken_up(session.stored.outbox_seq);
             // If the stream still stands there, nobody else has published: a message of ours was dropped without an
             // answer. It goes out alone then, and so does a row that failed, to know which one it is.
             let dropped = broke_at.take() == Some(session.stored.stream_seq);
             session.window = if dropped || !suspects.fails.is_empty() { 1 } else { self.config.window };
             metrics::gauge!("outbox_halted").set(0.0);
             self.status.send_replace(session.status());
-            let trouble = match session.pump(&mut hints, stop, &mut suspects).await {
+            let trouble = match session.pump(&mut hints, stop, suspects).await {
                 Ok(()) => continue,
                 Err(trouble) => trouble,
             };
@@ -294,15 +331,45 @@ impl Relay {
             *count += u32::from(alone);
             warn!(seq, reason, fails = *count, "a row was not stored");
             if *count >= FAILS_ALONE {
-                if !suspects.may_park {
-                    let what = format!("no row passes any more, not only {seq}: {reason}");
+                if Instant::now() < suspects.may_park_from {
+                    let wait = suspects.may_park_from - Instant::now();
+                    let what = format!(
+                        "no row passes any more, not only {seq}, which is parked in {wait:.0?} at the earliest: {reason}"
+                    );
+                    error!(seq, "{what}");
                     return Err(Trouble::Fault(Fault::Stalled(what)));
                 }
                 if session.park_seq(seq, &reason).await? {
-                    suspects.may_park = false;
+                    suspects.parked(seq);
                 }
                 suspects.fails.remove(&seq);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_parked_ever_more_slowly_until_one_passes() {
+        let mut suspects = Suspects::new();
+        let mut pauses = Vec::new();
+        for seq in 0..40 {
+            suspects.parked(seq);
+            pauses.push(suspects.may_park_from.saturating_duration_since(Instant::now()).as_secs_f64().round() as u64);
+        }
+        assert_eq!(pauses[..4], [30, 60, 120, 240]);
+        assert_eq!(pauses[39], 300);
+        suspects.taken_up(39);
+        assert!(suspects.may_park_from > Instant::now(), "nothing has passed");
+        suspects.taken_up(40);
+        assert!(suspects.may_park_from <= Instant::now(), "another relay has led meanwhile");
+        suspects.parked(41);
+        suspects.fails.extend([(7, 2), (9, 1)]);
+        assert!(!suspects.passed(8));
+        assert!(suspects.may_park_from <= Instant::now());
+        assert!(suspects.passed(9));
     }
 }

@@ -17,7 +17,7 @@ use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
 use crate::relay::{LOOK_EVERY, Relay, Role, Status, StreamSpec, Suspects, Trouble};
-use crate::store::{self, Created, Entry, Row};
+use crate::store::{self, Created, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
@@ -172,9 +172,8 @@ impl<'a> Session<'a> {
                         if waiting.is_empty() {
                             self.relay.status.send_replace(self.status());
                         }
-                        suspects.may_park = true;
-                        suspects.fails.retain(|seq, _| *seq > stored.outbox_seq);
-                        if self.window == 1 && suspects.fails.is_empty() {
+                        let none_suspected = suspects.passed(stored.outbox_seq);
+                        if self.window == 1 && none_suspected {
                             return Ok(());
                         }
                     }
@@ -211,23 +210,14 @@ impl<'a> Session<'a> {
 
     /// Sets a row and its aggregate aside; recorded before anything behind it goes out.
     async fn park(&mut self, row: &Row, reason: &str) -> Result<(), Trouble> {
-        if !store::park(&self.relay.db, self.epoch, row, reason).await? {
+        let actor = format!("relay, epoch {}", self.epoch);
+        // One line for an aggregate, not one for each row behind the first.
+        let actor = (!self.parked.contains_key(&row.aggregate_id)).then_some(actor.as_str());
+        if !store::park(&self.relay.db, self.epoch, row, reason, actor).await? {
             return Err(Trouble::Lost("another relay took it"));
         }
         error!(seq = row.seq, aggregate = row.aggregate_id, subject = row.subject, reason, "parked");
         metrics::counter!("outbox_parked_rows_total").increment(1);
-        if !self.parked.contains_key(&row.aggregate_id) {
-            let actor = format!("relay, epoch {}", self.epoch);
-            let detail = format!("aggregate {}: {reason}", row.aggregate_id);
-            let entry = Entry {
-                kind: "parked",
-                actor: &actor,
-                from_seq: Some(row.seq),
-                to_seq: Some(row.seq),
-                detail: &detail,
-            };
-            store::journal(&self.relay.db, &entry).await?;
-        }
         self.parked.entry(row.aggregate_id.clone()).or_insert(row.seq);
         Ok(())
     }
@@ -306,7 +296,8 @@ impl<'a> Session<'a> {
         }
         let place = Place { seq: self.stored.outbox_seq, created_at: self.stored.created_at };
         let stream_seq = self.stored.stream_seq.max(self.looked_at.stream_seq);
-        store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at).await?;
+        // Not waiting for the disk: a crash that takes the newest checkpoint leaves an older one, which is as true.
+        store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
         self.saved = self.stored.outbox_seq;
         Ok(())
     }

@@ -28,6 +28,10 @@ pub mod clock;
 
 pub mod retry;
 
+/// Cheaper than the system's under many small and short-lived requests (docs/adr/0001-dependencies.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub use database::{Db, TenantTx};
 pub use failure::{Code, Failure};
 pub use lifecycle::Lifecycle;

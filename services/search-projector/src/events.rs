@@ -44,7 +44,7 @@ impl Projector {
             Err(reason) => Verdict::Reject(reason.clone()),
             Ok(_) => match outcomes.next() {
                 Some(Outcome::Written | Outcome::Newer) => Verdict::Done,
-                Some(Outcome::Busy(reason)) => Verdict::Retry(reason),
+                Some(Outcome::Busy(reason) | Outcome::Away(reason)) => Verdict::Retry(reason),
                 Some(Outcome::Refused(reason)) => Verdict::Reject(reason),
                 None => Verdict::Retry("the service is stopping".to_owned()),
             },
@@ -55,19 +55,33 @@ impl Projector {
     /// The outcomes, in order; none when the service is to stop first.
     async fn write(&self, documents: &[&Document]) -> Vec<Outcome> {
         let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
-        while !documents.is_empty() && !self.stop.is_cancelled() {
-            match self.index.write(documents).await {
-                Ok(outcomes) => return outcomes,
-                Err(error) => {
-                    let delay = delays.next_delay();
-                    warn!(error = format!("{error:#}"), ?delay, "the index cannot be written: trying again");
-                    self.stop.run_until_cancelled(tokio::time::sleep(delay)).await;
-                    // It may be gone altogether.
-                    self.index.ensure().await.ok();
-                }
+        let mut outcomes = vec![Outcome::Away("not written yet".to_owned()); documents.len()];
+        loop {
+            let left: Vec<usize> =
+                (0..documents.len()).filter(|&index| matches!(outcomes[index], Outcome::Away(_))).collect();
+            if left.is_empty() {
+                return outcomes;
             }
+            if self.stop.is_cancelled() {
+                return Vec::new();
+            }
+            let again: Vec<&Document> = left.iter().map(|&index| documents[index]).collect();
+            let why = match self.index.write(&again).await {
+                Ok(written) => {
+                    left.iter().zip(written).for_each(|(&index, outcome)| outcomes[index] = outcome);
+                    let Some(Outcome::Away(why)) = outcomes.iter().find(|one| matches!(one, Outcome::Away(_))) else {
+                        return outcomes;
+                    };
+                    why.clone()
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            let delay = delays.next_delay();
+            warn!(error = why, ?delay, "the index cannot be written: trying again");
+            self.stop.run_until_cancelled(tokio::time::sleep(delay)).await;
+            // It may be gone altogether.
+            self.index.ensure().await.ok();
         }
-        Vec::new()
     }
 }
 
@@ -91,7 +105,7 @@ pub(crate) async fn sample_lag(index: Index, mut samples: watch::Receiver<Option
     while samples.changed().await.is_ok() {
         let Some(sample) = samples.borrow_and_update().clone() else { continue };
         let deadline = sample.written + Duration::from_secs(30);
-        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
         while Instant::now() < deadline {
             tick.tick().await;
             if index.shows(&sample.id, sample.version).await.unwrap_or(false) {

@@ -184,9 +184,11 @@ fn consumer_config() -> consumer::Config {
         durable: NAME.to_owned(),
         filter: subject::all(SERVICE),
         types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
-        batch: 500,
+        batch: 1_000,
+        // A tenth of the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
+        linger: Duration::from_millis(50),
         // Documents are guarded by version, so bulk requests may overtake each other.
-        in_flight: 4,
+        in_flight: 3,
         max_attempts: 12,
     }
 }

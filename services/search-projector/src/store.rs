@@ -2,6 +2,7 @@
 //! that an older event never overwrites a newer one. A deleted todo leaves a tombstone, because OpenSearch forgets the
 //! versions of deleted documents after a minute. Searches always carry the tenant.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -93,6 +94,8 @@ pub enum Outcome {
     Written,
     /// The index has this version, or a newer one.
     Newer,
+    /// The index takes nothing now, this document no more than others: it is full, blocked, closed or away.
+    Away(String),
     /// Not now.
     Busy(String),
     /// Never.
@@ -207,11 +210,12 @@ impl Index {
     pub async fn write(&self, documents: &[&Document]) -> Result<Vec<Outcome>, anyhow::Error> {
         let mut body = Vec::with_capacity(documents.len() * 600);
         for document in documents {
-            let action = json!({"index": {
-                "_id": document.id, "routing": document.tenant, "version": document.version, "version_type": "external",
-            }});
-            serde_json::to_writer(&mut body, &action)?;
-            body.push(b'\n');
+            // Neither an id nor a tenant holds what JSON would escape.
+            let Document { id, tenant, version, .. } = document;
+            writeln!(
+                body,
+                r#"{{"index":{{"_id":"{id}","routing":"{tenant}","version":{version},"version_type":"external"}}}}"#
+            )?;
             serde_json::to_writer(&mut body, document)?;
             body.push(b'\n');
         }
@@ -225,15 +229,11 @@ impl Index {
         if !response.status_code().is_success() {
             bail!("OpenSearch answers a bulk with {}", response.status_code());
         }
-        let answer: Value = response.json().await.context("reading the answer to a bulk")?;
-        if answer["items"].as_array().is_none_or(|items| items.len() != documents.len()) {
+        let answer: BulkAnswer = response.json().await.context("reading the answer to a bulk")?;
+        if answer.items.len() != documents.len() {
             bail!("OpenSearch gave no verdict for each document of a bulk");
         }
-        let outcomes: Vec<Outcome> = answer["items"].as_array().into_iter().flatten().map(outcome).collect();
-        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Busy(why) if why.contains("index_not_found"))) {
-            bail!("there is no index");
-        }
-        Ok(outcomes)
+        Ok(answer.items.into_iter().map(|item| outcome(item.index)).collect())
     }
 
     /// Whether a search shows this version of a document, or a newer one.
@@ -279,13 +279,32 @@ impl Index {
     }
 }
 
-fn outcome(item: &Value) -> Outcome {
-    let item = &item["index"];
-    let why = || format!("{}: {}", item["error"]["type"], item["error"]["reason"]);
-    match item["status"].as_u64() {
-        Some(200 | 201) => Outcome::Written,
-        Some(409) => Outcome::Newer,
-        Some(400) => Outcome::Refused(why()),
+#[derive(Deserialize)]
+struct BulkAnswer {
+    items: Vec<BulkItem>,
+}
+
+#[derive(Deserialize)]
+struct BulkItem {
+    index: ItemResult,
+}
+
+#[derive(Deserialize)]
+struct ItemResult {
+    status: u16,
+    error: Option<Value>,
+}
+
+fn outcome(item: ItemResult) -> Outcome {
+    let error = item.error.unwrap_or_default();
+    let why = || format!("{}: {}: {}", item.status, error["type"], error["reason"]);
+    match item.status {
+        200 | 201 => Outcome::Written,
+        409 => Outcome::Newer,
+        400 if why().contains("index_closed_exception") => Outcome::Away(why()),
+        400 => Outcome::Refused(why()),
+        // A block (disk nearly full), no index, a full queue, no shard.
+        403 | 404 | 429 | 503 => Outcome::Away(why()),
         _ => Outcome::Busy(why()),
     }
 }
@@ -370,14 +389,17 @@ mod tests {
 
     #[test]
     fn each_status_of_a_bulk_item_has_its_outcome() {
-        let item = |status: u64| outcome(&json!({"index": {"status": status, "error": {"type": "t", "reason": "r"}}}));
+        let item = |status| outcome(ItemResult { status, error: Some(json!({"type": "t", "reason": "r"})) });
         assert_eq!(item(200), Outcome::Written);
         assert_eq!(item(201), Outcome::Written);
         assert_eq!(item(409), Outcome::Newer);
         assert!(matches!(item(400), Outcome::Refused(_)));
-        for busy in [429, 500, 503, 404] {
-            assert!(matches!(item(busy), Outcome::Busy(_)), "{busy}");
+        let closed = Some(json!({"type": "index_closed_exception", "reason": "closed"}));
+        assert!(matches!(outcome(ItemResult { status: 400, error: closed }), Outcome::Away(_)));
+        for away in [403, 404, 429, 503] {
+            assert!(matches!(item(away), Outcome::Away(_)), "{away}");
         }
+        assert!(matches!(item(500), Outcome::Busy(_)));
     }
 
     #[test]

@@ -116,6 +116,30 @@ impl Fleet {
         assert!(self.http.post(url).send().await.unwrap().status().is_success());
     }
 
+    /// Waits until so many events were delivered and not acknowledged.
+    pub async fn until_in_hand(&self, count: usize) {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        until("events are in hand", || async {
+            let consumer: PullConsumer = stream.get_consumer("search-projector").await.unwrap();
+            consumer.get_info().await.unwrap().num_ack_pending == count
+        })
+        .await;
+    }
+
+    /// How many deliveries there were, repeated ones included.
+    pub async fn deliveries(&self) -> u64 {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        let consumer: PullConsumer = stream.get_consumer("search-projector").await.unwrap();
+        consumer.get_info().await.unwrap().delivered.consumer_sequence
+    }
+
+    /// Has the index refuse writes, or take them again.
+    pub async fn block_writes(&self, block: bool) {
+        let url = format!("{}/{}/_settings", Parts::shared().opensearch, self.index);
+        let body = serde_json::json!({"index.blocks.write": block});
+        assert!(self.http.put(url).json(&body).send().await.unwrap().status().is_success());
+    }
+
     /// What the index holds of a todo, tombstones included.
     pub async fn document(&self, tenant: &str, id: TodoId) -> serde_json::Value {
         let url = format!("{}/{}/_doc/{id}?routing={tenant}", Parts::shared().opensearch, self.index);

@@ -117,3 +117,22 @@ async fn a_broker_that_comes_back_is_consumed_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_index_that_takes_nothing_is_waited_for() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("before")).await;
+    fleet.drain().await;
+    // What OpenSearch does by itself when its disk is nearly full.
+    fleet.block_writes(true).await;
+    // Long enough for the first of them to be refused.
+    for count in 1..=12 {
+        fleet.created("acme", &todo("meanwhile")).await;
+        fleet.until_in_hand(count).await;
+    }
+    fleet.block_writes(false).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "meanwhile").await.len(), 12);
+    assert!(fleet.letters().await.is_empty(), "it was not the events' fault");
+    assert_eq!(fleet.deliveries().await, 13, "they were kept in hand");
+}

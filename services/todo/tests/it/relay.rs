@@ -177,6 +177,50 @@ async fn o5_an_unrelated_long_transaction_stalls_nothing() {
 }
 
 #[tokio::test]
+async fn o6_a_look_reads_what_is_new_however_much_lies_behind_it() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    let backlog = 5_000;
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, payload) select gen_random_uuid(), 'acme', \
+         'a-' || g, 'evt.todo.created.v1.acme', '{}' from generate_series(1, $1) g",
+    )
+    .bind(backlog)
+    .execute(&mut admin)
+    .await
+    .unwrap();
+    fleet.drain().await;
+    let mut long = fleet.database.admin().await;
+    long.execute("begin isolation level repeatable read; select pg_current_xact_id()").await.unwrap();
+
+    // What Postgres counts for the outbox's partitions: rows read through an index, and without one.
+    let counted = async || -> (i64, i64) {
+        let mut admin = fleet.database.admin().await;
+        sqlx::query_as(
+            "select sum(idx_tup_fetch)::bigint, sum(seq_tup_read)::bigint \
+             from pg_stat_user_tables where relid in (select inhrelid from pg_inherits where inhparent = 'outbox'::regclass)",
+        )
+        .fetch_one(&mut admin)
+        .await
+        .unwrap()
+    };
+    let ann = fleet.client("acme", "ann");
+    let mut status = fleet.app.relay.status();
+    let done = status.borrow().done;
+    for n in 1..=20 {
+        ann.titled(&n.to_string()).await;
+        let passed = status.wait_for(|status| status.done >= done + n);
+        tokio::time::timeout(testkit::PATIENCE, passed).await.expect("the relay goes on").unwrap();
+    }
+    until("the looks are counted", || async { counted().await.0 >= i64::from(backlog) + 20 }).await;
+    let (through_an_index, without) = counted().await;
+    // Each row of the backlog once when it was published, and a few more.
+    let most = 2 * i64::from(backlog);
+    assert!(through_an_index < most && without < most, "{through_an_index} and {without} rows for 20 events");
+    long.execute("rollback").await.unwrap();
+}
+
+#[tokio::test]
 async fn o7_a_wiped_broker_is_refilled_in_order() {
     let mut fleet = Fleet::start().await;
     let ann = fleet.client("acme", "ann");
