@@ -7,7 +7,7 @@ help:
 	@echo "make up/down  the same fleet in the background"
 	@echo "make reset    remove the stopped fleet's data, after asking"
 	@echo "make check    formatting, lints, contracts, generated files"
-	@echo "make bench    measure against this machine's raw limits (release build; some 20 minutes)"
+	@echo "make bench    measure against this machine's raw limits (release build; allow an hour)"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
 build:

@@ -1,8 +1,11 @@
 //! Numbers for people: medians, quantiles, and one line per figure.
 
-/// The middle one.
+/// The middle one, or the mean of the middle two.
 pub fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(sorted.len().saturating_sub(1) / 2), at(sorted.len() / 2))
 }
 
 /// The value below which a share of them lies.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::event::Event;
-use crate::pull::{self, ACK_WAIT, Config, Messages};
+use crate::pull::{self, Config, Messages};
 use crate::settle::{Read, Settler, Verdict, delay, now};
 
 /// What has come and is not at work.
@@ -51,7 +51,7 @@ where
     let full = settler.config.batch;
     let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
-    let mut progress = progress();
+    let mut progress = pull::progress();
     let broken = loop {
         let room = at_work.len() < settler.config.in_flight.max(1);
         let due = gathered.due(&settler.config).filter(|_| room);
@@ -162,18 +162,13 @@ async fn handle(
 /// Runs the handler, and tells the server meanwhile that work goes on.
 async fn watched<T>(work: impl Future<Output = T>, messages: &[jetstream::Message]) -> T {
     let mut work = std::pin::pin!(work);
-    let mut progress = progress();
+    let mut progress = pull::progress();
     loop {
         tokio::select! {
             done = &mut work => return done,
             _ = progress.tick() => report(messages).await,
         }
     }
-}
-
-/// When the server is to hear that work goes on.
-fn progress() -> tokio::time::Interval {
-    tokio::time::interval_at(Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3)
 }
 
 /// Tells the server that these are in hand: else it delivers them again.

@@ -20,7 +20,7 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::event::Event;
 use crate::inbox::{Claim, Inbox};
-use crate::pull::{self, ACK_WAIT, Consumer, Messages};
+use crate::pull::{self, Consumer, Messages};
 use crate::settle::{Read, Settler, delay, now};
 
 /// For how long the right to pull is had without a renewal.
@@ -186,7 +186,7 @@ impl Lanes<'_> {
         let mut work: FuturesUnordered<BoxFuture<'_, (String, Result<After, anyhow::Error>)>> = FuturesUnordered::new();
         let mut in_hand = 0;
         let mut missed = 0;
-        let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
+        let mut progress = pull::progress();
         loop {
             let stopping = self.stop.is_cancelled();
             if stopping && work.is_empty() {

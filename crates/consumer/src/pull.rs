@@ -26,7 +26,7 @@ use crate::{batch, ordered};
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
-pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
+const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// What to consume, and how.
 #[derive(Debug, Clone)]
@@ -237,6 +237,12 @@ pub(crate) async fn next(messages: &mut Messages, missed: &mut u32) -> Result<je
             }
         }
     }
+}
+
+/// When the server is to hear that work goes on.
+pub(crate) fn progress() -> tokio::time::Interval {
+    let every = ACK_WAIT / 3;
+    tokio::time::interval_at(tokio::time::Instant::now() + every, every)
 }
 
 fn pauses() -> backoff::ExponentialBackoff {

@@ -56,32 +56,28 @@ impl Projector {
     async fn write(&self, documents: &[&Document]) -> Vec<Outcome> {
         let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut outcomes = vec![Outcome::Away("not written yet".to_owned()); documents.len()];
-        loop {
+        while !self.stop.is_cancelled() {
             let left: Vec<usize> =
                 (0..documents.len()).filter(|&index| matches!(outcomes[index], Outcome::Away(_))).collect();
             if left.is_empty() {
                 return outcomes;
             }
-            if self.stop.is_cancelled() {
-                return Vec::new();
-            }
             let again: Vec<&Document> = left.iter().map(|&index| documents[index]).collect();
             let why = match self.index.write(&again).await {
                 Ok(written) => {
                     left.iter().zip(written).for_each(|(&index, outcome)| outcomes[index] = outcome);
-                    let Some(Outcome::Away(why)) = outcomes.iter().find(|one| matches!(one, Outcome::Away(_))) else {
-                        return outcomes;
-                    };
-                    why.clone()
+                    outcomes.iter().find_map(|one| if let Outcome::Away(why) = one { Some(why.clone()) } else { None })
                 }
-                Err(error) => format!("{error:#}"),
+                Err(error) => Some(format!("{error:#}")),
             };
+            let Some(why) = why else { return outcomes };
             let delay = delays.next_delay();
             warn!(error = why, ?delay, "the index cannot be written: trying again");
             self.stop.run_until_cancelled(tokio::time::sleep(delay)).await;
             // It may be gone altogether.
             self.index.ensure().await.ok();
         }
+        Vec::new()
     }
 }
 

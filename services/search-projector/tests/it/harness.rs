@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::consumer::{Info, PullConsumer};
 use async_nats::jetstream::{self, stream};
 use contracts::events::todo::{self as event, Actor, ActorKind, Status};
 use contracts::events::{EventType, todo::CreatedV1};
@@ -104,33 +104,29 @@ impl Fleet {
 
     /// Waits until every event is acknowledged, and makes what was written visible.
     pub async fn drain(&self) {
-        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
         until("every event is acknowledged", || async {
-            let consumer: Result<PullConsumer, _> = stream.get_consumer("search-projector").await;
-            let Ok(consumer) = consumer else { return false };
-            let info = consumer.get_info().await.unwrap();
-            info.num_pending == 0 && info.num_ack_pending == 0
+            self.consumer().await.is_some_and(|info| info.num_pending == 0 && info.num_ack_pending == 0)
         })
         .await;
         let url = format!("{}/{}/_refresh", Parts::shared().opensearch, self.index);
         assert!(self.http.post(url).send().await.unwrap().status().is_success());
     }
 
+    /// What JetStream says of the projector's durable consumer, once there is one.
+    async fn consumer(&self) -> Option<Info> {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        let consumer: PullConsumer = stream.get_consumer("search-projector").await.ok()?;
+        Some(consumer.cached_info().clone())
+    }
+
     /// Waits until so many events were delivered and not acknowledged.
     pub async fn until_in_hand(&self, count: usize) {
-        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
-        until("events are in hand", || async {
-            let consumer: PullConsumer = stream.get_consumer("search-projector").await.unwrap();
-            consumer.get_info().await.unwrap().num_ack_pending == count
-        })
-        .await;
+        until("events are in hand", || async { self.consumer().await.unwrap().num_ack_pending == count }).await;
     }
 
     /// How many deliveries there were, repeated ones included.
     pub async fn deliveries(&self) -> u64 {
-        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
-        let consumer: PullConsumer = stream.get_consumer("search-projector").await.unwrap();
-        consumer.get_info().await.unwrap().delivered.consumer_sequence
+        self.consumer().await.unwrap().delivered.consumer_sequence
     }
 
     /// Has the index refuse writes, or take them again.

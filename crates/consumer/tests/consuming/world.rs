@@ -1,0 +1,197 @@
+//! A stream, a database, and consumers of it, for the tests beside this.
+
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, stream};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict};
+use futures::FutureExt as _;
+use serde_json::json;
+use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use testkit::{TestDatabase, TestNats, until};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub const STREAM: &str = "EVENTS_SHOP";
+pub const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
+
+/// A stream, a database, and consumers of it.
+pub struct World {
+    pub consumers: TaskTracker,
+    pub stop: CancellationToken,
+    pub db: PgPool,
+    pub nats: TestNats,
+    pub database: TestDatabase,
+    pub js: jetstream::Context,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let (nats, database) =
+            tokio::join!(TestNats::start(), TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]));
+        let js = nats.jetstream().await;
+        let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.shop.>".into()], ..Default::default() };
+        js.create_stream(config).await.unwrap();
+        let db = PgPool::connect(&database.superuser).await.unwrap();
+        Self { consumers: TaskTracker::new(), stop: CancellationToken::new(), db, nats, database, js }
+    }
+
+    pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
+        let config = Config {
+            stream: STREAM.to_owned(),
+            durable: "ledger".to_owned(),
+            filter: "evt.shop.>".to_owned(),
+            types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
+            batch,
+            linger: Duration::from_millis(5),
+            in_flight: 2,
+            max_attempts,
+        };
+        Consumer::new(self.nats.client("admin").await, config)
+    }
+
+    pub fn inbox(&self) -> Inbox {
+        Inbox { db: self.db.clone(), tenant_setting: Some("app.tenant"), holder: Uuid::now_v7(), keep_days: 30 }
+    }
+
+    /// Runs one in order, with a handler that first asks `fault` what to do.
+    pub async fn in_order(
+        &self,
+        max_attempts: i64,
+        fault: impl Fn(&Event) -> Option<Failure> + Send + Sync + 'static,
+    ) -> watch::Receiver<Status> {
+        let consumer = self.consumer(8, max_attempts).await;
+        let status = consumer.status();
+        let (stop, inbox) = (self.stop.clone(), self.inbox());
+        self.consumers.spawn(async move {
+            let fault = &fault;
+            consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, fault(event)).boxed()).await;
+        });
+        status
+    }
+
+    pub async fn batches(
+        &self,
+        batch: usize,
+        max_attempts: i64,
+        verdict: impl Fn(&Event) -> Verdict + Send + Sync + 'static,
+    ) -> watch::Receiver<Status> {
+        let consumer = self.consumer(batch, max_attempts).await;
+        let status = consumer.status();
+        let stop = self.stop.clone();
+        self.consumers.spawn(async move {
+            consumer.run_batches(stop, |events| std::future::ready(events.iter().map(&verdict).collect())).await;
+        });
+        status
+    }
+
+    pub async fn publish(&self, aggregate: &str, version: i32) {
+        self.publish_as("shop.paid.v2", aggregate, version, json!({})).await;
+    }
+
+    pub async fn publish_as(&self, event_type: &str, aggregate: &str, version: i32, more: serde_json::Value) {
+        let mut event = json!({
+            "specversion": "1.0", "id": format!("{event_type}-{aggregate}-{version}"), "source": "/shop",
+            "type": event_type, "subject": aggregate, "sequence": format!("{version:020}"), "tenant": "acme",
+            "partitionkey": aggregate, "data": {"version": version},
+        });
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let message = PublishMessage::build()
+            .header("content-type", "application/cloudevents+json")
+            .payload(event.to_string().into());
+        self.js.send_publish(format!("evt.{event_type}.acme"), message).await.unwrap().await.unwrap();
+    }
+
+    pub async fn durable(&self) -> Option<PullConsumer> {
+        self.js.get_stream(STREAM).await.unwrap().get_consumer("ledger").await.ok()
+    }
+
+    /// Waits until everything is acknowledged.
+    pub async fn drain(&self) {
+        until("everything is acknowledged", || async {
+            let Some(durable) = self.durable().await else { return false };
+            let info = durable.get_info().await.unwrap();
+            info.num_pending == 0 && info.num_ack_pending == 0
+        })
+        .await;
+    }
+
+    /// The versions of each aggregate in the order in which they took effect.
+    pub async fn effects(&self) -> BTreeMap<String, Vec<i32>> {
+        let rows: Vec<(String, i32)> =
+            sqlx::query_as("select aggregate, version from effect order by number").fetch_all(&self.db).await.unwrap();
+        let mut effects: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        rows.into_iter().for_each(|(aggregate, version)| effects.entry(aggregate).or_default().push(version));
+        effects
+    }
+
+    /// The dead letters: the event's id, the reason, and the attempts.
+    pub async fn letters(&self) -> Vec<(String, String, String)> {
+        let Ok(stream) = self.js.get_stream("DLQ").await else { return Vec::new() };
+        let mut letters = Vec::new();
+        for sequence in 1..=stream.get_info().await.unwrap().state.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let event: serde_json::Value = serde_json::from_slice(&letter.payload).unwrap();
+            let header = |name| letter.headers.get(name).unwrap().to_string();
+            letters.push((event["id"].as_str().unwrap().to_owned(), header("Dlq-Reason"), header("Dlq-Delivered")));
+        }
+        letters
+    }
+
+    pub async fn until_letters(&self, count: usize) {
+        until(&format!("{count} dead letters"), || async { self.letters().await.len() >= count }).await;
+    }
+
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.consumers.close();
+        tokio::time::timeout(testkit::PATIENCE, self.consumers.wait()).await.expect("the consumers end");
+    }
+}
+
+pub fn version(event: &Event) -> i32 {
+    event.attribute("sequence").parse().unwrap()
+}
+
+pub async fn record(tx: &mut PgConnection, event: &Event) -> Result<(), sqlx::Error> {
+    let tenant: String = sqlx::query_scalar("select current_setting('app.tenant')").fetch_one(&mut *tx).await?;
+    assert_eq!(tenant, "acme", "the tenant of the event is the transaction's");
+    sqlx::query("insert into effect (aggregate, version) values ($1, $2)")
+        .bind(event.aggregate())
+        .bind(version(event))
+        .execute(tx)
+        .await
+        .map(drop)
+}
+
+pub async fn handled(tx: &mut PgConnection, event: &Event, fault: Option<Failure>) -> Result<(), Failure> {
+    record(tx, event).await?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Says that it has begun, and waits for leave to go on.
+pub async fn gated(
+    tx: &mut PgConnection,
+    event: &Event,
+    inside: Arc<Notify>,
+    opened: Arc<Notify>,
+) -> Result<(), Failure> {
+    inside.notify_one();
+    opened.notified().await;
+    handled(tx, event, None).await
+}
+
+/// Fails the first attempts of one event.
+pub fn failing(times: u32, id: &'static str) -> impl Fn(&Event) -> Option<Failure> {
+    let left = Arc::new(AtomicU32::new(times));
+    move |event| {
+        let fails = event.attribute("id") == id
+            && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        fails.then(|| Failure::Retry("not yet".to_owned()))
+    }
+}
