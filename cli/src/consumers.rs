@@ -3,9 +3,11 @@
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
+use operations::store::{self, Act};
 use serde_json::{Value, json};
 
 use crate::operator::ActArgs;
+use crate::outbox::{database, say};
 use crate::stack::Context;
 use crate::{events, table};
 
@@ -48,17 +50,33 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
             let now = std::time::SystemTime::now();
             let until = chrono::DateTime::<chrono::Utc>::from(now) + chrono::TimeDelta::minutes((*minutes).into());
             stream.pause_consumer(name, until).await.with_context(|| format!("pausing {name}"))?;
-            eprintln!("{actor} paused {name} until {until}: {}", act.reason);
+            written(context, &actor, act, "pause consumer", &json!({"consumer": name, "until": until})).await?;
+            let text = format!("{name} is paused until {until}, unless it is resumed before.");
+            say(context, &json!({"paused": name, "until": until}), &text);
             Ok(())
         }
         Some(ConsumersCommand::Resume { name, act }) => {
             let actor = act.operator(context).await?;
             act.confirm(&format!("Let {name} go on?"))?;
             stream.resume_consumer(name).await.with_context(|| format!("resuming {name}"))?;
-            eprintln!("{actor} resumed {name}: {}", act.reason);
+            written(context, &actor, act, "resume consumer", &json!({"consumer": name})).await?;
+            say(context, &json!({"resumed": name}), &format!("{name} goes on."));
             Ok(())
         }
     }
+}
+
+/// Writes the act into the audit.
+async fn written(
+    context: &Context,
+    actor: &str,
+    act: &ActArgs,
+    action: &str,
+    detail: &Value,
+) -> Result<(), anyhow::Error> {
+    let mut db = database(context, "operations").await?;
+    store::audit(&mut db, Act { actor, reason: &act.reason }, action, 1, detail).await?;
+    Ok(())
 }
 
 async fn list(context: &Context, stream: &async_nats::jetstream::stream::Stream) -> Result<(), anyhow::Error> {

@@ -3,15 +3,19 @@
 mod api;
 mod consumers;
 mod demo;
+mod dlq;
 mod events;
+mod exit;
 mod import;
 mod lag;
 mod operator;
 mod outbox;
+mod replay;
 mod stack;
 mod table;
 mod todo_csv;
 mod todo_txt;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +25,8 @@ use clap::{Parser, Subcommand};
 /// Runs a fleet on this machine, looks at it, and works with it.
 ///
 /// Every command works on the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
-/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong.
+/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong, 3 a job ended without having
+/// everything handled, 4 `verify` found something, 5 it found nothing but could not check everything.
 #[derive(Parser)]
 #[command(name = "flotilla", version)]
 struct Args {
@@ -66,6 +71,12 @@ enum Command {
     Lag,
     /// The outbox of a service and its relay: parked rows, the journal, a stream that is ahead.
     Outbox(outbox::OutboxArgs),
+    /// Dead letters: looked at, mended, replayed as jobs, discarded; with an audit of who did what.
+    Dlq(Box<dlq::DlqArgs>),
+    /// Give one consumer a range of a stream again, as a job.
+    Replay(Box<replay::ReplayArgs>),
+    /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
+    Verify(verify::VerifyArgs),
     /// The durable consumers: how they are, pause and resume.
     Consumers(consumers::ConsumersArgs),
     #[command(hide = true)]
@@ -90,6 +101,9 @@ async fn main() -> ExitCode {
         Command::Events { command } => events::run(&context, &command).await,
         Command::Lag => lag::run(&context).await,
         Command::Outbox(args) => outbox::run(&context, &args).await,
+        Command::Dlq(args) => dlq::run(&context, &args).await,
+        Command::Replay(args) => replay::run(&context, &args).await,
+        Command::Verify(args) => verify::run(&context, &args).await,
         Command::Consumers(args) => consumers::run(&context, &args).await,
         Command::Supervise(args) => stack::supervise(&context, &args).await,
         Command::TestParts => stack::test_parts(&context).await,
@@ -97,8 +111,11 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flotilla: {error:#}");
-            ExitCode::FAILURE
+            let exit = error.downcast_ref::<exit::Exit>();
+            if exit.is_none_or(|exit| !exit.to_string().is_empty()) {
+                eprintln!("flotilla: {error:#}");
+            }
+            exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
         }
     }
 }

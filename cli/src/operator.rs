@@ -14,7 +14,7 @@ use crate::stack::Context;
 #[derive(Debug, Clone, Args)]
 pub struct ActArgs {
     /// Why: written into the journal.
-    #[arg(long)]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub reason: String,
     /// Do not ask.
     #[arg(long)]

@@ -93,7 +93,7 @@ pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Err
     }
 }
 
-fn say(context: &Context, json: &Value, text: &str) {
+pub fn say(context: &Context, json: &Value, text: &str) {
     if context.json {
         println!("{json}");
     } else {

@@ -142,5 +142,9 @@ async fn an_import_of_20_000_todos_survives_the_death_of_every_service() {
         assert_eq!(found, PER_TENANT, "every todo of {tenant} is found by its title");
     }
     db.close().await.unwrap();
+    // What anyone can check with one command says the same.
+    let verified = fleet.run(&["verify"]).await;
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success() && said.contains("20000 todos with 20000 documents"), "{said}");
     fleet.stop().await;
 }

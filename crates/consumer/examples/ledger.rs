@@ -53,6 +53,7 @@ async fn main() -> Result<(), anyhow::Error> {
         linger: Duration::ZERO,
         in_flight: 1,
         max_attempts: 8,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
     let stop = CancellationToken::new();

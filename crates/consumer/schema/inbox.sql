@@ -19,13 +19,19 @@ create table inbox_lease (
     expires_at timestamptz not null
 ) with (fillfactor = 50);
 
--- The aggregates that a dead letter holds up: their later events become letters behind it, in order.
-create table inbox_parked (
-    consumer     text        not null,
-    aggregate_id text        not null,
-    source       text        not null,
-    event_id     text        not null,
-    reason       text        not null,
-    parked_at    timestamptz not null default clock_timestamp(),
-    primary key (consumer, aggregate_id)
+-- The events that are dead: not handled, or behind one of their aggregate that was not. In the order in which they died.
+-- A replay that is handled takes its event out; until the last has gone, the aggregate's later events end here too.
+create table inbox_dead (
+    number        bigint      generated always as identity,
+    consumer      text        not null,
+    aggregate_id  text        not null,
+    source        text        not null,
+    event_id      text        not null,
+    reason        text        not null,
+    -- Whether the dead-letter stream has it.
+    letter_stored boolean     not null default false,
+    died_at       timestamptz not null default clock_timestamp(),
+    primary key (consumer, source, event_id)
 );
+
+create index inbox_dead_aggregate_idx on inbox_dead (consumer, aggregate_id, number);

@@ -19,7 +19,7 @@ use tracing::{error, warn};
 
 use crate::dead_letter::{self, Letter};
 use crate::pull::{Config, Status};
-use crate::settle::Settler;
+use crate::settle::{Failed, Settler};
 
 /// The stream that keeps the advisories.
 pub const STREAM: &str = "ADVISORIES";
@@ -141,7 +141,8 @@ impl<'a> Backstop<'a> {
                     dead_letter::open(&self.settler.js).await?;
                     let letter = Letter::stored(given_up);
                     error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
-                    dead_letter::store(self.settler, &letter, &reason, advisory.deliveries).await?;
+                    let failed = Failed { times: advisory.deliveries, first: letter.stored_at() };
+                    dead_letter::store(self.settler, &letter, &reason, failed).await?;
                     metrics::counter!("consumer_dead_letters_total", "consumer" => durable.clone()).increment(1);
                 }
                 Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => {

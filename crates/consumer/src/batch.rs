@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use crate::event::Event;
 use crate::pull::{self, Config, Messages};
-use crate::settle::{Read, Settler, Verdict, delay, now};
+use crate::settle::{Place, Read, Settler, Verdict, delay, now};
 
 /// What has come and is not at work.
 #[derive(Default)]
@@ -65,12 +65,13 @@ where
                 }
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let batch = take_apart(settler, std::mem::take(&mut gathered).messages);
-                let work = (!batch.events.is_empty()).then(|| {
-                    let span = settler.span(&batch.events);
-                    handler(batch.events).instrument(span)
+                let mut batch = take_apart(settler, std::mem::take(&mut gathered).messages);
+                let events = std::mem::take(&mut batch.events);
+                let work = (!events.is_empty()).then(|| {
+                    let span = settler.span(&events);
+                    handler(events).instrument(span)
                 });
-                at_work.push(handle(settler, stop, batch.facts, batch.messages, batch.others, work));
+                at_work.push(handle(settler, stop, batch, work));
             }
             next = pull::next(messages, &mut missed), if gathered.messages.len() < full => {
                 match next {
@@ -103,17 +104,21 @@ struct Batch {
     events: Vec<Event>,
     /// Of each event its message, its place in the stream, and when it was stored.
     messages: Vec<jetstream::Message>,
-    facts: Vec<(u64, DateTime<Utc>)>,
+    facts: Vec<(Place, DateTime<Utc>)>,
     /// What is nothing for the handler, and why.
     others: Vec<(jetstream::Message, Result<&'static str, String>)>,
+    discarded: Vec<(jetstream::Message, Place)>,
 }
 
 fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
     let mut batch = Batch::default();
     for message in messages {
         match settler.read(&message) {
-            Read::Event(event) => {
-                batch.facts.push((event.stream_sequence, event.stored_at));
+            Read::Event(event, place) if event.replay.as_ref().is_some_and(|replay| replay.discarded) => {
+                batch.discarded.push((message, place));
+            }
+            Read::Event(event, place) => {
+                batch.facts.push((place, event.stored_at));
                 batch.events.push(event);
                 batch.messages.push(message);
             }
@@ -128,18 +133,17 @@ fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
 async fn handle(
     settler: &Settler,
     stop: &CancellationToken,
-    facts: Vec<(u64, DateTime<Utc>)>,
-    messages: Vec<jetstream::Message>,
-    others: Vec<(jetstream::Message, Result<&'static str, String>)>,
+    batch: Batch,
     work: Option<impl Future<Output = Vec<Verdict>>>,
 ) -> Result<(), anyhow::Error> {
+    let Batch { messages, facts, others, discarded, .. } = batch;
     let verdicts = match work {
         Some(work) => watched(work, &messages).await,
         None => Vec::new(),
     };
     anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
-    for ((message, verdict), (sequence, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
-        if *verdict == Verdict::Done {
+    for ((message, verdict), (place, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
+        if *verdict == Verdict::Done && !place.0 {
             settler.record_age(now() - stored_at);
         }
         match verdict {
@@ -147,8 +151,11 @@ async fn handle(
             Verdict::Retry(_) if stop.is_cancelled() => {
                 settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).await?;
             }
-            verdict => settler.settle(message, sequence, verdict).await?,
+            verdict => settler.settle(message, place, verdict).await?,
         }
+    }
+    for (message, place) in discarded {
+        settler.handled(&message, place, "discarded").await?;
     }
     for (message, reason) in others {
         match reason {

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::pull::Config;
-use crate::settle::Settler;
+use crate::replay;
+use crate::settle::{Failed, Settler};
 
 /// The dead-letter stream of the fleet.
 pub const STREAM: &str = "DLQ";
@@ -28,18 +29,22 @@ pub struct Letter {
     payload: Bytes,
     stream_sequence: u64,
     stored_at: DateTime<Utc>,
+    /// The replay by which it came.
+    replay: Option<String>,
 }
 
 impl Letter {
     /// Of a message as it was delivered.
     pub fn of(message: &jetstream::Message) -> Result<Self, anyhow::Error> {
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+        let origin = replay::origin(message, &info);
         Ok(Self {
-            subject: message.subject.to_string(),
+            subject: origin.subject,
             headers: message.headers.clone().unwrap_or_default(),
             payload: message.payload.clone(),
-            stream_sequence: info.stream_sequence,
-            stored_at: info.published,
+            stream_sequence: origin.stream_sequence,
+            stored_at: origin.stored_at,
+            replay: origin.replay.map(|replay| replay.id),
         })
     }
 
@@ -51,7 +56,13 @@ impl Letter {
             payload: message.payload,
             stream_sequence: message.sequence,
             stored_at: message.time,
+            replay: None,
         }
+    }
+
+    /// When its stream stored it.
+    pub const fn stored_at(&self) -> DateTime<Utc> {
+        self.stored_at
     }
 }
 
@@ -73,13 +84,13 @@ pub async fn open(js: &jetstream::Context) -> Result<(), anyhow::Error> {
 /// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its story goes
 /// without its payload (or its headers), which stays in its stream for as long as that keeps it: the header
 /// `Dlq-Payload-Left` (`Dlq-Headers-Left`) says so.
-pub async fn store(settler: &Settler, letter: &Letter, reason: &str, delivered: i64) -> Result<(), anyhow::Error> {
-    let Config { stream, durable: consumer, .. } = &settler.config;
+pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Failed) -> Result<(), anyhow::Error> {
+    let Config { stream, durable: consumer, version, .. } = &settler.config;
     let mut headers = HeaderMap::new();
     for (name, values) in letter.headers.iter() {
         let text: &str = name.as_ref();
-        // What steers the server is not the event's: it would steer the letter.
-        if !text.to_ascii_lowercase().starts_with("nats-") {
+        // What steers the server, or a replay, is not the event's: it would steer the letter.
+        if !["nats-", "replay-"].iter().any(|ours| text.to_ascii_lowercase().starts_with(ours)) {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
     }
@@ -95,8 +106,13 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, delivered: 
     headers.insert("Dlq-Stream-Sequence", letter.stream_sequence.to_string());
     headers.insert("Dlq-Stored-At", letter.stored_at.to_rfc3339());
     headers.insert("Dlq-Subject", letter.subject.as_str());
-    headers.insert("Dlq-Delivered", delivered.to_string());
+    headers.insert("Dlq-Delivered", failed.times.to_string());
+    headers.insert("Dlq-First-Failed-At", failed.first.to_rfc3339());
+    headers.insert("Dlq-Version", version.as_str());
     headers.insert("Dlq-Reason", reason);
+    if let Some(replay) = &letter.replay {
+        headers.insert("Dlq-Replay", replay.as_str());
+    }
     // The server closes the connection of whoever sends more.
     let room = settler.nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
     let payload = if letter.payload.len() <= room {
@@ -110,9 +126,10 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, delivered: 
         .headers(headers)
         // With the time: a stream that lost its tail gives a sequence to another event.
         .message_id(format!(
-            "{stream}:{consumer}:{}:{}",
+            "{stream}:{consumer}:{}:{}{}",
             letter.stream_sequence,
-            letter.stored_at.timestamp_nanos_opt().unwrap_or_default()
+            letter.stored_at.timestamp_nanos_opt().unwrap_or_default(),
+            letter.replay.as_ref().map(|replay| format!(":{replay}")).unwrap_or_default()
         ))
         .expected_stream(STREAM);
     let subject = format!("dlq.{consumer}.{}", letter.subject);

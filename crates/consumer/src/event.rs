@@ -23,6 +23,17 @@ pub struct Event {
     pub stored_at: DateTime<Utc>,
     /// How often it has been delivered, this time included.
     pub delivered: i64,
+    /// The replay that it comes by, if it is not the stream's own delivery: to this consumer alone.
+    pub replay: Option<Replay>,
+}
+
+/// What has an event come again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// Which one: what becomes of the event is told under this name.
+    pub id: String,
+    /// An operator has discarded the event: it takes no effect, and holds up nothing any more.
+    pub discarded: bool,
 }
 
 /// A message that is not a CloudEvent 1.0.

@@ -30,7 +30,7 @@ pub enum Claim {
     Lost,
     /// Its aggregate waits behind this event, which is dead.
     Behind(String),
-    /// It is itself the dead letter that its aggregate waits behind; why it died.
+    /// It is dead itself, and its letter may not have been stored; why it died.
     Dead(String),
 }
 
@@ -74,7 +74,8 @@ impl Inbox {
             .map(drop)
     }
 
-    /// Claims an event for this transaction. A second transaction that claims it waits for the first to end.
+    /// Claims an event for this transaction. A second transaction that claims it waits for the first to end. A replayed
+    /// event is claimed although it is dead, once no event of its aggregate that died before it is left.
     pub async fn claim(
         &self,
         tx: &mut PgConnection,
@@ -89,38 +90,52 @@ impl Inbox {
                 .execute(&mut *tx)
                 .await?;
         }
-        let (leads, dead, reason, claimed): (bool, Option<String>, Option<String>, bool) = sqlx::query_as(
-            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
-             done as (select from inbox where consumer = $1 and source = $4 and event_id = $5), \
-             held as (select event_id, source, reason from inbox_parked where consumer = $1 and aggregate_id = $3 \
-             and not exists (select from done)), \
-             claimed as (insert into inbox (consumer, source, event_id) select $1, $4, $5 from lead \
-             where not exists (select from held) on conflict do nothing returning 1) \
-             select exists (select from lead), (select event_id from held), (select reason from held), \
-             exists (select from claimed)",
-        )
-        .bind(consumer)
-        .bind(epoch)
-        .bind(event.aggregate())
-        .bind(event.attribute("source"))
-        .bind(event.attribute("id"))
-        .fetch_one(tx)
-        .await?;
-        Ok(match dead {
+        let replayed = event.replay.is_some();
+        let (leads, handled, itself, stored, first, claimed): (bool, bool, Option<String>, bool, Option<String>, bool) =
+            sqlx::query_as(
+                "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
+                 done as (select from inbox where consumer = $1 and source = $4 and event_id = $5), \
+                 itself as (select number, reason, letter_stored from inbox_dead \
+                 where consumer = $1 and source = $4 and event_id = $5), \
+                 first as (select event_id from inbox_dead d where consumer = $1 and aggregate_id = $3 \
+                 and (source, event_id) <> ($4, $5) \
+                 and not ($6 and d.number > coalesce((select number from itself), 9223372036854775807)) \
+                 order by number limit 1), \
+                 claimed as (insert into inbox (consumer, source, event_id) select $1, $4, $5 from lead \
+                 where not exists (select from first) and ($6 or not exists (select from itself)) \
+                 on conflict do nothing returning 1), \
+                 alive as (delete from inbox_dead where consumer = $1 and source = $4 and event_id = $5 \
+                 and exists (select from claimed)) \
+                 select exists (select from lead), exists (select from done), (select reason from itself), \
+                 coalesce((select letter_stored from itself), false), (select event_id from first), \
+                 exists (select from claimed)",
+            )
+            .bind(consumer)
+            .bind(epoch)
+            .bind(event.aggregate())
+            .bind(event.attribute("source"))
+            .bind(event.attribute("id"))
+            .bind(replayed)
+            .fetch_one(tx)
+            .await?;
+        Ok(match (itself, first) {
             _ if !leads => Claim::Lost,
-            Some(id) if id == event.attribute("id") => Claim::Dead(reason.unwrap_or_default()),
-            Some(id) => Claim::Behind(id),
-            None if claimed => Claim::New,
-            None => Claim::Handled,
+            _ if handled => Claim::Handled,
+            _ if claimed => Claim::New,
+            (Some(_), _) if stored && !replayed => Claim::Handled,
+            (Some(reason), _) if !replayed => Claim::Dead(reason),
+            (_, Some(id)) => Claim::Behind(id),
+            // Handled by a transaction that ended while this one waited.
+            _ => Claim::Handled,
         })
     }
 
-    /// Has an aggregate wait behind this event, which is dead. False when another process pulls by now.
-    pub async fn park(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<bool, sqlx::Error> {
-        let parked = sqlx::query(
-            "insert into inbox_parked (consumer, aggregate_id, source, event_id, reason) \
+    /// Writes down that an event is dead: its aggregate waits behind it. False when another process pulls by now.
+    pub async fn die(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<bool, sqlx::Error> {
+        let dead = sqlx::query(
+            "insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) \
              select $1, $3, $4, $5, $6 from inbox_lease where consumer = $1 and epoch = $2 \
-             on conflict (consumer, aggregate_id) do update set reason = inbox_parked.reason",
+             on conflict (consumer, source, event_id) do update set reason = excluded.reason",
         )
         .bind(consumer)
         .bind(epoch)
@@ -130,19 +145,35 @@ impl Inbox {
         .bind(reason)
         .execute(&self.db)
         .await?;
-        Ok(parked.rows_affected() == 1)
+        Ok(dead.rows_affected() == 1)
     }
 
-    /// Remembers that an event's letter is stored: delivered again, it is no second letter, and takes no effect by itself
-    /// once its aggregate is let through.
+    /// Remembers that a dead event's letter is stored: delivered again, it is no second letter.
     pub async fn remember_letter(&self, consumer: &str, event: &Event) -> Result<(), sqlx::Error> {
-        sqlx::query("insert into inbox (consumer, source, event_id) values ($1, $2, $3) on conflict do nothing")
+        sqlx::query("update inbox_dead set letter_stored = true where consumer = $1 and source = $2 and event_id = $3")
             .bind(consumer)
             .bind(event.attribute("source"))
             .bind(event.attribute("id"))
             .execute(&self.db)
             .await
             .map(drop)
+    }
+
+    /// Takes a discarded event for handled, without its effect. False when another process pulls by now.
+    pub async fn discard(&self, consumer: &str, epoch: i64, event: &Event) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
+             gone as (delete from inbox_dead where consumer = $1 and source = $3 and event_id = $4 \
+             and exists (select from lead)), \
+             handled as (insert into inbox (consumer, source, event_id) select $1, $3, $4 from lead on conflict do nothing) \
+             select exists (select from lead)",
+        )
+        .bind(consumer)
+        .bind(epoch)
+        .bind(event.attribute("source"))
+        .bind(event.attribute("id"))
+        .fetch_one(&self.db)
+        .await
     }
 
     /// Forgets what was handled long ago, in batches that lock nobody out.
@@ -160,15 +191,20 @@ impl Inbox {
     }
 }
 
-/// Lets the events of an aggregate through again, once its dead letters have been worked. Whether it was parked.
+/// Gives up all dead events of an aggregate, without their effect: the later ones are let through again. Whether there
+/// were any. Where letters are worked by replay, nobody needs this.
 ///
 /// # Errors
 /// The database refuses.
 pub async fn unpark(db: &mut PgConnection, consumer: &str, aggregate_id: &str) -> Result<bool, sqlx::Error> {
-    let gone = sqlx::query("delete from inbox_parked where consumer = $1 and aggregate_id = $2")
-        .bind(consumer)
-        .bind(aggregate_id)
-        .execute(db)
-        .await?;
-    Ok(gone.rows_affected() == 1)
+    let gone = sqlx::query(
+        "with gone as (delete from inbox_dead where consumer = $1 and aggregate_id = $2 returning source, event_id) \
+         insert into inbox (consumer, source, event_id) select $1, source, event_id from gone \
+         on conflict (consumer, source, event_id) do update set handled_at = clock_timestamp()",
+    )
+    .bind(consumer)
+    .bind(aggregate_id)
+    .execute(db)
+    .await?;
+    Ok(gone.rows_affected() > 0)
 }

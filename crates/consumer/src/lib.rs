@@ -12,8 +12,13 @@ mod dead_letter;
 mod inbox;
 mod settle;
 
-pub use event::{Event, MalformedEvent};
+mod keep;
+mod replay;
+
+pub use event::{Event, MalformedEvent, Replay};
 pub use inbox::{Inbox, unpark};
+pub use keep::{DeadLetter, Keeper, Told};
 pub use ordered::Failure;
 pub use pull::{Config, Consumer, Status};
+pub use replay::{Replayer, Sending, Way};
 pub use settle::Verdict;

@@ -21,7 +21,8 @@ use tracing::{Instrument as _, info, warn};
 use crate::event::Event;
 use crate::inbox::{Claim, Inbox};
 use crate::pull::{self, Consumer, Messages};
-use crate::settle::{Read, Settler, delay, now};
+use crate::replay;
+use crate::settle::{Place, Read, Settler, delay, now};
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -64,11 +65,13 @@ impl<H> Handler for H where
 struct Held {
     message: jetstream::Message,
     event: Event,
+    place: Place,
 }
 
 enum Outcome {
     Done,
     Duplicate,
+    Discarded,
     Failed(Failure),
     /// Why the aggregate waits, and the dead event that it waits behind.
     Behind(String),
@@ -197,18 +200,21 @@ impl Lanes<'_> {
                     let message = message?;
                     // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
                     // lost on the way, and would come after newer ones: from the floor again.
-                    let number = message.info().map_err(|error| anyhow::anyhow!(error))?.consumer_sequence;
-                    anyhow::ensure!(number == delivered + 1, "delivery {} went elsewhere", delivered + 1);
-                    delivered = number;
+                    let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+                    if info.stream != replay::STREAM {
+                        let number = info.consumer_sequence;
+                        anyhow::ensure!(number == delivered + 1, "delivery {} went elsewhere", delivered + 1);
+                        delivered = number;
+                    }
                     match self.settler.read(&message) {
                         Read::Skip(reason) => self.settler.skip(&message, reason).await?,
                         Read::Malformed(reason) => {
                             self.settler.reject(&message, reason).await?;
                         }
-                        Read::Event(event) => {
+                        Read::Event(event, place) => {
                             in_hand += 1;
                             let aggregate = event.aggregate().to_owned();
-                            let held = Held { message, event };
+                            let held = Held { message, event, place };
                             let lane = lanes.entry(aggregate.clone()).or_default();
                             lane.push_back(held.clone());
                             if lane.len() == 1 {
@@ -277,6 +283,10 @@ impl Lanes<'_> {
     where
         H: Handler,
     {
+        if event.replay.as_ref().is_some_and(|replay| replay.discarded) {
+            let leads = self.inbox.discard(&self.settler.config.durable, self.epoch, event).await?;
+            return Ok(if leads { Outcome::Discarded } else { Outcome::Lost });
+        }
         let mut tx = self.inbox.db.begin().await?;
         match self.inbox.claim(&mut tx, &self.settler.config.durable, self.epoch, event).await? {
             Claim::New => {}
@@ -297,55 +307,52 @@ impl Lanes<'_> {
     /// Acknowledges by the outcome.
     async fn settle(&self, held: &Held, outcome: Outcome) -> Result<After, anyhow::Error> {
         let durable = &self.settler.config.durable;
-        let sequence = held.event.stream_sequence;
-        let again = |attempts| Ok(After::Again(delay(attempts)));
-        let attempts = match outcome {
-            Outcome::Done | Outcome::Duplicate | Outcome::Lost => 0,
-            Outcome::Failed(_) | Outcome::Dead(_) | Outcome::Behind(_) => self.settler.failures.one_more(sequence),
-        };
+        let again = |times| Ok(After::Again(delay(times)));
         let (name, reason) = match outcome {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
-                self.settler.record_age(now() - held.event.stored_at);
+                if !held.place.0 {
+                    self.settler.record_age(now() - held.event.stored_at);
+                }
                 ("done", None)
             }
             Outcome::Duplicate => ("duplicate", None),
+            Outcome::Discarded => ("discarded", None),
             Outcome::Dead(reason) => ("reject", Some(reason)),
             Outcome::Behind(reason) => ("behind", Some(reason)),
-            Outcome::Failed(failure) => {
-                let (reason, name) = match failure {
-                    Failure::Retry(reason) if attempts < self.settler.config.max_attempts => {
-                        let subject = &held.event.nats_subject;
-                        warn!(consumer = durable, subject, attempts, reason, "again later");
-                        self.settler.count("retry");
-                        return again(attempts);
-                    }
-                    Failure::Retry(reason) => (reason, "retry"),
-                    Failure::Reject(reason) => (reason, "reject"),
-                };
-                // Before the letter, so that no later event of the aggregate slips by.
-                match self.inbox.park(durable, self.epoch, &held.event, &reason).await {
-                    Ok(true) => {}
-                    Ok(false) => anyhow::bail!("another process pulls by now"),
-                    Err(error) => {
-                        warn!(%error, "the aggregate could not be parked: again later");
-                        return again(attempts);
-                    }
-                }
-                (name, Some(reason))
-            }
+            Outcome::Failed(Failure::Retry(reason)) => ("retry", Some(reason)),
+            Outcome::Failed(Failure::Reject(reason)) => ("reject", Some(reason)),
         };
-        if let Some(reason) = &reason {
-            if !self.settler.bury(&held.message, reason, attempts).await {
-                return again(attempts);
-            }
-            if let Err(error) = self.inbox.remember_letter(durable, &held.event).await {
-                warn!(%error, "the letter could not be remembered: again later");
-                return again(attempts);
+        let Some(reason) = reason else {
+            self.settler.handled(&held.message, held.place, name).await?;
+            self.settler.failures.forget(held.place);
+            return Ok(After::Next);
+        };
+        let failed = self.settler.failures.one_more(held.place);
+        if name == "retry" && failed.times < self.settler.config.max_attempts {
+            let (subject, attempts) = (&held.event.nats_subject, failed.times);
+            warn!(consumer = durable, subject, attempts, reason, "again later");
+            self.settler.count("retry");
+            return again(failed.times);
+        }
+        // Before the letter, so that no later event of the aggregate slips by.
+        match self.inbox.die(durable, self.epoch, &held.event, &reason).await {
+            Ok(true) => {}
+            Ok(false) => anyhow::bail!("another process pulls by now"),
+            Err(error) => {
+                warn!(%error, "the event's death could not be written down: again later");
+                return again(failed.times);
             }
         }
+        if !self.settler.bury(&held.message, &reason, failed).await {
+            return again(failed.times);
+        }
+        if let Err(error) = self.inbox.remember_letter(durable, &held.event).await {
+            warn!(%error, "the letter could not be remembered: again later");
+            return again(failed.times);
+        }
         self.settler.acknowledge(&held.message, name, AckKind::Ack).await?;
-        self.settler.failures.forget(sequence);
+        self.settler.failures.forget(held.place);
         Ok(After::Next)
     }
 }

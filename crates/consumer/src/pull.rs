@@ -8,8 +8,8 @@ use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::{self as streams, BoxStream, StreamExt as _};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::dead_letter;
 use crate::event::Event;
 use crate::inbox::Inbox;
 use crate::ordered::Failure;
+use crate::replay;
 use crate::settle::{Settler, Verdict};
 use crate::{batch, ordered};
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub in_flight: usize,
     /// How often an event is tried before it becomes a dead letter.
     pub max_attempts: i64,
+    /// Which code this is, for the story of a dead letter: a release, a commit.
+    pub version: String,
 }
 
 /// How a consumer is, beyond what its metrics tell.
@@ -70,8 +73,8 @@ pub struct Consumer {
     pub(crate) status: watch::Sender<Status>,
 }
 
-/// Messages of one pull.
-pub(crate) type Messages = pull::Stream;
+/// Messages of one pull: the stream's, and what is replayed to this consumer.
+pub(crate) type Messages = BoxStream<'static, Result<jetstream::Message, anyhow::Error>>;
 
 impl Consumer {
     /// A consumer that acts as the user of `nats`.
@@ -206,18 +209,22 @@ impl Consumer {
 
     pub(crate) async fn pull(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
         let config = &self.settler.config;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(config.batch * 2)
-            .expires(PULL_EXPIRES)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-            .context("pulling")?;
+        let replays = replay::consumer(&self.settler.js, &config.durable, ACK_WAIT, config.batch).await?;
+        let messages =
+            streams::select(messages(consumer, config.batch).await?, messages(&replays, config.batch).await?);
+        let messages = messages.boxed();
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
     }
+}
+
+/// What a durable consumer gives; an error at its end.
+pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Messages, anyhow::Error> {
+    let pull = consumer.stream().max_messages_per_batch(batch * 2).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
+    let messages = pull.messages().await.context("pulling")?;
+    let end = streams::once(std::future::ready(Err(anyhow::anyhow!("the pull has ended"))));
+    Ok(messages.map(|message| message.map_err(Into::into)).chain(end).boxed())
 }
 
 /// The next message; an error when the pull is broken: after two missed heartbeats, or at its end.
@@ -228,7 +235,7 @@ pub(crate) async fn next(messages: &mut Messages, missed: &mut u32) -> Result<je
             Some(Err(error)) => {
                 *missed += 1;
                 if *missed >= 2 {
-                    return Err(error).context("the pull is broken");
+                    return Err(error.context("the pull is broken"));
                 }
             }
             Some(Ok(message)) => {
@@ -245,7 +252,7 @@ pub(crate) fn progress() -> tokio::time::Interval {
     tokio::time::interval_at(tokio::time::Instant::now() + every, every)
 }
 
-fn pauses() -> backoff::ExponentialBackoff {
+pub(crate) fn pauses() -> backoff::ExponentialBackoff {
     ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(100))
         .with_max_interval(Duration::from_secs(3))

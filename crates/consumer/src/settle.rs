@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::{self, AckKind};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use metrics::{Gauge, Histogram};
 use opentelemetry::trace::TraceContextExt as _;
 use tracing::{error, warn};
@@ -17,6 +17,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use crate::dead_letter::{self, Letter};
 use crate::event::{self, Event};
 use crate::pull::Config;
+use crate::replay;
 
 /// How many creation contexts a batch's span links to.
 const MAX_LINKS: usize = 64;
@@ -32,29 +33,41 @@ pub enum Verdict {
     Reject(String),
 }
 
-/// How often each event in hand has failed, by its place in the stream. Counted here: the server counts deliveries, and
-/// what waits here for long through nobody's fault is delivered again and again.
+/// Where a message is: whether in the stream of replays, and at which sequence.
+pub type Place = (bool, u64);
+
+/// How an event has failed so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed {
+    /// How often.
+    pub times: i64,
+    /// When it did for the first time, as this process knows it.
+    pub first: DateTime<Utc>,
+}
+
+/// How often each event in hand has failed, by its place. Counted here: the server counts deliveries, and what waits here
+/// for long through nobody's fault is delivered again and again.
 #[derive(Default)]
-pub struct Failures(Mutex<HashMap<u64, i64>>);
+pub struct Failures(Mutex<HashMap<Place, Failed>>);
 
 impl Failures {
     /// More than can be in hand; some may have gone to another process.
     const MOST: usize = 100_000;
 
     /// Counts a failure; how many it are by now.
-    pub fn one_more(&self, sequence: u64) -> i64 {
+    pub fn one_more(&self, place: Place) -> Failed {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= Self::MOST {
             failures.clear();
         }
-        let count = failures.entry(sequence).or_default();
-        *count += 1;
-        *count
+        let failed = failures.entry(place).or_insert_with(|| Failed { times: 0, first: now() });
+        failed.times += 1;
+        *failed
     }
 
     /// Forgets an event that is settled.
-    pub fn forget(&self, sequence: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&sequence);
+    pub fn forget(&self, place: Place) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
     }
 }
 
@@ -75,8 +88,8 @@ struct Metrics {
 
 /// What a message is.
 pub enum Read {
-    /// An event that the handler knows.
-    Event(Event),
+    /// An event that the handler knows, and where its message is.
+    Event(Event, Place),
     /// Nothing for the handler.
     Skip(&'static str),
     /// No event.
@@ -99,18 +112,25 @@ impl Settler {
             Ok(info) => info,
             Err(error) => return Read::Malformed(error.to_string()),
         };
-        self.metrics.pending.set(info.pending as f64);
+        if info.stream != replay::STREAM {
+            self.metrics.pending.set(info.pending as f64);
+        }
         let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
             Ok(parts) => parts,
+            // Of what is no event, nothing remains to be given up.
+            Err(_) if replay::is_discarded(message, &info) => return Read::Skip("discarded"),
             Err(error) => return Read::Malformed(error.to_string()),
         };
+        let place = (info.stream == replay::STREAM, info.stream_sequence);
+        let origin = replay::origin(message, &info);
         let event = Event {
             attributes,
             data,
-            nats_subject: message.subject.to_string(),
-            stream_sequence: info.stream_sequence,
-            stored_at: info.published,
+            nats_subject: origin.subject,
+            stream_sequence: origin.stream_sequence,
+            stored_at: origin.stored_at,
             delivered: info.delivered,
+            replay: origin.replay,
         };
         let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
         if knows(event.attribute("supersededby")) {
@@ -118,42 +138,56 @@ impl Settler {
         } else if !knows(event.event_type()) {
             Read::Skip("unknown type")
         } else {
-            Read::Event(event)
+            Read::Event(event, place)
         }
     }
 
-    /// Acknowledges the message at this place of the stream by the verdict. A dead letter is stored before its original is
-    /// acknowledged.
+    /// Acknowledges the message at this place by the verdict. A dead letter, or what became of a replay, is stored before
+    /// its original is acknowledged.
     pub async fn settle(
         &self,
         message: &jetstream::Message,
-        sequence: u64,
+        place: Place,
         verdict: &Verdict,
     ) -> Result<(), anyhow::Error> {
         let (Verdict::Retry(reason) | Verdict::Reject(reason)) = verdict else {
-            self.failures.forget(sequence);
-            return self.acknowledge(message, "done", AckKind::Ack).await;
+            self.failures.forget(place);
+            return self.handled(message, place, "done").await;
         };
-        let attempt = self.failures.one_more(sequence);
+        let failed = self.failures.one_more(place);
+        let again = AckKind::Nak(Some(delay(failed.times)));
         let name = match verdict {
-            Verdict::Retry(_) if attempt < self.config.max_attempts => {
+            Verdict::Retry(_) if failed.times < self.config.max_attempts => {
+                let attempt = failed.times;
                 warn!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
-                return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(attempt)))).await;
+                return self.acknowledge(message, "retry", again).await;
             }
             Verdict::Retry(_) => "retry",
             Verdict::Done | Verdict::Reject(_) => "reject",
         };
-        if !self.bury(message, reason, attempt).await {
-            return self.acknowledge(message, "retry", AckKind::Nak(Some(delay(attempt)))).await;
+        if !self.bury(message, reason, failed).await {
+            return self.acknowledge(message, "retry", again).await;
         }
-        self.failures.forget(sequence);
+        self.failures.forget(place);
         self.acknowledge(message, name, AckKind::Ack).await
+    }
+
+    /// Acknowledges what needs no more handling; of a replay it is told before.
+    pub async fn handled(
+        &self,
+        message: &jetstream::Message,
+        place: Place,
+        verdict: &'static str,
+    ) -> Result<(), anyhow::Error> {
+        if place.0 {
+            replay::tell(self, message, verdict).await?;
+        }
+        self.acknowledge(message, verdict, AckKind::Ack).await
     }
 
     /// Makes a dead letter of what is no event.
     pub async fn reject(&self, message: &jetstream::Message, reason: String) -> Result<(), anyhow::Error> {
-        let sequence = message.info().map_or(0, |info| info.stream_sequence);
-        self.settle(message, sequence, &Verdict::Reject(reason)).await
+        self.settle(message, place(message), &Verdict::Reject(reason)).await
     }
 
     pub async fn acknowledge(
@@ -170,7 +204,7 @@ impl Settler {
     pub async fn skip(&self, message: &jetstream::Message, reason: &'static str) -> Result<(), anyhow::Error> {
         let consumer = self.config.durable.clone();
         metrics::counter!("consumer_skipped_total", "consumer" => consumer, "reason" => reason).increment(1);
-        self.acknowledge(message, "skipped", AckKind::Ack).await
+        self.handled(message, place(message), "skipped").await
     }
 
     /// How long after it was stored an event was handled.
@@ -185,10 +219,11 @@ impl Settler {
     }
 
     /// Stores a dead letter; `false` when the dead-letter stream did not take it.
-    pub async fn bury(&self, message: &jetstream::Message, reason: &str, attempt: i64) -> bool {
+    pub async fn bury(&self, message: &jetstream::Message, reason: &str, failed: Failed) -> bool {
+        let attempt = failed.times;
         error!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "a dead letter");
         let stored = match Letter::of(message) {
-            Ok(letter) => dead_letter::store(self, &letter, reason, attempt).await,
+            Ok(letter) => dead_letter::store(self, &letter, reason, failed).await,
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
@@ -231,6 +266,10 @@ impl Settler {
         }
         span
     }
+}
+
+fn place(message: &jetstream::Message) -> Place {
+    message.info().map_or((false, 0), |info| (info.stream == replay::STREAM, info.stream_sequence))
 }
 
 /// How long to wait after so many attempts.

@@ -49,6 +49,10 @@ fn all() -> Vec<Described> {
 fn every_known_type_has_a_schema() {
     let described: BTreeSet<_> = all().iter().map(|d| d.event_type).collect();
     assert_eq!(described, todo::TYPES.into_iter().collect());
+    for described in all() {
+        let embedded = contracts::events::schema(described.event_type).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(embedded).unwrap(), described.schema, "built before `make schemas`?");
+    }
 }
 
 #[test]

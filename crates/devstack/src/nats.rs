@@ -16,7 +16,7 @@ struct User {
 }
 
 /// Who may do what. Only `todo` publishes to the todo events; `observer` is for event consumers that only read.
-const USERS: [User; 4] = [
+const USERS: [User; 5] = [
     User { name: "admin", publish: &[">"], subscribe: &[">"] },
     User {
         name: "todo",
@@ -42,6 +42,16 @@ const USERS: [User; 4] = [
             "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.search-projector",
             "$JS.ACK.EVENTS_TODO.search-projector.>",
             "$JS.ACK.*.*.EVENTS_TODO.search-projector.>",
+            // What is replayed to it, and what becomes of that.
+            "replayed.search-projector",
+            "$JS.API.STREAM.INFO.REPLAY",
+            "$JS.API.STREAM.CREATE.REPLAY",
+            "$JS.API.CONSUMER.INFO.REPLAY.search-projector",
+            "$JS.API.CONSUMER.CREATE.REPLAY.search-projector",
+            "$JS.API.CONSUMER.CREATE.REPLAY.search-projector.>",
+            "$JS.API.CONSUMER.MSG.NEXT.REPLAY.search-projector",
+            "$JS.ACK.REPLAY.search-projector.>",
+            "$JS.ACK.*.*.REPLAY.search-projector.>",
             // The backstop: what JetStream itself gave up on.
             "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
             "$JS.API.STREAM.INFO.ADVISORIES",
@@ -53,6 +63,33 @@ const USERS: [User; 4] = [
             "$JS.ACK.*.*.ADVISORIES.backstop-EVENTS_TODO-search-projector.>",
         ],
         subscribe: &["_INBOX_search-projector.>"],
+    },
+    User {
+        name: "operations",
+        publish: &[
+            "replay.>",
+            "$JS.API.STREAM.INFO.DLQ",
+            "$JS.API.STREAM.CREATE.DLQ",
+            "$JS.API.CONSUMER.INFO.DLQ.operations",
+            "$JS.API.CONSUMER.CREATE.DLQ.operations",
+            "$JS.API.CONSUMER.CREATE.DLQ.operations.>",
+            "$JS.API.CONSUMER.MSG.NEXT.DLQ.operations",
+            "$JS.ACK.DLQ.operations.>",
+            "$JS.ACK.*.*.DLQ.operations.>",
+            "$JS.API.STREAM.INFO.REPLAY",
+            "$JS.API.STREAM.CREATE.REPLAY",
+            "$JS.API.STREAM.MSG.GET.REPLAY",
+            "$JS.API.CONSUMER.INFO.REPLAY.*",
+            "$JS.API.CONSUMER.CREATE.REPLAY.operations",
+            "$JS.API.CONSUMER.CREATE.REPLAY.operations.>",
+            "$JS.API.CONSUMER.MSG.NEXT.REPLAY.operations",
+            "$JS.ACK.REPLAY.operations.>",
+            "$JS.ACK.*.*.REPLAY.operations.>",
+            // A range of a stream is replayed from there.
+            "$JS.API.STREAM.INFO.EVENTS_TODO",
+            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+        ],
+        subscribe: &["_INBOX_operations.>"],
     },
     User {
         name: "observer",

@@ -133,6 +133,7 @@ impl Starting<'_> {
         let todo_ports = (pick(17101)?, pick(17102)?);
         let search_ports = (pick(17201)?, pick(17202)?);
         let gateway_ops = pick(17002)?;
+        let operations_ops = pick(17302)?;
         let opensearch_port = ports.within(opensearch::PORTS)?;
 
         let started = Instant::now();
@@ -159,6 +160,7 @@ impl Starting<'_> {
             let issuer = Issuer::open(self.home)?;
             issuer.serve(issuer_port, issuer_stop.clone()).await?;
             self.board.add(self.issuer_unit(issuer_port));
+            self.operations(&postgres, &nats, operations_ops).await?;
             self.todo(&postgres, &nats, issuer_port, todo_ports).await
         };
         let (opensearch, rest): (Result<(), anyhow::Error>, Result<(), anyhow::Error>) = tokio::join!(opensearch, rest);
@@ -202,6 +204,22 @@ impl Starting<'_> {
         ];
         let env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
         self.service("todo", port, ops, issuer_port, env).await
+    }
+
+    async fn operations(&self, postgres: &Postgres, nats: &Nats, ops: u16) -> Result<(), anyhow::Error> {
+        let started = Instant::now();
+        let roles = roles(self.home, "operations")?;
+        postgres.provision("operations", &roles, "operations").await?;
+        let secret = |name: &str, content: String| self.home.write_secret(name, &content);
+        let url = |role: &str, password: &str| postgres.url(role, password, "operations");
+        let owner = secret("operations-owner-database-url", url("operations_owner", &roles.owner))?;
+        let app = secret("operations-database-url", url("operations_app", &roles.app))?;
+        let nats_url = secret("operations-nats-url", nats.url(self.home, "operations")?)?;
+        self.migrate("operations", &owner).await?;
+        self.step("migrated the database of operations", started);
+        let files = [("FLOTILLA_DATABASE_URL_FILE", app), ("FLOTILLA_NATS_URL_FILE", nats_url)];
+        let env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+        self.run("operations", ops, ops, env).await
     }
 
     async fn search_projector(
@@ -254,6 +272,7 @@ impl Starting<'_> {
         Ok(())
     }
 
+    /// A service with a door that callers of the fleet come to.
     async fn service(
         &self,
         name: &str,
@@ -262,14 +281,18 @@ impl Starting<'_> {
         issuer_port: u16,
         mut env: Vec<(String, String)>,
     ) -> Result<(), anyhow::Error> {
-        let started = Instant::now();
         let common = [
             ("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")),
-            ("FLOTILLA_OPS_LISTEN", format!("127.0.0.1:{ops}")),
             ("FLOTILLA_JWKS", format!("http://127.0.0.1:{issuer_port}/jwks.json")),
             ("FLOTILLA_ISSUER", ISSUER.to_owned()),
         ];
         env.extend(common.map(|(name, value)| (name.to_owned(), value)));
+        self.run(name, port, ops, env).await
+    }
+
+    async fn run(&self, name: &str, port: u16, ops: u16, mut env: Vec<(String, String)>) -> Result<(), anyhow::Error> {
+        let started = Instant::now();
+        env.push(("FLOTILLA_OPS_LISTEN".to_owned(), format!("127.0.0.1:{ops}")));
         if let Some(endpoint) = &self.options.otlp_endpoint {
             env.push(("FLOTILLA_OTLP_ENDPOINT".to_owned(), endpoint.clone()));
         }

@@ -93,6 +93,9 @@ pub struct CommonArgs {
     /// The audience that access tokens must name.
     #[arg(long, env = "FLOTILLA_AUDIENCE", default_value = "flotilla")]
     pub audience: String,
+    /// Which release or commit this is, for the story of a dead letter.
+    #[arg(long, env = "FLOTILLA_RELEASE", default_value = env!("CARGO_PKG_VERSION"))]
+    pub release: String,
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -114,6 +117,8 @@ pub struct Common {
     pub issuer: String,
     /// See [`CommonArgs::audience`].
     pub audience: String,
+    /// See [`CommonArgs::release`].
+    pub release: String,
 }
 
 impl CommonArgs {
@@ -137,6 +142,7 @@ impl CommonArgs {
             jwks: jwks?,
             issuer: issuer?,
             audience: self.audience.clone(),
+            release: self.release.clone(),
         })
     }
 }

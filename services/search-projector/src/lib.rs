@@ -154,7 +154,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     });
 
     let (stop, ready, projected) = (lifecycle.stopping(), readiness.clone(), index.clone());
-    let consumer = Consumer::new(nats, consumer_config());
+    let consumer = Consumer::new(nats, consumer_config(&config.common.release));
     let (sampled, samples) = tokio::sync::watch::channel(None);
     lifecycle.spawn("projector", async move {
         let index = retry::until_it_works("OpenSearch", || projected.ensure());
@@ -178,7 +178,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     service::grpc::serve(lifecycle, config.common.listen, verifier, proto::DESCRIPTORS, routes).await
 }
 
-fn consumer_config() -> consumer::Config {
+fn consumer_config(release: &str) -> consumer::Config {
     consumer::Config {
         stream: subject::stream(SERVICE),
         durable: NAME.to_owned(),
@@ -190,5 +190,6 @@ fn consumer_config() -> consumer::Config {
         // Documents are guarded by version, so bulk requests may overtake each other.
         in_flight: 3,
         max_attempts: 12,
+        version: format!("{NAME} {release}"),
     }
 }

@@ -297,7 +297,8 @@ struct ItemResult {
 
 fn outcome(item: ItemResult) -> Outcome {
     let error = item.error.unwrap_or_default();
-    let why = || format!("{}: {}: {}", item.status, error["type"], error["reason"]);
+    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+    let why = || format!("{}: {}: {}", item.status, text("type"), text("reason"));
     match item.status {
         200 | 201 => Outcome::Written,
         409 => Outcome::Newer,

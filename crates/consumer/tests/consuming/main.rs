@@ -120,7 +120,7 @@ async fn nothing_is_acknowledged_while_the_dead_letter_stream_takes_nothing() {
     world.in_order(3, |_| Some(Failure::Reject("bad".to_owned()))).await;
     world.publish("a", 1).await;
     until("the aggregate is parked, so its letter was refused", || async {
-        let parked: i64 = sqlx::query_scalar("select count(*) from inbox_parked").fetch_one(&world.db).await.unwrap();
+        let parked: i64 = sqlx::query_scalar("select count(*) from inbox_dead").fetch_one(&world.db).await.unwrap();
         parked == 1
     })
     .await;

@@ -51,6 +51,7 @@ impl World {
             linger: Duration::from_millis(5),
             in_flight: 2,
             max_attempts,
+            version: "test".to_owned(),
         };
         Consumer::new(self.nats.client("admin").await, config)
     }

@@ -8,6 +8,20 @@ pub trait EventType: serde::Serialize {
     const TYPE: &'static str;
 }
 
+/// The JSON Schema (2020-12) of an event type, envelope included; none for a type that the fleet does not have.
+#[must_use]
+pub fn schema(event_type: &str) -> Option<&'static str> {
+    macro_rules! schemas {
+        ($($name:literal)*) => {
+            match event_type {
+                $($name => Some(include_str!(concat!("../../../../schemas/", $name, ".json"))),)*
+                _ => None,
+            }
+        };
+    }
+    schemas!("todo.created.v1" "todo.updated.v1" "todo.completed.v1" "todo.completed.v2" "todo.reopened.v1" "todo.deleted.v1")
+}
+
 /// Why an event could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {

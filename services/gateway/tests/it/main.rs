@@ -31,6 +31,7 @@ async fn start() -> Edge {
             jwks: issuer.jwks(),
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
+            release: "test".to_owned(),
         },
         upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
     };

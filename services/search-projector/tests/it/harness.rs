@@ -51,6 +51,7 @@ impl Fleet {
                 jwks: issuer.jwks(),
                 issuer: devstack::issuer::ISSUER.to_owned(),
                 audience: devstack::issuer::AUDIENCE.to_owned(),
+                release: "test".to_owned(),
             },
             nats_url: SecretString::from(nats.url("search-projector")),
             page_token_key: SecretString::from("a key for page tokens"),

@@ -118,6 +118,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             jwks: issuer.jwks(),
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
+            release: "test".to_owned(),
         },
         database_url: SecretString::from(database.app.clone()),
         relay_database_url: SecretString::from(database.relay.clone()),

@@ -1,0 +1,34 @@
+//! Ends that are no failure of the command itself, each with an exit code of its own for scripts.
+
+/// The command did what it was to do, and this is what it found.
+#[derive(Debug)]
+pub struct Exit {
+    /// The process's exit code.
+    pub code: u8,
+    message: String,
+}
+
+impl Exit {
+    /// A job ended without having everything handled: 3.
+    pub const fn unfinished(message: String) -> Self {
+        Self { code: 3, message }
+    }
+
+    /// Something is not as it must be: 4.
+    pub const fn found(message: String) -> Self {
+        Self { code: 4, message }
+    }
+
+    /// Not everything could be checked, and nothing wrong was found in the rest: 5.
+    pub const fn unchecked(message: String) -> Self {
+        Self { code: 5, message }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Exit {}

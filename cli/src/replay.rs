@@ -1,0 +1,103 @@
+//! `flotilla replay`: what a stream holds of a subject and a range of time, to one consumer again.
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::Stream;
+use chrono::{DateTime, Utc};
+use clap::Args;
+use contracts::Envelope;
+use futures::StreamExt as _;
+use operations::store::Act;
+use operations::store_jobs;
+use serde_json::{Value, json};
+
+use crate::dlq::{self, PaceArgs};
+use crate::operator::ActArgs;
+use crate::outbox::database;
+use crate::stack::Context;
+use crate::{events, outbox};
+
+/// The most events of one job: its selection is rows.
+const MOST: usize = 1_000_000;
+
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// The durable consumer that gets them; nobody else does.
+    #[arg(long)]
+    consumer: String,
+    /// Which subjects, as NATS filters: `evt.todo.*.*.acme`.
+    #[arg(long, default_value = "evt.todo.>")]
+    subject: String,
+    /// Stored at or after this time (RFC 3339).
+    #[arg(long)]
+    from: DateTime<Utc>,
+    /// Stored before this time (RFC 3339); until now when it is left out.
+    #[arg(long)]
+    to: Option<DateTime<Utc>>,
+    /// Only show what would be replayed.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    pace: PaceArgs,
+    #[command(flatten)]
+    act: ActArgs,
+}
+
+pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Error> {
+    let (_js, stream) = events::open(context).await?;
+    let name = stream.cached_info().config.name.clone();
+    stream
+        .consumer_info(&args.consumer)
+        .await
+        .with_context(|| format!("{} has no consumer {}; `flotilla consumers` lists them", name, args.consumer))?;
+    let events = select(&stream, args).await?;
+    anyhow::ensure!(!events.is_empty(), "the stream holds nothing of {} in that range", args.subject);
+    let (first, last) = (events.first().map_or(0, |event| event.0), events.last().map_or(0, |event| event.0));
+    let selection = json!({
+        "stream": name, "subject": args.subject, "from": args.from, "to": args.to, "firstSequence": first, "lastSequence": last,
+    });
+    let what = format!("{} events ({first} to {last} of {name}) go to {} and nobody else", events.len(), args.consumer);
+    if args.dry_run {
+        outbox::say(
+            context,
+            &json!({"events": events.len(), "selection": selection}),
+            &format!("{what}. Nothing was changed."),
+        );
+        return Ok(());
+    }
+    let actor = args.act.operator(context).await?;
+    args.act.confirm(&format!("{what}: replay them?"))?;
+    let db = &mut database(context, "operations").await?;
+    let act = Act { actor: &actor, reason: &args.act.reason };
+    let job = store_jobs::create_range(db, &args.consumer, &selection, &events, args.pace.pace()?, act).await?;
+    dlq::started(context, db, job, args.pace.detach()).await
+}
+
+/// The sequences and aggregates of what is selected, as the stream holds it now.
+async fn select(stream: &Stream, args: &ReplayArgs) -> Result<Vec<(u64, String)>, anyhow::Error> {
+    let state = &stream.cached_info().state;
+    let mut selected = Vec::new();
+    if state.messages == 0 {
+        return Ok(selected);
+    }
+    let config = pull::OrderedConfig {
+        filter_subject: args.subject.clone(),
+        deliver_policy: DeliverPolicy::ByStartTime { start_time: args.from },
+        ..Default::default()
+    };
+    let consumer = stream.create_consumer(config).await.context("reading the stream")?;
+    let mut left = consumer.cached_info().num_pending;
+    let mut messages = consumer.messages().await?;
+    while left > 0 {
+        let message = messages.next().await.context("the stream has ended")?.context("reading the stream")?;
+        let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+        left -= 1;
+        if args.to.is_some_and(|to| info.published >= to) {
+            break;
+        }
+        anyhow::ensure!(selected.len() < MOST, "more than {MOST} events: replay a shorter range at a time");
+        let envelope = serde_json::from_slice::<Envelope<Value>>(&message.payload);
+        selected.push((info.stream_sequence, envelope.map(|event| event.partitionkey).unwrap_or_default()));
+    }
+    Ok(selected)
+}

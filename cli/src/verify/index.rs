@@ -1,0 +1,283 @@
+//! Todos against the index that shows them: by key, with a second look at what differs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use contracts::events::todo::SERVICE;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::{Report, Throttle, VerifyArgs, opensearch};
+use crate::events;
+use crate::outbox::database;
+use crate::stack::Context;
+
+const CHUNK: i64 = 1_000;
+/// More than these are not looked at twice: the model is wrong then, not late.
+const SUSPECTS: usize = 100_000;
+const CONSUMER: &str = "search-projector";
+
+/// A todo as the database has it.
+#[derive(Debug, Clone, FromRow)]
+struct Row {
+    tenant: String,
+    id: Uuid,
+    title: String,
+    notes: String,
+    status: String,
+    due_time: Option<DateTime<Utc>>,
+    labels: Vec<String>,
+    assignee: Option<String>,
+    create_time: DateTime<Utc>,
+    update_time: DateTime<Utc>,
+    complete_time: Option<DateTime<Utc>>,
+    delete_time: Option<DateTime<Utc>>,
+    created_by: String,
+    version: i32,
+}
+
+/// A document as the index has it.
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+struct Document {
+    tenant: String,
+    version: i32,
+    deleted: bool,
+    title: Option<String>,
+    notes: Option<String>,
+    status: Option<String>,
+    due_time: Option<DateTime<Utc>>,
+    #[serde(default)]
+    labels: Vec<String>,
+    assignee: Option<String>,
+    create_time: Option<DateTime<Utc>>,
+    update_time: Option<DateTime<Utc>>,
+    complete_time: Option<DateTime<Utc>>,
+    created_by: Option<String>,
+}
+
+type Key = (String, Uuid);
+
+struct Index<'a> {
+    http: reqwest::Client,
+    base: String,
+    db: PgConnection,
+    args: &'a VerifyArgs,
+    throttle: Throttle,
+}
+
+pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
+    let base = format!("{}/{}", opensearch(context)?, args.index);
+    let db = database(context, SERVICE).await?;
+    let mut index = Index { http, base, db, args, throttle: Throttle::new(args.rate) };
+    let mut suspects = BTreeMap::new();
+    index.todos(report, &mut suspects).await?;
+    index.documents(report, &mut suspects).await?;
+    // A fleet at work: what differs is looked at again once the projector has handled what is in the stream by now.
+    let mut rounds = 0;
+    while !suspects.is_empty() && rounds < 3 {
+        rounds += 1;
+        if let Err(error) = caught_up(context, Duration::from_secs(args.patience)).await {
+            report.unchecked.push(format!("whether what differs is only late: {error:#}"));
+            break;
+        }
+        suspects = index.again(suspects).await?;
+    }
+    for ((tenant, id), why) in suspects {
+        report.diverged.add(json!({"tenant": tenant, "id": id, "why": why}));
+    }
+    Ok(())
+}
+
+/// Waits until the projector has acknowledged all that the stream holds now.
+async fn caught_up(context: &Context, patience: Duration) -> Result<(), anyhow::Error> {
+    let (_js, stream) = events::open(context).await?;
+    let last = stream.cached_info().state.last_sequence;
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    let waited = async {
+        loop {
+            tick.tick().await;
+            let info = stream.consumer_info(CONSUMER).await.context("asking for the projector's consumer")?;
+            // The floor stands behind what the filter leaves out.
+            if info.ack_floor.stream_sequence >= last || (info.num_pending == 0 && info.num_ack_pending == 0) {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(patience, waited).await.context("the projector is behind, and did not catch up in time")?
+}
+
+const COLUMNS: &str = "tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
+    complete_time, delete_time, created_by, version";
+
+impl Index<'_> {
+    /// Every todo must be in the index as it is.
+    async fn todos(&mut self, report: &mut Report, suspects: &mut BTreeMap<Key, String>) -> Result<(), anyhow::Error> {
+        let mut after: Key = (String::new(), Uuid::nil());
+        loop {
+            let sql = format!(
+                "select {COLUMNS} from todo where (tenant, id) > ($1, $2) and ($3::text is null or tenant = $3) \
+                 and ($4::timestamptz is null or update_time >= $4) and ($5::timestamptz is null or update_time < $5) \
+                 order by tenant, id limit $6"
+            );
+            let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+                .bind(&after.0)
+                .bind(after.1)
+                .bind(self.args.tenant.as_ref().map(|tenant| tenant.as_str()))
+                .bind(self.args.from)
+                .bind(self.args.to)
+                .bind(CHUNK)
+                .fetch_all(&mut self.db)
+                .await
+                .context("reading the todos")?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = (last.tenant.clone(), last.id);
+            report.todos += rows.len() as u64;
+            self.throttle.read(rows.len()).await;
+            let keys: Vec<Key> = rows.iter().map(|row| (row.tenant.clone(), row.id)).collect();
+            for (row, document) in rows.iter().zip(self.get(&keys).await?) {
+                if let Some(why) = differs(row, document.as_ref()) {
+                    suspect(suspects, (row.tenant.clone(), row.id), why)?;
+                }
+            }
+        }
+    }
+
+    /// Every document must be a todo.
+    async fn documents(
+        &mut self,
+        report: &mut Report,
+        suspects: &mut BTreeMap<Key, String>,
+    ) -> Result<(), anyhow::Error> {
+        let mut after: Option<Value> = None;
+        loop {
+            let mut filter = Vec::new();
+            if let Some(tenant) = &self.args.tenant {
+                filter.push(json!({"term": {"tenant": tenant}}));
+            }
+            if self.args.from.is_some() || self.args.to.is_some() {
+                filter.push(json!({"range": {"update_time": {"gte": self.args.from, "lt": self.args.to}}}));
+            }
+            let mut body = json!({
+                "size": CHUNK, "query": {"bool": {"filter": filter}}, "sort": [{"id": "asc"}, {"tenant": "asc"}],
+                "_source": ["tenant", "id"], "track_total_hits": false,
+            });
+            if let Some(after) = &after {
+                body["search_after"] = after.clone();
+            }
+            let answer = self.ask("_search", &body).await?;
+            let hits = answer["hits"]["hits"].as_array().cloned().unwrap_or_default();
+            let Some(last) = hits.last() else { return Ok(()) };
+            after = Some(last["sort"].clone());
+            report.documents += hits.len() as u64;
+            self.throttle.read(hits.len()).await;
+            let text = |hit: &Value, name: &str| hit["_source"][name].as_str().unwrap_or_default().to_owned();
+            let ids: Vec<Uuid> = hits.iter().filter_map(|hit| text(hit, "id").parse().ok()).collect();
+            let tenants: Vec<String> = hits.iter().map(|hit| text(hit, "tenant")).collect();
+            let known: Vec<Key> = sqlx::query_as("select tenant, id from todo where id = any($1) and tenant = any($2)")
+                .bind(&ids)
+                .bind(&tenants)
+                .fetch_all(&mut self.db)
+                .await
+                .context("looking for the documents' todos")?;
+            let known: std::collections::HashSet<Key> = known.into_iter().collect();
+            for hit in &hits {
+                let (tenant, id) = (text(hit, "tenant"), text(hit, "id").parse().unwrap_or_default());
+                if !known.contains(&(tenant.clone(), id)) {
+                    suspect(suspects, (tenant, id), "the database has no such todo".to_owned())?;
+                }
+            }
+        }
+    }
+
+    /// What still differs.
+    async fn again(&mut self, suspects: BTreeMap<Key, String>) -> Result<BTreeMap<Key, String>, anyhow::Error> {
+        let keys: Vec<Key> = suspects.into_keys().collect();
+        let mut still = BTreeMap::new();
+        for keys in keys.chunks(CHUNK as usize) {
+            let ids: Vec<Uuid> = keys.iter().map(|key| key.1).collect();
+            let tenants: Vec<String> = keys.iter().map(|key| key.0.clone()).collect();
+            let sql = format!("select {COLUMNS} from todo where id = any($1) and tenant = any($2)");
+            let rows: Vec<Row> =
+                sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&ids).bind(&tenants).fetch_all(&mut self.db).await?;
+            let rows: BTreeMap<Key, Row> = rows.into_iter().map(|row| ((row.tenant.clone(), row.id), row)).collect();
+            for (key, document) in keys.iter().zip(self.get(keys).await?) {
+                let why = match (rows.get(key), &document) {
+                    (Some(row), document) => differs(row, document.as_ref()),
+                    (None, Some(_)) => Some("the database has no such todo".to_owned()),
+                    (None, None) => None,
+                };
+                if let Some(why) = why {
+                    still.insert(key.clone(), why);
+                }
+            }
+        }
+        Ok(still)
+    }
+
+    /// The documents of these todos as they are written, whether a search shows them yet or not.
+    async fn get(&self, keys: &[Key]) -> Result<Vec<Option<Document>>, anyhow::Error> {
+        let docs: Vec<Value> = keys.iter().map(|(tenant, id)| json!({"_id": id, "routing": tenant})).collect();
+        let answer = self.ask("_mget", &json!({"docs": docs})).await?;
+        let docs = answer["docs"].as_array().context("OpenSearch gave no documents")?;
+        anyhow::ensure!(docs.len() == keys.len(), "OpenSearch gave {} of {} documents", docs.len(), keys.len());
+        docs.iter()
+            .map(|doc| match doc["found"] == true {
+                true => serde_json::from_value(doc["_source"].clone()).map(Some).context("reading a document"),
+                false if doc["error"].is_null() => Ok(None),
+                false => anyhow::bail!("OpenSearch does not give a document: {}", doc["error"]["reason"]),
+            })
+            .collect()
+    }
+
+    async fn ask(&self, what: &str, body: &Value) -> Result<Value, anyhow::Error> {
+        let response = self.http.post(format!("{}/{what}", self.base)).json(body).send().await;
+        let response = response.context("OpenSearch does not answer")?;
+        let status = response.status();
+        let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;
+        anyhow::ensure!(status.is_success(), "OpenSearch answers {what} with {status}: {}", answer["error"]["reason"]);
+        Ok(answer)
+    }
+}
+
+fn suspect(suspects: &mut BTreeMap<Key, String>, key: Key, why: String) -> Result<(), anyhow::Error> {
+    anyhow::ensure!(
+        suspects.len() < SUSPECTS,
+        "more than {SUSPECTS} todos differ: is the read model of this database?"
+    );
+    suspects.insert(key, why);
+    Ok(())
+}
+
+/// Why the index shows a todo otherwise than it is.
+fn differs(row: &Row, document: Option<&Document>) -> Option<String> {
+    let Some(document) = document else { return Some(format!("at version {}, and not in the index", row.version)) };
+    if document.tenant != row.tenant {
+        return Some(format!("the index has it under the tenant {}", document.tenant));
+    }
+    if document.version != row.version {
+        return Some(format!("at version {}, the index at {}", row.version, document.version));
+    }
+    let deleted = row.delete_time.is_some();
+    let shown = |content: bool| content.then_some(());
+    let is = Document {
+        tenant: row.tenant.clone(),
+        version: row.version,
+        deleted,
+        title: shown(!deleted).map(|()| row.title.clone()),
+        notes: shown(!deleted).map(|()| row.notes.clone()),
+        status: shown(!deleted).map(|()| row.status.clone()),
+        due_time: row.due_time.filter(|_| !deleted),
+        labels: if deleted { Vec::new() } else { row.labels.clone() },
+        assignee: row.assignee.clone().filter(|_| !deleted),
+        create_time: Some(row.create_time).filter(|_| !deleted),
+        update_time: Some(row.update_time).filter(|_| !deleted),
+        complete_time: row.complete_time.filter(|_| !deleted),
+        created_by: shown(!deleted).map(|()| row.created_by.clone()),
+    };
+    (is != *document).then(|| format!("both at version {}, with another content", row.version))
+}

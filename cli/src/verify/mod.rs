@@ -1,0 +1,182 @@
+//! `flotilla verify`: whether outbox, stream and read model tell the same, live or at rest.
+//!
+//! Every row of the outbox up to the one that the stream's last message carries must be in the stream, once, as it is,
+//! and no later than a newer one of its aggregate; nothing else may be there. Every todo must be in the index as the
+//! database has it, and nothing else may be there. What differs is looked at again once the projector has handled what
+//! was in the stream by then: a fleet at work is behind itself by moments.
+//!
+//! Memory is bounded: rows and messages are merged in chunks, and of each finding some thousand examples are kept.
+
+mod index;
+mod stream;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use clap::Args;
+use contracts::TenantId;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::exit::Exit;
+use crate::stack::Context;
+
+/// Of each finding so many are named; more are counted.
+const EXAMPLES: usize = 1_000;
+
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// Only what is of this tenant.
+    #[arg(long)]
+    tenant: Option<TenantId>,
+    /// Only events written, and todos changed, at or after this time (RFC 3339).
+    #[arg(long)]
+    from: Option<DateTime<Utc>>,
+    /// Only those before this time (RFC 3339).
+    #[arg(long)]
+    to: Option<DateTime<Utc>>,
+    /// The read model, by its alias.
+    #[arg(long, default_value = "todos")]
+    index: String,
+    /// Read at most so many rows a second of each part, to spare a fleet at work.
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// How long to wait for the projector before what differs is looked at again, in seconds.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    patience: u64,
+}
+
+/// What was found of one kind.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Findings {
+    /// How many.
+    count: u64,
+    /// The first of them.
+    examples: Vec<Value>,
+}
+
+impl Findings {
+    fn add(&mut self, example: Value) {
+        self.count += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example);
+        }
+    }
+}
+
+/// What was looked at, and what is not as it must be.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    outbox_rows: u64,
+    messages: u64,
+    todos: u64,
+    documents: u64,
+    /// Committed, and not in the stream.
+    lost: Findings,
+    /// More than once in the stream.
+    duplicated: Findings,
+    /// Behind a newer one of its aggregate.
+    out_of_order: Findings,
+    /// In the stream, and no event of the outbox; or another than the outbox has.
+    foreign: Findings,
+    /// The read model shows a todo otherwise than the database, or not at all, or one that is none.
+    diverged: Findings,
+    /// By design beyond this check: dropped by retention, set aside or vouched for by operators.
+    outside: Vec<String>,
+    /// What could not be checked, and why.
+    unchecked: Vec<String>,
+}
+
+impl Report {
+    fn kinds(&self) -> [(&'static str, &Findings); 5] {
+        [
+            ("lost", &self.lost),
+            ("duplicated", &self.duplicated),
+            ("out of order", &self.out_of_order),
+            ("foreign", &self.foreign),
+            ("diverged", &self.diverged),
+        ]
+    }
+}
+
+/// Keeps reading to a rate.
+struct Throttle {
+    rate: f64,
+    started: Instant,
+    read: f64,
+}
+
+impl Throttle {
+    fn new(rate: u32) -> Self {
+        Self { rate: rate.into(), started: Instant::now(), read: 0.0 }
+    }
+
+    async fn read(&mut self, rows: usize) {
+        self.read += rows as f64;
+        let due = Duration::from_secs_f64(self.read / self.rate);
+        tokio::time::sleep(due.saturating_sub(self.started.elapsed())).await;
+    }
+}
+
+pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Error> {
+    let started = Instant::now();
+    let mut report = Report::default();
+    // What is away is said, and the rest is checked all the same.
+    if let Err(error) = stream::verify(context, args, &mut report).await {
+        report.unchecked.push(format!("outbox and stream: {error:#}"));
+    }
+    if let Err(error) = index::verify(context, args, &mut report).await {
+        report.unchecked.push(format!("the read model: {error:#}"));
+    }
+    if context.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report, started.elapsed());
+    }
+    let found: u64 = report.kinds().iter().map(|(_, findings)| findings.count).sum();
+    let silent = |text: String| if context.json { String::new() } else { text };
+    if found > 0 {
+        return Err(Exit::found(silent(format!("{found} findings"))).into());
+    }
+    if !report.unchecked.is_empty() {
+        return Err(Exit::unchecked(silent("not everything could be checked".to_owned())).into());
+    }
+    Ok(())
+}
+
+fn print(report: &Report, took: Duration) {
+    const SHOWN: usize = 20;
+    println!(
+        "Compared {} rows of the outbox with {} messages, and {} todos with {} documents, in {:.1} s.",
+        report.outbox_rows,
+        report.messages,
+        report.todos,
+        report.documents,
+        took.as_secs_f64()
+    );
+    for (kind, findings) in report.kinds() {
+        println!("{:>8} {kind}", findings.count);
+        for example in findings.examples.iter().take(SHOWN) {
+            println!("         {example}");
+        }
+        if findings.count > SHOWN as u64 {
+            println!("         ... and {} more; --json names {EXAMPLES}", findings.count - SHOWN as u64);
+        }
+    }
+    for line in &report.outside {
+        println!("outside:     {line}");
+    }
+    for line in &report.unchecked {
+        println!("NOT CHECKED: {line}");
+    }
+}
+
+/// OpenSearch, as the stack has it.
+fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
+    let units = context.board()?.units;
+    let url = units.into_iter().find(|unit| unit.name == "opensearch").and_then(|unit| unit.url);
+    url.context("OpenSearch is not up")
+}

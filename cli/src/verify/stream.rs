@@ -1,0 +1,365 @@
+//! Outbox against stream: both in the order of the outbox's `seq`, chunk by chunk.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::Stream;
+use chrono::{DateTime, TimeDelta, Utc};
+use contracts::events::todo::SERVICE;
+use contracts::subject;
+use futures::StreamExt as _;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::{Report, Throttle, VerifyArgs};
+use crate::events;
+use crate::outbox::database;
+use crate::stack::Context;
+
+const CHUNK: i64 = 20_000;
+/// Messages that come behind newer ones, at most: where there are more, something is so wrong that these will do.
+const LATE: usize = 100_000;
+/// How much later than it was created a row's message is looked for, and how much a clock may have been set back.
+const SLACK: TimeDelta = TimeDelta::hours(1);
+
+/// A row of the outbox.
+#[derive(FromRow)]
+struct Row {
+    seq: i64,
+    created_at: DateTime<Utc>,
+    event_id: Uuid,
+    tenant: String,
+    aggregate_id: String,
+    digest: Vec<u8>,
+    /// An operator or the relay has set it aside.
+    parked: bool,
+    #[sqlx(skip)]
+    stored: bool,
+}
+
+/// A message of the stream.
+struct Message {
+    sequence: u64,
+    seq: i64,
+    event_id: String,
+    created_at: DateTime<Utc>,
+    digest: Vec<u8>,
+    subject: String,
+}
+
+/// A message that came behind newer ones: the newest `seq` before it, by which it is too late or a second one.
+struct Late {
+    message: Message,
+    behind: i64,
+}
+
+struct Merge<'a> {
+    db: PgConnection,
+    args: &'a VerifyArgs,
+    report: &'a mut Report,
+    throttle: Throttle,
+    relay: Relay,
+    /// The chunk in hand, by `seq`, and up to where rows were read.
+    rows: BTreeMap<i64, Row>,
+    end: i64,
+    /// The newest row that was met in the stream.
+    newest: i64,
+    missing: BTreeMap<i64, Row>,
+    late: Vec<Late>,
+    /// Messages of which no row was there when it was looked for.
+    unknown: Vec<Message>,
+    /// Messages that retention, or an operator, accounts for.
+    explained: u64,
+}
+
+/// What the relay's row says, before anything else is read.
+#[derive(FromRow)]
+struct Relay {
+    /// Known to be in the stream.
+    outbox_seq: i64,
+    dropped_seq: i64,
+    accepted_stream_seq: Option<i64>,
+}
+
+pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
+    let mut db = database(context, SERVICE).await?;
+    let sql = "select outbox_seq, dropped_seq, accepted_stream_seq from outbox_relay";
+    let relay: Relay = sqlx::query_as(sql).fetch_one(&mut db).await.context("reading the outbox")?;
+    let (_js, stream) = events::open(context).await?;
+    let mut merge = Merge {
+        db,
+        args,
+        report,
+        throttle: Throttle::new(args.rate),
+        relay,
+        rows: BTreeMap::new(),
+        end: 0,
+        newest: 0,
+        missing: BTreeMap::new(),
+        late: Vec::new(),
+        unknown: Vec::new(),
+        explained: 0,
+    };
+    if stream.cached_info().state.messages > 0 {
+        merge.read(&stream).await?;
+    }
+    merge.judge(&stream).await
+}
+
+fn header(headers: &HeaderMap, name: &'static str) -> Option<String> {
+    headers.get(name).map(|value| value.as_str().to_owned())
+}
+
+impl Merge<'_> {
+    fn in_range(&self, created_at: DateTime<Utc>) -> bool {
+        self.args.from.is_none_or(|from| created_at >= from) && self.args.to.is_none_or(|to| created_at < to)
+    }
+
+    async fn read(&mut self, stream: &Stream) -> Result<(), anyhow::Error> {
+        let last = stream.cached_info().state.last_sequence;
+        let filter = self.args.tenant.as_ref();
+        let config = pull::OrderedConfig {
+            filter_subject: filter.map_or_else(|| subject::all(SERVICE), |t| subject::all_of_tenant(SERVICE, t)),
+            deliver_policy: match self.args.from {
+                None => DeliverPolicy::All,
+                Some(from) => DeliverPolicy::ByStartTime { start_time: from - SLACK },
+            },
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await.context("reading the stream")?;
+        let mut left = consumer.cached_info().num_pending;
+        let mut messages = consumer.messages().await?;
+        while left > 0 {
+            let message = messages.next().await.context("the stream has ended")?.context("reading the stream")?;
+            let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+            left = info.pending;
+            if info.stream_sequence > last {
+                break;
+            }
+            let headers = message.headers.clone().unwrap_or_default();
+            let seq = header(&headers, outbox::SEQ_HEADER).and_then(|seq| seq.parse().ok());
+            let micros = header(&headers, outbox::CREATED_HEADER).and_then(|at| at.parse().ok());
+            let (Some(seq), Some(created_at)) = (seq, micros.and_then(DateTime::from_timestamp_micros)) else {
+                self.report.messages += 1;
+                let subject = message.subject.as_str();
+                let found =
+                    json!({"message": info.stream_sequence, "subject": subject, "why": "the relay did not send it"});
+                self.report.foreign.add(found);
+                continue;
+            };
+            if !self.in_range(created_at) {
+                continue;
+            }
+            let message = Message {
+                sequence: info.stream_sequence,
+                seq,
+                event_id: header(&headers, outbox::EVENT_ID_HEADER).unwrap_or_default(),
+                created_at,
+                digest: Sha256::digest(&message.payload).to_vec(),
+                subject: message.subject.to_string(),
+            };
+            self.on_message(message).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_message(&mut self, message: Message) -> Result<(), anyhow::Error> {
+        self.report.messages += 1;
+        anyhow::ensure!(
+            self.late.len() + self.unknown.len() < LATE,
+            "more than {LATE} messages are not in their place"
+        );
+        if message.seq <= self.newest {
+            let behind = self.newest;
+            self.late.push(Late { message, behind });
+            return Ok(());
+        }
+        while message.seq > self.end && self.next_chunk().await? {}
+        if let Some(row) = self.rows.get_mut(&message.seq) {
+            row.stored = true;
+            self.newest = message.seq;
+            if let Some(why) = differs(row, &message) {
+                self.foreign(&message, why);
+            }
+        } else if let Some(row) = self.missing.remove(&message.seq) {
+            self.newest = message.seq;
+            if let Some(why) = differs(&row, &message) {
+                self.foreign(&message, why);
+            }
+        } else {
+            // It may have been committed after its number was read past.
+            self.unknown.push(message);
+        }
+        Ok(())
+    }
+
+    /// A message that is not the outbox's, unless that is accounted for.
+    fn foreign(&mut self, message: &Message, why: &str) {
+        let accepted = self.relay.accepted_stream_seq.is_some_and(|to| message.sequence <= to.cast_unsigned());
+        if message.seq <= self.relay.dropped_seq || accepted {
+            self.explained += 1;
+        } else {
+            self.report.foreign.add(named(message, why));
+        }
+    }
+
+    /// Reads on in the outbox; whether there was anything.
+    async fn next_chunk(&mut self) -> Result<bool, anyhow::Error> {
+        self.put_by();
+        anyhow::ensure!(
+            self.missing.len() < LATE,
+            "more than {LATE} rows are not in the stream, the first: {:?}",
+            self.missing.keys().next()
+        );
+        let rows: Vec<Row> = sqlx::query_as(
+            "select seq, created_at, event_id, tenant, aggregate_id, sha256(payload) as digest, \
+             exists (select from outbox_parked p where p.seq = o.seq) as parked from outbox o \
+             where seq > $1 and ($2::text is null or tenant = $2) \
+             and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4) \
+             order by seq limit $5",
+        )
+        .bind(self.end)
+        .bind(self.args.tenant.as_ref().map(|tenant| tenant.as_str()))
+        .bind(self.args.from)
+        .bind(self.args.to)
+        .bind(CHUNK)
+        .fetch_all(&mut self.db)
+        .await
+        .context("reading the outbox")?;
+        self.throttle.read(rows.len()).await;
+        let Some(last) = rows.last() else { return Ok(false) };
+        self.end = last.seq;
+        self.report.outbox_rows += rows.len() as u64;
+        self.rows = rows.into_iter().map(|row| (row.seq, row)).collect();
+        Ok(true)
+    }
+
+    /// What was not met so far may come yet.
+    fn put_by(&mut self) {
+        let rows = std::mem::take(&mut self.rows);
+        self.missing.extend(rows.into_iter().filter(|(_, row)| !row.stored && !row.parked));
+    }
+
+    /// What came late, what is missing, and what of it is not for this check.
+    async fn judge(mut self, stream: &Stream) -> Result<(), anyhow::Error> {
+        // Rows are in the stream up to the newest that was met, and up to what the relay knows to be there.
+        let settled = self.newest.max(self.relay.outbox_seq);
+        while self.end < settled && self.next_chunk().await? {}
+        self.put_by();
+        for message in std::mem::take(&mut self.unknown) {
+            match self.event_of(&message).await? {
+                Some(event) if event.to_string() == message.event_id => {}
+                Some(_) => self.foreign(&message, "the outbox has another event there"),
+                None => self.foreign(&message, "the outbox has no such row"),
+            }
+        }
+        for late in std::mem::take(&mut self.late) {
+            self.on_late(late).await?;
+        }
+        // What follows is not published yet.
+        let ahead = self.missing.split_off(&(settled + 1));
+        self.report.outbox_rows -= ahead.len() as u64;
+        self.leave_out_the_aged(stream).await?;
+        for row in self.missing.values() {
+            let Row { seq, event_id, tenant, aggregate_id, .. } = row;
+            let found = json!({"seq": seq, "event": event_id, "tenant": tenant, "aggregate": aggregate_id});
+            self.report.lost.add(found);
+        }
+        if self.explained > 0 {
+            let what =
+                format!("{} messages whose rows retention has dropped, or that an operator accepted", self.explained);
+            self.report.outside.push(what);
+        }
+        let parked: i64 = sqlx::query_scalar("select count(*) from outbox_parked where state = 'parked'")
+            .fetch_one(&mut self.db)
+            .await?;
+        if parked > 0 {
+            let what = format!("{parked} rows are parked and not published (`flotilla outbox parked`)");
+            self.report.outside.push(what);
+        }
+        Ok(())
+    }
+
+    /// The event that the outbox has in the place of a message.
+    async fn event_of(&mut self, message: &Message) -> Result<Option<Uuid>, sqlx::Error> {
+        sqlx::query_scalar("select event_id from outbox where seq = $1 and created_at between $2 and $3")
+            .bind(message.seq)
+            .bind(message.created_at - SLACK)
+            .bind(message.created_at + SLACK)
+            .fetch_optional(&mut self.db)
+            .await
+    }
+
+    /// A message behind newer ones is the row that was missing, too late perhaps; or a second one.
+    async fn on_late(&mut self, late: Late) -> Result<(), anyhow::Error> {
+        let Late { message, behind } = late;
+        let Some(row) = self.missing.remove(&message.seq) else {
+            match self.event_of(&message).await? {
+                Some(event) if event.to_string() == message.event_id => {
+                    self.report.duplicated.add(named(&message, "the stream had it before"));
+                }
+                _ => self.foreign(&message, "the outbox has no such row"),
+            }
+            return Ok(());
+        };
+        if let Some(why) = differs(&row, &message) {
+            self.foreign(&message, why);
+        }
+        let newer: Option<i64> = sqlx::query_scalar(
+            "select min(seq) from outbox where seq > $1 and seq <= $2 and aggregate_id = $3 and created_at >= $4",
+        )
+        .bind(message.seq)
+        .bind(behind)
+        .bind(&row.aggregate_id)
+        .bind(row.created_at - SLACK)
+        .fetch_one(&mut self.db)
+        .await?;
+        if let Some(newer) = newer {
+            let found = json!({
+                "seq": message.seq, "message": message.sequence, "event": row.event_id, "aggregate": row.aggregate_id,
+                "behindSeq": newer,
+            });
+            self.report.out_of_order.add(found);
+        }
+        Ok(())
+    }
+
+    /// What is older than the stream keeps anything is missing by design.
+    async fn leave_out_the_aged(&mut self, stream: &Stream) -> Result<(), anyhow::Error> {
+        let max_age = stream.cached_info().config.max_age;
+        if max_age.is_zero() || self.missing.is_empty() {
+            return Ok(());
+        }
+        let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut self.db).await?;
+        let kept_since = now - TimeDelta::from_std(max_age)?;
+        let before = self.missing.len();
+        self.missing.retain(|_, row| row.created_at >= kept_since);
+        let aged = before - self.missing.len();
+        if aged > 0 {
+            let what = format!("{aged} rows are older than the stream keeps anything: from before {kept_since}");
+            self.report.outside.push(what);
+        }
+        Ok(())
+    }
+}
+
+fn differs(row: &Row, message: &Message) -> Option<&'static str> {
+    if row.event_id.to_string() != message.event_id {
+        Some("the outbox has another event there")
+    } else if row.digest != message.digest {
+        Some("its content is not the outbox's")
+    } else if !message.subject.ends_with(&format!(".{}", row.tenant)) {
+        Some("it is on the subject of another tenant")
+    } else {
+        None
+    }
+}
+
+fn named(message: &Message, why: &str) -> serde_json::Value {
+    let Message { sequence, seq, event_id, subject, .. } = message;
+    json!({"message": sequence, "seq": seq, "event": event_id, "subject": subject, "why": why})
+}

@@ -1,0 +1,257 @@
+//! What an operator does at night: sees what died, finds the cause, mends it, replays; and checks that all is well, or
+//! what is not. By the command, on a fleet of its own, with faults planted behind its back.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self, message::StreamMessage};
+use e2e::Fleet;
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::until;
+
+const KINDS: [&str; 5] = ["lost", "duplicated", "outOfOrder", "foreign", "diverged"];
+
+struct World {
+    fleet: Fleet,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl World {
+    async fn new() -> Self {
+        let fleet = Fleet::start(None).await;
+        let token = fleet.run(&["token", "--operator", "--user", "olga"]).await;
+        let token = String::from_utf8(token.stdout).unwrap().trim().to_owned();
+        Self { fleet, token, http: reqwest::Client::builder().no_proxy().build().unwrap() }
+    }
+
+    /// Runs the command as an operator; its exit code and what it printed.
+    async fn operate(&self, args: &[&str]) -> (i32, Value) {
+        let mut command = self.fleet.command(&[args, &["--reason", "the test says so", "--yes", "--json"]].concat());
+        let output = command.env("FLOTILLA_OPERATOR_TOKEN", &self.token).output().await.unwrap();
+        let json = serde_json::from_slice(&output.stdout);
+        let said = || panic!("{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        (output.status.code().unwrap(), json.unwrap_or_else(|_| said()))
+    }
+
+    /// The exit code of `verify`, how many it found of each kind, and the whole report.
+    async fn verify(&self, more: &[&str]) -> (i32, [u64; 5], Value) {
+        let output = self.fleet.run(&[&["verify", "--json"], more].concat()).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), KINDS.map(|kind| report[kind]["count"].as_u64().unwrap()), report)
+    }
+
+    async fn opensearch(&self, method: Method, path: &str, body: Value) -> Value {
+        let url = format!("{}/{path}", self.fleet.unit("opensearch").url.unwrap());
+        let response = self.http.request(method, url).json(&body).send().await.unwrap();
+        assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
+        response.json().await.unwrap()
+    }
+
+    async fn stream(&self) -> (jetstream::Context, Stream) {
+        let login = self.fleet.login("nats");
+        let part = |name: &str| login[name].as_str().unwrap().to_owned();
+        let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
+        let js = jetstream::new(options.connect(part("url")).await.unwrap());
+        let stream = js.get_stream("EVENTS_TODO").await.unwrap();
+        (js, stream)
+    }
+}
+
+/// The message of a todo at a version.
+async fn message(stream: &Stream, id: &Value, version: i32) -> StreamMessage {
+    for sequence in 1..=stream.get_info().await.unwrap().state.last_sequence {
+        let Ok(message) = stream.get_raw_message(sequence).await else { continue };
+        let event: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
+        if event["subject"] == *id && event["sequence"] == format!("{version:020}") {
+            return message;
+        }
+    }
+    panic!("no message of {id} at {version}");
+}
+
+async fn publish(js: &jetstream::Context, message: &StreamMessage) {
+    let mut headers = async_nats::HeaderMap::new();
+    for (name, values) in message.headers.iter() {
+        // What the relay asked of the server then is left out.
+        if !AsRef::<str>::as_ref(name).starts_with("Nats-") {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+    }
+    let publish = PublishMessage::build().headers(headers).payload(message.payload.clone());
+    js.send_publish(message.subject.to_string(), publish).await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn verify_finds_what_was_planted_and_nothing_else() {
+    let world = World::new().await;
+    let ann = world.fleet.caller("acme", "ann").await;
+    let mut ids = Vec::new();
+    for n in 0..8 {
+        let todo = ann.create(json!({"title": format!("todo {n}")})).await;
+        let id = todo["id"].clone();
+        let path = format!("/v1/todos/{}", id.as_str().unwrap());
+        let body = json!({"notes": "a second version"});
+        assert_eq!(ann.send(Method::PATCH, &path, Some(body)).await.status, 200);
+        ids.push(id);
+    }
+    let path = format!("/v1/todos/{}", ids[7].as_str().unwrap());
+    assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
+    let (code, found, report) = world.verify(&[]).await;
+    assert_eq!((code, found), (0, [0; 5]), "{report}");
+    assert_eq!(["outboxRows", "messages", "todos"].map(|part| report[part].as_u64().unwrap()), [17, 17, 8], "{report}");
+
+    // The read model: one document changed, one gone, one that is no todo, one raised from the dead.
+    let text = |n: usize| ids[n].as_str().unwrap().to_owned();
+    let get =
+        async |id: &str| world.opensearch(Method::GET, &format!("todos/_doc/{id}?routing=acme"), json!(null)).await;
+    let mut changed = get(&text(0)).await["_source"].clone();
+    changed["title"] = json!("something else");
+    let put =
+        |id: &str, version: u64| format!("todos/_doc/{id}?routing=acme&version={version}&version_type=external_gte");
+    world.opensearch(Method::PUT, &put(&text(0), 2), changed.clone()).await;
+    world.opensearch(Method::DELETE, &format!("todos/_doc/{}?routing=acme", text(1)), json!(null)).await;
+    let nobody = "01a1ffff-0000-7000-8000-000000000001";
+    let mut extra = changed.clone();
+    extra["id"] = json!(nobody);
+    world.opensearch(Method::PUT, &put(nobody, 2), extra).await;
+    let mut raised = changed;
+    (raised["id"], raised["version"]) = (ids[7].clone(), json!(3));
+    world.opensearch(Method::PUT, &put(&text(7), 3), raised).await;
+    world.opensearch(Method::POST, "todos/_refresh", json!(null)).await;
+    let (code, found, report) = world.verify(&[]).await;
+    assert_eq!((code, found), (4, [0, 0, 0, 0, 4]), "{report}");
+    let mut named: Vec<&str> =
+        report["diverged"]["examples"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+    named.sort_unstable();
+    let mut planted = vec![ids[0].as_str().unwrap(), ids[1].as_str().unwrap(), ids[7].as_str().unwrap(), nobody];
+    planted.sort_unstable();
+    assert_eq!(named, planted);
+    assert_eq!(world.verify(&["--tenant", "another"]).await.0, 0, "it is none of that tenant's");
+
+    // The stream, while the relay cannot mend anything: a message gone; back, behind a newer one of its todo; one twice;
+    // one that the outbox does not know.
+    let relay = world.fleet.unit("todo").pid.unwrap();
+    devstack::process::signal(relay, Signal::SIGSTOP).unwrap();
+    let (js, stream) = world.stream().await;
+    let taken = message(&stream, &ids[2], 1).await;
+    let twice = message(&stream, &ids[3], 2).await;
+    stream.delete_message(taken.sequence).await.unwrap();
+    let (_, found, report) = world.verify(&[]).await;
+    assert_eq!(found, [1, 0, 0, 0, 4], "{report}");
+    let event: Value = serde_json::from_slice(&taken.payload).unwrap();
+    assert_eq!(report["lost"]["examples"][0]["event"], event["id"]);
+    publish(&js, &taken).await;
+    let (_, found, report) = world.verify(&[]).await;
+    assert_eq!(found, [0, 0, 1, 0, 4], "{report}");
+    assert_eq!(report["outOfOrder"]["examples"][0]["aggregate"], ids[2]);
+    publish(&js, &twice).await;
+    js.publish("evt.todo.created.v1.acme", "{}".into()).await.unwrap().await.unwrap();
+    let mut forged = twice;
+    forged.headers.insert("Outbox-Seq", "1000000");
+    publish(&js, &forged).await;
+    let (code, found, report) = world.verify(&[]).await;
+    assert_eq!((code, found), (4, [0, 1, 1, 2, 4]), "{report}");
+    let text = String::from_utf8(world.fleet.run(&["verify"]).await.stdout).unwrap();
+    assert!(text.contains("1 out of order") && text.contains(ids[2].as_str().unwrap()), "{text}");
+
+    // What is away is said, and is not taken for well.
+    let output = world.fleet.run(&["verify", "--json", "--index", "nothing"]).await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["unchecked"][0].as_str().unwrap().contains("no such index"), "{report}");
+    let future = ["--from", "2126-01-01T00:00:00Z", "--index", "nothing"];
+    assert_eq!(world.verify(&future).await.0, 5, "nothing found, and not everything checked");
+    devstack::process::signal(relay, Signal::SIGCONT).unwrap();
+    world.fleet.stop().await;
+}
+
+/// An index whose mapping is wrong: it takes no title that is not a number.
+fn wrong_index() -> Value {
+    let kept = ["tenant", "id", "status", "assignee", "created_by", "notes", "labels"];
+    let times = ["index_time", "due_time", "create_time", "update_time", "complete_time"];
+    let mut properties =
+        json!({"title": {"type": "integer"}, "version": {"type": "integer"}, "deleted": {"type": "boolean"}});
+    kept.iter().for_each(|name| properties[name] = json!({"type": "keyword"}));
+    times.iter().for_each(|name| properties[name] = json!({"type": "date"}));
+    json!({
+        "aliases": {"todos": {"is_write_index": true}},
+        "settings": {"number_of_replicas": 0, "refresh_interval": "100ms"},
+        "mappings": {"_routing": {"required": true}, "properties": properties},
+    })
+}
+
+#[tokio::test]
+async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
+    let world = World::new().await;
+    let (ann, bob) = (world.fleet.caller("acme", "ann").await, world.fleet.caller("globex", "bob").await);
+    world.opensearch(Method::DELETE, "todos-v1", json!(null)).await;
+    world.opensearch(Method::PUT, "todos-v1", wrong_index()).await;
+    for n in 0..5 {
+        let todo = ann.create(json!({"title": format!("ann's {n}")})).await;
+        bob.create(json!({"title": format!("bob's {n}")})).await;
+        let path = format!("/v1/todos/{}:complete", todo["id"].as_str().unwrap());
+        assert_eq!(ann.send(Method::POST, &path, Some(json!({}))).await.status, 200);
+    }
+    until("fifteen letters", || async { world.fleet.json(&["dlq", "stats"]).await["letters"] == 15 }).await;
+    let groups = world.fleet.json(&["dlq", "groups"]).await;
+    let created = groups.as_array().unwrap().iter().find(|group| group["eventType"] == "todo.created.v1").unwrap();
+    assert_eq!((&created["letters"], &created["tenants"]), (&json!(10), &json!(2)), "{groups}");
+    assert!(created["errorClass"].as_str().unwrap().contains("mapper_parsing_exception"), "{groups}");
+    let listed = world.fleet.json(&["dlq", "list", "--tenant", "globex"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), 5);
+    let id = listed[0]["id"].to_string();
+    let shown = world.fleet.json(&["dlq", "show", &id]).await;
+    assert_eq!(shown["event"]["tenant"], "globex");
+    assert_eq!(shown["traceId"].as_str().unwrap().len(), 32);
+    assert!(shown["story"][0]["version"].as_str().unwrap().starts_with("search-projector "), "{shown}");
+    assert_eq!(world.verify(&[]).await.1[4], 10, "the read model lacks them");
+
+    // Too early: the canary fails, and everything stays where it was.
+    let (code, job) = world.operate(&["dlq", "replay", "--consumer", "search-projector"]).await;
+    assert_eq!((code, &job["state"], &job["failed"], &job["skipped"]), (3, &json!("aborted"), &json!(1), &json!(14)));
+    // Nobody replays everything by leaving something out, and nobody acts without a token of an operator.
+    let without = world.fleet.run(&["dlq", "replay", "--reason", "r", "--yes"]).await;
+    assert!(String::from_utf8_lossy(&without.stderr).contains("--all"), "{without:?}");
+    let nobody = world.fleet.run(&["dlq", "replay", "--all", "--reason", "r", "--yes"]).await;
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("who acts?"), "{nobody:?}");
+    let (_, edited) = world.operate(&["dlq", "replay", "--all", "--dry-run"]).await;
+    assert_eq!(edited["letters"].as_array().unwrap().len(), 15);
+    assert_eq!(world.fleet.json(&["dlq", "stats"]).await["failed_again"], 1);
+
+    // One is given up, the index is mended, the rest is replayed.
+    let (code, discarded) = world.operate(&["dlq", "discard", &id]).await;
+    assert_eq!((code, &discarded["discarded"]), (0, &json!(1)));
+    world.opensearch(Method::DELETE, "todos-v1", json!(null)).await;
+    let (code, job) = world.operate(&["dlq", "replay", "--all", "--rate", "500"]).await;
+    assert_eq!((code, &job["state"], &job["handled"]), (0, &json!("done"), &json!(14)), "{job}");
+    let stats = world.fleet.json(&["dlq", "stats"]).await;
+    let of = |state: &str| stats[state].as_i64().unwrap();
+    assert_eq!([of("letters"), of("open"), of("failed_again"), of("handled"), of("discarded")], [15, 0, 0, 14, 1]);
+    let (_, found, report) = world.verify(&[]).await;
+    assert_eq!((found[4], &report["diverged"]["examples"][0]["tenant"]), (1, &json!("globex")), "{report}");
+    until("what was replayed is found", || async { ann.search("ann's").await.len() == 5 }).await;
+
+    // The one that was given up comes by a replay of its stream, to that consumer alone.
+    let range = [
+        "replay",
+        "--consumer",
+        "search-projector",
+        "--subject",
+        "evt.todo.*.*.globex",
+        "--from",
+        "2026-01-01T00:00:00Z",
+    ];
+    let (code, job) = world.operate(&range).await;
+    assert_eq!((code, &job["handled"]), (0, &json!(5)), "{job}");
+    assert_eq!(world.verify(&[]).await.0, 0);
+    let audit = world.fleet.json(&["dlq", "audit"]).await;
+    let acts: Vec<&str> = audit.as_array().unwrap().iter().rev().map(|line| line["action"].as_str().unwrap()).collect();
+    assert_eq!(acts[..3], ["replay", "aborted itself", "discard"], "{audit}");
+    assert!(acts.contains(&"range") && audit[0]["at"].is_string(), "{audit}");
+    let who: Vec<&str> = audit.as_array().unwrap().iter().map(|line| line["actor"].as_str().unwrap()).collect();
+    assert!(who.iter().all(|who| ["olga", "operations"].contains(who)), "{audit}");
+    world.fleet.stop().await;
+}

@@ -1,0 +1,152 @@
+//! Works on jobs: sends what is selected, at the job's pace, to the one consumer. What became of each comes back through
+//! `events`. A job that loses its process is taken up by the next one.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use consumer::{Replayer, Sending, Way};
+use service::clock;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::pace::{Step, step};
+use crate::store::Store;
+use crate::store_jobs::Job;
+use crate::store_work::{OnItsWay, ToSend};
+
+const TICK: Duration = Duration::from_millis(100);
+const LEASE: Duration = Duration::from_secs(5);
+/// From then on an item that is on its way is looked for.
+const LONG: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// What its consumer has acknowledged has told what became of it; should that be lost, it goes again after this.
+const UNTOLD: Duration = Duration::from_secs(60);
+
+/// Works on the jobs that nobody else works on.
+pub(crate) struct Runner {
+    pub store: Store,
+    pub replayer: Replayer,
+    pub holder: Uuid,
+}
+
+/// What this process remembers of a job.
+struct Memory {
+    sent_at: Instant,
+    looked_at: Instant,
+}
+
+impl Runner {
+    /// Until `stop`. What is down is waited for.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut memories: HashMap<i64, Memory> = HashMap::new();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said = false;
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            match self.round(&mut memories).await {
+                Ok(()) => said = false,
+                Err(error) if !said => {
+                    warn!(error = format!("{error:#}"), "jobs do not go on: trying again");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn round(&self, memories: &mut HashMap<i64, Memory>) -> Result<(), anyhow::Error> {
+        let jobs = self.store.lease(self.holder, LEASE.as_secs_f64()).await?;
+        memories.retain(|id, _| jobs.iter().any(|(_, job)| job.id == *id));
+        for (epoch, job) in &jobs {
+            let now = Instant::now();
+            let memory = memories.entry(job.id).or_insert(Memory { sent_at: now - TICK, looked_at: now });
+            self.work(*epoch, job, memory).await?;
+        }
+        Ok(())
+    }
+
+    async fn work(&self, epoch: i64, job: &Job, memory: &mut Memory) -> Result<(), anyhow::Error> {
+        let progress = job.progress();
+        let canary_passed = progress.settled() + progress.skipped >= job.pace().canary.min(job.total);
+        if job.ramp_at.is_none() && canary_passed && progress.sent == 0 {
+            self.store.ramp(job.id).await?;
+        }
+        let since_ramp = job.ramp_at.map(|at| (clock::now() - at).to_std().unwrap_or_default());
+        match step(&job.pace(), &progress, since_ramp, memory.sent_at.elapsed()) {
+            Step::Done => {
+                info!(job = job.id, handled = job.handled, failed = job.failed, "the job is done");
+                self.store.finish(job, epoch, "done", "all of it is settled").await?;
+            }
+            Step::Abort(why) => {
+                warn!(job = job.id, why, "the job aborts itself");
+                self.store.finish(job, epoch, "aborted", &why).await?;
+            }
+            Step::Send(0) => {}
+            Step::Send(count) => {
+                memory.sent_at = Instant::now();
+                for item in self.store.take(job.id, epoch, count).await? {
+                    self.send(job, item).await?;
+                }
+            }
+        }
+        if memory.looked_at.elapsed() > LOOK_EVERY {
+            memory.looked_at = Instant::now();
+            for item in self.store.long_on_their_way(job.id, LONG.as_secs_f64()).await? {
+                self.look_for(job, &item).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, job: &Job, item: ToSend) -> Result<(), anyhow::Error> {
+        if job.kind == "discard" && !self.replayer.takes_replays(&job.consumer).await? {
+            return Ok(self.store.settled(job.id, item.n, "there is no such consumer any more").await?);
+        }
+        let Some(sending) = self.sending(job, &item).await? else {
+            return Ok(self.store.gone(job.id, item.n, "its stream no longer holds it").await?);
+        };
+        let sequence = self.replayer.send(&sending).await?;
+        self.store.sent(job.id, &item, sequence).await?;
+        Ok(())
+    }
+
+    async fn sending(&self, job: &Job, item: &ToSend) -> Result<Option<Sending>, anyhow::Error> {
+        let id = format!("{}.{}.{}", job.id, item.n, item.tries);
+        let (consumer, discarded) = (job.consumer.clone(), job.kind == "discard");
+        let stream_sequence = item.stream_sequence.cast_unsigned();
+        let (Some(subject), Some(stored_at)) = (item.subject.clone(), item.stored_at) else {
+            let stream = job.selection["stream"].as_str().unwrap_or_default();
+            let found = self.replayer.find(stream, stream_sequence).await?;
+            return Ok(found.map(|found| Sending { consumer, id, discarded, ..found }));
+        };
+        let headers = item.headers.clone().unwrap_or_default();
+        Ok(Some(Sending {
+            consumer,
+            id,
+            subject,
+            headers: serde_json::from_value(headers).unwrap_or_default(),
+            payload: item.payload.clone().unwrap_or_default().into(),
+            stream_sequence,
+            stored_at,
+            discarded,
+        }))
+    }
+
+    /// What was lost on its way goes again: the consumer tells a second one from the first by the event.
+    async fn look_for(&self, job: &Job, item: &OnItsWay) -> Result<(), anyhow::Error> {
+        let way = match item.replay_sequence {
+            None => Way::Lost,
+            Some(sequence) => {
+                let id = format!("{}.{}.{}", job.id, item.n, item.tries);
+                self.replayer.way(&job.consumer, &id, sequence.cast_unsigned()).await?
+            }
+        };
+        if way == Way::Lost || (way == Way::Settled && item.seconds > UNTOLD.as_secs_f64()) {
+            warn!(job = job.id, item = item.n, ?way, "a replay was lost on its way: it goes again");
+            self.store.again(job.id, item).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,438 @@
+//! All SQL of jobs: replays and discards of a frozen selection.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, FromRow, PgConnection};
+
+use crate::pace::{Pace, Progress};
+use crate::store::{Act, Refused, SELECTED, Selection, audit, select};
+
+/// A job.
+#[derive(Debug, Clone, FromRow, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    /// Its number.
+    pub id: i64,
+    /// `replay`, `discard`, or `range`.
+    pub kind: String,
+    /// The one consumer that it sends to.
+    pub consumer: String,
+    /// Who asked for it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// What was asked for.
+    pub selection: Value,
+    /// See [`Pace`].
+    pub canary: i32,
+    /// See [`Pace`].
+    pub rate: f64,
+    /// See [`Pace`].
+    pub max_failures: f64,
+    /// `running`, `paused`, `done` or `aborted`.
+    pub state: String,
+    /// Why it is so.
+    pub story: String,
+    /// How many it was at the start.
+    pub total: i64,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When its canary had passed.
+    pub ramp_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Waiting to be sent.
+    pub waiting: i64,
+    /// On their way.
+    pub sent: i64,
+    /// Handled.
+    pub handled: i64,
+    /// Dead once more.
+    pub failed: i64,
+    /// Left out.
+    pub skipped: i64,
+}
+
+impl Job {
+    /// How far it is.
+    #[must_use]
+    pub const fn progress(&self) -> Progress {
+        let Self { waiting, sent, handled, failed, skipped, .. } = *self;
+        Progress { waiting, sent, handled, failed, skipped }
+    }
+
+    /// How it is to go.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        Pace { canary: self.canary.into(), rate: self.rate, max_failures: self.max_failures }
+    }
+
+    /// Whether nothing of it is to come any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "aborted")
+    }
+}
+
+pub(crate) const JOB: &str = "j.id, j.kind, j.consumer, j.actor, j.reason, j.selection, j.canary, j.rate, j.max_failures, j.state, \
+    j.story, j.total, j.created_at, j.ramp_at, j.ended_at, c.waiting, c.sent, c.handled, c.failed, c.skipped";
+pub(crate) const COUNTS: &str = "lateral (select count(*) filter (where state = 'waiting') as waiting, \
+    count(*) filter (where state = 'sent') as sent, count(*) filter (where state = 'handled') as handled, \
+    count(*) filter (where state = 'failed') as failed, count(*) filter (where state = 'skipped') as skipped \
+    from job_item where job = j.id) c";
+
+/// One letter of a plan.
+#[derive(Debug, Clone, FromRow, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    /// The letter.
+    pub id: i64,
+    /// Its consumer.
+    pub consumer: String,
+    /// Its event's type.
+    pub event_type: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its aggregate.
+    pub aggregate_id: String,
+    /// The version of it.
+    pub sequence: String,
+    /// It was not asked for, but died before another of its aggregate that was, and so goes before it.
+    pub added: bool,
+    /// An operator has mended it.
+    pub is_edited: bool,
+    #[serde(skip)]
+    has_payload: bool,
+    #[serde(skip)]
+    stream_sequence: i64,
+}
+
+/// What a job is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// `replay` or `discard`.
+    pub kind: &'a str,
+    /// Which letters.
+    pub selection: &'a Selection,
+    /// How it goes.
+    pub pace: Pace,
+}
+
+/// What a job would do, in the order in which it would; nothing is changed.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn plan(db: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
+    let mut tx = db.begin().await?;
+    let planned = freeze(&mut tx, order).await;
+    tx.rollback().await?;
+    planned
+}
+
+/// Makes a job of what the selection gives now; its number and what it holds.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn create(db: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Result<(i64, Vec<Planned>), Refused> {
+    let mut tx = db.begin().await?;
+    let created = create_in(&mut tx, order, act).await;
+    if created.is_ok() {
+        tx.commit().await?
+    } else {
+        tx.rollback().await?
+    }
+    created
+}
+
+async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
+    let mut selection = order.selection.clone();
+    selection.states = Some(vec!["open".to_owned(), "failed_again".to_owned()]);
+    // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
+    let sql = format!(
+        "with chosen as (select l.id, l.consumer, l.aggregate_id, l.sequence as version from letter l where {SELECTED}), \
+         whole as (select l.*, not exists (select from chosen c where c.id = l.id) as added from letter l \
+         where l.id in (select id from chosen) or ($11 and l.state in ('open', 'failed_again') and l.aggregate_id <> '' \
+         and exists (select from chosen c where c.consumer = l.consumer and c.aggregate_id = l.aggregate_id \
+         and (c.version, c.id) > (l.sequence, l.id)))) \
+         select id, consumer, event_type, tenant, aggregate_id, sequence, added, edited is not null as is_edited, \
+         payload is not null as has_payload, stream_sequence from whole \
+         order by min(stored_at) over (partition by aggregate_id), aggregate_id, sequence, id"
+    );
+    let planned: Vec<Planned> = select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection)
+        .bind(order.kind == "replay")
+        .fetch_all(&mut *tx)
+        .await?;
+    let Some(first) = planned.first() else { return Err(Refused::NothingMatches) };
+    let mut consumers: Vec<&str> = planned.iter().map(|letter| letter.consumer.as_str()).collect();
+    consumers.sort_unstable();
+    consumers.dedup();
+    if consumers.iter().any(|consumer| *consumer != first.consumer) {
+        return Err(Refused::SeveralConsumers(consumers.join(", ")));
+    }
+    if let Some(left) = planned.iter().find(|letter| !letter.has_payload && order.kind == "replay") {
+        return Err(Refused::NoPayload(left.id));
+    }
+    let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
+    // Two operators who freeze the same letters wait for each other here, and the second is refused.
+    sqlx::query("select id from letter where id = any($1) order by id for update").bind(&ids).execute(&mut *tx).await?;
+    refuse_busy(tx, &ids).await?;
+    Ok(planned)
+}
+
+/// Refuses letters that are in an unfinished job.
+pub(crate) async fn refuse_busy(tx: &mut PgConnection, ids: &[i64]) -> Result<(), Refused> {
+    let busy: Option<(i64, i64, i64, String)> = sqlx::query_as(
+        "select min(i.letter), count(*), min(i.job), min(j.actor) from job_item i join job j on j.id = i.job \
+         where i.letter = any($1) and i.state in ('waiting', 'sent') having count(*) > 0",
+    )
+    .bind(ids)
+    .fetch_optional(tx)
+    .await?;
+    match busy {
+        None => Ok(()),
+        Some((letter, 1, job, actor)) => Err(Refused::Busy(format!("letter {letter} is in job {job} of {actor}"))),
+        Some((letter, count, job, actor)) => {
+            Err(Refused::Busy(format!("{count} letters, {letter} first, are in jobs, such as job {job} of {actor}")))
+        }
+    }
+}
+
+async fn create_in(tx: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Result<(i64, Vec<Planned>), Refused> {
+    let planned = freeze(tx, order).await?;
+    let consumer = planned.first().map(|letter| letter.consumer.clone()).unwrap_or_default();
+    let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
+    let selection = serde_json::to_value(order.selection).unwrap_or_default();
+    let job = insert(tx, order.kind, &consumer, &selection, order.pace, planned.len(), act).await?;
+    let sequences: Vec<i64> = planned.iter().map(|letter| letter.stream_sequence).collect();
+    let aggregates: Vec<&str> = planned.iter().map(|letter| letter.aggregate_id.as_str()).collect();
+    sqlx::query(
+        "insert into job_item (job, n, letter, stream_sequence, aggregate_id) \
+         select $1, n, letter, sequence, aggregate from unnest($2::bigint[], $3::bigint[], $4::text[]) \
+         with ordinality as items (letter, sequence, aggregate, n)",
+    )
+    .bind(job)
+    .bind(&ids)
+    .bind(&sequences)
+    .bind(&aggregates)
+    .execute(&mut *tx)
+    .await?;
+    if order.kind == "discard" {
+        sqlx::query(
+            "update letter set state = 'discarded', settled_at = clock_timestamp(), settled_by = $2 where id = any($1)",
+        )
+        .bind(&ids)
+        .bind(format!("{}: {}", act.actor, act.reason))
+        .execute(&mut *tx)
+        .await?;
+    }
+    let detail = json!({"job": job, "consumer": consumer, "selection": selection, "letters": ids});
+    audit(tx, act, order.kind, ids.len() as i64, &detail).await?;
+    Ok((job, planned))
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    kind: &str,
+    consumer: &str,
+    selection: &Value,
+    pace: Pace,
+    total: usize,
+    act: Act<'_>,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "insert into job (kind, consumer, actor, reason, selection, canary, rate, max_failures, total) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id",
+    )
+    .bind(kind)
+    .bind(consumer)
+    .bind(act.actor)
+    .bind(act.reason)
+    .bind(selection)
+    .bind(i32::try_from(pace.canary).unwrap_or(i32::MAX))
+    .bind(pace.rate)
+    .bind(pace.max_failures)
+    .bind(total as i64)
+    .fetch_one(tx)
+    .await
+}
+
+/// Makes a job of events of a stream: their sequences and aggregates, in the stream's order.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn create_range(
+    db: &mut PgConnection,
+    consumer: &str,
+    selection: &Value,
+    events: &[(u64, String)],
+    pace: Pace,
+    act: Act<'_>,
+) -> Result<i64, Refused> {
+    let mut tx = db.begin().await?;
+    let job = insert(&mut tx, "range", consumer, selection, pace, events.len(), act).await?;
+    for (chunk, first) in events.chunks(10_000).zip((1..).step_by(10_000)) {
+        let sequences: Vec<i64> = chunk.iter().map(|(sequence, _)| sequence.cast_signed()).collect();
+        let aggregates: Vec<&str> = chunk.iter().map(|(_, aggregate)| aggregate.as_str()).collect();
+        sqlx::query(
+            "insert into job_item (job, n, stream_sequence, aggregate_id) \
+             select $1, $2 + n - 1, sequence, aggregate from unnest($3::bigint[], $4::text[]) \
+             with ordinality as items (sequence, aggregate, n)",
+        )
+        .bind(job)
+        .bind(first)
+        .bind(&sequences)
+        .bind(&aggregates)
+        .execute(&mut *tx)
+        .await?;
+    }
+    let detail = json!({"job": job, "consumer": consumer, "selection": selection});
+    audit(&mut tx, act, "range", events.len() as i64, &detail).await?;
+    tx.commit().await?;
+    Ok(job)
+}
+
+/// The newest jobs, newest first.
+///
+/// # Errors
+/// The database refuses.
+pub async fn jobs(db: &mut PgConnection, limit: i64) -> Result<Vec<Job>, sqlx::Error> {
+    let sql = format!("select {JOB} from job j, {COUNTS} order by j.id desc limit $1");
+    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(limit).fetch_all(db).await
+}
+
+/// One job.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn job(db: &mut PgConnection, id: i64) -> Result<Job, Refused> {
+    let sql = format!("select {JOB} from job j, {COUNTS} where j.id = $1");
+    let job: Option<Job> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(db).await?;
+    job.ok_or(Refused::NoJob(id))
+}
+
+/// What operators do with a job that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steer {
+    /// Nothing more is sent until it is resumed.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// What was not sent stays where it is.
+    Abort,
+}
+
+/// Steers a job.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn steer(db: &mut PgConnection, id: i64, steer: Steer, act: Act<'_>) -> Result<(), Refused> {
+    let (action, from, to) = match steer {
+        Steer::Pause => ("pause", &["running"][..], "paused"),
+        Steer::Resume => ("resume", &["paused"][..], "running"),
+        Steer::Abort => ("abort", &["running", "paused"][..], "aborted"),
+    };
+    let mut tx = db.begin().await?;
+    let state: Option<String> =
+        sqlx::query_scalar("select state from job where id = $1 for update").bind(id).fetch_optional(&mut *tx).await?;
+    let refused = match state {
+        None => Some(Refused::NoJob(id)),
+        Some(state) if !from.contains(&state.as_str()) => Some(Refused::JobIs(id, state)),
+        Some(_) => None,
+    };
+    if let Some(refused) = refused {
+        tx.rollback().await?;
+        return Err(refused);
+    }
+    let story = format!("{action} by {}: {}", act.actor, act.reason);
+    let left =
+        if to == "aborted" { end(&mut tx, id, to, &story).await? } else { turn(&mut tx, id, to, &story).await? };
+    audit(&mut tx, act, action, left, &json!({"job": id})).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Pauses a job or has it go on; how many wait.
+async fn turn(tx: &mut PgConnection, id: i64, state: &str, story: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query("update job set state = $2, story = $3 where id = $1")
+        .bind(id)
+        .bind(state)
+        .bind(story)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query_scalar("select count(*) from job_item where job = $1 and state = 'waiting'")
+        .bind(id)
+        .fetch_one(tx)
+        .await
+}
+
+/// Ends a job; how many were left out. What is on its way still tells what became of it.
+pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, story: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query("update job set state = $2, story = $3, ended_at = clock_timestamp() where id = $1")
+        .bind(id)
+        .bind(state)
+        .bind(story)
+        .execute(&mut *tx)
+        .await?;
+    let left = sqlx::query(
+        "update job_item set state = 'skipped', outcome = $2, settled_at = clock_timestamp() \
+         where job = $1 and state = 'waiting'",
+    )
+    .bind(id)
+    .bind(state)
+    .execute(tx)
+    .await?;
+    Ok(left.rows_affected().cast_signed())
+}
+
+/// The job and the place of a replay's name.
+fn place(replay: &str) -> Option<(i64, i64)> {
+    let mut parts = replay.split('.').map(str::parse::<i64>);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+/// A replay has died again: its letter, if it was one of a letter.
+pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) -> Result<Option<i64>, sqlx::Error> {
+    let Some((job, n)) = place(replay) else { return Ok(None) };
+    let letter: Option<Option<i64>> = sqlx::query_scalar(
+        "update job_item set state = 'failed', outcome = $3, settled_at = clock_timestamp() \
+         where job = $1 and n = $2 and state in ('sent', 'failed') returning letter",
+    )
+    .bind(job)
+    .bind(n)
+    .bind(reason.replace('\0', "\u{fffd}"))
+    .fetch_optional(&mut *tx)
+    .await?;
+    // One behind another goes before it or not at all.
+    sqlx::query(
+        "update job_item set state = 'skipped', outcome = 'one before it failed', settled_at = clock_timestamp() \
+         where job = $1 and state = 'waiting' and aggregate_id <> '' \
+         and aggregate_id = (select aggregate_id from job_item where job = $1 and n = $2)",
+    )
+    .bind(job)
+    .bind(n)
+    .execute(tx)
+    .await?;
+    Ok(letter.flatten())
+}
+
+/// A replay needs no more handling.
+///
+/// # Errors
+/// The database refuses.
+pub async fn replayed(tx: &mut PgConnection, replay: &str, outcome: &str) -> Result<(), sqlx::Error> {
+    let Some((job, n)) = place(replay) else { return Ok(()) };
+    sqlx::query(
+        "with item as (update job_item set state = 'handled', outcome = $3, settled_at = clock_timestamp() \
+         where job = $1 and n = $2 and state = 'sent' returning letter) \
+         update letter set state = 'handled', settled_at = clock_timestamp(), \
+         settled_by = (select 'job ' || id || ' of ' || actor || ': ' || reason from job where id = $1) \
+         from item where letter.id = item.letter and letter.state in ('open', 'failed_again')",
+    )
+    .bind(job)
+    .bind(n)
+    .bind(outcome)
+    .execute(tx)
+    .await
+    .map(drop)
+}

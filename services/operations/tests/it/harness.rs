@@ -1,0 +1,220 @@
+//! A shop whose consumers fail, and the service that keeps and replays what died of it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, stream};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Verdict};
+use futures::FutureExt as _;
+use operations::pace::Pace;
+use operations::store::{self, Act, Selection, Stats};
+use operations::store_jobs::{self, Job, Order};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use service::Lifecycle;
+use service::ops::Readiness;
+use sqlx::{PgConnection, PgPool};
+use testkit::{TestDatabase, TestNats, until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+const STREAM: &str = "EVENTS_TODO";
+const ROLE: &str =
+    "do $$ begin create role operations_app; exception when duplicate_object or unique_violation then null; end $$";
+const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
+pub const ACT: Act<'_> = Act { actor: "olga", reason: "a test" };
+pub const PACE: Pace = Pace { canary: 1, rate: 1_000.0, max_failures: 0.1 };
+
+/// What a consumer has handled: aggregate and version, in order.
+pub type Handled = Arc<Mutex<Vec<(String, i32)>>>;
+
+pub struct World {
+    pub nats: TestNats,
+    pub js: jetstream::Context,
+    pub database: TestDatabase,
+    /// Whether the consumers reject what they get.
+    pub broken: Arc<AtomicBool>,
+    consumers: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl World {
+    /// A broker and a database; the service is not up yet.
+    pub async fn new() -> Self {
+        let scripts = [
+            ROLE,
+            include_str!("../../migrations/0001_operations.sql"),
+            include_str!("../../../../crates/consumer/schema/inbox.sql"),
+            EFFECTS,
+        ];
+        let (nats, database) = tokio::join!(TestNats::start(), TestDatabase::with(&scripts));
+        let js = nats.jetstream().await;
+        let world = Self {
+            nats,
+            js,
+            database,
+            broken: Arc::new(AtomicBool::new(true)),
+            consumers: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        world.stream().await;
+        world
+    }
+
+    pub async fn stream(&self) {
+        let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.todo.>".into()], ..Default::default() };
+        self.js.create_stream(config).await.unwrap();
+    }
+
+    /// The service itself.
+    pub async fn operations(&self) -> Lifecycle {
+        let lifecycle = Lifecycle::default();
+        let config = operations::Config {
+            ops_listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: SecretString::from(self.database.superuser.clone()),
+            nats_url: SecretString::from(self.nats.url("operations")),
+        };
+        operations::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
+        lifecycle
+    }
+
+    fn config(durable: &str) -> Config {
+        Config {
+            stream: STREAM.to_owned(),
+            durable: durable.to_owned(),
+            filter: "evt.todo.>".to_owned(),
+            types: vec!["todo.created.v1".to_owned()],
+            batch: 16,
+            linger: Duration::ZERO,
+            in_flight: 1,
+            max_attempts: 2,
+            version: format!("{durable} 7"),
+        }
+    }
+
+    /// A consumer of its own state: it rejects everything while the world is broken, and always what `never` says.
+    pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
+        let handled = Handled::default();
+        let consumer = Consumer::new(self.nats.client("admin").await, Self::config(durable));
+        let (stop, seen, broken) = (self.stop.clone(), Arc::clone(&handled), Arc::clone(&self.broken));
+        self.consumers.spawn(async move {
+            let verdict = |event: &Event| {
+                if never(event) || broken.load(Ordering::SeqCst) {
+                    return Verdict::Reject(format!("no room for {}", event.attribute("id")));
+                }
+                seen.lock().unwrap().push((event.aggregate().to_owned(), version(event)));
+                Verdict::Done
+            };
+            consumer.run_batches(stop, |events| std::future::ready(events.iter().map(verdict).collect())).await;
+        });
+        handled
+    }
+
+    /// A consumer with an inbox, whose effects are in the database; it rejects what is at version 2 while it is broken.
+    pub async fn ordered(&self, durable: &str) {
+        let consumer = Consumer::new(self.nats.client("admin").await, Self::config(durable));
+        let db = PgPool::connect(&self.database.superuser).await.unwrap();
+        let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
+        let (stop, broken) = (self.stop.clone(), Arc::clone(&self.broken));
+        self.consumers.spawn(async move {
+            let broken = &broken;
+            consumer
+                .run_in_order(stop, inbox, |tx, event| record(tx, event, broken.load(Ordering::SeqCst)).boxed())
+                .await;
+        });
+    }
+
+    /// The versions of each aggregate, in the order in which they took effect in the database.
+    pub async fn effects(&self) -> BTreeMap<String, Vec<i32>> {
+        let sql = "select aggregate, version from effect order by number";
+        let rows: Vec<(String, i32)> = sqlx::query_as(sql).fetch_all(&mut self.db().await).await.unwrap();
+        let mut effects: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        rows.into_iter().for_each(|(aggregate, version)| effects.entry(aggregate).or_default().push(version));
+        effects
+    }
+
+    pub async fn db(&self) -> PgConnection {
+        self.database.admin().await
+    }
+
+    pub async fn publish(&self, aggregate: &str, version: i32) {
+        let mut event: Value =
+            serde_json::from_str(include_str!("../../../../schemas/samples/todo.created.v1.json")).unwrap();
+        event["id"] = json!(Uuid::now_v7());
+        event["tenant"] = json!("acme");
+        event["partitionkey"] = json!(aggregate);
+        event["sequence"] = json!(format!("{version:020}"));
+        self.publish_bytes(event.to_string()).await;
+    }
+
+    pub async fn publish_bytes(&self, payload: String) {
+        let message =
+            PublishMessage::build().header("content-type", "application/cloudevents+json").payload(payload.into());
+        self.js.send_publish("evt.todo.created.v1.acme", message).await.unwrap().await.unwrap();
+    }
+
+    pub async fn stats(&self) -> Stats {
+        let stats = store::stats(&mut self.db().await).await.unwrap();
+        assert_eq!(stats.open + stats.failed_again + stats.handled + stats.discarded, stats.letters, "{stats:?}");
+        stats
+    }
+
+    pub async fn until_letters(&self, letters: i64) {
+        until(&format!("{letters} letters"), || async { self.stats().await.letters == letters }).await;
+    }
+
+    /// Asks for a replay of a selection.
+    pub async fn replay(&self, selection: &Selection, pace: Pace) -> i64 {
+        let order = Order { kind: "replay", selection, pace };
+        store_jobs::create(&mut self.db().await, order, ACT).await.unwrap().0
+    }
+
+    pub async fn job(&self, id: i64) -> Job {
+        store_jobs::job(&mut self.db().await, id).await.unwrap()
+    }
+
+    pub async fn until_ended(&self, id: i64) -> Job {
+        until("the job has ended", || async {
+            let job = self.job(id).await;
+            job.has_ended() && job.sent == 0
+        })
+        .await;
+        self.job(id).await
+    }
+
+    pub fn mend(&self) {
+        self.broken.store(false, Ordering::SeqCst);
+    }
+
+    pub async fn stop(&self, service: Lifecycle) {
+        self.stop.cancel();
+        self.consumers.close();
+        self.consumers.wait().await;
+        assert_eq!(service.shut_down().await, None);
+    }
+}
+
+pub fn version(event: &Event) -> i32 {
+    event.attribute("sequence").parse().unwrap()
+}
+
+pub fn aggregate(name: &str) -> Selection {
+    Selection { aggregate: Some(name.to_owned()), ..Selection::default() }
+}
+
+pub fn consumer_of(name: &str) -> Selection {
+    Selection { consumer: Some(name.to_owned()), ..Selection::default() }
+}
+
+async fn record(tx: &mut PgConnection, event: &Event, broken: bool) -> Result<(), Failure> {
+    sqlx::query("insert into effect (aggregate, version) values ($1, $2)")
+        .bind(event.aggregate())
+        .bind(version(event))
+        .execute(tx)
+        .await?;
+    if broken && version(event) == 2 { Err(Failure::Reject("no such account".to_owned())) } else { Ok(()) }
+}

@@ -1,0 +1,284 @@
+//! Dead letters kept and replayed, on a real PostgreSQL and nats-server, with consumers of the `consumer` crate.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
+
+mod harness;
+
+use async_nats::jetstream::stream::Stream;
+use harness::{ACT, PACE, World, aggregate, consumer_of};
+use operations::letters::NotTheEvent;
+use operations::pace::Pace;
+use operations::store::{self, Refused, Selection};
+use operations::store_jobs::{self, Order, Steer};
+use serde_json::json;
+use testkit::until;
+
+fn never(_: &consumer::Event) -> bool {
+    false
+}
+
+async fn stream(world: &World, name: &str) -> Stream {
+    world.js.get_stream(name).await.unwrap()
+}
+
+#[tokio::test]
+async fn letters_are_replayed_to_the_consumer_that_failed_in_the_order_of_their_aggregate() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    let handled = world.consumer("printer", never).await;
+    for version in 1..=5 {
+        for name in ["a", "b"] {
+            world.publish(name, version).await;
+        }
+    }
+    world.until_letters(10).await;
+    world.mend();
+    let bystander = world.consumer("bystander", never).await;
+    until("the bystander has had its own", || async { bystander.lock().unwrap().len() == 10 }).await;
+    let job = world.until_ended(world.replay(&consumer_of("printer"), PACE).await).await;
+    assert_eq!((job.state.as_str(), job.handled, job.failed), ("done", 10, 0), "{job:?}");
+    for name in ["a", "b"] {
+        let versions: Vec<i32> = handled.lock().unwrap().iter().filter(|one| one.0 == name).map(|one| one.1).collect();
+        assert_eq!(versions, [1, 2, 3, 4, 5], "{name}");
+    }
+    assert_eq!(bystander.lock().unwrap().len(), 10, "nobody else is replayed to");
+    let stats = world.stats().await;
+    assert_eq!((stats.handled, stats.deaths), (10, 10));
+    let audit = store::audit_lines(&mut world.db().await, 10).await.unwrap();
+    let lines: Vec<_> =
+        audit.iter().rev().map(|line| (line.actor.as_str(), line.action.as_str(), line.count)).collect();
+    assert_eq!(lines, [("olga", "replay", 10), ("operations", "done", 10)]);
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn a_canary_that_fails_ends_the_job_and_both_stories_are_kept() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    for name in ["a", "b", "c"] {
+        world.publish(name, 1).await;
+    }
+    world.until_letters(3).await;
+    let job = world.until_ended(world.replay(&consumer_of("printer"), PACE).await).await;
+    assert_eq!((job.state.as_str(), job.failed, job.skipped), ("aborted", 1, 2), "{job:?}");
+    let stats = world.stats().await;
+    assert_eq!((stats.open, stats.failed_again, stats.deaths), (2, 1, 4));
+    let again = Selection { states: Some(vec!["failed_again".to_owned()]), ..Selection::default() };
+    let letter = store::list(&mut world.db().await, &again, 10).await.unwrap().remove(0);
+    let (_, story) = store::whole(&mut world.db().await, letter.id).await.unwrap();
+    assert_eq!(story.len(), 2);
+    assert!(story.iter().all(|death| death.version == "printer 7" && death.reason.starts_with("no room")), "{story:?}");
+    assert_eq!(story.iter().map(|death| death.replay.clone()).collect::<Vec<_>>(), [None, Some("1.1.1".to_owned())]);
+    // What was left out can be replayed again at once.
+    world.mend();
+    let job = world.until_ended(world.replay(&consumer_of("printer"), PACE).await).await;
+    assert_eq!((job.state.as_str(), job.handled), ("done", 3), "{job:?}");
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn one_that_fails_leaves_out_only_those_behind_it() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    let handled = world.consumer("printer", |event| event.aggregate() == "a" && harness::version(event) == 2).await;
+    for version in 1..=3 {
+        for name in ["a", "b"] {
+            world.publish(name, version).await;
+        }
+    }
+    world.until_letters(6).await;
+    world.mend();
+    let pace = Pace { max_failures: 0.5, ..PACE };
+    let job = world.until_ended(world.replay(&consumer_of("printer"), pace).await).await;
+    assert_eq!((job.state.as_str(), job.handled, job.failed, job.skipped), ("done", 4, 1, 1), "{job:?}");
+    assert!(!handled.lock().unwrap().contains(&("a".to_owned(), 3)), "it is behind the one that failed");
+    let stats = world.stats().await;
+    assert_eq!((stats.handled, stats.failed_again, stats.open), (4, 1, 1));
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn two_operators_cannot_replay_the_same_letter() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    for name in ["a", "b", "c"] {
+        world.publish(name, 1).await;
+    }
+    world.until_letters(3).await;
+    let selection = consumer_of("printer");
+    // So slow that both are asked for before it ends.
+    let order =
+        Order { kind: "replay", selection: &selection, pace: Pace { canary: 0, rate: 0.01, max_failures: 1.0 } };
+    let (mut one, mut other) = (world.db().await, world.db().await);
+    let (one, other) =
+        tokio::join!(store_jobs::create(&mut one, order, ACT), store_jobs::create(&mut other, order, ACT));
+    let (made, refused) = if one.is_ok() { (one, other) } else { (other, one) };
+    assert!(matches!(refused, Err(Refused::Busy(_))), "{refused:?}");
+    let job = made.unwrap().0;
+    let mut db = world.db().await;
+    let letter = store::list(&mut db, &selection, 1).await.unwrap().remove(0);
+    assert!(matches!(store::edit(&mut db, letter.id, b"{}", ACT).await, Err(Refused::Busy(_))));
+    store_jobs::steer(&mut db, job, Steer::Pause, ACT).await.unwrap();
+    assert!(matches!(store_jobs::steer(&mut db, job, Steer::Pause, ACT).await, Err(Refused::JobIs(_, _))));
+    store_jobs::steer(&mut db, job, Steer::Resume, ACT).await.unwrap();
+    store_jobs::steer(&mut db, job, Steer::Abort, ACT).await.unwrap();
+    assert_eq!(world.stats().await.open, 3, "an aborted job leaves them as they are");
+    world.mend();
+    let job = world.until_ended(world.replay(&selection, PACE).await).await;
+    assert_eq!(job.handled, 3, "and they can be replayed");
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn a_job_outlives_its_process_and_its_broker_and_so_do_the_letters() {
+    let mut world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    for number in 0..200 {
+        world.publish(&format!("a{number}"), 1).await;
+    }
+    world.until_letters(200).await;
+    world.mend();
+    let job = world.replay(&consumer_of("printer"), Pace { canary: 10, rate: 100.0, max_failures: 0.1 }).await;
+    until("the job is on its way", || async { world.job(job).await.handled > 10 }).await;
+    assert_eq!(service.shut_down().await, None);
+    assert!(world.job(job).await.waiting > 0, "it was stopped in the middle");
+    // What was on its way is lost with everything that the broker has, the stream of dead letters too.
+    world.nats.kill().await;
+    world.nats.wipe();
+    world.nats.restart().await;
+    world.stream().await;
+    assert_eq!(world.stats().await.letters, 200);
+    let service = world.operations().await;
+    let job = world.until_ended(job).await;
+    assert_eq!((job.state.as_str(), job.handled), ("done", 200), "{job:?}");
+    assert_eq!(world.stats().await.handled, 200);
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn the_events_of_an_ordered_consumer_take_effect_in_order_once_they_are_replayed() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.ordered("ledger").await;
+    for version in 1..=4 {
+        for name in ["a", "b"] {
+            world.publish(name, version).await;
+        }
+    }
+    world.until_letters(6).await;
+    assert_eq!(world.effects().await, [("a".into(), vec![1]), ("b".into(), vec![1])].into());
+    world.mend();
+    // The last one alone is asked for: those that it waits behind go before it.
+    let mut db = world.db().await;
+    let last = store::list(&mut db, &aggregate("a"), 10).await.unwrap();
+    let last = last.iter().max_by_key(|letter| letter.id).unwrap().id;
+    let selection = Selection { ids: Some(vec![last]), ..Selection::default() };
+    let job = world.until_ended(world.replay(&selection, PACE).await).await;
+    assert_eq!((job.total, job.handled), (3, 3), "{job:?}");
+    // Of the other, the dead one is given up: those behind it take effect without it.
+    let dead = Selection { reason: Some("no such account".to_owned()), ..aggregate("b") };
+    let order = Order { kind: "discard", selection: &dead, pace: PACE };
+    let (discard, _) = store_jobs::create(&mut db, order, ACT).await.unwrap();
+    assert_eq!(world.until_ended(discard).await.handled, 1);
+    world.until_ended(world.replay(&aggregate("b"), PACE).await).await;
+    for name in ["a", "b"] {
+        world.publish(name, 5).await;
+    }
+    until("later events pass again", || async {
+        world.effects().await == [("a".into(), vec![1, 2, 3, 4, 5]), ("b".into(), vec![1, 3, 4, 5])].into()
+    })
+    .await;
+    let stats = world.stats().await;
+    assert_eq!((stats.letters, stats.handled, stats.discarded), (6, 5, 1));
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn an_event_is_mended_under_its_schema_and_the_original_is_kept() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    let handled = world.consumer("printer", never).await;
+    world.publish("a", 1).await;
+    world.until_letters(1).await;
+    let mut db = world.db().await;
+    let (letter, _) = store::whole(&mut db, 1).await.unwrap();
+    let original: serde_json::Value = serde_json::from_slice(letter.payload.as_ref().unwrap()).unwrap();
+    let mut mended = original.clone();
+    mended["data"]["todo"]["title"] = json!(7);
+    let bytes = |value: &serde_json::Value| serde_json::to_vec(value).unwrap();
+    let refused = store::edit(&mut db, 1, &bytes(&mended), ACT).await;
+    assert!(matches!(refused, Err(Refused::Edit(NotTheEvent::Schema(..)))), "{refused:?}");
+    mended["data"]["todo"]["title"] = json!("mended");
+    store::edit(&mut db, 1, &bytes(&mended), ACT).await.unwrap();
+    world.mend();
+    world.until_ended(world.replay(&consumer_of("printer"), PACE).await).await;
+    assert_eq!(handled.lock().unwrap().len(), 1);
+    let sent = stream(&world, "REPLAY").await.get_raw_message(1).await.unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&sent.payload).unwrap(), mended, "the mended one was sent");
+    let (letter, _) = store::whole(&mut db, 1).await.unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&letter.payload.unwrap()).unwrap(), original);
+    assert!(matches!(store::edit(&mut db, 1, &bytes(&mended), ACT).await, Err(Refused::Settled(1, _))));
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_a_letter_that_can_be_given_up_and_no_death_is_counted_twice() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    world.publish_bytes("no event, and a \0 in it".to_owned()).await;
+    world
+        .publish_bytes(
+            json!({"specversion": "1.0", "id": "x\0y", "source": "/s", "type": "todo.created.v1"}).to_string(),
+        )
+        .await;
+    world.until_letters(2).await;
+    assert_eq!(service.shut_down().await, None);
+    // As if the keeper had acknowledged nothing: everything is told once more.
+    stream(&world, "DLQ").await.delete_consumer("operations").await.unwrap();
+    let service = world.operations().await;
+    world.publish("a", 1).await;
+    world.until_letters(3).await;
+    let stats = world.stats().await;
+    assert_eq!((stats.open, stats.deaths), (3, 3));
+    let mut db = world.db().await;
+    let first = Selection { ids: Some(vec![1]), ..Selection::default() };
+    let order = Order { kind: "discard", selection: &first, pace: PACE };
+    let (job, _) = store_jobs::create(&mut db, order, ACT).await.unwrap();
+    assert_eq!(world.until_ended(job).await.handled, 1, "its consumer was told, and made no second letter of it");
+    let stats = world.stats().await;
+    assert_eq!((stats.letters, stats.discarded, stats.deaths), (3, 1, 3));
+    let changed = sqlx::query("update audit set actor = 'nobody'").execute(&mut db).await;
+    assert!(changed.is_err(), "the audit is only added to");
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn a_range_of_a_stream_goes_to_one_consumer_again() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.mend();
+    let handled = world.consumer("printer", never).await;
+    let bystander = world.consumer("bystander", never).await;
+    for version in 1..=3 {
+        world.publish("a", version).await;
+    }
+    until("both have them", || async { handled.lock().unwrap().len() + bystander.lock().unwrap().len() == 6 }).await;
+    // The second is gone from the stream by the time it is to be sent.
+    let events = [(1, "b".to_owned()), (2, String::new()), (3, "a".to_owned())];
+    stream(&world, "EVENTS_TODO").await.delete_message(2).await.unwrap();
+    let selection = json!({"stream": "EVENTS_TODO"});
+    let pace = Pace { max_failures: 0.5, ..PACE };
+    let mut db = world.db().await;
+    let job = store_jobs::create_range(&mut db, "printer", &selection, &events, pace, ACT).await.unwrap();
+    let job = world.until_ended(job).await;
+    assert_eq!((job.handled, job.failed), (2, 1), "{job:?}");
+    let versions: Vec<i32> = handled.lock().unwrap().iter().map(|one| one.1).collect();
+    assert_eq!((versions.as_slice(), bystander.lock().unwrap().len()), (&[1, 2, 3, 1, 3][..], 3));
+    assert_eq!(world.stats().await.letters, 0);
+    world.stop(service).await;
+}
