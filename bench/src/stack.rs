@@ -42,6 +42,7 @@ impl Bench {
             usual_ports: false,
             durable: true,
             otlp_endpoint: None,
+            fault_proxy: false,
             parts_only: false,
         };
         let say: devstack::Say = Arc::new(|line: &str| eprintln!("  {line}"));

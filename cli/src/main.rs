@@ -10,6 +10,7 @@ mod import;
 mod lag;
 mod operator;
 mod outbox;
+mod rebuild;
 mod replay;
 mod stack;
 mod table;
@@ -75,6 +76,8 @@ enum Command {
     Dlq(Box<dlq::DlqArgs>),
     /// Give one consumer a range of a stream again, as a job.
     Replay(Box<replay::ReplayArgs>),
+    /// Build a read model anew while it is used, and swap it in.
+    Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
     Verify(verify::VerifyArgs),
     /// The durable consumers: how they are, pause and resume.
@@ -103,6 +106,7 @@ async fn main() -> ExitCode {
         Command::Outbox(args) => outbox::run(&context, &args).await,
         Command::Dlq(args) => dlq::run(&context, &args).await,
         Command::Replay(args) => replay::run(&context, &args).await,
+        Command::Rebuild(args) => rebuild::run(&context, &args).await,
         Command::Verify(args) => verify::run(&context, &args).await,
         Command::Consumers(args) => consumers::run(&context, &args).await,
         Command::Supervise(args) => stack::supervise(&context, &args).await,

@@ -37,6 +37,9 @@ pub struct UpArgs {
     /// Take any free port for everything, not the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
+    /// Put fault proxies between the services and what they call.
+    #[arg(long, hide = true)]
+    fault_proxy: bool,
     /// Leave out the demo, even when there is no data yet.
     #[arg(long)]
     no_demo: bool,
@@ -82,6 +85,7 @@ impl Context {
             usual_ports: !args.any_ports,
             durable: true,
             otlp_endpoint: args.otlp_endpoint.clone(),
+            fault_proxy: args.fault_proxy,
             parts_only: false,
         })
     }
@@ -356,7 +360,13 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         usual_ports: false,
         durable: false,
         parts_only: true,
-        ..context.options(&UpArgs { gateway_port: 0, otlp_endpoint: None, any_ports: true, no_demo: true })?
+        ..context.options(&UpArgs {
+            gateway_port: 0,
+            otlp_endpoint: None,
+            any_ports: true,
+            fault_proxy: false,
+            no_demo: true,
+        })?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;
     let roles = devstack::stack::roles(&stack.home, "todo")?;

@@ -35,6 +35,14 @@ impl Fleet {
     /// # Panics
     /// It does not come up: shows what it said.
     pub async fn start(otlp_endpoint: Option<&str>) -> Self {
+        Self::start_with(otlp_endpoint, &[]).await
+    }
+
+    /// Brings a fleet up with more arguments.
+    ///
+    /// # Panics
+    /// It does not come up: shows what it said.
+    pub async fn start_with(otlp_endpoint: Option<&str>, more: &[&str]) -> Self {
         let home = std::env::temp_dir().join(unique("flotilla-e2e-"));
         std::fs::create_dir_all(&home).unwrap();
         let said = home.join("supervisor.out");
@@ -51,6 +59,7 @@ impl Fleet {
         if let Some(endpoint) = otlp_endpoint {
             command.args(["--otlp-endpoint", endpoint]);
         }
+        command.args(more);
         command.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output);
         let supervisor = command.spawn().unwrap();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
@@ -192,6 +201,14 @@ impl Caller {
             Some(token) => request.bearer_auth(token),
             None => request,
         }
+    }
+
+    /// Sends a request as it is.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn execute(&self, request: reqwest::Request) -> Result<Response, reqwest::Error> {
+        self.http.execute(request).await
     }
 
     /// Sends it.

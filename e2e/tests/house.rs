@@ -24,8 +24,8 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("todo", &["authz", "contracts", "outbox", "proto", "service"]),
     ("search-projector", &["authz", "consumer", "contracts", "proto", "service"]),
     ("operations", &["consumer", "contracts", "service"]),
-    // The rows of operations are worked by the command and by its service, by the same functions.
-    ("cli", &["authz", "contracts", "devstack", "operations", "outbox"]),
+    // Letters and indices are worked by the command and by their services, by the same functions.
+    ("cli", &["authz", "contracts", "devstack", "operations", "outbox", "search-projector"]),
     ("bench", &["devstack", "outbox"]),
     ("consume-events", &[]),
     ("e2e", &["devstack", "testkit"]),

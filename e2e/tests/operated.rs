@@ -44,6 +44,11 @@ impl World {
         (output.status.code().unwrap(), KINDS.map(|kind| report[kind]["count"].as_u64().unwrap()), report)
     }
 
+    async fn is_well(&self) {
+        let (code, found, report) = self.verify(&[]).await;
+        assert_eq!((code, found), (0, [0; 5]), "{report}");
+    }
+
     async fn opensearch(&self, method: Method, path: &str, body: Value) -> Value {
         let url = format!("{}/{path}", self.fleet.unit("opensearch").url.unwrap());
         let response = self.http.request(method, url).json(&body).send().await.unwrap();
@@ -246,12 +251,102 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     ];
     let (code, job) = world.operate(&range).await;
     assert_eq!((code, &job["handled"]), (0, &json!(5)), "{job}");
-    assert_eq!(world.verify(&[]).await.0, 0);
+    world.is_well().await;
     let audit = world.fleet.json(&["dlq", "audit"]).await;
     let acts: Vec<&str> = audit.as_array().unwrap().iter().rev().map(|line| line["action"].as_str().unwrap()).collect();
     assert_eq!(acts[..3], ["replay", "aborted itself", "discard"], "{audit}");
     assert!(acts.contains(&"range") && audit[0]["at"].is_string(), "{audit}");
     let who: Vec<&str> = audit.as_array().unwrap().iter().map(|line| line["actor"].as_str().unwrap()).collect();
     assert!(who.iter().all(|who| ["olga", "operations"].contains(who)), "{audit}");
+    world.fleet.stop().await;
+}
+
+/// The index that is searched.
+async fn searched(world: &World) -> String {
+    let aliases = world.opensearch(Method::GET, "_alias/todos", json!(null)).await;
+    aliases.as_object().unwrap().keys().next().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_model_is_rebuilt_while_it_is_used() {
+    let world = World::new().await;
+    let ann = world.fleet.caller("acme", "ann").await;
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        ids.push(ann.create(json!({"title": format!("todo {n}")})).await["id"].as_str().unwrap().to_owned());
+    }
+    let gone = ann.send(Method::DELETE, &format!("/v1/todos/{}", ids[1]), None).await;
+    assert_eq!(gone.status, 200);
+    until("it is found", || async { !ann.search("todo 0").await.is_empty() }).await;
+
+    // Somebody writes and searches all the while: no search fails, and none goes back in time.
+    // (Searches are the projector's: while that is dead they are refused.)
+    let (phase, phases) = tokio::sync::watch::channel("the projector may be dead");
+    let path = format!("/v1/todos/{}", ids[0]);
+    let live = tokio::spawn(async move {
+        let (mut shown, mut writes) = (0, 0);
+        while *phases.borrow() != "over" {
+            writes += 1;
+            let strict = *phases.borrow() == "strict";
+            let change = json!({"title": "todo 0", "notes": format!("change {writes}")});
+            assert_eq!(ann.send(Method::PATCH, &path, Some(change)).await.status, 200);
+            let answer = ann.send(Method::GET, "/v1/todos:search?query=todo%200", None).await;
+            if !strict && answer.status == 503 {
+                continue;
+            }
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let hit = answer.body["hits"].as_array().unwrap().iter().find(|hit| hit["title"] == "todo 0").cloned();
+            let version = hit.unwrap_or_else(|| panic!("not found: {}", answer.body))["version"].as_i64().unwrap();
+            assert!(version >= shown, "version {version} after {shown}");
+            shown = version;
+        }
+        writes
+    });
+
+    // The tool and the projector die in the middle; run again, it goes on.
+    let before = searched(&world).await;
+    let projector = world.fleet.unit("search-projector").pid.unwrap();
+    devstack::process::signal(projector, Signal::SIGSTOP).unwrap();
+    let args = ["rebuild", "search", "--from", "database", "--reason", "the mapping changed", "--yes", "--json"];
+    let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
+    let next = || async {
+        let url = format!("{}/_alias/todos-rebuild", world.fleet.unit("opensearch").url.unwrap());
+        world.http.get(url).send().await.unwrap().status().is_success()
+    };
+    until("the rebuild has begun", next).await;
+    tool.kill().await.unwrap();
+    devstack::process::signal(projector, Signal::SIGCONT).unwrap();
+    world.fleet.kill("search-projector").await;
+    phase.send("strict").unwrap();
+    assert_eq!(searched(&world).await, before, "nothing is swapped by halves");
+    let (code, rebuilt) = world.operate(&["rebuild", "search"]).await;
+    assert_eq!((code, &rebuilt["todos"], &rebuilt["tenants"]["acme"]["differing"]), (0, &json!(40), &json!(0)));
+    let after = searched(&world).await;
+    assert_eq!(rebuilt["index"], after);
+    assert_ne!(after, before);
+    world.is_well().await;
+
+    // Back to the one before, which has missed what was written since; then anew, from the stream.
+    let (code, back) = world.operate(&["rebuild", "search", "--rollback"]).await;
+    assert_eq!((code, &back["index"]), (0, &json!(before)));
+    world.is_well().await;
+    let (code, again) = world.operate(&["rebuild", "search", "--from", "stream"]).await;
+    assert_eq!((code, &again["todos"]), (0, &json!(40)), "{again}");
+    world.is_well().await;
+    phase.send("over").unwrap();
+    assert!(live.await.unwrap() > 3);
+    let indices = world.opensearch(Method::GET, "_cat/indices/todos*?format=json", json!(null)).await;
+    assert_eq!(indices.as_array().unwrap().len(), 2, "the one that is searched, and one to go back to: {indices}");
+
+    // What differs is not swapped in, and can be given up.
+    devstack::process::signal(world.fleet.unit("search-projector").pid.unwrap(), Signal::SIGSTOP).unwrap();
+    let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
+    until("another has begun", next).await;
+    tool.kill().await.unwrap();
+    let (code, _) = world.operate(&["rebuild", "search", "--abandon"]).await;
+    devstack::process::signal(world.fleet.unit("search-projector").pid.unwrap(), Signal::SIGCONT).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(searched(&world).await, again["index"].as_str().unwrap());
+    world.is_well().await;
     world.fleet.stop().await;
 }

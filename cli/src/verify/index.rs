@@ -19,25 +19,24 @@ use crate::stack::Context;
 const CHUNK: i64 = 1_000;
 /// More than these are not looked at twice: the model is wrong then, not late.
 const SUSPECTS: usize = 100_000;
-const CONSUMER: &str = "search-projector";
 
 /// A todo as the database has it.
 #[derive(Debug, Clone, FromRow)]
-struct Row {
-    tenant: String,
-    id: Uuid,
-    title: String,
-    notes: String,
-    status: String,
-    due_time: Option<DateTime<Utc>>,
-    labels: Vec<String>,
-    assignee: Option<String>,
-    create_time: DateTime<Utc>,
-    update_time: DateTime<Utc>,
-    complete_time: Option<DateTime<Utc>>,
-    delete_time: Option<DateTime<Utc>>,
-    created_by: String,
-    version: i32,
+pub struct Row {
+    pub tenant: String,
+    pub id: Uuid,
+    pub title: String,
+    pub notes: String,
+    pub status: String,
+    pub due_time: Option<DateTime<Utc>>,
+    pub labels: Vec<String>,
+    pub assignee: Option<String>,
+    pub create_time: DateTime<Utc>,
+    pub update_time: DateTime<Utc>,
+    pub complete_time: Option<DateTime<Utc>>,
+    pub delete_time: Option<DateTime<Utc>>,
+    pub created_by: String,
+    pub version: i32,
 }
 
 /// A document as the index has it.
@@ -59,6 +58,9 @@ struct Document {
     created_by: Option<String>,
 }
 
+/// So often what differs is looked at again: an event may still be on its way from the outbox into the stream.
+const ROUNDS: usize = 4;
+
 type Key = (String, Uuid);
 
 struct Index<'a> {
@@ -69,7 +71,13 @@ struct Index<'a> {
     throttle: Throttle,
 }
 
-pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
+/// Compares; what differs is looked at again once `consumer` has handled what is in the stream by then.
+pub async fn verify(
+    context: &Context,
+    args: &VerifyArgs,
+    consumer: &str,
+    report: &mut Report,
+) -> Result<(), anyhow::Error> {
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
     let base = format!("{}/{}", opensearch(context)?, args.index);
     let db = database(context, SERVICE).await?;
@@ -77,31 +85,34 @@ pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Re
     let mut suspects = BTreeMap::new();
     index.todos(report, &mut suspects).await?;
     index.documents(report, &mut suspects).await?;
-    // A fleet at work: what differs is looked at again once the projector has handled what is in the stream by now.
-    let mut rounds = 0;
-    while !suspects.is_empty() && rounds < 3 {
-        rounds += 1;
-        if let Err(error) = caught_up(context, Duration::from_secs(args.patience)).await {
-            report.unchecked.push(format!("whether what differs is only late: {error:#}"));
+    for round in 0..ROUNDS {
+        if suspects.is_empty() {
             break;
         }
-        suspects = index.again(suspects).await?;
+        match index.again(suspects.clone(), context, consumer).await {
+            Ok(still) => suspects = still,
+            Err(error) => {
+                report.unchecked.push(format!("whether what differs is only late (look {}): {error:#}", round + 2));
+                break;
+            }
+        }
     }
     for ((tenant, id), why) in suspects {
+        report.tenants.entry(tenant.clone()).or_default().differing += 1;
         report.diverged.add(json!({"tenant": tenant, "id": id, "why": why}));
     }
     Ok(())
 }
 
 /// Waits until the projector has acknowledged all that the stream holds now.
-async fn caught_up(context: &Context, patience: Duration) -> Result<(), anyhow::Error> {
+async fn caught_up(context: &Context, consumer: &str, patience: Duration) -> Result<(), anyhow::Error> {
     let (_js, stream) = events::open(context).await?;
     let last = stream.cached_info().state.last_sequence;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let waited = async {
         loop {
             tick.tick().await;
-            let info = stream.consumer_info(CONSUMER).await.context("asking for the projector's consumer")?;
+            let info = stream.consumer_info(consumer).await.context("asking for the projector's consumer")?;
             // The floor stands behind what the filter leaves out.
             if info.ack_floor.stream_sequence >= last || (info.num_pending == 0 && info.num_ack_pending == 0) {
                 return Ok(());
@@ -111,7 +122,7 @@ async fn caught_up(context: &Context, patience: Duration) -> Result<(), anyhow::
     tokio::time::timeout(patience, waited).await.context("the projector is behind, and did not catch up in time")?
 }
 
-const COLUMNS: &str = "tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
+pub const COLUMNS: &str = "tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
     complete_time, delete_time, created_by, version";
 
 impl Index<'_> {
@@ -140,6 +151,7 @@ impl Index<'_> {
             self.throttle.read(rows.len()).await;
             let keys: Vec<Key> = rows.iter().map(|row| (row.tenant.clone(), row.id)).collect();
             for (row, document) in rows.iter().zip(self.get(&keys).await?) {
+                report.tenants.entry(row.tenant.clone()).or_default().todos += 1;
                 if let Some(why) = differs(row, document.as_ref()) {
                     suspect(suspects, (row.tenant.clone(), row.id), why)?;
                 }
@@ -186,6 +198,7 @@ impl Index<'_> {
                 .context("looking for the documents' todos")?;
             let known: std::collections::HashSet<Key> = known.into_iter().collect();
             for hit in &hits {
+                report.tenants.entry(text(hit, "tenant")).or_default().documents += 1;
                 let (tenant, id) = (text(hit, "tenant"), text(hit, "id").parse().unwrap_or_default());
                 if !known.contains(&(tenant.clone(), id)) {
                     suspect(suspects, (tenant, id), "the database has no such todo".to_owned())?;
@@ -194,22 +207,30 @@ impl Index<'_> {
         }
     }
 
-    /// What still differs.
-    async fn again(&mut self, suspects: BTreeMap<Key, String>) -> Result<BTreeMap<Key, String>, anyhow::Error> {
+    /// What still differs, although the projector has handled since what was in the stream. A todo that is being changed
+    /// all the time may be newer in the index than it was when its row was read: its row must be so by then as well.
+    async fn again(
+        &mut self,
+        suspects: BTreeMap<Key, String>,
+        context: &Context,
+        consumer: &str,
+    ) -> Result<BTreeMap<Key, String>, anyhow::Error> {
         let keys: Vec<Key> = suspects.into_keys().collect();
         let mut still = BTreeMap::new();
         for keys in keys.chunks(CHUNK as usize) {
-            let ids: Vec<Uuid> = keys.iter().map(|key| key.1).collect();
-            let tenants: Vec<String> = keys.iter().map(|key| key.0.clone()).collect();
-            let sql = format!("select {COLUMNS} from todo where id = any($1) and tenant = any($2)");
-            let rows: Vec<Row> =
-                sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&ids).bind(&tenants).fetch_all(&mut self.db).await?;
-            let rows: BTreeMap<Key, Row> = rows.into_iter().map(|row| ((row.tenant.clone(), row.id), row)).collect();
-            for (key, document) in keys.iter().zip(self.get(keys).await?) {
-                let why = match (rows.get(key), &document) {
-                    (Some(row), document) => differs(row, document.as_ref()),
-                    (None, Some(_)) => Some("the database has no such todo".to_owned()),
-                    (None, None) => None,
+            let before = self.rows(keys).await?;
+            caught_up(context, consumer, Duration::from_secs(self.args.patience)).await?;
+            let documents = self.get(keys).await?;
+            let after = self.rows(keys).await?;
+            for (key, document) in keys.iter().zip(documents) {
+                let newer = |row: &&Row| document.as_ref().is_some_and(|document| document.version > row.version);
+                let why = match (before.get(key), after.get(key)) {
+                    (Some(row), Some(now)) if newer(&row) => {
+                        newer(&now).then(|| differs(now, document.as_ref())).flatten()
+                    }
+                    (Some(row), _) => differs(row, document.as_ref()),
+                    (None, Some(now)) => differs(now, document.as_ref()),
+                    (None, None) => document.map(|_| "the database has no such todo".to_owned()),
                 };
                 if let Some(why) = why {
                     still.insert(key.clone(), why);
@@ -217,6 +238,15 @@ impl Index<'_> {
             }
         }
         Ok(still)
+    }
+
+    async fn rows(&mut self, keys: &[Key]) -> Result<BTreeMap<Key, Row>, anyhow::Error> {
+        let ids: Vec<Uuid> = keys.iter().map(|key| key.1).collect();
+        let tenants: Vec<String> = keys.iter().map(|key| key.0.clone()).collect();
+        let sql = format!("select {COLUMNS} from todo where id = any($1) and tenant = any($2)");
+        let rows: Vec<Row> =
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&ids).bind(&tenants).fetch_all(&mut self.db).await?;
+        Ok(rows.into_iter().map(|row| ((row.tenant.clone(), row.id), row)).collect())
     }
 
     /// The documents of these todos as they are written, whether a search shows them yet or not.

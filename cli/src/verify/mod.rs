@@ -7,9 +7,10 @@
 //!
 //! Memory is bounded: rows and messages are merged in chunks, and of each finding some thousand examples are kept.
 
-mod index;
+pub mod index;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -22,6 +23,8 @@ use serde_json::Value;
 use crate::exit::Exit;
 use crate::stack::Context;
 
+/// The durable consumer that writes the read model.
+pub const PROJECTOR: &str = "search-projector";
 /// Of each finding so many are named; more are counted.
 const EXAMPLES: usize = 1_000;
 
@@ -47,14 +50,21 @@ pub struct VerifyArgs {
     patience: u64,
 }
 
+impl VerifyArgs {
+    /// Everything of one read model, as fast as it goes.
+    pub const fn of_index(index: String) -> Self {
+        Self { tenant: None, from: None, to: None, index, rate: 1_000_000, patience: 60 }
+    }
+}
+
 /// What was found of one kind.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Findings {
     /// How many.
-    count: u64,
+    pub count: u64,
     /// The first of them.
-    examples: Vec<Value>,
+    pub examples: Vec<Value>,
 }
 
 impl Findings {
@@ -66,14 +76,27 @@ impl Findings {
     }
 }
 
+/// What there is of one tenant, deleted todos and their tombstones included.
+#[derive(Debug, Default, Serialize)]
+pub struct Tenant {
+    /// In the database.
+    pub todos: u64,
+    /// In the read model.
+    pub documents: u64,
+    /// How many of them are not the same.
+    pub differing: u64,
+}
+
 /// What was looked at, and what is not as it must be.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+pub struct Report {
     outbox_rows: u64,
     messages: u64,
     todos: u64,
     documents: u64,
+    /// Of each tenant, what the database and the read model have.
+    pub tenants: BTreeMap<String, Tenant>,
     /// Committed, and not in the stream.
     lost: Findings,
     /// More than once in the stream.
@@ -83,11 +106,11 @@ struct Report {
     /// In the stream, and no event of the outbox; or another than the outbox has.
     foreign: Findings,
     /// The read model shows a todo otherwise than the database, or not at all, or one that is none.
-    diverged: Findings,
+    pub diverged: Findings,
     /// By design beyond this check: dropped by retention, set aside or vouched for by operators.
     outside: Vec<String>,
     /// What could not be checked, and why.
-    unchecked: Vec<String>,
+    pub unchecked: Vec<String>,
 }
 
 impl Report {
@@ -128,7 +151,7 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Err
     if let Err(error) = stream::verify(context, args, &mut report).await {
         report.unchecked.push(format!("outbox and stream: {error:#}"));
     }
-    if let Err(error) = index::verify(context, args, &mut report).await {
+    if let Err(error) = index::verify(context, args, PROJECTOR, &mut report).await {
         report.unchecked.push(format!("the read model: {error:#}"));
     }
     if context.json {
@@ -175,7 +198,7 @@ fn print(report: &Report, took: Duration) {
 }
 
 /// OpenSearch, as the stack has it.
-fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
+pub fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
     let units = context.board()?.units;
     let url = units.into_iter().find(|unit| unit.name == "opensearch").and_then(|unit| unit.url);
     url.context("OpenSearch is not up")

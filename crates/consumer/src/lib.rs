@@ -19,6 +19,6 @@ pub use event::{Event, MalformedEvent, Replay};
 pub use inbox::{Inbox, unpark};
 pub use keep::{DeadLetter, Keeper, Told};
 pub use ordered::Failure;
-pub use pull::{Config, Consumer, Status};
+pub use pull::{Config, Consumer, Rewinder, Status};
 pub use replay::{Replayer, Sending, Way};
 pub use settle::Verdict;

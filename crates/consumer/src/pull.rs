@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
@@ -73,6 +74,34 @@ pub struct Consumer {
     pub(crate) status: watch::Sender<Status>,
 }
 
+/// Takes a durable consumer back to the beginning of its stream.
+#[derive(Debug, Clone)]
+pub struct Rewinder {
+    js: jetstream::Context,
+    stream: String,
+    durable: String,
+}
+
+impl Rewinder {
+    /// Everything that the stream holds is delivered again, from its first message on; the sequence of that. What was
+    /// dropped from the stream before is not: with 1, nothing was.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn rewind(&self) -> Result<u64, anyhow::Error> {
+        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
+        let first = stream.cached_info().state.first_sequence.max(1);
+        match stream.consumer_info(&self.durable).await {
+            Ok(_) => {}
+            // It begins there by itself, once it is made.
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(first),
+            Err(error) => return Err(error).context("asking for the durable consumer"),
+        }
+        stream.reset_consumer(&self.durable, Some(first)).await.context("taking the durable consumer back")?;
+        Ok(first)
+    }
+}
+
 /// Messages of one pull: the stream's, and what is replayed to this consumer.
 pub(crate) type Messages = BoxStream<'static, Result<jetstream::Message, anyhow::Error>>;
 
@@ -81,6 +110,16 @@ impl Consumer {
     #[must_use]
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
         Self { settler: Settler::new(nats, config), status: watch::Sender::new(Status::default()) }
+    }
+
+    /// Takes this consumer back to the beginning of its stream, while it runs.
+    #[must_use]
+    pub fn rewinder(&self) -> Rewinder {
+        Rewinder {
+            js: self.settler.js.clone(),
+            stream: self.settler.config.stream.clone(),
+            durable: self.settler.config.durable.clone(),
+        }
     }
 
     /// How it is; the receiver tells of changes.

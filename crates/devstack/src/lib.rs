@@ -24,6 +24,8 @@ pub mod home;
 
 pub mod ports;
 
+pub mod faults;
+
 pub use home::Home;
 pub use stack::{Options, Stack};
 pub use supervisor::{Board, Kind, State, Unit};

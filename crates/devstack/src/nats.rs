@@ -11,101 +11,93 @@ use crate::process::{Program, Ready};
 /// A user and what it may publish and subscribe.
 struct User {
     name: &'static str,
-    publish: &'static [&'static str],
-    subscribe: &'static [&'static str],
+    publish: Vec<String>,
+    subscribe: Vec<String>,
+}
+
+fn texts(subjects: &[&str]) -> Vec<String> {
+    subjects.iter().map(|subject| (*subject).to_owned()).collect()
+}
+
+/// What it takes to pull from a stream by a durable consumer, and to make it.
+fn pulls(stream: &str, durable: &str) -> Vec<String> {
+    vec![
+        format!("$JS.API.STREAM.INFO.{stream}"),
+        format!("$JS.API.CONSUMER.INFO.{stream}.{durable}"),
+        format!("$JS.API.CONSUMER.CREATE.{stream}.{durable}"),
+        format!("$JS.API.CONSUMER.CREATE.{stream}.{durable}.>"),
+        format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
+        format!("$JS.ACK.{stream}.{durable}.>"),
+        format!("$JS.ACK.*.*.{stream}.{durable}.>"),
+    ]
+}
+
+/// What a consumer of the `consumer` crate does: its stream, its dead letters, its replays, and the backstop, which
+/// looks for what JetStream itself gave up on.
+fn consumes(stream: &str, durable: &str) -> Vec<String> {
+    [
+        pulls(stream, durable),
+        pulls("REPLAY", durable),
+        pulls("ADVISORIES", &format!("backstop-{stream}-{durable}")),
+        texts(&["$JS.API.STREAM.INFO.DLQ", "$JS.API.STREAM.CREATE.DLQ", "$JS.API.STREAM.CREATE.REPLAY"]),
+        texts(&["$JS.API.STREAM.CREATE.ADVISORIES"]),
+        vec![
+            format!("dlq.{durable}.>"),
+            format!("replayed.{durable}"),
+            format!("$JS.API.STREAM.MSG.GET.{stream}"),
+            // Back to the beginning.
+            format!("$JS.API.CONSUMER.RESET.{stream}.{durable}"),
+        ],
+    ]
+    .concat()
 }
 
 /// Who may do what. Only `todo` publishes to the todo events; `observer` is for event consumers that only read.
-const USERS: [User; 5] = [
-    User { name: "admin", publish: &[">"], subscribe: &[">"] },
-    User {
-        name: "todo",
-        publish: &[
-            "evt.todo.>",
-            "hint.outbox.todo",
-            "$JS.API.STREAM.INFO.EVENTS_TODO",
-            "$JS.API.STREAM.CREATE.EVENTS_TODO",
-            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-        ],
-        subscribe: &["_INBOX_todo.>", "hint.outbox.todo"],
-    },
-    User {
-        name: "search-projector",
-        publish: &[
-            "dlq.search-projector.>",
-            "$JS.API.STREAM.INFO.DLQ",
-            "$JS.API.STREAM.CREATE.DLQ",
-            "$JS.API.STREAM.INFO.EVENTS_TODO",
-            "$JS.API.CONSUMER.INFO.EVENTS_TODO.search-projector",
-            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.search-projector",
-            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.search-projector.>",
-            "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.search-projector",
-            "$JS.ACK.EVENTS_TODO.search-projector.>",
-            "$JS.ACK.*.*.EVENTS_TODO.search-projector.>",
-            // What is replayed to it, and what becomes of that.
-            "replayed.search-projector",
-            "$JS.API.STREAM.INFO.REPLAY",
-            "$JS.API.STREAM.CREATE.REPLAY",
-            "$JS.API.CONSUMER.INFO.REPLAY.search-projector",
-            "$JS.API.CONSUMER.CREATE.REPLAY.search-projector",
-            "$JS.API.CONSUMER.CREATE.REPLAY.search-projector.>",
-            "$JS.API.CONSUMER.MSG.NEXT.REPLAY.search-projector",
-            "$JS.ACK.REPLAY.search-projector.>",
-            "$JS.ACK.*.*.REPLAY.search-projector.>",
-            // The backstop: what JetStream itself gave up on.
-            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-            "$JS.API.STREAM.INFO.ADVISORIES",
-            "$JS.API.STREAM.CREATE.ADVISORIES",
-            "$JS.API.CONSUMER.INFO.ADVISORIES.backstop-EVENTS_TODO-search-projector",
-            "$JS.API.CONSUMER.CREATE.ADVISORIES.backstop-EVENTS_TODO-search-projector",
-            "$JS.API.CONSUMER.MSG.NEXT.ADVISORIES.backstop-EVENTS_TODO-search-projector",
-            "$JS.ACK.ADVISORIES.backstop-EVENTS_TODO-search-projector.>",
-            "$JS.ACK.*.*.ADVISORIES.backstop-EVENTS_TODO-search-projector.>",
-        ],
-        subscribe: &["_INBOX_search-projector.>"],
-    },
-    User {
-        name: "operations",
-        publish: &[
-            "replay.>",
-            "$JS.API.STREAM.INFO.DLQ",
-            "$JS.API.STREAM.CREATE.DLQ",
-            "$JS.API.CONSUMER.INFO.DLQ.operations",
-            "$JS.API.CONSUMER.CREATE.DLQ.operations",
-            "$JS.API.CONSUMER.CREATE.DLQ.operations.>",
-            "$JS.API.CONSUMER.MSG.NEXT.DLQ.operations",
-            "$JS.ACK.DLQ.operations.>",
-            "$JS.ACK.*.*.DLQ.operations.>",
-            "$JS.API.STREAM.INFO.REPLAY",
-            "$JS.API.STREAM.CREATE.REPLAY",
-            "$JS.API.STREAM.MSG.GET.REPLAY",
-            "$JS.API.CONSUMER.INFO.REPLAY.*",
-            "$JS.API.CONSUMER.CREATE.REPLAY.operations",
-            "$JS.API.CONSUMER.CREATE.REPLAY.operations.>",
-            "$JS.API.CONSUMER.MSG.NEXT.REPLAY.operations",
-            "$JS.ACK.REPLAY.operations.>",
-            "$JS.ACK.*.*.REPLAY.operations.>",
-            // A range of a stream is replayed from there.
-            "$JS.API.STREAM.INFO.EVENTS_TODO",
-            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-        ],
-        subscribe: &["_INBOX_operations.>"],
-    },
-    User {
-        name: "observer",
-        publish: &[
-            "$JS.API.INFO",
-            "$JS.API.STREAM.NAMES",
-            "$JS.API.STREAM.INFO.EVENTS_TODO",
-            "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-            "$JS.API.CONSUMER.CREATE.EVENTS_TODO.>",
-            "$JS.API.CONSUMER.INFO.EVENTS_TODO.>",
-            "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.>",
-            "$JS.ACK.EVENTS_TODO.>",
-        ],
-        subscribe: &["_INBOX.>", "evt.>"],
-    },
-];
+fn users() -> Vec<User> {
+    let todo = [
+        "evt.todo.>",
+        "hint.outbox.todo",
+        "$JS.API.STREAM.INFO.EVENTS_TODO",
+        "$JS.API.STREAM.CREATE.EVENTS_TODO",
+        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+    ];
+    let projector = ["search-projector", "search-projector-rebuild"].map(|durable| consumes("EVENTS_TODO", durable));
+    let operations = [
+        "replay.>",
+        "$JS.API.STREAM.CREATE.DLQ",
+        "$JS.API.STREAM.CREATE.REPLAY",
+        "$JS.API.STREAM.MSG.GET.REPLAY",
+        "$JS.API.CONSUMER.INFO.REPLAY.*",
+        // A range of a stream is replayed from there.
+        "$JS.API.STREAM.INFO.EVENTS_TODO",
+        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+    ];
+    let observer = [
+        "$JS.API.INFO",
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.STREAM.INFO.EVENTS_TODO",
+        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
+        "$JS.API.CONSUMER.CREATE.EVENTS_TODO.>",
+        "$JS.API.CONSUMER.INFO.EVENTS_TODO.>",
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.>",
+        "$JS.ACK.EVENTS_TODO.>",
+    ];
+    vec![
+        User { name: "admin", publish: texts(&[">"]), subscribe: texts(&[">"]) },
+        User { name: "todo", publish: texts(&todo), subscribe: texts(&["_INBOX_todo.>", "hint.outbox.todo"]) },
+        User {
+            name: "search-projector",
+            publish: projector.concat(),
+            subscribe: texts(&["_INBOX_search-projector.>"]),
+        },
+        User {
+            name: "operations",
+            publish: [texts(&operations), pulls("DLQ", "operations"), pulls("REPLAY", "operations")].concat(),
+            subscribe: texts(&["_INBOX_operations.>"]),
+        },
+        User { name: "observer", publish: texts(&observer), subscribe: texts(&["_INBOX.>", "evt.>"]) },
+    ]
+}
 
 /// A server.
 #[derive(Debug, Clone)]
@@ -170,17 +162,17 @@ impl Nats {
     }
 
     fn configuration(&self, home: &Home) -> Result<String, anyhow::Error> {
-        let mut users = String::new();
-        for user in &USERS {
+        let mut lines = String::new();
+        for user in &users() {
             let password = password(home, user.name)?;
-            let quoted = |subjects: &[&str]| {
+            let quoted = |subjects: &[String]| {
                 subjects.iter().map(|subject| format!("\"{subject}\"")).collect::<Vec<_>>().join(", ")
             };
-            users.push_str(&format!(
+            lines.push_str(&format!(
                 "    {{ user: \"{}\", password: \"{password}\", permissions: {{ publish: [{}], subscribe: [{}] }} }}\n",
                 user.name,
-                quoted(user.publish),
-                quoted(user.subscribe)
+                quoted(&user.publish),
+                quoted(&user.subscribe)
             ));
         }
         let (name, cluster) = match &self.cluster {
@@ -194,11 +186,17 @@ impl Nats {
         };
         Ok(format!(
             "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\
-             jetstream {{ store_dir: \"{}\" }}\nauthorization {{\n  users: [\n{users}  ]\n}}\n",
+             jetstream {{ store_dir: \"{}\" }}\nauthorization {{\n  users: [\n{lines}  ]\n}}\n",
             self.port,
             self.monitor,
             self.store.display()
         ))
+    }
+
+    /// The same, as those see it who come through a proxy at this port.
+    #[must_use]
+    pub fn through(&self, port: u16) -> Self {
+        Self { port, ..self.clone() }
     }
 
     /// The program to run.

@@ -87,6 +87,12 @@ impl Postgres {
         Ok(())
     }
 
+    /// The same, as those see it who come through a proxy at this port.
+    #[must_use]
+    pub fn through(&self, port: u16) -> Self {
+        Self { port, ..self.clone() }
+    }
+
     /// The program to run.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::Say;
+use crate::faults::Proxies;
 use crate::home::{self, Home};
 use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
@@ -37,6 +38,8 @@ pub struct Options {
     pub durable: bool,
     /// Where services export spans to.
     pub otlp_endpoint: Option<String>,
+    /// Whether the services reach each other and the parts through fault proxies.
+    pub fault_proxy: bool,
     /// The parts alone, without the services: what integration tests share.
     pub parts_only: bool,
 }
@@ -135,12 +138,24 @@ impl Starting<'_> {
         let gateway_ops = pick(17002)?;
         let operations_ops = pick(17302)?;
         let opensearch_port = ports.within(opensearch::PORTS)?;
+        let behind = [
+            ("postgres", postgres_port),
+            ("nats", nats_port),
+            ("opensearch", opensearch_port),
+            ("todo", todo_ports.0),
+            ("search-projector", search_ports.0),
+        ];
+        let proxies = if self.options.fault_proxy { Some(self.proxies(&mut ports, &behind).await?) } else { None };
+        let door = |name: &str, port| proxies.as_ref().map_or(port, |proxies| proxies.door(name, port));
 
         let started = Instant::now();
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
         let node =
             OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, opensearch_port, transport_port)?;
         let nats = Nats::prepare(self.home, &programs.nats_server, nats_port, monitor_port)?;
+        let postgres_seen = postgres.through(door("postgres", postgres_port));
+        let nats_seen = nats.through(door("nats", nats_port));
+        let opensearch_seen = format!("http://127.0.0.1:{}", door("opensearch", opensearch_port));
         self.step("prepared the parts' folders and configuration", started);
 
         // OpenSearch takes longest: everything that does not need it goes on meanwhile.
@@ -160,16 +175,17 @@ impl Starting<'_> {
             let issuer = Issuer::open(self.home)?;
             issuer.serve(issuer_port, issuer_stop.clone()).await?;
             self.board.add(self.issuer_unit(issuer_port));
-            self.operations(&postgres, &nats, operations_ops).await?;
-            self.todo(&postgres, &nats, issuer_port, todo_ports).await
+            self.operations(&postgres_seen, &nats_seen, operations_ops).await?;
+            self.todo(&postgres_seen, &nats_seen, issuer_port, todo_ports).await
         };
         let (opensearch, rest): (Result<(), anyhow::Error>, Result<(), anyhow::Error>) = tokio::join!(opensearch, rest);
         rest?;
         opensearch?;
         self.step(&format!("OpenSearch on port {opensearch_port}"), opensearch_started);
         if !self.options.parts_only {
-            self.search_projector(&nats, &node, issuer_port, search_ports).await?;
-            self.gateway(issuer_port, gateway_port, gateway_ops, todo_ports.0, search_ports.0).await?;
+            self.search_projector(&nats_seen, opensearch_seen, issuer_port, search_ports).await?;
+            let (todo, search) = (door("todo", todo_ports.0), door("search-projector", search_ports.0));
+            self.gateway(issuer_port, gateway_port, gateway_ops, todo, search).await?;
         }
         Ok(postgres)
     }
@@ -206,6 +222,19 @@ impl Starting<'_> {
         self.service("todo", port, ops, issuer_port, env).await
     }
 
+    async fn proxies(&self, ports: &mut Ports, behind: &[(&'static str, u16)]) -> Result<Proxies, anyhow::Error> {
+        let started = Instant::now();
+        let program = install::toxiproxy(self.say).await?;
+        let proxies = Proxies::prepare(self.home, &program, ports, behind)?;
+        let unit = Unit {
+            url: Some(format!("http://127.0.0.1:{}", proxies.api)),
+            ..self.unit("toxiproxy", Kind::Part, proxies.api)
+        };
+        self.supervisor.start(proxies.program(), unit).await?;
+        self.step("fault proxies", started);
+        Ok(proxies)
+    }
+
     async fn operations(&self, postgres: &Postgres, nats: &Nats, ops: u16) -> Result<(), anyhow::Error> {
         let started = Instant::now();
         let roles = roles(self.home, "operations")?;
@@ -225,7 +254,7 @@ impl Starting<'_> {
     async fn search_projector(
         &self,
         nats: &Nats,
-        node: &OpenSearch,
+        opensearch: String,
         issuer_port: u16,
         (port, ops): (u16, u16),
     ) -> Result<(), anyhow::Error> {
@@ -235,7 +264,7 @@ impl Starting<'_> {
         let key = self.home.path("secrets/search-page-token-key");
         let env = vec![
             ("FLOTILLA_NATS_URL_FILE".to_owned(), nats_url.display().to_string()),
-            ("FLOTILLA_OPENSEARCH_URL".to_owned(), node.url()),
+            ("FLOTILLA_OPENSEARCH_URL".to_owned(), opensearch),
             ("FLOTILLA_PAGE_TOKEN_KEY_FILE".to_owned(), key.display().to_string()),
         ];
         self.service("search-projector", port, ops, issuer_port, env).await

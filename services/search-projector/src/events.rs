@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consumer::{Event as Delivered, Verdict};
+use consumer::{Consumer, Event as Delivered, Rewinder, Verdict};
 use contracts::TenantId;
 use contracts::events::todo::Event;
 use service::clock;
@@ -10,16 +10,16 @@ use service::retry::Delays;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use crate::store::{Document, Index, Outcome};
+use crate::store::{Document, Filled, Index, Outcome};
 
 /// Writes what events say into the index.
 pub(crate) struct Projector {
     pub index: Index,
     pub stop: CancellationToken,
-    /// One document of the newest bulk, to see when it is found.
-    pub sampled: watch::Sender<Option<Sample>>,
+    /// One document of the newest bulk, to see when it is found; none while an index is rebuilt.
+    pub sampled: Option<watch::Sender<Option<Sample>>>,
 }
 
 /// A document that was written, and when.
@@ -36,9 +36,9 @@ impl Projector {
         let read: Vec<Result<Document, String>> = events.iter().map(document).collect();
         let documents: Vec<&Document> = read.iter().filter_map(|document| document.as_ref().ok()).collect();
         let mut outcomes = self.write(&documents).await.into_iter();
-        if let Some(last) = documents.last() {
+        if let (Some(last), Some(sampled)) = (documents.last(), &self.sampled) {
             let sample = Sample { id: last.id.to_string(), version: last.version, written: Instant::now() };
-            self.sampled.send_replace(Some(sample));
+            sampled.send_replace(Some(sample));
         }
         let verdict = |document: &Result<Document, String>| match document {
             Err(reason) => Verdict::Reject(reason.clone()),
@@ -74,8 +74,6 @@ impl Projector {
             let delay = delays.next_delay();
             warn!(error = why, ?delay, "the index cannot be written: trying again");
             self.stop.run_until_cancelled(tokio::time::sleep(delay)).await;
-            // It may be gone altogether.
-            self.index.ensure().await.ok();
         }
         Vec::new()
     }
@@ -94,6 +92,81 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
         .ok_or("its type is not known")?;
     let deleted = matches!(event, Event::Deleted(_));
     Ok(Document::new(tenant, event.todo(), deleted, clock::now()))
+}
+
+/// Keeps an index behind the alias. One that had to be made anew (its data was wiped, somebody deleted it) is filled from
+/// the beginning of the stream: the consumer goes back there. Sends `true` once there is one to write to.
+pub(crate) async fn keep_index(
+    index: &Index,
+    rewinder: &Rewinder,
+    stop: &CancellationToken,
+    there: &watch::Sender<bool>,
+) {
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = false;
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match look_after(index, rewinder).await {
+            Ok(()) => {
+                there.send_if_modified(|there| !std::mem::replace(there, true));
+                said = false;
+            }
+            Err(error) if !said => {
+                warn!(error = format!("{error:#}"), "the index cannot be looked after: trying again");
+                said = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn look_after(index: &Index, rewinder: &Rewinder) -> Result<(), anyhow::Error> {
+    index.ensure().await?;
+    let incomplete = match index.filled().await? {
+        Filled::Since(first) => first > 1,
+        Filled::Missing => return Ok(()),
+        Filled::No => {
+            let first = rewinder.rewind().await?;
+            if first > 1 {
+                error!(first, "the index is new, and the stream does not begin at 1: `flotilla rebuild search`");
+            } else {
+                info!("the index is new: filling it from the beginning of the stream");
+            }
+            metrics::counter!("search_index_refills_total").increment(1);
+            index.is_filled_since(first).await?;
+            first > 1
+        }
+    };
+    metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
+    Ok(())
+}
+
+/// Writes events into the index that is being rebuilt, whenever there is one behind this alias.
+pub(crate) async fn rebuild(index: &Index, consumer: impl Fn() -> Consumer, stop: &CancellationToken) {
+    while let Some(()) = stop.run_until_cancelled(until(index, true)).await {
+        info!("an index is being rebuilt: filling it");
+        let ended = stop.child_token();
+        let projector = Projector { index: index.clone(), stop: ended.clone(), sampled: None };
+        let work = consumer().run_batches(ended.clone(), |batch| projector.on_batch(batch));
+        let watch = async {
+            stop.run_until_cancelled(until(index, false)).await;
+            ended.cancel();
+        };
+        tokio::join!(work, watch);
+        info!("the index is rebuilt, or given up");
+    }
+}
+
+/// Waits until there is an index behind the alias, or none any more.
+async fn until(index: &Index, there: bool) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        if index.filled().await.is_ok_and(|filled| there == (filled != Filled::Missing)) {
+            return;
+        }
+    }
 }
 
 /// Measures, one document at a time, how long after its write a document is found.

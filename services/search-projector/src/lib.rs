@@ -7,6 +7,8 @@ pub mod events;
 
 pub mod store;
 
+pub mod store_rebuild;
+
 pub mod grpc;
 
 use std::net::SocketAddr;
@@ -30,6 +32,15 @@ use tonic::service::Routes;
 
 /// The service's name, and its durable consumer's.
 pub const NAME: &str = "search-projector";
+
+/// The durable consumer that fills an index which is rebuilt.
+pub const REBUILDER: &str = "search-projector-rebuild";
+
+/// The alias of an index while it is rebuilt, beside the one behind `alias` that is searched.
+#[must_use]
+pub fn rebuilt(alias: &str) -> String {
+    format!("{alias}-rebuild")
+}
 
 /// How the service is told what it needs.
 #[derive(Debug, Args)]
@@ -153,17 +164,29 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         Ok::<_, anyhow::Error>(())
     });
 
+    let consumer = Consumer::new(nats.clone(), consumer_config(NAME, &config.common.release));
+    let (there, mut is_there) = tokio::sync::watch::channel(false);
+    let (stop, kept, rewinder) = (lifecycle.stopping(), index.clone(), consumer.rewinder());
+    lifecycle.spawn("index keeper", async move {
+        events::keep_index(&kept, &rewinder, &stop, &there).await;
+        Ok::<_, anyhow::Error>(())
+    });
     let (stop, ready, projected) = (lifecycle.stopping(), readiness.clone(), index.clone());
-    let consumer = Consumer::new(nats, consumer_config(&config.common.release));
     let (sampled, samples) = tokio::sync::watch::channel(None);
     lifecycle.spawn("projector", async move {
-        let index = retry::until_it_works("OpenSearch", || projected.ensure());
-        if stop.run_until_cancelled(index).await.is_none() {
+        if stop.run_until_cancelled(is_there.wait_for(|there| *there)).await.is_none() {
             return Ok(());
         }
         ready.set("index", true);
-        let projector = events::Projector { index: projected.clone(), stop: stop.clone(), sampled };
+        let projector = events::Projector { index: projected.clone(), stop: stop.clone(), sampled: Some(sampled) };
         consumer.run_batches(stop.clone(), |batch| projector.on_batch(batch)).await;
+        Ok::<_, anyhow::Error>(())
+    });
+    let (stop, next, release) =
+        (lifecycle.stopping(), index.behind(&rebuilt(&config.todo_index)), config.common.release.clone());
+    let rebuilder = move || Consumer::new(nats.clone(), consumer_config(REBUILDER, &release));
+    lifecycle.spawn("rebuild", async move {
+        events::rebuild(&next, rebuilder, &stop).await;
         Ok::<_, anyhow::Error>(())
     });
     let (stop, visible) = (lifecycle.stopping(), index.clone());
@@ -178,10 +201,10 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     service::grpc::serve(lifecycle, config.common.listen, verifier, proto::DESCRIPTORS, routes).await
 }
 
-fn consumer_config(release: &str) -> consumer::Config {
+fn consumer_config(durable: &str, release: &str) -> consumer::Config {
     consumer::Config {
         stream: subject::stream(SERVICE),
-        durable: NAME.to_owned(),
+        durable: durable.to_owned(),
         filter: subject::all(SERVICE),
         types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
         batch: 1_000,

@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use contracts::events::todo::{Status, Todo};
 use contracts::{TenantId, TodoId};
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use opensearch::http::response::Response;
 use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
 use opensearch::http::{Method, StatusCode, Url};
 use opensearch::indices::{IndicesCreateParts, IndicesExistsAliasParts};
@@ -128,6 +129,17 @@ pub struct Hit {
     pub highlights: Vec<(String, Vec<String>)>,
 }
 
+/// How far an index is filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// There is no such index.
+    Missing,
+    /// It was made anew, and begins with whatever comes.
+    No,
+    /// From this event of the stream on; 1 is the beginning.
+    Since(u64),
+}
+
 /// The index of todos.
 #[derive(Debug, Clone)]
 pub struct Index {
@@ -147,6 +159,18 @@ impl Index {
         Ok(Self { client: OpenSearch::new(transport), alias: alias.to_owned(), refresh })
     }
 
+    /// Its alias.
+    #[must_use]
+    pub fn alias(&self) -> &str {
+        &self.alias
+    }
+
+    /// The same cluster behind another alias.
+    #[must_use]
+    pub fn behind(&self, alias: &str) -> Self {
+        Self { alias: alias.to_owned(), ..self.clone() }
+    }
+
     /// Makes the index if there is none.
     ///
     /// # Errors
@@ -158,7 +182,9 @@ impl Index {
             return Ok(());
         }
         let name = format!("{}-v1", self.alias);
-        let response = indices.create(IndicesCreateParts::Index(&name)).body(self.definition()).send().await?;
+        let mut definition = self.definition();
+        definition["aliases"] = json!({&self.alias: {"is_write_index": true}});
+        let response = indices.create(IndicesCreateParts::Index(&name)).body(definition).send().await?;
         let status = response.status_code();
         let answer: Value = response.json().await?;
         if !status.is_success() && answer["error"]["type"] != "resource_already_exists_exception" {
@@ -168,10 +194,43 @@ impl Index {
         Ok(())
     }
 
-    fn definition(&self) -> Value {
+    /// How far the index behind the alias is filled.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn filled(&self) -> Result<Filled, anyhow::Error> {
+        let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias), None).await?;
+        if response.status_code() == StatusCode::NOT_FOUND {
+            return Ok(Filled::Missing);
+        }
+        let answer: Value = response.error_for_status_code()?.json().await?;
+        let index = answer.as_object().and_then(|indices| indices.values().next());
+        let since = index.and_then(|index| index["mappings"]["_meta"]["filled_since"].as_u64());
+        Ok(since.map_or(Filled::No, Filled::Since))
+    }
+
+    /// Notes in the index that all from this event of the stream on is in it, or on its way.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn is_filled_since(&self, first: u64) -> Result<(), anyhow::Error> {
+        let body = json!({"_meta": {"filled_since": first}});
+        self.ask(Method::Put, &format!("/{}/_mapping", self.alias), Some(body)).await?.error_for_status_code()?;
+        Ok(())
+    }
+
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response, anyhow::Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = body.map(|body| Bytes::from(body.to_string()));
+        Ok(self.client.transport().send(method, path, headers, None::<&()>, body, Some(TIMEOUT)).await?)
+    }
+
+    /// The settings and the mapping of an index, as this version of the service has them.
+    #[must_use]
+    pub fn definition(&self) -> Value {
         let text = json!({"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 2_100}}});
         json!({
-            "aliases": {&self.alias: {"is_write_index": true}},
             "settings": {
                 "number_of_shards": 1,
                 "number_of_replicas": 0,

@@ -1,0 +1,343 @@
+//! `flotilla rebuild search`: a new index beside the one that is searched, filled while the fleet works, compared with the
+//! database, and swapped in; or the one before, brought up to date and swapped back in.
+//!
+//! What there is to know is where it outlives this command: in an alias (`todos-rebuild`), in notes inside the index, and
+//! in a durable consumer by which the projector fills it. Run again, the command goes on where it stands.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::stream::Stream;
+use chrono::TimeDelta;
+use clap::{Args, Subcommand};
+use contracts::events::todo::{SERVICE, Status, Todo};
+use contracts::subject;
+use indicatif::{ProgressBar, ProgressStyle};
+use operations::store::{self, Act};
+use search_projector::REBUILDER;
+use search_projector::store::{Document, Index, Outcome};
+use search_projector::store_rebuild::Source;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::exit::Exit;
+use crate::operator::ActArgs;
+use crate::outbox::{database, say};
+use crate::stack::Context;
+use crate::verify::index::{COLUMNS, Row};
+use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
+use crate::{events, table};
+
+/// For how long the projector is held up at most, should this command die in the middle of the swap.
+const PAUSE: TimeDelta = TimeDelta::seconds(30);
+/// For how long the new index is waited for meanwhile.
+const CATCHES_UP: Duration = Duration::from_secs(20);
+const CHUNK: i64 = 1_000;
+
+#[derive(Debug, Clone, Args)]
+pub struct RebuildArgs {
+    #[command(subcommand)]
+    command: RebuildCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum RebuildCommand {
+    /// The search index, with the mapping of this version. Run again, it goes on where it stands.
+    Search(SearchArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+struct SearchArgs {
+    /// What it is filled from; the stream, where that holds every event, unless told otherwise.
+    #[arg(long, value_parser = ["stream", "database"], conflicts_with_all = ["rollback", "abandon"])]
+    from: Option<String>,
+    /// Bring the index that was searched before the last swap up to date, and search that again.
+    #[arg(long, conflicts_with = "abandon")]
+    rollback: bool,
+    /// Give up a rebuild that has begun; what is searched stays as it is.
+    #[arg(long)]
+    abandon: bool,
+    /// The alias that is searched.
+    #[arg(long, default_value = "todos")]
+    index: String,
+    /// How often the new index shows what was written, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    refresh_millis: u64,
+    #[command(flatten)]
+    act: ActArgs,
+}
+
+struct Rebuild<'a> {
+    context: &'a Context,
+    args: &'a SearchArgs,
+    index: Index,
+    stream: Stream,
+    actor: String,
+}
+
+pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Error> {
+    let RebuildCommand::Search(args) = &args.command;
+    let index =
+        Index::new(&verify::opensearch(context)?, &args.index, Duration::from_millis(args.refresh_millis.max(10)))?;
+    let (_js, stream) = events::open(context).await?;
+    let actor = args.act.operator(context).await?;
+    let rebuild = Rebuild { context, args, index, stream, actor };
+    if args.abandon { rebuild.abandon().await } else { rebuild.run().await }
+}
+
+impl Rebuild<'_> {
+    async fn audit(&self, action: &str, count: u64, detail: &Value) -> Result<(), anyhow::Error> {
+        let mut db = database(self.context, "operations").await?;
+        let act = Act { actor: &self.actor, reason: &self.args.act.reason };
+        store::audit(&mut db, act, action, count.cast_signed(), detail).await?;
+        Ok(())
+    }
+
+    fn tell(&self, text: &str) {
+        if !self.context.json {
+            println!("{text}");
+        }
+    }
+
+    async fn run(&self) -> Result<(), anyhow::Error> {
+        let next = self.index.next();
+        let (target, notes) = match next.named().await? {
+            Some((target, notes)) => {
+                self.tell(&format!("{target} is being rebuilt already: going on with it."));
+                (target, notes)
+            }
+            None if self.args.rollback => self.begin_rollback(&next).await?,
+            None => self.begin(&next).await?,
+        };
+        if notes["source"] == Source::Database.name() && notes["copied"] != true {
+            self.copy(&next).await?;
+            let mut copied = notes;
+            copied["copied"] = json!(true);
+            next.note(&target, &copied).await?;
+        }
+        self.filled().await?;
+        let report = self.compare(&next).await?;
+        self.swap(&next, &target).await?;
+        let todos: u64 = report.tenants.values().map(|tenant| tenant.todos).sum();
+        self.audit("rebuilt search", todos, &json!({"index": target})).await?;
+        let json = json!({"index": target, "todos": todos, "tenants": report.tenants});
+        let back = "`flotilla rebuild search --rollback` goes back";
+        say(self.context, &json, &format!("{target} is searched now, {todos} todos; {back}."));
+        Ok(())
+    }
+
+    async fn begin(&self, next: &Index) -> Result<(String, Value), anyhow::Error> {
+        let state = &self.stream.cached_info().state;
+        // Rewritten from the outbox it may begin anywhere: its first message says what it begins with.
+        let first = match state.messages {
+            0 => None,
+            _ => self.stream.get_raw_message(state.first_sequence).await.ok(),
+        };
+        let seq = first.and_then(|message| message.headers.get(outbox::SEQ_HEADER).map(|seq| seq.as_str() == "1"));
+        let whole = state.first_sequence <= 1 || seq == Some(true);
+        let source = match self.args.from.as_deref() {
+            Some("database") => Source::Database,
+            Some(_) if !whole => bail!("the stream no longer holds every event: use --from database"),
+            Some(_) => Source::Stream,
+            None if whole => Source::Stream,
+            None => Source::Database,
+        };
+        let name = format!("{}-{}", self.args.index, devstack::supervisor::now().format("%Y%m%d%H%M%S"));
+        self.args
+            .act
+            .confirm(&format!("Build {name} from the {} beside what is searched, and swap it in?", source.name()))?;
+        let from = if source == Source::Stream { 1 } else { state.last_sequence + 1 };
+        self.durable(from).await?;
+        let notes = json!({"filled_since": 1, "source": source.name()});
+        next.create(&name, &notes).await?;
+        self.audit("rebuild search", 1, &json!({"index": name, "source": source.name(), "from": from})).await?;
+        self.tell(&format!("{name} is filled from the {}.", source.name()));
+        Ok((name, notes))
+    }
+
+    async fn begin_rollback(&self, next: &Index) -> Result<(String, Value), anyhow::Error> {
+        let previous = self.index.previous().named().await?;
+        let (name, notes) = previous.context("there is no index from before a swap to go back to")?;
+        let behind = notes["behind"].as_u64().context("the index before does not say how far it is")?;
+        let first = self.stream.cached_info().state.first_sequence;
+        ensure!(first <= behind, "the stream has dropped what {name} lacks: build a new one instead");
+        self.args.act.confirm(&format!("Bring {name} up to date, and search it again?"))?;
+        self.durable(behind).await?;
+        next.point_to(&name).await?;
+        self.audit("roll back search", 1, &json!({"index": name, "from": behind})).await?;
+        self.tell(&format!("{name} is brought up to date from the stream."));
+        Ok((name, notes))
+    }
+
+    /// The durable consumer that fills the index, from this event on.
+    async fn durable(&self, from: u64) -> Result<(), anyhow::Error> {
+        self.stream.delete_consumer(REBUILDER).await.ok();
+        let config = pull::Config {
+            durable_name: Some(REBUILDER.to_owned()),
+            filter_subject: subject::all(SERVICE),
+            ack_policy: AckPolicy::Explicit,
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+            max_deliver: -1,
+            ..Default::default()
+        };
+        self.stream.create_consumer(config).await.context("making the consumer that fills the index")?;
+        Ok(())
+    }
+
+    /// The rows of the database, deleted ones as tombstones. An older version never replaces a newer one.
+    async fn copy(&self, next: &Index) -> Result<(), anyhow::Error> {
+        let mut db = database(self.context, SERVICE).await?;
+        let total: i64 = sqlx::query_scalar("select count(*) from todo").fetch_one(&mut db).await?;
+        let bar = self.bar(total.cast_unsigned(), "copying")?;
+        let mut after = (String::new(), Uuid::nil());
+        loop {
+            let sql = format!("select {COLUMNS} from todo where (tenant, id) > ($1, $2) order by tenant, id limit $3");
+            let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+                .bind(&after.0)
+                .bind(after.1)
+                .bind(CHUNK)
+                .fetch_all(&mut db)
+                .await?;
+            let Some(last) = rows.last() else { break };
+            after = (last.tenant.clone(), last.id);
+            let documents: Vec<Document> = rows.iter().map(document).collect::<Result<_, _>>()?;
+            let outcomes = next.write(&documents.iter().collect::<Vec<_>>()).await?;
+            let refused = outcomes.iter().find(|outcome| !matches!(outcome, Outcome::Written | Outcome::Newer));
+            ensure!(refused.is_none(), "the index does not take a todo: {refused:?}; run the command again to go on");
+            bar.inc(rows.len() as u64);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn bar(&self, total: u64, what: &'static str) -> Result<ProgressBar, anyhow::Error> {
+        if self.context.json {
+            return Ok(ProgressBar::hidden());
+        }
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {per_sec} {elapsed}")?;
+        Ok(ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(what))
+    }
+
+    /// Waits until the projector has filled it with all that the stream holds.
+    async fn filled(&self) -> Result<(), anyhow::Error> {
+        let bar = self.bar(self.stream.get_info().await?.state.messages, "filling")?;
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tick.tick().await;
+            let info = self.stream.consumer_info(REBUILDER).await.context("asking how far the index is filled")?;
+            let waits = info.num_pending + info.num_ack_pending as u64;
+            bar.set_length(bar.length().unwrap_or(0).max(waits));
+            bar.set_position(bar.length().unwrap_or(0) - waits);
+            if waits == 0 {
+                bar.finish_and_clear();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Parity: every todo of every tenant is in it as the database has it, and nothing else is.
+    async fn compare(&self, next: &Index) -> Result<Report, anyhow::Error> {
+        next.refresh().await?;
+        let mut report = Report::default();
+        let args = VerifyArgs::of_index(next.alias().to_owned());
+        verify::index::verify(self.context, &args, REBUILDER, &mut report).await?;
+        if !self.context.json {
+            let row = |(tenant, of): (&String, &verify::Tenant)| {
+                vec![tenant.clone(), of.todos.to_string(), of.documents.to_string(), of.differing.to_string()]
+            };
+            let rows: Vec<_> = report.tenants.iter().map(row).collect();
+            table::print(&["TENANT", "TODOS", "DOCUMENTS", "DIFFERING"], &rows);
+        }
+        if report.diverged.count > 0 {
+            let example = report.diverged.examples.first().map(ToString::to_string).unwrap_or_default();
+            let what = format!("{} todos differ, such as {example}", report.diverged.count);
+            return Err(Exit::found(format!("not swapped: {what}. Run again to look again, or --abandon")).into());
+        }
+        ensure!(
+            report.unchecked.is_empty(),
+            "not swapped, for not all could be compared: {}",
+            report.unchecked.join("; ")
+        );
+        Ok(report)
+    }
+
+    /// While the projector is held up for a moment, so that neither index has what the other lacks.
+    async fn swap(&self, next: &Index, target: &str) -> Result<(), anyhow::Error> {
+        let current =
+            self.index.named().await?.map(|(name, _)| name).context("nothing is searched: is the projector up?")?;
+        self.stream
+            .pause_consumer(PROJECTOR, devstack::supervisor::now() + PAUSE)
+            .await
+            .context("holding up the projector")?;
+        let swapped = self.swap_while_paused(next, &current, target).await;
+        self.stream.resume_consumer(PROJECTOR).await.context("letting the projector go on")?;
+        swapped?;
+        self.stream.delete_consumer(REBUILDER).await.ok();
+        Ok(())
+    }
+
+    async fn swap_while_paused(&self, next: &Index, current: &str, target: &str) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        let both = async {
+            loop {
+                tick.tick().await;
+                let searched =
+                    self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
+                let rebuilt =
+                    self.stream.consumer_info(REBUILDER).await.context("asking how far the index is filled")?;
+                // What is in the projector's hands may be in the index that is searched: the new one must have it.
+                let (has, needs) = (rebuilt.ack_floor.stream_sequence, searched.delivered.stream_sequence);
+                let all = rebuilt.num_pending == 0 && rebuilt.num_ack_pending == 0;
+                if all || has >= needs {
+                    return Ok::<u64, anyhow::Error>(searched.ack_floor.stream_sequence);
+                }
+            }
+        };
+        let floor =
+            tokio::time::timeout(CATCHES_UP, both).await.context("not swapped: the new index is too far behind")??;
+        next.refresh().await?;
+        // Should it be searched again, it lacks what follows.
+        self.index.note(current, &json!({"filled_since": 1, "behind": floor + 1})).await?;
+        self.index.swap(current, target).await
+    }
+
+    async fn abandon(&self) -> Result<(), anyhow::Error> {
+        let next = self.index.next();
+        let (name, notes) = next.named().await?.context("nothing is being rebuilt")?;
+        self.args.act.confirm(&format!("Give up {name}?"))?;
+        // One that was searched before is only let go.
+        if notes["behind"].is_u64() {
+            next.let_go(&name).await?;
+        } else {
+            next.remove(&name).await?;
+        }
+        self.stream.delete_consumer(REBUILDER).await.ok();
+        self.audit("abandon rebuild", 1, &json!({"index": name})).await?;
+        say(self.context, &json!({"abandoned": name}), &format!("{name} is given up."));
+        Ok(())
+    }
+}
+
+fn document(row: &Row) -> Result<Document, anyhow::Error> {
+    let todo = Todo {
+        id: row.id.to_string().parse().map_err(|error| anyhow::anyhow!("{error}"))?,
+        title: row.title.clone(),
+        notes: row.notes.clone(),
+        status: if row.status == "OPEN" { Status::Open } else { Status::Completed },
+        due_time: row.due_time,
+        labels: row.labels.clone(),
+        assignee: row
+            .assignee
+            .as_ref()
+            .map(|user| user.parse())
+            .transpose()
+            .map_err(|error| anyhow::anyhow!("{error}"))?,
+        create_time: row.create_time,
+        update_time: row.update_time,
+        complete_time: row.complete_time,
+        created_by: row.created_by.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
+        version: row.version,
+    };
+    Ok(Document::new(row.tenant.parse()?, &todo, row.delete_time.is_some(), devstack::supervisor::now()))
+}

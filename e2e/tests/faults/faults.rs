@@ -1,0 +1,232 @@
+//! The faults, and how long the fleet takes to be itself again after each.
+
+use std::time::Duration;
+
+use devstack::State;
+use devstack::process::signal;
+use e2e::{Caller, Fleet};
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::clients::Client;
+use crate::random::Random;
+
+/// How long the fleet may take to be itself again.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(240);
+const SERVICES: [&str; 4] = ["todo", "search-projector", "gateway", "operations"];
+const PARTS: [&str; 3] = ["nats", "postgres", "opensearch"];
+const DOORS: [&str; 5] = ["postgres", "nats", "opensearch", "todo", "search-projector"];
+
+/// What is done to the fleet.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// SIGKILL; the supervisor starts it again.
+    Kill(&'static str),
+    /// SIGSTOP, and SIGCONT after so long.
+    Pause(&'static str, Duration),
+    /// What goes through this door is disturbed for so long.
+    Disturb(&'static str, Toxic, Duration),
+    /// Killed, and everything that it has stored is gone.
+    Wipe(&'static str),
+}
+
+/// What a fault proxy does to connections.
+#[derive(Debug, Clone, Copy)]
+pub enum Toxic {
+    Latency,
+    Reset,
+    BlackHole,
+    SlowClose,
+}
+
+impl Toxic {
+    fn body(self) -> serde_json::Value {
+        match self {
+            Self::Latency => json!({"type": "latency", "attributes": {"latency": 300, "jitter": 300}}),
+            Self::Reset => json!({"type": "reset_peer", "attributes": {"timeout": 200}}),
+            Self::BlackHole => json!({"type": "timeout", "attributes": {"timeout": 0}}),
+            Self::SlowClose => json!({"type": "slow_close", "attributes": {"delay": 2000}}),
+        }
+    }
+}
+
+impl Fault {
+    /// The next one; each run begins with one of each kind, so that a short one has them all.
+    fn choose(random: &mut Random, number: usize) -> Self {
+        let seconds =
+            |random: &mut Random, most: usize| Duration::from_millis(1_000 + random.below(most * 1_000) as u64);
+        let kind = if number < 4 { [0, 2, 1, 3][number] } else { [0, 0, 0, 1, 1, 2, 2, 2, 3][random.below(9)] };
+        let targets = [&SERVICES[..], &PARTS[..]].concat();
+        match kind {
+            0 => Self::Kill(targets[random.below(targets.len())]),
+            1 => {
+                let target = targets[random.below(targets.len())];
+                Self::Pause(target, seconds(random, 6))
+            }
+            2 => {
+                let toxics = [Toxic::Latency, Toxic::Reset, Toxic::BlackHole, Toxic::SlowClose];
+                let (door, toxic) = (DOORS[random.below(DOORS.len())], toxics[random.below(toxics.len())]);
+                Self::Disturb(door, toxic, seconds(random, 5))
+            }
+            _ => Self::Wipe(["nats", "opensearch"][random.below(2)]),
+        }
+    }
+}
+
+/// One fault, and the recovery from it.
+struct Done {
+    fault: Fault,
+    at: Duration,
+    recovered: Duration,
+}
+
+/// What a run has done.
+pub struct Report {
+    done: Vec<Done>,
+    /// How many todos were written to see whether the fleet is itself again.
+    pub probes: usize,
+}
+
+impl Report {
+    pub fn print(&self, written: &[Client]) {
+        for Done { fault, at, recovered } in &self.done {
+            println!("{:>7.1} s  {fault:?}: itself again after {:.1} s", at.as_secs_f64(), recovered.as_secs_f64());
+        }
+        let slowest = self.done.iter().map(|done| done.recovered).max().unwrap_or_default();
+        let (operations, retries) = (written.iter().map(|c| c.acknowledged), written.iter().map(|c| c.retries));
+        println!(
+            "{} writes acknowledged, {} sent again, {} faults, as many recoveries, the slowest {:.1} s",
+            operations.sum::<usize>(),
+            retries.sum::<usize>(),
+            self.done.len(),
+            slowest.as_secs_f64()
+        );
+    }
+}
+
+pub struct Faults<'a> {
+    fleet: &'a Fleet,
+    random: Random,
+    prober: Caller,
+    http: reqwest::Client,
+    probes: usize,
+}
+
+impl<'a> Faults<'a> {
+    pub async fn new(fleet: &'a Fleet, random: Random) -> Self {
+        let prober = fleet.caller("prober", "prober").await;
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
+        Self { fleet, random, prober, http, probes: 0 }
+    }
+
+    /// One fault after the other, now and then two at once, until then.
+    pub async fn until(mut self, end: Instant) -> Report {
+        let started = Instant::now();
+        let mut done = Vec::new();
+        while Instant::now() < end {
+            let fault = Fault::choose(&mut self.random, done.len());
+            let at = started.elapsed();
+            self.inflict(&fault).await;
+            if self.random.below(4) == 0 && Instant::now() < end {
+                let second = Fault::choose(&mut self.random, done.len() + 4);
+                self.inflict(&second).await;
+                done.push(Done { fault: second, at: started.elapsed(), recovered: Duration::ZERO });
+            }
+            let ended = Instant::now();
+            self.until_itself_again(&fault).await;
+            println!("{:>7.1} s  {fault:?}: {:.1} s", at.as_secs_f64(), ended.elapsed().as_secs_f64());
+            done.push(Done { fault, at, recovered: ended.elapsed() });
+            let pause = Duration::from_millis(self.random.below(1_500) as u64);
+            tokio::time::sleep(pause).await;
+        }
+        Report { done, probes: self.probes }
+    }
+
+    async fn inflict(&self, fault: &Fault) {
+        match fault {
+            Fault::Kill(unit) => self.kill(unit),
+            Fault::Pause(unit, length) => {
+                let processes = self.processes(unit);
+                processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGSTOP)));
+                tokio::time::sleep(*length).await;
+                processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGCONT)));
+            }
+            Fault::Disturb(door, toxic, length) => {
+                for stream in ["upstream", "downstream"] {
+                    let mut body = toxic.body();
+                    (body["name"], body["stream"]) = (json!(stream), json!(stream));
+                    self.proxy(&format!("proxies/{door}/toxics"), &body).await;
+                }
+                tokio::time::sleep(*length).await;
+                self.proxy("reset", &json!({})).await;
+            }
+            Fault::Wipe(unit) => {
+                let data = self.fleet.unit(unit).data_dir.unwrap();
+                let gone = data.with_extension(testkit::unique("gone-"));
+                std::fs::rename(&data, &gone).unwrap();
+                self.kill(unit);
+                std::fs::create_dir_all(&data).unwrap();
+                std::fs::remove_dir_all(&gone).ok();
+            }
+        }
+    }
+
+    fn kill(&self, unit: &str) {
+        if let Some(pid) = self.fleet.unit(unit).pid {
+            signal(pid, Signal::SIGKILL).ok();
+        }
+    }
+
+    /// The processes of a unit: PostgreSQL has one for each connection.
+    fn processes(&self, unit: &str) -> Vec<u32> {
+        let Some(pid) = self.fleet.unit(unit).pid else { return Vec::new() };
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        std::iter::once(pid).chain(children).collect()
+    }
+
+    async fn proxy(&self, path: &str, body: &serde_json::Value) {
+        let url = format!("{}/{path}", self.fleet.unit("toxiproxy").url.unwrap());
+        let answer = self.http.post(url).json(body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.text().await.unwrap());
+    }
+
+    /// Every unit is ready, a write is acknowledged, and a search finds it.
+    async fn until_itself_again(&mut self, fault: &Fault) {
+        let deadline = Instant::now() + RECOVERED_WITHIN;
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let what = format!("after {fault:?} the fleet is not itself again within {RECOVERED_WITHIN:?}");
+        let names = [&SERVICES[..], &PARTS[..]].concat();
+        while !names.iter().all(|name| self.fleet.unit(name).state == State::Ready) {
+            tick.tick().await;
+            assert!(Instant::now() < deadline, "{what}");
+        }
+        let title = testkit::unique("probe");
+        let key = testkit::unique("probe-");
+        loop {
+            assert!(Instant::now() < deadline, "{what}: no write is acknowledged");
+            let request = self.prober.request(Method::PUT, "/v1/todos").header("idempotency-key", &key);
+            let mut request = request.json(&json!({"title": title})).timeout(Duration::from_secs(5)).build().unwrap();
+            *request.method_mut() = Method::POST;
+            if self.prober.execute(request).await.is_ok_and(|response| response.status() == 200) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.probes += 1;
+        while !self.finds(&title).await {
+            assert!(Instant::now() < deadline, "{what}: what was written is not found");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn finds(&self, title: &str) -> bool {
+        let request = self.prober.request(Method::GET, "/v1/todos:search").query(&[("query", title)]);
+        let Ok(response) = self.prober.execute(request.timeout(Duration::from_secs(5)).build().unwrap()).await else {
+            return false;
+        };
+        response.text().await.is_ok_and(|text| text.contains(title))
+    }
+}

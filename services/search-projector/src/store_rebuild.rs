@@ -1,0 +1,143 @@
+//! All questions to the index that a rebuild asks: an index beside the one that is searched, and the swap.
+
+use anyhow::{Context as _, bail};
+use opensearch::http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tracing::instrument;
+
+use crate::rebuilt;
+use crate::store::Index;
+
+/// Where an index that is rebuilt gets what was before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Every event of the stream, from the first.
+    Stream,
+    /// The rows of the database, and every event from a noted one on.
+    Database,
+}
+
+impl Source {
+    /// As it is noted in the index.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Database => "database",
+        }
+    }
+}
+
+impl Index {
+    /// The index that is being rebuilt for this one.
+    #[must_use]
+    pub fn next(&self) -> Self {
+        self.behind(&rebuilt(self.alias()))
+    }
+
+    /// The index that was searched before the last swap.
+    #[must_use]
+    pub fn previous(&self) -> Self {
+        self.behind(&format!("{}-previous", self.alias()))
+    }
+
+    /// The name of the index behind the alias, and what is noted in it; none when there is none.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn named(&self) -> Result<Option<(String, Value)>, anyhow::Error> {
+        let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias()), None).await?;
+        if response.status_code() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let answer: Value = response.error_for_status_code()?.json().await?;
+        let first = answer.as_object().and_then(|indices| indices.iter().next());
+        Ok(first.map(|(name, index)| (name.clone(), index["mappings"]["_meta"].clone())))
+    }
+
+    /// Makes an index of this name behind this alias, with the mapping of this version.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away or refuses it.
+    pub async fn create(&self, name: &str, notes: &Value) -> Result<(), anyhow::Error> {
+        let mut definition = self.definition();
+        definition["aliases"] = json!({self.alias(): {"is_write_index": true}});
+        definition["mappings"]["_meta"] = notes.clone();
+        self.demand(Method::Put, &format!("/{name}"), Some(definition)).await.map(drop)
+    }
+
+    /// Notes something in an index.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn note(&self, name: &str, notes: &Value) -> Result<(), anyhow::Error> {
+        self.demand(Method::Put, &format!("/{name}/_mapping"), Some(json!({"_meta": notes}))).await.map(drop)
+    }
+
+    /// Puts an index behind this alias as well.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn point_to(&self, name: &str) -> Result<(), anyhow::Error> {
+        let add = json!({"add": {"index": name, "alias": self.alias(), "is_write_index": true}});
+        self.demand(Method::Post, "/_aliases", Some(json!({"actions": [add]}))).await.map(drop)
+    }
+
+    /// Has searches see all that was written.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn refresh(&self) -> Result<(), anyhow::Error> {
+        self.demand(Method::Post, &format!("/{}/_refresh", self.alias()), None).await.map(drop)
+    }
+
+    /// In one step, so that no search sees anything in between: `to`, which was rebuilt, is searched and written; `from` is
+    /// the previous one. What was the previous one before is removed.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away or refuses it; then nothing has changed.
+    #[instrument(target = "service::trace", skip_all, err(level = "debug"))]
+    pub async fn swap(&self, from: &str, to: &str) -> Result<(), anyhow::Error> {
+        let (alias, next, previous) = (self.alias(), self.next(), self.previous());
+        let older = previous.named().await?.map(|(name, _)| name);
+        let mut actions = vec![
+            json!({"remove": {"index": from, "alias": alias}}),
+            json!({"add": {"index": to, "alias": alias, "is_write_index": true}}),
+            json!({"remove": {"index": to, "alias": next.alias()}}),
+            json!({"add": {"index": from, "alias": previous.alias(), "is_write_index": true}}),
+        ];
+        match &older {
+            Some(older) if older == to => actions.push(json!({"remove": {"index": to, "alias": previous.alias()}})),
+            Some(older) => actions.push(json!({"remove_index": {"index": older}})),
+            None => {}
+        }
+        self.demand(Method::Post, "/_aliases", Some(json!({"actions": actions}))).await.map(drop)
+    }
+
+    /// Gives up an index that is being rebuilt.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn remove(&self, name: &str) -> Result<(), anyhow::Error> {
+        self.demand(Method::Delete, &format!("/{name}"), None).await.map(drop)
+    }
+
+    /// Takes this alias from an index, which stays.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn let_go(&self, name: &str) -> Result<(), anyhow::Error> {
+        let remove = json!({"remove": {"index": name, "alias": self.alias()}});
+        self.demand(Method::Post, "/_aliases", Some(json!({"actions": [remove]}))).await.map(drop)
+    }
+
+    async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
+        let response = self.ask(method, path, body).await?;
+        let status = response.status_code();
+        let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;
+        if !status.is_success() {
+            bail!("OpenSearch answers {path} with {status}: {}", answer["error"]["reason"]);
+        }
+        Ok(answer)
+    }
+}
