@@ -283,7 +283,8 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     // (Searches are the projector's: while that is dead they are refused.)
     let (phase, phases) = tokio::sync::watch::channel("the projector may be dead");
     let path = format!("/v1/todos/{}", ids[0]);
-    let live = tokio::spawn(async move {
+    let mut live = tokio::task::JoinSet::new();
+    live.spawn(async move {
         let (mut shown, mut writes) = (0, 0);
         while *phases.borrow() != "over" {
             writes += 1;
@@ -334,7 +335,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     assert_eq!((code, &again["todos"]), (0, &json!(40)), "{again}");
     world.is_well().await;
     phase.send("over").unwrap();
-    assert!(live.await.unwrap() > 3);
+    assert!(live.join_next().await.unwrap().unwrap() > 3);
     let indices = world.opensearch(Method::GET, "_cat/indices/todos*?format=json", json!(null)).await;
     assert_eq!(indices.as_array().unwrap().len(), 2, "the one that is searched, and one to go back to: {indices}");
 

@@ -27,6 +27,7 @@ use random::Random;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
@@ -61,19 +62,16 @@ async fn run(plan: Plan) {
     let mut random = Random::new(plan.seed);
     let (wish, wishes) = watch::channel(Wishes::Write);
     let started = Instant::now();
-    let mut clients = Vec::new();
+    let mut clients = JoinSet::new();
     for number in 0..plan.clients {
         let caller = fleet.caller(TENANTS[number % TENANTS.len()], &format!("user-{number}")).await;
         let client = Client::new(number, caller, Random::new(random.next()));
-        clients.push(tokio::spawn(client.run(wishes.clone(), plan.pace)));
+        clients.spawn(client.run(wishes.clone(), plan.pace));
     }
     let faults = Faults::new(&fleet, Random::new(random.next())).await;
     let report = faults.until(started + plan.length).await;
     wish.send(Wishes::Stop).unwrap();
-    let mut written = Vec::new();
-    for client in clients {
-        written.push(tokio::time::timeout(Duration::from_secs(180), client).await.expect("a client ends").unwrap());
-    }
+    let written = tokio::time::timeout(Duration::from_secs(180), clients.join_all()).await.expect("the clients end");
     report.print(&written);
 
     let todos: usize = written.iter().map(|client| client.todos.len()).sum::<usize>() + report.probes;
