@@ -26,6 +26,20 @@ every_code_is_explained() {
   done
   return $bad
 }
+# Each alert has a runbook that is there, with the heading that it names, and a test that makes it fire.
+alerts_can_be_acted_on() {
+  local line page anchor name bad=0
+  for line in $(grep -oE 'runbook: [^ ]+' infra/prometheus/rules.yml | cut -d' ' -f2 | sort -u); do
+    page=${line%%#*} anchor=
+    case $line in *#*) anchor=${line#*#} ;; esac
+    [ -f "$page" ] || { echo "the runbook $page is not there" >&2; bad=1; continue; }
+    [ -z "$anchor" ] || grep -q "^## $anchor\$" "$page" || { echo "$page has no heading $anchor" >&2; bad=1; }
+  done
+  for name in $(grep -oE 'alert: \w+' infra/prometheus/rules.yml | cut -d' ' -f2); do
+    grep -q "alertname: $name\$" infra/prometheus/rules.test.yml || { echo "no test makes $name fire" >&2; bad=1; }
+  done
+  return $bad
+}
 the_lock_is_whole() { cargo metadata --locked --format-version 1 --quiet >/dev/null; }
 step "formatting" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -36,3 +50,6 @@ step "the manifest's lock" the_lock_is_whole
 step "shell scripts" bash -n scripts/*.sh
 step "links between pages" links_lead_somewhere
 step "error pages" every_code_is_explained
+step "alerts: configuration and rules (promtool)" scripts/promtool.sh check config infra/prometheus/prometheus.yml
+step "alerts: each fires (promtool)" scripts/promtool.sh test rules infra/prometheus/rules.test.yml
+step "alerts: runbooks and tests" alerts_can_be_acted_on

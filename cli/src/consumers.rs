@@ -1,6 +1,7 @@
 //! `flotilla consumers`: the durable consumers of the event streams, paused and resumed.
 
 use anyhow::Context as _;
+use async_nats::jetstream::stream::Stream;
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 use operations::store::{self, Act};
@@ -79,19 +80,24 @@ async fn written(
     Ok(())
 }
 
-async fn list(context: &Context, stream: &async_nats::jetstream::stream::Stream) -> Result<(), anyhow::Error> {
+/// How each durable consumer of a stream is.
+pub async fn all(stream: &Stream) -> Result<Vec<Value>, anyhow::Error> {
     let mut all: Vec<Value> = Vec::new();
     let mut consumers = stream.consumers();
     while let Some(info) = consumers.try_next().await.context("reading the consumers")? {
-        all.push(json!({
-            "name": info.name, "stream": info.stream_name, "pending": info.num_pending, "inHand": info.num_ack_pending,
-            "redelivered": info.num_redelivered, "ackFloor": info.ack_floor.stream_sequence, "paused": info.paused,
-        }));
+        // Those of somebody who reads for a moment have no name to be worked by.
+        if info.config.durable_name.is_some() {
+            all.push(json!({
+                "name": info.name, "stream": info.stream_name, "pending": info.num_pending, "inHand": info.num_ack_pending,
+                "redelivered": info.num_redelivered, "ackFloor": info.ack_floor.stream_sequence, "paused": info.paused,
+            }));
+        }
     }
-    if context.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
-        return Ok(());
-    }
+    Ok(all)
+}
+
+/// Prints them.
+pub fn print(all: &[Value]) {
     let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
     let row = |consumer: &Value| {
         ["name", "stream", "pending", "inHand", "redelivered", "ackFloor", "paused"]
@@ -99,6 +105,15 @@ async fn list(context: &Context, stream: &async_nats::jetstream::stream::Stream)
             .to_vec()
     };
     let rows: Vec<_> = all.iter().map(row).collect();
-    table::print(&["NAME", "STREAM", "WAITING", "IN HAND", "REDELIVERED", "ACK FLOOR", "PAUSED"], &rows);
+    table::print(&["CONSUMER", "STREAM", "WAITING", "IN HAND", "REDELIVERED", "ACK FLOOR", "PAUSED"], &rows);
+}
+
+async fn list(context: &Context, stream: &Stream) -> Result<(), anyhow::Error> {
+    let all = all(stream).await?;
+    if context.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        print(&all);
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::json;
 
 use crate::stack::Context;
@@ -51,39 +52,72 @@ fn histogram(metrics: &str, name: &str) -> Histogram {
     Histogram(buckets.into_values().collect())
 }
 
-fn gauge(metrics: &str, name: &str) -> Option<f64> {
+/// The first value of a metric.
+pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'))?;
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
-pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
-    let board = context.board()?;
+/// What the metrics of every service say, by service; empty text of one that does not answer.
+pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyhow::Error> {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
-    let mut metrics = BTreeMap::new();
-    for unit in board.units.iter().filter(|unit| unit.ops.is_some()) {
-        let url = format!("http://{}/metrics", unit.ops.as_deref().unwrap_or_default());
-        let text = match http.get(url).send().await {
-            Ok(response) => response.text().await.unwrap_or_default(),
-            Err(_) => String::new(),
-        };
-        metrics.insert(unit.name.clone(), text);
-    }
+    let units = context.board()?.units.into_iter().filter_map(|unit| unit.ops.map(|ops| (unit.name, ops)));
+    let ask = units.map(|(name, ops)| {
+        let request = http.get(format!("http://{ops}/metrics")).send();
+        async move {
+            let text = match request.await {
+                Ok(response) => response.text().await.unwrap_or_default(),
+                Err(_) => String::new(),
+            };
+            (name, text)
+        }
+    });
+    Ok(futures::future::join_all(ask).await.into_iter().collect())
+}
+
+/// How long a stage took since the services started, by their histograms: between two bucket bounds.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// From what to what.
+    pub stage: &'static str,
+    /// How many were measured.
+    pub count: f64,
+    pub p50_seconds: Option<f64>,
+    pub p99_seconds: Option<f64>,
+}
+
+/// The stages of an event's way.
+pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
     let of = |service: &str| metrics.get(service).map_or("", String::as_str);
-    let stages = [
+    [
         ("commit -> stored", histogram(of("todo"), "outbox_commit_to_stored_seconds")),
         ("stored -> handled", histogram(of("search-projector"), "consumer_stored_to_handled_seconds")),
         ("handled -> searchable", histogram(of("search-projector"), "search_handled_to_searchable_seconds")),
-    ];
-    let backlog = gauge(of("todo"), "outbox_backlog_rows");
+    ]
+    .into_iter()
+    .map(|(stage, h)| Stage { stage, count: h.count(), p50_seconds: h.quantile(0.5), p99_seconds: h.quantile(0.99) })
+    .collect()
+}
+
+/// Prints the stages.
+pub fn print_stages(stages: &[Stage]) {
+    let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1} ms", value * 1e3));
+    let row = |stage: &Stage| {
+        vec![stage.stage.to_owned(), stage.count.to_string(), millis(stage.p50_seconds), millis(stage.p99_seconds)]
+    };
+    table::print(&["STAGE", "COUNT", "P50", "P99"], &stages.iter().map(row).collect::<Vec<_>>());
+}
+
+pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
+    let metrics = metrics(context).await?;
+    let stages = stages(&metrics);
+    let backlog = metrics.get("todo").and_then(|metrics| gauge(metrics, "outbox_backlog_rows"));
     let waiting = match events::open(context).await {
         Ok((_, stream)) => pending(&stream).await.ok(),
         Err(_) => None,
     };
     if context.json {
-        let stages: Vec<_> = stages
-            .iter()
-            .map(|(name, h)| json!({"stage": name, "count": h.count(), "p50Seconds": h.quantile(0.5), "p99Seconds": h.quantile(0.99)}))
-            .collect();
         let (pending, in_flight) = waiting.unzip();
         println!(
             "{}",
@@ -91,14 +125,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         );
         return Ok(());
     }
-    let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1} ms", value * 1e3));
-    let rows: Vec<Vec<String>> = stages
-        .iter()
-        .map(|(name, h)| {
-            vec![(*name).to_owned(), format!("{}", h.count()), millis(h.quantile(0.5)), millis(h.quantile(0.99))]
-        })
-        .collect();
-    table::print(&["STAGE", "COUNT", "P50", "P99"], &rows);
+    print_stages(&stages);
     println!("\noutbox rows not yet settled   {}", backlog.map_or_else(|| "?".to_owned(), |rows| rows.to_string()));
     match waiting {
         Some((pending, in_flight)) => println!("events not yet handled        {pending} waiting, {in_flight} in hand"),

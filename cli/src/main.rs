@@ -13,6 +13,7 @@ mod outbox;
 mod rebuild;
 mod replay;
 mod stack;
+mod status;
 mod table;
 mod todo_csv;
 mod todo_txt;
@@ -55,8 +56,8 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// How every part and service is, and the outbox with what happened to it last.
-    Status,
+    /// What is up, how far behind each stage and consumer is, what died, and what is degraded and why.
+    Status(status::StatusArgs),
     /// Mint an access token from the development issuer; for an operator with --operator.
     Token(api::TokenArgs),
     /// Show the whole way: write, events, search, another tenant, and where the time goes.
@@ -97,7 +98,7 @@ async fn main() -> ExitCode {
         Command::Up(up) => stack::up(&context, &up).await,
         Command::Down => stack::down(&context).await,
         Command::Reset { yes } => stack::reset(&context, yes),
-        Command::Status => stack::status(&context).await,
+        Command::Status(args) => status::run(&context, &args).await,
         Command::Token(who) => api::print_token(&context, &who),
         Command::Demo => demo::run(&context).await,
         Command::Import(import) => import::run(&context, &import).await,

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::stack::{BOARD, LOCK};
-use devstack::supervisor::{BoardFile, State, read_board};
+use devstack::supervisor::{BoardFile, read_board};
 use devstack::{Home, Options, Say, Stack, process};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{demo, table};
+use crate::demo;
 
 /// What every command is about.
 pub struct Context {
@@ -251,75 +251,6 @@ pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
     context.open_home()?.wipe()?;
     println!("Removed.");
     Ok(())
-}
-
-pub async fn status(context: &Context) -> Result<(), anyhow::Error> {
-    let board = context.board()?;
-    let outbox = outbox_of_todo(context).await;
-    if context.json {
-        let mut units = serde_json::to_value(&board.units)?;
-        for unit in units.as_array_mut().into_iter().flatten().filter(|unit| unit["name"] == "todo") {
-            unit["outbox"] = match &outbox {
-                Ok((overview, journal)) => serde_json::json!({"overview": overview, "journal": journal}),
-                Err(error) => serde_json::json!({"error": format!("{error:#}")}),
-            };
-        }
-        println!("{}", serde_json::to_string_pretty(&units)?);
-        return Ok(());
-    }
-    let row = |unit: &devstack::Unit| {
-        let state = serde_json::to_value(unit.state).map(|state| state.as_str().unwrap_or_default().to_owned());
-        vec![
-            unit.name.clone(),
-            state.unwrap_or_default(),
-            unit.since.format("%H:%M:%S").to_string(),
-            unit.restarts.to_string(),
-            unit.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-            unit.address.clone(),
-            unit.log.display().to_string(),
-        ]
-    };
-    let rows: Vec<_> = board.units.iter().map(row).collect();
-    table::print(&["NAME", "STATE", "SINCE", "RESTARTS", "PID", "ADDRESS", "LOG"], &rows);
-    let down: Vec<_> = board.units.iter().filter(|unit| unit.state != State::Ready).collect();
-    for unit in &down {
-        println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
-    }
-    match outbox {
-        Ok((overview, journal)) => print_outbox(&overview, &journal),
-        Err(error) => println!("\nThe outbox of todo cannot be read: {error:#}"),
-    }
-    Ok(())
-}
-
-type Outbox = (outbox::operate::Overview, Vec<outbox::operate::JournalLine>);
-
-async fn outbox_of_todo(context: &Context) -> Result<Outbox, anyhow::Error> {
-    let mut db = tokio::time::timeout(Duration::from_secs(3), crate::outbox::database(context, "todo")).await??;
-    let overview = outbox::operate::overview(&mut db).await?;
-    Ok((overview, outbox::operate::journal(&mut db, 5).await?))
-}
-
-fn print_outbox(overview: &outbox::operate::Overview, journal: &[outbox::operate::JournalLine]) {
-    let leader = overview.leader.map_or_else(|| "nobody".to_owned(), |leader| leader.to_string());
-    println!("\nOutbox of todo: relay {leader} leads (epoch {})", overview.epoch);
-    println!(
-        "  rows: {} known to be stored (stream at {}), {} taken, {} parked",
-        overview.stored_seq, overview.stream_seq, overview.newest_seq, overview.parked
-    );
-    if let Some(reason) = &overview.halted {
-        println!("  THE RELAY HAS HALTED: {reason}");
-    }
-    if !journal.is_empty() {
-        println!("  what happened last (`flotilla outbox journal` has all):");
-        let rows: Vec<_> = journal.iter().map(crate::outbox::journal_cells).collect();
-        table::print(&["  AT (UTC)", "WHAT", "WHO", "ROWS", "DETAIL"], &indented(rows));
-    }
-}
-
-fn indented(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
-    rows.iter_mut().filter_map(|row| row.first_mut()).for_each(|cell| cell.insert_str(0, "  "));
-    rows
 }
 
 /// The background process of `up`, and of tests.

@@ -173,27 +173,38 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     world.fleet.stop().await;
 }
 
-/// An index whose mapping is wrong: it takes no title that is not a number.
-fn wrong_index() -> Value {
+/// A mapping that is wrong: it takes no title that is not a number.
+fn wrong_mapping() -> Value {
     let kept = ["tenant", "id", "status", "assignee", "created_by", "notes", "labels"];
     let times = ["index_time", "due_time", "create_time", "update_time", "complete_time"];
     let mut properties =
         json!({"title": {"type": "integer"}, "version": {"type": "integer"}, "deleted": {"type": "boolean"}});
     kept.iter().for_each(|name| properties[name] = json!({"type": "keyword"}));
     times.iter().for_each(|name| properties[name] = json!({"type": "date"}));
-    json!({
-        "aliases": {"todos": {"is_write_index": true}},
-        "settings": {"number_of_replicas": 0, "refresh_interval": "100ms"},
-        "mappings": {"_routing": {"required": true}, "properties": properties},
-    })
+    json!({"_meta": {"filled_since": 1}, "_routing": {"required": true}, "properties": properties})
+}
+
+impl World {
+    /// Has the alias lead to a new index with this mapping, in one step; the one before is removed.
+    async fn put_in_place(&self, name: &str, mapping: &Value) {
+        let settings = json!({"number_of_replicas": 0, "refresh_interval": "100ms"});
+        self.opensearch(Method::PUT, name, json!({"settings": settings, "mappings": mapping})).await;
+        let before = searched(self).await;
+        let actions = json!([
+            {"remove_index": {"index": before}},
+            {"add": {"index": name, "alias": "todos", "is_write_index": true}},
+        ]);
+        self.opensearch(Method::POST, "_aliases", json!({"actions": actions})).await;
+    }
 }
 
 #[tokio::test]
 async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     let world = World::new().await;
     let (ann, bob) = (world.fleet.caller("acme", "ann").await, world.fleet.caller("globex", "bob").await);
-    world.opensearch(Method::DELETE, "todos-v1", json!(null)).await;
-    world.opensearch(Method::PUT, "todos-v1", wrong_index()).await;
+    let right = world.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
+    assert_eq!(right["_meta"]["filled_since"], 1, "{right}");
+    world.put_in_place("todos-wrong", &wrong_mapping()).await;
     for n in 0..5 {
         let todo = ann.create(json!({"title": format!("ann's {n}")})).await;
         bob.create(json!({"title": format!("bob's {n}")})).await;
@@ -214,6 +225,19 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     assert!(shown["story"][0]["version"].as_str().unwrap().starts_with("search-projector "), "{shown}");
     assert_eq!(world.verify(&[]).await.1[4], 10, "the read model lacks them");
 
+    let status = world.fleet.json(&["status"]).await;
+    let degraded: Vec<&str> =
+        status["degraded"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    assert!(degraded.iter().any(|line| line.starts_with("15 dead letters")), "{degraded:?}");
+    let ops = world.fleet.unit("operations").ops.unwrap();
+    until("the metrics tell of the letters, for the alerts", || async {
+        let text = world.http.get(format!("http://{ops}/metrics")).send().await.unwrap().text().await.unwrap();
+        ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"]
+            .iter()
+            .all(|metric| text.lines().any(|line| line.starts_with(metric) && !line.ends_with(" 0")))
+    })
+    .await;
+
     // Too early: the canary fails, and everything stays where it was.
     let (code, job) = world.operate(&["dlq", "replay", "--consumer", "search-projector"]).await;
     assert_eq!((code, &job["state"], &job["failed"], &job["skipped"]), (3, &json!("aborted"), &json!(1), &json!(14)));
@@ -229,7 +253,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     // One is given up, the index is mended, the rest is replayed.
     let (code, discarded) = world.operate(&["dlq", "discard", &id]).await;
     assert_eq!((code, &discarded["discarded"]), (0, &json!(1)));
-    world.opensearch(Method::DELETE, "todos-v1", json!(null)).await;
+    world.put_in_place("todos-mended", &right).await;
     let (code, job) = world.operate(&["dlq", "replay", "--all", "--rate", "500"]).await;
     assert_eq!((code, &job["state"], &job["handled"]), (0, &json!("done"), &json!(14)), "{job}");
     let stats = world.fleet.json(&["dlq", "stats"]).await;

@@ -9,8 +9,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::until;
 
 async fn outbox(fleet: &Fleet) -> Value {
-    let units = fleet.json(&["status"]).await;
-    units.as_array().unwrap().iter().find(|unit| unit["name"] == "todo").unwrap()["outbox"].clone()
+    fleet.json(&["status"]).await["outbox"].clone()
 }
 
 async fn database(fleet: &Fleet) -> PgConnection {

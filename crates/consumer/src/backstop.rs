@@ -90,9 +90,8 @@ impl<'a> Backstop<'a> {
                 stalled_for.as_secs()
             );
         }
-        if waits {
-            self.look_for_trimmed(stream.cached_info().state.first_sequence, info.ack_floor.stream_sequence);
-        }
+        let first = if waits { stream.cached_info().state.first_sequence } else { 0 };
+        self.look_for_trimmed(first, info.ack_floor.stream_sequence);
         self.bury_what_was_given_up(&stream).await
     }
 

@@ -100,6 +100,10 @@ impl Settler {
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
         let consumer = config.durable.clone();
+        // A counter that appears with its first event is, to Prometheus, one that did not rise.
+        for rare in ["consumer_lost_total", "consumer_dead_letters_total"] {
+            metrics::counter!(rare, "consumer" => consumer.clone()).increment(0);
+        }
         let metrics = Metrics {
             pending: metrics::gauge!("consumer_pending", "consumer" => consumer.clone()),
             age: metrics::histogram!("consumer_stored_to_handled_seconds", "consumer" => consumer),

@@ -64,6 +64,9 @@ fn users() -> Vec<User> {
     let projector = ["search-projector", "search-projector-rebuild"].map(|durable| consumes("EVENTS_TODO", durable));
     let operations = [
         "replay.>",
+        "audit.>",
+        "$JS.API.STREAM.INFO.AUDIT",
+        "$JS.API.STREAM.CREATE.AUDIT",
         "$JS.API.STREAM.CREATE.DLQ",
         "$JS.API.STREAM.CREATE.REPLAY",
         "$JS.API.STREAM.MSG.GET.REPLAY",

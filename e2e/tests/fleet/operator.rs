@@ -22,10 +22,10 @@ fn the_demo_shows_the_whole_way() {
 #[test]
 fn status_tells_scripts_what_they_need() {
     with_fleet(|fleet, _| async {
-        let units = fleet.json(&["status"]).await;
-        let units = units.as_array().unwrap();
+        let status = fleet.json(&["status"]).await;
+        let units = status["units"].as_array().unwrap();
         let names: Vec<&str> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
-        for name in ["postgres", "nats", "opensearch", "issuer", "todo", "search-projector", "gateway"] {
+        for name in ["postgres", "nats", "opensearch", "issuer", "operations", "todo", "search-projector", "gateway"] {
             assert!(names.contains(&name), "{names:?}");
         }
         for unit in units {
@@ -43,6 +43,70 @@ fn status_tells_scripts_what_they_need() {
         }
         let text = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
         assert!(text.contains("gateway") && text.contains("ready"), "{text}");
+    });
+}
+
+#[test]
+fn status_answers_the_first_questions_of_an_operator() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("status", "ann").await;
+        ann.create(serde_json::json!({"title": "something to measure"})).await;
+        testkit::until("each stage has been measured", || async {
+            let status = fleet.json(&["status"]).await;
+            status["stages"].as_array().unwrap().iter().all(|stage| stage["count"].as_f64() > Some(0.0))
+        })
+        .await;
+        let status = fleet.json(&["status"]).await;
+        let overview = &status["outbox"]["overview"];
+        assert!(overview["leader"].is_string() && overview["epoch"].as_i64() > Some(0), "{overview}");
+        assert!(status["outbox"]["streamTail"].as_u64() > Some(0), "{status}");
+        let consumers: Vec<&str> =
+            status["consumers"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+        assert!(consumers.contains(&"search-projector"), "{consumers:?}");
+        assert!(status["deadLetters"]["stats"]["letters"].is_i64(), "{status}");
+        let mut watch = fleet.command(&["status", "--watch", "--every", "1"]);
+        let mut watch = watch.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut shown = tokio::io::BufReader::new(watch.stdout.take().unwrap());
+        let (mut text, mut screens) = (String::new(), 0);
+        while screens < 2 {
+            text.clear();
+            assert!(tokio::io::AsyncBufReadExt::read_line(&mut shown, &mut text).await.unwrap() > 0, "it goes on");
+            screens += usize::from(text.contains("Ctrl-C ends it"));
+        }
+        watch.kill().await.unwrap();
+    });
+}
+
+/// An alert on a metric that nobody tells never fires, and nobody notices.
+#[test]
+fn every_metric_that_an_alert_speaks_of_is_told() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("metrics", "ann").await;
+        ann.create(serde_json::json!({"title": "something to measure"})).await;
+        let rules = std::fs::read_to_string(e2e::workspace().join("infra/prometheus/rules.yml")).unwrap();
+        let words = rules
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("expr: "))
+            .flat_map(|expr| expr.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(ToOwned::to_owned));
+        let ours = ["outbox_", "consumer_", "dlq_", "search_"];
+        let metrics: std::collections::BTreeSet<String> =
+            words.filter(|word| ours.iter().any(|prefix| word.starts_with(prefix))).collect();
+        assert!(metrics.len() > 12, "{metrics:?}");
+        // Told by the kind of letter, once there is one: the tests of operations see to that.
+        let later = ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"];
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        for metric in metrics.iter().filter(|metric| !later.contains(&metric.as_str())) {
+            testkit::until(&format!("{metric} is told"), || async {
+                let mut told = false;
+                for service in ["todo", "search-projector", "operations"] {
+                    let url = format!("http://{}/metrics", fleet.unit(service).ops.unwrap());
+                    let text = http.get(url).send().await.unwrap().text().await.unwrap();
+                    told |= text.lines().any(|line| line.starts_with(metric.as_str()));
+                }
+                told
+            })
+            .await;
+        }
     });
 }
 

@@ -17,6 +17,8 @@ mod events;
 
 mod replay;
 
+mod publish;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ use clap::Args;
 use consumer::{Keeper, Replayer};
 use secrecy::SecretString;
 use service::config::{ConfigError, Problems};
+use service::nats::Record;
 use service::ops::{self, Readiness};
 use service::telemetry::Telemetry;
 use service::{Lifecycle, clock, database, nats};
@@ -139,6 +142,12 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     let (kept, keeper, stop) = (store.clone(), Keeper::new(nats.clone(), NAME), lifecycle.stopping());
     lifecycle.spawn("keeper", async move {
         events::keep(&kept, &keeper, &stop).await;
+        Ok::<_, anyhow::Error>(())
+    });
+    let (told, record, stop) =
+        (store.clone(), Record::new(nats.clone(), publish::STREAM.0, publish::STREAM.1), lifecycle.stopping());
+    lifecycle.spawn("audit", async move {
+        publish::tell(&told, &record, &stop).await;
         Ok::<_, anyhow::Error>(())
     });
     let runner = replay::Runner { store: store.clone(), replayer: Replayer::new(nats), holder: clock::new_id() };

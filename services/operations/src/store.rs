@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use consumer::DeadLetter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, FromRow, PgConnection, PgPool};
+use sqlx::{Connection as _, FromRow, PgConnection, PgPool, Row as _};
 
 use crate::letters::{self, NotTheEvent};
 use crate::store_jobs;
@@ -403,6 +403,29 @@ impl Store {
     /// No connection is to be had.
     pub async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
         self.0.begin().await
+    }
+
+    /// Lines of the audit that are not in the stream of it, oldest first.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn untold(&self) -> Result<Vec<(i64, AuditLine)>, sqlx::Error> {
+        let sql = "select id, at, actor, action, reason, count, detail from audit a \
+            where not exists (select from audit_told t where t.id = a.id) order by id limit 100";
+        let rows = sqlx::query(sql).fetch_all(&self.0).await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, AuditLine::from_row(row)?))).collect()
+    }
+
+    /// Notes that a line is in the stream.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn told(&self, id: i64) -> Result<(), sqlx::Error> {
+        sqlx::query("insert into audit_told (id) values ($1) on conflict do nothing")
+            .bind(id)
+            .execute(&self.0)
+            .await
+            .map(drop)
     }
 
     /// Whether the database answers.

@@ -103,6 +103,7 @@ pub(crate) async fn keep_index(
     there: &watch::Sender<bool>,
 ) {
     const LOOK_EVERY: Duration = Duration::from_secs(1);
+    metrics::counter!("search_index_refills_total").increment(0);
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = false;

@@ -48,6 +48,7 @@ impl World {
         let scripts = [
             ROLE,
             include_str!("../../migrations/0001_operations.sql"),
+            include_str!("../../migrations/0002_audit_told.sql"),
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];

@@ -49,6 +49,15 @@ async fn letters_are_replayed_to_the_consumer_that_failed_in_the_order_of_their_
     let lines: Vec<_> =
         audit.iter().rev().map(|line| (line.actor.as_str(), line.action.as_str(), line.count)).collect();
     assert_eq!(lines, [("olga", "replay", 10), ("operations", "done", 10)]);
+    // The same as messages.
+    until("the audit is told", || async {
+        let Ok(stream) = world.js.get_stream("AUDIT").await else { return false };
+        stream.get_info().await.unwrap().state.messages == 2
+    })
+    .await;
+    let told = stream(&world, "AUDIT").await.get_raw_message(1).await.unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&told.payload).unwrap();
+    assert_eq!((told.subject.as_str(), &line["actor"], &line["count"]), ("audit.replay", &json!("olga"), &json!(10)));
     world.stop(service).await;
 }
 

@@ -1,0 +1,330 @@
+//! `flotilla status`: an operator's first questions on one screen. What cannot be asked is said; the rest is shown.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use devstack::supervisor::State;
+use devstack::{Unit, process};
+use operations::store::{self, AuditLine, Group, Selection};
+use outbox::operate::{self, JournalLine, Overview};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::lag::{self, Stage, gauge};
+use crate::outbox::{database, journal_cells};
+use crate::stack::Context;
+use crate::{consumers, events, table};
+
+/// What does not answer by then is said not to.
+const PATIENCE: Duration = Duration::from_secs(3);
+const GROUPS: usize = 5;
+const JOURNAL: usize = 5;
+
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Show it again and again, until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    /// How often, in seconds.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    every: u64,
+}
+
+/// How the fleet is.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    units: Vec<Unit>,
+    outbox: Asked<Outbox>,
+    consumers: Asked<Vec<Value>>,
+    /// How long each stage takes.
+    stages: Vec<Stage>,
+    dead_letters: Asked<Letters>,
+    /// What is not as it should be, and what to read about it.
+    degraded: Vec<String>,
+}
+
+/// An answer, or why there is none.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase", untagged)]
+enum Asked<T> {
+    Answer(T),
+    Error { error: String },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outbox {
+    overview: Overview,
+    /// The stream's newest message; the overview says how far it is known to be stored.
+    stream_tail: Option<u64>,
+    oldest_waiting_seconds: Option<f64>,
+    last_refill: Option<JournalLine>,
+    journal: Vec<JournalLine>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Letters {
+    stats: store::Stats,
+    groups: Vec<Group>,
+    last_rebuild: Option<AuditLine>,
+}
+
+/// Asks, and does not wait for long.
+async fn asked<T>(question: impl Future<Output = Result<T, anyhow::Error>>) -> Asked<T> {
+    match tokio::time::timeout(PATIENCE, question).await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
+        Ok(answer) => Asked::Answer(answer),
+        Err(error) => Asked::Error { error: format!("{error:#}") },
+    }
+}
+
+impl<T> Asked<T> {
+    fn as_ref(&self) -> Result<&T, &str> {
+        match self {
+            Self::Answer(answer) => Ok(answer),
+            Self::Error { error } => Err(error),
+        }
+    }
+}
+
+pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Error> {
+    let mut tick = tokio::time::interval(Duration::from_secs(args.every));
+    loop {
+        tick.tick().await;
+        let status = ask(context).await?;
+        if context.json {
+            println!("{}", serde_json::to_string_pretty(&status)?);
+        } else {
+            if args.watch {
+                // Home, and clear what is below (ECMA-48: CUP, ED).
+                print!(
+                    "\x1b[H\x1b[J{}  every {} s, Ctrl-C ends it\n\n",
+                    devstack::supervisor::now().format("%H:%M:%S UTC"),
+                    args.every
+                );
+            }
+            print(&status);
+        }
+        if !args.watch {
+            return Ok(());
+        }
+    }
+}
+
+async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
+    let units = context.board()?.units;
+    let (metrics, unready, outbox, consumers, dead_letters) = tokio::join!(
+        lag::metrics(context),
+        unready(&units),
+        asked(outbox(context)),
+        asked(async { consumers::all(&events::open(context).await?.1).await }),
+        asked(letters(context)),
+    );
+    let metrics = metrics?;
+    let degraded = degraded(&units, &unready, &metrics, &outbox, &consumers, &dead_letters);
+    Ok(Status { units, outbox, consumers, stages: lag::stages(&metrics), dead_letters, degraded })
+}
+
+/// The services that run and are not ready, and why.
+async fn unready(units: &[Unit]) -> Vec<(String, String)> {
+    let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build() else {
+        return Vec::new();
+    };
+    let ask = units.iter().filter(|unit| unit.state == State::Ready).filter_map(|unit| {
+        let request = http.get(format!("http://{}/readyz", unit.ops.as_ref()?)).send();
+        Some(async move {
+            let why = match request.await {
+                Err(_) => "it does not answer".to_owned(),
+                Ok(response) if response.status().is_success() => return None,
+                Ok(response) => {
+                    let answer: Value = response.json().await.unwrap_or_default();
+                    let conditions = answer["conditions"].as_object().cloned().unwrap_or_default();
+                    let down: Vec<_> =
+                        conditions.into_iter().filter(|(_, holds)| *holds == false).map(|(name, _)| name).collect();
+                    format!("it waits for: {}", down.join(", "))
+                }
+            };
+            Some((unit.name.clone(), why))
+        })
+    });
+    futures::future::join_all(ask).await.into_iter().flatten().collect()
+}
+
+async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {
+    let mut db = database(context, "todo").await?;
+    let overview = operate::overview(&mut db).await?;
+    let mut journal = operate::journal(&mut db, 1_000).await?;
+    let last_refill = journal.iter().find(|line| line.kind == "refill").cloned();
+    journal.truncate(JOURNAL);
+    let oldest = overview.oldest_waiting.map(|at| (devstack::supervisor::now() - at).as_seconds_f64().max(0.0));
+    let stream_tail = tokio::time::timeout(PATIENCE / 2, events::open(context)).await.ok().and_then(Result::ok);
+    let stream_tail = stream_tail.map(|(_, stream)| stream.cached_info().state.last_sequence);
+    Ok(Outbox { oldest_waiting_seconds: oldest, overview, stream_tail, last_refill, journal })
+}
+
+async fn letters(context: &Context) -> Result<Letters, anyhow::Error> {
+    let mut db = database(context, "operations").await?;
+    let unsettled = Some(vec!["open".to_owned(), "failed_again".to_owned()]);
+    let selection = Selection { states: unsettled, ..Selection::default() };
+    let groups = store::groups(&mut db, &selection).await.context("reading the groups")?;
+    let audit = store::audit_lines(&mut db, 1_000).await?;
+    let last_rebuild = audit.into_iter().find(|line| line.action == "rebuilt search");
+    Ok(Letters { stats: store::stats(&mut db).await?, groups, last_rebuild })
+}
+
+/// What is not as it should be, in words, with the page that says what to do.
+fn degraded(
+    units: &[Unit],
+    unready: &[(String, String)],
+    metrics: &BTreeMap<String, String>,
+    outbox: &Asked<Outbox>,
+    consumers: &Asked<Vec<Value>>,
+    letters: &Asked<Letters>,
+) -> Vec<String> {
+    let mut degraded = Vec::new();
+    for unit in units.iter().filter(|unit| unit.state != State::Ready) {
+        degraded
+            .push(format!("{} is not ready, restarted {} times (docs/runbooks/service.md)", unit.name, unit.restarts));
+    }
+    for (name, why) in unready {
+        degraded.push(format!("{name} runs and is not ready: {why} (docs/runbooks/service.md)"));
+    }
+    match outbox.as_ref() {
+        Err(error) => degraded.push(format!("the outbox of todo cannot be read: {error}")),
+        Ok(Outbox { overview, oldest_waiting_seconds, .. }) => {
+            if let Some(reason) = &overview.halted {
+                degraded.push(format!("THE RELAY HAS HALTED: {reason} (docs/runbooks/outbox.md#halted)"));
+            }
+            if overview.leader.is_none() {
+                degraded.push("no relay leads: nothing is published (docs/runbooks/outbox.md#nobody-leads)".to_owned());
+            }
+            if overview.parked > 0 {
+                degraded.push(format!("{} rows are parked (docs/runbooks/outbox.md#parked)", overview.parked));
+            }
+            if let Some(seconds) = oldest_waiting_seconds.filter(|seconds| *seconds > 60.0) {
+                degraded.push(format!(
+                    "the oldest unpublished event waits for {seconds:.0} s (docs/runbooks/outbox.md#backlog)"
+                ));
+            }
+        }
+    }
+    match consumers.as_ref() {
+        Err(error) => degraded.push(format!("the consumers cannot be asked: {error}")),
+        Ok(all) => {
+            for consumer in all.iter().filter(|consumer| consumer["paused"] == true) {
+                degraded.push(format!("{} is paused (docs/runbooks/consumers.md#paused)", consumer["name"]));
+            }
+        }
+    }
+    let projector = metrics.get("search-projector").map_or("", String::as_str);
+    let raised = |name: &str| gauge(projector, name).filter(|value| *value > 0.0);
+    if let Some(seconds) = raised("consumer_stalled_seconds").filter(|seconds| *seconds > 60.0) {
+        degraded.push(format!(
+            "the projector has acknowledged nothing for {seconds:.0} s (docs/runbooks/consumers.md#stalled)"
+        ));
+    }
+    if let Some(events) = raised("consumer_trimmed_unread") {
+        degraded.push(format!(
+            "{events} events were trimmed before the projector had them (docs/runbooks/consumers.md#trimmed-unread)"
+        ));
+    }
+    if raised("search_index_incomplete").is_some() {
+        degraded.push("the search index is incomplete (docs/runbooks/search.md#incomplete)".to_owned());
+    }
+    match letters.as_ref() {
+        Err(error) => degraded.push(format!("the dead letters cannot be read: {error}")),
+        Ok(Letters { stats, .. }) if stats.open + stats.failed_again > 0 => {
+            let count = stats.open + stats.failed_again;
+            degraded.push(format!("{count} dead letters wait to be worked (docs/runbooks/dead-letters.md)"));
+        }
+        Ok(_) => {}
+    }
+    degraded
+}
+
+fn print(status: &Status) {
+    let row = |unit: &Unit| {
+        let state = serde_json::to_value(unit.state).map(|state| state.as_str().unwrap_or_default().to_owned());
+        vec![
+            unit.name.clone(),
+            state.unwrap_or_default(),
+            unit.since.format("%m-%d %H:%M:%S").to_string(),
+            unit.restarts.to_string(),
+            unit.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            unit.address.clone(),
+            unit.log.display().to_string(),
+        ]
+    };
+    let rows: Vec<_> = status.units.iter().map(row).collect();
+    table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "PID", "ADDRESS", "LOG"], &rows);
+    for unit in status.units.iter().filter(|unit| unit.state != State::Ready) {
+        println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
+    }
+    println!();
+    match status.outbox.as_ref() {
+        Ok(outbox) => print_outbox(outbox),
+        Err(error) => println!("The outbox of todo cannot be read: {error}"),
+    }
+    println!();
+    lag::print_stages(&status.stages);
+    println!();
+    match status.consumers.as_ref() {
+        Ok(all) => consumers::print(all),
+        Err(error) => println!("The consumers cannot be asked: {error}"),
+    }
+    println!();
+    match status.dead_letters.as_ref() {
+        Ok(letters) => print_letters(letters),
+        Err(error) => println!("The dead letters cannot be read: {error}"),
+    }
+    println!();
+    if status.degraded.is_empty() {
+        println!("Nothing is degraded.");
+    }
+    for line in &status.degraded {
+        println!("! {line}");
+    }
+}
+
+fn print_outbox(outbox: &Outbox) {
+    let Overview { leader, epoch, stored_seq, stream_seq, newest_seq, parked, .. } = &outbox.overview;
+    let leader = leader.map_or_else(|| "nobody".to_owned(), |leader| leader.to_string());
+    let tail = outbox.stream_tail.map_or_else(|| "?".to_owned(), |tail| tail.to_string());
+    let oldest =
+        outbox.oldest_waiting_seconds.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds:.1} s ago"));
+    println!("Outbox of todo: relay {leader} leads (epoch {epoch})");
+    println!(
+        "  rows: {stored_seq} known to be stored (stream at {stream_seq}, its tail {tail}), {newest_seq} taken, {parked} parked"
+    );
+    println!("  oldest behind the known ones: {oldest}");
+    if let Some(refill) = &outbox.last_refill {
+        println!("  last refill: {} UTC, {}", refill.at.format("%Y-%m-%d %H:%M:%S"), refill.detail);
+    }
+    if !outbox.journal.is_empty() {
+        println!("  what happened last (`flotilla outbox journal` has all):");
+        let mut rows: Vec<_> = outbox.journal.iter().map(journal_cells).collect();
+        rows.iter_mut().filter_map(|row| row.first_mut()).for_each(|cell| cell.insert_str(0, "  "));
+        table::print(&["  AT (UTC)", "WHAT", "WHO", "ROWS", "DETAIL"], &rows);
+    }
+}
+
+fn print_letters(letters: &Letters) {
+    let store::Stats { letters: all, open, failed_again, handled, discarded, .. } = letters.stats;
+    println!(
+        "Dead letters: {open} open, {failed_again} failed again, {handled} handled, {discarded} discarded, of {all}"
+    );
+    for group in letters.groups.iter().take(GROUPS) {
+        let cause: String = group.error_class.chars().take(90).collect();
+        println!("  {} {:>6}  {} {}  {cause}", group.group_id, group.letters, group.consumer, group.event_type);
+    }
+    if letters.groups.len() > GROUPS {
+        println!("  ... and {} groups more: `flotilla dlq groups`", letters.groups.len() - GROUPS);
+    }
+    if let Some(rebuild) = &letters.last_rebuild {
+        println!("Last rebuild of search: {} UTC by {}", rebuild.at.format("%Y-%m-%d %H:%M:%S"), rebuild.actor);
+    }
+}

@@ -1,0 +1,44 @@
+//! What this service tells: the lines of the audit, on `audit.<action>` in the stream `AUDIT`, for those who keep their own.
+
+use std::time::Duration;
+
+use service::nats::Record;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::store::Store;
+
+/// The stream, and its subjects.
+pub(crate) const STREAM: (&str, &str) = ("AUDIT", "audit.>");
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Until `stop`. What is down is waited for.
+pub(crate) async fn tell(store: &Store, record: &Record, stop: &CancellationToken) {
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = false;
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match round(store, record).await {
+            Ok(()) => said = false,
+            Err(error) if !said => {
+                warn!(error = format!("{error:#}"), "the audit is not told: trying again");
+                said = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
+    let lines = store.untold().await?;
+    if lines.is_empty() {
+        return Ok(());
+    }
+    record.open().await?;
+    for (id, line) in lines {
+        let subject = format!("audit.{}", line.action.replace(' ', "-"));
+        record.add(subject, &format!("audit-{id}"), serde_json::to_vec(&line)?).await?;
+        store.told(id).await?;
+    }
+    Ok(())
+}
