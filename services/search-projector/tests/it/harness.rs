@@ -137,6 +137,25 @@ impl Fleet {
         assert!(self.http.put(url).json(&body).send().await.unwrap().status().is_success());
     }
 
+    /// Removes the index, as a node does that lost its data.
+    pub async fn lose_index(&self) {
+        let url = format!("{}/{}-v1", Parts::shared().opensearch, self.index);
+        assert!(self.http.delete(url).send().await.unwrap().status().is_success());
+    }
+
+    /// From which event of the stream on the index says to be filled.
+    pub async fn filled_since(&self) -> Option<u64> {
+        let url = format!("{}/{}-v1/_mapping", Parts::shared().opensearch, self.index);
+        let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        answer[format!("{}-v1", self.index)]["mappings"]["_meta"]["filled_since"].as_u64()
+    }
+
+    /// Has the stream forget everything before this event.
+    pub async fn forget_before(&self, sequence: u64) {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        stream.purge().sequence(sequence).await.unwrap();
+    }
+
     /// What the index holds of a todo, tombstones included.
     pub async fn document(&self, tenant: &str, id: TodoId) -> serde_json::Value {
         let url = format!("{}/{}/_doc/{id}?routing={tenant}", Parts::shared().opensearch, self.index);

@@ -136,3 +136,27 @@ async fn an_index_that_takes_nothing_is_waited_for() {
     assert!(fleet.letters().await.is_empty(), "it was not the events' fault");
     assert_eq!(fleet.deliveries().await, 13, "they were kept in hand");
 }
+
+#[tokio::test]
+async fn an_index_that_is_lost_fills_itself_from_the_beginning_of_the_stream() {
+    let fleet = Fleet::start().await;
+    let todos = ["one", "two", "three"].map(todo);
+    for todo in &todos {
+        fleet.created("acme", todo).await;
+    }
+    fleet.drain().await;
+    assert_eq!(fleet.filled_since().await, Some(1));
+    fleet.lose_index().await;
+    testkit::until("it is there again, and says so", || async { fleet.filled_since().await == Some(1) }).await;
+    fleet.drain().await;
+    for (todo, title) in todos.iter().zip(["one", "two", "three"]) {
+        assert_eq!(fleet.document("acme", todo.id).await["_source"]["title"], title);
+    }
+    // Where the stream has dropped the first events, it says what it lacks, and takes the rest.
+    fleet.forget_before(3).await;
+    fleet.lose_index().await;
+    testkit::until("it says that it lacks some", || async { fleet.filled_since().await == Some(3) }).await;
+    fleet.drain().await;
+    assert_eq!(fleet.document("acme", todos[2].id).await["_source"]["title"], "three");
+    assert_eq!(fleet.document("acme", todos[0].id).await["found"], false);
+}
