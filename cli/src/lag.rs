@@ -36,9 +36,11 @@ impl Histogram {
     }
 }
 
-/// The histogram of a metric, over all its labels.
+/// The histogram of a metric, over all its labels, but of one consumer where it is told by consumer.
 fn histogram(metrics: &str, name: &str) -> Histogram {
     let prefix = format!("{name}_bucket{{");
+    let metrics: String =
+        metrics.lines().filter(|line| is_of_the_projector(line)).flat_map(|line| [line, "\n"]).collect();
     let mut buckets: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
     for line in metrics.lines().filter_map(|line| line.strip_prefix(&prefix)) {
         let (Some((labels, value)), Some(bound)) = (line.rsplit_once(' '), line.split("le=\"").nth(1)) else {
@@ -52,9 +54,15 @@ fn histogram(metrics: &str, name: &str) -> Histogram {
     Histogram(buckets.into_values().collect())
 }
 
+/// Told by no consumer in particular, or by the one that keeps what is searched: not by a rebuild beside it.
+fn is_of_the_projector(line: &str) -> bool {
+    !line.starts_with('#') && (!line.contains("consumer=\"") || !line.contains("-rebuild\""))
+}
+
 /// The first value of a metric.
 pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
-    let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'))?;
+    let mut lines = metrics.lines().filter(|line| is_of_the_projector(line));
+    let line = lines.find(|line| line.starts_with(name))?;
     line.rsplit_once(' ')?.1.parse().ok()
 }
 

@@ -30,7 +30,7 @@ use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
 use crate::{events, table};
 
 /// For how long the projector is held up at most, should this command die in the middle of the swap.
-const PAUSE: TimeDelta = TimeDelta::seconds(30);
+const PAUSE: TimeDelta = TimeDelta::seconds(120);
 /// For how long the new index is waited for meanwhile.
 const CATCHES_UP: Duration = Duration::from_secs(20);
 const CHUNK: i64 = 1_000;
@@ -104,6 +104,17 @@ impl Rebuild<'_> {
         let next = self.index.next();
         let (target, notes) = match next.named().await? {
             Some((target, notes)) => {
+                let (rolls_back, source) = (notes["behind"].is_u64(), notes["source"].as_str().unwrap_or_default());
+                let other =
+                    rolls_back != self.args.rollback || self.args.from.as_ref().is_some_and(|from| from != source);
+                ensure!(
+                    !other || rolls_back,
+                    "{target} is being rebuilt from the {source}: go on with that, or --abandon it first"
+                );
+                ensure!(
+                    !other,
+                    "{target} is being brought up to date for a rollback: go on with --rollback, or --abandon it first"
+                );
                 self.tell(&format!("{target} is being rebuilt already: going on with it."));
                 (target, notes)
             }
@@ -135,7 +146,7 @@ impl Rebuild<'_> {
             _ => self.stream.get_raw_message(state.first_sequence).await.ok(),
         };
         let seq = first.and_then(|message| message.headers.get(outbox::SEQ_HEADER).map(|seq| seq.as_str() == "1"));
-        let whole = state.first_sequence <= 1 || seq == Some(true);
+        let whole = seq.unwrap_or(state.first_sequence <= 1);
         let source = match self.args.from.as_deref() {
             Some("database") => Source::Database,
             Some(_) if !whole => bail!("the stream no longer holds every event: use --from database"),
@@ -221,15 +232,17 @@ impl Rebuild<'_> {
 
     /// Waits until the projector has filled it with all that the stream holds.
     async fn filled(&self) -> Result<(), anyhow::Error> {
-        let bar = self.bar(self.stream.get_info().await?.state.messages, "filling")?;
+        let state = self.stream.get_info().await?.state;
+        let bar = self.bar(state.messages, "filling")?;
         let mut tick = tokio::time::interval(Duration::from_millis(200));
         loop {
             tick.tick().await;
             let info = self.stream.consumer_info(REBUILDER).await.context("asking how far the index is filled")?;
             let waits = info.num_pending + info.num_ack_pending as u64;
             bar.set_length(bar.length().unwrap_or(0).max(waits));
-            bar.set_position(bar.length().unwrap_or(0) - waits);
-            if waits == 0 {
+            bar.set_position(bar.length().unwrap_or(0).saturating_sub(waits));
+            // What comes meanwhile is the swap's to wait for.
+            if waits == 0 || info.ack_floor.stream_sequence >= state.last_sequence {
                 bar.finish_and_clear();
                 return Ok(());
             }
@@ -264,20 +277,34 @@ impl Rebuild<'_> {
 
     /// While the projector is held up for a moment, so that neither index has what the other lacks.
     async fn swap(&self, next: &Index, target: &str) -> Result<(), anyhow::Error> {
-        let current =
-            self.index.named().await?.map(|(name, _)| name).context("nothing is searched: is the projector up?")?;
-        self.stream
-            .pause_consumer(PROJECTOR, devstack::supervisor::now() + PAUSE)
-            .await
-            .context("holding up the projector")?;
-        let swapped = self.swap_while_paused(next, &current, target).await;
+        let current = self.index.named().await?;
+        let until = devstack::supervisor::now() + PAUSE;
+        self.stream.pause_consumer(PROJECTOR, until).await.context("holding up the projector")?;
+        let swapped = self.swap_while_paused(next, current, target).await;
         self.stream.resume_consumer(PROJECTOR).await.context("letting the projector go on")?;
         swapped?;
-        self.stream.delete_consumer(REBUILDER).await.ok();
+        self.end_filling().await;
         Ok(())
     }
 
-    async fn swap_while_paused(&self, next: &Index, current: &str, target: &str) -> Result<(), anyhow::Error> {
+    /// Once the projector has let go of it: it would make it anew.
+    async fn end_filling(&self) {
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        let let_go = async {
+            while self.stream.consumer_info(REBUILDER).await.is_ok_and(|info| info.num_waiting > 0) {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), let_go).await.ok();
+        self.stream.delete_consumer(REBUILDER).await.ok();
+    }
+
+    async fn swap_while_paused(
+        &self,
+        next: &Index,
+        current: Option<(String, Value)>,
+        target: &str,
+    ) -> Result<(), anyhow::Error> {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let both = async {
             loop {
@@ -297,9 +324,16 @@ impl Rebuild<'_> {
         let floor =
             tokio::time::timeout(CATCHES_UP, both).await.context("not swapped: the new index is too far behind")??;
         next.refresh().await?;
-        // Should it be searched again, it lacks what follows.
-        self.index.note(current, &json!({"filled_since": 1, "behind": floor + 1})).await?;
-        self.index.swap(current, target).await
+        let current = match current {
+            Some((name, mut notes)) => {
+                // Should it be searched again, it lacks what follows.
+                notes["behind"] = json!(floor + 1);
+                self.index.note(&name, &notes).await?;
+                Some(name)
+            }
+            None => None,
+        };
+        self.index.swap(current.as_deref(), target).await
     }
 
     async fn abandon(&self) -> Result<(), anyhow::Error> {
@@ -312,7 +346,7 @@ impl Rebuild<'_> {
         } else {
             next.remove(&name).await?;
         }
-        self.stream.delete_consumer(REBUILDER).await.ok();
+        self.end_filling().await;
         self.audit("abandon rebuild", 1, &json!({"index": name})).await?;
         say(self.context, &json!({"abandoned": name}), &format!("{name} is given up."));
         Ok(())

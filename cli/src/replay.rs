@@ -46,12 +46,16 @@ pub struct ReplayArgs {
 pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Error> {
     let (_js, stream) = events::open(context).await?;
     let name = stream.cached_info().config.name.clone();
-    stream
+    let consumer = stream
         .consumer_info(&args.consumer)
         .await
         .with_context(|| format!("{} has no consumer {}; `flotilla consumers` lists them", name, args.consumer))?;
-    let events = select(&stream, args).await?;
-    anyhow::ensure!(!events.is_empty(), "the stream holds nothing of {} in that range", args.subject);
+    let events = select(&stream, args, consumer.ack_floor.stream_sequence).await?;
+    anyhow::ensure!(
+        !events.is_empty(),
+        "the stream holds nothing of {} in that range that the consumer has had",
+        args.subject
+    );
     let (first, last) = (events.first().map_or(0, |event| event.0), events.last().map_or(0, |event| event.0));
     let selection = json!({
         "stream": name, "subject": args.subject, "from": args.from, "to": args.to, "firstSequence": first, "lastSequence": last,
@@ -74,7 +78,7 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
 }
 
 /// The sequences and aggregates of what is selected, as the stream holds it now.
-async fn select(stream: &Stream, args: &ReplayArgs) -> Result<Vec<(u64, String)>, anyhow::Error> {
+async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<(u64, String)>, anyhow::Error> {
     let state = &stream.cached_info().state;
     let mut selected = Vec::new();
     if state.messages == 0 {
@@ -92,7 +96,8 @@ async fn select(stream: &Stream, args: &ReplayArgs) -> Result<Vec<(u64, String)>
         let message = messages.next().await.context("the stream has ended")?.context("reading the stream")?;
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
         left -= 1;
-        if args.to.is_some_and(|to| info.published >= to) {
+        // What the consumer has not had yet comes by itself, and in its order.
+        if info.stream_sequence > handled || args.to.is_some_and(|to| info.published >= to) {
             break;
         }
         anyhow::ensure!(selected.len() < MOST, "more than {MOST} events: replay a shorter range at a time");

@@ -95,7 +95,7 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
     let mut tick = tokio::time::interval(Duration::from_secs(args.every));
     loop {
         tick.tick().await;
-        let status = ask(context).await?;
+        let status = Box::pin(ask(context)).await?;
         if context.json {
             println!("{}", serde_json::to_string_pretty(&status)?);
         } else {

@@ -23,6 +23,8 @@ use crate::stack::Context;
 const CHUNK: i64 = 20_000;
 /// Messages that come behind newer ones, at most: where there are more, something is so wrong that these will do.
 const LATE: usize = 100_000;
+/// A stream that still has something gives it within this.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// How much later than it was created a row's message is looked for, and how much a clock may have been set back.
 const SLACK: TimeDelta = TimeDelta::hours(1);
 
@@ -74,6 +76,9 @@ struct Merge<'a> {
     unknown: Vec<Message>,
     /// Messages that retention, or an operator, accounts for.
     explained: u64,
+    /// From when on the stream keeps what it was given, and how many rows are older.
+    kept_since: DateTime<Utc>,
+    aged: u64,
 }
 
 /// What the relay's row says, before anything else is read.
@@ -83,13 +88,24 @@ struct Relay {
     outbox_seq: i64,
     dropped_seq: i64,
     accepted_stream_seq: Option<i64>,
+    accepted_stream_created_at: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
 }
 
 pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
     let mut db = database(context, SERVICE).await?;
-    let sql = "select outbox_seq, dropped_seq, accepted_stream_seq from outbox_relay";
-    let relay: Relay = sqlx::query_as(sql).fetch_one(&mut db).await.context("reading the outbox")?;
+    let sql = "select outbox_seq, dropped_seq, accepted_stream_seq, accepted_stream_created_at, clock_timestamp() as now \
+        from outbox_relay";
+    let mut relay: Relay = sqlx::query_as(sql).fetch_one(&mut db).await.context("reading the outbox")?;
     let (_js, stream) = events::open(context).await?;
+    let info = stream.cached_info();
+    // An operator has vouched for one stream, not for whatever has its name.
+    let created = DateTime::from_timestamp_micros(info.created.timestamp_micros());
+    relay.accepted_stream_seq = relay.accepted_stream_seq.filter(|_| relay.accepted_stream_created_at == created);
+    let kept_since = match TimeDelta::from_std(info.config.max_age) {
+        Ok(max_age) if !max_age.is_zero() => relay.now - max_age,
+        _ => DateTime::UNIX_EPOCH,
+    };
     let mut merge = Merge {
         db,
         args,
@@ -103,11 +119,13 @@ pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Re
         late: Vec::new(),
         unknown: Vec::new(),
         explained: 0,
+        kept_since,
+        aged: 0,
     };
     if stream.cached_info().state.messages > 0 {
         merge.read(&stream).await?;
     }
-    merge.judge(&stream).await
+    merge.judge().await
 }
 
 fn header(headers: &HeaderMap, name: &'static str) -> Option<String> {
@@ -134,7 +152,9 @@ impl Merge<'_> {
         let mut left = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await?;
         while left > 0 {
-            let message = messages.next().await.context("the stream has ended")?.context("reading the stream")?;
+            let message =
+                tokio::time::timeout(SILENCE, messages.next()).await.context("the stream gives nothing any more")?;
+            let message = message.context("the stream has ended")?.context("reading the stream")?;
             let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
             left = info.pending;
             if info.stream_sequence > last {
@@ -144,11 +164,18 @@ impl Merge<'_> {
             let seq = header(&headers, outbox::SEQ_HEADER).and_then(|seq| seq.parse().ok());
             let micros = header(&headers, outbox::CREATED_HEADER).and_then(|at| at.parse().ok());
             let (Some(seq), Some(created_at)) = (seq, micros.and_then(DateTime::from_timestamp_micros)) else {
-                self.report.messages += 1;
-                let subject = message.subject.as_str();
-                let found =
-                    json!({"message": info.stream_sequence, "subject": subject, "why": "the relay did not send it"});
-                self.report.foreign.add(found);
+                if self.in_range(info.published) {
+                    self.report.messages += 1;
+                    let message = Message {
+                        sequence: info.stream_sequence,
+                        seq: i64::MAX,
+                        event_id: String::new(),
+                        created_at: info.published,
+                        digest: Vec::new(),
+                        subject: message.subject.to_string(),
+                    };
+                    self.foreign(&message, "the relay did not send it");
+                }
                 continue;
             };
             if !self.in_range(created_at) {
@@ -179,20 +206,28 @@ impl Merge<'_> {
             return Ok(());
         }
         while message.seq > self.end && self.next_chunk().await? {}
-        if let Some(row) = self.rows.get_mut(&message.seq) {
-            row.stored = true;
-            self.newest = message.seq;
-            if let Some(why) = differs(row, &message) {
-                self.foreign(&message, why);
+        let row = self.rows.get_mut(&message.seq).filter(|row| !row.stored);
+        let row = row.or_else(|| self.missing.get_mut(&message.seq));
+        let Some(row) = row else {
+            if message.seq <= self.relay.dropped_seq {
+                self.explained += 1;
+            } else {
+                // It may have been committed after its number was read past.
+                self.unknown.push(message);
             }
-        } else if let Some(row) = self.missing.remove(&message.seq) {
-            self.newest = message.seq;
-            if let Some(why) = differs(&row, &message) {
-                self.foreign(&message, why);
-            }
-        } else {
-            // It may have been committed after its number was read past.
-            self.unknown.push(message);
+            return Ok(());
+        };
+        if row.event_id.to_string() != message.event_id {
+            // Not this row's message: that may follow.
+            self.foreign(&message, "the outbox has another event there");
+            return Ok(());
+        }
+        row.stored = true;
+        let differs = differs(row, &message);
+        self.missing.remove(&message.seq);
+        self.newest = message.seq;
+        if let Some(why) = differs {
+            self.foreign(&message, why);
         }
         Ok(())
     }
@@ -240,20 +275,28 @@ impl Merge<'_> {
 
     /// What was not met so far may come yet.
     fn put_by(&mut self) {
-        let rows = std::mem::take(&mut self.rows);
-        self.missing.extend(rows.into_iter().filter(|(_, row)| !row.stored && !row.parked));
+        for (seq, row) in std::mem::take(&mut self.rows) {
+            if row.created_at < self.kept_since {
+                self.aged += u64::from(!row.stored);
+            } else if !row.stored && !row.parked {
+                self.missing.insert(seq, row);
+            }
+        }
     }
 
     /// What came late, what is missing, and what of it is not for this check.
-    async fn judge(mut self, stream: &Stream) -> Result<(), anyhow::Error> {
+    async fn judge(mut self) -> Result<(), anyhow::Error> {
         // Rows are in the stream up to the newest that was met, and up to what the relay knows to be there.
         let settled = self.newest.max(self.relay.outbox_seq);
         while self.end < settled && self.next_chunk().await? {}
         self.put_by();
         for message in std::mem::take(&mut self.unknown) {
-            match self.event_of(&message).await? {
-                Some(event) if event.to_string() == message.event_id => {}
-                Some(_) => self.foreign(&message, "the outbox has another event there"),
+            match self.row_of(&message).await? {
+                Some(row) => {
+                    if let Some(why) = differs(&row, &message) {
+                        self.foreign(&message, why);
+                    }
+                }
                 None => self.foreign(&message, "the outbox has no such row"),
             }
         }
@@ -262,8 +305,12 @@ impl Merge<'_> {
         }
         // What follows is not published yet.
         let ahead = self.missing.split_off(&(settled + 1));
-        self.report.outbox_rows -= ahead.len() as u64;
-        self.leave_out_the_aged(stream).await?;
+        self.report.outbox_rows = self.report.outbox_rows.saturating_sub(ahead.len() as u64);
+        if self.aged > 0 {
+            let what =
+                format!("{} rows are from before {}: the stream keeps nothing so old", self.aged, self.kept_since);
+            self.report.outside.push(what);
+        }
         for row in self.missing.values() {
             let Row { seq, event_id, tenant, aggregate_id, .. } = row;
             let found = json!({"seq": seq, "event": event_id, "tenant": tenant, "aggregate": aggregate_id});
@@ -284,22 +331,25 @@ impl Merge<'_> {
         Ok(())
     }
 
-    /// The event that the outbox has in the place of a message.
-    async fn event_of(&mut self, message: &Message) -> Result<Option<Uuid>, sqlx::Error> {
-        sqlx::query_scalar("select event_id from outbox where seq = $1 and created_at between $2 and $3")
-            .bind(message.seq)
-            .bind(message.created_at - SLACK)
-            .bind(message.created_at + SLACK)
-            .fetch_optional(&mut self.db)
-            .await
+    /// The row that the outbox has in the place of a message.
+    async fn row_of(&mut self, message: &Message) -> Result<Option<Row>, sqlx::Error> {
+        sqlx::query_as(
+            "select seq, created_at, event_id, tenant, aggregate_id, sha256(payload) as digest, false as parked \
+             from outbox where seq = $1 and created_at between $2 and $3",
+        )
+        .bind(message.seq)
+        .bind(message.created_at - SLACK)
+        .bind(message.created_at + SLACK)
+        .fetch_optional(&mut self.db)
+        .await
     }
 
     /// A message behind newer ones is the row that was missing, too late perhaps; or a second one.
     async fn on_late(&mut self, late: Late) -> Result<(), anyhow::Error> {
         let Late { message, behind } = late;
         let Some(row) = self.missing.remove(&message.seq) else {
-            match self.event_of(&message).await? {
-                Some(event) if event.to_string() == message.event_id => {
+            match self.row_of(&message).await? {
+                Some(row) if row.event_id.to_string() == message.event_id => {
                     self.report.duplicated.add(named(&message, "the stream had it before"));
                 }
                 _ => self.foreign(&message, "the outbox has no such row"),
@@ -324,24 +374,6 @@ impl Merge<'_> {
                 "behindSeq": newer,
             });
             self.report.out_of_order.add(found);
-        }
-        Ok(())
-    }
-
-    /// What is older than the stream keeps anything is missing by design.
-    async fn leave_out_the_aged(&mut self, stream: &Stream) -> Result<(), anyhow::Error> {
-        let max_age = stream.cached_info().config.max_age;
-        if max_age.is_zero() || self.missing.is_empty() {
-            return Ok(());
-        }
-        let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut self.db).await?;
-        let kept_since = now - TimeDelta::from_std(max_age)?;
-        let before = self.missing.len();
-        self.missing.retain(|_, row| row.created_at >= kept_since);
-        let aged = before - self.missing.len();
-        if aged > 0 {
-            let what = format!("{aged} rows are older than the stream keeps anything: from before {kept_since}");
-            self.report.outside.push(what);
         }
         Ok(())
     }

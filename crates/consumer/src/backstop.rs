@@ -58,6 +58,10 @@ impl<'a> Backstop<'a> {
                 warn!(consumer = self.config().durable, error = format!("{error:#}"), "the backstop cannot look");
             }
         }
+        // Whoever stops says nothing more: what it said last must not stand for ever.
+        for name in ["consumer_pending", "consumer_stalled_seconds", "consumer_paused"] {
+            metrics::gauge!(name, "consumer" => self.config().durable.clone()).set(0.0);
+        }
     }
 
     const fn config(&self) -> &Config {
@@ -77,6 +81,7 @@ impl<'a> Backstop<'a> {
         let stalled_for = if stalled_for < LOOK_EVERY { Duration::ZERO } else { stalled_for };
         self.status.send_modify(|status| (status.stalled_for, status.paused) = (stalled_for, info.paused));
         let durable = self.config().durable.clone();
+        metrics::gauge!("consumer_pending", "consumer" => durable.clone()).set(info.num_pending as f64);
         metrics::gauge!("consumer_stalled_seconds", "consumer" => durable.clone()).set(stalled_for.as_secs_f64());
         metrics::gauge!("consumer_paused", "consumer" => durable).set(f64::from(u8::from(info.paused)));
         if stalled_for > STALLED && !floor.said {

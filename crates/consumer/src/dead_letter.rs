@@ -110,6 +110,14 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Fai
     headers.insert("Dlq-First-Failed-At", failed.first.to_rfc3339());
     headers.insert("Dlq-Version", version.as_str());
     headers.insert("Dlq-Reason", reason);
+    // With the time: a stream that lost its tail gives a sequence to another event.
+    let key = format!(
+        "{stream}:{consumer}:{}:{}{}",
+        letter.stream_sequence,
+        letter.stored_at.timestamp_nanos_opt().unwrap_or_default(),
+        letter.replay.as_ref().map(|replay| format!(":{replay}")).unwrap_or_default()
+    );
+    headers.insert("Dlq-Key", key.as_str());
     if let Some(replay) = &letter.replay {
         headers.insert("Dlq-Replay", replay.as_str());
     }
@@ -124,13 +132,8 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Fai
     let message = PublishMessage::build()
         .payload(payload)
         .headers(headers)
-        // With the time: a stream that lost its tail gives a sequence to another event.
-        .message_id(format!(
-            "{stream}:{consumer}:{}:{}{}",
-            letter.stream_sequence,
-            letter.stored_at.timestamp_nanos_opt().unwrap_or_default(),
-            letter.replay.as_ref().map(|replay| format!(":{replay}")).unwrap_or_default()
-        ))
+        // One death is stored once. With when it began: an event that was worked and comes again may die once more.
+        .message_id(format!("{key}:{}", failed.first.timestamp_millis()))
         .expected_stream(STREAM);
     let subject = format!("dlq.{consumer}.{}", letter.subject);
     let sent = settler.js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;

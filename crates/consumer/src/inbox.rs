@@ -142,7 +142,7 @@ impl Inbox {
         .bind(event.aggregate())
         .bind(event.attribute("source"))
         .bind(event.attribute("id"))
-        .bind(reason)
+        .bind(reason.replace('\0', "\u{fffd}"))
         .execute(&self.db)
         .await?;
         Ok(dead.rows_affected() == 1)

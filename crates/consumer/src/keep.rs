@@ -121,13 +121,26 @@ impl Keeper {
         let mut batches = both.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let batch: Vec<jetstream::Message> = batch.into_iter().collect::<Result<_, _>>()?;
-            let told: Vec<Told> = batch.iter().filter_map(told).collect();
-            let done = keep(told).await;
-            for message in &batch {
-                let ack = if done.is_ok() { AckKind::Ack } else { AckKind::Nak(Some(Duration::from_secs(1))) };
-                message.ack_with(ack).await.map_err(|error| anyhow::anyhow!(error))?;
+            let mut wrong = None;
+            match keep(batch.iter().filter_map(told).collect()).await {
+                Ok(()) => settle(&batch, AckKind::Ack).await?,
+                // One that cannot be kept must not hold up the others.
+                Err(_) => {
+                    for message in &batch {
+                        match keep(told(message).into_iter().collect()).await {
+                            Ok(()) => settle(std::slice::from_ref(message), AckKind::Ack).await?,
+                            Err(error) => {
+                                let again = AckKind::Nak(Some(Duration::from_secs(5)));
+                                settle(std::slice::from_ref(message), again).await?;
+                                wrong = Some(error);
+                            }
+                        }
+                    }
+                }
             }
-            done?;
+            if let Some(error) = wrong {
+                warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
+            }
             *kept = true;
         }
         Ok(())
@@ -147,6 +160,13 @@ impl Keeper {
     }
 }
 
+async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), anyhow::Error> {
+    for message in messages {
+        message.ack_with(ack).await.map_err(|error| anyhow::anyhow!(error))?;
+    }
+    Ok(())
+}
+
 /// What a message tells. None when it tells nothing that anybody here has written.
 fn told(message: &jetstream::Message) -> Option<Told> {
     let info = message.info().ok()?;
@@ -164,7 +184,9 @@ fn told(message: &jetstream::Message) -> Option<Told> {
     let own = |name: &str| !["nats-", "dlq-"].iter().any(|ours| name.to_ascii_lowercase().starts_with(ours));
     let consumer = text("Dlq-Consumer").or_else(|| message.subject.split('.').nth(1).map(ToOwned::to_owned))?;
     Some(Told::Letter(Box::new(DeadLetter {
-        key: text("Nats-Msg-Id").unwrap_or_else(|| format!("{}:{}", info.published, info.stream_sequence)),
+        key: text("Dlq-Key")
+            .or_else(|| text("Nats-Msg-Id"))
+            .unwrap_or_else(|| format!("{}:{}", info.published, info.stream_sequence)),
         sequence: info.stream_sequence,
         died_at: info.published,
         consumer,

@@ -329,7 +329,9 @@ impl Lanes<'_> {
             return Ok(After::Next);
         };
         let failed = self.settler.failures.one_more(held.place);
-        if name == "retry" && failed.times < self.settler.config.max_attempts {
+        // To give an event up cannot fail for good.
+        let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
+        if name == "retry" && (gives_up || failed.times < self.settler.config.max_attempts) {
             let (subject, attempts) = (&held.event.nats_subject, failed.times);
             warn!(consumer = durable, subject, attempts, reason, "again later");
             self.settler.count("retry");

@@ -83,22 +83,29 @@ pub struct Rewinder {
 }
 
 impl Rewinder {
-    /// Everything that the stream holds is delivered again, from its first message on; the sequence of that. What was
-    /// dropped from the stream before is not: with 1, nothing was.
+    /// Everything that the stream holds is delivered again, from its first message on; the sequence of that, and what it
+    /// carries in this header. What was dropped from the stream before is not.
     ///
     /// # Errors
-    /// NATS does not answer, or does not allow it.
-    pub async fn rewind(&self) -> Result<u64, anyhow::Error> {
+    /// NATS does not answer, or does not allow it. Also while the stream is empty although this consumer has had something:
+    /// it may be about to be refilled.
+    pub async fn rewind(&self, header: &'static str) -> Result<(u64, Option<String>), anyhow::Error> {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
-        let first = stream.cached_info().state.first_sequence.max(1);
+        let state = &stream.cached_info().state;
+        let first = state.first_sequence.max(1);
         match stream.consumer_info(&self.durable).await {
-            Ok(_) => {}
+            Ok(info) if state.messages == 0 && info.delivered.stream_sequence > 0 => {
+                anyhow::bail!("the stream is empty, and was not: waiting for it to be refilled")
+            }
+            Ok(_) => {
+                stream.reset_consumer(&self.durable, Some(first)).await.context("taking the durable consumer back")?;
+            }
             // It begins there by itself, once it is made.
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(first),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
             Err(error) => return Err(error).context("asking for the durable consumer"),
         }
-        stream.reset_consumer(&self.durable, Some(first)).await.context("taking the durable consumer back")?;
-        Ok(first)
+        let message = stream.get_raw_message(first).await.ok();
+        Ok((first, message.and_then(|message| message.headers.get(header).map(|value| value.as_str().to_owned()))))
     }
 }
 

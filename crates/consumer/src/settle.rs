@@ -22,6 +22,9 @@ use crate::replay;
 /// How many creation contexts a batch's span links to.
 const MAX_LINKS: usize = 64;
 
+/// The longest id, source or aggregate of an event, in bytes.
+const MAX_NAME: usize = 600;
+
 /// What a handler says of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -136,6 +139,16 @@ impl Settler {
             delivered: info.delivered,
             replay: origin.replay,
         };
+        // Neither an index nor a text of Postgres takes what is longer, or has a NUL in it.
+        let named = [event.attribute("id"), event.attribute("source"), event.aggregate()];
+        let unfit = named.iter().any(|name| name.len() > MAX_NAME)
+            || event.attributes.values().any(|value| value.contains('\0'));
+        if event.replay.as_ref().is_some_and(|replay| replay.discarded) {
+            return if unfit { Read::Skip("discarded") } else { Read::Event(event, place) };
+        }
+        if unfit {
+            return Read::Malformed(format!("a NUL, or an id, a source or an aggregate of more than {MAX_NAME} bytes"));
+        }
         let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
         if knows(event.attribute("supersededby")) {
             Read::Skip("superseded")

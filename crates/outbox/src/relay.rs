@@ -254,6 +254,10 @@ impl Relay {
     async fn try_to_lead(&self, stop: &CancellationToken, suspects: &mut Suspects) -> Result<(), Trouble> {
         let lease = self.config.lease.as_secs_f64();
         let Some(epoch) = store::take_lease(&self.db, self.config.holder, lease).await? else {
+            // The leader tells of these.
+            for of_the_leader in ["outbox_leader", "outbox_halted", "outbox_backlog_rows", "outbox_parked_rows"] {
+                metrics::gauge!(of_the_leader).set(0.0);
+            }
             tokio::select! {
                 () = stop.cancelled() => return Err(Trouble::Stop),
                 () = tokio::time::sleep(self.config.lease / 4) => {}
@@ -262,7 +266,6 @@ impl Relay {
             return Ok(());
         };
         info!(epoch, stream = self.config.stream.name, "leading");
-        metrics::gauge!("outbox_leader").set(1.0);
         let result = tokio::select! {
             result = self.lead(epoch, stop, suspects) => result,
             lost = self.keep_lease(epoch) => Err(lost),
@@ -308,6 +311,7 @@ impl Relay {
             let dropped = broke_at.take() == Some(session.stored.stream_seq);
             session.window = if dropped || !suspects.fails.is_empty() { 1 } else { self.config.window };
             metrics::gauge!("outbox_halted").set(0.0);
+            metrics::gauge!("outbox_leader").set(1.0);
             self.status.send_replace(session.status());
             let trouble = match session.pump(&mut hints, stop, suspects).await {
                 Ok(()) => continue,

@@ -146,7 +146,12 @@ impl<'a> Faults<'a> {
 
     async fn inflict(&self, fault: &Fault) {
         match fault {
-            Fault::Kill(unit) => self.kill(unit),
+            Fault::Kill(unit) => {
+                let before = self.fleet.unit(unit).restarts;
+                self.kill(unit);
+                // The supervisor notices within a moment.
+                testkit::until("its death is noticed", || async { self.fleet.unit(unit).restarts > before }).await;
+            }
             Fault::Pause(unit, length) => {
                 let processes = self.processes(unit);
                 processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGSTOP)));

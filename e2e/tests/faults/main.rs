@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use clients::{Client, Wishes};
+use clients::{Client, Todo, Wishes};
 use e2e::Fleet;
 use faults::Faults;
 use futures::StreamExt as _;
@@ -93,8 +93,13 @@ async fn run(plan: Plan) {
 async fn every_write_is_there(fleet: &Fleet, written: &[Client], seed: u64) {
     for client in written {
         let caller = fleet.caller(TENANTS[client.number % TENANTS.len()], &format!("user-{}", client.number)).await;
+        let ask = |todo: &'_ Todo| {
+            let (caller, path) = (caller.clone(), format!("/v1/todos/{}", todo.id));
+            async move { caller.send(Method::GET, &path, None).await }
+        };
+        let mut answers = futures::stream::iter(client.todos.iter().map(ask)).buffered(8);
         for todo in &client.todos {
-            let answer = caller.send(Method::GET, &format!("/v1/todos/{}", todo.id), None).await;
+            let answer = answers.next().await.unwrap();
             if todo.deleted {
                 assert_eq!(answer.status, 404, "seed {seed}: {todo:?}");
                 continue;

@@ -4,3 +4,6 @@ create table audit_told (
 );
 
 grant select, insert on audit_told to operations_app;
+
+-- What a job sends next.
+create index job_item_waiting_idx on job_item (job, n) where state = 'waiting';

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use service::nats::Record;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::store::Store;
+use crate::store::{AuditLine, Store};
 
 /// The stream, and its subjects.
 pub(crate) const STREAM: (&str, &str) = ("AUDIT", "audit.>");
 const EVERY: Duration = Duration::from_secs(1);
+/// A message takes no more than the server's `max_payload`, 1 MiB.
+const MOST: usize = 500_000;
 
 /// Until `stop`. What is down is waited for.
 pub(crate) async fn tell(store: &Store, record: &Record, stop: &CancellationToken) {
@@ -37,7 +40,13 @@ async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
     record.open().await?;
     for (id, line) in lines {
         let subject = format!("audit.{}", line.action.replace(' ', "-"));
-        record.add(subject, &format!("audit-{id}"), serde_json::to_vec(&line)?).await?;
+        let mut text = serde_json::to_vec(&line)?;
+        if text.len() > MOST {
+            let job = &line.detail["job"];
+            let left = json!({"job": job, "left": format!("{} bytes, see the table audit", text.len())});
+            text = serde_json::to_vec(&AuditLine { detail: left, ..line })?;
+        }
+        record.add(subject, &format!("audit-{id}"), text).await?;
         store.told(id).await?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::pace::{Step, step};
+use crate::pace::{Progress, Step, step};
 use crate::store::Store;
 use crate::store_jobs::Job;
 use crate::store_work::{OnItsWay, ToSend};
@@ -23,6 +23,9 @@ const LONG: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// What its consumer has acknowledged has told what became of it; should that be lost, it goes again after this.
 const UNTOLD: Duration = Duration::from_secs(60);
+
+/// A discard whose consumer has not been there for this long has nobody to be told to.
+const NO_CONSUMER: Duration = Duration::from_secs(900);
 
 /// Works on the jobs that nobody else works on.
 pub(crate) struct Runner {
@@ -59,16 +62,33 @@ impl Runner {
     async fn round(&self, memories: &mut HashMap<i64, Memory>) -> Result<(), anyhow::Error> {
         let jobs = self.store.lease(self.holder, LEASE.as_secs_f64()).await?;
         memories.retain(|id, _| jobs.iter().any(|(_, job)| job.id == *id));
+        let mut failed = None;
         for (epoch, job) in &jobs {
             let now = Instant::now();
             let memory = memories.entry(job.id).or_insert(Memory { sent_at: now - TICK, looked_at: now });
-            self.work(*epoch, job, memory).await?;
+            // One job that cannot go on is no reason for the others to wait.
+            if let Err(error) = self.work(*epoch, job, memory).await {
+                failed.get_or_insert(error);
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     async fn work(&self, epoch: i64, job: &Job, memory: &mut Memory) -> Result<(), anyhow::Error> {
         let progress = job.progress();
+        if !job.has_ended() {
+            self.go_on(epoch, job, progress, memory).await?;
+        }
+        if memory.looked_at.elapsed() > LOOK_EVERY {
+            memory.looked_at = Instant::now();
+            for item in self.store.long_on_their_way(job.id, LONG.as_secs_f64()).await? {
+                self.look_for(job, &item).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn go_on(&self, epoch: i64, job: &Job, progress: Progress, memory: &mut Memory) -> Result<(), anyhow::Error> {
         let canary_passed = progress.settled() + progress.skipped >= job.pace().canary.min(job.total);
         if job.ramp_at.is_none() && canary_passed && progress.sent == 0 {
             self.store.ramp(job.id).await?;
@@ -91,19 +111,10 @@ impl Runner {
                 }
             }
         }
-        if memory.looked_at.elapsed() > LOOK_EVERY {
-            memory.looked_at = Instant::now();
-            for item in self.store.long_on_their_way(job.id, LONG.as_secs_f64()).await? {
-                self.look_for(job, &item).await?;
-            }
-        }
         Ok(())
     }
 
     async fn send(&self, job: &Job, item: ToSend) -> Result<(), anyhow::Error> {
-        if job.kind == "discard" && !self.replayer.takes_replays(&job.consumer).await? {
-            return Ok(self.store.settled(job.id, item.n, "there is no such consumer any more").await?);
-        }
         let Some(sending) = self.sending(job, &item).await? else {
             return Ok(self.store.gone(job.id, item.n, "its stream no longer holds it").await?);
         };
@@ -143,6 +154,10 @@ impl Runner {
                 self.replayer.way(&job.consumer, &id, sequence.cast_unsigned()).await?
             }
         };
+        let gone = job.kind == "discard" && item.seconds > NO_CONSUMER.as_secs_f64();
+        if gone && !self.replayer.takes_replays(&job.consumer).await? {
+            return Ok(self.store.settled(job.id, item.n, "there is no such consumer any more").await?);
+        }
         if way == Way::Lost || (way == Way::Settled && item.seconds > UNTOLD.as_secs_f64()) {
             warn!(job = job.id, item = item.n, ?way, "a replay was lost on its way: it goes again");
             self.store.again(job.id, item).await?;

@@ -55,6 +55,9 @@ pub enum Refused {
     /// The job is not in a state in which that can be done.
     #[error("job {0} is {1}")]
     JobIs(i64, String),
+    /// A discard is brought to its end.
+    #[error("job {0} tells a consumer what is discarded already: it can be paused, not aborted")]
+    Discards(i64),
     /// The database refused.
     #[error("the database of operations refuses")]
     Database(#[from] sqlx::Error),
@@ -456,13 +459,22 @@ impl Store {
 /// # Errors
 /// The database refuses.
 pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::Error> {
-    let known: bool = sqlx::query_scalar("select exists (select from death where key = $1)")
-        .bind(&dead.key)
-        .fetch_one(&mut *tx)
-        .await?;
-    if known {
+    let key = clean(&dead.key);
+    // The same message again, or the same death told by another while its letter is not settled. A settled one that has died
+    // anew (an index was wiped, its events come again) is another death.
+    let (again, before): (bool, bool) = sqlx::query_as(
+        "select exists (select from death d join letter l on l.id = d.letter where d.key = $1 \
+         and (d.dlq_sequence = $2 or l.state in ('open', 'failed_again'))) \
+         or exists (select from death where key = $1 || '@' || $2::text), exists (select from death where key = $1)",
+    )
+    .bind(&key)
+    .bind(dead.sequence.cast_signed())
+    .fetch_one(&mut *tx)
+    .await?;
+    if again {
         return Ok(());
     }
+    let key = if before { format!("{key}@{}", dead.sequence) } else { key };
     let replayed = match &dead.replay {
         Some(replay) => store_jobs::failed(tx, replay, &dead.reason).await?,
         None => None,
@@ -473,7 +485,11 @@ pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::
                 "update letter set last_died_at = greatest(last_died_at, $2), \
                  state = case when state = 'open' then 'failed_again' else state end, error_class = $3 where id = $1",
             );
-            died.bind(letter).bind(dead.died_at).bind(letters::error_class(&dead.reason)).execute(&mut *tx).await?;
+            died.bind(letter)
+                .bind(dead.died_at)
+                .bind(letters::error_class(&clean(&dead.reason)))
+                .execute(&mut *tx)
+                .await?;
             letter
         }
         None => insert(tx, dead).await?,
@@ -482,14 +498,14 @@ pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::
         "insert into death (key, letter, dlq_sequence, died_at, attempts, reason, version, replay) \
          values ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
-    .bind(&dead.key)
+    .bind(&key)
     .bind(letter)
     .bind(dead.sequence.cast_signed())
     .bind(dead.died_at)
     .bind(dead.attempts)
-    .bind(clean(&dead.reason))
+    .bind(dead.reason.replace('\0', "\u{fffd}"))
     .bind(clean(&dead.version))
-    .bind(&dead.replay)
+    .bind(dead.replay.as_deref().map(clean))
     .execute(&mut *tx)
     .await?;
     Ok(())
@@ -497,14 +513,17 @@ pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::
 
 /// A text that the database takes: whoever wrote a dead letter's may have written anything.
 fn clean(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+    /// An index takes no more than some 2,700 bytes.
+    const MOST: usize = 600;
+    text.chars().map(|c| if c == '\0' { '\u{fffd}' } else { c }).take(MOST).collect()
 }
 
 /// A letter for an event that died by itself; the same one when it is known and not settled.
 async fn insert(tx: &mut PgConnection, dead: &DeadLetter) -> Result<i64, sqlx::Error> {
     let of = |name: &str| clean(dead.attributes.get(name).map(String::as_str).unwrap_or_default());
     let aggregate = ["partitionkey", "subject", "id"].into_iter().map(of).find(|value| !value.is_empty());
-    let headers: Vec<_> = dead.headers.iter().map(|(name, value)| (clean(name), clean(value))).collect();
+    let whole = |text: &String| text.replace('\0', "\u{fffd}");
+    let headers: Vec<_> = dead.headers.iter().map(|(name, value)| (whole(name), whole(value))).collect();
     let headers = serde_json::to_value(headers).unwrap_or_default();
     sqlx::query_scalar(
         "insert into letter (consumer, stream, stream_sequence, stored_at, subject, source, event_id, event_type, \
@@ -515,8 +534,8 @@ async fn insert(tx: &mut PgConnection, dead: &DeadLetter) -> Result<i64, sqlx::E
          stream_sequence = excluded.stream_sequence, stored_at = excluded.stored_at, error_class = excluded.error_class \
          returning id",
     )
-    .bind(&dead.consumer)
-    .bind(&dead.stream)
+    .bind(clean(&dead.consumer))
+    .bind(clean(&dead.stream))
     .bind(dead.stream_sequence.cast_signed())
     .bind(dead.stored_at)
     .bind(clean(&dead.subject))
@@ -526,10 +545,10 @@ async fn insert(tx: &mut PgConnection, dead: &DeadLetter) -> Result<i64, sqlx::E
     .bind(of("tenant"))
     .bind(aggregate.unwrap_or_default())
     .bind(of("sequence"))
-    .bind(letters::trace_id(&dead.attributes))
+    .bind(clean(&letters::trace_id(&dead.attributes)))
     .bind(headers)
     .bind(dead.payload.as_deref())
-    .bind(letters::error_class(&dead.reason))
+    .bind(letters::error_class(&clean(&dead.reason)))
     .bind(dead.first_failed_at)
     .bind(dead.died_at)
     .fetch_one(tx)

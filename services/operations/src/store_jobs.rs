@@ -151,10 +151,12 @@ async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>,
     // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
     let sql = format!(
         "with chosen as (select l.id, l.consumer, l.aggregate_id, l.sequence as version from letter l where {SELECTED}), \
-         whole as (select l.*, not exists (select from chosen c where c.id = l.id) as added from letter l \
-         where l.id in (select id from chosen) or ($11 and l.state in ('open', 'failed_again') and l.aggregate_id <> '' \
-         and exists (select from chosen c where c.consumer = l.consumer and c.aggregate_id = l.aggregate_id \
-         and (c.version, c.id) > (l.sequence, l.id)))) \
+         newest as (select distinct on (consumer, aggregate_id) consumer, aggregate_id, version, id from chosen \
+         where $11 and aggregate_id <> '' order by consumer, aggregate_id, version desc, id desc), \
+         whole as (select l.*, false as added from letter l join chosen using (id) \
+         union all select l.*, true from letter l join newest n using (consumer, aggregate_id) \
+         where l.state in ('open', 'failed_again') and (n.version, n.id) > (l.sequence, l.id) \
+         and not exists (select from chosen c where c.id = l.id)) \
          select id, consumer, event_type, tenant, aggregate_id, sequence, added, edited is not null as is_edited, \
          payload is not null as has_payload, stream_sequence from whole \
          order by min(stored_at) over (partition by aggregate_id), aggregate_id, sequence, id"
@@ -175,8 +177,12 @@ async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>,
     }
     let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
     // Two operators who freeze the same letters wait for each other here, and the second is refused.
-    sqlx::query("select id from letter where id = any($1) order by id for update").bind(&ids).execute(&mut *tx).await?;
+    let still = "select id from letter where id = any($1) and state in ('open', 'failed_again') order by id for update";
+    let still: Vec<i64> = sqlx::query_scalar(still).bind(&ids).fetch_all(&mut *tx).await?;
     refuse_busy(tx, &ids).await?;
+    if still.len() != ids.len() {
+        return Err(Refused::Busy("some of these letters were settled this very moment: look again".to_owned()));
+    }
     Ok(planned)
 }
 
@@ -333,11 +339,15 @@ pub async fn steer(db: &mut PgConnection, id: i64, steer: Steer, act: Act<'_>) -
         Steer::Abort => ("abort", &["running", "paused"][..], "aborted"),
     };
     let mut tx = db.begin().await?;
-    let state: Option<String> =
-        sqlx::query_scalar("select state from job where id = $1 for update").bind(id).fetch_optional(&mut *tx).await?;
-    let refused = match state {
+    let job: Option<(String, String)> = sqlx::query_as("select state, kind from job where id = $1 for update")
+        .bind(id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let refused = match job {
         None => Some(Refused::NoJob(id)),
-        Some(state) if !from.contains(&state.as_str()) => Some(Refused::JobIs(id, state)),
+        // Its letters are discarded already; a consumer that is not told would hold up what is behind them for ever.
+        Some((_, kind)) if kind == "discard" && steer == Steer::Abort => Some(Refused::Discards(id)),
+        Some((state, _)) if !from.contains(&state.as_str()) => Some(Refused::JobIs(id, state)),
         Some(_) => None,
     };
     if let Some(refused) = refused {
@@ -385,23 +395,33 @@ pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, story: &str
     Ok(left.rows_affected().cast_signed())
 }
 
-/// The job and the place of a replay's name.
-fn place(replay: &str) -> Option<(i64, i64)> {
-    let mut parts = replay.split('.').map(str::parse::<i64>);
-    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+/// The job, the place and the try of a replay's name.
+fn place(replay: &str) -> Option<(i64, i64, i32)> {
+    let mut parts = replay.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next().map_or(Some(0), |n| n.parse().ok())?))
 }
 
 /// A replay has died again: its letter, if it was one of a letter.
 pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) -> Result<Option<i64>, sqlx::Error> {
-    let Some((job, n)) = place(replay) else { return Ok(None) };
-    let letter: Option<Option<i64>> = sqlx::query_scalar(
-        "update job_item set state = 'failed', outcome = $3, settled_at = clock_timestamp() \
-         where job = $1 and n = $2 and state in ('sent', 'failed') returning letter",
+    let Some((job, n, tried)) = place(replay) else { return Ok(None) };
+    let item: Option<(Option<i64>, String, i32)> =
+        sqlx::query_as("select letter, state, tries from job_item where job = $1 and n = $2 for update")
+            .bind(job)
+            .bind(n)
+            .fetch_optional(&mut *tx)
+            .await?;
+    let Some((letter, state, tries)) = item else { return Ok(None) };
+    // Of an earlier try, only the story is new: what becomes of the later one counts.
+    if state == "handled" || (tried != 0 && tried != tries) {
+        return Ok(letter);
+    }
+    sqlx::query(
+        "update job_item set state = 'failed', outcome = $3, settled_at = clock_timestamp() where job = $1 and n = $2",
     )
     .bind(job)
     .bind(n)
     .bind(reason.replace('\0', "\u{fffd}"))
-    .fetch_optional(&mut *tx)
+    .execute(&mut *tx)
     .await?;
     // One behind another goes before it or not at all.
     sqlx::query(
@@ -413,7 +433,7 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
     .bind(n)
     .execute(tx)
     .await?;
-    Ok(letter.flatten())
+    Ok(letter)
 }
 
 /// A replay needs no more handling.
@@ -421,10 +441,10 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
 /// # Errors
 /// The database refuses.
 pub async fn replayed(tx: &mut PgConnection, replay: &str, outcome: &str) -> Result<(), sqlx::Error> {
-    let Some((job, n)) = place(replay) else { return Ok(()) };
+    let Some((job, n, _)) = place(replay) else { return Ok(()) };
     sqlx::query(
         "with item as (update job_item set state = 'handled', outcome = $3, settled_at = clock_timestamp() \
-         where job = $1 and n = $2 and state = 'sent' returning letter) \
+         where job = $1 and n = $2 and state <> 'handled' returning letter) \
          update letter set state = 'handled', settled_at = clock_timestamp(), \
          settled_by = (select 'job ' || id || ' of ' || actor || ': ' || reason from job where id = $1) \
          from item where letter.id = item.letter and letter.state in ('open', 'failed_again')",

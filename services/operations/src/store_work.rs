@@ -49,7 +49,8 @@ impl Store {
         let epochs: Vec<(i64, i64)> = sqlx::query_as(
             "update job set epoch = epoch + (holder is distinct from $1)::int, holder = $1, \
              expires_at = clock_timestamp() + make_interval(secs => $2) \
-             where state = 'running' and (holder = $1 or expires_at < clock_timestamp()) returning id, epoch",
+             where (state = 'running' or (state = 'aborted' and exists \
+             (select from job_item i where i.job = job.id and i.state = 'sent'))) and (holder = $1 or expires_at < clock_timestamp()) returning id, epoch",
         )
         .bind(holder)
         .bind(seconds)
@@ -143,7 +144,8 @@ impl Store {
     /// The database refuses.
     pub async fn again(&self, job: i64, item: &OnItsWay) -> Result<(), sqlx::Error> {
         sqlx::query(
-            "update job_item set state = 'waiting', replay_sequence = null where job = $1 and n = $2 and tries = $3 and state = 'sent'",
+            "update job_item set replay_sequence = null, state = case when (select state from job where id = $1 for share) \
+             = 'aborted' then 'skipped' else 'waiting' end where job = $1 and n = $2 and tries = $3 and state = 'sent'",
         )
         .bind(job)
         .bind(item.n)

@@ -18,6 +18,7 @@ use opensearch::indices::{IndicesCreateParts, IndicesExistsAliasParts};
 use opensearch::{OpenSearch, SearchParts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use service::clock;
 use tracing::{info, instrument};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -181,14 +182,31 @@ impl Index {
         if exists.status_code() == StatusCode::OK {
             return Ok(());
         }
-        let name = format!("{}-v1", self.alias);
         let mut definition = self.definition();
         definition["aliases"] = json!({&self.alias: {"is_write_index": true}});
-        let response = indices.create(IndicesCreateParts::Index(&name)).body(definition).send().await?;
-        let status = response.status_code();
-        let answer: Value = response.json().await?;
-        if !status.is_success() && answer["error"]["type"] != "resource_already_exists_exception" {
-            bail!("OpenSearch does not make the index {name}: {status} {}", answer["error"]["reason"]);
+        // The first name may be that of an index from before a rebuild.
+        let names = [format!("{}-v1", self.alias), format!("{}-{}", self.alias, clock::now().format("%Y%m%d%H%M%S"))];
+        let mut name = String::new();
+        for candidate in names {
+            let response =
+                indices.create(IndicesCreateParts::Index(&candidate)).body(definition.clone()).send().await?;
+            let status = response.status_code();
+            let answer: Value = response.json().await?;
+            if status.is_success() {
+                name = candidate;
+                break;
+            }
+            if answer["error"]["type"] != "resource_already_exists_exception" {
+                bail!("OpenSearch does not make the index {candidate}: {status} {}", answer["error"]["reason"]);
+            }
+            // Another process was faster.
+            let exists = indices.exists_alias(IndicesExistsAliasParts::Name(&[&self.alias])).send().await?;
+            if exists.status_code() == StatusCode::OK {
+                return Ok(());
+            }
+        }
+        if name.is_empty() {
+            bail!("no index can be made behind {}: its names are taken", self.alias);
         }
         info!(index = name, alias = self.alias, "the index is there");
         Ok(())

@@ -92,24 +92,26 @@ impl Index {
     }
 
     /// In one step, so that no search sees anything in between: `to`, which was rebuilt, is searched and written; `from` is
-    /// the previous one. What was the previous one before is removed.
+    /// the previous one, if there was one. What was the previous one before is removed.
     ///
     /// # Errors
     /// Fails when OpenSearch is away or refuses it; then nothing has changed.
     #[instrument(target = "service::trace", skip_all, err(level = "debug"))]
-    pub async fn swap(&self, from: &str, to: &str) -> Result<(), anyhow::Error> {
+    pub async fn swap(&self, from: Option<&str>, to: &str) -> Result<(), anyhow::Error> {
         let (alias, next, previous) = (self.alias(), self.next(), self.previous());
         let older = previous.named().await?.map(|(name, _)| name);
         let mut actions = vec![
-            json!({"remove": {"index": from, "alias": alias}}),
             json!({"add": {"index": to, "alias": alias, "is_write_index": true}}),
             json!({"remove": {"index": to, "alias": next.alias()}}),
-            json!({"add": {"index": from, "alias": previous.alias(), "is_write_index": true}}),
         ];
+        if let Some(from) = from {
+            actions.push(json!({"remove": {"index": from, "alias": alias}}));
+            actions.push(json!({"add": {"index": from, "alias": previous.alias(), "is_write_index": true}}));
+        }
         match &older {
             Some(older) if older == to => actions.push(json!({"remove": {"index": to, "alias": previous.alias()}})),
-            Some(older) => actions.push(json!({"remove_index": {"index": older}})),
-            None => {}
+            Some(older) if from.is_some() => actions.push(json!({"remove_index": {"index": older}})),
+            Some(_) | None => {}
         }
         self.demand(Method::Post, "/_aliases", Some(json!({"actions": actions}))).await.map(drop)
     }
