@@ -130,7 +130,7 @@ impl Settler {
         };
         let place = (info.stream == replay::STREAM, info.stream_sequence);
         let origin = replay::origin(message, &info);
-        let event = Event {
+        let mut event = Event {
             attributes,
             data,
             nats_subject: origin.subject,
@@ -150,12 +150,20 @@ impl Settler {
             return Read::Malformed(format!("a NUL, or an id, a source or an aggregate of more than {MAX_NAME} bytes"));
         }
         let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
-        if knows(event.attribute("supersededby")) {
-            Read::Skip("superseded")
-        } else if !knows(event.event_type()) {
-            Read::Skip("unknown type")
+        let skipped = if knows(event.attribute("supersededby")) {
+            "superseded"
+        } else if knows(event.event_type()) {
+            return Read::Event(event, place);
         } else {
-            Read::Event(event, place)
+            "unknown type"
+        };
+        match &mut event.replay {
+            None => Read::Skip(skipped),
+            // It died when it was known: passed over now, it must hold up nothing any more.
+            Some(replay) => {
+                replay.discarded = true;
+                Read::Event(event, place)
+            }
         }
     }
 

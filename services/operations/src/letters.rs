@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use contracts::envelope::MAX_BYTES;
 use contracts::{Envelope, events};
 use serde_json::Value;
 
@@ -57,6 +58,9 @@ pub enum NotTheEvent {
     /// The fleet has no such event.
     #[error("there is no event of the type {0}")]
     UnknownType(String),
+    /// More than any event may have.
+    #[error("an event has {MAX_BYTES} bytes at most, this has {0}")]
+    TooLarge(usize),
     /// Against its JSON Schema.
     #[error("it does not follow the schema of {0}: {1}")]
     Schema(String, String),
@@ -68,6 +72,9 @@ pub enum NotTheEvent {
 /// # Errors
 /// See [`NotTheEvent`].
 pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Result<(), NotTheEvent> {
+    if edited.len() > MAX_BYTES {
+        return Err(NotTheEvent::TooLarge(edited.len()));
+    }
     let malformed = |error: serde_json::Error| NotTheEvent::Malformed(error.to_string());
     let value: Value = serde_json::from_slice(edited).map_err(malformed)?;
     let envelope: Envelope<Value> = serde_json::from_slice(edited).map_err(malformed)?;
@@ -159,5 +166,7 @@ mod tests {
         assert!(matches!(check(&edit("/tenant", json!("other"))), Err(NotTheEvent::Changed(..))));
         assert!(matches!(check_edit(&subject, None, b"{}"), Err(NotTheEvent::Malformed(_))));
         check_edit(&subject, Some(b"no event at all"), &bytes(&original)).unwrap();
+        let long = edit("/data/todo/notes", json!("x".repeat(70_000)));
+        assert!(matches!(check(&long), Err(NotTheEvent::TooLarge(_))));
     }
 }

@@ -35,11 +35,14 @@ impl Projector {
     pub async fn on_batch(&self, events: Vec<Delivered>) -> Vec<Verdict> {
         let read: Vec<Result<Document, String>> = events.iter().map(document).collect();
         let documents: Vec<&Document> = read.iter().filter_map(|document| document.as_ref().ok()).collect();
-        let mut outcomes = self.write(&documents).await.into_iter();
-        if let (Some(last), Some(sampled)) = (documents.last(), &self.sampled) {
+        let outcomes = self.write(&documents).await;
+        // What was refused, or is there already, says nothing of how long it takes.
+        let written = documents.iter().zip(&outcomes).rev().find(|(_, outcome)| **outcome == Outcome::Written);
+        if let (Some((last, _)), Some(sampled)) = (written, &self.sampled) {
             let sample = Sample { id: last.id.to_string(), version: last.version, written: Instant::now() };
             sampled.send_replace(Some(sample));
         }
+        let mut outcomes = outcomes.into_iter();
         let verdict = |document: &Result<Document, String>| match document {
             Err(reason) => Verdict::Reject(reason.clone()),
             Ok(_) => match outcomes.next() {
