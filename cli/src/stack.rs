@@ -312,16 +312,19 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     let socket = context.home.join("run/test-parts.sock");
     std::fs::remove_file(&socket).ok();
     let listener = UnixListener::bind(&socket)?;
-    let guests = tokio_util::task::TaskTracker::new();
+    let tasks = tokio_util::task::TaskTracker::new();
+    // Counted here: a task that says it has left has not quite ended.
+    let mut guests = 0_usize;
     let (left, mut leaving) = tokio::sync::mpsc::unbounded_channel();
     loop {
-        let patience = if guests.is_empty() { LINGER } else { Duration::from_secs(86_400) };
+        let patience = if guests == 0 { LINGER } else { Duration::from_secs(86_400) };
         tokio::select! {
             guest = listener.accept() => {
                 let (mut guest, _) = guest?;
                 let (answer, left) = (answer.clone(), left.clone());
                 // A guest stays for as long as it keeps the connection, and says what to remove when it has gone.
-                guests.spawn(async move {
+                guests += 1;
+                tasks.spawn(async move {
                     guest.write_all(format!("{answer}\n").as_bytes()).await.ok();
                     let mut said = String::new();
                     guest.read_to_string(&mut said).await.ok();
@@ -333,9 +336,9 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                     left.send(()).ok();
                 });
             }
-            Some(()) = leaving.recv() => {}
+            Some(()) = leaving.recv() => guests -= 1,
             told = told_to_stop() => { told?; break }
-            () = tokio::time::sleep(patience) => if guests.is_empty() { break },
+            () = tokio::time::sleep(patience) => if guests == 0 { break },
         }
     }
     std::fs::remove_file(&socket).ok();
