@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use async_nats::jetstream::stream::Stream;
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
-use operations::store::{self, Act};
+use operations::store::Act;
+use operations::store_audit;
 use serde_json::{Value, json};
 
 use crate::operator::ActArgs;
@@ -76,7 +77,7 @@ async fn written(
     detail: &Value,
 ) -> Result<(), anyhow::Error> {
     let mut db = database(context, "operations").await?;
-    store::audit(&mut db, Act { actor, reason: &act.reason }, action, 1, detail).await?;
+    store_audit::audit(&mut db, Act { actor, reason: &act.reason }, action, 1, detail).await?;
     Ok(())
 }
 

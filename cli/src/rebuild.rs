@@ -14,7 +14,8 @@ use clap::{Args, Subcommand};
 use contracts::events::todo::{SERVICE, Status, Todo};
 use contracts::subject;
 use indicatif::{ProgressBar, ProgressStyle};
-use operations::store::{self, Act};
+use operations::store::Act;
+use operations::store_audit;
 use search_projector::REBUILDER;
 use search_projector::store::{Document, Index, Outcome};
 use search_projector::store_rebuild::Source;
@@ -90,7 +91,7 @@ impl Rebuild<'_> {
     async fn audit(&self, action: &str, count: u64, detail: &Value) -> Result<(), anyhow::Error> {
         let mut db = database(self.context, "operations").await?;
         let act = Act { actor: &self.actor, reason: &self.args.act.reason };
-        store::audit(&mut db, act, action, count.cast_signed(), detail).await?;
+        store_audit::audit(&mut db, act, action, count.cast_signed(), detail).await?;
         Ok(())
     }
 

@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use clap::Args;
 use devstack::supervisor::State;
 use devstack::{Unit, process};
-use operations::store::{self, AuditLine, Group, Selection};
+use operations::store::{self, Group, Selection};
+use operations::store_audit::{self, AuditLine};
 use outbox::operate::{self, JournalLine, Overview};
 use serde::Serialize;
 use serde_json::Value;
@@ -21,7 +22,7 @@ use crate::{consumers, events, table};
 /// What does not answer by then is said not to.
 const PATIENCE: Duration = Duration::from_secs(3);
 const GROUPS: usize = 5;
-const JOURNAL: usize = 5;
+const JOURNAL: i64 = 5;
 
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
@@ -157,9 +158,8 @@ async fn unready(units: &[Unit]) -> Vec<(String, String)> {
 async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {
     let mut db = database(context, "todo").await?;
     let overview = operate::overview(&mut db).await?;
-    let mut journal = operate::journal(&mut db, 1_000).await?;
-    let last_refill = journal.iter().find(|line| line.kind == "refill").cloned();
-    journal.truncate(JOURNAL);
+    let journal = operate::journal(&mut db, JOURNAL).await?;
+    let last_refill = operate::last(&mut db, "refill").await?;
     let oldest = overview.oldest_waiting.map(|at| (devstack::supervisor::now() - at).as_seconds_f64().max(0.0));
     let stream_tail = tokio::time::timeout(PATIENCE / 2, events::open(context)).await.ok().and_then(Result::ok);
     let stream_tail = stream_tail.map(|(_, stream)| stream.cached_info().state.last_sequence);
@@ -168,11 +168,9 @@ async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {
 
 async fn letters(context: &Context) -> Result<Letters, anyhow::Error> {
     let mut db = database(context, "operations").await?;
-    let unsettled = Some(vec!["open".to_owned(), "failed_again".to_owned()]);
-    let selection = Selection { states: unsettled, ..Selection::default() };
+    let selection = Selection { states: Some(Selection::unsettled()), ..Selection::default() };
     let groups = store::groups(&mut db, &selection).await.context("reading the groups")?;
-    let audit = store::audit_lines(&mut db, 1_000).await?;
-    let last_rebuild = audit.into_iter().find(|line| line.action == "rebuilt search");
+    let last_rebuild = store_audit::last(&mut db, "rebuilt search").await?;
     Ok(Letters { stats: store::stats(&mut db).await?, groups, last_rebuild })
 }
 

@@ -176,7 +176,7 @@ impl SelectArgs {
             until: self.until,
             states: match self.state.as_str() {
                 "all" => None,
-                "unsettled" => Some(vec!["open".to_owned(), "failed_again".to_owned()]),
+                "unsettled" => Some(Selection::unsettled()),
                 state => Some(vec![state.to_owned()]),
             },
         }

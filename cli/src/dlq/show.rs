@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use operations::store::{self, Letter, Selection};
+use operations::store_audit;
 use operations::store_jobs::{Job, Planned};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -219,12 +220,12 @@ pub async fn stats(context: &Context, db: &mut PgConnection) -> Result<(), anyho
 }
 
 pub async fn audit(context: &Context, db: &mut PgConnection, lines: i64) -> Result<(), anyhow::Error> {
-    let lines = store::audit_lines(db, lines).await?;
+    let lines = store_audit::audit_lines(db, lines).await?;
     if context.json {
         println!("{}", serde_json::to_string_pretty(&lines)?);
         return Ok(());
     }
-    let row = |line: &store::AuditLine| {
+    let row = |line: &store_audit::AuditLine| {
         let detail = short(&line.detail.to_string(), 100);
         vec![
             time(line.at),

@@ -130,6 +130,19 @@ pub async fn journal(db: &mut PgConnection, lines: i64) -> Result<Vec<JournalLin
         .await
 }
 
+/// The newest line of the journal of one kind.
+///
+/// # Errors
+/// The database refuses.
+pub async fn last(db: &mut PgConnection, kind: &str) -> Result<Option<JournalLine>, sqlx::Error> {
+    sqlx::query_as(
+        "select at, kind, actor, from_seq, to_seq, detail from outbox_journal where kind = $1 order by id desc limit 1",
+    )
+    .bind(kind)
+    .fetch_optional(db)
+    .await
+}
+
 /// The parked rows, the first 10,000 of them.
 ///
 /// # Errors

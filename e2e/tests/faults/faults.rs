@@ -146,12 +146,7 @@ impl<'a> Faults<'a> {
 
     async fn inflict(&self, fault: &Fault) {
         match fault {
-            Fault::Kill(unit) => {
-                let before = self.fleet.unit(unit).restarts;
-                self.kill(unit);
-                // The supervisor notices within a moment.
-                testkit::until("its death is noticed", || async { self.fleet.unit(unit).restarts > before }).await;
-            }
+            Fault::Kill(unit) => self.kill(unit, || {}).await,
             Fault::Pause(unit, length) => {
                 let processes = self.processes(unit);
                 processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGSTOP)));
@@ -171,16 +166,21 @@ impl<'a> Faults<'a> {
                 let data = self.fleet.unit(unit).data_dir.unwrap();
                 let gone = data.with_extension(testkit::unique("gone-"));
                 std::fs::rename(&data, &gone).unwrap();
-                self.kill(unit);
-                std::fs::create_dir_all(&data).unwrap();
+                // Before it is started again.
+                self.kill(unit, || std::fs::create_dir_all(&data).unwrap()).await;
                 std::fs::remove_dir_all(&gone).ok();
             }
         }
     }
 
-    fn kill(&self, unit: &str) {
-        if let Some(pid) = self.fleet.unit(unit).pid {
-            signal(pid, Signal::SIGKILL).ok();
+    /// Kills a unit, does something at once, and waits until the supervisor has noticed. One that is dead already, by the
+    /// fault before, is left to it.
+    async fn kill(&self, unit: &str, then: impl FnOnce()) {
+        let before = self.fleet.unit(unit);
+        let killed = before.pid.is_some_and(|pid| signal(pid, Signal::SIGKILL).is_ok());
+        then();
+        if killed {
+            testkit::until("its death is noticed", || async { self.fleet.unit(unit).restarts > before.restarts }).await;
         }
     }
 
@@ -218,12 +218,12 @@ impl<'a> Faults<'a> {
             if self.prober.execute(request).await.is_ok_and(|response| response.status() == 200) {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tick.tick().await;
         }
         self.probes += 1;
         while !self.finds(&title).await {
             assert!(Instant::now() < deadline, "{what}: what was written is not found");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tick.tick().await;
         }
     }
 

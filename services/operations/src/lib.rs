@@ -1,13 +1,15 @@
 //! The operations service: keeps dead letters beside the broker, and replays them as jobs.
 //!
 //! `events` keeps what consumers tell, `replay` works on jobs at the pace that `pace` (pure) gives, `letters` (pure)
-//! knows what a letter says of itself. `store` and `store_jobs` are also what `flotilla dlq` works with.
+//! knows what a letter says of itself. `store`, `store_audit` and `store_jobs` are also what `flotilla dlq` works with.
 
 pub mod letters;
 
 pub mod pace;
 
 pub mod store;
+
+pub mod store_audit;
 
 pub mod store_jobs;
 

@@ -7,7 +7,8 @@ use service::nats::Record;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::store::{AuditLine, Store};
+use crate::store::Store;
+use crate::store_audit::AuditLine;
 
 /// The stream, and its subjects.
 pub(crate) const STREAM: (&str, &str) = ("AUDIT", "audit.>");

@@ -1,12 +1,13 @@
-//! All SQL of dead letters and of the audit. `store_jobs` has that of jobs.
+//! All SQL of dead letters. `store_jobs` has that of jobs, `store_audit` that of the audit.
 
 use chrono::{DateTime, Utc};
 use consumer::DeadLetter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, FromRow, PgConnection, PgPool, Row as _};
+use sqlx::{Connection as _, FromRow, PgConnection, PgPool};
 
 use crate::letters::{self, NotTheEvent};
+use crate::store_audit::audit;
 use crate::store_jobs;
 
 /// The schema, in steps.
@@ -97,6 +98,14 @@ pub struct Selection {
     /// In one of these states; none is every state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub states: Option<Vec<String>>,
+}
+
+impl Selection {
+    /// The states of what is not settled.
+    #[must_use]
+    pub fn unsettled() -> Vec<String> {
+        vec!["open".to_owned(), "failed_again".to_owned()]
+    }
 }
 
 /// The condition of a selection, its parameters from $1 to $10; the letter is `l`.
@@ -250,24 +259,6 @@ pub struct Stats {
     pub deaths: i64,
 }
 
-/// A line of the audit.
-#[derive(Debug, Clone, FromRow, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AuditLine {
-    /// When.
-    pub at: DateTime<Utc>,
-    /// Who.
-    pub actor: String,
-    /// What.
-    pub action: String,
-    /// Why.
-    pub reason: String,
-    /// About how many.
-    pub count: i64,
-    /// What exactly, and what came of it.
-    pub detail: Value,
-}
-
 const LINE: &str = "l.id, l.consumer, l.event_type, l.tenant, l.aggregate_id, l.event_id, l.group_id, l.state, \
     (select count(*) from death d where d.letter = l.id) as deaths, l.first_failed_at, l.last_died_at, \
     coalesce((select reason from death d where d.letter = l.id order by died_at desc, key desc limit 1), '') as reason, \
@@ -366,39 +357,6 @@ async fn edit_in(tx: &mut PgConnection, id: i64, edited: &[u8], act: Act<'_>) ->
     Ok(())
 }
 
-/// Writes a line of the audit.
-///
-/// # Errors
-/// The database refuses.
-pub async fn audit(
-    db: &mut PgConnection,
-    act: Act<'_>,
-    action: &str,
-    count: i64,
-    detail: &Value,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("insert into audit (actor, action, reason, count, detail) values ($1, $2, $3, $4, $5)")
-        .bind(act.actor)
-        .bind(action)
-        .bind(act.reason)
-        .bind(count)
-        .bind(detail)
-        .execute(db)
-        .await
-        .map(drop)
-}
-
-/// The newest lines of the audit, newest first.
-///
-/// # Errors
-/// The database refuses.
-pub async fn audit_lines(db: &mut PgConnection, lines: i64) -> Result<Vec<AuditLine>, sqlx::Error> {
-    sqlx::query_as("select at, actor, action, reason, count, detail from audit order by id desc limit $1")
-        .bind(lines)
-        .fetch_all(db)
-        .await
-}
-
 impl Store {
     /// A transaction.
     ///
@@ -406,29 +364,6 @@ impl Store {
     /// No connection is to be had.
     pub async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
         self.0.begin().await
-    }
-
-    /// Lines of the audit that are not in the stream of it, oldest first.
-    ///
-    /// # Errors
-    /// The database refuses.
-    pub async fn untold(&self) -> Result<Vec<(i64, AuditLine)>, sqlx::Error> {
-        let sql = "select id, at, actor, action, reason, count, detail from audit a \
-            where not exists (select from audit_told t where t.id = a.id) order by id limit 100";
-        let rows = sqlx::query(sql).fetch_all(&self.0).await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, AuditLine::from_row(row)?))).collect()
-    }
-
-    /// Notes that a line is in the stream.
-    ///
-    /// # Errors
-    /// The database refuses.
-    pub async fn told(&self, id: i64) -> Result<(), sqlx::Error> {
-        sqlx::query("insert into audit_told (id) values ($1) on conflict do nothing")
-            .bind(id)
-            .execute(&self.0)
-            .await
-            .map(drop)
     }
 
     /// Whether the database answers.

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, FromRow, PgConnection};
 
 use crate::pace::{Pace, Progress};
-use crate::store::{Act, Refused, SELECTED, Selection, audit, select};
+use crate::store::{Act, Refused, SELECTED, Selection, select};
+use crate::store_audit::audit;
 
 /// A job.
 #[derive(Debug, Clone, FromRow, Serialize)]
@@ -147,7 +148,7 @@ pub async fn create(db: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Re
 
 async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
     let mut selection = order.selection.clone();
-    selection.states = Some(vec!["open".to_owned(), "failed_again".to_owned()]);
+    selection.states = Some(Selection::unsettled());
     // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
     let sql = format!(
         "with chosen as (select l.id, l.consumer, l.aggregate_id, l.sequence as version from letter l where {SELECTED}), \

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use crate::store::{Act, Store, audit};
+use crate::store::{Act, Store};
+use crate::store_audit::audit;
 use crate::store_jobs::{COUNTS, JOB, Job, end, failed, replayed};
 
 /// An item that is to be sent.

@@ -45,7 +45,7 @@ async fn letters_are_replayed_to_the_consumer_that_failed_in_the_order_of_their_
     assert_eq!(bystander.lock().unwrap().len(), 10, "nobody else is replayed to");
     let stats = world.stats().await;
     assert_eq!((stats.handled, stats.deaths), (10, 10));
-    let audit = store::audit_lines(&mut world.db().await, 10).await.unwrap();
+    let audit = operations::store_audit::audit_lines(&mut world.db().await, 10).await.unwrap();
     let lines: Vec<_> =
         audit.iter().rev().map(|line| (line.actor.as_str(), line.action.as_str(), line.count)).collect();
     assert_eq!(lines, [("olga", "replay", 10), ("operations", "done", 10)]);

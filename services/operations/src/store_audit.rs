@@ -1,0 +1,97 @@
+//! All SQL of the audit: who did what, when and why. Lines are only added.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{FromRow, PgConnection, Row as _};
+
+use crate::store::{Act, Store};
+
+/// A line of the audit.
+#[derive(Debug, Clone, FromRow, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditLine {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Who.
+    pub actor: String,
+    /// What.
+    pub action: String,
+    /// Why.
+    pub reason: String,
+    /// About how many.
+    pub count: i64,
+    /// What exactly, and what came of it.
+    pub detail: Value,
+}
+
+/// Writes a line of the audit.
+///
+/// # Errors
+/// The database refuses.
+pub async fn audit(
+    db: &mut PgConnection,
+    act: Act<'_>,
+    action: &str,
+    count: i64,
+    detail: &Value,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("insert into audit (actor, action, reason, count, detail) values ($1, $2, $3, $4, $5)")
+        .bind(act.actor)
+        .bind(action)
+        .bind(act.reason)
+        .bind(count)
+        .bind(detail)
+        .execute(db)
+        .await
+        .map(drop)
+}
+
+/// The newest lines of the audit, newest first.
+///
+/// # Errors
+/// The database refuses.
+pub async fn audit_lines(db: &mut PgConnection, lines: i64) -> Result<Vec<AuditLine>, sqlx::Error> {
+    sqlx::query_as("select at, actor, action, reason, count, detail from audit order by id desc limit $1")
+        .bind(lines)
+        .fetch_all(db)
+        .await
+}
+
+/// The newest line of one kind of act.
+///
+/// # Errors
+/// The database refuses.
+pub async fn last(db: &mut PgConnection, action: &str) -> Result<Option<AuditLine>, sqlx::Error> {
+    sqlx::query_as(
+        "select at, actor, action, reason, count, detail from audit where action = $1 order by id desc limit 1",
+    )
+    .bind(action)
+    .fetch_optional(db)
+    .await
+}
+
+impl Store {
+    /// Lines of the audit that are not in the stream of it, oldest first.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn untold(&self) -> Result<Vec<(i64, AuditLine)>, sqlx::Error> {
+        let sql = "select id, at, actor, action, reason, count, detail from audit a \
+            where not exists (select from audit_told t where t.id = a.id) order by id limit 100";
+        let rows = sqlx::query(sql).fetch_all(&self.0).await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, AuditLine::from_row(row)?))).collect()
+    }
+
+    /// Notes that a line is in the stream.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn told(&self, id: i64) -> Result<(), sqlx::Error> {
+        sqlx::query("insert into audit_told (id) values ($1) on conflict do nothing")
+            .bind(id)
+            .execute(&self.0)
+            .await
+            .map(drop)
+    }
+}
