@@ -11,7 +11,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::Stream;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand};
-use contracts::events::todo::{SERVICE, Status, Todo};
+use contracts::events::todo::SERVICE;
 use contracts::subject;
 use indicatif::{ProgressBar, ProgressStyle};
 use operations::store::Act;
@@ -213,7 +213,8 @@ impl Rebuild<'_> {
                 .await?;
             let Some(last) = rows.last() else { break };
             after = (last.tenant.clone(), last.id);
-            let documents: Vec<Document> = rows.iter().map(document).collect::<Result<_, _>>()?;
+            let documents: Vec<Document> =
+                rows.iter().map(|row| row.document(devstack::supervisor::now())).collect::<Result<_, _>>()?;
             let outcomes = next.write(&documents.iter().collect::<Vec<_>>()).await?;
             let refused = outcomes.iter().find(|outcome| !matches!(outcome, Outcome::Written | Outcome::Newer));
             ensure!(refused.is_none(), "the index does not take a todo: {refused:?}; run the command again to go on");
@@ -352,27 +353,4 @@ impl Rebuild<'_> {
         say(self.context, &json!({"abandoned": name}), &format!("{name} is given up."));
         Ok(())
     }
-}
-
-fn document(row: &Row) -> Result<Document, anyhow::Error> {
-    let todo = Todo {
-        id: row.id.to_string().parse().map_err(|error| anyhow::anyhow!("{error}"))?,
-        title: row.title.clone(),
-        notes: row.notes.clone(),
-        status: if row.status == "OPEN" { Status::Open } else { Status::Completed },
-        due_time: row.due_time,
-        labels: row.labels.clone(),
-        assignee: row
-            .assignee
-            .as_ref()
-            .map(|user| user.parse())
-            .transpose()
-            .map_err(|error| anyhow::anyhow!("{error}"))?,
-        create_time: row.create_time,
-        update_time: row.update_time,
-        complete_time: row.complete_time,
-        created_by: row.created_by.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
-        version: row.version,
-    };
-    Ok(Document::new(row.tenant.parse()?, &todo, row.delete_time.is_some(), devstack::supervisor::now()))
 }

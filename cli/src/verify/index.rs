@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use contracts::events::todo::SERVICE;
-use serde::Deserialize;
+use contracts::events::todo::{SERVICE, Status, Todo};
+use search_projector::store::Document;
 use serde_json::{Value, json};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
@@ -39,23 +39,29 @@ pub struct Row {
     pub version: i32,
 }
 
-/// A document as the index has it.
-#[derive(Debug, Clone, Deserialize, PartialEq)]
-struct Document {
-    tenant: String,
-    version: i32,
-    deleted: bool,
-    title: Option<String>,
-    notes: Option<String>,
-    status: Option<String>,
-    due_time: Option<DateTime<Utc>>,
-    #[serde(default)]
-    labels: Vec<String>,
-    assignee: Option<String>,
-    create_time: Option<DateTime<Utc>>,
-    update_time: Option<DateTime<Utc>>,
-    complete_time: Option<DateTime<Utc>>,
-    created_by: Option<String>,
+impl Row {
+    /// The document that the index is to have of it.
+    ///
+    /// # Errors
+    /// The row holds what no todo may.
+    pub fn document(&self, index_time: DateTime<Utc>) -> Result<Document, anyhow::Error> {
+        let user = |id: &String| id.parse().map_err(|error| anyhow::anyhow!("{error}"));
+        let todo = Todo {
+            id: self.id.to_string().parse().map_err(|error| anyhow::anyhow!("{error}"))?,
+            title: self.title.clone(),
+            notes: self.notes.clone(),
+            status: if self.status == "OPEN" { Status::Open } else { Status::Completed },
+            due_time: self.due_time,
+            labels: self.labels.clone(),
+            assignee: self.assignee.as_ref().map(user).transpose()?,
+            create_time: self.create_time,
+            update_time: self.update_time,
+            complete_time: self.complete_time,
+            created_by: user(&self.created_by)?,
+            version: self.version,
+        };
+        Ok(Document::new(self.tenant.parse()?, &todo, self.delete_time.is_some(), index_time))
+    }
 }
 
 /// So often what differs is looked at again: an event may still be on its way from the outbox into the stream.
@@ -311,28 +317,15 @@ fn suspect(suspects: &mut BTreeMap<Key, String>, key: Key, why: String) -> Resul
 /// Why the index shows a todo otherwise than it is.
 fn differs(row: &Row, document: Option<&Document>) -> Option<String> {
     let Some(document) = document else { return Some(format!("at version {}, and not in the index", row.version)) };
-    if document.tenant != row.tenant {
+    if document.tenant.as_str() != row.tenant {
         return Some(format!("the index has it under the tenant {}", document.tenant));
     }
     if document.version != row.version {
         return Some(format!("at version {}, the index at {}", row.version, document.version));
     }
-    let deleted = row.delete_time.is_some();
-    let shown = |content: bool| content.then_some(());
-    let is = Document {
-        tenant: row.tenant.clone(),
-        version: row.version,
-        deleted,
-        title: shown(!deleted).map(|()| row.title.clone()),
-        notes: shown(!deleted).map(|()| row.notes.clone()),
-        status: shown(!deleted).map(|()| row.status.clone()),
-        due_time: row.due_time.filter(|_| !deleted),
-        labels: if deleted { Vec::new() } else { row.labels.clone() },
-        assignee: row.assignee.clone().filter(|_| !deleted),
-        create_time: Some(row.create_time).filter(|_| !deleted),
-        update_time: Some(row.update_time).filter(|_| !deleted),
-        complete_time: row.complete_time.filter(|_| !deleted),
-        created_by: shown(!deleted).map(|()| row.created_by.clone()),
-    };
-    (is != *document).then(|| format!("both at version {}, with another content", row.version))
+    match row.document(document.index_time) {
+        Ok(is) if is == *document => None,
+        Ok(_) => Some(format!("both at version {}, with another content", row.version)),
+        Err(error) => Some(format!("the database has what no todo may: {error:#}")),
+    }
 }

@@ -24,7 +24,7 @@ use tracing::{info, instrument};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One todo as it is searched.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Document {
     /// Whose it is.
     pub tenant: TenantId,
@@ -42,7 +42,7 @@ pub struct Document {
 }
 
 /// What is searched and shown of a todo that is not deleted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Content {
     /// See the todo.
     pub title: String,
@@ -217,14 +217,22 @@ impl Index {
     /// # Errors
     /// Fails when OpenSearch is away.
     pub async fn filled(&self) -> Result<Filled, anyhow::Error> {
+        let notes = self.named().await?.map(|(_, notes)| notes["filled_since"].as_u64());
+        Ok(notes.map_or(Filled::Missing, |since| since.map_or(Filled::No, Filled::Since)))
+    }
+
+    /// The name of the index behind the alias, and what is noted in it; none when there is none.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn named(&self) -> Result<Option<(String, Value)>, anyhow::Error> {
         let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias), None).await?;
         if response.status_code() == StatusCode::NOT_FOUND {
-            return Ok(Filled::Missing);
+            return Ok(None);
         }
         let answer: Value = response.error_for_status_code()?.json().await?;
-        let index = answer.as_object().and_then(|indices| indices.values().next());
-        let since = index.and_then(|index| index["mappings"]["_meta"]["filled_since"].as_u64());
-        Ok(since.map_or(Filled::No, Filled::Since))
+        let first = answer.as_object().and_then(|indices| indices.iter().next());
+        Ok(first.map(|(name, index)| (name.clone(), index["mappings"]["_meta"].clone())))
     }
 
     /// Notes in the index that all from this event of the stream on is in it, or on its way.

@@ -1,7 +1,7 @@
 //! All questions to the index that a rebuild asks: an index beside the one that is searched, and the swap.
 
 use anyhow::{Context as _, bail};
-use opensearch::http::{Method, StatusCode};
+use opensearch::http::Method;
 use serde_json::{Value, json};
 use tracing::instrument;
 
@@ -39,20 +39,6 @@ impl Index {
     #[must_use]
     pub fn previous(&self) -> Self {
         self.behind(&format!("{}-previous", self.alias()))
-    }
-
-    /// The name of the index behind the alias, and what is noted in it; none when there is none.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn named(&self) -> Result<Option<(String, Value)>, anyhow::Error> {
-        let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias()), None).await?;
-        if response.status_code() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let answer: Value = response.error_for_status_code()?.json().await?;
-        let first = answer.as_object().and_then(|indices| indices.iter().next());
-        Ok(first.map(|(name, index)| (name.clone(), index["mappings"]["_meta"].clone())))
     }
 
     /// Makes an index of this name behind this alias, with the mapping of this version.
