@@ -13,6 +13,7 @@ mod stack;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
 
 /// As in every service.
 #[global_allocator]
@@ -51,24 +52,32 @@ enum Command {
     Relay(relay::RelayArgs),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Args::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+fn main() -> ExitCode {
+    let Args { runs, command } = Args::parse();
+    let result = match command.unwrap_or(Command::All) {
+        // One relay needs one thread.
+        Command::Relay(relay) => in_runtime(&mut Builder::new_current_thread(), relay::run(relay)),
+        command => in_runtime(&mut Builder::new_multi_thread(), run(runs, command)),
+    };
+    result.map_or_else(
+        |error| {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
-        }
-    }
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }
 
-async fn run(args: Args) -> Result<(), anyhow::Error> {
-    let command = args.command.unwrap_or(Command::All);
-    if let Command::Relay(relay) = command {
-        return relay::run(relay).await;
-    }
+fn in_runtime(
+    runtime: &mut Builder,
+    work: impl Future<Output = Result<(), anyhow::Error>>,
+) -> Result<(), anyhow::Error> {
+    runtime.enable_all().build()?.block_on(work)
+}
+
+async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     anyhow::ensure!(!cfg!(debug_assertions), "figures of a debug build say nothing: use `make bench`");
-    let bench = stack::Bench::start(args.runs).await?;
+    let bench = stack::Bench::start(runs).await?;
     let result = tokio::select! {
         result = measure(&bench, command) => result,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),

@@ -4,13 +4,18 @@ use std::time::Duration;
 
 /// CPU time of a process and its threads, user and system.
 pub fn cpu(pid: u32) -> Duration {
-    spent(pid, 11)
+    spent(&format!("/proc/{pid}/stat"), 11)
+}
+
+/// CPU time of one thread of this process.
+pub fn cpu_of_thread(id: i32) -> Duration {
+    spent(&format!("/proc/self/task/{id}/stat"), 11)
 }
 
 /// Fields of `/proc/PID/stat` from the one after the name on: 11 and 12 are of the process, 13 and 14 of its children that
 /// have ended.
-fn spent(pid: u32, first: usize) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+fn spent(stat: &str, first: usize) -> Duration {
+    let text = std::fs::read_to_string(stat).unwrap_or_default();
     // The fields after the program's name, which may hold blanks; user and system time in ticks of 10 ms.
     let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
@@ -21,7 +26,7 @@ fn spent(pid: u32, first: usize) -> Duration {
 pub fn cpu_with_children(pid: u32) -> Duration {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    cpu(pid) + spent(pid, 13) + children.map(cpu_with_children).sum::<Duration>()
+    cpu(pid) + spent(&format!("/proc/{pid}/stat"), 13) + children.map(cpu_with_children).sum::<Duration>()
 }
 
 fn status(pid: u32, field: &str) -> f64 {

@@ -23,6 +23,7 @@ use crate::stack::{Bench, Database, connect, first_and_last};
 const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
 const PAYLOAD: usize = 600;
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const EVENT_ID: async_nats::HeaderName = async_nats::HeaderName::from_static("Outbox-Event-Id");
 const AGE: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Args)]
@@ -86,15 +87,28 @@ pub struct RelayArgs {
 /// A relay and nothing else.
 pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    let relay = make(&args.database, &args.nats, &args.name).await?;
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::join!(relay.run(stop), async move {
+        signal.recv().await;
+        asked.cancel();
+    });
+    Ok(())
+}
+
+/// A relay as a service has it, metrics included.
+async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyhow::Error> {
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
-        .install_recorder()?;
-    let db = PgPool::connect_lazy(&args.database)?;
-    let nats = connect(&args.nats).await?;
+        .install_recorder()
+        // It may have been, by the run before.
+        .ok();
     let config = RelayConfig {
-        stream: spec(&args.name),
+        stream: spec(name),
         content_type: "application/cloudevents+json; charset=utf-8".to_owned(),
-        hint_subject: hint(&args.name),
+        hint_subject: hint(name),
         holder: Uuid::now_v7(),
         lease: Duration::from_secs(4),
         poll: Duration::from_millis(500),
@@ -102,16 +116,37 @@ pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
         retention_days: Some(31),
         max_bytes: 65_536,
     };
-    let stop = CancellationToken::new();
-    let relay = Relay::new(db, nats, config);
-    let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let asked = stop.clone();
-    let mut signal = signal?;
-    tokio::join!(relay.run(stop), async move {
-        signal.recv().await;
-        asked.cancel();
-    });
-    Ok(())
+    Ok(Relay::new(PgPool::connect_lazy(database)?, connect(nats).await?, config))
+}
+
+/// A relay in this process, on a thread of its own, so that its CPU time can be told from that of the writers.
+struct Within {
+    handle: outbox::Handle,
+    thread: i32,
+    stop: CancellationToken,
+    ended: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Within {
+    async fn start(bench: &Bench, database: &Database, name: &str) -> Result<Self, anyhow::Error> {
+        let (database, nats, name) = (database.relay.clone(), bench.nats_url()?, name.to_owned());
+        let (said, hear) = tokio::sync::oneshot::channel();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let stop = CancellationToken::new();
+        let asked = stop.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async move {
+                let relay = make(&database, &nats, &name).await?;
+                said.send((relay.handle(), nix::unistd::gettid().as_raw())).ok();
+                relay.run(asked).await;
+                end.send(()).ok();
+                Ok::<_, anyhow::Error>(())
+            })
+        });
+        let (handle, thread) = hear.await.context("the relay did not start")?;
+        Ok(Self { handle, thread, stop, ended })
+    }
 }
 
 fn spec(name: &str) -> StreamSpec {
@@ -191,18 +226,22 @@ async fn drain_once(
     Ok((rows as f64 / (last - first), cpu.as_secs_f64() * 1e6 / rows as f64, peak))
 }
 
-/// The same payload and headers but for the expected sequence, published by a client that does nothing else, with so many in flight.
-async fn raw_once(bench: &Bench, name: &str, rows: u64, window: u64) -> Result<f64, anyhow::Error> {
-    let client = bench.nats().await?;
-    let js = jetstream::new(client.clone());
-    let config = stream::Config {
+/// A stream as the relay makes it.
+fn stream_config(name: &str) -> stream::Config {
+    stream::Config {
         name: name.to_owned(),
         subjects: vec![format!("{name}.>")],
         max_age: AGE,
         discard: stream::DiscardPolicy::New,
         ..Default::default()
-    };
-    let stream = js.create_stream(config).await?;
+    }
+}
+
+/// The same payload and headers but for the expected sequence, published by a client that does nothing else, with so many in flight.
+async fn raw_once(bench: &Bench, name: &str, rows: u64, window: u64) -> Result<f64, anyhow::Error> {
+    let client = bench.nats().await?;
+    let js = jetstream::new(client.clone());
+    let stream = js.create_stream(stream_config(name)).await?;
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await?;
     let payload = Bytes::from(vec![b'x'; PAYLOAD]);
@@ -214,7 +253,7 @@ async fn raw_once(bench: &Bench, name: &str, rows: u64, window: u64) -> Result<f
             headers.insert("content-type", "application/cloudevents+json; charset=utf-8");
             headers.insert("Outbox-Seq", (sent + 1).to_string());
             headers.insert("Outbox-Created", "1790000000000000");
-            headers.insert("Outbox-Event-Id", "0199a0e0-0000-7000-8000-000000000000");
+            headers.insert(EVENT_ID, "0199a0e0-0000-7000-8000-000000000000");
             headers.insert("traceparent", TRACEPARENT);
             let reply = async_nats::Subject::from(inbox.clone());
             client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload.clone()).await?;
@@ -275,23 +314,44 @@ struct Latency {
     used: f64,
 }
 
+/// Who publishes what was committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Publisher {
+    /// The relay of the writers' process, which hand it what they commit: as in a service.
+    Relay,
+    /// A relay in another process, which is only told that there is something to look for: as with a second replica.
+    RelayBeside,
+    /// Each writer, right after its commit, with no outbox between: as quick as this machine is, and what a crash loses.
+    Writer,
+}
+
 /// Commit to stored, at a steady rate.
 async fn latency_once(
     bench: &Bench,
     database: &Database,
     name: &str,
     (rate, seconds): (u64, u64),
+    publisher: Publisher,
 ) -> Result<Latency, anyhow::Error> {
     let client = bench.nats().await?;
     let js = jetstream::new(client.clone());
-    let relay = spawn(bench, database, name)?;
-    let pid = relay.id().context("the relay has ended")?;
+    let (mut within, mut beside) = (None, None);
+    match publisher {
+        Publisher::Relay => within = Some(Within::start(bench, database, name).await?),
+        Publisher::RelayBeside => beside = Some(spawn(bench, database, name)?),
+        Publisher::Writer => drop(js.create_stream(stream_config(name)).await?),
+    }
+    let used = || {
+        let within = within.as_ref().map(|relay| process::cpu_of_thread(relay.thread));
+        within.or_else(|| beside.as_ref().and_then(Child::id).map(process::cpu)).unwrap_or_default()
+    };
     let before = until_stored(&js, name, 0).await?.get_info().await?.state.last_sequence;
     let clients = 8;
     let started = Instant::now() + Duration::from_millis(500);
     let writers = (0..clients).map(|client_number| {
         let (client, hint) = (client.clone(), hint(name));
         let (app, subject) = (database.app.clone(), format!("{name}.todo.created.v1.acme"));
+        let relay = within.as_ref().map(|relay| relay.handle.clone());
         async move {
             let mut db = PgConnection::connect(&app).await?;
             sqlx::query("set app.tenant = 'acme'").execute(&mut db).await?;
@@ -303,24 +363,40 @@ async fn latency_once(
                 let mut tx = db.begin().await?;
                 let event = outbox::NewEvent {
                     id,
-                    tenant: "acme",
-                    aggregate_id: &aggregate,
-                    subject: &subject,
-                    traceparent: Some(TRACEPARENT),
-                    payload: &payload,
+                    tenant: "acme".to_owned(),
+                    aggregate_id: aggregate,
+                    subject: subject.clone(),
+                    traceparent: Some(TRACEPARENT.to_owned()),
+                    payload: payload.clone(),
                 };
-                outbox::append(&mut tx, &event).await?;
-                let began = Instant::now();
-                tx.commit().await?;
-                committed.push((id, (chrono::Utc::now(), began.elapsed().as_secs_f64() * 1e3)));
-                client.publish(hint.clone(), Bytes::new()).await?;
+                let mut commit = async |tx: sqlx::Transaction<'_, sqlx::Postgres>| {
+                    let began = Instant::now();
+                    tx.commit().await?;
+                    committed.push((id, (chrono::Utc::now(), began.elapsed().as_secs_f64() * 1e3)));
+                    Ok(())
+                };
+                match &relay {
+                    Some(relay) => relay.commit(tx, vec![event], commit).await?,
+                    None => {
+                        outbox::append(&mut tx, &event).await?;
+                        commit(tx).await?;
+                    }
+                }
+                match publisher {
+                    Publisher::Relay => {}
+                    Publisher::RelayBeside => client.publish(hint.clone(), Bytes::new()).await?,
+                    Publisher::Writer => {
+                        let headers = HeaderMap::from_iter([(EVENT_ID, id.to_string().parse()?)]);
+                        client.publish_with_headers(subject.clone(), headers, Bytes::from(payload.clone())).await?;
+                    }
+                }
             }
             Ok::<_, anyhow::Error>(committed)
         }
     });
-    let (cpu, wall) = (process::cpu(pid), Instant::now());
+    let (cpu, wall) = (used(), Instant::now());
     let committed = futures::future::try_join_all(writers).await?;
-    let used = (process::cpu(pid) - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
+    let used = (used() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
     let stream = until_stored(&js, name, before + rate * seconds).await?;
     let committed: HashMap<Uuid, (chrono::DateTime<chrono::Utc>, f64)> = committed.into_iter().flatten().collect();
     let commit = committed.values().map(|(_, took)| *took).collect();
@@ -335,7 +411,7 @@ async fn latency_once(
     while let Some(message) = messages.next().await {
         let message = message?;
         let stored = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
-        let id = message.headers.as_ref().and_then(|headers| headers.get("Outbox-Event-Id")).context("an id")?;
+        let id = message.headers.as_ref().and_then(|headers| headers.get(EVENT_ID)).context("an id")?;
         let (commit, _) = committed.get(&id.as_str().parse()?).context("a foreign event")?;
         settled = settled.max(*commit);
         // The client hears of its commit after the relay may have seen it: never less than nothing.
@@ -343,7 +419,13 @@ async fn latency_once(
         latency.commit_to_stored.push(since(*commit));
         latency.settled_to_stored.push(since(settled));
     }
-    stop(relay).await?;
+    if let Some(relay) = beside {
+        stop(relay).await?;
+    }
+    if let Some(relay) = within {
+        relay.stop.cancel();
+        relay.ended.await?;
+    }
     Ok(latency)
 }
 
@@ -367,15 +449,24 @@ fn tell_latency(what: &str, runs: &[Latency]) {
 pub async fn latency(bench: &Bench, args: &LatencyArgs) -> Result<(), anyhow::Error> {
     heading(&format!("Relay: commit to stored at {} events/s for {} s", args.rate, args.seconds));
     bench.pause(&OTHERS)?;
-    let mut runs = Vec::new();
+    let kinds = [
+        (Publisher::Writer, "published by the writers, no outbox"),
+        (Publisher::Relay, "relay in the writers' process"),
+        (Publisher::RelayBeside, "relay in another process"),
+    ];
+    let mut all = kinds.map(|_| Vec::new());
     for run in 0..bench.runs {
-        let database = bench.database().await?;
-        let name = format!("LATENCY{run}");
-        runs.push(latency_once(bench, &database, &name, (args.rate, args.seconds)).await?);
-        bench.drop_with_stream(database, &name).await?;
+        for ((publisher, _), runs) in kinds.iter().zip(&mut all) {
+            let database = bench.database().await?;
+            let name = format!("LATENCY{run}");
+            runs.push(latency_once(bench, &database, &name, (args.rate, args.seconds), *publisher).await?);
+            bench.drop_with_stream(database, &name).await?;
+        }
     }
     bench.resume(&OTHERS)?;
-    tell_latency("8 writers in another process", &runs);
+    for ((_, what), runs) in kinds.iter().zip(&all) {
+        tell_latency(what, runs);
+    }
     Ok(())
 }
 
@@ -449,12 +540,12 @@ pub async fn held(bench: &Bench, args: &HeldArgs) -> Result<(), anyhow::Error> {
         let fresh = bench.database().await?;
         let name = format!("WITHOUT{run}");
         without.push(drain_once(bench, &fresh, &name, rows).await?.0);
-        latencies.0.push(latency_once(bench, &fresh, &name, (500, 10)).await?);
+        latencies.0.push(latency_once(bench, &fresh, &name, (500, 10), Publisher::RelayBeside).await?);
         bench.drop_with_stream(fresh, &name).await?;
         with.push(drain_once(bench, &database, "HELD", rows).await?.0);
-        latencies.1.push(latency_once(bench, &database, "HELD", (500, 10)).await?);
+        latencies.1.push(latency_once(bench, &database, "HELD", (500, 10), Publisher::RelayBeside).await?);
     }
-    let long = latency_once(bench, &database, "HELD", (500, seconds)).await?;
+    let long = latency_once(bench, &database, "HELD", (500, seconds), Publisher::RelayBeside).await?;
     let held_for = held_since.elapsed().as_secs();
     sqlx::query("rollback").execute(&mut holder).await?;
     bench.drop_with_stream(database, "HELD").await?;

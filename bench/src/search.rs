@@ -209,12 +209,19 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         }
     });
     // Beside them a few that look for what they write.
-    let lookers = (0..3_u32).map(|_| {
+    let lookers = (0..3_u32).map(|number| {
         let token = &token;
         async move {
             let mut looker = Writer::connect(bench, token).await?;
             let mut lags = Vec::new();
-            while started.elapsed() < Duration::from_secs(args.seconds) {
+            // Found is found right after a refresh: who writes again at once always waits for a whole interval. So all
+            // moments of an interval get their turn.
+            let phases = (1_u32..).map(|turn| f64::from(turn * 3 + number) * 0.618_034 % 1.0);
+            for phase in phases {
+                tokio::time::sleep(Duration::from_secs_f64(phase * 0.5)).await;
+                if started.elapsed() > Duration::from_secs(args.seconds) {
+                    break;
+                }
                 let word = format!("w{}", Uuid::now_v7().simple());
                 looker.ask("POST", "/v1/todos", &json!({"title": format!("find {word}")}).to_string()).await?;
                 let written = Instant::now();
@@ -230,6 +237,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
             Ok::<Vec<f64>, anyhow::Error>(lags)
         }
     });
+    let before = index_work(bench).await?;
     let (_, lags) = tokio::try_join!(futures::future::try_join_all(writers), futures::future::try_join_all(lookers))?;
     let lags: Vec<f64> = lags.into_iter().flatten().collect();
     let of = |share| quantile(&lags, share);
@@ -241,7 +249,31 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         lags.len()
     );
     figure("from the answer to the hit", &text);
+    let work = index_work(bench).await?;
+    for (what, (count, millis), (count_before, millis_before)) in
+        [("refreshes", work[0], before[0]), ("documents", work[1], before[1]), ("searches", work[2], before[2])]
+    {
+        let (count, millis) = (count - count_before, millis - millis_before);
+        figure(
+            &format!("  {what} of the index"),
+            &format!("{count}, {:.1} ms each", millis as f64 / count.max(1) as f64),
+        );
+    }
     Ok(())
+}
+
+/// How often the index was refreshed, written to in bulk and searched, and the ms that it took.
+async fn index_work(bench: &Bench) -> Result<[(u64, u64); 3], anyhow::Error> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let url = format!("{}/todos/_stats/refresh,indexing,search", bench.url("opensearch"));
+    let stats: Value = http.get(url).send().await?.json().await?;
+    let all = &stats["_all"]["total"];
+    let of = |count: &Value, millis: &Value| (count.as_u64().unwrap_or(0), millis.as_u64().unwrap_or(0));
+    Ok([
+        of(&all["refresh"]["total"], &all["refresh"]["total_time_in_millis"]),
+        of(&all["indexing"]["index_total"], &all["indexing"]["index_time_in_millis"]),
+        of(&all["search"]["query_total"], &all["search"]["query_time_in_millis"]),
+    ])
 }
 
 pub async fn memory(bench: &Bench) -> Result<(), anyhow::Error> {

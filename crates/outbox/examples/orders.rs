@@ -7,14 +7,14 @@
 
 use std::time::Duration;
 
-use outbox::{NewEvent, Relay, RelayConfig, Role, StreamSpec};
+use outbox::{Handle, NewEvent, Relay, RelayConfig, Role, StreamSpec};
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgPool, Transaction};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Takes an order: both rows, or neither.
-async fn place_order(db: &PgPool, customer: &str) -> Result<Uuid, anyhow::Error> {
+async fn place_order(db: &PgPool, relay: &Handle, customer: &str) -> Result<Uuid, anyhow::Error> {
     let (order, event) = (Uuid::now_v7(), Uuid::now_v7());
     let (aggregate, time) = (order.to_string(), std::time::SystemTime::now());
     let payload = json!({
@@ -32,14 +32,13 @@ async fn place_order(db: &PgPool, customer: &str) -> Result<Uuid, anyhow::Error>
         .await?;
     let new = NewEvent {
         id: event,
-        tenant: "acme",
-        aggregate_id: &aggregate,
-        subject: "evt.shop.ordered.v1.acme",
+        tenant: "acme".to_owned(),
+        aggregate_id: aggregate,
+        subject: "evt.shop.ordered.v1.acme".to_owned(),
         traceparent: None,
-        payload: payload.as_bytes(),
+        payload: payload.into_bytes(),
     };
-    outbox::append(&mut tx, &new).await?;
-    tx.commit().await?;
+    relay.commit(tx, vec![new], Transaction::commit).await?;
     Ok(order)
 }
 
@@ -74,8 +73,7 @@ async fn main() -> Result<(), anyhow::Error> {
     let handle = relay.handle();
     let work = async {
         for number in 0..orders {
-            let order = place_order(&db, &format!("customer {number}")).await?;
-            handle.wake();
+            let order = place_order(&db, &handle, &format!("customer {number}")).await?;
             println!("ordered {order}");
         }
         let newest: i64 = sqlx::query_scalar("select coalesce(max(seq), 0) from outbox").fetch_one(&db).await?;

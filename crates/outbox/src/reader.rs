@@ -5,10 +5,16 @@
 //! the sequence's), the transactions that hold a writer's lock on the table after that, and the rows up to the mark
 //! once those are gone. A transaction locks the table before it takes a `seq`, so whoever holds a `seq` up to the mark is
 //! among them or has ended. Most gaps close by themselves within the time of a commit, and cost nothing but a look.
+//!
+//! Rows that were handed over after their commit are there as well: those that follow the place without a gap need no
+//! statement at all. Those behind a gap wait for the row that closes it to be handed over, or for a look.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
+use crate::relay::TIDINGS_MOST;
 use crate::store::{self, Created, Row};
 
 /// How much earlier than the row before it a row may have been stamped: clocks may be set back, a writer may pause
@@ -52,11 +58,13 @@ pub struct Reader {
     settled: i64,
     waiting: Option<Waiting>,
     batch: i64,
+    /// Committed rows behind the place that writers of this process have handed over; the first may have a gap before it.
+    handed: BTreeMap<i64, Row>,
 }
 
 impl Reader {
     pub const fn new(place: Place, batch: i64) -> Self {
-        Self { place, settled: 0, waiting: None, batch }
+        Self { place, settled: 0, waiting: None, batch, handed: BTreeMap::new() }
     }
 
     /// Every number up to this is passed, or was rolled back.
@@ -67,6 +75,44 @@ impl Reader {
     /// Looks again at numbers that had been rolled back.
     pub const fn forget_settled(&mut self) {
         self.settled = 0;
+    }
+
+    /// Takes in rows that have been committed, in any order; `false` if they became too many and some were dropped, which
+    /// a look finds.
+    pub fn hand_over(&mut self, rows: Vec<Row>) -> bool {
+        let room = self.handed.len() + rows.len() <= TIDINGS_MOST;
+        if !room {
+            self.handed.clear();
+        }
+        self.handed.extend(rows.into_iter().filter(|row| row.seq > self.place.seq).map(|row| (row.seq, row)));
+        room
+    }
+
+    /// The rows that follow the place without a gap, of those that were handed over: what a look would find, or its
+    /// beginning.
+    pub fn next_handed(&mut self) -> Option<Next> {
+        while self.handed.first_key_value().is_some_and(|(seq, _)| *seq <= self.place.seq) {
+            self.handed.pop_first();
+        }
+        let gapless =
+            gapless_prefix(self.place.seq, self.handed.keys().copied()).min(usize::try_from(self.batch).ok()?);
+        let rows: Vec<Row> = (0..gapless).filter_map(|_| self.handed.pop_first()).map(|(_, row)| row).collect();
+        (!rows.is_empty()).then(|| self.pass(rows, false))
+    }
+
+    /// Leaves the rows that were handed over to those who look.
+    pub fn forget_handed(&mut self) {
+        self.handed.clear();
+    }
+
+    /// Whether a gap holds back rows that were handed over.
+    pub fn holds_back(&self) -> bool {
+        !self.handed.is_empty()
+    }
+
+    /// Whether a look has found a gap that is not settled yet.
+    pub const fn waits(&self) -> bool {
+        self.waiting.is_some()
     }
 
     /// The next settled rows. After a pause (`settle`) it also takes the next step towards passing a gap.
@@ -138,10 +184,48 @@ fn gapless_prefix(after: i64, seqs: impl Iterator<Item = i64>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::gapless_prefix;
+    use super::{Next, Place, Reader, gapless_prefix};
+    use crate::store::Row;
+    use chrono::DateTime;
     use proptest::prelude::*;
 
+    fn row(seq: i64) -> Row {
+        Row {
+            seq,
+            created_at: DateTime::UNIX_EPOCH,
+            event_id: uuid::Uuid::nil(),
+            tenant: String::new(),
+            aggregate_id: String::new(),
+            subject: String::new(),
+            traceparent: None,
+            payload: Vec::new(),
+        }
+    }
+
+    fn handed(reader: &mut Reader) -> Vec<i64> {
+        let next = std::iter::from_fn(|| reader.next_handed());
+        let rows = |next| if let Next::Rows(rows, _) = next { rows } else { Vec::new() };
+        next.flat_map(rows).map(|row| row.seq).collect()
+    }
+
     proptest! {
+        #[test]
+        fn rows_that_are_handed_over_in_any_order_come_in_theirs_and_never_past_a_gap(
+            order in Just((1_i64..=12).collect::<Vec<_>>()).prop_shuffle(), missing in 1_i64..=13, at_once in 1_usize..5
+        ) {
+            let place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
+            let mut reader = Reader::new(place, 3);
+            let mut seen = Vec::new();
+            for rows in order.chunks(at_once) {
+                // One of a look's rows may be handed over after the look; it was passed then.
+                reader.hand_over([-1, 0].iter().chain(rows).filter(|seq| **seq != missing).map(|seq| row(*seq)).collect());
+                seen.extend(handed(&mut reader));
+                prop_assert_eq!(&seen, &(1..=seen.len() as i64).collect::<Vec<_>>());
+            }
+            prop_assert_eq!(seen.len() as i64, missing - 1);
+            prop_assert_eq!(reader.holds_back(), missing < 12);
+        }
+
         #[test]
         fn a_prefix_has_no_gap_and_is_the_longest(after in 0_i64..100, gaps in prop::collection::vec(1_i64..3, 0..20)) {
             let seqs: Vec<i64> = gaps.iter().scan(after, |at, gap| { *at += gap; Some(*at) }).collect();

@@ -2,12 +2,13 @@
 //! fault. `session` decides from where and what is set aside, `reader` what may be published, `chain` how.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::DerefMut;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use crate::chain::Fault;
 use crate::session::Session;
-use crate::store::{self, Entry};
+use crate::store::{self, Entry, NewEvent, Row};
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -93,17 +94,87 @@ pub struct Status {
     pub stream_seq: u64,
 }
 
+/// How many rows may lie in the tidings, and as many behind a gap; if more come, all are looked for in the outbox. Of the
+/// largest events (64 KiB) that is 32 MiB.
+pub(crate) const TIDINGS_MOST: usize = 500;
+
+/// What was committed in this process and the relay has not taken up yet.
+#[derive(Debug, Default)]
+pub(crate) struct Tidings {
+    news: Mutex<News>,
+    pub arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// Committed rows.
+    pub rows: Vec<Row>,
+    /// Whether there are more, which only a look at the outbox finds.
+    pub look: bool,
+}
+
+impl Tidings {
+    fn tell(&self, rows: Vec<Row>, look: bool) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if news.rows.len() + rows.len() > TIDINGS_MOST {
+            *news = News { rows: Vec::new(), look: true };
+        } else {
+            news.rows.extend(rows);
+            news.look |= look;
+        }
+        drop(news);
+        self.arrived.notify_one();
+    }
+
+    pub fn take(&self) -> News {
+        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// For writers and observers of a relay.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    wake: Arc<Notify>,
+    tidings: Arc<Tidings>,
     status: watch::Receiver<Status>,
 }
 
 impl Handle {
+    /// Appends these events, in their order, as the last that a transaction does, commits it, and hands the rows to the
+    /// relay, which then need not look for them. Lock the aggregate's row first. `commit` is that of the transaction, for
+    /// example `sqlx::Transaction::commit`.
+    ///
+    /// **`tx` must be the outermost transaction, and `commit` must commit it.** The rows are published once it has returned
+    /// `Ok`: that of a savepoint, or one that does nothing, would publish what may yet be rolled back.
+    ///
+    /// This way a row is handed over only by a transaction that was whole to its end: one in which a statement has failed
+    /// takes no more appends (and its COMMIT, which the database answers with a rollback, looks like success to sqlx).
+    ///
+    /// # Errors
+    /// Those of the inserts and of `commit`; if the outcome of the commit is not known, the relay finds out by itself.
+    pub async fn commit<T, F>(
+        &self,
+        mut tx: T,
+        events: Vec<NewEvent>,
+        commit: impl FnOnce(T) -> F,
+    ) -> Result<(), sqlx::Error>
+    where
+        T: DerefMut<Target = PgConnection>,
+        F: Future<Output = Result<(), sqlx::Error>>,
+    {
+        let mut rows = Vec::with_capacity(events.len());
+        for event in events {
+            rows.push(store::append_row(&mut tx, event).await?);
+        }
+        commit(tx).await?;
+        if !rows.is_empty() {
+            self.tidings.tell(rows, false);
+        }
+        Ok(())
+    }
+
     /// Says that a transaction with an event has committed. Never waits; if it is lost, the poll finds the row.
     pub fn wake(&self) {
-        self.wake.notify_one();
+        self.tidings.tell(Vec::new(), true);
     }
 
     /// Where the relay stands; the receiver tells of changes.
@@ -118,7 +189,7 @@ pub struct Relay {
     pub(crate) db: PgPool,
     pub(crate) nats: async_nats::Client,
     pub(crate) config: RelayConfig,
-    pub(crate) wake: Arc<Notify>,
+    pub(crate) tidings: Arc<Tidings>,
     pub(crate) status: watch::Sender<Status>,
 }
 
@@ -183,13 +254,13 @@ impl Relay {
     #[must_use]
     pub fn new(db: PgPool, nats: async_nats::Client, config: RelayConfig) -> Self {
         let status = watch::Sender::new(Status { role: Role::Standby, done: 0, stream_seq: 0 });
-        Self { db, nats, config, wake: Arc::new(Notify::new()), status }
+        Self { db, nats, config, tidings: Arc::default(), status }
     }
 
     /// For those who write and those who watch.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { wake: Arc::clone(&self.wake), status: self.status.subscribe() }
+        Handle { tidings: Arc::clone(&self.tidings), status: self.status.subscribe() }
     }
 
     /// Relays until `stop`. A dependency that is down is waited for; so is a person when stream and outbox contradict
@@ -261,7 +332,10 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => return Err(Trouble::Stop),
                 () = tokio::time::sleep(self.config.lease / 4) => {}
-                () = self.wake.notified() => self.hint().await,
+                () = self.tidings.arrived.notified() => {
+                    self.tidings.take();
+                    self.hint().await;
+                }
             }
             return Ok(());
         };

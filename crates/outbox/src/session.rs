@@ -29,6 +29,45 @@ const BATCH: usize = 1_000;
 const GAP_PAUSE: Duration = Duration::from_millis(3);
 const GAP_PAUSE_MOST: Duration = Duration::from_millis(50);
 
+/// When looks at the outbox take longer than this, the machine is busy ([`Pace`]).
+const SLOW_LOOK: Duration = Duration::from_millis(1);
+/// The longest pause between two looks.
+const REST_MOST: Duration = Duration::from_millis(10);
+
+/// The pause between two looks at the outbox: none while they are quick. On a busy machine twice as much time passes between
+/// looks as they take, so that each finds more rows and writers get the processor instead. A database that is further away than
+/// [`SLOW_LOOK`] looks the same; then it is at most [`REST_MOST`] that a row waits for it.
+#[derive(Debug, Default)]
+struct Pace {
+    /// How long the last ones took: one slow look is chance, four are not.
+    took: [Duration; 4],
+    looks: usize,
+    rests_until: Option<Instant>,
+}
+
+impl Pace {
+    /// After a look; `follow` if more rows lie ready behind what it gave.
+    fn looked(&mut self, since: Instant, follow: bool) {
+        let now = Instant::now();
+        self.took[self.looks % self.took.len()] = now - since;
+        self.looks += 1;
+        let shortest = self.took.iter().min().copied().unwrap_or_default();
+        let rests = !follow && shortest > SLOW_LOOK;
+        self.rests_until = rests.then(|| now + (shortest * 2).min(REST_MOST));
+    }
+
+    fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    async fn rest(&self) {
+        // A timer that is due already may still take a millisecond.
+        if let Some(until) = self.rests_until.filter(|_| self.rests()) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
 /// From taking the place to the first fault.
 pub struct Session<'a> {
     relay: &'a Relay,
@@ -116,16 +155,34 @@ impl<'a> Session<'a> {
         let mut more = true;
         // When to work on a gap, and how long the pause before was.
         let mut gap: Option<(Instant, Duration)> = None;
+        let mut pace = Pace::default();
+        // The first look finds all that was committed before it. Rows of before may be of a database that has been
+        // restored since, and their numbers given out again.
+        self.relay.tidings.take();
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
             if stop.is_cancelled() {
                 self.put_back |= !waiting.is_empty();
                 waiting.clear();
+                self.reader.forget_handed();
                 (more, gap) = (false, None);
             }
-            if waiting.is_empty() && more && self.chain.in_flight() < self.window {
+            if waiting.is_empty() && self.chain.in_flight() < self.window {
+                // Behind a gap that a look has found may be rows that nobody hands over.
+                let found_a_gap = self.reader.waits();
+                if let Some(Next::Rows(rows, _)) = self.reader.next_handed() {
+                    waiting.extend(rows);
+                    (more, gap) = (more || found_a_gap, None);
+                } else if gap.is_none() && !more && self.reader.holds_back() {
+                    gap = Some((Instant::now() + GAP_PAUSE, GAP_PAUSE));
+                }
+            }
+            if waiting.is_empty() && more && self.chain.in_flight() < self.window && !pace.rests() {
                 let settle = gap.is_some_and(|(at, _)| at <= Instant::now());
-                match self.reader.next(&mut self.db, settle).await? {
+                let (began, known) = (Instant::now(), self.reader.waits());
+                let next = self.reader.next(&mut self.db, settle).await?;
+                pace.looked(began, matches!(next, Next::Rows(_, true)));
+                match next {
                     Next::Rows(rows, follow) => {
                         waiting.extend(rows);
                         (more, gap) = (follow, None);
@@ -135,6 +192,8 @@ impl<'a> Session<'a> {
                         more = false;
                         gap = match gap {
                             Some(waiting) if !settle => Some(waiting),
+                            // This look was the first to see the gap.
+                            Some((_, pause)) if !known => Some((Instant::now() + pause, pause)),
                             Some((_, pause)) => {
                                 let pause = (pause * 2).min(GAP_PAUSE_MOST);
                                 Some((Instant::now() + pause, pause))
@@ -178,11 +237,15 @@ impl<'a> Session<'a> {
                         }
                     }
                 }
-                () = std::future::ready(()), if more && waiting.is_empty() && self.chain.in_flight() < self.window => {}
+                () = pace.rest(), if more && waiting.is_empty() && self.chain.in_flight() < self.window => {}
                 () = tokio::time::sleep_until(gap.map_or_else(Instant::now, |(at, _)| at)), if gap.is_some() && !more => {
                     more = true;
                 }
-                () = self.relay.wake.notified() => more = true,
+                () = self.relay.tidings.arrived.notified() => {
+                    let news = self.relay.tidings.take();
+                    let kept = self.reader.hand_over(news.rows);
+                    more |= news.look || !kept;
+                }
                 Some(_) = hints.next() => {
                     // One look does for all that have come.
                     while let Some(Some(_)) = hints.next().now_or_never() {}

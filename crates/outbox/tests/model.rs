@@ -28,6 +28,8 @@ enum Broken {
     CursorInsteadOfTail,
     /// A `seq` is taken before the aggregate's row is locked.
     SeqBeforeLock,
+    /// Rows that were handed over are passed, gap or not.
+    HandedOverGaps,
     /// The newest message is read, not the one at the last sequence that was read before.
     TailApart,
 }
@@ -117,7 +119,8 @@ enum Action {
     NoticeLostLease(usize),
     ReadLastSequence(usize),
     ReadTail(usize),
-    ReadGapless(usize),
+    /// So many of the rows that follow without a gap: all, as a look finds them, or as many as were handed over so far.
+    ReadGapless(usize, usize),
     ReadMark(usize),
     ReadWriters(usize),
     ReadSettled(usize),
@@ -262,12 +265,13 @@ impl Model for Outbox {
                 Session::Open { epoch, base, place, settled, reading, in_flight } => {
                     let room = WINDOW - usize::from(*in_flight);
                     if room > 0 {
+                        let follow = behind(&state.rows, *place, u8::MAX, room);
+                        let gapless = gapless(*place, &follow);
+                        let most = if self.broken == Broken::HandedOverGaps { follow.len() } else { gapless };
+                        actions.extend((1..=most).map(|rows| Action::ReadGapless(index, rows)));
                         match reading {
                             Reading::Start => {
-                                let follow = behind(&state.rows, *place, u8::MAX, room);
-                                if gapless(*place, &follow) > 0 {
-                                    actions.push(Action::ReadGapless(index));
-                                } else if state.next_seq - 1 > *place && state.next_seq - 1 != *settled {
+                                if gapless == 0 && state.next_seq - 1 > *place && state.next_seq - 1 != *settled {
                                     let first = if self.broken == Broken::MarkAfterWriters {
                                         Action::ReadWriters(index)
                                     } else {
@@ -366,7 +370,7 @@ impl Model for Outbox {
                 state.relays[relay].session =
                     Some(Session::Open { epoch, base, place, settled: 0, reading: Reading::Start, in_flight: 0 });
             }
-            Action::ReadGapless(relay)
+            Action::ReadGapless(relay, _)
             | Action::ReadMark(relay)
             | Action::ReadWriters(relay)
             | Action::ReadSettled(relay) => {
@@ -379,9 +383,10 @@ impl Model for Outbox {
                 let mark = before.next_seq - 1;
                 let mut rows = Vec::new();
                 match (&action, reading.clone()) {
-                    (Action::ReadGapless(_), _) => {
+                    (Action::ReadGapless(_, count), _) => {
                         rows = behind(&before.rows, *place, u8::MAX, room);
-                        rows.truncate(gapless(*place, &rows));
+                        rows.truncate(*count);
+                        *reading = Reading::Start;
                     }
                     (Action::ReadMark(_), Reading::Waiting(_, open)) => *reading = Reading::Waiting(mark, open),
                     (Action::ReadMark(_), _) => *reading = Reading::Marked(mark),
@@ -481,6 +486,7 @@ fn the_algorithm_holds_in_every_interleaving() {
 #[test]
 fn each_broken_variant_is_caught() {
     for (broken, property) in [
+        (Broken::HandedOverGaps, "nothing committed lies behind the stream's tail unpublished"),
         (Broken::NoSettle, "nothing committed lies behind the stream's tail unpublished"),
         (Broken::MarkAfterWriters, "nothing committed lies behind the stream's tail unpublished"),
         (Broken::NoExpectedSequence, "once, in the order of seq"),

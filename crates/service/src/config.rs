@@ -99,7 +99,7 @@ pub struct CommonArgs {
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// What to log, as tracing's EnvFilter takes it.
+    /// What to log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     pub log: String,
 }
@@ -133,7 +133,7 @@ impl CommonArgs {
         {
             problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
         }
-        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log) {
+        if let Err(error) = self.log.parse::<tracing_subscriber::filter::Targets>() {
             problems.add(format!("FLOTILLA_LOG: {error}"));
         }
         Some(Common {

@@ -2,13 +2,17 @@
 //! does the rest, with a role that cannot bypass it.
 
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use contracts::TenantId;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
+use sqlx_core::transaction::TransactionManager as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. And
 /// what was committed must last, or an event could outlive its change.
@@ -20,8 +24,34 @@ const LIMITS: [(&str, &str); 4] = [
 ];
 
 /// The database as the service's own role sees it.
+///
+/// A connection whose transaction has committed goes straight to the next one: the pool would ask the database whether it
+/// is still alive first, a round trip for every transaction. All others go back through the pool, which asks, rolls back, and
+/// replaces; so does each that was not used for a second or not in the pool for 30, when the next is asked for.
 #[derive(Debug, Clone)]
-pub struct Db(PgPool);
+pub struct Db(Arc<Connections>);
+
+#[derive(Debug)]
+struct Connections {
+    pool: PgPool,
+    /// As many as the pool has connections: whoever has one of these finds one in `warm` or in the pool.
+    permits: Arc<Semaphore>,
+    warm: Mutex<Vec<Taken>>,
+}
+
+/// A connection out of the pool, which counts it among its own all the while.
+#[derive(Debug)]
+struct Taken {
+    connection: PoolConnection<Postgres>,
+    since: Instant,
+    used: Instant,
+}
+
+impl Taken {
+    fn may_go_on(&self, now: Instant) -> bool {
+        now.duration_since(self.used) < FRESH && now.duration_since(self.since) < TURN
+    }
+}
 
 impl Db {
     /// A pool of up to `connections`, made when they are needed.
@@ -29,7 +59,9 @@ impl Db {
     /// # Errors
     /// Fails when the address cannot be read.
     pub fn lazy(url: &SecretString, name: &str, connections: u32) -> Result<Self, sqlx::Error> {
-        pool(url, name, connections).map(Self)
+        let pool = pool(url, name, connections)?;
+        let permits = Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(Semaphore::MAX_PERMITS)));
+        Ok(Self(Arc::new(Connections { pool, permits, warm: Mutex::default() })))
     }
 
     /// Begins the transaction of one tenant.
@@ -39,9 +71,14 @@ impl Db {
     #[tracing::instrument(target = "service::trace", name = "begin", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     pub async fn begin(&self, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
+        let (taken, permit) = self.take().await?;
+        // From here on a drop rolls back, should this not come to its end.
+        let mut tx = TenantTx { taken: Some(taken), begun: false, home: Arc::clone(&self.0), _permit: permit };
         // One round trip. A tenant id holds nothing but a-z, 0-9 and -.
         let begin = format!("begin; set local app.tenant = '{tenant}'");
-        self.0.begin_with(AssertSqlSafe(begin)).await.map(TenantTx)
+        Transactions::begin(&mut tx, Some(AssertSqlSafe(begin).into_sql_str())).await?;
+        tx.begun = true;
+        Ok(tx)
     }
 
     /// Whether the database answers.
@@ -49,7 +86,8 @@ impl Db {
     /// # Errors
     /// Fails when it does not.
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
-        self.0.acquire().await?.ping().await
+        let (mut taken, _permit) = self.take().await?;
+        taken.connection.ping().await
     }
 
     /// Forgets idempotency records that are older than a day.
@@ -57,42 +95,104 @@ impl Db {
     /// # Errors
     /// Fails as any statement does.
     pub async fn sweep_idempotency(&self) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar("select idempotency_sweep(1000)").fetch_one(&self.0).await
+        let (mut taken, _permit) = self.take().await?;
+        sqlx::query_scalar("select idempotency_sweep(1000)").fetch_one(&mut *taken.connection).await
+    }
+
+    async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {
+        let take = async {
+            let permit = Arc::clone(&self.0.permits).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let now = Instant::now();
+            let (fresh, stale) = self.0.warm(|warm| {
+                let stale: Vec<Taken> = warm.extract_if(.., |taken| !taken.may_go_on(now)).collect();
+                (warm.pop(), stale)
+            });
+            // Back to the pool.
+            drop(stale);
+            let taken = match fresh {
+                Some(taken) => taken,
+                None => Taken { connection: self.0.pool.acquire().await?, since: now, used: now },
+            };
+            Ok((taken, permit))
+        };
+        tokio::time::timeout(ACQUIRE, take).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 }
+
+impl Connections {
+    fn warm<T>(&self, with: impl FnOnce(&mut Vec<Taken>) -> T) -> T {
+        with(&mut self.warm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+type Transactions = <Postgres as sqlx::Database>::TransactionManager;
 
 /// A transaction of one tenant; rolled back unless committed.
 #[derive(Debug)]
-pub struct TenantTx(Transaction<'static, Postgres>);
+pub struct TenantTx {
+    /// There until the commit.
+    taken: Option<Taken>,
+    begun: bool,
+    home: Arc<Connections>,
+    _permit: OwnedSemaphorePermit,
+}
 
 impl TenantTx {
-    /// Makes it so.
+    /// Makes it so, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a
+    /// rollback, which is no error here. So whoever goes on after a failed statement must not call this.
     ///
     /// # Errors
-    /// Fails when the outcome is a rollback, or is not known.
+    /// Fails when it is not known to have happened.
     #[tracing::instrument(target = "service::trace", name = "commit", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "COMMIT"))]
-    pub async fn commit(self) -> Result<(), sqlx::Error> {
-        self.0.commit().await
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        Transactions::commit(&mut self).await?;
+        // The end of a savepoint, should one have been left open, is not that of the transaction.
+        if Transactions::get_transaction_depth(&self) == 0
+            && let Some(taken) = self.taken.take()
+        {
+            self.home.warm(|warm| warm.push(Taken { used: Instant::now(), ..taken }));
+        }
+        Ok(())
     }
 }
 
+impl Drop for TenantTx {
+    fn drop(&mut self) {
+        if let Some(taken) = &mut self.taken {
+            if self.begun {
+                // Sent when the pool looks whether the connection is alive.
+                Transactions::start_rollback(&mut taken.connection);
+            } else {
+                // Whether the database has begun one is not known to sqlx.
+                taken.connection.close_on_drop();
+            }
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "only `commit` takes it, and that ends the transaction")]
 impl Deref for TenantTx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0
+        &self.taken.as_ref().expect("a transaction has its connection").connection
     }
 }
 
+#[expect(clippy::expect_used, reason = "as above")]
 impl DerefMut for TenantTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+        &mut self.taken.as_mut().expect("a transaction has its connection").connection
     }
 }
 
 /// A connection that was used so recently is taken to be alive.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection may go from transaction to transaction before the pool sees it again.
+const TURN: Duration = Duration::from_secs(30);
+/// How long to wait for a connection.
+const ACQUIRE: Duration = Duration::from_secs(5);
 
 /// A pool for another role of the service, such as the relay's.
 ///
@@ -102,7 +202,7 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
     let options: PgConnectOptions = url.expose_secret().parse()?;
     Ok(PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(5))
+        .acquire_timeout(ACQUIRE)
         // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
         // database left dead.
         .test_before_acquire(false)

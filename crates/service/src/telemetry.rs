@@ -12,9 +12,10 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Buckets for durations, in seconds.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -38,10 +39,11 @@ impl Telemetry {
             Some(_) => "info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off",
             None => "off,service::grpc=info,gateway::http=info",
         };
-        let layer =
-            tracing_opentelemetry::layer().with_tracer(spans.tracer(service)).with_filter(EnvFilter::new(traced));
+        let traced: Targets = traced.parse()?;
+        let layer = tracing_opentelemetry::layer().with_tracer(spans.tracer(service)).with_filter(traced);
         global::set_text_map_propagator(TraceContextPropagator::new());
-        let log = EnvFilter::try_new(format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off"))?;
+        // By targets alone: filters that look into spans are asked at each step of each request.
+        let log: Targets = format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off").parse()?;
         tracing_subscriber::registry()
             .with(layer)
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_filter(log))

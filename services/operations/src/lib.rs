@@ -61,7 +61,7 @@ pub struct ConfigArgs {
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
-    /// What to log, as tracing's EnvFilter takes it.
+    /// What to log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     log: String,
 }

@@ -1,10 +1,11 @@
 //! What the service can be told to do. One function per command, one transaction in each:
-//! begin, idempotency key, load, decide, save, append to the outbox, remember, commit. Nothing is called or published
-//! in between; the relay is only woken afterwards.
+//! begin, idempotency key, load, decide, save, remember, append to the outbox, commit. Nothing is called or published
+//! in between; the relay gets the events afterwards.
 
 use authz::Principal;
 use contracts::TodoId;
 use contracts::events::todo::{CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
+use outbox::NewEvent;
 use proto::todo as pb;
 use service::idempotency::Attempt;
 use service::{Code, Db, Failure, TenantTx, clock};
@@ -17,7 +18,7 @@ use crate::{publish, store, wire};
 pub struct App {
     /// The database.
     pub db: Db,
-    /// Woken after each commit.
+    /// Ends each command's transaction, and publishes its events.
     pub relay: outbox::Handle,
 }
 
@@ -75,8 +76,8 @@ pub async fn create(app: &App, who: &Principal, attempt: Option<Attempt<'_>>, dr
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, who.user.clone(), clock::now());
     store::insert(&mut tx, &who.tenant, &todo).await?;
     let data = CreatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    publish::append(&mut tx, who, &todo, &data, None).await?;
-    finish(app, tx, attempt, wire::todo(&todo)).await
+    let told = vec![publish::event(who, &todo, &data, None)?];
+    finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
 /// Changes what the patch says; nothing happens, and nothing is told, when that is as it was.
@@ -96,16 +97,16 @@ pub async fn update(
         return Ok(answer);
     }
     let before = load(&mut tx, who, id, etag).await?;
-    let todo = match before.clone().update(patch, clock::now()) {
+    let (todo, told) = match before.clone().update(patch, clock::now()) {
         Some(todo) => {
             store::save(&mut tx, &who.tenant, &before, &todo).await?;
             let data = UpdatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-            publish::append(&mut tx, who, &todo, &data, None).await?;
-            todo
+            let told = vec![publish::event(who, &todo, &data, None)?];
+            (todo, told)
         }
-        None => before,
+        None => (before, Vec::new()),
     };
-    finish(app, tx, attempt, wire::todo(&todo)).await
+    finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
 /// Completes an open todo. Told in two versions: the older is in its sunset.
@@ -127,10 +128,12 @@ pub async fn complete(
     let todo = before.clone().complete(clock::now())?;
     store::save(&mut tx, &who.tenant, &before, &todo).await?;
     let old = CompletedV1 { todo: publish::state(&todo), completed_by: who.user.clone() };
-    publish::append(&mut tx, who, &todo, &old, Some(publish::type_of::<CompletedV2>())).await?;
     let data = CompletedV2 { todo: publish::state(&todo), actor: publish::actor(who) };
-    publish::append(&mut tx, who, &todo, &data, None).await?;
-    finish(app, tx, attempt, wire::todo(&todo)).await
+    let told = vec![
+        publish::event(who, &todo, &old, Some(publish::type_of::<CompletedV2>()))?,
+        publish::event(who, &todo, &data, None)?,
+    ];
+    finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
 /// Opens a completed todo again.
@@ -152,8 +155,8 @@ pub async fn reopen(
     let todo = before.clone().reopen(clock::now())?;
     store::save(&mut tx, &who.tenant, &before, &todo).await?;
     let data = ReopenedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    publish::append(&mut tx, who, &todo, &data, None).await?;
-    finish(app, tx, attempt, wire::todo(&todo)).await
+    let told = vec![publish::event(who, &todo, &data, None)?];
+    finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
 /// Deletes a todo: the row stays, for nobody to see, and the event carries its last state.
@@ -174,8 +177,8 @@ pub async fn delete(
     let todo = load(&mut tx, who, id, etag).await?.delete(clock::now());
     store::mark_deleted(&mut tx, &who.tenant, &todo).await?;
     let data = DeletedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    publish::append(&mut tx, who, &todo, &data, None).await?;
-    finish(app, tx, attempt, ()).await
+    let told = vec![publish::event(who, &todo, &data, None)?];
+    finish(app, tx, attempt, (), told).await
 }
 
 /// Reads one todo.
@@ -223,17 +226,17 @@ async fn replayed<R: prost::Message + Default>(
     }
 }
 
-/// The end of every command: the answer is kept with the change, and only then is anyone told.
+/// The end of every command: the answer and the events are kept with the change, and only then is anyone told.
 async fn finish<R: prost::Message>(
     app: &App,
     mut tx: TenantTx,
     attempt: Option<Attempt<'_>>,
     answer: R,
+    told: Vec<NewEvent>,
 ) -> Result<R, Error> {
     if let Some(attempt) = attempt {
         attempt.remember(&mut tx, &answer).await?;
     }
-    tx.commit().await?;
-    app.relay.wake();
+    app.relay.commit(tx, told, TenantTx::commit).await?;
     Ok(answer)
 }

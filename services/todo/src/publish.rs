@@ -1,11 +1,12 @@
-//! What the service tells: a change as a CloudEvent, appended to the outbox in the change's own transaction.
+//! What the service tells: a change as a CloudEvent, for the outbox.
 
 use authz::Principal;
 use contracts::envelope::{self, Envelope};
 use contracts::events::EventType;
 use contracts::events::todo::{self as event, Actor, ActorKind, Status};
 use contracts::{EventId, subject};
-use service::{Failure, TenantTx, clock, telemetry};
+use outbox::NewEvent;
+use service::{Failure, clock, telemetry};
 
 use crate::todo::{State, Todo};
 
@@ -41,17 +42,16 @@ pub(crate) fn actor(who: &Principal) -> Actor {
     Actor { kind: ActorKind::User, id: who.user.clone() }
 }
 
-/// Appends one event about `todo`.
+/// One event about `todo`.
 ///
 /// # Errors
-/// Fails as any insert does.
-pub(crate) async fn append<D: EventType>(
-    tx: &mut TenantTx,
+/// Fails when it cannot be serialized.
+pub(crate) fn event<D: EventType>(
     who: &Principal,
     todo: &Todo,
     data: &D,
     superseded_by: Option<&str>,
-) -> Result<(), Failure> {
+) -> Result<NewEvent, Failure> {
     let aggregate = todo.id.to_string();
     let id = clock::new_id();
     let traceparent = telemetry::traceparent();
@@ -73,13 +73,12 @@ pub(crate) async fn append<D: EventType>(
         data,
     };
     let payload = serde_json::to_vec(&envelope).map_err(Failure::internal)?;
-    let event = outbox::NewEvent {
+    Ok(NewEvent {
         id,
-        tenant: who.tenant.as_str(),
-        aggregate_id: &aggregate,
-        subject: &subject::of(D::TYPE, &who.tenant),
-        traceparent: traceparent.as_deref(),
-        payload: &payload,
-    };
-    outbox::append(tx, &event).await.map_err(Failure::from)
+        tenant: who.tenant.to_string(),
+        aggregate_id: aggregate,
+        subject: subject::of(D::TYPE, &who.tenant),
+        traceparent,
+        payload,
+    })
 }

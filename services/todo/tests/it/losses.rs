@@ -395,7 +395,7 @@ async fn poison(fleet: &Fleet) {
 }
 
 /// The event ids that the stream holds, in order.
-async fn stored(fleet: &Fleet) -> Vec<String> {
+pub async fn stored(fleet: &Fleet) -> Vec<String> {
     fleet.drain().await;
     let stream = fleet.stream().await;
     let mut ids = Vec::new();

@@ -4,6 +4,8 @@
 
 mod harness;
 
+mod handed;
+
 mod writes;
 
 mod idempotency;

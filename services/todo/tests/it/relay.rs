@@ -204,11 +204,12 @@ async fn o6_a_look_reads_what_is_new_however_much_lies_behind_it() {
         .await
         .unwrap()
     };
-    let ann = fleet.client("acme", "ann");
     let mut status = fleet.app.relay.status();
     let done = status.borrow().done;
     for n in 1..=20 {
-        ann.titled(&n.to_string()).await;
+        // As a writer of another process, whose rows have to be looked for.
+        admin.execute(INSERT).await.unwrap();
+        fleet.app.relay.wake();
         let passed = status.wait_for(|status| status.done >= done + n);
         tokio::time::timeout(testkit::PATIENCE, passed).await.expect("the relay goes on").unwrap();
     }
