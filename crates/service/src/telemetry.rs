@@ -40,7 +40,14 @@ impl Telemetry {
             None => "off,service::grpc=info,gateway::http=info",
         };
         let traced: Targets = traced.parse()?;
-        let layer = tracing_opentelemetry::layer().with_tracer(spans.tracer(service)).with_filter(traced);
+        // A span is entered at each step of a call: what that would record is not worth its time.
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(spans.tracer(service))
+            .with_tracked_inactivity(false)
+            .with_context_activation(false)
+            .with_location(false)
+            .with_threads(false)
+            .with_filter(traced);
         global::set_text_map_propagator(TraceContextPropagator::new());
         // By targets alone: filters that look into spans are asked at each step of each request.
         let log: Targets = format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off").parse()?;

@@ -261,6 +261,8 @@ impl Index {
                 "number_of_shards": 1,
                 "number_of_replicas": 0,
                 "refresh_interval": format!("{}ms", self.refresh.as_millis()),
+                // Else each refresh waits for the merge of small segments that it starts. Only heard when the index is made.
+                "merge_on_flush.enabled": false,
             },
             "mappings": {
                 "dynamic": "strict",
