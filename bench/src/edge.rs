@@ -158,6 +158,61 @@ async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f
     Ok((tps, used * 1e6 / (tps * args.seconds as f64)))
 }
 
+/// The same from this process with sqlx, as the todo service sends it: what its library takes, and no service, no gateway and
+/// no stream.
+async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f64, f64), anyhow::Error> {
+    const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";
+    let database = bench.database().await?;
+    let (payload, response) = (vec![b'x'; usize::try_from(payload)?], [b'x'; 150]);
+    let connect = || PgConnection::connect(&database.app);
+    let connections = futures::future::try_join_all((0..args.clients).map(|_| connect())).await?;
+    let used = || [cpu_with_children(bench.pid("postgres")), cpu(std::process::id())];
+    let (before, started) = (used(), Instant::now());
+    let until = started + Duration::from_secs(args.seconds);
+    let writers = connections.into_iter().map(async |mut db| {
+        let mut done = 0_u64;
+        while Instant::now() < until {
+            let (key, now) = (Uuid::now_v7(), chrono::Utc::now());
+            let lock = i64::from_le_bytes(*key.as_bytes().last_chunk().context("16 bytes")?);
+            let (key, nobody, never) = (key.to_string(), None::<&str>, None::<chrono::DateTime<chrono::Utc>>);
+            sqlx::raw_sql("begin; set local app.tenant = 'bench'").execute(&mut db).await?;
+            sqlx::query("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut db).await?;
+            let sql = "select fingerprint, response from idempotency \
+                       where tenant = $1 and principal = $2 and method = $3 and key = $4";
+            sqlx::query(sql).bind("bench").bind("ann").bind(METHOD).bind(&key).fetch_optional(&mut db).await?;
+            let sql = "insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, \
+                       update_time, complete_time, created_by, version) \
+                       values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+            let todo =
+                sqlx::query(sql).bind("bench").bind(Uuid::now_v7()).bind("Mend the forward hatch before the race");
+            let todo =
+                todo.bind("").bind("OPEN").bind(never).bind(Vec::<String>::new()).bind(nobody).bind(now).bind(now);
+            todo.bind(never).bind("ann").bind(1).execute(&mut db).await?;
+            let sql = "insert into idempotency (tenant, principal, method, key, fingerprint, response) \
+                       values ($1, $2, $3, $4, $5, $6)";
+            let answer = sqlx::query(sql).bind("bench").bind("ann").bind(METHOD).bind(&key);
+            answer.bind(&response[..32]).bind(&response[..]).execute(&mut db).await?;
+            let sql = "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
+                       values ($1, $2, $3, $4, $5, $6) returning seq, created_at";
+            let event =
+                sqlx::query(sql).bind(Uuid::now_v7()).bind("bench").bind(&key).bind("evt.todo.created.v1.bench");
+            let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            event.bind(traceparent).bind(&payload).fetch_one(&mut db).await?;
+            sqlx::raw_sql("commit").execute(&mut db).await?;
+            done += 1;
+        }
+        Ok::<_, anyhow::Error>((done, db))
+    });
+    // With their connections: what a backend has used counts as long as it lives.
+    let done = futures::future::try_join_all(writers).await?;
+    let (after, elapsed) = (used(), started.elapsed().as_secs_f64());
+    let writes = done.iter().map(|(done, _)| done).sum::<u64>() as f64;
+    let per_write = |of: usize| (after[of] - before[of]).as_secs_f64() * 1e6 / writes;
+    drop(done);
+    bench.drop_database(database).await?;
+    Ok((writes / elapsed, per_write(0), per_write(1)))
+}
+
 pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     heading(&format!("POST /v1/todos through the edge, {} clients for {} s", args.clients, args.seconds));
     bench.pause(&["opensearch", "search-projector"])?;
@@ -166,9 +221,13 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
     let payload: i64 = sqlx::query_scalar("select avg(length(payload))::bigint from outbox").fetch_one(&mut db).await?;
     let (mut ours, mut raw, mut runs, mut postgres) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut alone, mut alone_used) = (Vec::new(), (0.0, 0.0));
     for _ in 0..bench.runs {
         bench.pause(&["todo", "gateway"])?;
         let (rate, micros) = pgbench(bench, args, payload).await?;
+        let (rate_alone, of_postgres, of_client) = sqlx_alone(bench, args, payload).await?;
+        alone.push(rate_alone);
+        alone_used = (of_postgres, of_client);
         bench.resume(&["todo", "gateway"])?;
         raw.push(rate);
         postgres.push(micros);
@@ -184,5 +243,7 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     let cpu: Vec<String> = last.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
     figure("CPU µs per write of the last run", &cpu.join(", "));
     figure("CPU µs per transaction of pgbench's postgres", &format!("{:.0}", postgres.last().unwrap_or(&0.0)));
+    ratios("sqlx alone: no service, no gateway, no stream", &alone, &raw);
+    figure("CPU µs per write of its last run", &format!("postgres {:.0}, client {:.0}", alone_used.0, alone_used.1));
     Ok(())
 }

@@ -89,6 +89,7 @@ async fn project(bench: &Bench, events: usize) -> Result<(f64, f64), anyhow::Err
     while stream.get_info().await?.state.last_sequence < before + events as u64 {
         tick.tick().await;
     }
+    quiet(bench).await?;
     let pid = bench.pid("search-projector");
     let (cpu, started) = (process::cpu(pid), Instant::now());
     bench.resume(&["search-projector"])?;
@@ -100,10 +101,26 @@ async fn project(bench: &Bench, events: usize) -> Result<(f64, f64), anyhow::Err
     Ok((rate, (process::cpu(pid) - cpu).as_secs_f64() * 1e6 / events as f64))
 }
 
-/// The same documents, as ready-made bulk requests, into an index of the same make.
-async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) -> Result<f64, anyhow::Error> {
+/// Waits until OpenSearch is done with what came before: it merges long after the last answer.
+async fn quiet(bench: &Bench) -> Result<(), anyhow::Error> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let base = bench.url("opensearch");
+    http.post(format!("{base}/_refresh")).send().await?;
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        let stats: Value = http.get(format!("{base}/_stats/merge")).send().await?.json().await?;
+        if stats["_all"]["total"]["merges"]["current"] == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// An empty index of the same make as the projector's.
+async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
     let base = bench.url("opensearch");
     let http = reqwest::Client::builder().no_proxy().build()?;
+    http.delete(format!("{base}/raw")).send().await?;
     let index: Value = http.get(format!("{base}/todos")).send().await?.json().await?;
     let made = index.as_object().and_then(|all| all.values().next()).context("the projector's index")?;
     let mut settings = made["settings"]["index"].clone();
@@ -113,6 +130,15 @@ async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) 
     let body = json!({"settings": {"index": settings}, "mappings": made["mappings"]});
     let answer = http.put(format!("{base}/raw")).json(&body).send().await?;
     anyhow::ensure!(answer.status().is_success(), "{}", answer.text().await?);
+    Ok(())
+}
+
+/// The same documents under new ids, as ready-made bulk requests, into that index.
+async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usize) -> Result<f64, anyhow::Error> {
+    let base = bench.url("opensearch");
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    // Ids that follow the time, as those of new todos do.
+    documents.iter_mut().for_each(|document| document["id"] = json!(Uuid::now_v7()));
     let bodies: Vec<String> = documents
         .chunks(size)
         .map(|chunk| {
@@ -137,27 +163,23 @@ async fn raw(bench: &Bench, documents: &[Value], size: usize, in_flight: usize) 
     let results: Vec<_> = sent.buffer_unordered(in_flight).collect().await;
     let rate = documents.len() as f64 / started.elapsed().as_secs_f64();
     results.into_iter().collect::<Result<Vec<_>, _>>()?;
-    http.delete(format!("{base}/raw")).send().await?;
     Ok(rate)
 }
 
-/// The documents that the projector made.
+/// The newest documents that the projector made.
 async fn documents(bench: &Bench, count: usize) -> Result<Vec<Value>, anyhow::Error> {
     let http = reqwest::Client::builder().no_proxy().build()?;
-    let url = format!("{}/todos/_search", bench.url("opensearch"));
-    http.post(format!("{}/todos/_refresh", bench.url("opensearch"))).send().await?;
-    let query = json!({"size": 10_000, "query": {"term": {"tenant": "bench"}}});
-    let answer: Value = http.post(url).json(&query).send().await?.json().await?;
-    let hits = answer["hits"]["hits"].as_array().context("hits")?;
-    anyhow::ensure!(!hits.is_empty(), "the projector made no documents");
+    let base = bench.url("opensearch");
+    http.post(format!("{base}/todos/_refresh")).send().await?;
+    let mut query = json!({"size": 10_000, "query": {"term": {"tenant": "bench"}}, "sort": [{"id": "desc"}]});
     let mut documents = Vec::with_capacity(count);
     while documents.len() < count {
-        for hit in hits.iter().take(count - documents.len()) {
-            let mut document = hit["_source"].clone();
-            document["id"] = json!(Uuid::now_v7());
-            documents.push(document);
-        }
+        let mut answer: Value = http.post(format!("{base}/todos/_search")).json(&query).send().await?.json().await?;
+        let hits = answer["hits"]["hits"].as_array_mut().context("hits")?;
+        query["search_after"] = hits.last().context("the projector made too few documents")?["sort"].clone();
+        documents.extend(hits.iter_mut().map(|hit| hit["_source"].take()));
     }
+    documents.truncate(count);
     Ok(documents)
 }
 
@@ -165,24 +187,35 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
     heading(&format!("Projector: {} events into OpenSearch", args.events));
     bench.pause(&["gateway"])?;
     // Java warms up for both.
-    project(bench, args.events / 4).await?;
-    let warm = documents(bench, args.events / 4).await?;
+    project(bench, args.events / 2).await?;
+    let mut warm = documents(bench, args.events / 2).await?;
+    raw_index(bench).await?;
+    raw(bench, &mut warm, 1_000, 2).await?;
     let mut best = (0, 0, 0.0);
     for (size, in_flight) in [(500, 1), (500, 2), (1_000, 1), (1_000, 2), (2_000, 2), (1_000, 4)] {
-        let rate = raw(bench, &warm, size, in_flight).await?;
+        raw_index(bench).await?;
+        quiet(bench).await?;
+        let rate = raw(bench, &mut warm, size, in_flight).await?;
         figure(&format!("raw _bulk, {size} documents, {in_flight} in flight"), &format!("{rate:.0}/s"));
         if rate > best.2 {
             best = (size, in_flight, rate);
         }
     }
-    let all = documents(bench, args.events).await?;
+    // The same into both indices, in all: the larger one is, the more it merges.
+    project(bench, args.events).await?;
+    let mut all = documents(bench, args.events).await?;
+    raw_index(bench).await?;
+    raw(bench, &mut warm, best.0, best.1).await?;
+    raw(bench, &mut all, best.0, best.1).await?;
     let (mut ours, mut limit, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.runs {
-        limit.push(raw(bench, &all, best.0, best.1).await?);
+        quiet(bench).await?;
+        limit.push(raw(bench, &mut all, best.0, best.1).await?);
         let (rate, micros) = project(bench, args.events).await?;
         ours.push(rate);
         cpu.push(micros);
     }
+    reqwest::Client::builder().no_proxy().build()?.delete(format!("{}/raw", bench.url("opensearch"))).send().await?;
     bench.resume(&["gateway"])?;
     ratios(&format!("projector, of raw with {} documents, {} in flight", best.0, best.1), &ours, &limit);
     figure("projector: CPU per event, resident memory", &{
@@ -195,6 +228,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
 pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyhow::Error> {
     heading(&format!("Write to searchable at {} writes/s for {} s", args.rate, args.seconds));
     let token = token(bench, "bench-search")?;
+    quiet(bench).await?;
     let started = Instant::now();
     let clients = 8;
     let writers = (0..clients).map(|number| {

@@ -97,19 +97,13 @@ async fn guard(State(verifier): State<Arc<Verifier>>, request: Request, next: Ne
     if open {
         return next.run(request).await;
     }
-    let span = tracing::info_span!(
-        "rpc",
-        otel.name = path,
-        otel.kind = "server",
-        rpc.system.name = "grpc",
-        rpc.method = path,
-        rpc.response.status_code = tracing::field::Empty
-    );
+    let span =
+        tracing::info_span!("rpc", otel.name = path, otel.kind = "server", rpc.system.name = "grpc", rpc.method = path);
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
     let (routed, response) = authenticated(&verifier, request, next).instrument(span.clone()).await;
     let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
-    span.record("rpc.response.status_code", format!("{code:?}"));
+    telemetry::set(&span, "rpc.response.status_code", format!("{code:?}"));
     // Paths that no method answers are the caller's invention: they must not become label values.
     let method = if routed && code != tonic::Code::Unimplemented { path } else { "other".to_owned() };
     metrics::histogram!("rpc_server_call_duration_seconds", "method" => method, "code" => format!("{code:?}"))

@@ -119,6 +119,12 @@ pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
     }
 }
 
+/// Sets an attribute of a span that is known only at its end. (A field that is recorded late costs the log, which shows no spans by
+/// then, the reading and writing of all its fields.)
+pub fn set(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
+    span.set_attribute(key, value);
+}
+
 /// Puts the current span into the headers of a request.
 pub fn pass_trace(headers: &mut http::HeaderMap) {
     let context = Span::current().context();

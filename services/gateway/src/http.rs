@@ -82,8 +82,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         otel.name = format_args!("{method} {pattern}"),
         otel.kind = "server",
         http.request.method = method,
-        http.route = pattern,
-        http.response.status_code = tracing::field::Empty
+        http.route = pattern
     );
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
@@ -93,7 +92,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     }
     .instrument(span.clone())
     .await;
-    span.record("http.response.status_code", response.status().as_u16());
+    telemetry::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
     metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern.to_owned(),
         "status" => response.status().as_u16().to_string())
     .record(started.elapsed().as_secs_f64());
