@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use uuid::Uuid;
 
+use crate::bare::{self, Bare};
 use crate::process::{cpu, cpu_with_children};
 use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::Bench;
@@ -45,7 +46,10 @@ pub fn token(bench: &Bench, tenant: &str) -> Result<String, anyhow::Error> {
 
 impl Writer {
     pub async fn connect(bench: &Bench, token: &str) -> Result<Self, anyhow::Error> {
-        let address = bench.address("gateway");
+        Self::connect_to(bench.address("gateway"), token).await
+    }
+
+    async fn connect_to(address: String, token: &str) -> Result<Self, anyhow::Error> {
         let stream = TcpStream::connect(&address).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, address, token: token.to_owned(), answer: Vec::new() })
@@ -87,11 +91,31 @@ struct Run {
 }
 
 async fn through_the_edge(bench: &Bench, args: &EdgeArgs) -> Result<Run, anyhow::Error> {
+    through(bench, args, &bench.address("gateway"), [bench.pid("gateway"), bench.pid("todo")]).await
+}
+
+/// The same with the libraries alone.
+async fn through_libraries(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run, anyhow::Error> {
+    let database = bench.database().await?;
+    let bare = Bare::start(bench, &database, usize::try_from(payload)?).await?;
+    let pid = |child: &tokio::process::Child| child.id().context("it has ended");
+    let run = through(bench, args, &bare.address, [pid(&bare.gateway)?, pid(&bare.todo)?]).await;
+    bare.stop(bench).await?;
+    bench.drop_database(database).await?;
+    run
+}
+
+async fn through(
+    bench: &Bench,
+    args: &EdgeArgs,
+    address: &str,
+    [gateway, todo]: [u32; 2],
+) -> Result<Run, anyhow::Error> {
     let token = token(bench, "bench-edge")?;
     let used = || {
         [
-            ("gateway", cpu(bench.pid("gateway"))),
-            ("todo", cpu(bench.pid("todo"))),
+            ("gateway", cpu(gateway)),
+            ("todo", cpu(todo)),
             ("postgres", cpu_with_children(bench.pid("postgres"))),
             ("nats", cpu(bench.pid("nats"))),
             ("bench", cpu(std::process::id())),
@@ -101,7 +125,7 @@ async fn through_the_edge(bench: &Bench, args: &EdgeArgs) -> Result<Run, anyhow:
     let started = Instant::now();
     let until = started + Duration::from_secs(args.seconds);
     let writers = (0..args.clients).map(|_| async {
-        let mut writer = Writer::connect(bench, &token).await?;
+        let mut writer = Writer::connect_to(address.to_owned(), &token).await?;
         let mut latencies = Vec::new();
         while Instant::now() < until {
             let asked = Instant::now();
@@ -161,9 +185,8 @@ async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f
 /// The same from this process with sqlx, as the todo service sends it: what its library takes, and no service, no gateway and
 /// no stream.
 async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f64, f64), anyhow::Error> {
-    const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";
     let database = bench.database().await?;
-    let (payload, response) = (vec![b'x'; usize::try_from(payload)?], [b'x'; 150]);
+    let payload = vec![b'x'; usize::try_from(payload)?];
     let connect = || PgConnection::connect(&database.app);
     let connections = futures::future::try_join_all((0..args.clients).map(|_| connect())).await?;
     let used = || [cpu_with_children(bench.pid("postgres")), cpu(std::process::id())];
@@ -172,33 +195,8 @@ async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64
     let writers = connections.into_iter().map(async |mut db| {
         let mut done = 0_u64;
         while Instant::now() < until {
-            let (key, now) = (Uuid::now_v7(), chrono::Utc::now());
-            let lock = i64::from_le_bytes(*key.as_bytes().last_chunk().context("16 bytes")?);
-            let (key, nobody, never) = (key.to_string(), None::<&str>, None::<chrono::DateTime<chrono::Utc>>);
-            sqlx::raw_sql("begin; set local app.tenant = 'bench'").execute(&mut db).await?;
-            sqlx::query("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut db).await?;
-            let sql = "select fingerprint, response from idempotency \
-                       where tenant = $1 and principal = $2 and method = $3 and key = $4";
-            sqlx::query(sql).bind("bench").bind("ann").bind(METHOD).bind(&key).fetch_optional(&mut db).await?;
-            let sql = "insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, \
-                       update_time, complete_time, created_by, version) \
-                       values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-            let todo =
-                sqlx::query(sql).bind("bench").bind(Uuid::now_v7()).bind("Mend the forward hatch before the race");
-            let todo =
-                todo.bind("").bind("OPEN").bind(never).bind(Vec::<String>::new()).bind(nobody).bind(now).bind(now);
-            todo.bind(never).bind("ann").bind(1).execute(&mut db).await?;
-            let sql = "insert into idempotency (tenant, principal, method, key, fingerprint, response) \
-                       values ($1, $2, $3, $4, $5, $6)";
-            let answer = sqlx::query(sql).bind("bench").bind("ann").bind(METHOD).bind(&key);
-            answer.bind(&response[..32]).bind(&response[..]).execute(&mut db).await?;
-            let sql = "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
-                       values ($1, $2, $3, $4, $5, $6) returning seq, created_at";
-            let event =
-                sqlx::query(sql).bind(Uuid::now_v7()).bind("bench").bind(&key).bind("evt.todo.created.v1.bench");
-            let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-            event.bind(traceparent).bind(&payload).fetch_one(&mut db).await?;
-            sqlx::raw_sql("commit").execute(&mut db).await?;
+            let key = Uuid::now_v7().to_string();
+            bare::create(&mut db, "Mend the forward hatch before the race", &key, &payload).await?;
             done += 1;
         }
         Ok::<_, anyhow::Error>((done, db))
@@ -221,13 +219,14 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
     let payload: i64 = sqlx::query_scalar("select avg(length(payload))::bigint from outbox").fetch_one(&mut db).await?;
     let (mut ours, mut raw, mut runs, mut postgres) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut alone, mut alone_used) = (Vec::new(), (0.0, 0.0));
+    let (mut alone, mut alone_used, mut bare) = (Vec::new(), (0.0, 0.0), Vec::<Run>::new());
     for _ in 0..bench.runs {
         bench.pause(&["todo", "gateway"])?;
         let (rate, micros) = pgbench(bench, args, payload).await?;
         let (rate_alone, of_postgres, of_client) = sqlx_alone(bench, args, payload).await?;
         alone.push(rate_alone);
         alone_used = (of_postgres, of_client);
+        bare.push(through_libraries(bench, args, payload).await?);
         bench.resume(&["todo", "gateway"])?;
         raw.push(rate);
         postgres.push(micros);
@@ -240,9 +239,16 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     let last = runs.last().context("a run")?;
     let (p50, p99) = (quantile(&last.latencies, 0.5), quantile(&last.latencies, 0.99));
     figure("latency of the last run", &format!("p50 {p50:.1} ms, p99 {p99:.1} ms"));
-    let cpu: Vec<String> = last.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
-    figure("CPU µs per write of the last run", &cpu.join(", "));
+    let cpu = |run: &Run| {
+        let cpu: Vec<String> = run.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
+        cpu.join(", ")
+    };
+    figure("CPU µs per write of the last run", &cpu(last));
     figure("CPU µs per transaction of pgbench's postgres", &format!("{:.0}", postgres.last().unwrap_or(&0.0)));
+    let rates: Vec<f64> = bare.iter().map(|run| run.rate).collect();
+    ratios("the same way with the libraries alone, of pgbench", &rates, &raw);
+    ratios("  ours of that", &ours, &rates);
+    figure("  CPU µs per write of its last run", &cpu(bare.last().context("a run")?));
     ratios("sqlx alone: no service, no gateway, no stream", &alone, &raw);
     figure("CPU µs per write of its last run", &format!("postgres {:.0}, client {:.0}", alone_used.0, alone_used.1));
     Ok(())

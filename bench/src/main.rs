@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a measuring program reads clocks and makes ids")]
 
+mod bare;
 mod edge;
 mod process;
 mod relay;
@@ -50,6 +51,12 @@ enum Command {
     /// A relay and nothing else, for the other commands.
     #[command(hide = true)]
     Relay(relay::RelayArgs),
+    /// A service made of its libraries alone.
+    #[command(hide = true)]
+    BareTodo(bare::TodoArgs),
+    /// A gateway made of its libraries alone.
+    #[command(hide = true)]
+    BareGateway(bare::GatewayArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +64,8 @@ fn main() -> ExitCode {
     let result = match command.unwrap_or(Command::All) {
         // One relay needs one thread.
         Command::Relay(relay) => in_runtime(&mut Builder::new_current_thread(), relay::run(relay)),
+        Command::BareTodo(args) => in_runtime(&mut Builder::new_multi_thread(), bare::todo(args)),
+        Command::BareGateway(args) => in_runtime(&mut Builder::new_multi_thread(), bare::gateway(args)),
         command => in_runtime(&mut Builder::new_multi_thread(), run(runs, command)),
     };
     result.map_or_else(
@@ -104,6 +113,6 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,
         Command::Memory => search::memory(bench).await,
-        Command::Relay(_) => Ok(()),
+        Command::Relay(_) | Command::BareTodo(_) | Command::BareGateway(_) => Ok(()),
     }
 }

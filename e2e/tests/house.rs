@@ -26,7 +26,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("operations", &["consumer", "contracts", "service"]),
     // Letters and indices are worked by the command and by their services, by the same functions.
     ("cli", &["authz", "contracts", "devstack", "operations", "outbox", "search-projector"]),
-    ("bench", &["devstack", "outbox"]),
+    ("bench", &["devstack", "outbox", "proto"]),
     ("consume-events", &[]),
     ("e2e", &["devstack", "testkit"]),
 ];
