@@ -1,8 +1,6 @@
 //! The way of a write through the edge with its libraries alone: HTTP in, a gRPC call, seven round trips with sqlx, a
 //! publish. No tokens, spans, metrics, checks, JSON by descriptor, or relay: what ours could reach at most.
 
-use std::net::TcpListener;
-
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
 use axum::http::HeaderMap;
@@ -10,6 +8,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
 use clap::Args;
+use devstack::ports::Ports;
 use proto::todo as pb;
 use proto::todo::todo_service_client::TodoServiceClient;
 use proto::todo::todo_service_server::{TodoService, TodoServiceServer};
@@ -21,11 +20,11 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::relay::TRACEPARENT;
 use crate::stack::{Bench, Database, connect};
 
-const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";
-const SUBJECT: &str = "evt.todo.created.v1.bench";
-const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+pub const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";
+pub const SUBJECT: &str = "evt.todo.created.v1.bench";
 const ANSWER: [u8; 150] = [b'x'; 150];
 const STREAM: &str = "BARE";
 const KEY: &str = "idempotency-key";
@@ -172,31 +171,32 @@ pub struct Bare {
 impl Bare {
     pub async fn start(bench: &Bench, database: &Database, payload: usize) -> Result<Self, anyhow::Error> {
         let program = std::env::current_exe()?;
-        let free = || Ok::<_, anyhow::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
-        let (address_of_todo, address) = (free()?, free()?);
-        let todo = Command::new(&program)
+        let mut ports = Ports::default();
+        let mut address = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", ports.pick(0)?));
+        let (address_of_todo, address) = (address()?, address()?);
+        let mut todo = Command::new(&program)
             .args(["bare-todo", "--listen", &address_of_todo, "--payload", &payload.to_string()])
             .env("BENCH_DATABASE_URL", &database.app)
             .env("BENCH_NATS_URL", bench.nats_url()?)
             .kill_on_drop(true)
             .spawn()?;
-        let gateway = Command::new(&program)
+        let mut gateway = Command::new(&program)
             .args(["bare-gateway", "--listen", &address, "--todo", &address_of_todo])
             .kill_on_drop(true)
             .spawn()?;
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
-        for there in [&address_of_todo, &address] {
+        for (process, there) in [(&mut todo, &address_of_todo), (&mut gateway, &address)] {
             while tokio::net::TcpStream::connect(there).await.is_err() {
                 tick.tick().await;
+                anyhow::ensure!(process.try_wait()?.is_none(), "what should listen on {there} has ended");
             }
         }
         Ok(Self { todo, gateway, address })
     }
 
-    pub async fn stop(mut self, bench: &Bench) -> Result<(), anyhow::Error> {
+    pub async fn stop(mut self, bench: &Bench, database: Database) -> Result<(), anyhow::Error> {
         self.gateway.kill().await?;
         self.todo.kill().await?;
-        jetstream::new(bench.nats().await?).delete_stream(STREAM).await?;
-        Ok(())
+        bench.drop_with_stream(database, STREAM).await
     }
 }

@@ -11,8 +11,9 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::bare::{self, Bare};
+use crate::bare::{self, Bare, METHOD, SUBJECT};
 use crate::process::{cpu, cpu_with_children};
+use crate::relay::TRACEPARENT;
 use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::Bench;
 
@@ -82,12 +83,28 @@ impl Writer {
     }
 }
 
-/// What one run through the edge used.
+/// What one run used.
 struct Run {
     rate: f64,
     latencies: Vec<f64>,
     /// CPU µs per write of each process.
     cpu: Vec<(&'static str, f64)>,
+}
+
+type Used = (&'static str, Duration);
+
+impl Run {
+    fn new(latencies: Vec<f64>, elapsed: Duration, before: &[Used], after: &[Used]) -> Self {
+        let writes = latencies.len() as f64;
+        let per_write = |(before, after): (&Used, &Used)| (after.0, (after.1 - before.1).as_secs_f64() * 1e6 / writes);
+        let cpu = before.iter().zip(after).map(per_write).collect();
+        Self { rate: writes / elapsed.as_secs_f64(), latencies, cpu }
+    }
+
+    fn cpu(&self) -> String {
+        let cpu: Vec<String> = self.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
+        cpu.join(", ")
+    }
 }
 
 async fn through_the_edge(bench: &Bench, args: &EdgeArgs) -> Result<Run, anyhow::Error> {
@@ -100,8 +117,7 @@ async fn through_libraries(bench: &Bench, args: &EdgeArgs, payload: i64) -> Resu
     let bare = Bare::start(bench, &database, usize::try_from(payload)?).await?;
     let pid = |child: &tokio::process::Child| child.id().context("it has ended");
     let run = through(bench, args, &bare.address, [pid(&bare.gateway)?, pid(&bare.todo)?]).await;
-    bare.stop(bench).await?;
-    bench.drop_database(database).await?;
+    bare.stop(bench, database).await?;
     run
 }
 
@@ -135,12 +151,7 @@ async fn through(
         Ok::<_, anyhow::Error>(latencies)
     });
     let latencies: Vec<f64> = futures::future::try_join_all(writers).await?.into_iter().flatten().collect();
-    let rate = latencies.len() as f64 / started.elapsed().as_secs_f64();
-    let per_write = |(before, after): (&(&'static str, Duration), &(&'static str, Duration))| {
-        (after.0, (after.1 - before.1).as_secs_f64() * 1e6 / latencies.len() as f64)
-    };
-    let cpu = before.iter().zip(&used()).map(per_write).collect();
-    Ok(Run { rate, latencies, cpu })
+    Ok(Run::new(latencies, started.elapsed(), &before, &used()))
 }
 
 /// The statements of `CreateTodo` in their order and their round trips, as the same role under the same policies. (The
@@ -155,15 +166,15 @@ async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f
              begin;\n\
              select set_config('app.tenant', 'bench', true), pg_try_advisory_xact_lock(:n);\n\
              select fingerprint, response from idempotency where tenant = 'bench' and principal = 'ann' \
-             and method = 'flotilla.todo.v1.TodoService/CreateTodo' and key = 'key-' || :n;\n\
+             and method = '{METHOD}' and key = 'key-' || :n;\n\
              insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
              complete_time, created_by, version) values ('bench', gen_random_uuid(), \
              'Mend the forward hatch before the race', '', 'OPEN', null, '{{}}', null, now(), now(), null, 'ann', 1);\n\
              insert into idempotency (tenant, principal, method, key, fingerprint, response) values ('bench', 'ann', \
-             'flotilla.todo.v1.TodoService/CreateTodo', 'key-' || :n, sha256('x'), convert_to(repeat('x', 150), 'UTF8'));\n\
+             '{METHOD}', 'key-' || :n, sha256('x'), convert_to(repeat('x', 150), 'UTF8'));\n\
              insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) values \
-             (gen_random_uuid(), 'bench', gen_random_uuid()::text, 'evt.todo.created.v1.bench', \
-             '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', convert_to(repeat('x', {payload}), 'UTF8')) \
+             (gen_random_uuid(), 'bench', gen_random_uuid()::text, '{SUBJECT}', '{TRACEPARENT}', \
+             convert_to(repeat('x', {payload}), 'UTF8')) \
              returning seq, created_at;\n\
              commit;\n"
         ),
@@ -184,31 +195,30 @@ async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f
 
 /// The same from this process with sqlx, as the todo service sends it: what its library takes, and no service, no gateway and
 /// no stream.
-async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f64, f64), anyhow::Error> {
+async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run, anyhow::Error> {
     let database = bench.database().await?;
     let payload = vec![b'x'; usize::try_from(payload)?];
     let connect = || PgConnection::connect(&database.app);
     let connections = futures::future::try_join_all((0..args.clients).map(|_| connect())).await?;
-    let used = || [cpu_with_children(bench.pid("postgres")), cpu(std::process::id())];
+    let used = || [("postgres", cpu_with_children(bench.pid("postgres"))), ("client", cpu(std::process::id()))];
     let (before, started) = (used(), Instant::now());
     let until = started + Duration::from_secs(args.seconds);
     let writers = connections.into_iter().map(async |mut db| {
-        let mut done = 0_u64;
+        let mut latencies = Vec::new();
         while Instant::now() < until {
-            let key = Uuid::now_v7().to_string();
+            let (key, asked) = (Uuid::now_v7().to_string(), Instant::now());
             bare::create(&mut db, "Mend the forward hatch before the race", &key, &payload).await?;
-            done += 1;
+            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
         }
-        Ok::<_, anyhow::Error>((done, db))
+        Ok::<_, anyhow::Error>((latencies, db))
     });
     // With their connections: what a backend has used counts as long as it lives.
     let done = futures::future::try_join_all(writers).await?;
-    let (after, elapsed) = (used(), started.elapsed().as_secs_f64());
-    let writes = done.iter().map(|(done, _)| done).sum::<u64>() as f64;
-    let per_write = |of: usize| (after[of] - before[of]).as_secs_f64() * 1e6 / writes;
+    let (after, elapsed) = (used(), started.elapsed());
+    let latencies = done.iter().flat_map(|(latencies, _)| latencies).copied().collect();
     drop(done);
     bench.drop_database(database).await?;
-    Ok((writes / elapsed, per_write(0), per_write(1)))
+    Ok(Run::new(latencies, elapsed, &before, &after))
 }
 
 pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
@@ -218,38 +228,30 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     through_the_edge(bench, &EdgeArgs { clients: args.clients, seconds: 3 }).await?;
     let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
     let payload: i64 = sqlx::query_scalar("select avg(length(payload))::bigint from outbox").fetch_one(&mut db).await?;
-    let (mut ours, mut raw, mut runs, mut postgres) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut alone, mut alone_used, mut bare) = (Vec::new(), (0.0, 0.0), Vec::<Run>::new());
+    let (mut raw, mut postgres) = (Vec::new(), Vec::new());
+    let (mut edge, mut libraries, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.runs {
         bench.pause(&["todo", "gateway"])?;
         let (rate, micros) = pgbench(bench, args, payload).await?;
-        let (rate_alone, of_postgres, of_client) = sqlx_alone(bench, args, payload).await?;
-        alone.push(rate_alone);
-        alone_used = (of_postgres, of_client);
-        bare.push(through_libraries(bench, args, payload).await?);
+        alone.push(sqlx_alone(bench, args, payload).await?);
+        libraries.push(through_libraries(bench, args, payload).await?);
         bench.resume(&["todo", "gateway"])?;
         raw.push(rate);
         postgres.push(micros);
-        let run = through_the_edge(bench, args).await?;
-        ours.push(run.rate);
-        runs.push(run);
+        edge.push(through_the_edge(bench, args).await?);
     }
     bench.resume(&["opensearch", "search-projector"])?;
-    ratios("writes, of pgbench with the same transaction", &ours, &raw);
-    let last = runs.last().context("a run")?;
+    let rates = |runs: &[Run]| runs.iter().map(|run| run.rate).collect::<Vec<_>>();
+    ratios("writes, of pgbench with the same transaction", &rates(&edge), &raw);
+    let last = edge.last().context("a run")?;
     let (p50, p99) = (quantile(&last.latencies, 0.5), quantile(&last.latencies, 0.99));
     figure("latency of the last run", &format!("p50 {p50:.1} ms, p99 {p99:.1} ms"));
-    let cpu = |run: &Run| {
-        let cpu: Vec<String> = run.cpu.iter().map(|(name, micros)| format!("{name} {micros:.0}")).collect();
-        cpu.join(", ")
-    };
-    figure("CPU µs per write of the last run", &cpu(last));
+    figure("CPU µs per write of the last run", &last.cpu());
     figure("CPU µs per transaction of pgbench's postgres", &format!("{:.0}", postgres.last().unwrap_or(&0.0)));
-    let rates: Vec<f64> = bare.iter().map(|run| run.rate).collect();
-    ratios("the same way with the libraries alone, of pgbench", &rates, &raw);
-    ratios("  ours of that", &ours, &rates);
-    figure("  CPU µs per write of its last run", &cpu(bare.last().context("a run")?));
-    ratios("sqlx alone: no service, no gateway, no stream", &alone, &raw);
-    figure("CPU µs per write of its last run", &format!("postgres {:.0}, client {:.0}", alone_used.0, alone_used.1));
+    ratios("the same way with the libraries alone, of pgbench", &rates(&libraries), &raw);
+    ratios("  ours of that", &rates(&edge), &rates(&libraries));
+    figure("  CPU µs per write of its last run", &libraries.last().context("a run")?.cpu());
+    ratios("sqlx alone: no service, no gateway, no stream", &rates(&alone), &raw);
+    figure("  CPU µs per write of its last run", &alone.last().context("a run")?.cpu());
     Ok(())
 }

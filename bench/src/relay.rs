@@ -22,7 +22,7 @@ use crate::stack::{Bench, Database, connect, first_and_last};
 /// What else would use the processor.
 const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
 const PAYLOAD: usize = 600;
-const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+pub const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const EVENT_ID: async_nats::HeaderName = async_nats::HeaderName::from_static("Outbox-Event-Id");
 const AGE: Duration = Duration::from_secs(30 * 86_400);
 

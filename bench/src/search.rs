@@ -101,14 +101,21 @@ async fn project(bench: &Bench, events: usize) -> Result<(f64, f64), anyhow::Err
     Ok((rate, (process::cpu(pid) - cpu).as_secs_f64() * 1e6 / events as f64))
 }
 
+fn http() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder().no_proxy().build()
+}
+
 /// Waits until OpenSearch is done with what came before: it merges long after the last answer.
 async fn quiet(bench: &Bench) -> Result<(), anyhow::Error> {
-    let http = reqwest::Client::builder().no_proxy().build()?;
-    let base = bench.url("opensearch");
+    let (http, base, started) = (http()?, bench.url("opensearch"), Instant::now());
     http.post(format!("{base}/_refresh")).send().await?;
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
         tick.tick().await;
+        anyhow::ensure!(
+            started.elapsed() < Duration::from_secs(300),
+            "OpenSearch does not come to an end with merging"
+        );
         let stats: Value = http.get(format!("{base}/_stats/merge")).send().await?.json().await?;
         if stats["_all"]["total"]["merges"]["current"] == 0 {
             return Ok(());
@@ -119,7 +126,7 @@ async fn quiet(bench: &Bench) -> Result<(), anyhow::Error> {
 /// An empty index of the same make as the projector's.
 async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
     let base = bench.url("opensearch");
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = http()?;
     http.delete(format!("{base}/raw")).send().await?;
     let index: Value = http.get(format!("{base}/todos")).send().await?.json().await?;
     let made = index.as_object().and_then(|all| all.values().next()).context("the projector's index")?;
@@ -136,7 +143,7 @@ async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
 /// The same documents under new ids, as ready-made bulk requests, into that index.
 async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usize) -> Result<f64, anyhow::Error> {
     let base = bench.url("opensearch");
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = http()?;
     // Ids that follow the time, as those of new todos do.
     documents.iter_mut().for_each(|document| document["id"] = json!(Uuid::now_v7()));
     let bodies: Vec<String> = documents
@@ -168,7 +175,7 @@ async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usi
 
 /// The newest documents that the projector made.
 async fn documents(bench: &Bench, count: usize) -> Result<Vec<Value>, anyhow::Error> {
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = http()?;
     let base = bench.url("opensearch");
     http.post(format!("{base}/todos/_refresh")).send().await?;
     let mut query = json!({"size": 10_000, "query": {"term": {"tenant": "bench"}}, "sort": [{"id": "desc"}]});
@@ -215,7 +222,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
         ours.push(rate);
         cpu.push(micros);
     }
-    reqwest::Client::builder().no_proxy().build()?.delete(format!("{}/raw", bench.url("opensearch"))).send().await?;
+    http()?.delete(format!("{}/raw", bench.url("opensearch"))).send().await?;
     bench.resume(&["gateway"])?;
     ratios(&format!("projector, of raw with {} documents, {} in flight", best.0, best.1), &ours, &limit);
     figure("projector: CPU per event, resident memory", &{
@@ -298,7 +305,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
 
 /// How often the index was refreshed, written to in bulk and searched, and the ms that it took.
 async fn index_work(bench: &Bench) -> Result<[(u64, u64); 3], anyhow::Error> {
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = http()?;
     let url = format!("{}/todos/_stats/refresh,indexing,search", bench.url("opensearch"));
     let stats: Value = http.get(url).send().await?.json().await?;
     let all = &stats["_all"]["total"];

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use reqwest::Method;
 use serde_json::json;
@@ -97,6 +98,16 @@ fn one_write_is_one_trace_from_the_edge_to_the_index() {
             let caller: Vec<u8> = vec![0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7];
             let known = ids.contains_key(&span.parent_span_id) || span.parent_span_id == caller;
             assert!(known, "{} has a parent that was never sent", span.name);
+        }
+        // How a call ended is known only then.
+        for (service, key, wanted) in [
+            ("gateway", "http.response.status_code", Value::IntValue(200)),
+            ("todo", "rpc.response.status_code", Value::StringValue("Ok".to_owned())),
+        ] {
+            let attributes = spans.iter().filter(|(from, _)| from == service).flat_map(|(_, span)| &span.attributes);
+            let ended = attributes.filter(|attribute| attribute.key == key);
+            let ended: Vec<_> = ended.filter_map(|attribute| attribute.value.as_ref()?.value.as_ref()).collect();
+            assert_eq!(ended, [&wanted], "{service} tells how the call ended");
         }
     });
 }
