@@ -5,6 +5,7 @@
 
 mod bare;
 mod edge;
+mod latency;
 mod process;
 mod relay;
 mod report;
@@ -37,7 +38,7 @@ enum Command {
     /// Relay: drain of a backlog, against a raw pipelined publish.
     Drain(relay::DrainArgs),
     /// Relay: commit to stored at a steady rate.
-    Latency(relay::LatencyArgs),
+    Latency(latency::LatencyArgs),
     /// Relay: both with old rows and a held xmin, against without.
     Held(relay::HeldArgs),
     /// Writes through the edge, against pgbench with the same transaction.
@@ -100,14 +101,14 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::All => {
             search::memory(bench).await?;
             relay::drain(bench, &relay::DrainArgs::default()).await?;
-            relay::latency(bench, &relay::LatencyArgs::default()).await?;
+            latency::run(bench, &latency::LatencyArgs::default()).await?;
             relay::held(bench, &relay::HeldArgs::default()).await?;
             edge::run(bench, &edge::EdgeArgs::default()).await?;
             search::projector(bench, &search::ProjectorArgs::default()).await?;
             search::searchable(bench, &search::SearchableArgs::default()).await
         }
         Command::Drain(args) => relay::drain(bench, &args).await,
-        Command::Latency(args) => relay::latency(bench, &args).await,
+        Command::Latency(args) => latency::run(bench, &args).await,
         Command::Held(args) => relay::held(bench, &args).await,
         Command::Edge(args) => edge::run(bench, &args).await,
         Command::Projector(args) => search::projector(bench, &args).await,

@@ -1,6 +1,9 @@
 //! What the kernel says of a process.
 
+use std::convert::Infallible;
 use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 
 /// CPU time of a process and its threads, user and system.
 pub fn cpu(pid: u32) -> Duration {
@@ -27,6 +30,53 @@ pub fn cpu_with_children(pid: u32) -> Duration {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
     cpu(pid) + spent(&format!("/proc/{pid}/stat"), 13) + children.map(cpu_with_children).sum::<Duration>()
+}
+
+/// What other guests of the machine took of the processors (`steal`), second by second: what passes with this program cannot
+/// be told from what passes with theirs in a second that they took much of.
+#[derive(Default)]
+pub struct Guests {
+    /// The end of each second, and the share of the processors that was taken in it, from 0 to 1.
+    seconds: Vec<(DateTime<Utc>, f64)>,
+}
+
+impl Guests {
+    /// What they may take of a second that counts as quiet.
+    pub const QUIET: f64 = 0.05;
+
+    /// Watches until it is dropped.
+    pub async fn watch(&mut self) -> Infallible {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.tick().await;
+        let mut before = ticks();
+        loop {
+            tick.tick().await;
+            let now = ticks();
+            let all = now.iter().sum::<u64>() - before.iter().sum::<u64>();
+            self.seconds.push((Utc::now(), (now[7] - before[7]) as f64 / all.max(1) as f64));
+            before = now;
+        }
+    }
+
+    /// Whether all seconds of this while were quiet.
+    pub fn quiet(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> bool {
+        let of = |at| self.seconds.partition_point(|(end, _)| *end < at);
+        self.seconds.get(of(from)..=of(to)).is_some_and(|all| all.iter().all(|(_, share)| *share <= Self::QUIET))
+    }
+
+    /// How many seconds were quiet, how many there were, and the share that was taken of all.
+    pub fn tell(&self) -> (usize, usize, f64) {
+        let shares = || self.seconds.iter().map(|(_, share)| *share);
+        let all = self.seconds.len();
+        (shares().filter(|share| *share <= Self::QUIET).count(), all, shares().sum::<f64>() / all as f64)
+    }
+}
+
+/// What all processors did since the start, in ticks: user, nice, system, idle, iowait, irq, softirq, steal.
+fn ticks() -> [u64; 8] {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let mut ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(str::parse);
+    std::array::from_fn(|_| ticks.next().and_then(Result::ok).unwrap_or(0))
 }
 
 fn status(pid: u32, field: &str) -> f64 {

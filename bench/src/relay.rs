@@ -1,6 +1,5 @@
 //! The relay alone, as a process of its own, between this machine's Postgres and nats-server.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,15 +14,16 @@ use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::latency::{self, Publisher};
 use crate::process;
-use crate::report::{figure, heading, median, quantile, ratios};
+use crate::report::{figure, heading, median, ratios};
 use crate::stack::{Bench, Database, connect, first_and_last};
 
 /// What else would use the processor.
-const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
-const PAYLOAD: usize = 600;
+pub const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
+pub const PAYLOAD: usize = 600;
 pub const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-const EVENT_ID: async_nats::HeaderName = async_nats::HeaderName::from_static("Outbox-Event-Id");
+pub const EVENT_ID: async_nats::HeaderName = async_nats::HeaderName::from_static("Outbox-Event-Id");
 const AGE: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Args)]
@@ -36,22 +36,6 @@ pub struct DrainArgs {
 impl Default for DrainArgs {
     fn default() -> Self {
         Self { rows: 500_000 }
-    }
-}
-
-#[derive(Args)]
-pub struct LatencyArgs {
-    /// Events a second.
-    #[arg(long, default_value = "500")]
-    rate: u64,
-    /// For how many seconds.
-    #[arg(long, default_value = "30")]
-    seconds: u64,
-}
-
-impl Default for LatencyArgs {
-    fn default() -> Self {
-        Self { rate: 500, seconds: 30 }
     }
 }
 
@@ -99,7 +83,7 @@ pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
 }
 
 /// A relay as a service has it, metrics included.
-async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyhow::Error> {
+pub async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyhow::Error> {
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
         .install_recorder()
@@ -119,45 +103,15 @@ async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyhow::E
     Ok(Relay::new(PgPool::connect_lazy(database)?, connect(nats).await?, config))
 }
 
-/// A relay in this process, on a thread of its own, so that its CPU time can be told from that of the writers.
-struct Within {
-    handle: outbox::Handle,
-    thread: i32,
-    stop: CancellationToken,
-    ended: tokio::sync::oneshot::Receiver<()>,
-}
-
-impl Within {
-    async fn start(bench: &Bench, database: &Database, name: &str) -> Result<Self, anyhow::Error> {
-        let (database, nats, name) = (database.relay.clone(), bench.nats_url()?, name.to_owned());
-        let (said, hear) = tokio::sync::oneshot::channel();
-        let (end, ended) = tokio::sync::oneshot::channel();
-        let stop = CancellationToken::new();
-        let asked = stop.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async move {
-                let relay = make(&database, &nats, &name).await?;
-                said.send((relay.handle(), nix::unistd::gettid().as_raw())).ok();
-                relay.run(asked).await;
-                end.send(()).ok();
-                Ok::<_, anyhow::Error>(())
-            })
-        });
-        let (handle, thread) = hear.await.context("the relay did not start")?;
-        Ok(Self { handle, thread, stop, ended })
-    }
-}
-
 fn spec(name: &str) -> StreamSpec {
     StreamSpec { name: name.to_owned(), subjects: vec![format!("{name}.>")], max_age: AGE, replicas: 1 }
 }
 
-fn hint(name: &str) -> String {
+pub fn hint(name: &str) -> String {
     format!("hint.bench.{name}")
 }
 
-fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, anyhow::Error> {
+pub fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, anyhow::Error> {
     Command::new(std::env::current_exe()?)
         .args(["relay", "--name", name])
         .env("BENCH_DATABASE_URL", &database.relay)
@@ -167,7 +121,7 @@ fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, anyhow
         .context("starting the relay")
 }
 
-async fn stop(mut relay: Child) -> Result<(), anyhow::Error> {
+pub async fn stop(mut relay: Child) -> Result<(), anyhow::Error> {
     devstack::process::signal(relay.id().context("the relay has ended")?, nix::sys::signal::Signal::SIGTERM)?;
     relay.wait().await?;
     Ok(())
@@ -190,7 +144,7 @@ async fn append(database: &Database, name: &str, rows: u64) -> Result<(), anyhow
     Ok(())
 }
 
-async fn until_stored(js: &jetstream::Context, name: &str, last: u64) -> Result<stream::Stream, anyhow::Error> {
+pub async fn until_stored(js: &jetstream::Context, name: &str, last: u64) -> Result<stream::Stream, anyhow::Error> {
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
@@ -227,7 +181,7 @@ async fn drain_once(
 }
 
 /// A stream as the relay makes it.
-fn stream_config(name: &str) -> stream::Config {
+pub fn stream_config(name: &str) -> stream::Config {
     stream::Config {
         name: name.to_owned(),
         subjects: vec![format!("{name}.>")],
@@ -302,174 +256,6 @@ pub async fn drain(bench: &Bench, args: &DrainArgs) -> Result<(), anyhow::Error>
     Ok(())
 }
 
-/// What one run at a steady rate gave, in ms.
-struct Latency {
-    /// From an event's commit.
-    commit_to_stored: Vec<f64>,
-    /// From the commit of the last event that goes before it, or its own: what the relay adds.
-    settled_to_stored: Vec<f64>,
-    /// The commits themselves, as their writers saw them: what the disk is like.
-    commit: Vec<f64>,
-    /// The share of a core that the relay used.
-    used: f64,
-}
-
-/// Who publishes what was committed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Publisher {
-    /// The relay of the writers' process, which hand it what they commit: as in a service.
-    Relay,
-    /// A relay in another process, which is only told that there is something to look for: as with a second replica.
-    RelayBeside,
-    /// Each writer, right after its commit, with no outbox between: as quick as this machine is, and what a crash loses.
-    Writer,
-}
-
-/// Commit to stored, at a steady rate.
-async fn latency_once(
-    bench: &Bench,
-    database: &Database,
-    name: &str,
-    (rate, seconds): (u64, u64),
-    publisher: Publisher,
-) -> Result<Latency, anyhow::Error> {
-    let client = bench.nats().await?;
-    let js = jetstream::new(client.clone());
-    let (mut within, mut beside) = (None, None);
-    match publisher {
-        Publisher::Relay => within = Some(Within::start(bench, database, name).await?),
-        Publisher::RelayBeside => beside = Some(spawn(bench, database, name)?),
-        Publisher::Writer => drop(js.create_stream(stream_config(name)).await?),
-    }
-    let used = || {
-        let within = within.as_ref().map(|relay| process::cpu_of_thread(relay.thread));
-        within.or_else(|| beside.as_ref().and_then(Child::id).map(process::cpu)).unwrap_or_default()
-    };
-    let before = until_stored(&js, name, 0).await?.get_info().await?.state.last_sequence;
-    let clients = 8;
-    let started = Instant::now() + Duration::from_millis(500);
-    let writers = (0..clients).map(|client_number| {
-        let (client, hint) = (client.clone(), hint(name));
-        let (app, subject) = (database.app.clone(), format!("{name}.todo.created.v1.acme"));
-        let relay = within.as_ref().map(|relay| relay.handle.clone());
-        async move {
-            let mut db = PgConnection::connect(&app).await?;
-            sqlx::query("set app.tenant = 'acme'").execute(&mut db).await?;
-            let payload = vec![b'x'; PAYLOAD];
-            let mut committed = Vec::new();
-            for n in (client_number..rate * seconds).step_by(clients as usize) {
-                tokio::time::sleep_until((started + Duration::from_secs_f64(n as f64 / rate as f64)).into()).await;
-                let (id, aggregate) = (Uuid::now_v7(), format!("todo-{n}"));
-                let mut tx = db.begin().await?;
-                let event = outbox::NewEvent {
-                    id,
-                    tenant: "acme".to_owned(),
-                    aggregate_id: aggregate,
-                    subject: subject.clone(),
-                    traceparent: Some(TRACEPARENT.to_owned()),
-                    payload: payload.clone(),
-                };
-                let mut commit = async |tx: sqlx::Transaction<'_, sqlx::Postgres>| {
-                    let began = Instant::now();
-                    tx.commit().await?;
-                    committed.push((id, (chrono::Utc::now(), began.elapsed().as_secs_f64() * 1e3)));
-                    Ok(())
-                };
-                match &relay {
-                    Some(relay) => relay.commit(tx, vec![event], commit).await?,
-                    None => {
-                        outbox::append(&mut tx, &event).await?;
-                        commit(tx).await?;
-                    }
-                }
-                match publisher {
-                    Publisher::Relay => {}
-                    Publisher::RelayBeside => client.publish(hint.clone(), Bytes::new()).await?,
-                    Publisher::Writer => {
-                        let headers = HeaderMap::from_iter([(EVENT_ID, id.to_string().parse()?)]);
-                        client.publish_with_headers(subject.clone(), headers, Bytes::from(payload.clone())).await?;
-                    }
-                }
-            }
-            Ok::<_, anyhow::Error>(committed)
-        }
-    });
-    let (cpu, wall) = (used(), Instant::now());
-    let committed = futures::future::try_join_all(writers).await?;
-    let used = (used() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
-    let stream = until_stored(&js, name, before + rate * seconds).await?;
-    let committed: HashMap<Uuid, (chrono::DateTime<chrono::Utc>, f64)> = committed.into_iter().flatten().collect();
-    let commit = committed.values().map(|(_, took)| *took).collect();
-    let mut latency = Latency { commit_to_stored: Vec::new(), settled_to_stored: Vec::new(), commit, used };
-    let mut settled = chrono::DateTime::UNIX_EPOCH;
-    let config = jetstream::consumer::pull::OrderedConfig {
-        deliver_policy: jetstream::consumer::DeliverPolicy::ByStartSequence { start_sequence: before + 1 },
-        headers_only: true,
-        ..Default::default()
-    };
-    let mut messages = stream.create_consumer(config).await?.messages().await?.take(committed.len());
-    while let Some(message) = messages.next().await {
-        let message = message?;
-        let stored = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
-        let id = message.headers.as_ref().and_then(|headers| headers.get(EVENT_ID)).context("an id")?;
-        let (commit, _) = committed.get(&id.as_str().parse()?).context("a foreign event")?;
-        settled = settled.max(*commit);
-        // The client hears of its commit after the relay may have seen it: never less than nothing.
-        let since = |from| ((stored - from) as chrono::TimeDelta).num_microseconds().unwrap_or(0).max(0) as f64 / 1e3;
-        latency.commit_to_stored.push(since(*commit));
-        latency.settled_to_stored.push(since(settled));
-    }
-    if let Some(relay) = beside {
-        stop(relay).await?;
-    }
-    if let Some(relay) = within {
-        relay.stop.cancel();
-        relay.ended.await?;
-    }
-    Ok(latency)
-}
-
-fn tell_latency(what: &str, runs: &[Latency]) {
-    let of = |values: fn(&Latency) -> &[f64], share: f64| {
-        let quantiles: Vec<f64> = runs.iter().map(|run| quantile(values(run), share)).collect();
-        let each: Vec<String> = quantiles.iter().map(|value| format!("{value:.2}")).collect();
-        (median(&quantiles), each.join(", "))
-    };
-    let tell = |name: &str, values: fn(&Latency) -> &[f64]| {
-        let ((p50, _), (p99, each), (most, _)) = (of(values, 0.5), of(values, 0.99), of(values, 1.0));
-        figure(name, &format!("p50 {p50:.2} ms, p99 {p99:.2} ms (runs: {each}), max {most:.1} ms"));
-    };
-    tell(&format!("commit to stored, {what}"), |run| &run.commit_to_stored);
-    tell("  of it since all before it were committed", |run| &run.settled_to_stored);
-    tell("  the commits themselves", |run| &run.commit);
-    let used = median(&runs.iter().map(|run| run.used * 100.0).collect::<Vec<_>>());
-    figure("  the relay's CPU", &format!("{used:.1} % of a core"));
-}
-
-pub async fn latency(bench: &Bench, args: &LatencyArgs) -> Result<(), anyhow::Error> {
-    heading(&format!("Relay: commit to stored at {} events/s for {} s", args.rate, args.seconds));
-    bench.pause(&OTHERS)?;
-    let kinds = [
-        (Publisher::Writer, "published by the writers, no outbox"),
-        (Publisher::Relay, "relay in the writers' process"),
-        (Publisher::RelayBeside, "relay in another process"),
-    ];
-    let mut all = kinds.map(|_| Vec::new());
-    for run in 0..bench.runs {
-        for ((publisher, _), runs) in kinds.iter().zip(&mut all) {
-            let database = bench.database().await?;
-            let name = format!("LATENCY{run}");
-            runs.push(latency_once(bench, &database, &name, (args.rate, args.seconds), *publisher).await?);
-            bench.drop_with_stream(database, &name).await?;
-        }
-    }
-    bench.resume(&OTHERS)?;
-    for ((_, what), runs) in kinds.iter().zip(&all) {
-        tell_latency(what, runs);
-    }
-    Ok(())
-}
-
 /// Rows of a day long gone, all published.
 async fn append_old(database: &Database, rows: u64) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&database.superuser).await?;
@@ -540,19 +326,19 @@ pub async fn held(bench: &Bench, args: &HeldArgs) -> Result<(), anyhow::Error> {
         let fresh = bench.database().await?;
         let name = format!("WITHOUT{run}");
         without.push(drain_once(bench, &fresh, &name, rows).await?.0);
-        latencies.0.push(latency_once(bench, &fresh, &name, (500, 10), Publisher::RelayBeside).await?);
+        latencies.0.push(latency::once(bench, &fresh, &name, (500, 10), Publisher::RelayBeside).await?);
         bench.drop_with_stream(fresh, &name).await?;
         with.push(drain_once(bench, &database, "HELD", rows).await?.0);
-        latencies.1.push(latency_once(bench, &database, "HELD", (500, 10), Publisher::RelayBeside).await?);
+        latencies.1.push(latency::once(bench, &database, "HELD", (500, 10), Publisher::RelayBeside).await?);
     }
-    let long = latency_once(bench, &database, "HELD", (500, seconds), Publisher::RelayBeside).await?;
+    let long = latency::once(bench, &database, "HELD", (500, seconds), Publisher::RelayBeside).await?;
     let held_for = held_since.elapsed().as_secs();
     sqlx::query("rollback").execute(&mut holder).await?;
     bench.drop_with_stream(database, "HELD").await?;
     bench.resume(&OTHERS)?;
     ratios(&format!("drain of {rows} rows, of that without"), &with, &without);
-    tell_latency("500/s, without", &latencies.0);
-    tell_latency("with", &latencies.1);
-    tell_latency(&format!("with, for {seconds} s; by then held for {held_for} s"), &[long]);
+    latency::tell("500/s, without", &latencies.0);
+    latency::tell("with", &latencies.1);
+    latency::tell(&format!("with, for {seconds} s; by then held for {held_for} s"), &[long]);
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, consumer::PullConsumer};
+use chrono::Utc;
 use clap::Args;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::edge::{Writer, token};
-use crate::process;
+use crate::process::{self, Guests};
 use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::Bench;
 
@@ -234,24 +235,20 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
 
 pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyhow::Error> {
     heading(&format!("Write to searchable at {} writes/s for {} s", args.rate, args.seconds));
-    let token = token(bench, "bench-search")?;
+    let token = &token(bench, "bench-search")?;
     quiet(bench).await?;
     let started = Instant::now();
     let clients = 8;
-    let writers = (0..clients).map(|number| {
-        let token = &token;
-        async move {
-            let mut writer = Writer::connect(bench, token).await?;
-            for n in (number..args.rate * args.seconds).step_by(clients as usize) {
-                tokio::time::sleep_until((started + Duration::from_secs_f64(n as f64 / args.rate as f64)).into()).await;
-                writer.ask("POST", "/v1/todos", &json!({"title": format!("write number {n}")}).to_string()).await?;
-            }
-            Ok::<_, anyhow::Error>(())
+    let writers = (0..clients).map(|number| async move {
+        let mut writer = Writer::connect(bench, token).await?;
+        for n in (number..args.rate * args.seconds).step_by(clients as usize) {
+            tokio::time::sleep_until((started + Duration::from_secs_f64(n as f64 / args.rate as f64)).into()).await;
+            writer.ask("POST", "/v1/todos", &json!({"title": format!("write number {n}")}).to_string()).await?;
         }
+        Ok::<_, anyhow::Error>(())
     });
     // Beside them a few that look for what they write.
     let lookers = (0..3_u32).map(|number| {
-        let token = &token;
         async move {
             let mut looker = Writer::connect(bench, token).await?;
             let mut lags = Vec::new();
@@ -265,40 +262,44 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
                 }
                 let word = format!("w{}", Uuid::now_v7().simple());
                 looker.ask("POST", "/v1/todos", &json!({"title": format!("find {word}")}).to_string()).await?;
-                let written = Instant::now();
+                let (written, at) = (Instant::now(), Utc::now());
                 let path = format!("/v1/todos:search?query={word}");
                 while !looker.ask("GET", &path, "").await?.contains(&word) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                     anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
                 }
                 if written.duration_since(started) > Duration::from_secs(args.warm_up) {
-                    lags.push(written.elapsed().as_secs_f64() * 1e3);
+                    lags.push((at, Utc::now(), written.elapsed().as_secs_f64() * 1e3));
                 }
             }
-            Ok::<Vec<f64>, anyhow::Error>(lags)
+            Ok::<_, anyhow::Error>(lags)
         }
     });
     let before = index_work(bench).await?;
-    let (_, lags) = tokio::try_join!(futures::future::try_join_all(writers), futures::future::try_join_all(lookers))?;
-    let lags: Vec<f64> = lags.into_iter().flatten().collect();
-    let of = |share| quantile(&lags, share);
-    let text = format!(
-        "p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms over {} writes; the index refreshes every 500 ms",
-        of(0.5),
-        of(0.99),
-        of(1.0),
-        lags.len()
-    );
-    figure("from the answer to the hit", &text);
+    let mut guests = Guests::default();
+    let all =
+        async { tokio::try_join!(futures::future::try_join_all(writers), futures::future::try_join_all(lookers)) };
+    let (_, lags) = tokio::select! {
+        all = all => all?,
+        never = guests.watch() => match never {},
+    };
+    let lags = || lags.iter().flatten();
+    let tell = |what: &str, lags: &[f64]| {
+        let of = |share| quantile(lags, share);
+        let (p50, p99, most) = (of(0.5), of(0.99), of(1.0));
+        figure(what, &format!("p50 {p50:.0} ms, p99 {p99:.0} ms, max {most:.0} ms over {} writes", lags.len()));
+    };
+    tell("answer to hit (refreshed every 500 ms)", &lags().map(|(_, _, lag)| *lag).collect::<Vec<_>>());
+    let quiet = lags().filter(|(written, found, _)| guests.quiet(*written, *found));
+    let (seconds, all, share) = guests.tell();
+    let what = format!("  in those {seconds} of {all} s in which others took at most 5 %");
+    tell(&what, &quiet.map(|(_, _, lag)| *lag).collect::<Vec<_>>());
+    figure("  taken by other guests of the machine", &format!("{:.1} % of the processors", share * 100.0));
     let work = index_work(bench).await?;
-    for (what, (count, millis), (count_before, millis_before)) in
-        [("refreshes", work[0], before[0]), ("documents", work[1], before[1]), ("searches", work[2], before[2])]
-    {
-        let (count, millis) = (count - count_before, millis - millis_before);
-        figure(
-            &format!("  {what} of the index"),
-            &format!("{count}, {:.1} ms each", millis as f64 / count.max(1) as f64),
-        );
+    for (index, what) in ["refreshes", "documents", "searches"].into_iter().enumerate() {
+        let (count, millis) = (work[index].0 - before[index].0, work[index].1 - before[index].1);
+        let each = millis as f64 / count.max(1) as f64;
+        figure(&format!("  {what} of the index"), &format!("{count}, {each:.1} ms each"));
     }
     Ok(())
 }

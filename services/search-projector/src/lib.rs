@@ -208,8 +208,8 @@ fn consumer_config(durable: &str, release: &str) -> consumer::Config {
         filter: subject::all(SERVICE),
         types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
         batch: 1_000,
-        // A tenth of the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
-        linger: Duration::from_millis(50),
+        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
+        linger: Duration::from_millis(20),
         // Documents are guarded by version, so bulk requests may overtake each other.
         in_flight: 3,
         max_attempts: 12,
