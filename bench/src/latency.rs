@@ -217,14 +217,10 @@ pub fn tell(what: &str, runs: &[Latency]) {
     tell("  the commits themselves", |run| &run.commit);
     let used = median(&runs.iter().map(|run| run.used * 100.0).collect::<Vec<_>>());
     figure("  the relay's CPU", &format!("{used:.1} % of a core"));
-    let guests: Vec<_> = runs.iter().map(|run| run.guests.tell()).collect();
-    let taken: Vec<String> = guests.iter().map(|(_, _, share)| format!("{:.1}", share * 100.0)).collect();
-    figure("  taken by other guests of the machine", &format!("{} % of the processors", taken.join(", ")));
-    let (seconds, all) = guests.iter().fold((0, 0), |sum, (quiet, all, _)| (sum.0 + quiet, sum.1 + all));
+    let quiet_seconds = Guests::tell(&runs.iter().map(|run| &run.guests).collect::<Vec<_>>());
     let quiet: Vec<f64> = runs.iter().flat_map(|run| &run.quiet).copied().collect();
     let (p50, p99) = (quantile(&quiet, 0.5), quantile(&quiet, 0.99));
-    let text = format!("p50 {p50:.2} ms, p99 {p99:.2} ms over {} events", quiet.len());
-    figure(&format!("  in those {seconds} of {all} s in which it was at most 5 %"), &text);
+    figure(&quiet_seconds, &format!("p50 {p50:.2} ms, p99 {p99:.2} ms over {} events", quiet.len()));
 }
 
 pub async fn run(bench: &Bench, args: &LatencyArgs) -> Result<(), anyhow::Error> {

@@ -4,6 +4,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::time::MissedTickBehavior;
+
+use crate::report::figure;
 
 /// CPU time of a process and its threads, user and system.
 pub fn cpu(pid: u32) -> Duration {
@@ -42,18 +45,20 @@ pub struct Guests {
 
 impl Guests {
     /// What they may take of a second that counts as quiet.
-    pub const QUIET: f64 = 0.05;
+    const QUIET: f64 = 0.05;
 
     /// Watches until it is dropped.
     pub async fn watch(&mut self) -> Infallible {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        // After a stall the next second is a whole one too.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
         let mut before = ticks();
         loop {
             tick.tick().await;
             let now = ticks();
-            let all = now.iter().sum::<u64>() - before.iter().sum::<u64>();
-            self.seconds.push((Utc::now(), (now[7] - before[7]) as f64 / all.max(1) as f64));
+            let spent: [u64; 8] = std::array::from_fn(|kind| now[kind].saturating_sub(before[kind]));
+            self.seconds.push((Utc::now(), spent[7] as f64 / spent.iter().sum::<u64>().max(1) as f64));
             before = now;
         }
     }
@@ -64,11 +69,18 @@ impl Guests {
         self.seconds.get(of(from)..=of(to)).is_some_and(|all| all.iter().all(|(_, share)| *share <= Self::QUIET))
     }
 
-    /// How many seconds were quiet, how many there were, and the share that was taken of all.
-    pub fn tell(&self) -> (usize, usize, f64) {
-        let shares = || self.seconds.iter().map(|(_, share)| *share);
-        let all = self.seconds.len();
-        (shares().filter(|share| *share <= Self::QUIET).count(), all, shares().sum::<f64>() / all as f64)
+    /// Tells what they took in each run; the answer names the quiet seconds, for the figure of those alone.
+    pub fn tell(runs: &[&Self]) -> String {
+        let shares = |run: &Self| run.seconds.iter().map(|(_, share)| *share).collect::<Vec<_>>();
+        let taken = runs.iter().map(|run| {
+            let shares = shares(run);
+            format!("{:.1}", shares.iter().sum::<f64>() / shares.len() as f64 * 100.0)
+        });
+        let taken: Vec<String> = taken.collect();
+        figure("  taken by other guests of the machine", &format!("{} % of the processors", taken.join(", ")));
+        let all: Vec<f64> = runs.iter().flat_map(|run| shares(run)).collect();
+        let quiet = all.iter().filter(|share| **share <= Self::QUIET).count();
+        format!("  in those {quiet} of {} s in which it was at most {:.0} %", all.len(), Self::QUIET * 100.0)
     }
 }
 

@@ -90,7 +90,7 @@ async fn project(bench: &Bench, events: usize) -> Result<(f64, f64), anyhow::Err
     while stream.get_info().await?.state.last_sequence < before + events as u64 {
         tick.tick().await;
     }
-    quiet(bench).await?;
+    until_merged(bench).await?;
     let pid = bench.pid("search-projector");
     let (cpu, started) = (process::cpu(pid), Instant::now());
     bench.resume(&["search-projector"])?;
@@ -107,7 +107,7 @@ fn http() -> Result<reqwest::Client, reqwest::Error> {
 }
 
 /// Waits until OpenSearch is done with what came before: it merges long after the last answer.
-async fn quiet(bench: &Bench) -> Result<(), anyhow::Error> {
+async fn until_merged(bench: &Bench) -> Result<(), anyhow::Error> {
     let (http, base, started) = (http()?, bench.url("opensearch"), Instant::now());
     http.post(format!("{base}/_refresh")).send().await?;
     let mut tick = tokio::time::interval(Duration::from_millis(500));
@@ -202,7 +202,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
     let mut best = (0, 0, 0.0);
     for (size, in_flight) in [(500, 1), (500, 2), (1_000, 1), (1_000, 2), (2_000, 2), (1_000, 4)] {
         raw_index(bench).await?;
-        quiet(bench).await?;
+        until_merged(bench).await?;
         let rate = raw(bench, &mut warm, size, in_flight).await?;
         figure(&format!("raw _bulk, {size} documents, {in_flight} in flight"), &format!("{rate:.0}/s"));
         if rate > best.2 {
@@ -217,7 +217,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
     raw(bench, &mut all, best.0, best.1).await?;
     let (mut ours, mut limit, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.runs {
-        quiet(bench).await?;
+        until_merged(bench).await?;
         limit.push(raw(bench, &mut all, best.0, best.1).await?);
         let (rate, micros) = project(bench, args.events).await?;
         ours.push(rate);
@@ -236,7 +236,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
 pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyhow::Error> {
     heading(&format!("Write to searchable at {} writes/s for {} s", args.rate, args.seconds));
     let token = &token(bench, "bench-search")?;
-    quiet(bench).await?;
+    until_merged(bench).await?;
     let started = Instant::now();
     let clients = 8;
     let writers = (0..clients).map(|number| async move {
@@ -248,32 +248,30 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         Ok::<_, anyhow::Error>(())
     });
     // Beside them a few that look for what they write.
-    let lookers = (0..3_u32).map(|number| {
-        async move {
-            let mut looker = Writer::connect(bench, token).await?;
-            let mut lags = Vec::new();
-            // Found is found right after a refresh: who writes again at once always waits for a whole interval. So all
-            // moments of an interval get their turn.
-            let phases = (1_u32..).map(|turn| f64::from(turn * 3 + number) * 0.618_034 % 1.0);
-            for phase in phases {
-                tokio::time::sleep(Duration::from_secs_f64(phase * 0.5)).await;
-                if started.elapsed() > Duration::from_secs(args.seconds) {
-                    break;
-                }
-                let word = format!("w{}", Uuid::now_v7().simple());
-                looker.ask("POST", "/v1/todos", &json!({"title": format!("find {word}")}).to_string()).await?;
-                let (written, at) = (Instant::now(), Utc::now());
-                let path = format!("/v1/todos:search?query={word}");
-                while !looker.ask("GET", &path, "").await?.contains(&word) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
-                }
-                if written.duration_since(started) > Duration::from_secs(args.warm_up) {
-                    lags.push((at, Utc::now(), written.elapsed().as_secs_f64() * 1e3));
-                }
+    let lookers = (0..3_u32).map(|number| async move {
+        let mut looker = Writer::connect(bench, token).await?;
+        let mut lags = Vec::new();
+        // Found is found right after a refresh: who writes again at once always waits for a whole interval. So all
+        // moments of an interval get their turn.
+        let phases = (1_u32..).map(|turn| f64::from(turn * 3 + number) * 0.618_034 % 1.0);
+        for phase in phases {
+            tokio::time::sleep(Duration::from_secs_f64(phase * 0.5)).await;
+            if started.elapsed() > Duration::from_secs(args.seconds) {
+                break;
             }
-            Ok::<_, anyhow::Error>(lags)
+            let word = format!("w{}", Uuid::now_v7().simple());
+            looker.ask("POST", "/v1/todos", &json!({"title": format!("find {word}")}).to_string()).await?;
+            let (written, at) = (Instant::now(), Utc::now());
+            let path = format!("/v1/todos:search?query={word}");
+            while !looker.ask("GET", &path, "").await?.contains(&word) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                anyhow::ensure!(written.elapsed() < Duration::from_secs(30), "{word} is not found");
+            }
+            if written.duration_since(started) > Duration::from_secs(args.warm_up) {
+                lags.push((at, Utc::now(), written.elapsed().as_secs_f64() * 1e3));
+            }
         }
+        Ok::<_, anyhow::Error>(lags)
     });
     let before = index_work(bench).await?;
     let mut guests = Guests::default();
@@ -291,10 +289,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
     };
     tell("answer to hit (refreshed every 500 ms)", &lags().map(|(_, _, lag)| *lag).collect::<Vec<_>>());
     let quiet = lags().filter(|(written, found, _)| guests.quiet(*written, *found));
-    let (seconds, all, share) = guests.tell();
-    let what = format!("  in those {seconds} of {all} s in which others took at most 5 %");
-    tell(&what, &quiet.map(|(_, _, lag)| *lag).collect::<Vec<_>>());
-    figure("  taken by other guests of the machine", &format!("{:.1} % of the processors", share * 100.0));
+    tell(&Guests::tell(&[&guests]), &quiet.map(|(_, _, lag)| *lag).collect::<Vec<_>>());
     let work = index_work(bench).await?;
     for (index, what) in ["refreshes", "documents", "searches"].into_iter().enumerate() {
         let (count, millis) = (work[index].0 - before[index].0, work[index].1 - before[index].1);
