@@ -7,6 +7,7 @@ use async_nats::jetstream::{self, consumer::PullConsumer};
 use chrono::Utc;
 use clap::Args;
 use futures::StreamExt as _;
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
@@ -163,9 +164,20 @@ async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usi
     let sent = futures::stream::iter(bodies).map(|body| {
         let request = http.post(format!("{base}/raw/_bulk")).header("content-type", "application/x-ndjson").body(body);
         async move {
-            let answer: Value = request.send().await?.json().await?;
-            anyhow::ensure!(answer["errors"] == false, "{}", answer["items"][0]);
-            Ok::<_, anyhow::Error>(())
+            // OpenSearch refuses what its heap cannot hold just now (429); a client sends it again, as the projector does.
+            for _ in 0..500 {
+                let answer = request.try_clone().context("a body in memory")?.send().await?;
+                let refused = answer.status() == StatusCode::TOO_MANY_REQUESTS;
+                let answer: Value = answer.json().await?;
+                if !refused {
+                    let items = answer["items"].as_array();
+                    let failed = items.and_then(|items| items.iter().find(|item| !item["index"]["error"].is_null()));
+                    anyhow::ensure!(answer["errors"] == false, "a raw bulk failed: {}", failed.unwrap_or(&answer));
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::bail!("OpenSearch refuses a raw bulk for lack of memory, for 10 s by now")
         }
     });
     let results: Vec<_> = sent.buffer_unordered(in_flight).collect().await;
