@@ -42,8 +42,23 @@ enum OutboxCommand {
         #[command(flatten)]
         act: ActArgs,
     },
-    /// After Postgres was restored from an older backup, or somebody else published: go on behind a stream that holds
-    /// what the outbox does not. What it holds is saved first; then rebuild what was made of it.
+    /// Publish rows once more, under new numbers and with the same event ids: what a hole in the stream has lost, as
+    /// `flotilla verify` names it.
+    Requeue {
+        /// The rows, by their numbers.
+        #[arg(required = true)]
+        seqs: Vec<i64>,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// After the database was moved without its sequence: set that right, and give rows that were numbered behind what
+    /// is in the stream new numbers, so that they are published.
+    Renumber {
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// After Postgres was restored from an older backup, or somebody else published: remove from the stream what the
+    /// outbox does not know, and go on. It is saved first; rebuild afterwards what consumers have made of it.
     Accept {
         /// Where to save the messages that the outbox does not know, one JSON object a line.
         #[arg(long)]
@@ -88,6 +103,14 @@ pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Err
             say(context, &json!({"discarded": seq}), &format!("Row {seq} will never be published."));
             Ok(())
         }
+        OutboxCommand::Requeue { seqs, act } => {
+            let actor = act.operator(context).await?;
+            act.confirm(&format!("Publish {} rows once more, behind what is in the stream?", seqs.len()))?;
+            let rows = operate::requeue(&mut db, seqs, Act { actor: &actor, reason: &act.reason }).await?;
+            say(context, &json!({"requeued": rows}), &format!("{rows} rows go out again."));
+            Ok(())
+        }
+        OutboxCommand::Renumber { act } => renumber(context, &mut db, &args.service, act).await,
         OutboxCommand::Accept { export, act } => accept(context, &mut db, &args.service, export, act).await,
         OutboxCommand::Journal { lines } => journal(context, &mut db, *lines).await,
     }
@@ -151,6 +174,21 @@ pub fn journal_cells(line: &operate::JournalLine) -> Vec<String> {
     ]
 }
 
+async fn renumber(context: &Context, db: &mut PgConnection, service: &str, act: &ActArgs) -> Result<(), anyhow::Error> {
+    let actor = act.operator(context).await?;
+    let (js, _) = events::open(context).await?;
+    let stream = js.get_stream(subject::stream(service)).await.context("opening the stream")?;
+    let behind = operate::numbered_behind(db, &stream).await?;
+    let (rows, published, sequence) = (behind.rows.len(), behind.published_seq, behind.sequence);
+    act.confirm(&format!(
+        "The sequence stands at {sequence}, and row {published} is published. Set it right, and give {rows} rows new numbers?"
+    ))?;
+    let moved = operate::renumber(db, &behind, Act { actor: &actor, reason: &act.reason }).await?;
+    let more = if rows == 1_000 { " There may be more: run the command again." } else { "" };
+    say(context, &json!({"renumbered": moved}), &format!("{moved} rows have new numbers and are published.{more}"));
+    Ok(())
+}
+
 async fn accept(
     context: &Context,
     db: &mut PgConnection,
@@ -166,16 +204,16 @@ async fn accept(
     if !context.json {
         println!(
             "The stream holds {saved} messages ({} to {}) that the outbox does not know; saved in {}.\n\
-             The newest row that both have is {}. Going on behind the stream leaves those messages where they are: \
-             whoever read them has them. Rebuild the read models afterwards.",
+             The newest row that both have is {}. They are removed from the stream; whoever has read them has them: \
+             rebuild the read models afterwards.",
             beyond.from,
             beyond.to,
             export.display(),
             beyond.outbox_seq
         );
     }
-    act.confirm("Go on behind the stream?")?;
-    operate::accept(db, &beyond, Act { actor: &actor, reason: &act.reason }).await?;
+    act.confirm(&format!("Remove these {saved} messages from the stream, and go on?"))?;
+    operate::accept(db, &stream, &beyond, Act { actor: &actor, reason: &act.reason }).await?;
     let json = json!({"accepted": beyond, "messages": saved, "export": export});
     say(context, &json, "Accepted: the relay goes on within seconds; `flotilla status` shows it.");
     Ok(())

@@ -280,13 +280,47 @@ impl Rebuild<'_> {
     /// While the projector is held up for a moment, so that neither index has what the other lacks.
     async fn swap(&self, next: &Index, target: &str) -> Result<(), anyhow::Error> {
         let current = self.index.named().await?;
+        let before = self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
         let until = devstack::supervisor::now() + PAUSE;
         self.stream.pause_consumer(PROJECTOR, until).await.context("holding up the projector")?;
-        let swapped = self.swap_while_paused(next, current, target).await;
-        self.stream.resume_consumer(PROJECTOR).await.context("letting the projector go on")?;
+        let swapped = async {
+            self.paused().await?;
+            self.swap_while_paused(next, current, target).await
+        };
+        let swapped = swapped.await;
+        match before.pause_remaining.filter(|_| before.paused) {
+            None => {
+                self.stream.resume_consumer(PROJECTOR).await.context("letting the projector go on")?;
+            }
+            // An operator has paused it: so it stays.
+            Some(left) => {
+                let until = devstack::supervisor::now() + left;
+                self.stream
+                    .pause_consumer(PROJECTOR, until)
+                    .await
+                    .context("leaving the projector paused, as it was")?;
+            }
+        }
         swapped?;
         self.end_filling().await;
         Ok(())
+    }
+
+    /// A pause is in force once the consumer says so: the answer to it comes before that.
+    async fn paused(&self) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        let paused = async {
+            loop {
+                tick.tick().await;
+                let info = self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
+                if info.paused {
+                    return Ok::<(), anyhow::Error>(());
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), paused)
+            .await
+            .context("not swapped: the projector is not held up; does the clock of NATS agree with this machine's?")?
     }
 
     /// Once the projector has let go of it: it would make it anew.
@@ -319,23 +353,37 @@ impl Rebuild<'_> {
                 let (has, needs) = (rebuilt.ack_floor.stream_sequence, searched.delivered.stream_sequence);
                 let all = rebuilt.num_pending == 0 && rebuilt.num_ack_pending == 0;
                 if all || has >= needs {
-                    return Ok::<u64, anyhow::Error>(searched.ack_floor.stream_sequence);
+                    return Ok::<_, anyhow::Error>((searched.ack_floor.stream_sequence, needs));
                 }
             }
         };
-        let floor =
+        let (floor, delivered) =
             tokio::time::timeout(CATCHES_UP, both).await.context("not swapped: the new index is too far behind")??;
         next.refresh().await?;
         let current = match current {
             Some((name, mut notes)) => {
                 // Should it be searched again, it lacks what follows.
                 notes["behind"] = json!(floor + 1);
+                // That says it for now; how far it is filled is noted again once it is searched again.
+                notes.as_object_mut().map(|notes| notes.remove("floor"));
                 self.index.note(&name, &notes).await?;
-                Some(name)
+                Some((name, notes))
             }
             None => None,
         };
-        self.index.swap(current.as_deref(), target).await
+        let info = self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
+        ensure!(
+            info.paused && info.delivered.stream_sequence == delivered,
+            "not swapped: the projector was given events meanwhile; run the command again"
+        );
+        self.index.swap(current.as_ref().map(|(name, _)| name.as_str()), target).await?;
+        // The projector notes things in the same place, and may have done so at the same moment.
+        if let Some((name, notes)) = current
+            && self.index.previous().named().await?.is_some_and(|(is, now)| is == name && now != notes)
+        {
+            self.index.note(&name, &notes).await?;
+        }
+        Ok(())
     }
 
     async fn abandon(&self) -> Result<(), anyhow::Error> {

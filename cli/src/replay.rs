@@ -58,7 +58,7 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
     );
     let (first, last) = (events.first().map_or(0, |event| event.0), events.last().map_or(0, |event| event.0));
     let selection = json!({
-        "stream": name, "subject": args.subject, "from": args.from, "to": args.to, "firstSequence": first, "lastSequence": last,
+        "stream": name, "streamCreatedAt": stream.cached_info().created, "subject": args.subject, "from": args.from, "to": args.to, "firstSequence": first, "lastSequence": last,
     });
     let what = format!("{} events ({first} to {last} of {name}) go to {} and nobody else", events.len(), args.consumer);
     if args.dry_run {

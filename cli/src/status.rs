@@ -225,6 +225,22 @@ fn degraded(
             "the projector has acknowledged nothing for {seconds:.0} s (docs/runbooks/consumers.md#stalled)"
         ));
     }
+    if raised("consumer_refused").is_some() {
+        degraded.push(
+            "a release of a consumer does not pull, because a newer one has changed its filter \
+             (docs/runbooks/consumers.md#refused)"
+                .to_owned(),
+        );
+    }
+    let todo = metrics.get("todo").map_or("", String::as_str);
+    if gauge(todo, "outbox_stream_drift").is_some_and(|differences| differences > 0.0) {
+        degraded.push("the stream is not as the service was told (docs/runbooks/outbox.md#drift)".to_owned());
+    }
+    if raised("search_index_mapping_behind").is_some() {
+        degraded.push(
+            "a search index does not take a field as it is meant (docs/runbooks/search.md#mapping-behind)".to_owned(),
+        );
+    }
     if let Some(events) = raised("consumer_trimmed_unread") {
         degraded.push(format!(
             "{events} events were trimmed before the projector had them (docs/runbooks/consumers.md#trimmed-unread)"

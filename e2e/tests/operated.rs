@@ -206,8 +206,11 @@ impl World {
 async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     let world = World::new().await;
     let (ann, bob) = (world.fleet.caller("acme", "ann").await, world.fleet.caller("globex", "bob").await);
-    let right = world.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
+    let mut right =
+        world.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
     assert_eq!(right["_meta"]["filled_since"], 1, "{right}");
+    // An index that says how far it was filled would be filled up from there by itself.
+    right["_meta"] = json!({"filled_since": 1});
     world.put_in_place("todos-wrong", &wrong_mapping()).await;
     for n in 0..5 {
         let todo = ann.create(json!({"title": format!("ann's {n}")})).await;

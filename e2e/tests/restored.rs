@@ -77,9 +77,11 @@ async fn an_operator_works_with_the_outbox() {
     assert_eq!(projector["paused"], true, "{projector}");
     operate(&fleet, &operator, &["consumers", "resume", "search-projector"]).await.unwrap();
 
-    // Postgres as it was three rows ago.
+    // Postgres as it was before the last todo.
     for sql in [
+        "delete from todo where title = 'before 5'",
         "delete from outbox where seq > 5",
+        "delete from outbox_parked",
         "select setval('outbox_seq', 5)",
         "update outbox_relay set outbox_seq = 5, stream_seq = 5, outbox_created_at = \
          (select created_at from outbox where seq = 5)",
@@ -118,5 +120,21 @@ async fn an_operator_works_with_the_outbox() {
     assert!(by("parked").unwrap().starts_with("relay") && by("halted").unwrap().starts_with("relay"), "{said:?}");
     let again = operate(&fleet, &operator, &accept).await.unwrap_err();
     assert!(again.contains("nothing to accept"), "{again}");
+    // What consumers had made of it goes with a rebuild, and does not come back.
+    assert!(!ann.search("before 5").await.is_empty(), "the read model has seen it");
+    operate(&fleet, &operator, &["rebuild", "search"]).await.unwrap();
+    assert!(ann.search("before 5").await.is_empty(), "the lost timeline is gone");
+    assert!(!ann.search("meanwhile").await.is_empty());
+
+    // A sequence that fell behind, as after a failover by logical replication.
+    db.execute("select setval('outbox_seq', 1)").await.unwrap();
+    ann.create(json!({"title": "numbered behind"})).await;
+    until("status says what is wrong", || async {
+        let halted = outbox(&fleet).await["overview"]["halted"].clone();
+        halted.as_str().is_some_and(|reason| reason.contains("flotilla outbox renumber"))
+    })
+    .await;
+    operate(&fleet, &operator, &["outbox", "renumber"]).await.unwrap();
+    until("it is found after all", || async { !ann.search("numbered").await.is_empty() }).await;
     fleet.stop().await;
 }

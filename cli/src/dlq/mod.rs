@@ -248,7 +248,7 @@ pub async fn run(context: &Context, args: &DlqArgs) -> Result<(), anyhow::Error>
                 show::print_plan(&planned, &undecodable);
             }
             act.confirm(&format!("Replay {} letters?", planned.len()))?;
-            let (job, _) = store_jobs::create(db, order, Act { actor: &actor, reason: &act.reason }).await?;
+            let job = store_jobs::create(db, order, &planned, Act { actor: &actor, reason: &act.reason }).await?;
             started(context, db, job, pace.detach).await
         }
         DlqCommand::Jobs { limit } => show::jobs(context, &store_jobs::jobs(db, *limit).await?),
@@ -328,7 +328,7 @@ async fn discard(
     }
     let actor = act.operator(context).await?;
     act.confirm(&format!("Give up {} letters for ever?", planned.len()))?;
-    let (job, planned) = store_jobs::create(db, order, Act { actor: &actor, reason: &act.reason }).await?;
+    let job = store_jobs::create(db, order, &planned, Act { actor: &actor, reason: &act.reason }).await?;
     let json = json!({"discarded": planned.len(), "job": job});
     say(context, &json, &format!("{} letters are discarded; job {job} tells their consumer.", planned.len()));
     Ok(())

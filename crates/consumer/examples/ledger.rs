@@ -49,6 +49,7 @@ async fn main() -> Result<(), anyhow::Error> {
         durable: "ledger".to_owned(),
         filter: "evt.shop.>".to_owned(),
         types: vec!["shop.ordered.v1".to_owned()],
+        revision: 1,
         batch: 16,
         linger: Duration::ZERO,
         in_flight: 1,

@@ -16,7 +16,13 @@ create table inbox_lease (
     consumer   text        primary key,
     holder     uuid        not null,
     epoch      bigint      not null,
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    -- How far the effects in this database go: every event of the stream, known by when it was created, up to this
+    -- sequence is settled. When the database is older than the broker thinks, they come again from here.
+    stream_created_at timestamptz,
+    floor             bigint,
+    -- How many events the stream dropped before this consumer had them. Set it to 0 when what it makes has been rebuilt.
+    trimmed_unread    bigint not null default 0
 ) with (fillfactor = 50);
 
 -- The events that are dead: not handled, or behind one of their aggregate that was not. In the order in which they died.

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::dead_letter::{self, Letter};
+use crate::event;
+use crate::inbox::Inbox;
 use crate::pull::{Config, Status};
 use crate::settle::{Failed, Settler};
 
@@ -42,11 +44,12 @@ struct Advisory {
 pub struct Backstop<'a> {
     settler: &'a Settler,
     status: &'a watch::Sender<Status>,
+    inbox: Option<&'a Inbox>,
 }
 
 impl<'a> Backstop<'a> {
-    pub const fn new(settler: &'a Settler, status: &'a watch::Sender<Status>) -> Self {
-        Self { settler, status }
+    pub const fn new(settler: &'a Settler, status: &'a watch::Sender<Status>, inbox: Option<&'a Inbox>) -> Self {
+        Self { settler, status, inbox }
     }
 
     /// Until `stop`. What is down is waited for.
@@ -73,6 +76,7 @@ impl<'a> Backstop<'a> {
         let consumer: PullConsumer =
             stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
         let info = consumer.cached_info();
+        self.mend(&stream, &info.config).await?;
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         if info.ack_floor.stream_sequence != floor.at || !waits || info.paused {
             *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
@@ -96,30 +100,23 @@ impl<'a> Backstop<'a> {
             );
         }
         let first = if waits { stream.cached_info().state.first_sequence } else { 0 };
-        self.look_for_trimmed(first, info.ack_floor.stream_sequence);
+        look_for_trimmed(self.config(), self.status, first, info.ack_floor.stream_sequence);
         self.bury_what_was_given_up(&stream).await
     }
 
-    /// Alarms when the stream begins behind what this consumer has acknowledged although something waits: events may have
-    /// been trimmed unread, and what is made of them is incomplete until it is rebuilt.
-    fn look_for_trimmed(&self, first: u64, floor: u64) {
-        let trimmed = first.saturating_sub(floor + 1);
-        let worse = self.status.send_if_modified(|status| {
-            let worse = trimmed > status.trimmed_unread;
-            status.trimmed_unread = status.trimmed_unread.max(trimmed);
-            worse
-        });
-        let durable = &self.config().durable;
-        metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone())
-            .set(self.status.borrow().trimmed_unread as f64);
-        if worse {
-            error!(
-                consumer = durable,
-                from = floor + 1,
-                to = first - 1,
-                "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
-            );
+    /// Somebody may have changed the durable consumer, and two releases that make or change it at the same moment may each
+    /// undo what the other has written.
+    async fn mend(&self, stream: &stream::Stream, is: &jetstream::consumer::Config) -> Result<(), anyhow::Error> {
+        let ours = self.config().ours(is);
+        // Before it pulls it is being opened.
+        if *is == ours || !self.status.borrow().pulling || self.config().is_older(is).is_some() {
+            return Ok(());
         }
+        let durable = &self.config().durable;
+        warn!(consumer = durable, was = ?is, "the durable consumer is not as it was asked for: changing it back");
+        metrics::counter!("consumer_config_mended_total", "consumer" => durable.clone()).increment(1);
+        stream.update_consumer(ours).await.context("changing the durable consumer back")?;
+        Ok(())
     }
 
     async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {
@@ -143,10 +140,24 @@ impl<'a> Backstop<'a> {
             match events.get_raw_message(advisory.stream_seq).await {
                 Ok(given_up) => {
                     dead_letter::open(&self.settler.js).await?;
+                    // Before the letter, so that no later event of the aggregate slips by.
+                    let event = event::parse(Some(&given_up.headers), &given_up.payload).ok().map(|(event, _)| event);
+                    let dead = self.inbox.zip(event.as_ref());
+                    if let Some((inbox, event)) = dead {
+                        let dead = inbox.was_given_up(durable, event, &reason).await;
+                        if !dead.context("writing down that an event is dead")? {
+                            message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
+                            continue;
+                        }
+                    }
                     let letter = Letter::stored(given_up);
                     error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
                     let failed = Failed { times: advisory.deliveries, first: letter.stored_at() };
                     dead_letter::store(self.settler, &letter, &reason, failed).await?;
+                    if let Some((inbox, event)) = dead {
+                        let name = |name: &str| event.get(name).map(String::as_str).unwrap_or_default();
+                        inbox.remember_letter(durable, name("source"), name("id")).await?;
+                    }
                     metrics::counter!("consumer_dead_letters_total", "consumer" => durable.clone()).increment(1);
                 }
                 Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => {
@@ -158,6 +169,28 @@ impl<'a> Backstop<'a> {
             message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
         }
         Ok(())
+    }
+}
+
+/// Alarms when the stream begins behind what this consumer has acknowledged although something waits: events may have
+/// been trimmed unread, and what is made of them is incomplete until it is rebuilt.
+pub fn look_for_trimmed(config: &Config, status: &watch::Sender<Status>, first: u64, floor: u64) {
+    let trimmed = first.saturating_sub(floor + 1);
+    let worse = status.send_if_modified(|status| {
+        let worse = trimmed > status.trimmed_unread;
+        status.trimmed_unread = status.trimmed_unread.max(trimmed);
+        worse
+    });
+    let durable = &config.durable;
+    metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone())
+        .set(status.borrow().trimmed_unread as f64);
+    if worse {
+        error!(
+            consumer = durable,
+            from = floor + 1,
+            to = first - 1,
+            "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
+        );
     }
 }
 

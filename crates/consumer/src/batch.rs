@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use crate::event::Event;
 use crate::pull::{self, Config, Messages};
-use crate::settle::{Place, Read, Settler, Verdict, delay, now};
+use crate::settle::{Place, Read, Settler, Unknown, Verdict, delay, now};
 
 /// What has come and is not at work.
 #[derive(Default)]
@@ -105,6 +105,8 @@ struct Batch {
     /// Of each event its message, its place in the stream, and when it was stored.
     messages: Vec<jetstream::Message>,
     facts: Vec<(Place, DateTime<Utc>)>,
+    /// Those of types that the handler does not know.
+    unknown: Vec<(jetstream::Message, Event, Place)>,
     /// What is nothing for the handler, and why.
     others: Vec<(jetstream::Message, Result<&'static str, String>)>,
     discarded: Vec<(jetstream::Message, Place)>,
@@ -122,6 +124,7 @@ fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
                 batch.events.push(event);
                 batch.messages.push(message);
             }
+            Read::Unknown(event, place) => batch.unknown.push((message, event, place)),
             Read::Skip(reason) => batch.others.push((message, Ok(reason))),
             Read::Malformed(reason) => batch.others.push((message, Err(reason))),
         }
@@ -136,7 +139,7 @@ async fn handle(
     batch: Batch,
     work: Option<impl Future<Output = Vec<Verdict>>>,
 ) -> Result<(), anyhow::Error> {
-    let Batch { messages, facts, others, discarded, .. } = batch;
+    let Batch { messages, facts, unknown, others, discarded, .. } = batch;
     let verdicts = match work {
         Some(work) => watched(work, &messages).await,
         None => Vec::new(),
@@ -152,6 +155,14 @@ async fn handle(
                 settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).await?;
             }
             verdict => settler.settle(message, place, verdict).await?,
+        }
+    }
+    let mut asked = None;
+    for (message, event, place) in unknown {
+        match settler.unknown(&event, &mut asked).await? {
+            Unknown::Skip(reason) => settler.skip(&message, reason).await?,
+            Unknown::Failed(reason) if place.0 => settler.settle(&message, place, &Verdict::Reject(reason)).await?,
+            Unknown::Failed(reason) => settler.settle(&message, place, &Verdict::Retry(reason)).await?,
         }
     }
     for (message, place) in discarded {

@@ -60,11 +60,7 @@ impl Event {
     /// The aggregate it is about: its `partitionkey`, else its `subject`; an event that names neither stands alone.
     #[must_use]
     pub fn aggregate(&self) -> &str {
-        ["partitionkey", "subject", "id"]
-            .into_iter()
-            .map(|name| self.attribute(name))
-            .find(|value| !value.is_empty())
-            .unwrap_or_default()
+        aggregate(&self.attributes)
     }
 
     /// The CloudEvents `type`.
@@ -72,6 +68,15 @@ impl Event {
     pub fn event_type(&self) -> &str {
         self.attribute("type")
     }
+}
+
+/// See [`Event::aggregate`].
+pub fn aggregate(attributes: &BTreeMap<String, String>) -> &str {
+    ["partitionkey", "subject", "id"]
+        .into_iter()
+        .filter_map(|name| attributes.get(name).map(String::as_str))
+        .find(|value| !value.is_empty())
+        .unwrap_or_default()
 }
 
 type Parts = (BTreeMap<String, String>, String);

@@ -1,9 +1,12 @@
 //! All SQL of the inbox: what was handled, who pulls, and which aggregates wait behind a dead letter.
 
-use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::event::Event;
+use crate::event::{self, Event};
 
 /// Where a consumer's effects are, and how its transactions begin.
 #[derive(Debug, Clone)]
@@ -34,14 +37,38 @@ pub enum Claim {
     Dead(String),
 }
 
+/// The right to pull, and what the database knows of how far its effects go.
+#[derive(Debug, Clone, FromRow)]
+pub struct Lead {
+    pub epoch: i64,
+    /// The stream that `floor` is of, by when it was created.
+    pub stream_created_at: Option<DateTime<Utc>>,
+    /// Every event up to this sequence is settled. None in a database from before this was written down.
+    pub floor: Option<i64>,
+    /// How many events the stream has dropped unread, as far as anybody has noticed.
+    pub trimmed_unread: i64,
+    /// Since when this database server runs: another time is another server, or one that was down.
+    pub server_since: DateTime<Utc>,
+}
+
+/// How far the effects go, as it is written down beside them.
+#[derive(Debug, Clone, Copy)]
+pub struct Floor {
+    pub stream_created_at: DateTime<Utc>,
+    pub sequence: u64,
+    pub trimmed_unread: u64,
+}
+
 impl Inbox {
-    /// Takes the lease if it is free or has run out; the new epoch if so.
-    pub async fn lease(&self, consumer: &str, seconds: f64) -> Result<Option<i64>, sqlx::Error> {
-        sqlx::query_scalar(
-            "insert into inbox_lease as held (consumer, holder, epoch, expires_at) \
-             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3)) on conflict (consumer) do update \
+    /// Takes the lease if it is free or has run out.
+    pub async fn lease(&self, consumer: &str, seconds: f64) -> Result<Option<Lead>, sqlx::Error> {
+        // A database that does not know this consumer has none of its effects.
+        sqlx::query_as(
+            "insert into inbox_lease as held (consumer, holder, epoch, expires_at, floor) \
+             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3), 0) on conflict (consumer) do update \
              set holder = excluded.holder, epoch = held.epoch + 1, expires_at = excluded.expires_at \
-             where held.holder = excluded.holder or held.expires_at < clock_timestamp() returning epoch",
+             where held.holder = excluded.holder or held.expires_at < clock_timestamp() \
+             returning epoch, stream_created_at, floor, trimmed_unread, pg_postmaster_start_time() as server_since",
         )
         .bind(consumer)
         .bind(self.holder)
@@ -50,22 +77,34 @@ impl Inbox {
         .await
     }
 
-    /// Holds the lease for longer; false when another process has it by now.
-    pub async fn renew(&self, consumer: &str, epoch: i64, seconds: f64) -> Result<bool, sqlx::Error> {
-        let renewed = sqlx::query(
-            "update inbox_lease set expires_at = clock_timestamp() + make_interval(secs => $3) \
-             where consumer = $1 and epoch = $2",
+    /// Holds the lease for longer, and writes down how far the effects go; since when the server runs. None when another
+    /// process has it by now.
+    pub async fn renew(
+        &self,
+        consumer: &str,
+        epoch: i64,
+        seconds: f64,
+        floor: Option<Floor>,
+    ) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+        sqlx::query_scalar(
+            "update inbox_lease set expires_at = clock_timestamp() + make_interval(secs => $3), \
+             stream_created_at = coalesce($4, stream_created_at), floor = coalesce($5, floor), \
+             trimmed_unread = greatest(trimmed_unread, $6) \
+             where consumer = $1 and epoch = $2 returning pg_postmaster_start_time()",
         )
         .bind(consumer)
         .bind(epoch)
         .bind(seconds)
-        .execute(&self.db)
-        .await?;
-        Ok(renewed.rows_affected() == 1)
+        .bind(floor.map(|floor| floor.stream_created_at))
+        .bind(floor.map(|floor| floor.sequence.cast_signed()))
+        .bind(floor.map_or(0, |floor| floor.trimmed_unread.cast_signed()))
+        .fetch_optional(&self.db)
+        .await
     }
 
     /// Gives the lease back, so that nobody need wait for it to run out.
-    pub async fn give_up(&self, consumer: &str, epoch: i64) -> Result<(), sqlx::Error> {
+    pub async fn give_up(&self, consumer: &str, epoch: i64, floor: Option<Floor>) -> Result<(), sqlx::Error> {
+        self.renew(consumer, epoch, 0.0, floor).await?;
         sqlx::query("update inbox_lease set expires_at = '-infinity' where consumer = $1 and epoch = $2")
             .bind(consumer)
             .bind(epoch)
@@ -74,8 +113,9 @@ impl Inbox {
             .map(drop)
     }
 
-    /// Claims an event for this transaction. A second transaction that claims it waits for the first to end. A replayed
-    /// event is claimed although it is dead, once no event of its aggregate that died before it is left.
+    /// Claims an event for this transaction, and its other form with it, if it has one. A second transaction that claims
+    /// either waits for the first to end. A replayed event is claimed although it is dead, once no event of its aggregate
+    /// that died before it is left.
     pub async fn claim(
         &self,
         tx: &mut PgConnection,
@@ -94,27 +134,27 @@ impl Inbox {
         let (leads, handled, itself, stored, first, claimed): (bool, bool, Option<String>, bool, Option<String>, bool) =
             sqlx::query_as(
                 "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
-                 done as (select from inbox where consumer = $1 and source = $4 and event_id = $5), \
+                 done as (select from inbox where consumer = $1 and source = $4 and event_id = any($5)), \
                  itself as (select number, reason, letter_stored from inbox_dead \
-                 where consumer = $1 and source = $4 and event_id = $5), \
+                 where consumer = $1 and source = $4 and event_id = any($5) order by letter_stored desc, number limit 1), \
                  first as (select event_id from inbox_dead d where consumer = $1 and aggregate_id = $3 \
-                 and (source, event_id) <> ($4, $5) \
+                 and not (source = $4 and event_id = any($5)) \
                  and not ($6 and d.number > coalesce((select number from itself), 9223372036854775807)) \
                  order by number limit 1), \
-                 claimed as (insert into inbox (consumer, source, event_id) select $1, $4, $5 from lead \
+                 claimed as (insert into inbox (consumer, source, event_id) select $1, $4, form from lead, unnest($5) form \
                  where not exists (select from first) and ($6 or not exists (select from itself)) \
                  on conflict do nothing returning 1), \
-                 alive as (delete from inbox_dead where consumer = $1 and source = $4 and event_id = $5 \
+                 alive as (delete from inbox_dead where consumer = $1 and source = $4 and event_id = any($5) \
                  and exists (select from claimed)) \
                  select exists (select from lead), exists (select from done), (select reason from itself), \
                  coalesce((select letter_stored from itself), false), (select event_id from first), \
-                 exists (select from claimed)",
+                 (select count(*) = cardinality($5) from claimed)",
             )
             .bind(consumer)
             .bind(epoch)
             .bind(event.aggregate())
             .bind(event.attribute("source"))
-            .bind(event.attribute("id"))
+            .bind(forms(event))
             .bind(replayed)
             .fetch_one(tx)
             .await?;
@@ -133,9 +173,10 @@ impl Inbox {
     /// Writes down that an event is dead: its aggregate waits behind it. False when another process pulls by now.
     pub async fn die(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<bool, sqlx::Error> {
         let dead = sqlx::query(
-            "insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) \
-             select $1, $3, $4, $5, $6 from inbox_lease where consumer = $1 and epoch = $2 \
-             on conflict (consumer, source, event_id) do update set reason = excluded.reason",
+            // The lock makes this and a new lead wait for each other.
+            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2 for share) \
+             insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) \
+             select $1, $3, $4, $5, $6 from lead on conflict (consumer, source, event_id) do update set reason = excluded.reason",
         )
         .bind(consumer)
         .bind(epoch)
@@ -149,11 +190,11 @@ impl Inbox {
     }
 
     /// Remembers that a dead event's letter is stored: delivered again, it is no second letter.
-    pub async fn remember_letter(&self, consumer: &str, event: &Event) -> Result<(), sqlx::Error> {
+    pub async fn remember_letter(&self, consumer: &str, source: &str, id: &str) -> Result<(), sqlx::Error> {
         sqlx::query("update inbox_dead set letter_stored = true where consumer = $1 and source = $2 and event_id = $3")
             .bind(consumer)
-            .bind(event.attribute("source"))
-            .bind(event.attribute("id"))
+            .bind(source)
+            .bind(id)
             .execute(&self.db)
             .await
             .map(drop)
@@ -162,18 +203,44 @@ impl Inbox {
     /// Takes a discarded event for handled, without its effect. False when another process pulls by now.
     pub async fn discard(&self, consumer: &str, epoch: i64, event: &Event) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
-            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2), \
-             gone as (delete from inbox_dead where consumer = $1 and source = $3 and event_id = $4 \
+            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2 for share), \
+             gone as (delete from inbox_dead where consumer = $1 and source = $3 and event_id = any($4) \
              and exists (select from lead)), \
-             handled as (insert into inbox (consumer, source, event_id) select $1, $3, $4 from lead on conflict do nothing) \
+             handled as (insert into inbox (consumer, source, event_id) select $1, $3, form from lead, unnest($4) form \
+             on conflict do nothing) \
              select exists (select from lead)",
         )
         .bind(consumer)
         .bind(epoch)
         .bind(event.attribute("source"))
-        .bind(event.attribute("id"))
+        .bind(forms(event))
         .fetch_one(&self.db)
         .await
+    }
+
+    /// Writes down that JetStream itself has given up on an event that was not handled: its aggregate waits behind it.
+    /// Whether it was so.
+    pub async fn was_given_up(
+        &self,
+        consumer: &str,
+        attributes: &BTreeMap<String, String>,
+        reason: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let name = |name: &str| attributes.get(name).map(String::as_str).unwrap_or_default();
+        let aggregate = event::aggregate(attributes);
+        let dead = sqlx::query(
+            "insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) select $1, $2, $3, $4, $5 \
+             where not exists (select from inbox where consumer = $1 and source = $3 and event_id = $4) \
+             on conflict (consumer, source, event_id) do update set reason = excluded.reason",
+        )
+        .bind(consumer)
+        .bind(aggregate)
+        .bind(name("source"))
+        .bind(name("id"))
+        .bind(reason.replace('\0', "\u{fffd}"))
+        .execute(&self.db)
+        .await?;
+        Ok(dead.rows_affected() == 1)
     }
 
     /// Forgets what was handled long ago, in batches that lock nobody out.
@@ -189,6 +256,15 @@ impl Inbox {
         .await?;
         Ok(swept.rows_affected())
     }
+}
+
+/// The ids under which an event is known: its own, and that of its other form, in one order whichever it is.
+fn forms(event: &Event) -> Vec<&str> {
+    let mut forms = vec![event.attribute("id"), event.attribute("twinof")];
+    forms.retain(|form| !form.is_empty());
+    forms.sort_unstable();
+    forms.dedup();
+    forms
 }
 
 /// Gives up all dead events of an aggregate, without their effect: the later ones are let through again. Whether there

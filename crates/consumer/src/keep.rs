@@ -1,17 +1,18 @@
 //! Reading the dead letters, and what became of replays, for whoever keeps them beside the broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::stream::{self as streams, StreamExt as _};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::pull::{messages, pauses};
 use crate::settle::now;
@@ -21,6 +22,8 @@ use backoff::backoff::Backoff as _;
 /// How many are handed over at once, at most.
 const BATCH: usize = 200;
 const ACK_WAIT: Duration = Duration::from_secs(30);
+/// How often it is asked whether what was kept is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A dead letter, as the stream of dead letters holds it.
 #[derive(Debug, Clone)]
@@ -73,6 +76,28 @@ pub enum Told {
     },
 }
 
+/// How far a keeper has come in the stream of dead letters. It stands beside what is kept, in the same transaction: a
+/// database that went back has an older one, and what was kept since comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// When the stream was created, to the microsecond; none of whichever stream it was.
+    pub stream_created_at: Option<DateTime<Utc>>,
+    /// Every letter up to here is kept.
+    pub sequence: u64,
+}
+
+/// What is to be kept together.
+#[derive(Debug)]
+pub struct Batch {
+    /// What was told.
+    pub told: Vec<Told>,
+    /// How far this keeper knows to have come before.
+    pub before: Kept,
+    /// How far it has come with this: to be written down in the transaction that keeps it, which must fail when what is
+    /// written down is less than `before`.
+    pub now: Kept,
+}
+
 /// Reads both, by durable consumers of its name.
 pub struct Keeper {
     js: jetstream::Context,
@@ -88,17 +113,20 @@ impl Keeper {
     }
 
     /// Hands over what is told, in batches, until `stop`. A batch is acknowledged once `keep` has it, and else comes again:
-    /// it may come more than once.
-    pub async fn run<K, F>(&self, stop: &CancellationToken, mut keep: K)
+    /// it may come more than once. `kept` says how far that is written down; it is asked at the start, and every few
+    /// seconds: when it says less than it did, the letters from there on come again.
+    pub async fn run<P, G, K, F>(&self, stop: &CancellationToken, kept: P, mut keep: K)
     where
-        K: FnMut(Vec<Told>) -> F,
+        P: Fn() -> G,
+        G: Future<Output = Result<Kept, anyhow::Error>>,
+        K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         let mut pauses = pauses();
         while !stop.is_cancelled() {
-            let mut kept = false;
-            let read = stop.run_until_cancelled(Box::pin(self.read(&mut keep, &mut kept))).await;
-            if kept {
+            let mut any = false;
+            let read = stop.run_until_cancelled(Box::pin(self.read(&kept, &mut keep, &mut any))).await;
+            if any {
                 pauses.reset();
             }
             let Some(Err(error)) = read else { continue };
@@ -108,27 +136,80 @@ impl Keeper {
         }
     }
 
-    async fn read<K, F>(&self, keep: &mut K, kept: &mut bool) -> Result<(), anyhow::Error>
+    async fn read<P, G, K, F>(&self, kept: &P, keep: &mut K, any: &mut bool) -> Result<(), anyhow::Error>
     where
-        K: FnMut(Vec<Told>) -> F,
+        P: Fn() -> G,
+        G: Future<Output = Result<Kept, anyhow::Error>>,
+        K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         dead_letter::open(&self.js).await?;
         replay::open(&self.js).await?;
-        let letters = self.consumer(dead_letter::STREAM, "dlq.>").await?;
-        let replays = self.consumer(replay::STREAM, "replayed.*").await?;
+        let (stream, letters) = self.consumer(dead_letter::STREAM, "dlq.>").await?;
+        let (_, replays) = self.consumer(replay::STREAM, "replayed.*").await?;
+        let created = crate::ordered::micros(stream.cached_info().created);
+        let is = kept().await.context("asking how far letters are kept")?;
+        let acknowledged = letters.cached_info().ack_floor.stream_sequence;
+        let mut known = Kept { stream_created_at: Some(created), sequence: is.sequence };
+        if is.stream_created_at.is_some_and(|of| of != created) {
+            // Of this stream nothing is written down, whatever was acknowledged.
+            known.sequence = 0;
+        }
+        if known.sequence < acknowledged {
+            error!(
+                kept = known.sequence,
+                acknowledged, "the database of the letters went back: those of between are read again"
+            );
+            let from = (known.sequence + 1).max(stream.cached_info().state.first_sequence);
+            stream.reset_consumer(&self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
+        }
+        let mut missing: BTreeSet<u64> = BTreeSet::new();
+        let mut newest = known.sequence;
         let both = streams::select(messages(&letters, BATCH).await?, messages(&replays, BATCH).await?);
         let mut batches = both.ready_chunks(BATCH);
-        while let Some(batch) = batches.next().await {
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        loop {
+            let batch = tokio::select! {
+                batch = batches.next() => batch,
+                _ = look.tick() => {
+                    let is = kept().await.context("asking how far letters are kept")?;
+                    let went_back = is.stream_created_at == Some(created) && is.sequence < known.sequence;
+                    anyhow::ensure!(!went_back, "letters were kept up to {}, now up to {}", known.sequence, is.sequence);
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { return Ok(()) };
             let batch: Vec<jetstream::Message> = batch.into_iter().collect::<Result<_, _>>()?;
-            let mut wrong = None;
-            match keep(batch.iter().filter_map(told).collect()).await {
-                Ok(()) => settle(&batch, AckKind::Ack).await?,
+            for sequence in batch.iter().filter_map(letter) {
+                newest = newest.max(sequence);
+                missing.insert(sequence);
+            }
+            let with = |left: &BTreeSet<u64>, known: Kept| {
+                let sequence = left.first().map_or(newest, |first| first - 1);
+                Kept { sequence: sequence.max(known.sequence), ..known }
+            };
+            let mut left = missing.clone();
+            left.retain(|sequence| !batch.iter().filter_map(letter).any(|of| of == *sequence));
+            let now = with(&left, known);
+            let told_now = batch.iter().filter_map(told).collect();
+            match keep(Batch { told: told_now, before: known, now }).await {
+                Ok(()) => {
+                    settle(&batch, AckKind::Ack).await?;
+                    (missing, known) = (left, now);
+                }
                 // One that cannot be kept must not hold up the others.
                 Err(_) => {
+                    let mut wrong = None;
+                    let mut kept_any = false;
                     for message in &batch {
-                        match keep(told(message).into_iter().collect()).await {
-                            Ok(()) => settle(std::slice::from_ref(message), AckKind::Ack).await?,
+                        let mut left = missing.clone();
+                        letter(message).map(|sequence| left.remove(&sequence));
+                        let now = with(&left, known);
+                        match keep(Batch { told: told(message).into_iter().collect(), before: known, now }).await {
+                            Ok(()) => {
+                                settle(std::slice::from_ref(message), AckKind::Ack).await?;
+                                (missing, known, kept_any) = (left, now, true);
+                            }
                             Err(error) => {
                                 let again = AckKind::Nak(Some(Duration::from_secs(5)));
                                 settle(std::slice::from_ref(message), again).await?;
@@ -136,17 +217,19 @@ impl Keeper {
                             }
                         }
                     }
+                    let Some(error) = wrong else { continue };
+                    // Nothing at all can be kept: it may be another database by then.
+                    if !kept_any {
+                        return Err(error);
+                    }
+                    warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
                 }
             }
-            if let Some(error) = wrong {
-                warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
-            }
-            *kept = true;
+            *any = true;
         }
-        Ok(())
     }
 
-    async fn consumer(&self, stream: &str, filter: &str) -> Result<PullConsumer, anyhow::Error> {
+    async fn consumer(&self, stream: &str, filter: &str) -> Result<(Stream, PullConsumer), anyhow::Error> {
         let config = pull::Config {
             durable_name: Some(self.durable.clone()),
             filter_subject: filter.to_owned(),
@@ -156,8 +239,16 @@ impl Keeper {
             ..Default::default()
         };
         let stream = self.js.get_stream(stream).await.context("opening a stream to keep")?;
-        stream.get_or_create_consumer(&self.durable, config).await.context("opening the keeper's consumer")
+        let consumer = stream.get_or_create_consumer(&self.durable, config).await;
+        let consumer = consumer.context("opening the keeper's consumer")?;
+        Ok((stream, consumer))
     }
+}
+
+/// The place of a letter; none of what a replay tells.
+fn letter(message: &jetstream::Message) -> Option<u64> {
+    let info = message.info().ok()?;
+    (info.stream == dead_letter::STREAM).then_some(info.stream_sequence)
 }
 
 async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), anyhow::Error> {

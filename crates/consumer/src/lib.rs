@@ -17,8 +17,8 @@ mod replay;
 
 pub use event::{Event, MalformedEvent, Replay};
 pub use inbox::{Inbox, unpark};
-pub use keep::{DeadLetter, Keeper, Told};
+pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};
 pub use ordered::Failure;
-pub use pull::{Config, Consumer, Rewinder, Status};
+pub use pull::{Acknowledged, Config, Consumer, Rewinder, Status};
 pub use replay::{Replayer, Sending, Way};
 pub use settle::Verdict;

@@ -5,24 +5,27 @@
 //! inbox. An event that must be tried again waits here, and the later ones of its aggregate behind it; the server hears
 //! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, AckKind};
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::PgConnection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
+use crate::backstop;
 use crate::event::Event;
-use crate::inbox::{Claim, Inbox};
-use crate::pull::{self, Consumer, Messages};
+use crate::inbox::{Claim, Floor, Inbox, Lead};
+use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
-use crate::settle::{Place, Read, Settler, delay, now};
+use crate::settle::{Place, Read, Settler, Unknown, delay, now, unknown_here};
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -102,26 +105,58 @@ where
     H: Handler,
 {
     let durable = &consumer.settler.config.durable;
-    let Some(epoch) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
+    let Some(lead) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
         stop.run_until_cancelled(tokio::time::sleep(LEASE / 4)).await;
         *handled = true;
         return Ok(());
     };
+    let epoch = lead.epoch;
     info!(consumer = durable, epoch, "pulling");
+    consumer.status.send_modify(|status| {
+        status.trimmed_unread = status.trimmed_unread.max(lead.trimmed_unread.max(0).cast_unsigned());
+    });
     // One connection is for the lease: handlers that take long must not cost the lead.
     let connections = inbox.db.options().get_max_connections();
     anyhow::ensure!(connections > 1, "the inbox needs a pool of two connections at least");
     let at_once = consumer.settler.config.batch.clamp(1, connections as usize - 1);
-    let lanes = Lanes { settler: &consumer.settler, inbox, stop, epoch, permits: Semaphore::new(at_once) };
+    let lanes = Lanes {
+        settler: &consumer.settler,
+        status: &consumer.status,
+        inbox,
+        stop,
+        epoch,
+        floor: Mutex::new(None),
+        permits: Semaphore::new(at_once),
+    };
     let result = tokio::select! {
-        result = lanes.work(consumer, handler, handled) => result,
-        lost = lanes.keep_lease() => Err(lost),
+        result = lanes.work(consumer, &lead, handler, handled) => result,
+        lost = lanes.keep_lease(lead.server_since) => Err(lost),
         never = lanes.sweep() => never,
     };
     if stop.is_cancelled() {
-        inbox.give_up(durable, epoch).await.ok();
+        inbox.give_up(durable, epoch, lanes.floor()).await.ok();
     }
     result
+}
+
+/// How far the events of the stream have come.
+struct Progress {
+    created: DateTime<Utc>,
+    /// The newest that was delivered.
+    newest: u64,
+    /// Those that are not settled.
+    in_hand: BTreeSet<u64>,
+}
+
+impl Progress {
+    fn floor(&self) -> u64 {
+        self.in_hand.first().map_or(self.newest, |first| first - 1)
+    }
+}
+
+/// To the microsecond, as Postgres keeps it.
+pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
 struct Lanes<'a> {
@@ -129,20 +164,35 @@ struct Lanes<'a> {
     inbox: &'a Inbox,
     stop: &'a CancellationToken,
     epoch: i64,
+    status: &'a watch::Sender<Status>,
+    /// The stream, by when it was created, and the sequence up to which all is settled; none before that is known.
+    floor: Mutex<Option<(DateTime<Utc>, u64)>>,
     permits: Semaphore,
 }
 
 impl Lanes<'_> {
-    async fn keep_lease(&self) -> anyhow::Error {
+    fn floor(&self) -> Option<Floor> {
+        let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        let trimmed_unread = self.status.borrow().trimmed_unread;
+        floor.map(|(stream_created_at, sequence)| Floor { stream_created_at, sequence, trimmed_unread })
+    }
+
+    fn settled_up_to(&self, stream_created_at: DateTime<Utc>, sequence: u64) {
+        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream_created_at, sequence));
+    }
+
+    async fn keep_lease(&self, server_since: DateTime<Utc>) -> anyhow::Error {
         let mut held_until = tokio::time::Instant::now() + LEASE;
         let durable = &self.settler.config.durable;
         loop {
             tokio::time::sleep(LEASE / 4).await;
             let asked = tokio::time::Instant::now();
-            let renewal = self.inbox.renew(durable, self.epoch, LEASE.as_secs_f64());
+            let renewal = self.inbox.renew(durable, self.epoch, LEASE.as_secs_f64(), self.floor());
             match tokio::time::timeout_at(held_until, renewal).await {
-                Ok(Ok(true)) => held_until = asked + LEASE,
-                Ok(Ok(false)) => return anyhow::anyhow!("another process pulls by now"),
+                Ok(Ok(Some(since))) if since == server_since => held_until = asked + LEASE,
+                // A standby that was promoted may lack effects of a moment ago: a new lead compares.
+                Ok(Ok(Some(_))) => return anyhow::anyhow!("the database is another server, or was started anew"),
+                Ok(Ok(None)) => return anyhow::anyhow!("another process pulls by now"),
                 Ok(Err(error)) if tokio::time::Instant::now() < held_until => {
                     warn!(%error, "the lease was not renewed")
                 }
@@ -161,23 +211,48 @@ impl Lanes<'_> {
         }
     }
 
-    async fn work<H>(&self, consumer: &Consumer, handler: &H, handled: &mut bool) -> Result<(), anyhow::Error>
+    async fn work<H>(
+        &self,
+        consumer: &Consumer,
+        lead: &Lead,
+        handler: &H,
+        handled: &mut bool,
+    ) -> Result<(), anyhow::Error>
     where
         H: Handler,
     {
         let in_hand = self.settler.config.batch * IN_HAND;
         let (stream, durable) = consumer.open(in_hand).await?;
+        let config = &self.settler.config;
+        let (created, first) = (micros(stream.cached_info().created), stream.cached_info().state.first_sequence);
+        let acknowledged = durable.cached_info().ack_floor.stream_sequence;
+        // Of another stream nothing is written down, whatever was acknowledged.
+        let same = lead.stream_created_at.is_none_or(|of| of == created);
+        let effects = lead.floor.map(|floor| if same { floor.max(0).cast_unsigned() } else { 0 });
+        let back = effects.filter(|effects| *effects < acknowledged);
+        if let Some(effects) = back {
+            // A moment's worth after a crash; more after the database was restored, or a standby took over.
+            info!(
+                consumer = config.durable,
+                effects, acknowledged, "the database is older than the broker thinks: events of between come again"
+            );
+            backstop::look_for_trimmed(config, self.status, first, effects);
+        }
         // Back to the floor: what somebody had in hand comes first again.
-        let reset = stream.reset_consumer(&self.settler.config.durable, None).await;
+        let reset = stream.reset_consumer(&config.durable, back.map(|effects| (effects + 1).max(first))).await;
         let reset = reset.context("resetting the durable consumer")?;
+        let floor = back.unwrap_or(acknowledged);
+        self.settled_up_to(created, floor);
         let mut messages = consumer.pull(&durable).await?;
-        self.events(&mut messages, reset.info.delivered.consumer_sequence, handler, handled).await
+        let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
+        self.events(&mut messages, reset.info.delivered.consumer_sequence, progress, handler, handled).await
     }
 
     async fn events<H>(
         &self,
         messages: &mut Messages,
         mut delivered: u64,
+        mut settled: Progress,
         handler: &H,
         handled: &mut bool,
     ) -> Result<(), anyhow::Error>
@@ -205,14 +280,27 @@ impl Lanes<'_> {
                         let number = info.consumer_sequence;
                         anyhow::ensure!(number == delivered + 1, "delivery {} went elsewhere", delivered + 1);
                         delivered = number;
+                        settled.newest = settled.newest.max(info.stream_sequence);
                     }
-                    match self.settler.read(&message) {
+                    let read = match self.settler.read(&message) {
+                        Read::Unknown(event, place) => match self.settler.unknown(&event, &mut None).await? {
+                            Unknown::Skip(reason) => Read::Skip(reason),
+                            Unknown::Failed(reason) if place.0 => Read::Malformed(reason),
+                            // It waits for the other release in its aggregate's lane.
+                            Unknown::Failed(_) => Read::Event(event, place),
+                        },
+                        read => read,
+                    };
+                    match read {
                         Read::Skip(reason) => self.settler.skip(&message, reason).await?,
                         Read::Malformed(reason) => {
                             self.settler.reject(&message, reason).await?;
                         }
-                        Read::Event(event, place) => {
+                        Read::Unknown(event, place) | Read::Event(event, place) => {
                             in_hand += 1;
+                            if !place.0 {
+                                settled.in_hand.insert(place.1);
+                            }
                             let aggregate = event.aggregate().to_owned();
                             let held = Held { message, event, place };
                             let lane = lanes.entry(aggregate.clone()).or_default();
@@ -222,6 +310,7 @@ impl Lanes<'_> {
                             }
                         }
                     }
+                    self.settled_up_to(settled.created, settled.floor());
                 }
                 Some((aggregate, after)) = work.next() => {
                     *handled = true;
@@ -230,7 +319,10 @@ impl Lanes<'_> {
                         After::Left => continue,
                         After::Again(pause) => pause,
                         After::Next => {
-                            lane.pop_front();
+                            if let Some(Held { place: (false, sequence), .. }) = lane.pop_front() {
+                                settled.in_hand.remove(&sequence);
+                                self.settled_up_to(settled.created, settled.floor());
+                            }
                             in_hand -= 1;
                             Duration::ZERO
                         }
@@ -286,6 +378,9 @@ impl Lanes<'_> {
         if event.replay.as_ref().is_some_and(|replay| replay.discarded) {
             let leads = self.inbox.discard(&self.settler.config.durable, self.epoch, event).await?;
             return Ok(if leads { Outcome::Discarded } else { Outcome::Lost });
+        }
+        if !self.settler.knows(event.event_type()) {
+            return Ok(Outcome::Failed(Failure::Retry(unknown_here(event.event_type()))));
         }
         let mut tx = self.inbox.db.begin().await?;
         match self.inbox.claim(&mut tx, &self.settler.config.durable, self.epoch, event).await? {
@@ -349,7 +444,8 @@ impl Lanes<'_> {
         if !self.settler.bury(&held.message, &reason, failed).await {
             return again(failed.times);
         }
-        if let Err(error) = self.inbox.remember_letter(durable, &held.event).await {
+        let (source, id) = (held.event.attribute("source"), held.event.attribute("id"));
+        if let Err(error) = self.inbox.remember_letter(durable, source, id).await {
             warn!(%error, "the letter could not be remembered: again later");
             return again(failed.times);
         }

@@ -1,6 +1,7 @@
 //! A durable consumer's life: pulls, and rebuilds the pull when it falls silent. `batch` and `ordered` hand the messages
 //! to a handler, `settle` acknowledges, `backstop` looks after what JetStream itself gives up on.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::stream::{self as streams, BoxStream, StreamExt as _};
 use sqlx::PgConnection;
@@ -16,19 +18,24 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::backstop::Backstop;
+use crate::backstop::{Backstop, look_for_trimmed};
 use crate::dead_letter;
 use crate::event::Event;
 use crate::inbox::Inbox;
 use crate::ordered::Failure;
 use crate::replay;
-use crate::settle::{Settler, Verdict};
+use crate::settle::{self, Settler, Verdict};
 use crate::{batch, ordered};
 
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Where a durable consumer's metadata say by which revision of [`Config`] it is as it is.
+const REVISION: &str = "revision";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
 const ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the last acknowledgements may take to go out.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// What to consume, and how.
 #[derive(Debug, Clone)]
@@ -39,8 +46,12 @@ pub struct Config {
     pub durable: String,
     /// Which of the stream's subjects.
     pub filter: String,
-    /// The event types that the handler knows.
+    /// The event types that the handler knows. They are written into the durable consumer's metadata, beside those of
+    /// other releases: what one of them knows, another does not pass over.
     pub types: Vec<String>,
+    /// Rises with each change of `filter`. A release whose revision is lower than the durable consumer's, and whose filter
+    /// is another, does not pull: it would take back what a newer one has asked for.
+    pub revision: u32,
     /// The most events in one batch; some batches more are had in hand. With an inbox: the most that are handled at once.
     pub batch: usize,
     /// How long the first event of a batch waits for others, unless the batch is full before. Of no meaning with an inbox.
@@ -52,6 +63,41 @@ pub struct Config {
     pub max_attempts: i64,
     /// Which code this is, for the story of a dead letter: a release, a commit.
     pub version: String,
+}
+
+impl Config {
+    /// A durable consumer's configuration as this release asks for it, but for how many may be unacknowledged.
+    pub(crate) fn ours(&self, is: &consumer::Config) -> consumer::Config {
+        consumer::Config {
+            filter_subject: self.filter.clone(),
+            filter_subjects: Vec::new(),
+            headers_only: false,
+            backoff: Vec::new(),
+            ack_wait: ACK_WAIT,
+            // The attempts are counted here; the server must never give up on its own.
+            max_deliver: -1,
+            metadata: self.told(&is.metadata),
+            ..is.clone()
+        }
+    }
+
+    /// Whether a newer release has asked for another filter.
+    pub(crate) fn is_older(&self, is: &consumer::Config) -> Option<u32> {
+        let revision = is.metadata.get(REVISION).and_then(|text| text.parse::<u32>().ok()).unwrap_or_default();
+        (is.filter_subject != self.filter && revision > self.revision).then_some(revision)
+    }
+
+    /// A durable consumer's metadata with what this release has to say in them.
+    pub(crate) fn told(&self, metadata: &HashMap<String, String>) -> HashMap<String, String> {
+        let mut types: Vec<&str> = settle::types(metadata).chain(self.types.iter().map(String::as_str)).collect();
+        types.sort_unstable();
+        types.dedup();
+        let was = metadata.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or_default();
+        let mut told = metadata.clone();
+        told.insert(settle::TYPES.to_owned(), types.join(" "));
+        told.insert(REVISION.to_owned(), self.revision.max(was).to_string());
+        told
+    }
 }
 
 /// How a consumer is, beyond what its metrics tell.
@@ -66,6 +112,8 @@ pub struct Status {
     pub trimmed_unread: u64,
     /// Whether an operator has paused it.
     pub paused: bool,
+    /// It does not pull, because a newer release has asked for another filter.
+    pub refused: bool,
 }
 
 /// A durable consumer.
@@ -82,7 +130,44 @@ pub struct Rewinder {
     durable: String,
 }
 
+/// How far a durable consumer has acknowledged, without a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Of which stream, by when that was created, to the microsecond.
+    pub stream_created_at: DateTime<Utc>,
+    /// Up to this sequence.
+    pub sequence: u64,
+}
+
 impl Rewinder {
+    /// How far this consumer has acknowledged; none while there is no durable consumer.
+    ///
+    /// # Errors
+    /// NATS does not answer.
+    pub async fn acknowledged(&self) -> Result<Option<Acknowledged>, anyhow::Error> {
+        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
+        match stream.consumer_info(&self.durable).await {
+            Ok(info) => Ok(Some(Acknowledged {
+                stream_created_at: ordered::micros(stream.cached_info().created),
+                sequence: info.ack_floor.stream_sequence,
+            })),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("asking for the durable consumer"),
+        }
+    }
+
+    /// Everything behind this sequence is delivered again; how many events of those the stream has dropped.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn rewind_behind(&self, sequence: u64) -> Result<u64, anyhow::Error> {
+        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
+        let first = stream.cached_info().state.first_sequence;
+        let from = (sequence + 1).max(first);
+        stream.reset_consumer(&self.durable, Some(from)).await.context("taking the durable consumer back")?;
+        Ok(from - (sequence + 1))
+    }
+
     /// Everything that the stream holds is delivered again, from its first message on; the sequence of that, and what it
     /// carries in this header. What was dropped from the stream before is not.
     ///
@@ -142,7 +227,7 @@ impl Consumer {
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let backstop = Backstop::new(&self.settler, &self.status);
+        let backstop = Backstop::new(&self.settler, &self.status, None);
         let work = async {
             let mut pauses = pauses();
             while !stop.is_cancelled() {
@@ -162,7 +247,7 @@ impl Consumer {
     where
         H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync,
     {
-        let backstop = Backstop::new(&self.settler, &self.status);
+        let backstop = Backstop::new(&self.settler, &self.status, Some(&inbox));
         let work = async {
             let mut pauses = pauses();
             while !stop.is_cancelled() {
@@ -199,7 +284,8 @@ impl Consumer {
         pauses: &mut backoff::ExponentialBackoff,
     ) {
         self.status.send_modify(|status| status.pulling = false);
-        self.settler.nats.flush().await.ok();
+        // While NATS is away this would wait for it, also when asked to stop.
+        tokio::time::timeout(FLUSH_WITHIN, self.settler.nats.flush()).await.ok();
         if handled {
             pauses.reset();
         }
@@ -225,21 +311,32 @@ impl Consumer {
             // The attempts are counted here; the server must never give up on its own.
             max_deliver: -1,
             max_ack_pending: i64::try_from(in_hand).unwrap_or(i64::MAX),
+            metadata: config.told(&HashMap::new()),
             ..Default::default()
         };
         let consumer = stream.get_or_create_consumer(&config.durable, wanted.clone()).await;
         let consumer = consumer.context("opening the durable consumer")?;
-        let is = &consumer.cached_info().config;
-        let ours = consumer::Config {
-            filter_subject: wanted.filter_subject,
-            filter_subjects: Vec::new(),
-            headers_only: false,
-            backoff: Vec::new(),
-            ack_wait: wanted.ack_wait,
-            max_deliver: wanted.max_deliver,
-            max_ack_pending: wanted.max_ack_pending,
-            ..is.clone()
-        };
+        let info = consumer.cached_info();
+        // Before anything is pulled: afterwards the floor may have passed the gap.
+        if info.num_pending > 0 || info.num_ack_pending > 0 {
+            let first = stream.cached_info().state.first_sequence;
+            look_for_trimmed(config, &self.status, first, info.ack_floor.stream_sequence);
+        }
+        let is = &info.config;
+        let newer = config.is_older(is);
+        self.status.send_modify(|status| status.refused = newer.is_some());
+        let refused = metrics::gauge!("consumer_refused", "consumer" => config.durable.clone());
+        refused.set(f64::from(u8::from(newer.is_some())));
+        if let Some(newer) = newer {
+            anyhow::bail!(
+                "a newer release (revision {newer}, this is {}) has the durable consumer take {}: this one, which asks for \
+                 {}, does not pull",
+                config.revision,
+                is.filter_subject,
+                config.filter
+            );
+        }
+        let ours = consumer::Config { max_ack_pending: wanted.max_ack_pending, ..config.ours(is) };
         if *is != ours {
             info!(consumer = config.durable, was = ?is, "the durable consumer was made for another configuration: changing it");
             if is.filter_subject != ours.filter_subject {

@@ -215,6 +215,15 @@ impl Replayer {
         }))
     }
 
+    /// When a stream was created, to the microsecond: made anew, the same sequences are other events.
+    ///
+    /// # Errors
+    /// NATS does not answer.
+    pub async fn created(&self, stream: &str) -> Result<DateTime<Utc>, anyhow::Error> {
+        let stream = self.js.get_stream(stream).await.context("opening the stream of the event")?;
+        Ok(crate::ordered::micros(stream.cached_info().created))
+    }
+
     /// Whether there is a consumer of this name that takes replays.
     ///
     /// # Errors

@@ -74,6 +74,27 @@ impl Failures {
     }
 }
 
+/// What becomes of an event of an unknown type.
+pub enum Unknown {
+    /// It is nothing to this consumer.
+    Skip(&'static str),
+    /// It is, to another release: this one tries again, and in the end makes a dead letter of it. Of a replay at once.
+    Failed(String),
+}
+
+/// Why an event fails that another release knows.
+pub fn unknown_here(event_type: &str) -> String {
+    format!("another release of this consumer knows the type {event_type}, this one does not")
+}
+
+/// Where a durable consumer's metadata say which types its releases know.
+pub const TYPES: &str = "types";
+
+/// The types that some release of a durable consumer knows.
+pub fn types(metadata: &HashMap<String, String>) -> impl Iterator<Item = &str> {
+    metadata.get(TYPES).map_or("", String::as_str).split_whitespace()
+}
+
 /// Acknowledges for one consumer.
 pub struct Settler {
     pub nats: async_nats::Client,
@@ -93,6 +114,8 @@ struct Metrics {
 pub enum Read {
     /// An event that the handler knows, and where its message is.
     Event(Event, Place),
+    /// An event of a type that the handler does not know: [`Settler::unknown`] says what becomes of it.
+    Unknown(Event, Place),
     /// Nothing for the handler.
     Skip(&'static str),
     /// No event.
@@ -106,6 +129,10 @@ impl Settler {
         // A counter that appears with its first event is, to Prometheus, one that did not rise.
         for rare in ["consumer_lost_total", "consumer_dead_letters_total"] {
             metrics::counter!(rare, "consumer" => consumer.clone()).increment(0);
+        }
+        for reason in ["unknown type", "twin"] {
+            metrics::counter!("consumer_skipped_total", "consumer" => consumer.clone(), "reason" => reason)
+                .increment(0);
         }
         let metrics = Metrics {
             pending: metrics::gauge!("consumer_pending", "consumer" => consumer.clone()),
@@ -130,7 +157,7 @@ impl Settler {
         };
         let place = (info.stream == replay::STREAM, info.stream_sequence);
         let origin = replay::origin(message, &info);
-        let mut event = Event {
+        let event = Event {
             attributes,
             data,
             nats_subject: origin.subject,
@@ -149,22 +176,39 @@ impl Settler {
         if unfit {
             return Read::Malformed(format!("a NUL, or an id, a source or an aggregate of more than {MAX_NAME} bytes"));
         }
-        let knows = |event_type: &str| self.config.types.iter().any(|known| known == event_type);
-        let skipped = if knows(event.attribute("supersededby")) {
-            "superseded"
-        } else if knows(event.event_type()) {
-            return Read::Event(event, place);
-        } else {
-            "unknown type"
-        };
-        match &mut event.replay {
-            None => Read::Skip(skipped),
-            // It died when it was known: passed over now, it must hold up nothing any more.
-            Some(replay) => {
-                replay.discarded = true;
-                Read::Event(event, place)
-            }
+        if self.knows(event.event_type()) { Read::Event(event, place) } else { Read::Unknown(event, place) }
+    }
+
+    /// Whether the handler knows this type.
+    pub fn knows(&self, event_type: &str) -> bool {
+        self.config.types.iter().any(|known| known == event_type)
+    }
+
+    /// What becomes of an event of a type that this process does not know. Never decided by what this process knows alone:
+    /// another release of the same consumer may pull beside it, or have pulled before.
+    /// `asked` keeps the answer for events that had come before it was asked.
+    pub async fn unknown(&self, event: &Event, asked: &mut Option<Vec<String>>) -> Result<Unknown, anyhow::Error> {
+        let event_type = event.event_type();
+        // Its other form comes, or came, by itself, to this consumer as a whole; but not of a replay.
+        if event.replay.is_none() && ["supersedes", "supersededby"].iter().any(|twin| self.knows(event.attribute(twin)))
+        {
+            return Ok(Unknown::Skip("twin"));
         }
+        // Whoever pulls has written down before what it knows.
+        let known = match asked {
+            Some(known) => known,
+            None => {
+                let stream = self.js.get_stream_no_info(&self.config.stream).await.context("opening the stream")?;
+                let info =
+                    stream.consumer_info(&self.config.durable).await.context("asking what other releases know")?;
+                asked.insert(types(&info.config.metadata).map(ToOwned::to_owned).collect())
+            }
+        };
+        Ok(if known.iter().any(|known| known == event_type) {
+            Unknown::Failed(unknown_here(event_type))
+        } else {
+            Unknown::Skip("unknown type")
+        })
     }
 
     /// Acknowledges the message at this place by the verdict. A dead letter, or what became of a replay, is stored before

@@ -32,6 +32,7 @@ async fn a_shop_and_its_ledger_agree_though_the_ledger_dies() {
         TestDatabase::with(&[
             include_str!("../../outbox/schema/outbox.sql"),
             include_str!("../../outbox/schema/outbox_operations.sql"),
+            include_str!("../../outbox/schema/outbox_retention.sql"),
         ]),
         TestDatabase::with(&[include_str!("../schema/inbox.sql")]),
     );

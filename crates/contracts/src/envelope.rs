@@ -47,9 +47,15 @@ pub struct Envelope<D> {
     pub partitionkey: String,
     /// Whose event it is.
     pub tenant: TenantId,
-    /// The newer type that tells the same change, published beside this one: whoever knows that type skips this event.
+    /// Of an event that is told in two versions: the id of the other form. Whoever has handled one has handled both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twinof: Option<EventId>,
+    /// Of the older form: the type of the newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supersededby: Option<String>,
+    /// Of the newer form: the type of the older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersedes: Option<String>,
     /// The W3C trace context of the command that caused the event; no hop changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,

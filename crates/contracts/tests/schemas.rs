@@ -207,7 +207,10 @@ fn asyncapi(all: &[Described]) -> String {
         });
         if let Some(newer) = described.superseded_by {
             message["deprecated"] = json!(true);
-            message["summary"] = json!(format!("In its sunset: {newer} tells the same; skip this if you know that."));
+            message["summary"] = json!(format!(
+                "In its sunset: {newer} tells the same change, in the event that `twinof` names. Take whichever of the two you \
+                 understand first, and count the other as handled."
+            ));
         }
         messages.insert(key, message);
     }

@@ -59,6 +59,7 @@ fn users() -> Vec<User> {
         "hint.outbox.todo",
         "$JS.API.STREAM.INFO.EVENTS_TODO",
         "$JS.API.STREAM.CREATE.EVENTS_TODO",
+        "$JS.API.STREAM.UPDATE.EVENTS_TODO",
         "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
     ];
     let projector = ["search-projector", "search-projector-rebuild"].map(|durable| consumes("EVENTS_TODO", durable));
@@ -71,6 +72,8 @@ fn users() -> Vec<User> {
         "$JS.API.STREAM.CREATE.REPLAY",
         "$JS.API.STREAM.MSG.GET.REPLAY",
         "$JS.API.CONSUMER.INFO.REPLAY.*",
+        // Letters that a restored database has lost are read again.
+        "$JS.API.CONSUMER.RESET.DLQ.operations",
         // A range of a stream is replayed from there.
         "$JS.API.STREAM.INFO.EVENTS_TODO",
         "$JS.API.STREAM.MSG.GET.EVENTS_TODO",

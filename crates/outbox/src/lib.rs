@@ -9,7 +9,7 @@ mod session;
 mod store;
 
 pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
-pub use store::{NewEvent, append};
+pub use store::{Misnumbered, NewEvent, append};
 
 /// The header of a published message that names its row's `seq`.
 pub const SEQ_HEADER: &str = "Outbox-Seq";

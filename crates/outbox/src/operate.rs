@@ -8,8 +8,8 @@ use serde::Serialize;
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
-use crate::place::{micros, origin};
-use crate::store::{self, Entry};
+use crate::place::{self, micros, origin};
+use crate::store::{self, Entry, Misnumbered};
 
 /// Why an operator's act was not done. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,17 @@ pub enum Refused {
     /// There is no such parked aggregate or row.
     #[error("{0} is not parked; `flotilla outbox parked` lists what is")]
     NotParked(String),
+    /// The outbox does not hold a row, or no longer.
+    #[error("the outbox has no row {0}")]
+    NoRow(i64),
+    /// No row is numbered behind the stream, and the sequence is ahead of it.
+    #[error(
+        "no row is numbered behind what the stream holds, and neither is the sequence: there is nothing to renumber"
+    )]
+    NothingBehind,
+    /// Writers or readers hold the outbox.
+    #[error("the outbox is in use all the time: try again")]
+    InUse,
     /// Nothing is beyond the outbox.
     #[error("the stream holds nothing that the outbox does not know: there is nothing to accept")]
     NotAhead,
@@ -164,8 +175,10 @@ pub async fn parked(db: &mut PgConnection) -> Result<Vec<ParkedRow>, sqlx::Error
 pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) -> Result<u64, Refused> {
     let mut tx = db.begin().await?;
     // No writer is open while this looks, so no event of the aggregate commits behind its back.
-    sqlx::query("set local lock_timeout = '5s'").execute(&mut *tx).await?;
-    sqlx::query("lock table outbox in share row exclusive mode").execute(&mut *tx).await?;
+    if let Err(refused) = lock_out_writers(&mut tx).await {
+        tx.rollback().await?;
+        return Err(refused);
+    }
     look_anew(&mut tx).await?;
     let first: Option<i64> =
         sqlx::query_scalar("select min(seq) from outbox_parked where aggregate_id = $1 and state = 'parked'")
@@ -177,15 +190,19 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
         tx.rollback().await?;
         return Err(Refused::NotParked(format!("the aggregate {aggregate_id}")));
     };
-    // All its rows from the first parked one on are unpublished: behind a parked row, none goes out.
-    let rows: Vec<i64> = sqlx::query_scalar(
-        "select seq from outbox o where aggregate_id = $1 and seq >= $2 and not exists (\
-         select from outbox_parked p where p.seq = o.seq and p.state <> 'parked') order by seq",
+    // All its rows from the first parked one on are unpublished: behind a parked row, none goes out. The relay has written down
+    // those that it has passed; the others are behind its checkpoint, in the backlog and not in the history.
+    let mut rows: Vec<i64> = sqlx::query_scalar(
+        "select seq from outbox_parked where aggregate_id = $1 and state = 'parked' \
+         union select seq from outbox o where o.aggregate_id = $1 and o.seq >= $2 \
+         and o.seq > (select outbox_seq from outbox_relay) and o.created_at >= (select coalesce(outbox_created_at - interval '1 hour', '-infinity') from outbox_relay) \
+         and not exists (select from outbox_parked p where p.seq = o.seq and p.state <> 'parked')",
     )
     .bind(aggregate_id)
     .bind(first)
     .fetch_all(&mut *tx)
     .await?;
+    rows.sort_unstable();
     sqlx::query(
         "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch, state) \
          select seq, created_at, event_id, tenant, aggregate_id, subject, 'it was behind a released one', 0, 'released' \
@@ -279,30 +296,169 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
     if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
 }
 
-/// Vouches for a stream that is ahead: the relay goes on behind it, with the rows that follow the newest common one.
-/// What lies beyond stays in the stream, and with those who have read it.
+/// Vouches for an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay goes
+/// on with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
+/// read model that is filled from the stream would have them again. Interrupted, it is to be done once more.
 ///
 /// # Errors
 /// See [`Refused`].
-pub async fn accept(db: &mut PgConnection, beyond: &Beyond, act: Act<'_>) -> Result<(), Refused> {
-    let mut tx = db.begin().await?;
-    sqlx::query(
-        "update outbox_relay set accepted_stream_seq = $1, accepted_stream_created_at = $2, accepted_outbox_seq = $3",
-    )
-    .bind(beyond.to.cast_signed())
-    .bind(beyond.stream_created_at)
-    .bind(beyond.outbox_seq)
-    .execute(&mut *tx)
-    .await?;
+pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act: Act<'_>) -> Result<(), Refused> {
     let detail = format!(
-        "messages {} to {} of the stream, which the outbox does not know; it goes on behind row {}: {}",
+        "removing messages {} to {} of the stream, which the outbox does not know; it goes on behind row {}: {}",
         beyond.from, beyond.to, beyond.outbox_seq, act.reason
     );
     let entry =
         Entry { kind: "accepted", actor: act.actor, from_seq: None, to_seq: Some(beyond.outbox_seq), detail: &detail };
-    store::journal(&mut *tx, &entry).await?;
-    tx.commit().await?;
+    store::journal(&mut *db, &entry).await?;
+    // From the end: until the last of them has gone, the relay finds the stream ahead, and waits.
+    for sequence in (beyond.from..=beyond.to).rev() {
+        match stream.delete_message(sequence).await {
+            Ok(_) => {}
+            Err(error)
+                if stream
+                    .get_raw_message(sequence)
+                    .await
+                    .is_err_and(|gone| gone.kind() == RawMessageErrorKind::NoMessageFound) =>
+            {
+                tracing::debug!(sequence, %error, "it was gone already");
+            }
+            Err(error) => return Err(Refused::Stream(error.into())),
+        }
+    }
     Ok(())
+}
+
+/// Appends rows again under new numbers, with the same event ids: what a hole in the stream has lost. They come after newer
+/// events of their aggregates. How many.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn requeue(db: &mut PgConnection, seqs: &[i64], act: Act<'_>) -> Result<u64, Refused> {
+    let mut tx = db.begin().await?;
+    let there: Vec<i64> = sqlx::query_scalar("select distinct seq from outbox where seq = any($1)")
+        .bind(seqs)
+        .fetch_all(&mut *tx)
+        .await?;
+    if let Some(missing) = seqs.iter().find(|seq| !there.contains(seq)) {
+        tx.rollback().await?;
+        return Err(Refused::NoRow(*missing));
+    }
+    let copied = sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
+         select event_id, tenant, aggregate_id, subject, traceparent, payload from outbox where seq = any($1) order by seq",
+    )
+    .bind(seqs)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    let detail = format!("{copied} rows appended again: {}", act.reason);
+    let (from_seq, to_seq) = (seqs.iter().min().copied(), seqs.iter().max().copied());
+    store::journal(&mut *tx, &Entry { kind: "refill", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
+    tx.commit().await?;
+    Ok(copied)
+}
+
+/// What is numbered behind the stream's last row, and where the sequence stands.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Behind {
+    /// The newest row that is in the stream.
+    pub published_seq: i64,
+    /// Where the sequence stands.
+    pub sequence: i64,
+    /// The rows, oldest first, at most 1,000 of them.
+    pub rows: Vec<Misnumbered>,
+}
+
+/// Looks for rows that are numbered behind what the stream holds.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn numbered_behind(db: &mut PgConnection, stream: &Stream) -> Result<Behind, Refused> {
+    let read = async {
+        let info = stream.get_info().await?;
+        let tail = place::newest(stream, &info).await?;
+        anyhow::Ok((info, tail))
+    };
+    let (info, tail) = read.await.map_err(Refused::Stream)?;
+    let Some((published, _)) = tail.as_ref().and_then(origin) else { return Err(Refused::NothingBehind) };
+    let sequence = store::mark(&mut *db).await?;
+    let rows = place::misnumbered(db, stream, &info, published).await.map_err(Refused::Stream)?;
+    if rows.is_empty() && sequence >= published.seq {
+        return Err(Refused::NothingBehind);
+    }
+    Ok(Behind { published_seq: published.seq, sequence, rows })
+}
+
+/// Sets the sequence right and gives rows that were numbered behind the stream new numbers, in the order in which they were
+/// written: the relay then publishes them.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn renumber(db: &mut PgConnection, behind: &Behind, act: Act<'_>) -> Result<u64, Refused> {
+    let mut tx = db.begin().await?;
+    if let Err(refused) = lock_out_writers(&mut tx).await {
+        tx.rollback().await?;
+        return Err(refused);
+    }
+    look_anew(&mut tx).await?;
+    sqlx::query(
+        "select setval('outbox_seq', greatest($1, (select coalesce(max(seq), 1) from outbox), (select last_value from outbox_seq)))",
+    )
+    .bind(behind.published_seq)
+    .execute(&mut *tx)
+    .await?;
+    let (seqs, created, ids) =
+        behind.rows.iter().fold((Vec::new(), Vec::new(), Vec::new()), |(mut a, mut b, mut c), row| {
+            a.push(row.seq);
+            b.push(row.created_at);
+            c.push(row.event_id);
+            (a, b, c)
+        });
+    // An insert-only table but for this: left where they are, a refill would publish them out of order.
+    let moved = sqlx::query(
+        "with moved as (delete from outbox o using unnest($1::bigint[], $2::timestamptz[], $3::uuid[]) as m (seq, created_at, event_id) \
+         where o.seq = m.seq and o.created_at = m.created_at and o.event_id = m.event_id \
+         returning o.seq, o.created_at, o.event_id, o.tenant, o.aggregate_id, o.subject, o.traceparent, o.payload) \
+         insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
+         select event_id, tenant, aggregate_id, subject, traceparent, payload from moved order by created_at, seq",
+    )
+    .bind(&seqs)
+    .bind(&created)
+    .bind(&ids)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    let detail = format!(
+        "{moved} rows that were numbered behind row {}, which was published, have new numbers; the sequence stood at {}: {}",
+        behind.published_seq, behind.sequence, act.reason
+    );
+    let (from_seq, to_seq) = (seqs.iter().min().copied(), seqs.iter().max().copied());
+    store::journal(&mut *tx, &Entry { kind: "refill", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
+    tx.commit().await?;
+    Ok(moved)
+}
+
+/// Keeps writers out until the transaction ends. While it waits for the lock all that write wait behind it: for a moment each
+/// time, and not for long at a stretch.
+async fn lock_out_writers(tx: &mut PgConnection) -> Result<(), Refused> {
+    sqlx::query("set local lock_timeout = '100ms'").execute(&mut *tx).await?;
+    for _ in 0..100 {
+        let mut attempt = tx.begin().await?;
+        match sqlx::query("lock table outbox in share row exclusive mode").execute(&mut *attempt).await {
+            Ok(_) => {
+                attempt.commit().await?;
+                return Ok(());
+            }
+            // lock_not_available
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
+                attempt.rollback().await?;
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Refused::InUse)
 }
 
 /// Has the leader take its place anew: what it holds in memory is no longer so. Serialized with its parking.

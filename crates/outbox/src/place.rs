@@ -3,14 +3,15 @@
 
 use anyhow::Context as _;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{self, RawMessageErrorKind};
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, RawMessageErrorKind};
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
 use tracing::{error, warn};
 
 use crate::chain::Fault;
 use crate::reader::Place;
 use crate::relay::{Relay, Trouble};
-use crate::store::{self, Checkpoint, Entry};
+use crate::store::{self, Checkpoint, Entry, Misnumbered};
 use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// Before the first row.
@@ -26,8 +27,9 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
     let place = if info.state.messages > 0 && !purged {
         behind_the_tail(relay, stream, info, &checkpoint).await?
     } else {
-        behind_nothing(relay, &checkpoint).await?
+        behind_nothing(relay, &checkpoint, info).await?
     };
+    are_numbered_behind(relay, stream, info, place).await?;
     let actor = format!("relay, epoch {epoch}");
     let was = match (info.state.messages, same) {
         _ if purged => "it was purged",
@@ -80,22 +82,11 @@ async fn behind_the_tail(
     info: &stream::Info,
     checkpoint: &Checkpoint,
 ) -> Result<Place, Trouble> {
-    let created = micros(info.created);
     let tail = tail(stream, info).await?;
-    if checkpoint.accepted_stream_created_at == Some(created)
-        && checkpoint.accepted_stream_seq.map(i64::cast_unsigned) == Some(tail.sequence)
-    {
-        let seq = checkpoint.accepted_outbox_seq.unwrap_or(0);
-        return match store::created_at(&relay.db, seq).await? {
-            Some(created_at) => Ok(Place { seq, created_at }),
-            // They share no row: as if the stream held none of ours.
-            None => behind_nothing(relay, checkpoint).await,
-        };
-    }
     let Some((place, id)) = origin(&tail) else {
         return Err(Trouble::Halted(format!(
             "message {} on {} is not from this outbox: nobody else may publish to this stream. Find out who did; then \
-             `flotilla outbox accept` goes on behind it",
+             `flotilla outbox accept` saves it, removes it, and goes on",
             tail.sequence, tail.subject
         )));
     };
@@ -106,7 +97,7 @@ async fn behind_the_tail(
         found => Err(Trouble::Halted(format!(
             "the stream is ahead of the outbox: its last message {} is event {id} of row {}, and the outbox has {} \
              there. Was Postgres restored from an older backup? `flotilla outbox accept` shows what the stream has \
-             beyond the outbox, saves it, and goes on behind it",
+             beyond the outbox, saves it, removes it, and goes on",
             tail.sequence,
             place.seq,
             found.map_or_else(|| "nothing".to_owned(), |event| format!("event {event}")),
@@ -124,12 +115,29 @@ async fn tail(stream: &stream::Stream, info: &stream::Info) -> Result<StreamMess
         Err(error) => return Err(error.into()),
     }
     // An operator has removed it, or it has just been lost.
-    let tail = stream.get_last_raw_message_by_subject(">").await.context("reading the stream's last message")?;
+    let tail = newest(stream, info).await?.context("the stream has messages, and none of them is its last")?;
     let again = stream.get_info().await.context("reading the stream's state")?;
     if again.state != info.state || again.created != info.created {
         return Err(Trouble::Fault(Fault::WrongLast("it changes while the place is taken".to_owned())));
     }
     Ok(tail)
+}
+
+/// The newest message that the stream holds. Asked for by the stream's subjects: asked by `>` the server looks at its last
+/// sequence alone, whose message may have been removed.
+pub async fn newest(stream: &stream::Stream, info: &stream::Info) -> Result<Option<StreamMessage>, anyhow::Error> {
+    let mut newest: Option<StreamMessage> = None;
+    for subject in &info.config.subjects {
+        match stream.get_last_raw_message_by_subject(subject).await {
+            Ok(message) if newest.as_ref().is_none_or(|newest| newest.sequence < message.sequence) => {
+                newest = Some(message);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
+            Err(error) => return Err(error).context("reading the stream's last message"),
+        }
+    }
+    Ok(newest)
 }
 
 /// The row that a message was published from, and its event's id.
@@ -142,9 +150,9 @@ pub fn origin(message: &StreamMessage) -> Option<(Place, &str)> {
 
 /// An empty stream: new, wiped, purged, or emptied by age. What has aged out is not published again; what has never
 /// been published always is.
-async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint) -> Result<Place, Trouble> {
-    // No age limit means that nothing ages out.
-    let max_age = relay.config.stream.max_age;
+async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint, info: &stream::Info) -> Result<Place, Trouble> {
+    // The limit in force, whatever was asked for. None means that nothing ages out.
+    let max_age = info.config.max_age;
     let oldest = match TimeDelta::from_std(max_age) {
         Ok(age) if !max_age.is_zero() => now() - age,
         _ => DateTime::UNIX_EPOCH,
@@ -156,6 +164,75 @@ async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint) -> Result<Place,
         (Some(known), Some(young)) if young.seq < known.seq => young,
         (Some(known), _) => known,
     })
+}
+
+/// Halts while rows are, or will be, numbered at or before the place: nobody would publish them. A sequence falls back when it
+/// was not carried along with its table, as by logical replication.
+async fn are_numbered_behind(
+    relay: &Relay,
+    stream: &stream::Stream,
+    info: &stream::Info,
+    place: Place,
+) -> Result<(), Trouble> {
+    let mark = store::mark(&relay.db).await?;
+    if mark >= place.seq && !store::halted(&relay.db).await? {
+        return Ok(());
+    }
+    let behind = {
+        let mut db = relay.db.acquire().await?;
+        misnumbered(&mut db, stream, info, place).await?
+    };
+    if mark < place.seq {
+        return Err(Trouble::Halted(format!(
+            "the sequence `outbox_seq` stands at {mark}, behind row {}, which is in the stream: what is written now would \
+             never be published, and {} rows are numbered so already. Was the database moved by logical replication, or \
+             from a dump? `flotilla outbox renumber` sets the sequence right and gives those rows new numbers",
+            place.seq,
+            behind.len()
+        )));
+    }
+    if let Some(first) = behind.first() {
+        return Err(Trouble::Halted(format!(
+            "{} rows, first {} of event {}, were numbered behind what was in the stream already, and are not in it: \
+             `flotilla outbox renumber` gives them new numbers",
+            behind.len(),
+            first.seq,
+            first.event_id
+        )));
+    }
+    Ok(())
+}
+
+/// The most rows that are looked for at once.
+const MISNUMBERED_MOST: i64 = 1_000;
+/// How many of the stream's newest messages may be of rows that were stamped in another order than they were numbered.
+const OUT_OF_ORDER_MOST: u64 = 2_000;
+
+/// Rows that are numbered up to the place, were created after it, and are not in the stream; oldest first.
+pub async fn misnumbered(
+    db: &mut PgConnection,
+    stream: &stream::Stream,
+    info: &stream::Info,
+    place: Place,
+) -> Result<Vec<Misnumbered>, anyhow::Error> {
+    let mut rows = store::created_after(db, place, MISNUMBERED_MOST).await?;
+    // Two writers may take their numbers in one order and their times in the other, a moment apart.
+    let mut sequence = info.state.last_sequence;
+    while !rows.is_empty() && sequence > info.state.last_sequence.saturating_sub(OUT_OF_ORDER_MOST) {
+        let message = match stream.get_raw_message(sequence).await {
+            Ok(message) => message,
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+            Err(error) => return Err(error).context("reading the stream's newest messages"),
+        };
+        if let Some((of, id)) = origin(&message) {
+            rows.retain(|row| row.event_id.to_string() != id);
+            if of.created_at < place.created_at - TimeDelta::minutes(1) {
+                break;
+            }
+        }
+        sequence -= 1;
+    }
+    Ok(rows)
 }
 
 /// To the microsecond, as Postgres keeps it.

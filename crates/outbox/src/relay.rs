@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ops::DerefMut;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -191,6 +192,8 @@ pub struct Relay {
     pub(crate) config: RelayConfig,
     pub(crate) tidings: Arc<Tidings>,
     pub(crate) status: watch::Sender<Status>,
+    /// One try is enough: without the permission each takes as long as the server is waited for.
+    pub(crate) could_not_change_stream: AtomicBool,
 }
 
 /// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
@@ -254,7 +257,8 @@ impl Relay {
     #[must_use]
     pub fn new(db: PgPool, nats: async_nats::Client, config: RelayConfig) -> Self {
         let status = watch::Sender::new(Status { role: Role::Standby, done: 0, stream_seq: 0 });
-        Self { db, nats, config, tidings: Arc::default(), status }
+        let could_not_change_stream = AtomicBool::new(false);
+        Self { db, nats, config, tidings: Arc::default(), status, could_not_change_stream }
     }
 
     /// For those who write and those who watch.

@@ -1,6 +1,7 @@
 //! One session of the leader: from taking its place at the stream's tail to the first fault.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,12 +12,12 @@ use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
-use crate::relay::{LOOK_EVERY, Relay, Role, Status, StreamSpec, Suspects, Trouble};
+use crate::relay::{LOOK_EVERY, Relay, RelayConfig, Role, Status, Suspects, Trouble};
 use crate::store::{self, Created, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
@@ -105,11 +106,11 @@ impl<'a> Session<'a> {
         }
         let mut db = relay.db.acquire().await?;
         store::follow_the_index(&mut db).await?;
-        let stream = open_stream(&relay.nats, &config.stream).await?;
+        let stream = Box::pin(open_stream(relay)).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
         let base = info.state.last_sequence;
-        let place = place::find(relay, epoch, &stream, &info).await?;
+        let place = Box::pin(place::find(relay, epoch, &stream, &info)).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
         let stored = Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base };
         let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
@@ -219,7 +220,10 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if self.chain.in_flight() == 0 => {
-                    self.save_checkpoint().await?;
+                    // Saved by the look, of a stream that is as it should be: a place behind a purge would hide it for ever.
+                    if Box::pin(self.look()).await.is_err() {
+                        info!("stopping without a checkpoint: the next leader takes its place from an older one");
+                    }
                     return Err(Trouble::Stop);
                 }
                 // Before what may always be ready: it comes every few seconds, also under load.
@@ -300,7 +304,12 @@ impl<'a> Session<'a> {
 
     /// A look around while time passes: does the stream still stand where it was left, and the outbox hold what it did?
     async fn look(&mut self) -> Result<(), Trouble> {
-        let backlog = store::mark(&self.relay.db).await? - self.status().done;
+        let mark = store::mark(&self.relay.db).await?;
+        if mark < self.stored.outbox_seq {
+            let what = format!("the outbox's sequence stands at {mark}, behind row {}", self.stored.outbox_seq);
+            return Err(Trouble::Fault(Fault::WrongLast(what)));
+        }
+        let backlog = mark - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
         metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);
         self.reader.forget_settled();
@@ -366,8 +375,11 @@ impl<'a> Session<'a> {
     }
 }
 
-async fn open_stream(nats: &async_nats::Client, spec: &StreamSpec) -> Result<stream::Stream, anyhow::Error> {
-    let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
+/// The stream, made if it does not exist. One that is not as it was asked for is changed where that takes no event away;
+/// what is left is said, and shown by the gauge `outbox_stream_drift`.
+async fn open_stream(relay: &Relay) -> Result<stream::Stream, anyhow::Error> {
+    let spec = &relay.config.stream;
+    let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(relay.nats.clone());
     let config = stream::Config {
         name: spec.name.clone(),
         subjects: spec.subjects.clone(),
@@ -378,7 +390,60 @@ async fn open_stream(nats: &async_nats::Client, spec: &StreamSpec) -> Result<str
         storage: stream::StorageType::File,
         ..Default::default()
     };
-    js.get_or_create_stream(config).await.with_context(|| format!("opening the stream {}", spec.name))
+    let mut stream =
+        js.get_or_create_stream(config).await.with_context(|| format!("opening the stream {}", spec.name))?;
+    let is = stream.cached_info().config.clone();
+    // But for the age limit: a shorter one takes events away, and behind a longer one an empty stream looks purged. That is
+    // an operator's to change.
+    let ours = stream::Config {
+        subjects: spec.subjects.clone(),
+        num_replicas: spec.replicas,
+        discard: stream::DiscardPolicy::New,
+        ..is.clone()
+    };
+    if is != ours && !relay.could_not_change_stream.swap(true, Ordering::Relaxed) {
+        warn!(stream = spec.name, ?is, ?ours, "the stream is not as it was asked for: changing it");
+        match js.update_stream(ours).await {
+            Ok(_) => {
+                relay.could_not_change_stream.store(false, Ordering::Relaxed);
+                stream = js.get_stream(&spec.name).await.context("opening the stream")?;
+            }
+            Err(error) => error!(stream = spec.name, %error, "the stream could not be changed"),
+        }
+    }
+    let drift = drift(&stream.cached_info().config, &relay.config);
+    metrics::gauge!("outbox_stream_drift").set(drift.len() as f64);
+    for what in &drift {
+        error!(stream = spec.name, what, "the stream is not as it was asked for");
+    }
+    Ok(stream)
+}
+
+/// In what a stream differs from what was asked for.
+fn drift(is: &stream::Config, wanted: &RelayConfig) -> Vec<String> {
+    let spec = &wanted.stream;
+    let mut drift = Vec::new();
+    let mut differs = |what: &str, is: String, wanted: String| {
+        if is != wanted {
+            drift.push(format!("{what}: {is}, asked for {wanted}"));
+        }
+    };
+    differs("replicas", is.num_replicas.to_string(), spec.replicas.to_string());
+    differs("max_age", format!("{:?}", is.max_age), format!("{:?}", spec.max_age));
+    differs("subjects", is.subjects.join(" "), spec.subjects.join(" "));
+    differs("discard", format!("{:?}", is.discard), format!("{:?}", stream::DiscardPolicy::New));
+    let limits = is.max_bytes > 0 || is.max_messages > 0 || is.max_messages_per_subject > 0;
+    differs("limits by size or count", limits.to_string(), false.to_string());
+    if let Some(days) = wanted.retention_days {
+        let keeps = Duration::from_secs(86_400 * u64::try_from(days).unwrap_or_default());
+        let shorter = is.max_age.is_zero() || keeps < is.max_age;
+        differs(
+            "the outbox keeps its rows for less than the stream its messages",
+            shorter.to_string(),
+            false.to_string(),
+        );
+    }
+    drift
 }
 
 /// Why this row can never be published, if so.

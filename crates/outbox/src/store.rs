@@ -1,8 +1,9 @@
 //! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
+use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::reader::Place;
@@ -167,9 +168,36 @@ pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Resul
         .await
 }
 
-/// When a row was created, if the outbox still holds it.
-pub async fn created_at(db: impl PgExecutor<'_>, seq: i64) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    sqlx::query_scalar("select created_at from outbox where seq = $1").bind(seq).fetch_optional(db).await
+/// A row that has a number which the relay has passed.
+#[derive(Debug, Clone, FromRow, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Misnumbered {
+    /// That number.
+    pub seq: i64,
+    /// When it was written.
+    pub created_at: DateTime<Utc>,
+    /// Its event.
+    pub event_id: Uuid,
+    /// The aggregate.
+    pub aggregate_id: String,
+}
+
+/// Rows up to a place that were created after it, oldest first.
+pub async fn created_after(db: &mut PgConnection, place: Place, limit: i64) -> Result<Vec<Misnumbered>, sqlx::Error> {
+    // Only asked when something is wrong; then it may take what it takes.
+    let mut tx = db.begin().await?;
+    tx.execute("set local statement_timeout = '5min'").await?;
+    let rows = sqlx::query_as(
+        "select seq, created_at, event_id, aggregate_id from outbox where seq <= $1 and created_at > $2 \
+         order by created_at, seq limit $3",
+    )
+    .bind(place.seq)
+    .bind(place.created_at)
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.rollback().await?;
+    Ok(rows)
 }
 
 /// The place just before the first row that was created after `from`, and that row's time.
@@ -188,18 +216,12 @@ pub struct Checkpoint {
     pub stream_seq: i64,
     pub stream_created_at: Option<DateTime<Utc>>,
     pub dropped_seq: i64,
-    pub accepted_stream_seq: Option<i64>,
-    pub accepted_stream_created_at: Option<DateTime<Utc>>,
-    pub accepted_outbox_seq: Option<i64>,
 }
 
 pub async fn checkpoint(db: impl PgExecutor<'_>) -> Result<Checkpoint, sqlx::Error> {
-    sqlx::query_as(
-        "select outbox_seq, outbox_created_at, stream_seq, stream_created_at, dropped_seq, accepted_stream_seq, \
-         accepted_stream_created_at, accepted_outbox_seq from outbox_relay",
-    )
-    .fetch_one(db)
-    .await
+    sqlx::query_as("select outbox_seq, outbox_created_at, stream_seq, stream_created_at, dropped_seq from outbox_relay")
+        .fetch_one(db)
+        .await
 }
 
 /// Writes the checkpoint, unless another relay leads by now.

@@ -212,13 +212,16 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
         .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
 
-/// Runs a service's migrations as their owner, on a connection of their own.
+/// Runs a service's migrations as their owner, on a connection of their own. Those of a newer release that ran before are
+/// passed over: a migration leaves the release before it running, so this one may be rolled back to.
 ///
 /// # Errors
 /// Fails when a migration does, or when one that has run was changed since.
 pub async fn migrate(owner_url: &SecretString, migrator: &Migrator) -> Result<(), anyhow::Error> {
     let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
     sqlx::query("set lock_timeout = '5s'").execute(&mut connection).await?;
+    let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
+    migrator.set_ignore_missing(true);
     migrator.run(&mut connection).await?;
     connection.close().await?;
     Ok(())

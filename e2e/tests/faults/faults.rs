@@ -30,6 +30,8 @@ pub enum Fault {
     Disturb(&'static str, Toxic, Duration),
     /// Killed, and everything that it has stored is gone.
     Wipe(&'static str),
+    /// Taken back to what it held so long ago, as a restore from a backup does.
+    Restore(&'static str, Duration),
 }
 
 /// What a fault proxy does to connections.
@@ -57,7 +59,8 @@ impl Fault {
     fn choose(random: &mut Random, number: usize) -> Self {
         let seconds =
             |random: &mut Random, most: usize| Duration::from_millis(1_000 + random.below(most * 1_000) as u64);
-        let kind = if number < 4 { [0, 2, 1, 3][number] } else { [0, 0, 0, 1, 1, 2, 2, 2, 3][random.below(9)] };
+        let kind =
+            if number < 5 { [0, 2, 4, 1, 3][number] } else { [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4][random.below(11)] };
         let targets = [&SERVICES[..], &PARTS[..]].concat();
         match kind {
             0 => Self::Kill(targets[random.below(targets.len())]),
@@ -70,7 +73,11 @@ impl Fault {
                 let (door, toxic) = (DOORS[random.below(DOORS.len())], toxics[random.below(toxics.len())]);
                 Self::Disturb(door, toxic, seconds(random, 5))
             }
-            _ => Self::Wipe(["nats", "opensearch"][random.below(2)]),
+            3 => Self::Wipe(["nats", "opensearch"][random.below(2)]),
+            _ => {
+                let target = ["nats", "opensearch"][random.below(2)];
+                Self::Restore(target, seconds(random, 4))
+            }
         }
     }
 }
@@ -103,6 +110,19 @@ impl Report {
             self.done.len(),
             slowest.as_secs_f64()
         );
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), &to).unwrap();
+        }
     }
 }
 
@@ -146,7 +166,7 @@ impl<'a> Faults<'a> {
 
     async fn inflict(&self, fault: &Fault) {
         match fault {
-            Fault::Kill(unit) => self.kill(unit, || {}).await,
+            Fault::Kill(unit) => drop(self.kill(unit, || {}).await),
             Fault::Pause(unit, length) => {
                 let processes = self.processes(unit);
                 processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGSTOP)));
@@ -170,18 +190,66 @@ impl<'a> Faults<'a> {
                 self.kill(unit, || std::fs::create_dir_all(&data).unwrap()).await;
                 std::fs::remove_dir_all(&gone).ok();
             }
+            Fault::Restore("nats", ago) => {
+                let data = self.fleet.unit("nats").data_dir.unwrap();
+                let backup = data.with_extension(testkit::unique("backup-"));
+                let copied = self.kill("nats", || copy(&data, &backup)).await;
+                tokio::time::sleep(*ago).await;
+                // What a fault before had killed was being written to: no backup.
+                if copied {
+                    let put_back = || {
+                        std::fs::remove_dir_all(&data).unwrap();
+                        std::fs::rename(&backup, &data).unwrap();
+                    };
+                    self.kill("nats", put_back).await;
+                }
+                std::fs::remove_dir_all(&backup).ok();
+            }
+            Fault::Restore(_, ago) => {
+                let Some((index, backup)) = self.copy_of_the_index().await else { return };
+                tokio::time::sleep(*ago).await;
+                let actions = json!({"actions": [
+                    {"remove_index": {"index": index}},
+                    {"add": {"index": backup, "alias": "todos", "is_write_index": true}},
+                ]});
+                self.opensearch(Method::POST, "_aliases", &actions).await;
+            }
         }
     }
 
+    /// The index that is searched, and a copy of it as it is now; none while OpenSearch is away.
+    async fn copy_of_the_index(&self) -> Option<(String, String)> {
+        let answer = self.opensearch(Method::GET, "_alias/todos", &json!(null)).await?;
+        let index = answer.as_object()?.keys().next()?.clone();
+        let backup = testkit::unique("todos-backup-");
+        let block = |block| json!({"index.blocks.write": block});
+        self.opensearch(Method::PUT, &format!("{index}/_settings"), &block(true)).await?;
+        let settings = json!({"settings": {"index.blocks.write": null}});
+        let copied = self.opensearch(Method::POST, &format!("{index}/_clone/{backup}"), &settings).await;
+        testkit::until("the index takes writes again", || async {
+            self.opensearch(Method::PUT, &format!("{index}/_settings"), &block(false)).await.is_some()
+        })
+        .await;
+        copied.map(|_| (index, backup))
+    }
+
+    /// What OpenSearch answers; none when it does not, or refuses.
+    async fn opensearch(&self, method: Method, path: &str, body: &serde_json::Value) -> Option<serde_json::Value> {
+        let url = format!("{}/{path}", self.fleet.unit("opensearch").url?);
+        let answer = self.http.request(method, url).json(body).send().await.ok()?;
+        answer.error_for_status().ok()?.json().await.ok()
+    }
+
     /// Kills a unit, does something at once, and waits until the supervisor has noticed. One that is dead already, by the
-    /// fault before, is left to it.
-    async fn kill(&self, unit: &str, then: impl FnOnce()) {
+    /// fault before, is left to it: false then.
+    async fn kill(&self, unit: &str, then: impl FnOnce()) -> bool {
         let before = self.fleet.unit(unit);
         let killed = before.pid.is_some_and(|pid| signal(pid, Signal::SIGKILL).is_ok());
         then();
         if killed {
             testkit::until("its death is noticed", || async { self.fleet.unit(unit).restarts > before.restarts }).await;
         }
+        killed
     }
 
     /// The processes of a unit: PostgreSQL has one for each connection.

@@ -1,6 +1,6 @@
 //! What consumers tell of dead letters and replays, into rows.
 
-use consumer::{Keeper, Told};
+use consumer::{Batch, Keeper, Told};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -9,12 +9,13 @@ use crate::store_jobs;
 
 /// Keeps what is told, until `stop`.
 pub(crate) async fn keep(store: &Store, keeper: &Keeper, stop: &CancellationToken) {
-    keeper.run(stop, |told| on_told(store, told)).await;
+    keeper.run(stop, || async { Ok(store.kept().await?) }, |batch| on_told(store, batch)).await;
 }
 
-/// One transaction for what came together.
-async fn on_told(store: &Store, told: Vec<Told>) -> Result<(), anyhow::Error> {
+/// One transaction for what came together, and for how far that is.
+async fn on_told(store: &Store, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
+    anyhow::ensure!(store::note_kept(&mut tx, before, now).await?, "the database went back behind what was kept");
     for one in &told {
         match one {
             Told::Letter(letter) => store::keep(&mut tx, letter).await?,

@@ -96,11 +96,38 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
         return Err(wrong(errors.join("; ")));
     }
     let original: Value = original.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
-    for name in ["id", "source", "type", "subject", "sequence", "partitionkey", "tenant", "time"] {
+    for name in [
+        "id",
+        "source",
+        "type",
+        "subject",
+        "sequence",
+        "partitionkey",
+        "tenant",
+        "time",
+        "twinof",
+        "supersededby",
+        "supersedes",
+    ] {
         if let Some(was) = original.get(name)
             && value.get(name) != Some(was)
         {
             return Err(NotTheEvent::Changed(name, format!("it was {was}")));
+        }
+    }
+    // What consumers go by beside the envelope: the aggregate in the data is the envelope's, at its version.
+    if let Some(Value::Object(aggregate)) =
+        value["data"].as_object().and_then(|data| data.values().find(|v| v["version"].is_i64()))
+    {
+        if aggregate.get("id").is_some_and(|id| *id != value["subject"]) {
+            return Err(NotTheEvent::Changed("the id in `data`", format!("the event is about {}", value["subject"])));
+        }
+        let version = aggregate["version"].as_i64().unwrap_or_default();
+        if envelope.sequence.parse() != Ok(version) {
+            return Err(NotTheEvent::Changed(
+                "the version in `data`",
+                format!("its `sequence` is {}", envelope.sequence),
+            ));
         }
     }
     Ok(())
@@ -164,6 +191,10 @@ mod tests {
             Err(NotTheEvent::Changed("sequence", _))
         ));
         assert!(matches!(check(&edit("/tenant", json!("other"))), Err(NotTheEvent::Changed(..))));
+        assert!(matches!(check(&edit("/data/todo/version", json!(999))), Err(NotTheEvent::Changed(..))));
+        assert!(matches!(check(&edit("/data/todo/version", json!(-1))), Err(NotTheEvent::Schema(..))));
+        let foreign = edit("/data/todo/id", json!("0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e50"));
+        assert!(matches!(check(&foreign), Err(NotTheEvent::Changed(..))));
         assert!(matches!(check_edit(&subject, None, b"{}"), Err(NotTheEvent::Malformed(_))));
         check_edit(&subject, Some(b"no event at all"), &bytes(&original)).unwrap();
         let long = edit("/data/todo/notes", json!("x".repeat(70_000)));

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use consumer::{Replayer, Sending, Way};
 use service::clock;
 use tokio::time::Instant;
@@ -106,12 +107,25 @@ impl Runner {
             Step::Send(0) => {}
             Step::Send(count) => {
                 memory.sent_at = Instant::now();
+                if let Some(why) = self.is_of_another_stream(job).await? {
+                    warn!(job = job.id, why, "the job aborts itself");
+                    return Ok(self.store.finish(job, epoch, "aborted", &why).await?);
+                }
                 for item in self.store.take(job.id, epoch, count).await? {
                     self.send(job, item).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// A range names events by their sequences, in the stream that there was when it was asked for.
+    async fn is_of_another_stream(&self, job: &Job) -> Result<Option<String>, anyhow::Error> {
+        let created = job.selection["streamCreatedAt"].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok());
+        let (Some(created), Some(stream)) = (created, job.selection["stream"].as_str()) else { return Ok(None) };
+        let is = self.replayer.created(stream).await?;
+        let same = is.timestamp_micros() == created.timestamp_micros();
+        Ok((!same).then(|| format!("the stream {stream} was made anew since: its sequences are other events")))
     }
 
     async fn send(&self, job: &Job, item: ToSend) -> Result<(), anyhow::Error> {

@@ -1,7 +1,9 @@
 //! All SQL of dead letters. `store_jobs` has that of jobs, `store_audit` that of the audit.
 
+use std::hash::{Hash as _, Hasher as _};
+
 use chrono::{DateTime, Utc};
-use consumer::DeadLetter;
+use consumer::{DeadLetter, Kept};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, FromRow, PgConnection, PgPool};
@@ -38,6 +40,17 @@ pub enum Refused {
     /// A job is about one consumer.
     #[error("the selection is of several consumers ({0}): choose one with --consumer")]
     SeveralConsumers(String),
+    /// What was shown is not what there is now.
+    #[error(
+        "nothing was done: since they were shown, {settled} of these letters were settled, and {more} more would have to go \
+         before them; run the command again and look at them"
+    )]
+    Changed {
+        /// How many were settled.
+        settled: usize,
+        /// How many earlier ones of their aggregates have died.
+        more: usize,
+    },
     /// A letter is in one unfinished job at most.
     #[error("{0}: wait for it, or abort it (`flotilla dlq jobs`)")]
     Busy(String),
@@ -366,6 +379,16 @@ impl Store {
         self.0.begin().await
     }
 
+    /// How far the stream of dead letters is kept.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn kept(&self) -> Result<Kept, sqlx::Error> {
+        let (stream_created_at, sequence): (Option<DateTime<Utc>>, i64) =
+            sqlx::query_as("select stream_created_at, sequence from kept").fetch_one(&self.0).await?;
+        Ok(Kept { stream_created_at, sequence: sequence.max(0).cast_unsigned() })
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors
@@ -446,17 +469,58 @@ pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::
     Ok(())
 }
 
-/// A text that the database takes: whoever wrote a dead letter's may have written anything.
+/// A text that the database takes, and its indices: whoever wrote a dead letter's may have written anything. What is cut
+/// short ends in a mark of the whole, so that two stay two.
 fn clean(text: &str) -> String {
-    /// An index takes no more than some 2,700 bytes.
+    /// Four of them fit into an index row of some 2,700 bytes.
     const MOST: usize = 600;
-    text.chars().map(|c| if c == '\0' { '\u{fffd}' } else { c }).take(MOST).collect()
+    let text = text.replace('\0', "\u{fffd}");
+    if text.len() <= MOST {
+        return text;
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    text.hash(&mut hasher);
+    let short = text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MOST - 20).map(|(_, c)| c);
+    format!("{}…{:016x}", short.collect::<String>(), hasher.finish())
 }
 
-/// A letter for an event that died by itself; the same one when it is known and not settled.
+/// Notes how far the stream of dead letters is kept; false when this database knows less than `before`, which was noted.
+///
+/// # Errors
+/// The database refuses.
+pub async fn note_kept(tx: &mut PgConnection, before: Kept, now: Kept) -> Result<bool, sqlx::Error> {
+    let noted = sqlx::query(
+        "update kept set stream_created_at = $1, sequence = $2 \
+         where stream_created_at is distinct from $1 or sequence >= $3",
+    )
+    .bind(now.stream_created_at)
+    .bind(now.sequence.cast_signed())
+    .bind(before.sequence.cast_signed())
+    .execute(tx)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
+
+/// A letter for an event that died by itself; the same one when it, or its other form, is known and not settled.
 async fn insert(tx: &mut PgConnection, dead: &DeadLetter) -> Result<i64, sqlx::Error> {
     let of = |name: &str| clean(dead.attributes.get(name).map(String::as_str).unwrap_or_default());
     let aggregate = ["partitionkey", "subject", "id"].into_iter().map(of).find(|value| !value.is_empty());
+    let twin = of("twinof");
+    if !twin.is_empty() {
+        let known: Option<i64> = sqlx::query_scalar(
+            "update letter set last_died_at = greatest(last_died_at, $4) \
+             where consumer = $1 and source = $2 and event_id = $3 and state in ('open', 'failed_again') returning id",
+        )
+        .bind(clean(&dead.consumer))
+        .bind(of("source"))
+        .bind(&twin)
+        .bind(dead.died_at)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+    }
     let whole = |text: &String| text.replace('\0', "\u{fffd}");
     let headers: Vec<_> = dead.headers.iter().map(|(name, value)| (whole(name), whole(value))).collect();
     let headers = serde_json::to_value(headers).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! All SQL of jobs: replays and discards of a frozen selection.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -126,18 +128,23 @@ pub struct Order<'a> {
 /// See [`Refused`].
 pub async fn plan(db: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
     let mut tx = db.begin().await?;
-    let planned = freeze(&mut tx, order).await;
+    let planned = freeze(&mut tx, order, None).await;
     tx.rollback().await?;
     planned
 }
 
-/// Makes a job of what the selection gives now; its number and what it holds.
+/// Makes a job of what a plan has shown, and of nothing else; its number.
 ///
 /// # Errors
-/// See [`Refused`].
-pub async fn create(db: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Result<(i64, Vec<Planned>), Refused> {
+/// See [`Refused`]; [`Refused::Changed`] when that is not to be had any more.
+pub async fn create(
+    db: &mut PgConnection,
+    order: Order<'_>,
+    planned: &[Planned],
+    act: Act<'_>,
+) -> Result<i64, Refused> {
     let mut tx = db.begin().await?;
-    let created = create_in(&mut tx, order, act).await;
+    let created = create_in(&mut tx, order, planned, act).await;
     if created.is_ok() {
         tx.commit().await?
     } else {
@@ -146,8 +153,13 @@ pub async fn create(db: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Re
     created
 }
 
-async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
-    let mut selection = order.selection.clone();
+/// What an order gives now, locked; or these letters, if it is still they that they give.
+async fn freeze(tx: &mut PgConnection, order: Order<'_>, shown: Option<&[Planned]>) -> Result<Vec<Planned>, Refused> {
+    let ids = |planned: &[Planned]| planned.iter().map(|letter| letter.id).collect::<Vec<_>>();
+    let mut selection = match shown {
+        None => order.selection.clone(),
+        Some(shown) => Selection { ids: Some(ids(shown)), ..Selection::default() },
+    };
     selection.states = Some(Selection::unsettled());
     // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
     let sql = format!(
@@ -166,6 +178,14 @@ async fn freeze(tx: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>,
         .bind(order.kind == "replay")
         .fetch_all(&mut *tx)
         .await?;
+    if let Some(shown) = shown {
+        let (shown, now): (HashSet<i64>, HashSet<i64>) =
+            (ids(shown).into_iter().collect(), ids(&planned).into_iter().collect());
+        let (more, settled) = (now.difference(&shown).count(), shown.difference(&now).count());
+        if more + settled > 0 {
+            return Err(Refused::Changed { settled, more });
+        }
+    }
     let Some(first) = planned.first() else { return Err(Refused::NothingMatches) };
     let mut consumers: Vec<&str> = planned.iter().map(|letter| letter.consumer.as_str()).collect();
     consumers.sort_unstable();
@@ -205,8 +225,8 @@ pub(crate) async fn refuse_busy(tx: &mut PgConnection, ids: &[i64]) -> Result<()
     }
 }
 
-async fn create_in(tx: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Result<(i64, Vec<Planned>), Refused> {
-    let planned = freeze(tx, order).await?;
+async fn create_in(tx: &mut PgConnection, order: Order<'_>, planned: &[Planned], act: Act<'_>) -> Result<i64, Refused> {
+    let planned = freeze(tx, order, Some(planned)).await?;
     let consumer = planned.first().map(|letter| letter.consumer.clone()).unwrap_or_default();
     let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
     let selection = serde_json::to_value(order.selection).unwrap_or_default();
@@ -235,7 +255,7 @@ async fn create_in(tx: &mut PgConnection, order: Order<'_>, act: Act<'_>) -> Res
     }
     let detail = json!({"job": job, "consumer": consumer, "selection": selection, "letters": ids});
     audit(tx, act, order.kind, ids.len() as i64, &detail).await?;
-    Ok((job, planned))
+    Ok(job)
 }
 
 async fn insert(
@@ -437,14 +457,25 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
     Ok(letter)
 }
 
-/// A replay needs no more handling.
+/// What a consumer told of a replay that did not die. Only what took effect, or had taken effect before, settles a letter
+/// that was to be handled: a release of the consumer may have passed it over.
 ///
 /// # Errors
 /// The database refuses.
 pub async fn replayed(tx: &mut PgConnection, replay: &str, outcome: &str) -> Result<(), sqlx::Error> {
     let Some((job, n, _)) = place(replay) else { return Ok(()) };
+    let kind: Option<String> =
+        sqlx::query_scalar("select kind from job where id = $1").bind(job).fetch_optional(&mut *tx).await?;
+    let state = match (kind.as_deref(), outcome) {
+        (Some("range"), "skipped") => "skipped",
+        (Some("replay" | "range"), "skipped" | "discarded") => {
+            let why = format!("its consumer passed it over ({outcome}): this release of it does not know the event");
+            return failed(tx, replay, &why).await.map(drop);
+        }
+        _ => "handled",
+    };
     sqlx::query(
-        "with item as (update job_item set state = 'handled', outcome = $3, settled_at = clock_timestamp() \
+        "with item as (update job_item set state = $4, outcome = $3, settled_at = clock_timestamp() \
          where job = $1 and n = $2 and state <> 'handled' returning letter) \
          update letter set state = 'handled', settled_at = clock_timestamp(), \
          settled_by = (select 'job ' || id || ' of ' || actor || ': ' || reason from job where id = $1) \
@@ -453,6 +484,7 @@ pub async fn replayed(tx: &mut PgConnection, replay: &str, outcome: &str) -> Res
     .bind(job)
     .bind(n)
     .bind(outcome)
+    .bind(state)
     .execute(tx)
     .await
     .map(drop)

@@ -93,6 +93,15 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
             format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string))
         })?
         .ok_or("its type is not known")?;
+    // What is written goes by these: a letter that was mended must not write another todo, or a version of its own.
+    let todo = event.todo();
+    let id = todo.id.to_string();
+    if [delivered.attribute("subject"), delivered.attribute("partitionkey")].iter().any(|&named| named != id) {
+        return Err(format!("its todo is {id}, and its subject or partitionkey another"));
+    }
+    if todo.version < 1 || delivered.attribute("sequence") != contracts::envelope::sequence(todo.version) {
+        return Err(format!("its todo is at version {}, and its sequence says otherwise", todo.version));
+    }
     let deleted = matches!(event, Event::Deleted(_));
     Ok(Document::new(tenant, event.todo(), deleted, clock::now()))
 }
@@ -102,6 +111,7 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
 pub(crate) async fn keep_index(
     index: &Index,
     rewinder: &Rewinder,
+    status: &watch::Receiver<consumer::Status>,
     stop: &CancellationToken,
     there: &watch::Sender<bool>,
 ) {
@@ -110,8 +120,10 @@ pub(crate) async fn keep_index(
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = false;
+    let mut noted = Noted::default();
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match look_after(index, rewinder).await {
+        let trimmed = status.borrow().trimmed_unread;
+        match look_after(index, rewinder, trimmed, &mut noted).await {
             Ok(()) => {
                 there.send_if_modified(|there| !std::mem::replace(there, true));
                 said = false;
@@ -125,10 +137,25 @@ pub(crate) async fn keep_index(
     }
 }
 
-async fn look_after(index: &Index, rewinder: &Rewinder) -> Result<(), anyhow::Error> {
+/// How far this process knows an index to be filled, and when that was noted in it.
+#[derive(Default)]
+struct Noted {
+    index: String,
+    sequence: Option<u64>,
+    at: Option<Instant>,
+}
+
+async fn look_after(
+    index: &Index,
+    rewinder: &Rewinder,
+    trimmed_unread: u64,
+    noted: &mut Noted,
+) -> Result<(), anyhow::Error> {
     index.ensure().await?;
-    let incomplete = match index.filled().await? {
-        Filled::Since(first) => first > 1,
+    let behind = index.add_fields().await?;
+    metrics::gauge!("search_index_mapping_behind").set(behind as f64);
+    match index.filled().await? {
+        Filled::Since(_) => {}
         Filled::Missing => return Ok(()),
         Filled::No => {
             // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
@@ -144,10 +171,66 @@ async fn look_after(index: &Index, rewinder: &Rewinder) -> Result<(), anyhow::Er
             }
             metrics::counter!("search_index_refills_total").increment(1);
             index.is_filled_since(first).await?;
-            first > 1
         }
-    };
+    }
+    let Some((name, notes)) = index.named().await? else { return Ok(()) };
+    keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
+    let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
+        || trimmed_unread.max(notes["trimmed_unread"].as_u64().unwrap_or_default()) > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
+    Ok(())
+}
+
+/// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
+/// was acknowledged since, which comes again. So does, after each start, what was acknowledged behind the newest note.
+async fn keep_floor(
+    index: &Index,
+    rewinder: &Rewinder,
+    (name, notes): (&str, &serde_json::Value),
+    trimmed_unread: u64,
+    noted: &mut Noted,
+) -> Result<(), anyhow::Error> {
+    const NOTE_EVERY: Duration = Duration::from_secs(5);
+    let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
+    if noted.index != name {
+        *noted = Noted { index: name.to_owned(), ..Noted::default() };
+    }
+    let stream = is.stream_created_at.to_rfc3339();
+    let said = notes["floor"]["sequence"].as_u64();
+    // Of another stream the index holds nothing.
+    let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
+    let mut missing = notes["trimmed_unread"].as_u64().unwrap_or_default().max(trimmed_unread);
+    if let Some(said) = said
+        && said < noted.sequence.unwrap_or(is.sequence)
+    {
+        if noted.sequence.is_some() {
+            error!(
+                index = name,
+                filled = said,
+                acknowledged = is.sequence,
+                "the index is older than what it was filled with: was it restored? Events of between come again"
+            );
+            metrics::counter!("search_index_refills_total").increment(1);
+        }
+        missing = missing.max(rewinder.rewind_behind(said).await?);
+        noted.sequence = Some(said);
+        if missing > 0 {
+            index.note_beside(name, notes, &serde_json::json!({"trimmed_unread": missing})).await?;
+        }
+        return Ok(());
+    }
+    noted.sequence = noted.sequence.max(said);
+    let due = noted.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
+    let news =
+        said.is_none_or(|said| said < is.sequence) || missing > notes["trimmed_unread"].as_u64().unwrap_or_default();
+    if due && news {
+        let mut more = serde_json::json!({"floor": {"stream_created_at": stream, "sequence": is.sequence}});
+        if missing > 0 {
+            more["trimmed_unread"] = missing.into();
+        }
+        index.note_beside(name, notes, &more).await?;
+        (noted.sequence, noted.at) = (Some(is.sequence), Some(Instant::now()));
+    }
     Ok(())
 }
 

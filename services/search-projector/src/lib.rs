@@ -167,8 +167,9 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     let consumer = Consumer::new(nats.clone(), consumer_config(NAME, &config.common.release));
     let (there, mut is_there) = tokio::sync::watch::channel(false);
     let (stop, kept, rewinder) = (lifecycle.stopping(), index.clone(), consumer.rewinder());
+    let status = consumer.status();
     lifecycle.spawn("index keeper", async move {
-        events::keep_index(&kept, &rewinder, &stop, &there).await;
+        events::keep_index(&kept, &rewinder, &status, &stop, &there).await;
         Ok::<_, anyhow::Error>(())
     });
     let (stop, ready, projected) = (lifecycle.stopping(), readiness.clone(), index.clone());
@@ -207,6 +208,7 @@ fn consumer_config(durable: &str, release: &str) -> consumer::Config {
         durable: durable.to_owned(),
         filter: subject::all(SERVICE),
         types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
+        revision: 1,
         batch: 1_000,
         // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
         linger: Duration::from_millis(20),

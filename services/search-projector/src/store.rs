@@ -19,7 +19,7 @@ use opensearch::{OpenSearch, SearchParts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::clock;
-use tracing::{info, instrument};
+use tracing::{info, instrument, warn};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -240,9 +240,58 @@ impl Index {
     /// # Errors
     /// Fails when OpenSearch is away.
     pub async fn is_filled_since(&self, first: u64) -> Result<(), anyhow::Error> {
-        let body = json!({"_meta": {"filled_since": first}});
-        self.ask(Method::Put, &format!("/{}/_mapping", self.alias), Some(body)).await?.error_for_status_code()?;
+        let Some((name, notes)) = self.named().await? else { bail!("there is no index behind {}", self.alias) };
+        self.note_beside(&name, &notes, &json!({"filled_since": first})).await
+    }
+
+    /// Notes something in an index, beside what is noted there.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn note_beside(&self, name: &str, notes: &Value, more: &Value) -> Result<(), anyhow::Error> {
+        let mut all = notes.as_object().cloned().unwrap_or_default();
+        all.extend(more.as_object().cloned().unwrap_or_default());
+        let body = json!({"_meta": all});
+        self.ask(Method::Put, &format!("/{name}/_mapping"), Some(body)).await?.error_for_status_code()?;
         Ok(())
+    }
+
+    /// Gives the indices behind this alias, and those of its rebuild and of before the last swap, the fields that this
+    /// release writes and they lack; how many indices take some of them not. An index takes new fields at any time; what
+    /// cannot be added needs a rebuild.
+    ///
+    /// # Errors
+    /// Fails when OpenSearch is away.
+    pub async fn add_fields(&self) -> Result<usize, anyhow::Error> {
+        let (next, previous) = (self.next(), self.previous());
+        let path = format!("/{},{},{}/_mapping?ignore_unavailable=true", self.alias, next.alias, previous.alias);
+        let response = self.ask(Method::Get, &path, None).await?;
+        if response.status_code() == StatusCode::NOT_FOUND {
+            return Ok(0);
+        }
+        let answer: Value = response.error_for_status_code()?.json().await?;
+        let wanted = self.definition()["mappings"]["properties"].take();
+        let mut behind = 0;
+        for (name, index) in answer.as_object().into_iter().flatten() {
+            let has = &index["mappings"]["properties"];
+            let mut whole = true;
+            for (field, definition) in wanted.as_object().into_iter().flatten() {
+                if !has[field].is_null() {
+                    whole &= has[field]["type"] == definition["type"];
+                    continue;
+                }
+                let body = json!({"properties": {field: definition}});
+                let added = self.ask(Method::Put, &format!("/{name}/_mapping"), Some(body)).await?;
+                if added.status_code().is_success() {
+                    info!(index = name, field, "the index has a field more");
+                } else {
+                    warn!(index = name, field, status = %added.status_code(), "the index does not take the field");
+                    whole = false;
+                }
+            }
+            behind += usize::from(!whole);
+        }
+        Ok(behind)
     }
 
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response, anyhow::Error> {
@@ -390,6 +439,8 @@ fn outcome(item: ItemResult) -> Outcome {
         200 | 201 => Outcome::Written,
         409 => Outcome::Newer,
         400 if why().contains("index_closed_exception") => Outcome::Away(why()),
+        // The mapping lacks a field that this release writes: no fault of the event.
+        400 if text("type") == "strict_dynamic_mapping_exception" => Outcome::Away(why()),
         400 => Outcome::Refused(why()),
         // A block (disk nearly full), no index, a full queue, no shard.
         403 | 404 | 429 | 503 => Outcome::Away(why()),

@@ -76,7 +76,7 @@ pub async fn create(app: &App, who: &Principal, attempt: Option<Attempt<'_>>, dr
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, who.user.clone(), clock::now());
     store::insert(&mut tx, &who.tenant, &todo).await?;
     let data = CreatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data, None)?];
+    let told = vec![publish::event(who, &todo, &data)?];
     finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
@@ -101,7 +101,7 @@ pub async fn update(
         Some(todo) => {
             store::save(&mut tx, &who.tenant, &before, &todo).await?;
             let data = UpdatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-            let told = vec![publish::event(who, &todo, &data, None)?];
+            let told = vec![publish::event(who, &todo, &data)?];
             (todo, told)
         }
         None => (before, Vec::new()),
@@ -129,10 +129,7 @@ pub async fn complete(
     store::save(&mut tx, &who.tenant, &before, &todo).await?;
     let old = CompletedV1 { todo: publish::state(&todo), completed_by: who.user.clone() };
     let data = CompletedV2 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![
-        publish::event(who, &todo, &old, Some(publish::type_of::<CompletedV2>()))?,
-        publish::event(who, &todo, &data, None)?,
-    ];
+    let told = publish::twins(who, &todo, &old, &data)?;
     finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
@@ -155,7 +152,7 @@ pub async fn reopen(
     let todo = before.clone().reopen(clock::now())?;
     store::save(&mut tx, &who.tenant, &before, &todo).await?;
     let data = ReopenedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data, None)?];
+    let told = vec![publish::event(who, &todo, &data)?];
     finish(app, tx, attempt, wire::todo(&todo), told).await
 }
 
@@ -177,7 +174,7 @@ pub async fn delete(
     let todo = load(&mut tx, who, id, etag).await?.delete(clock::now());
     store::mark_deleted(&mut tx, &who.tenant, &todo).await?;
     let data = DeletedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data, None)?];
+    let told = vec![publish::event(who, &todo, &data)?];
     finish(app, tx, attempt, (), told).await
 }
 

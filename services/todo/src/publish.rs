@@ -10,11 +10,6 @@ use service::{Failure, clock, telemetry};
 
 use crate::todo::{State, Todo};
 
-/// The `type` of an event.
-pub(crate) const fn type_of<D: EventType>() -> &'static str {
-    D::TYPE
-}
-
 /// The todo as events carry it.
 pub(crate) fn state(todo: &Todo) -> event::Todo {
     let (status, complete_time) = match todo.state {
@@ -46,18 +41,31 @@ pub(crate) fn actor(who: &Principal) -> Actor {
 ///
 /// # Errors
 /// Fails when it cannot be serialized.
-pub(crate) fn event<D: EventType>(
+pub(crate) fn event<D: EventType>(who: &Principal, todo: &Todo, data: &D) -> Result<NewEvent, Failure> {
+    new_event(&envelope(who, todo, data))
+}
+
+/// One event in two versions, while the older one is in its sunset: each names the other, so that consumers take them for one.
+///
+/// # Errors
+/// Fails when they cannot be serialized.
+pub(crate) fn twins<Old: EventType, New: EventType>(
     who: &Principal,
     todo: &Todo,
-    data: &D,
-    superseded_by: Option<&str>,
-) -> Result<NewEvent, Failure> {
+    old: &Old,
+    new: &New,
+) -> Result<Vec<NewEvent>, Failure> {
+    let (mut old, mut new) = (envelope(who, todo, old), envelope(who, todo, new));
+    (old.twinof, old.supersededby) = (Some(new.id), Some(New::TYPE.to_owned()));
+    (new.twinof, new.supersedes) = (Some(old.id), Some(Old::TYPE.to_owned()));
+    Ok(vec![new_event(&old)?, new_event(&new)?])
+}
+
+fn envelope<'a, D: EventType>(who: &Principal, todo: &Todo, data: &'a D) -> Envelope<&'a D> {
     let aggregate = todo.id.to_string();
-    let id = clock::new_id();
-    let traceparent = telemetry::traceparent();
-    let envelope = Envelope {
+    Envelope {
         specversion: "1.0".to_owned(),
-        id: EventId::new(id),
+        id: EventId::new(clock::new_id()),
         source: event::SOURCE.to_owned(),
         event_type: D::TYPE.to_owned(),
         subject: aggregate.clone(),
@@ -65,20 +73,24 @@ pub(crate) fn event<D: EventType>(
         datacontenttype: "application/json".to_owned(),
         dataschema: envelope::schema_id(D::TYPE),
         sequence: envelope::sequence(todo.version),
-        partitionkey: aggregate.clone(),
+        partitionkey: aggregate,
         tenant: who.tenant.clone(),
-        supersededby: superseded_by.map(ToOwned::to_owned),
-        traceparent: traceparent.clone(),
+        twinof: None,
+        supersededby: None,
+        supersedes: None,
+        traceparent: telemetry::traceparent(),
         tracestate: None,
         data,
-    };
-    let payload = serde_json::to_vec(&envelope).map_err(Failure::internal)?;
+    }
+}
+
+fn new_event<D: serde::Serialize>(envelope: &Envelope<D>) -> Result<NewEvent, Failure> {
     Ok(NewEvent {
-        id,
-        tenant: who.tenant.to_string(),
-        aggregate_id: aggregate,
-        subject: subject::of(D::TYPE, &who.tenant),
-        traceparent,
-        payload,
+        id: envelope.id.uuid(),
+        tenant: envelope.tenant.to_string(),
+        aggregate_id: envelope.partitionkey.clone(),
+        subject: subject::of(&envelope.event_type, &envelope.tenant),
+        traceparent: envelope.traceparent.clone(),
+        payload: serde_json::to_vec(envelope).map_err(Failure::internal)?,
     })
 }

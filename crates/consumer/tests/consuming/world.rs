@@ -7,15 +7,18 @@ use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict};
 use futures::FutureExt as _;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use testkit::{TestDatabase, TestNats, until};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
+
+/// The changes, by aggregate and version, that reached a handler of batches, of whichever release.
+pub type Seen = Arc<Mutex<BTreeSet<(String, i32)>>>;
 
 pub const STREAM: &str = "EVENTS_SHOP";
 pub const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
@@ -42,18 +45,55 @@ impl World {
     }
 
     pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
-        let config = Config {
+        Consumer::new(self.nats.client("admin").await, Self::config(batch, max_attempts))
+    }
+
+    pub fn config(batch: usize, max_attempts: i64) -> Config {
+        Config {
             stream: STREAM.to_owned(),
             durable: "ledger".to_owned(),
             filter: "evt.shop.>".to_owned(),
             types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
+            revision: 1,
             batch,
             linger: Duration::from_millis(5),
             in_flight: 2,
             max_attempts,
             version: "test".to_owned(),
-        };
-        Consumer::new(self.nats.client("admin").await, config)
+        }
+    }
+
+    /// One release of the consumer, that knows these types; stops with its token.
+    pub async fn release(&self, types: &[&str], batches: Option<Seen>) -> CancellationToken {
+        let types = types.iter().map(|&known| known.to_owned()).collect();
+        let config = Config { types, ..Self::config(8, 3) };
+        let consumer = Consumer::new(self.nats.client("admin").await, config);
+        let (stop, inbox) = (self.stop.child_token(), self.inbox());
+        let stopped = stop.clone();
+        self.consumers.spawn(async move {
+            match batches {
+                None => {
+                    consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed()).await;
+                }
+                Some(seen) => {
+                    let note = |event: &Event| {
+                        seen.lock().unwrap().insert((event.aggregate().to_owned(), version(event)));
+                        Verdict::Done
+                    };
+                    consumer.run_batches(stop, |events| std::future::ready(events.iter().map(note).collect())).await;
+                }
+            }
+        });
+        stopped
+    }
+
+    /// One change, told in two versions: the older one first.
+    pub async fn publish_twins(&self, aggregate: &str, version: i32) {
+        let id = |event_type: &str| format!("{event_type}-{aggregate}-{version}");
+        let old = json!({"twinof": id("shop.paid.v2"), "supersededby": "shop.paid.v2"});
+        let new = json!({"twinof": id("shop.paid.v1"), "supersedes": "shop.paid.v1"});
+        self.publish_as("shop.paid.v1", aggregate, version, old).await;
+        self.publish_as("shop.paid.v2", aggregate, version, new).await;
     }
 
     pub fn inbox(&self) -> Inbox {
@@ -146,6 +186,12 @@ impl World {
 
     pub async fn until_letters(&self, count: usize) {
         until(&format!("{count} dead letters"), || async { self.letters().await.len() >= count }).await;
+    }
+
+    /// Stops the consumers; what is started now is a new process.
+    pub async fn anew(&mut self) {
+        self.stop().await;
+        (self.consumers, self.stop) = (TaskTracker::new(), CancellationToken::new());
     }
 
     pub async fn stop(&self) {

@@ -43,6 +43,7 @@ pub struct Todo {
     /// Who created it.
     pub created_by: UserId,
     /// Counts the changes, from 1.
+    #[schemars(range(min = 1))]
     pub version: i32,
 }
 

@@ -10,8 +10,8 @@ use async_nats::jetstream::{self, stream};
 use consumer::{Config, Consumer, Event, Failure, Inbox, Verdict};
 use futures::FutureExt as _;
 use operations::pace::Pace;
-use operations::store::{self, Act, Selection, Stats};
-use operations::store_jobs::{self, Job, Order};
+use operations::store::{self, Act, Refused, Selection, Stats};
+use operations::store_jobs::{self, Job, Order, Planned};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use service::Lifecycle;
@@ -49,6 +49,7 @@ impl World {
             ROLE,
             include_str!("../../migrations/0001_operations.sql"),
             include_str!("../../migrations/0002_audit_told.sql"),
+            include_str!("../../migrations/0003_kept.sql"),
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];
@@ -89,6 +90,7 @@ impl World {
             durable: durable.to_owned(),
             filter: "evt.todo.>".to_owned(),
             types: vec!["todo.created.v1".to_owned()],
+            revision: 1,
             batch: 16,
             linger: Duration::ZERO,
             in_flight: 1,
@@ -171,7 +173,14 @@ impl World {
     /// Asks for a replay of a selection.
     pub async fn replay(&self, selection: &Selection, pace: Pace) -> i64 {
         let order = Order { kind: "replay", selection, pace };
-        store_jobs::create(&mut self.db().await, order, ACT).await.unwrap().0
+        self.job_of(order).await.unwrap().0
+    }
+
+    /// Makes a job of what the order gives now; what it holds.
+    pub async fn job_of(&self, order: Order<'_>) -> Result<(i64, Vec<Planned>), Refused> {
+        let mut db = self.db().await;
+        let planned = store_jobs::plan(&mut db, order).await?;
+        Ok((store_jobs::create(&mut db, order, &planned, ACT).await?, planned))
     }
 
     pub async fn job(&self, id: i64) -> Job {
@@ -191,10 +200,20 @@ impl World {
         self.broken.store(false, Ordering::SeqCst);
     }
 
-    pub async fn stop(&self, service: Lifecycle) {
+    /// Tells what became of a replay, as a consumer does.
+    pub async fn tell(&self, durable: &str, id: &str, outcome: &str) {
+        let message = PublishMessage::build().header("Replay-Id", id).header("Replay-Outcome", outcome);
+        self.js.send_publish(format!("replayed.{durable}"), message).await.unwrap().await.unwrap();
+    }
+
+    pub async fn stop_consumers(&self) {
         self.stop.cancel();
         self.consumers.close();
         self.consumers.wait().await;
+    }
+
+    pub async fn stop(&self, service: Lifecycle) {
+        self.stop_consumers().await;
         assert_eq!(service.shut_down().await, None);
     }
 }

@@ -12,6 +12,7 @@ use operations::pace::Pace;
 use operations::store::{self, Refused, Selection};
 use operations::store_jobs::{self, Order, Steer};
 use serde_json::json;
+use sqlx::Executor as _;
 use testkit::until;
 
 fn never(_: &consumer::Event) -> bool {
@@ -122,11 +123,14 @@ async fn two_operators_cannot_replay_the_same_letter() {
     let order =
         Order { kind: "replay", selection: &selection, pace: Pace { canary: 0, rate: 0.01, max_failures: 1.0 } };
     let (mut one, mut other) = (world.db().await, world.db().await);
-    let (one, other) =
-        tokio::join!(store_jobs::create(&mut one, order, ACT), store_jobs::create(&mut other, order, ACT));
+    let planned = store_jobs::plan(&mut one, order).await.unwrap();
+    let (one, other) = tokio::join!(
+        store_jobs::create(&mut one, order, &planned, ACT),
+        store_jobs::create(&mut other, order, &planned, ACT)
+    );
     let (made, refused) = if one.is_ok() { (one, other) } else { (other, one) };
     assert!(matches!(refused, Err(Refused::Busy(_))), "{refused:?}");
-    let job = made.unwrap().0;
+    let job = made.unwrap();
     let mut db = world.db().await;
     let letter = store::list(&mut db, &selection, 1).await.unwrap().remove(0);
     assert!(matches!(store::edit(&mut db, letter.id, b"{}", ACT).await, Err(Refused::Busy(_))));
@@ -191,7 +195,7 @@ async fn the_events_of_an_ordered_consumer_take_effect_in_order_once_they_are_re
     // Of the other, the dead one is given up: those behind it take effect without it.
     let dead = Selection { reason: Some("no such account".to_owned()), ..aggregate("b") };
     let order = Order { kind: "discard", selection: &dead, pace: PACE };
-    let (discard, _) = store_jobs::create(&mut db, order, ACT).await.unwrap();
+    let (discard, _) = world.job_of(order).await.unwrap();
     assert_eq!(world.until_ended(discard).await.handled, 1);
     world.until_ended(world.replay(&aggregate("b"), PACE).await).await;
     for name in ["a", "b"] {
@@ -257,7 +261,7 @@ async fn what_is_no_event_is_a_letter_that_can_be_given_up_and_no_death_is_count
     let mut db = world.db().await;
     let first = Selection { ids: Some(vec![1]), ..Selection::default() };
     let order = Order { kind: "discard", selection: &first, pace: PACE };
-    let (job, _) = store_jobs::create(&mut db, order, ACT).await.unwrap();
+    let (job, _) = world.job_of(order).await.unwrap();
     assert_eq!(world.until_ended(job).await.handled, 1, "its consumer was told, and made no second letter of it");
     let stats = world.stats().await;
     assert_eq!((stats.letters, stats.discarded, stats.deaths), (3, 1, 3));
@@ -289,5 +293,122 @@ async fn a_range_of_a_stream_goes_to_one_consumer_again() {
     let versions: Vec<i32> = handled.lock().unwrap().iter().map(|one| one.1).collect();
     assert_eq!((versions.as_slice(), bystander.lock().unwrap().len()), (&[1, 2, 3, 1, 3][..], 3));
     assert_eq!(world.stats().await.letters, 0);
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn letters_that_a_restore_of_the_database_took_are_read_again() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    for version in 1..=3 {
+        world.publish("a", version).await;
+    }
+    world.until_letters(3).await;
+    // The stories go before their letters; in one transaction, as a restore looks to others.
+    let restore = "begin; delete from death where letter > (select max(id) from backup_letter); \
+        delete from letter where id > (select max(id) from backup_letter); \
+        update kept set (stream_created_at, sequence) = (select stream_created_at, sequence from backup_kept); commit";
+    let mut db = world.db().await;
+    for table in ["letter", "kept"] {
+        sqlx::query(sqlx::AssertSqlSafe(format!("create table backup_{table} as table {table}")))
+            .execute(&mut db)
+            .await
+            .unwrap();
+    }
+    for version in 4..=6 {
+        world.publish("a", version).await;
+    }
+    world.until_letters(6).await;
+    // Under the running service, and once more while it is down.
+    db.execute(restore).await.unwrap();
+    world.until_letters(6).await;
+    assert_eq!(service.shut_down().await, None);
+    db.execute(restore).await.unwrap();
+    assert_eq!(world.stats().await.letters, 3);
+    let service = world.operations().await;
+    world.until_letters(6).await;
+    assert_eq!(world.stats().await.deaths, 6, "no death is counted twice");
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn a_replay_that_its_consumer_passes_over_settles_no_letter() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    world.publish("a", 1).await;
+    world.until_letters(1).await;
+    world.stop_consumers().await;
+    // What a release would tell that has never heard of the event.
+    let id = world.replay(&consumer_of("printer"), PACE).await;
+    until("it is sent", || async { world.job(id).await.sent == 1 }).await;
+    world.tell("printer", &format!("{id}.1.1"), "skipped").await;
+    let job = world.until_ended(id).await;
+    assert_eq!((job.handled, job.failed), (0, 1), "{job:?}");
+    let stats = world.stats().await;
+    assert_eq!((stats.open, stats.handled), (1, 0));
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn what_was_shown_is_given_up_and_nothing_that_came_since() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.consumer("printer", never).await;
+    for name in ["a", "b"] {
+        world.publish(name, 2).await;
+    }
+    world.until_letters(2).await;
+    let selection = consumer_of("printer");
+    let order = Order { kind: "discard", selection: &selection, pace: PACE };
+    let mut db = world.db().await;
+    let shown = store_jobs::plan(&mut db, order).await.unwrap();
+    // While the operator thinks, more letters come that match.
+    for name in ["a", "b", "c"] {
+        world.publish(name, 1).await;
+    }
+    world.until_letters(5).await;
+    let job = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap();
+    assert_eq!(world.until_ended(job).await.total, 2);
+    let stats = world.stats().await;
+    assert_eq!((stats.discarded, stats.open), (2, 3));
+    // What was settled meanwhile, or has another before it now, is not what was shown.
+    let again = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap_err();
+    assert!(matches!(again, Refused::Changed { settled: 2, more: 0 }), "{again:?}");
+    world.publish("d", 2).await;
+    world.until_letters(6).await;
+    let selection = aggregate("d");
+    let order = Order { kind: "replay", selection: &selection, pace: PACE };
+    let shown = store_jobs::plan(&mut db, order).await.unwrap();
+    world.publish("d", 1).await;
+    world.until_letters(7).await;
+    let changed = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap_err();
+    assert!(matches!(changed, Refused::Changed { settled: 0, more: 1 }), "{changed:?}");
+    world.stop(service).await;
+}
+
+#[tokio::test]
+async fn a_range_of_a_stream_that_was_made_anew_is_not_replayed() {
+    let world = World::new().await;
+    let service = world.operations().await;
+    world.mend();
+    let handled = world.consumer("printer", never).await;
+    for version in 1..=3 {
+        world.publish("a", version).await;
+    }
+    until("all are handled", || async { handled.lock().unwrap().len() == 3 }).await;
+    let created = stream(&world, "EVENTS_TODO").await.get_info().await.unwrap().created;
+    let of = |created: chrono::DateTime<chrono::Utc>| json!({"stream": "EVENTS_TODO", "streamCreatedAt": created});
+    let events: Vec<(u64, String)> = (1..=3).map(|sequence| (sequence, "a".to_owned())).collect();
+    let mut db = world.db().await;
+    let other = created - chrono::TimeDelta::seconds(1);
+    let wrong = store_jobs::create_range(&mut db, "printer", &of(other), &events, PACE, ACT).await.unwrap();
+    let wrong = world.until_ended(wrong).await;
+    assert_eq!((wrong.state.as_str(), wrong.handled), ("aborted", 0), "{wrong:?}");
+    assert!(wrong.story.contains("made anew"), "{wrong:?}");
+    let right = store_jobs::create_range(&mut db, "printer", &of(created), &events, PACE, ACT).await.unwrap();
+    assert_eq!(world.until_ended(right).await.handled, 3);
+    assert_eq!(handled.lock().unwrap().len(), 6);
     world.stop(service).await;
 }

@@ -11,6 +11,7 @@ use contracts::{Envelope, EventId, TodoId, envelope, subject};
 use proto::search::search_service_client::SearchServiceClient;
 use proto::search::{SearchTodosRequest, SearchTodosResponse};
 use search_projector::Config;
+use search_projector::store::Index;
 use secrecy::SecretString;
 use service::config::Common;
 use service::ops::Readiness;
@@ -32,10 +33,29 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With an index that an older release has made, which did not know this field.
+    pub async fn start_on(lacks: &str) -> Self {
+        Self::start_with(Some(lacks)).await
+    }
+
+    async fn start_with(lacks: Option<&str>) -> Self {
         let nats = TestNats::start().await;
         let issuer = TestIssuer::new();
         let index = unique("todos-test-");
         Parts::remove_at_the_end(&format!("index {index}-v1"));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        if let Some(field) = lacks {
+            let url = &Parts::shared().opensearch;
+            let mut definition = Index::new(url, &index, Duration::from_millis(200)).unwrap().definition();
+            definition["mappings"]["properties"].as_object_mut().unwrap().remove(field).unwrap();
+            definition["mappings"]["_meta"] = serde_json::json!({"filled_since": 1});
+            definition["aliases"] = serde_json::json!({&index: {"is_write_index": true}});
+            let made = http.put(format!("{url}/{index}-v1")).json(&definition).send().await.unwrap();
+            assert!(made.status().is_success());
+        }
         // The stream is the todo service's to make: it has the rights.
         let producer = jetstream::new(nats.client("todo").await);
         let config = stream::Config {
@@ -64,7 +84,6 @@ impl Fleet {
         let address = search_projector::build(&config, &lifecycle, &readiness).await.unwrap();
         until("the projector is ready", || async { readiness.get().0 }).await;
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { lifecycle, nats, issuer, index, channel, producer, http }
     }
 
@@ -82,7 +101,9 @@ impl Fleet {
             sequence: envelope::sequence(todo.version),
             partitionkey: todo.id.to_string(),
             tenant: tenant.parse().unwrap(),
+            twinof: None,
             supersededby: newer.map(ToOwned::to_owned),
+            supersedes: None,
             traceparent: None,
             tracestate: None,
             data,
@@ -148,6 +169,36 @@ impl Fleet {
         let url = format!("{}/{}-v1/_mapping", Parts::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         answer[format!("{}-v1", self.index)]["mappings"]["_meta"]["filled_since"].as_u64()
+    }
+
+    /// How far the index that is searched says to be filled.
+    pub async fn floor(&self) -> Option<u64> {
+        let url = format!("{}/{}/_mapping", Parts::shared().opensearch, self.index);
+        let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        answer.as_object()?.values().next()?["mappings"]["_meta"]["floor"]["sequence"].as_u64()
+    }
+
+    /// A copy of the index, notes and all, as a snapshot has it.
+    pub async fn copy_of_index(&self) -> String {
+        let copy = format!("{}-copy", self.index);
+        Parts::remove_at_the_end(&format!("index {copy}"));
+        self.block_writes(true).await;
+        let url = format!("{}/{}-v1/_clone/{copy}?wait_for_active_shards=1", Parts::shared().opensearch, self.index);
+        let body = serde_json::json!({"settings": {"index.blocks.write": null}});
+        let cloned = self.http.post(url).json(&body).send().await.unwrap();
+        assert!(cloned.status().is_success(), "{}", cloned.text().await.unwrap());
+        self.block_writes(false).await;
+        copy
+    }
+
+    /// Has the copy take the place of the index, as a restore does.
+    pub async fn restore_index(&self, copy: &str) {
+        let (index, url) = (format!("{}-v1", self.index), format!("{}/_aliases", Parts::shared().opensearch));
+        let body = serde_json::json!({"actions": [
+            {"remove": {"index": index, "alias": self.index}},
+            {"add": {"index": copy, "alias": self.index, "is_write_index": true}},
+        ]});
+        assert!(self.http.post(url).json(&body).send().await.unwrap().status().is_success());
     }
 
     /// Has the stream forget everything before this event.

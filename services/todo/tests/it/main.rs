@@ -12,6 +12,8 @@ mod idempotency;
 
 mod tenancy;
 
+mod went_back;
+
 mod lists;
 
 mod relay;

@@ -131,3 +131,49 @@ async fn the_service_s_role_can_do_no_more_than_the_service() {
         .unwrap();
     assert!(!bypass);
 }
+
+#[tokio::test]
+async fn what_runs_as_the_owner_cannot_be_led_to_a_callers_own_tables() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    let led: Vec<String> = sqlx::query_scalar(
+        "select oid::regprocedure::text from pg_proc where prosecdef and pronamespace = current_schema()::regnamespace \
+         and not exists (select from unnest(proconfig) setting where setting ~ '^search_path=.*, pg_temp$')",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    assert_eq!(led, [] as [String; 0], "a SECURITY DEFINER function's search_path must end in pg_temp");
+    // The attack itself, where the role may have temporary tables.
+    fleet.client("acme", "ann").titled("secret").await;
+    let grant = format!("grant temporary on database {} to todo_app", fleet.database.name);
+    admin.execute(sqlx::AssertSqlSafe(grant)).await.unwrap();
+    let mut connection = as_tenant(&fleet, Some("globex")).await;
+    connection
+        .execute(
+            "create temp table idempotency (tenant text, principal text, method text, key text, created_at timestamptz); \
+             insert into idempotency values ('globex', 'a', 'b', 'c', '2000-01-01'); \
+             create function pg_temp.own() returns trigger language plpgsql as $$ begin \
+             execute 'alter table public.todo disable row level security'; return old; end $$; \
+             create trigger own before delete on pg_temp.idempotency for each row execute function pg_temp.own(); \
+             grant all on pg_temp.idempotency to public; select public.idempotency_sweep(10)",
+        )
+        .await
+        .unwrap();
+    let seen: i64 = sqlx::query_scalar("select count(*) from todo").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(seen, 0, "row-level security is still on");
+}
+
+#[tokio::test]
+async fn an_older_release_starts_on_a_newer_schema() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 values (9999, 'of a newer release', true, '\\x00', 1)";
+    admin.execute(newer).await.unwrap();
+    let owner = secrecy::SecretString::from(fleet.database.superuser.clone());
+    service::database::migrate(&owner, &todo::MIGRATIONS).await.unwrap();
+    admin.execute("update _sqlx_migrations set checksum = '\\x00' where version = 1").await.unwrap();
+    let changed = service::database::migrate(&owner, &todo::MIGRATIONS).await.unwrap_err();
+    assert!(changed.to_string().contains("has been modified"), "{changed}");
+}

@@ -1,0 +1,223 @@
+//! Two releases of one consumer beside each other, as in every rolling deploy: nothing is lost, nothing happens twice.
+
+use std::collections::BTreeSet;
+
+use consumer::{Config, Consumer, Failure, Replayer, Sending, Verdict};
+use serde_json::json;
+use testkit::until;
+
+use crate::world::{STREAM, Seen, World};
+
+const OLD: &[&str] = &["shop.paid.v1"];
+const NEW: &[&str] = &["shop.paid.v1", "shop.paid.v2"];
+
+fn all(changes: i32) -> BTreeSet<(String, i32)> {
+    (1..=changes).map(|change| (format!("a{change}"), change)).collect()
+}
+
+#[tokio::test]
+async fn each_change_that_is_told_twice_reaches_one_of_two_releases_that_pull_batches() {
+    let world = World::new().await;
+    let seen = Seen::default();
+    world.release(OLD, Some(seen.clone())).await;
+    world.release(NEW, Some(seen.clone())).await;
+    for change in 1..=200 {
+        world.publish_twins(&format!("a{change}"), change).await;
+    }
+    world.drain().await;
+    assert_eq!(*seen.lock().unwrap(), all(200));
+    assert_eq!(world.letters().await, []);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_only_the_newer_release_knows_waits_for_it() {
+    let world = World::new().await;
+    let seen = Seen::default();
+    world.release(OLD, Some(seen.clone())).await;
+    world.release(NEW, Some(seen.clone())).await;
+    until("the newer one has said what it knows", || async {
+        world.durable().await.is_some_and(|durable| {
+            durable.cached_info().config.metadata.get("types").is_some_and(|types| types.contains("v2"))
+        })
+    })
+    .await;
+    for change in 1..=60 {
+        world.publish_as("shop.paid.v2", &format!("a{change}"), change, json!({})).await;
+    }
+    world.drain().await;
+    let letters: Vec<_> = world.letters().await.into_iter().map(|(id, _, _)| id).collect();
+    let seen = seen.lock().unwrap().clone();
+    // Whatever the older one got three times in a row is a letter; nothing is passed over.
+    assert_eq!(seen.len() + letters.len(), 60, "{letters:?}");
+    assert!(letters.len() < 60, "the newer one handles what it gets");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn in_order_a_change_takes_effect_once_whichever_release_had_which_form() {
+    let world = World::new().await;
+    let forward = ["old-new", "new-old"];
+    for way in forward {
+        let (first, second) = if way == "old-new" { (OLD, NEW) } else { (NEW, OLD) };
+        let pair = |form: &str| format!("shop.paid.{form}-{way}-1");
+        let old = json!({"twinof": pair("v2"), "supersededby": "shop.paid.v2"});
+        let new = json!({"twinof": pair("v1"), "supersedes": "shop.paid.v1"});
+        let stop = world.release(first, None).await;
+        world.publish_as("shop.paid.v1", way, 1, old).await;
+        world.drain().await;
+        stop.cancel();
+        world.publish_as("shop.paid.v2", way, 1, new).await;
+        let stop = world.release(second, None).await;
+        world.drain().await;
+        assert_eq!(world.effects().await[way], [1], "{way}");
+        stop.cancel();
+    }
+    assert_eq!(world.letters().await, []);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn in_order_releases_that_take_turns_under_load_lose_nothing_and_do_nothing_twice() {
+    let world = World::new().await;
+    let publishing = async {
+        for version in 1..=150 {
+            for aggregate in ["a", "b"] {
+                world.publish_twins(aggregate, version).await;
+            }
+        }
+    };
+    let deploying = async {
+        let mut running = world.release(OLD, None).await;
+        for types in [NEW, OLD, NEW, OLD, NEW] {
+            let next = world.release(types, None).await;
+            let so_far = world.effects().await.values().map(Vec::len).sum::<usize>();
+            until("some more have taken effect, or all", || async {
+                let now = world.effects().await.values().map(Vec::len).sum::<usize>();
+                now > so_far + 5 || now == 300
+            })
+            .await;
+            running.cancel();
+            running = next;
+        }
+    };
+    tokio::join!(publishing, deploying);
+    world.drain().await;
+    let effects = world.effects().await;
+    let wanted: Vec<i32> = (1..=150).collect();
+    assert_eq!((&effects["a"], &effects["b"]), (&wanted, &wanted));
+    assert_eq!(world.letters().await, []);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_rollback_what_the_older_release_does_not_know_is_a_letter_and_not_passed_over() {
+    let world = World::new().await;
+    let seen = Seen::default();
+    let newer = world.release(NEW, Some(seen.clone())).await;
+    world.publish_as("shop.paid.v2", "a", 1, json!({})).await;
+    world.drain().await;
+    newer.cancel();
+    world.release(OLD, Some(seen.clone())).await;
+    world.publish_as("shop.paid.v2", "b", 1, json!({})).await;
+    // Its older form was handled: nothing to say.
+    world.publish_twins("c", 1).await;
+    world.until_letters(1).await;
+    world.drain().await;
+    let letters = world.letters().await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].0, "shop.paid.v2-b-1");
+    assert!(letters[0].1.contains("another release of this consumer knows the type shop.paid.v2"), "{letters:?}");
+    let seen: Vec<_> = seen.lock().unwrap().iter().map(|(aggregate, _)| aggregate.clone()).collect();
+    assert_eq!(seen, ["a", "c"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_twin_of_a_dead_event_shares_its_letter_and_its_replay() {
+    let world = World::new().await;
+    world
+        .in_order(3, |event| {
+            let dies = event.replay.is_none() && event.attribute("id").ends_with("-a-1");
+            dies.then(|| Failure::Reject("no such account".to_owned()))
+        })
+        .await;
+    world.publish_twins("a", 1).await;
+    world.publish_twins("a", 2).await;
+    world.until_letters(2).await;
+    world.drain().await;
+    let ids: Vec<_> = world.letters().await.into_iter().map(|(id, _, _)| id).collect();
+    assert_eq!(ids, ["shop.paid.v1-a-1", "shop.paid.v1-a-2"], "one letter for a change");
+    let replayer = Replayer::new(world.nats.client("admin").await);
+    for (sequence, id) in [(1, "1.1.1"), (3, "1.2.1")] {
+        let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
+        let sending = Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found };
+        replayer.send(&sending).await.unwrap();
+    }
+    until("both have taken effect", || async { world.effects().await.get("a").is_some_and(|a| a.len() == 2) }).await;
+    world.publish_twins("a", 3).await;
+    until("the aggregate goes on", || async { world.effects().await["a"] == [1, 2, 3] }).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], [1, 2, 3]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_replay_that_this_release_does_not_know_has_failed_and_one_that_none_knows_is_said_to_be_skipped() {
+    let world = World::new().await;
+    world.publish_as("shop.paid.v2", "a", 1, json!({})).await;
+    world.publish_as("shop.moved.v1", "a", 2, json!({})).await;
+    let seen = Seen::default();
+    let newer = world.release(NEW, Some(seen.clone())).await;
+    world.drain().await;
+    newer.cancel();
+    world.release(OLD, Some(seen.clone())).await;
+    let replayer = Replayer::new(world.nats.client("admin").await);
+    for (sequence, id) in [(1, "7.1.1"), (2, "7.2.1")] {
+        let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
+        replayer.send(&Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
+    }
+    world.until_letters(1).await;
+    let letters = world.letters().await;
+    assert!(letters[0].1.starts_with("another release of this consumer knows the type shop.paid.v2"), "{letters:?}");
+    let replays = world.js.get_stream("REPLAY").await.unwrap();
+    until("the other is told of", || async {
+        let told = replays.get_last_raw_message_by_subject("replayed.ledger").await;
+        told.is_ok_and(|told| {
+            let header = |name| told.headers.get(name).map(|value| value.as_str().to_owned());
+            (header("Replay-Id"), header("Replay-Outcome")) == (Some("7.2.1".to_owned()), Some("skipped".to_owned()))
+        })
+    })
+    .await;
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_older_release_does_not_take_back_the_filter_of_a_newer_one() {
+    let world = World::new().await;
+    let client = world.nats.client("admin").await;
+    let with = |revision, filter: &str| {
+        let config = Config { revision, filter: filter.to_owned(), ..World::config(8, 3) };
+        Consumer::new(client.clone(), config)
+    };
+    let (newer, older) = (with(2, "evt.shop.>"), with(1, "evt.shop.paid.v1.>"));
+    for consumer in [newer, older] {
+        let mut status = consumer.status();
+        let stop = world.stop.clone();
+        let newer = world.durable().await.is_none();
+        world
+            .consumers
+            .spawn(consumer.run_batches(stop, |events| std::future::ready(vec![Verdict::Done; events.len()])));
+        if newer {
+            tokio::time::timeout(testkit::PATIENCE, status.wait_for(|status| status.pulling)).await.unwrap().unwrap();
+        } else {
+            let refused = status.wait_for(|status| status.refused);
+            tokio::time::timeout(testkit::PATIENCE, refused).await.expect("it says so").unwrap();
+            assert!(!status.borrow().pulling);
+        }
+    }
+    let config = world.durable().await.unwrap().cached_info().config.clone();
+    assert_eq!(config.filter_subject, "evt.shop.>");
+    world.stop().await;
+}

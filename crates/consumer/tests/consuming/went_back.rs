@@ -1,0 +1,126 @@
+//! A consumer's database that is older than the broker thinks: restored from a backup, or a standby that was promoted
+//! without its last commits. Its effects are gone, and come again.
+
+use serde_json::json;
+use sqlx::PgPool;
+use testkit::until;
+
+use crate::world::{STREAM, World, failing};
+
+/// Everything that the database holds, to come back to.
+async fn backup(db: &PgPool) {
+    for table in ["effect", "inbox", "inbox_dead", "inbox_lease"] {
+        let sql = format!("create table backup_{table} as table {table}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db).await.unwrap();
+    }
+}
+
+async fn restore(db: &PgPool) {
+    let mut tx = db.begin().await.unwrap();
+    for table in ["effect", "inbox", "inbox_dead", "inbox_lease"] {
+        let override_number = if table == "inbox_dead" { "overriding system value" } else { "" };
+        for sql in [
+            format!("delete from {table}"),
+            format!("insert into {table} {override_number} select * from backup_{table}"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await.unwrap();
+        }
+    }
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn effects_that_a_restore_took_come_again() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=7 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    world.anew().await;
+    backup(&world.db).await;
+    world.in_order(5, |_| None).await;
+    for version in 8..=10 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    world.anew().await;
+    assert_eq!(world.effects().await["a"], (1..=10).collect::<Vec<_>>());
+    restore(&world.db).await;
+    assert_eq!(world.effects().await["a"], (1..=7).collect::<Vec<_>>());
+    world.in_order(5, |_| None).await;
+    until("they take effect again", || async { world.effects().await["a"].len() == 10 }).await;
+    world.publish("a", 11).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], (1..=11).collect::<Vec<_>>());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_new_has_everything_again_that_the_stream_holds() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=5 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    world.anew().await;
+    for table in ["effect", "inbox", "inbox_dead", "inbox_lease"] {
+        let sql = format!("delete from {table}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&world.db).await.unwrap();
+    }
+    world.in_order(5, |_| None).await;
+    until("all take effect again", || async { world.effects().await.get("a").is_some_and(|a| a.len() == 5) }).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_restore_took_and_the_stream_has_dropped_is_said() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    world.publish("a", 1).await;
+    world.drain().await;
+    world.anew().await;
+    backup(&world.db).await;
+    world.in_order(5, |_| None).await;
+    for version in 2..=6 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    world.anew().await;
+    restore(&world.db).await;
+    world.js.get_stream(STREAM).await.unwrap().purge().sequence(5).await.unwrap();
+    let mut status = world.in_order(5, |_| None).await;
+    let trimmed = status.wait_for(|status| status.trimmed_unread == 3);
+    tokio::time::timeout(testkit::PATIENCE, trimmed).await.expect("2, 3 and 4 are nowhere").unwrap();
+    until("the others take effect", || async { world.effects().await["a"] == [1, 5, 6] }).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_jetstream_gave_up_on_holds_up_the_later_events_of_its_aggregate() {
+    let world = World::new().await;
+    world.in_order(1_000, failing(u32::MAX, "shop.paid.v2-a-1")).await;
+    until("advisories are kept", || async { world.js.get_stream("ADVISORIES").await.is_ok() }).await;
+    world.publish("a", 1).await;
+    until("it is in hand", || async {
+        world.durable().await.is_some_and(|durable| durable.cached_info().num_ack_pending == 1)
+    })
+    .await;
+    // Somebody else terminates it.
+    let ack = format!("$JS.ACK.{STREAM}.ledger.1.1.1.0.0");
+    let client = world.nats.client("admin").await;
+    client.publish(ack, "+TERM".into()).await.unwrap();
+    client.flush().await.unwrap();
+    world.until_letters(1).await;
+    world.publish("a", 2).await;
+    world.publish_as("shop.paid.v2", "b", 1, json!({})).await;
+    world.until_letters(2).await;
+    world.drain().await;
+    let letters = world.letters().await;
+    assert!(letters[0].1.contains("it was terminated"), "{letters:?}");
+    assert_eq!(letters[1].0, "shop.paid.v2-a-2");
+    assert_eq!(world.effects().await.get("a"), None);
+    assert_eq!(world.effects().await["b"], [1]);
+    world.stop().await;
+}

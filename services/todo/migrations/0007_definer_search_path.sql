@@ -1,0 +1,1 @@
+../../../crates/service/schema/idempotency_search_path.sql

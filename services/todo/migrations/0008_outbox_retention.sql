@@ -1,0 +1,1 @@
+../../../crates/outbox/schema/outbox_retention.sql
