@@ -89,8 +89,21 @@ enum Command {
     TestParts,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("flotilla: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run());
+    // A thread that reads standard input would be waited for until that ends.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
     let args = Args::parse();
     let context = stack::Context { home: args.home, json: args.json };
     let result = match args.command {

@@ -79,12 +79,7 @@ impl Job {
 }
 
 pub(crate) const JOB: &str = "j.id, j.kind, j.consumer, j.actor, j.reason, j.selection, j.canary, j.rate, j.max_failures, j.state, \
-    j.story, j.total, j.created_at, j.ramp_at, j.ended_at, c.waiting, c.sent, c.handled, c.failed, c.skipped";
-pub(crate) const COUNTS: &str = "lateral (select count(*) filter (where state = 'waiting') as waiting, \
-    count(*) filter (where state = 'sent') as sent, count(*) filter (where state = 'handled') as handled, \
-    count(*) filter (where state = 'failed') as failed, count(*) filter (where state = 'skipped') as skipped \
-    from job_item where job = j.id) c";
-
+    j.story, j.total, j.created_at, j.ramp_at, j.ended_at, j.waiting, j.sent, j.handled, j.failed, j.skipped";
 /// One letter of a plan.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -324,7 +319,7 @@ pub async fn create_range(
 /// # Errors
 /// The database refuses.
 pub async fn jobs(db: &mut PgConnection, limit: i64) -> Result<Vec<Job>, sqlx::Error> {
-    let sql = format!("select {JOB} from job j, {COUNTS} order by j.id desc limit $1");
+    let sql = format!("select {JOB} from job j order by j.id desc limit $1");
     sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(limit).fetch_all(db).await
 }
 
@@ -333,7 +328,7 @@ pub async fn jobs(db: &mut PgConnection, limit: i64) -> Result<Vec<Job>, sqlx::E
 /// # Errors
 /// See [`Refused`].
 pub async fn job(db: &mut PgConnection, id: i64) -> Result<Job, Refused> {
-    let sql = format!("select {JOB} from job j, {COUNTS} where j.id = $1");
+    let sql = format!("select {JOB} from job j where j.id = $1");
     let job: Option<Job> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(db).await?;
     job.ok_or(Refused::NoJob(id))
 }

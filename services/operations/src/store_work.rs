@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::store::{Act, Store};
 use crate::store_audit::audit;
-use crate::store_jobs::{COUNTS, JOB, Job, end, failed, replayed};
+use crate::store_jobs::{JOB, Job, end, failed, replayed};
 
 /// An item that is to be sent.
 #[derive(Debug, Clone, FromRow)]
@@ -57,7 +57,7 @@ impl Store {
         .bind(seconds)
         .fetch_all(&self.0)
         .await?;
-        let sql = format!("select {JOB} from job j, {COUNTS} where j.id = any($1) order by j.id");
+        let sql = format!("select {JOB} from job j where j.id = any($1) order by j.id");
         let ids: Vec<i64> = epochs.iter().map(|(id, _)| *id).collect();
         let jobs: Vec<Job> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).fetch_all(&self.0).await?;
         let epoch = |id| epochs.iter().find(|(job, _)| *job == id).map_or(0, |(_, epoch)| *epoch);

@@ -50,6 +50,7 @@ impl World {
             include_str!("../../migrations/0001_operations.sql"),
             include_str!("../../migrations/0002_audit_told.sql"),
             include_str!("../../migrations/0003_kept.sql"),
+            include_str!("../../migrations/0004_job_counts.sql"),
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];
@@ -193,7 +194,13 @@ impl World {
             job.has_ended() && job.sent == 0
         })
         .await;
-        self.job(id).await
+        let job = self.job(id).await;
+        let counted = "select count(*) filter (where state = 'handled'), count(*) filter (where state = 'failed'), \
+            count(*) filter (where state = 'skipped'), count(*) from job_item where job = $1";
+        let counted: (i64, i64, i64, i64) =
+            sqlx::query_as(counted).bind(id).fetch_one(&mut self.db().await).await.unwrap();
+        assert_eq!((job.handled, job.failed, job.skipped, job.total), counted, "what is kept is what is there");
+        job
     }
 
     pub fn mend(&self) {
