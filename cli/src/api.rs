@@ -84,6 +84,8 @@ pub struct Answer {
     pub status: StatusCode,
     pub body: Value,
     pub trace_id: String,
+    /// It is the answer to an earlier request with the same key.
+    pub replayed: bool,
 }
 
 impl Api {
@@ -113,8 +115,9 @@ impl Api {
         let status = response.status();
         let trace_id =
             response.headers().get("trace-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        let replayed = response.headers().contains_key("idempotency-replayed");
         let body = response.json().await.unwrap_or(Value::Null);
-        Ok(Answer { status, body, trace_id })
+        Ok(Answer { status, body, trace_id, replayed })
     }
 
     /// Writes, with the same key until the fleet has answered: what was tried twice happens once.

@@ -55,7 +55,8 @@ struct Item {
 
 /// What became of a line.
 enum Outcome {
-    Written,
+    /// It is there; whether it was before.
+    Written(bool),
     Refused(u64, String),
 }
 
@@ -70,12 +71,15 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
     let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str())?;
     let bar = progress(items.len() as u64, context.json);
     let started = Instant::now();
-    let mut written = 0_u64;
+    let (mut written, mut replayed) = (0_u64, 0_u64);
     let mut answers = futures::stream::iter(items.into_iter().map(|item| write(&api, item)))
         .buffer_unordered(usize::from(args.concurrency));
     while let Some(outcome) = answers.next().await {
         match outcome? {
-            Outcome::Written => written += 1,
+            Outcome::Written(before) => {
+                written += 1;
+                replayed += u64::from(before);
+            }
             Outcome::Refused(line, why) => refused.push((line, why)),
         }
         bar.inc(1);
@@ -85,7 +89,7 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
     let seconds = started.elapsed().as_secs_f64();
     if context.json {
         let refused: Vec<Value> = refused.iter().map(|(line, why)| json!({"line": line, "reason": why})).collect();
-        println!("{}", json!({"written": written, "refused": refused, "seconds": seconds}));
+        println!("{}", json!({"written": written, "replayed": replayed, "refused": refused, "seconds": seconds}));
     } else {
         for (line, why) in &refused {
             println!("line {line}: left out: {why}");
@@ -96,6 +100,12 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
             written as f64 / seconds.max(0.001),
             refused.len()
         );
+        if replayed > 0 {
+            println!(
+                "Of these, {replayed} had been written before by equal lines of this tenant and user within a day, or their \
+                 answer was lost on its way: nothing was written for them now, and one that was deleted since stays deleted."
+            );
+        }
     }
     Ok(())
 }
@@ -199,7 +209,7 @@ async fn write(api: &Api, item: Item) -> Result<Outcome, anyhow::Error> {
             return refused(&completed);
         }
     }
-    Ok(Outcome::Written)
+    Ok(Outcome::Written(created.replayed))
 }
 
 #[cfg(test)]

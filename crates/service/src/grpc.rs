@@ -8,7 +8,7 @@ use authz::{Principal, TokenError, Verifier};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderValue};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::service::Routes;
@@ -16,7 +16,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::Instrument as _;
 
-use crate::{Code, Failure, Lifecycle, telemetry};
+use crate::{Code, Failure, Lifecycle, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -117,7 +117,11 @@ async fn authenticated(verifier: &Verifier, mut request: Request, next: Next) ->
     match verifier.verify(authorization).await {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
-            (true, next.run(request).await)
+            let (mut response, replayed) = idempotency::noting(next.run(request)).await;
+            if replayed {
+                response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
+            }
+            (true, response)
         }
         Err(error) => (false, Status::from(Failure::from(error)).into_http()),
     }

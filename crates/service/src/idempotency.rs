@@ -5,6 +5,7 @@
 //! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
 //! committed answers are kept, for 24 hours: an error runs again.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use prost::Message;
@@ -54,6 +55,23 @@ impl Key {
             )
         })
     }
+}
+
+/// The metadata, and the header, of an answer that is an earlier request's with the same key: `true`.
+pub const REPLAYED_METADATA: &str = "idempotency-replayed";
+
+tokio::task_local! {
+    /// Whether the call that is being answered has happened before.
+    static REPLAYED: Cell<bool>;
+}
+
+/// Runs a call; its outcome, and whether that is an earlier request's.
+pub(crate) async fn noting<F: Future>(call: F) -> (F::Output, bool) {
+    let noted = async {
+        let outcome = call.await;
+        (outcome, REPLAYED.with(Cell::get))
+    };
+    REPLAYED.scope(Cell::new(false), noted).await
 }
 
 #[derive(sqlx::FromRow)]
@@ -109,7 +127,10 @@ impl<'a> Attempt<'a> {
                 "IDEMPOTENCY_KEY_REUSED",
                 "this Idempotency-Key was used for another request: use a new key for a new request",
             )),
-            Some(kept) => R::decode(kept.response.as_slice()).map(Some).map_err(Failure::internal),
+            Some(kept) => {
+                REPLAYED.try_with(|replayed| replayed.set(true)).ok();
+                R::decode(kept.response.as_slice()).map(Some).map_err(Failure::internal)
+            }
             None if locked => Ok(None),
             None => Err(Failure::new(
                 Code::Aborted,

@@ -151,14 +151,19 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
         }
     }
     let answer = call_upstream(edge, route, call).await?;
-    respond(&answer, &head.method, &head.headers)
+    let mut response = respond(answer.get_ref(), &head.method, &head.headers)?;
+    // Said by the service, of an answer that is an earlier request's with the same key.
+    if let Some(replayed) = answer.metadata().as_ref().get(idempotency::REPLAYED_METADATA) {
+        response.headers_mut().insert(idempotency::REPLAYED_METADATA, replayed.clone());
+    }
+    Ok(response)
 }
 
 async fn call_upstream(
     edge: &Edge,
     route: &Route,
     mut call: tonic::Request<prost_reflect::DynamicMessage>,
-) -> Result<prost_reflect::DynamicMessage, Problem> {
+) -> Result<tonic::Response<prost_reflect::DynamicMessage>, Problem> {
     let span = tracing::info_span!(target: "service::trace", "call", otel.name = route.rpc.full_name(),
         otel.kind = "client", rpc.system.name = "grpc", rpc.method = route.rpc.full_name());
     async {

@@ -45,7 +45,7 @@ impl Upstreams {
         &self,
         rpc: &MethodDescriptor,
         mut request: Request<DynamicMessage>,
-    ) -> Result<DynamicMessage, Status> {
+    ) -> Result<tonic::Response<DynamicMessage>, Status> {
         let service = rpc.parent_service();
         let channel =
             self.0.get(service.full_name()).ok_or_else(|| Status::unavailable("no address for the service"))?;
@@ -55,7 +55,7 @@ impl Upstreams {
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         request.set_timeout(DEADLINE);
         let codec = Dynamic { output: rpc.output() };
-        client.unary(request, path, codec).await.map(tonic::Response::into_inner)
+        client.unary(request, path, codec).await
     }
 }
 
