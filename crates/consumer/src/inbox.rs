@@ -56,7 +56,8 @@ pub struct Lead {
 pub struct Floor {
     pub stream_created_at: DateTime<Utc>,
     pub sequence: u64,
-    pub trimmed_unread: u64,
+    /// How many events were found to be trimmed unread since it was last written down.
+    pub trimmed_unread: Option<u64>,
 }
 
 impl Inbox {
@@ -77,37 +78,47 @@ impl Inbox {
         .await
     }
 
-    /// Holds the lease for longer, and writes down how far the effects go; since when the server runs. None when another
-    /// process has it by now.
+    /// Holds the lease for longer, and writes down how far the effects go. False when another process has it by now, or when
+    /// this is not the database any more that it was: another server, or one in which the floor is not what was written last.
     pub async fn renew(
         &self,
         consumer: &str,
-        epoch: i64,
+        lead: &Lead,
         seconds: f64,
+        written: Option<i64>,
         floor: Option<Floor>,
-    ) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-        sqlx::query_scalar(
+    ) -> Result<bool, sqlx::Error> {
+        let renewed = sqlx::query(
             "update inbox_lease set expires_at = clock_timestamp() + make_interval(secs => $3), \
              stream_created_at = coalesce($4, stream_created_at), floor = coalesce($5, floor), \
              trimmed_unread = greatest(trimmed_unread, $6) \
-             where consumer = $1 and epoch = $2 returning pg_postmaster_start_time()",
+             where consumer = $1 and epoch = $2 and pg_postmaster_start_time() = $7 and floor is not distinct from $8",
         )
         .bind(consumer)
-        .bind(epoch)
+        .bind(lead.epoch)
         .bind(seconds)
         .bind(floor.map(|floor| floor.stream_created_at))
         .bind(floor.map(|floor| floor.sequence.cast_signed()))
-        .bind(floor.map_or(0, |floor| floor.trimmed_unread.cast_signed()))
-        .fetch_optional(&self.db)
-        .await
+        .bind(floor.and_then(|floor| floor.trimmed_unread).unwrap_or_default().cast_signed())
+        .bind(lead.server_since)
+        .bind(written)
+        .execute(&self.db)
+        .await?;
+        Ok(renewed.rows_affected() == 1)
     }
 
     /// Gives the lease back, so that nobody need wait for it to run out.
-    pub async fn give_up(&self, consumer: &str, epoch: i64, floor: Option<Floor>) -> Result<(), sqlx::Error> {
-        self.renew(consumer, epoch, 0.0, floor).await?;
+    pub async fn give_up(
+        &self,
+        consumer: &str,
+        lead: &Lead,
+        written: Option<i64>,
+        floor: Option<Floor>,
+    ) -> Result<(), sqlx::Error> {
+        self.renew(consumer, lead, 0.0, written, floor).await?;
         sqlx::query("update inbox_lease set expires_at = '-infinity' where consumer = $1 and epoch = $2")
             .bind(consumer)
-            .bind(epoch)
+            .bind(lead.epoch)
             .execute(&self.db)
             .await
             .map(drop)

@@ -122,7 +122,7 @@ impl Keeper {
         K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
-        let mut pauses = pauses();
+        let (mut pauses, mut said) = (pauses(), String::new());
         while !stop.is_cancelled() {
             let mut any = false;
             let read = stop.run_until_cancelled(Box::pin(self.read(&kept, &mut keep, &mut any))).await;
@@ -130,7 +130,12 @@ impl Keeper {
                 pauses.reset();
             }
             let Some(Err(error)) = read else { continue };
-            warn!(error = format!("{error:#}"), "dead letters are not read: trying again");
+            let error = format!("{error:#}");
+            // Once, however long it lasts: standing by is one of the reasons.
+            if any || error != said {
+                warn!(error, "dead letters are not read: trying again");
+            }
+            said = error;
             let pause = pauses.next_backoff().unwrap_or(ACK_WAIT);
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
@@ -164,7 +169,8 @@ impl Keeper {
             stream.reset_consumer(&self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
         }
         let mut missing: BTreeSet<u64> = BTreeSet::new();
-        let mut newest = known.sequence;
+        // New ones come in their order, without a gap; what is passed over is on its way for a second time.
+        let mut newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
         let both = streams::select(messages(&letters, BATCH).await?, messages(&replays, BATCH).await?);
         let mut batches = both.ready_chunks(BATCH);
         let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
@@ -181,8 +187,9 @@ impl Keeper {
             let Some(batch) = batch else { return Ok(()) };
             let batch: Vec<jetstream::Message> = batch.into_iter().collect::<Result<_, _>>()?;
             for sequence in batch.iter().filter_map(letter) {
-                newest = newest.max(sequence);
+                missing.extend(newest + 1..=sequence);
                 missing.insert(sequence);
+                newest = newest.max(sequence);
             }
             let with = |left: &BTreeSet<u64>, known: Kept| {
                 let sequence = left.first().map_or(newest, |first| first - 1);

@@ -126,15 +126,16 @@ where
         stop,
         epoch,
         floor: Mutex::new(None),
+        written: Mutex::new((lead.floor, lead.trimmed_unread.max(0).cast_unsigned())),
         permits: Semaphore::new(at_once),
     };
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
-        lost = lanes.keep_lease(lead.server_since) => Err(lost),
+        lost = lanes.keep_lease(&lead) => Err(lost),
         never = lanes.sweep() => never,
     };
     if stop.is_cancelled() {
-        inbox.give_up(durable, epoch, lanes.floor()).await.ok();
+        inbox.give_up(durable, &lead, lanes.written().0, lanes.floor()).await.ok();
     }
     result
 }
@@ -167,32 +168,46 @@ struct Lanes<'a> {
     status: &'a watch::Sender<Status>,
     /// The stream, by when it was created, and the sequence up to which all is settled; none before that is known.
     floor: Mutex<Option<(DateTime<Utc>, u64)>>,
+    /// What the database has of that, and of how many events were trimmed unread.
+    written: Mutex<(Option<i64>, u64)>,
     permits: Semaphore,
 }
 
 impl Lanes<'_> {
     fn floor(&self) -> Option<Floor> {
         let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        let trimmed_unread = self.status.borrow().trimmed_unread;
+        let trimmed_unread = Some(self.status.borrow().trimmed_unread).filter(|trimmed| *trimmed > self.written().1);
         floor.map(|(stream_created_at, sequence)| Floor { stream_created_at, sequence, trimmed_unread })
+    }
+
+    fn written(&self) -> (Option<i64>, u64) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn settled_up_to(&self, stream_created_at: DateTime<Utc>, sequence: u64) {
         *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream_created_at, sequence));
     }
 
-    async fn keep_lease(&self, server_since: DateTime<Utc>) -> anyhow::Error {
+    async fn keep_lease(&self, lead: &Lead) -> anyhow::Error {
         let mut held_until = tokio::time::Instant::now() + LEASE;
         let durable = &self.settler.config.durable;
         loop {
             tokio::time::sleep(LEASE / 4).await;
             let asked = tokio::time::Instant::now();
-            let renewal = self.inbox.renew(durable, self.epoch, LEASE.as_secs_f64(), self.floor());
+            let (floor, written) = (self.floor(), self.written());
+            let renewal = self.inbox.renew(durable, lead, LEASE.as_secs_f64(), written.0, floor);
             match tokio::time::timeout_at(held_until, renewal).await {
-                Ok(Ok(Some(since))) if since == server_since => held_until = asked + LEASE,
+                Ok(Ok(true)) => {
+                    held_until = asked + LEASE;
+                    if let Some(floor) = floor {
+                        *self.written.lock().unwrap_or_else(PoisonError::into_inner) =
+                            (Some(floor.sequence.cast_signed()), floor.trimmed_unread.unwrap_or(written.1));
+                    }
+                }
                 // A standby that was promoted may lack effects of a moment ago: a new lead compares.
-                Ok(Ok(Some(_))) => return anyhow::anyhow!("the database is another server, or was started anew"),
-                Ok(Ok(None)) => return anyhow::anyhow!("another process pulls by now"),
+                Ok(Ok(false)) => {
+                    return anyhow::anyhow!("another process pulls by now, or the database is not the one it was");
+                }
                 Ok(Err(error)) if tokio::time::Instant::now() < held_until => {
                     warn!(%error, "the lease was not renewed")
                 }

@@ -176,6 +176,11 @@ impl Settler {
         if unfit {
             return Read::Malformed(format!("a NUL, or an id, a source or an aggregate of more than {MAX_NAME} bytes"));
         }
+        // From before twins named each other: only the newer form can be told from its type to be the same.
+        let nameless = event.replay.is_none() && event.attribute("twinof").is_empty();
+        if nameless && self.knows(event.attribute("supersededby")) {
+            return Read::Skip("superseded");
+        }
         if self.knows(event.event_type()) { Read::Event(event, place) } else { Read::Unknown(event, place) }
     }
 

@@ -9,6 +9,7 @@ use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
 use crate::place::{self, micros, origin};
+use crate::reader::Place;
 use crate::store::{self, Entry, Misnumbered};
 
 /// Why an operator's act was not done. Nothing has changed then.
@@ -381,7 +382,13 @@ pub async fn numbered_behind(db: &mut PgConnection, stream: &Stream) -> Result<B
         anyhow::Ok((info, tail))
     };
     let (info, tail) = read.await.map_err(Refused::Stream)?;
-    let Some((published, _)) = tail.as_ref().and_then(origin) else { return Err(Refused::NothingBehind) };
+    // What was known to be published before anything fell back; an empty stream says nothing.
+    let checkpoint = store::checkpoint(&mut *db).await?;
+    let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
+    let tail = tail.as_ref().and_then(origin).map(|(place, _)| place);
+    let Some(published) = known.into_iter().chain(tail).min_by_key(|place| place.seq) else {
+        return Err(Refused::NothingBehind);
+    };
     let sequence = store::mark(&mut *db).await?;
     let rows = place::misnumbered(db, stream, &info, published).await.map_err(Refused::Stream)?;
     if rows.is_empty() && sequence >= published.seq {

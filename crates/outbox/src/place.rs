@@ -29,7 +29,10 @@ pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &str
     } else {
         behind_nothing(relay, &checkpoint, info).await?
     };
-    are_numbered_behind(relay, stream, info, place).await?;
+    // Writes may have overtaken the tail since the sequence fell back: what was known before tells.
+    let before = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
+    are_numbered_behind(relay, stream, info, place, before.filter(|before| before.seq < place.seq).unwrap_or(place))
+        .await?;
     let actor = format!("relay, epoch {epoch}");
     let was = match (info.state.messages, same) {
         _ if purged => "it was purged",
@@ -157,6 +160,8 @@ async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint, info: &stream::I
         Ok(age) if !max_age.is_zero() => now() - age,
         _ => DateTime::UNIX_EPOCH,
     };
+    // What was written long before it was published has not aged out with its row.
+    let oldest = store::published_late_since(&relay.db, oldest).await?.map_or(oldest, |day| oldest.min(day));
     let young = store::first_after(&relay.db, oldest).await?.map(|(seq, created_at)| Place { seq, created_at });
     let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
     Ok(match (known, young) {
@@ -173,14 +178,16 @@ async fn are_numbered_behind(
     stream: &stream::Stream,
     info: &stream::Info,
     place: Place,
+    before: Place,
 ) -> Result<(), Trouble> {
     let mark = store::mark(&relay.db).await?;
-    if mark >= place.seq && !store::halted(&relay.db).await? {
+    let twice = store::numbered_twice(&relay.db, before.seq).await?;
+    if mark >= place.seq && !twice && !store::halted(&relay.db).await? {
         return Ok(());
     }
     let behind = {
         let mut db = relay.db.acquire().await?;
-        misnumbered(&mut db, stream, info, place).await?
+        misnumbered(&mut db, stream, info, before).await?
     };
     if mark < place.seq {
         return Err(Trouble::Halted(format!(
@@ -205,8 +212,8 @@ async fn are_numbered_behind(
 
 /// The most rows that are looked for at once.
 const MISNUMBERED_MOST: i64 = 1_000;
-/// How many of the stream's newest messages may be of rows that were stamped in another order than they were numbered.
-const OUT_OF_ORDER_MOST: u64 = 2_000;
+/// How many of the stream's newest messages are looked at for rows that were stamped in another order than they were numbered.
+const OUT_OF_ORDER_MOST: u64 = 100_000;
 
 /// Rows that are numbered up to the place, were created after it, and are not in the stream; oldest first.
 pub async fn misnumbered(
@@ -221,7 +228,11 @@ pub async fn misnumbered(
     while !rows.is_empty() && sequence > info.state.last_sequence.saturating_sub(OUT_OF_ORDER_MOST) {
         let message = match stream.get_raw_message(sequence).await {
             Ok(message) => message,
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+            // Removed by an operator, perhaps a moment ago.
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                sequence -= 1;
+                continue;
+            }
             Err(error) => return Err(error).context("reading the stream's newest messages"),
         };
         if let Some((of, id)) = origin(&message) {

@@ -309,6 +309,11 @@ impl<'a> Session<'a> {
             let what = format!("the outbox's sequence stands at {mark}, behind row {}", self.stored.outbox_seq);
             return Err(Trouble::Fault(Fault::WrongLast(what)));
         }
+        // Or it fell back, and writes have overtaken since.
+        if store::numbered_twice(&self.relay.db, self.looked_at.outbox_seq).await? {
+            let what = format!("numbers up to {} of the outbox were given out twice", self.looked_at.outbox_seq);
+            return Err(Trouble::Fault(Fault::WrongLast(what)));
+        }
         let backlog = mark - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
         metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);

@@ -168,6 +168,17 @@ pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Resul
         .await
 }
 
+/// When the first day begins whose rows were published after this time and long after they were written, as after a halt.
+pub async fn published_late_since(db: &PgPool, from: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select min(day)::timestamp at time zone 'UTC' from outbox_passed \
+         where at > $1 and at > (day + 1)::timestamp at time zone 'UTC' + interval '2 hours'",
+    )
+    .bind(from)
+    .fetch_one(db)
+    .await
+}
+
 /// A row that has a number which the relay has passed.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -180,6 +191,14 @@ pub struct Misnumbered {
     pub event_id: Uuid,
     /// The aggregate.
     pub aggregate_id: String,
+}
+
+/// Whether one of the newest numbers up to this has been given out twice.
+pub async fn numbered_twice(db: &PgPool, seq: i64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select count(*) > count(distinct seq) from outbox where seq > $1 - 16 and seq <= $1")
+        .bind(seq)
+        .fetch_one(db)
+        .await
 }
 
 /// Rows up to a place that were created after it, oldest first.

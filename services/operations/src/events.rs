@@ -1,21 +1,30 @@
 //! What consumers tell of dead letters and replays, into rows.
 
+use anyhow::Context as _;
 use consumer::{Batch, Keeper, Told};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use uuid::Uuid;
 
 use crate::store::{self, Store};
 use crate::store_jobs;
 
-/// Keeps what is told, until `stop`.
-pub(crate) async fn keep(store: &Store, keeper: &Keeper, stop: &CancellationToken) {
-    keeper.run(stop, || async { Ok(store.kept().await?) }, |batch| on_told(store, batch)).await;
+/// For how long the right to keep is had: several times as long as from one look of the keeper to the next.
+const LEASE_SECONDS: f64 = 20.0;
+
+/// Keeps what is told, until `stop`; while another process does, this one stands by.
+pub(crate) async fn keep(store: &Store, keeper: &Keeper, holder: Uuid, stop: &CancellationToken) {
+    let kept =
+        || async { store.kept(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by") };
+    keeper.run(stop, kept, |batch| on_told(store, holder, batch)).await;
+    store.give_up_keeping(holder).await.ok();
 }
 
 /// One transaction for what came together, and for how far that is.
-async fn on_told(store: &Store, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
+async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
-    anyhow::ensure!(store::note_kept(&mut tx, before, now).await?, "the database went back behind what was kept");
+    let noted = store::note_kept(&mut tx, holder, before, now).await?;
+    anyhow::ensure!(noted, "the database went back behind what was kept, or another process keeps the letters by now");
     for one in &told {
         match one {
             Told::Letter(letter) => store::keep(&mut tx, letter).await?,

@@ -143,7 +143,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     let nats = nats::connect(NAME, config.nats_url.expose_secret()).await?;
     let (kept, keeper, stop) = (store.clone(), Keeper::new(nats.clone(), NAME), lifecycle.stopping());
     lifecycle.spawn("keeper", async move {
-        events::keep(&kept, &keeper, &stop).await;
+        events::keep(&kept, &keeper, clock::new_id(), &stop).await;
         Ok::<_, anyhow::Error>(())
     });
     let (told, record, stop) =

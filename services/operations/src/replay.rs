@@ -138,7 +138,7 @@ impl Runner {
     }
 
     async fn sending(&self, job: &Job, item: &ToSend) -> Result<Option<Sending>, anyhow::Error> {
-        let id = format!("{}.{}.{}", job.id, item.n, item.tries);
+        let id = name(job, item.n, item.tries);
         let (consumer, discarded) = (job.consumer.clone(), job.kind == "discard");
         let stream_sequence = item.stream_sequence.cast_unsigned();
         let (Some(subject), Some(stored_at)) = (item.subject.clone(), item.stored_at) else {
@@ -164,7 +164,7 @@ impl Runner {
         let way = match item.replay_sequence {
             None => Way::Lost,
             Some(sequence) => {
-                let id = format!("{}.{}.{}", job.id, item.n, item.tries);
+                let id = name(job, item.n, item.tries);
                 self.replayer.way(&job.consumer, &id, sequence.cast_unsigned()).await?
             }
         };
@@ -178,4 +178,10 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// The name of a replay: job, place in it, try, and when the job was asked for. A database that was restored gives the numbers of
+/// jobs out again.
+fn name(job: &Job, n: i64, tries: i32) -> String {
+    format!("{}.{n}.{tries}.{}", job.id, job.created_at.timestamp_micros())
 }

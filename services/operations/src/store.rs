@@ -7,6 +7,7 @@ use consumer::{DeadLetter, Kept};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, FromRow, PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::letters::{self, NotTheEvent};
 use crate::store_audit::audit;
@@ -379,14 +380,34 @@ impl Store {
         self.0.begin().await
     }
 
-    /// How far the stream of dead letters is kept.
+    /// How far the stream of dead letters is kept; none while another process keeps them. Asked for again within this time, the right
+    /// to keep them stays.
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn kept(&self) -> Result<Kept, sqlx::Error> {
-        let (stream_created_at, sequence): (Option<DateTime<Utc>>, i64) =
-            sqlx::query_as("select stream_created_at, sequence from kept").fetch_one(&self.0).await?;
-        Ok(Kept { stream_created_at, sequence: sequence.max(0).cast_unsigned() })
+    pub async fn kept(&self, holder: Uuid, seconds: f64) -> Result<Option<Kept>, sqlx::Error> {
+        let kept: Option<(Option<DateTime<Utc>>, i64)> = sqlx::query_as(
+            "update kept set holder = $1, expires_at = clock_timestamp() + make_interval(secs => $2) \
+             where holder = $1 or expires_at < clock_timestamp() returning stream_created_at, sequence",
+        )
+        .bind(holder)
+        .bind(seconds)
+        .fetch_optional(&self.0)
+        .await?;
+        Ok(kept
+            .map(|(stream_created_at, sequence)| Kept { stream_created_at, sequence: sequence.max(0).cast_unsigned() }))
+    }
+
+    /// Lets another process keep the letters at once.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn give_up_keeping(&self, holder: Uuid) -> Result<(), sqlx::Error> {
+        sqlx::query("update kept set expires_at = '-infinity' where holder = $1")
+            .bind(holder)
+            .execute(&self.0)
+            .await
+            .map(drop)
     }
 
     /// Whether the database answers.
@@ -484,18 +505,20 @@ fn clean(text: &str) -> String {
     format!("{}…{:016x}", short.collect::<String>(), hasher.finish())
 }
 
-/// Notes how far the stream of dead letters is kept; false when this database knows less than `before`, which was noted.
+/// Notes how far the stream of dead letters is kept; false when this database knows less than `before`, which was noted, or
+/// another process keeps them by now.
 ///
 /// # Errors
 /// The database refuses.
-pub async fn note_kept(tx: &mut PgConnection, before: Kept, now: Kept) -> Result<bool, sqlx::Error> {
+pub async fn note_kept(tx: &mut PgConnection, holder: Uuid, before: Kept, now: Kept) -> Result<bool, sqlx::Error> {
     let noted = sqlx::query(
         "update kept set stream_created_at = $1, sequence = $2 \
-         where stream_created_at is distinct from $1 or sequence >= $3",
+         where holder = $4 and (stream_created_at is distinct from $1 or sequence >= $3)",
     )
     .bind(now.stream_created_at)
     .bind(now.sequence.cast_signed())
     .bind(before.sequence.cast_signed())
+    .bind(holder)
     .execute(tx)
     .await?;
     Ok(noted.rows_affected() == 1)

@@ -411,15 +411,21 @@ pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, story: &str
     Ok(left.rows_affected().cast_signed())
 }
 
-/// The job, the place and the try of a replay's name.
-fn place(replay: &str) -> Option<(i64, i64, i32)> {
-    let mut parts = replay.split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next().map_or(Some(0), |n| n.parse().ok())?))
+/// The job, the place and the try of a replay's name; none of a job that this database does not have.
+async fn place(tx: &mut PgConnection, replay: &str) -> Result<Option<(i64, i64, i32)>, sqlx::Error> {
+    let parts: Vec<Option<i64>> = replay.split('.').map(|part| part.parse().ok()).collect();
+    let (Some(Some(job)), Some(Some(n))) = (parts.first(), parts.get(1)) else { return Ok(None) };
+    let tries = parts.get(2).copied().flatten().and_then(|tries| i32::try_from(tries).ok()).unwrap_or(0);
+    let asked: Option<DateTime<Utc>> =
+        sqlx::query_scalar("select created_at from job where id = $1").bind(job).fetch_optional(tx).await?;
+    let other = parts.get(3).copied().flatten();
+    let same = asked.is_some_and(|asked| other.is_none_or(|micros| micros == asked.timestamp_micros()));
+    Ok(same.then_some((*job, *n, tries)))
 }
 
 /// A replay has died again: its letter, if it was one of a letter.
 pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) -> Result<Option<i64>, sqlx::Error> {
-    let Some((job, n, tried)) = place(replay) else { return Ok(None) };
+    let Some((job, n, tried)) = place(tx, replay).await? else { return Ok(None) };
     let item: Option<(Option<i64>, String, i32)> =
         sqlx::query_as("select letter, state, tries from job_item where job = $1 and n = $2 for update")
             .bind(job)
@@ -458,7 +464,7 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
 /// # Errors
 /// The database refuses.
 pub async fn replayed(tx: &mut PgConnection, replay: &str, outcome: &str) -> Result<(), sqlx::Error> {
-    let Some((job, n, _)) = place(replay) else { return Ok(()) };
+    let Some((job, n, _)) = place(tx, replay).await? else { return Ok(()) };
     let kind: Option<String> =
         sqlx::query_scalar("select kind from job where id = $1").bind(job).fetch_optional(&mut *tx).await?;
     let state = match (kind.as_deref(), outcome) {

@@ -143,6 +143,10 @@ struct Noted {
     index: String,
     sequence: Option<u64>,
     at: Option<Instant>,
+    /// How many events were found to be trimmed unread, as far as that is noted: in the index of that time.
+    trimmed_unread: u64,
+    /// It said less than before at the last look. Another process may have written an older note; it is looked at twice.
+    fell_back: bool,
 }
 
 async fn look_after(
@@ -176,7 +180,7 @@ async fn look_after(
     let Some((name, notes)) = index.named().await? else { return Ok(()) };
     keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
-        || trimmed_unread.max(notes["trimmed_unread"].as_u64().unwrap_or_default()) > 0;
+        || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
     Ok(())
 }
@@ -193,16 +197,19 @@ async fn keep_floor(
     const NOTE_EVERY: Duration = Duration::from_secs(5);
     let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
     if noted.index != name {
-        *noted = Noted { index: name.to_owned(), ..Noted::default() };
+        *noted = Noted { index: name.to_owned(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
     }
     let stream = is.stream_created_at.to_rfc3339();
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
-    let mut missing = notes["trimmed_unread"].as_u64().unwrap_or_default().max(trimmed_unread);
-    if let Some(said) = said
-        && said < noted.sequence.unwrap_or(is.sequence)
-    {
+    let fell_back = said.filter(|said| *said < noted.sequence.unwrap_or(is.sequence));
+    let acts = noted.fell_back || noted.sequence.is_none();
+    noted.fell_back = fell_back.is_some();
+    if let Some(said) = fell_back {
+        if !acts {
+            return Ok(());
+        }
         if noted.sequence.is_some() {
             error!(
                 index = name,
@@ -212,24 +219,25 @@ async fn keep_floor(
             );
             metrics::counter!("search_index_refills_total").increment(1);
         }
-        missing = missing.max(rewinder.rewind_behind(said).await?);
-        noted.sequence = Some(said);
+        let missing = rewinder.rewind_behind(said).await?;
+        (noted.sequence, noted.fell_back) = (Some(said), false);
         if missing > 0 {
+            let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
             index.note_beside(name, notes, &serde_json::json!({"trimmed_unread": missing})).await?;
         }
         return Ok(());
     }
     noted.sequence = noted.sequence.max(said);
     let due = noted.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
-    let news =
-        said.is_none_or(|said| said < is.sequence) || missing > notes["trimmed_unread"].as_u64().unwrap_or_default();
-    if due && news {
+    let trimmed = trimmed_unread > noted.trimmed_unread;
+    if trimmed || (due && said.is_none_or(|said| said < is.sequence)) {
         let mut more = serde_json::json!({"floor": {"stream_created_at": stream, "sequence": is.sequence}});
-        if missing > 0 {
-            more["trimmed_unread"] = missing.into();
+        if trimmed {
+            more["trimmed_unread"] = trimmed_unread.into();
         }
         index.note_beside(name, notes, &more).await?;
         (noted.sequence, noted.at) = (Some(is.sequence), Some(Instant::now()));
+        noted.trimmed_unread = trimmed_unread;
     }
     Ok(())
 }

@@ -57,6 +57,39 @@ async fn effects_that_a_restore_took_come_again() {
 }
 
 #[tokio::test]
+async fn effects_that_a_restore_takes_under_the_running_consumer_come_again() {
+    let world = World::new().await;
+    world.in_order(5, |_| None).await;
+    let written = |floor: i64| {
+        let db = world.db.clone();
+        async move {
+            until("the floor is written down", || async {
+                let is: Option<i64> = sqlx::query_scalar("select floor from inbox_lease").fetch_one(&db).await.unwrap();
+                is == Some(floor)
+            })
+            .await;
+        }
+    };
+    for version in 1..=7 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    written(7).await;
+    backup(&world.db).await;
+    for version in 8..=10 {
+        world.publish("a", version).await;
+    }
+    world.drain().await;
+    written(10).await;
+    restore(&world.db).await;
+    until("they take effect again", || async { world.effects().await["a"].len() == 10 }).await;
+    world.publish("a", 11).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], (1..=11).collect::<Vec<_>>());
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_database_that_is_new_has_everything_again_that_the_stream_holds() {
     let mut world = World::new().await;
     world.in_order(5, |_| None).await;

@@ -51,6 +51,7 @@ impl World {
             include_str!("../../migrations/0002_audit_told.sql"),
             include_str!("../../migrations/0003_kept.sql"),
             include_str!("../../migrations/0004_job_counts.sql"),
+            include_str!("../../migrations/0005_keeper.sql"),
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];

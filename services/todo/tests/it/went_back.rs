@@ -55,6 +55,32 @@ async fn o7_a_stream_whose_last_message_was_removed_goes_on_behind_the_one_befor
 }
 
 #[tokio::test]
+async fn o2_rows_are_not_lost_though_writes_have_overtaken_the_stream_since_the_sequence_fell_back() {
+    let fleet = Fleet::start().await;
+    write(&fleet, 10).await;
+    until_checkpointed(&fleet).await;
+    let mut admin = fleet.database.admin().await;
+    // All of it before anybody looks.
+    admin
+        .execute(
+            "select setval('outbox_seq', 3); insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+             select gen_random_uuid(), 'acme', 'a' || n, 'evt.todo.created.v1.acme', '{}' from generate_series(1, 12) n",
+        )
+        .await
+        .unwrap();
+    let halted = until_halted(&fleet).await;
+    assert!(halted.contains("7 rows, first 4"), "{halted}");
+    let stream = fleet.stream().await;
+    let behind = operate::numbered_behind(&mut admin, &stream).await.unwrap();
+    assert_eq!(operate::renumber(&mut admin, &behind, ACT).await.unwrap(), 7);
+    until("all are published", || async { stream.get_info().await.unwrap().state.messages == 22 }).await;
+    let (mut all, mut wanted) = (stored(&fleet).await, rows(&fleet).await);
+    all.sort();
+    wanted.sort();
+    assert_eq!(all, wanted);
+}
+
+#[tokio::test]
 async fn a_hole_in_the_stream_is_filled_by_an_operator() {
     let fleet = Fleet::start().await;
     write(&fleet, 5).await;
