@@ -152,7 +152,7 @@ impl Keeper {
         replay::open(&self.js).await?;
         let (stream, letters) = self.consumer(dead_letter::STREAM, "dlq.>").await?;
         let (_, replays) = self.consumer(replay::STREAM, "replayed.*").await?;
-        let created = crate::ordered::micros(stream.cached_info().created);
+        let created = crate::settle::micros(stream.cached_info().created);
         let is = kept().await.context("asking how far letters are kept")?;
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
         let mut known = Kept { stream_created_at: Some(created), sequence: is.sequence };

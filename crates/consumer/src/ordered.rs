@@ -25,7 +25,7 @@ use crate::event::Event;
 use crate::inbox::{Claim, Floor, Inbox, Lead};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
-use crate::settle::{Place, Read, Settler, Unknown, delay, now, unknown_here};
+use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -153,11 +153,6 @@ impl Progress {
     fn floor(&self) -> u64 {
         self.in_hand.first().map_or(self.newest, |first| first - 1)
     }
-}
-
-/// To the microsecond, as Postgres keeps it.
-pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
 struct Lanes<'a> {

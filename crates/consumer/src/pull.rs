@@ -148,7 +148,7 @@ impl Rewinder {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         match stream.consumer_info(&self.durable).await {
             Ok(info) => Ok(Some(Acknowledged {
-                stream_created_at: ordered::micros(stream.cached_info().created),
+                stream_created_at: settle::micros(stream.cached_info().created),
                 sequence: info.ack_floor.stream_sequence,
             })),
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),

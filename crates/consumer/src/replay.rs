@@ -221,7 +221,7 @@ impl Replayer {
     /// NATS does not answer.
     pub async fn created(&self, stream: &str) -> Result<DateTime<Utc>, anyhow::Error> {
         let stream = self.js.get_stream(stream).await.context("opening the stream of the event")?;
-        Ok(crate::ordered::micros(stream.cached_info().created))
+        Ok(crate::settle::micros(stream.cached_info().created))
     }
 
     /// Whether there is a consumer of this name that takes replays.

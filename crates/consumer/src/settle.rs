@@ -358,6 +358,11 @@ pub fn delay(attempts: i64) -> Duration {
     (0..attempts.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
 }
 
+/// To the microsecond, as Postgres keeps it.
+pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the age of an event is a measurement; nothing is decided by it")]
 pub fn now() -> chrono::DateTime<Utc> {
     Utc::now()

@@ -212,14 +212,7 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
     .bind(&rows)
     .execute(&mut *tx)
     .await?;
-    let copied = sqlx::query(
-        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
-         select event_id, tenant, aggregate_id, subject, traceparent, payload from outbox where seq = any($1) order by seq",
-    )
-    .bind(&rows)
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
+    let copied = append_again(&mut tx, &rows).await?;
     let detail = format!("aggregate {aggregate_id}, {copied} rows: {}", act.reason);
     let (from_seq, to_seq) = (rows.first().copied(), rows.last().copied());
     store::journal(&mut *tx, &Entry { kind: "released", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
@@ -344,14 +337,7 @@ pub async fn requeue(db: &mut PgConnection, seqs: &[i64], act: Act<'_>) -> Resul
         tx.rollback().await?;
         return Err(Refused::NoRow(*missing));
     }
-    let copied = sqlx::query(
-        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
-         select event_id, tenant, aggregate_id, subject, traceparent, payload from outbox where seq = any($1) order by seq",
-    )
-    .bind(seqs)
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
+    let copied = append_again(&mut tx, seqs).await?;
     let detail = format!("{copied} rows appended again: {}", act.reason);
     let (from_seq, to_seq) = (seqs.iter().min().copied(), seqs.iter().max().copied());
     store::journal(&mut *tx, &Entry { kind: "refill", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
@@ -415,13 +401,9 @@ pub async fn renumber(db: &mut PgConnection, behind: &Behind, act: Act<'_>) -> R
     .bind(behind.published_seq)
     .execute(&mut *tx)
     .await?;
-    let (seqs, created, ids) =
-        behind.rows.iter().fold((Vec::new(), Vec::new(), Vec::new()), |(mut a, mut b, mut c), row| {
-            a.push(row.seq);
-            b.push(row.created_at);
-            c.push(row.event_id);
-            (a, b, c)
-        });
+    let seqs: Vec<i64> = behind.rows.iter().map(|row| row.seq).collect();
+    let created: Vec<DateTime<Utc>> = behind.rows.iter().map(|row| row.created_at).collect();
+    let ids: Vec<Uuid> = behind.rows.iter().map(|row| row.event_id).collect();
     // An insert-only table but for this: left where they are, a refill would publish them out of order.
     let moved = sqlx::query(
         "with moved as (delete from outbox o using unnest($1::bigint[], $2::timestamptz[], $3::uuid[]) as m (seq, created_at, event_id) \
@@ -444,6 +426,15 @@ pub async fn renumber(db: &mut PgConnection, behind: &Behind, act: Act<'_>) -> R
     store::journal(&mut *tx, &Entry { kind: "refill", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
     tx.commit().await?;
     Ok(moved)
+}
+
+/// Copies rows under new numbers, in their order; how many.
+async fn append_again(tx: &mut PgConnection, seqs: &[i64]) -> Result<u64, sqlx::Error> {
+    let copied = sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
+         select event_id, tenant, aggregate_id, subject, traceparent, payload from outbox where seq = any($1) order by seq",
+    );
+    Ok(copied.bind(seqs).execute(tx).await?.rows_affected())
 }
 
 /// Keeps writers out until the transaction ends. While it waits for the lock all that write wait behind it: for a moment each

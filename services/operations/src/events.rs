@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::store_jobs;
+use crate::store_kept;
 
 /// For how long the right to keep is had: several times as long as from one look of the keeper to the next.
 const LEASE_SECONDS: f64 = 20.0;
@@ -23,11 +24,11 @@ pub(crate) async fn keep(store: &Store, keeper: &Keeper, holder: Uuid, stop: &Ca
 /// One transaction for what came together, and for how far that is.
 async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
-    let noted = store::note_kept(&mut tx, holder, before, now).await?;
+    let noted = store_kept::note_kept(&mut tx, holder, before, now).await?;
     anyhow::ensure!(noted, "the database went back behind what was kept, or another process keeps the letters by now");
     for one in &told {
         match one {
-            Told::Letter(letter) => store::keep(&mut tx, letter).await?,
+            Told::Letter(letter) => store_kept::keep(&mut tx, letter).await?,
             Told::Replayed { id, outcome } => store_jobs::replayed(&mut tx, id, outcome).await?,
         }
     }

@@ -11,6 +11,8 @@ pub mod store;
 
 pub mod store_audit;
 
+pub mod store_kept;
+
 pub mod store_jobs;
 
 mod store_work;

@@ -158,26 +158,24 @@ async fn look_after(
     index.ensure().await?;
     let behind = index.add_fields().await?;
     metrics::gauge!("search_index_mapping_behind").set(behind as f64);
-    match index.filled().await? {
-        Filled::Since(_) => {}
-        Filled::Missing => return Ok(()),
-        Filled::No => {
-            // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
-            let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
-            let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
-            if first > 1 {
-                error!(
-                    first,
-                    "the index is new, and the stream does not begin with the first event: `flotilla rebuild search`"
-                );
-            } else {
-                info!("the index is new: filling it from the beginning of the stream");
-            }
-            metrics::counter!("search_index_refills_total").increment(1);
-            index.is_filled_since(first).await?;
+    let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
+    if !notes["filled_since"].is_u64() {
+        // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
+        let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
+        let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
+        if first > 1 {
+            error!(
+                first,
+                "the index is new, and the stream does not begin with the first event: `flotilla rebuild search`"
+            );
+        } else {
+            info!("the index is new: filling it from the beginning of the stream");
         }
+        metrics::counter!("search_index_refills_total").increment(1);
+        let since = serde_json::json!({"filled_since": first});
+        index.note_beside(&name, &notes, &since).await?;
+        notes["filled_since"] = since["filled_since"].clone();
     }
-    let Some((name, notes)) = index.named().await? else { return Ok(()) };
     keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
         || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;

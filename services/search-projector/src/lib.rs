@@ -7,6 +7,8 @@ pub mod events;
 
 pub mod store;
 
+mod store_mapping;
+
 pub mod store_rebuild;
 
 pub mod grpc;

@@ -19,7 +19,7 @@ use opensearch::{OpenSearch, SearchParts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::clock;
-use tracing::{info, instrument, warn};
+use tracing::{info, instrument};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -210,88 +210,6 @@ impl Index {
         }
         info!(index = name, alias = self.alias, "the index is there");
         Ok(())
-    }
-
-    /// How far the index behind the alias is filled.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn filled(&self) -> Result<Filled, anyhow::Error> {
-        let notes = self.named().await?.map(|(_, notes)| notes["filled_since"].as_u64());
-        Ok(notes.map_or(Filled::Missing, |since| since.map_or(Filled::No, Filled::Since)))
-    }
-
-    /// The name of the index behind the alias, and what is noted in it; none when there is none.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn named(&self) -> Result<Option<(String, Value)>, anyhow::Error> {
-        let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias), None).await?;
-        if response.status_code() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let answer: Value = response.error_for_status_code()?.json().await?;
-        let first = answer.as_object().and_then(|indices| indices.iter().next());
-        Ok(first.map(|(name, index)| (name.clone(), index["mappings"]["_meta"].clone())))
-    }
-
-    /// Notes in the index that all from this event of the stream on is in it, or on its way.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn is_filled_since(&self, first: u64) -> Result<(), anyhow::Error> {
-        let Some((name, notes)) = self.named().await? else { bail!("there is no index behind {}", self.alias) };
-        self.note_beside(&name, &notes, &json!({"filled_since": first})).await
-    }
-
-    /// Notes something in an index, beside what is noted there.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn note_beside(&self, name: &str, notes: &Value, more: &Value) -> Result<(), anyhow::Error> {
-        let mut all = notes.as_object().cloned().unwrap_or_default();
-        all.extend(more.as_object().cloned().unwrap_or_default());
-        let body = json!({"_meta": all});
-        self.ask(Method::Put, &format!("/{name}/_mapping"), Some(body)).await?.error_for_status_code()?;
-        Ok(())
-    }
-
-    /// Gives the indices behind this alias, and those of its rebuild and of before the last swap, the fields that this
-    /// release writes and they lack; how many indices take some of them not. An index takes new fields at any time; what
-    /// cannot be added needs a rebuild.
-    ///
-    /// # Errors
-    /// Fails when OpenSearch is away.
-    pub async fn add_fields(&self) -> Result<usize, anyhow::Error> {
-        let (next, previous) = (self.next(), self.previous());
-        let path = format!("/{},{},{}/_mapping?ignore_unavailable=true", self.alias, next.alias, previous.alias);
-        let response = self.ask(Method::Get, &path, None).await?;
-        if response.status_code() == StatusCode::NOT_FOUND {
-            return Ok(0);
-        }
-        let answer: Value = response.error_for_status_code()?.json().await?;
-        let wanted = self.definition()["mappings"]["properties"].take();
-        let mut behind = 0;
-        for (name, index) in answer.as_object().into_iter().flatten() {
-            let has = &index["mappings"]["properties"];
-            let mut whole = true;
-            for (field, definition) in wanted.as_object().into_iter().flatten() {
-                if !has[field].is_null() {
-                    whole &= has[field]["type"] == definition["type"];
-                    continue;
-                }
-                let body = json!({"properties": {field: definition}});
-                let added = self.ask(Method::Put, &format!("/{name}/_mapping"), Some(body)).await?;
-                if added.status_code().is_success() {
-                    info!(index = name, field, "the index has a field more");
-                } else {
-                    warn!(index = name, field, status = %added.status_code(), "the index does not take the field");
-                    whole = false;
-                }
-            }
-            behind += usize::from(!whole);
-        }
-        Ok(behind)
     }
 
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response, anyhow::Error> {
