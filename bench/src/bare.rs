@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::relay::TRACEPARENT;
-use crate::stack::{Bench, Database, connect};
+use crate::stack::{Bench, Database, NatsLogin, connect};
 
 pub const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";
 pub const SUBJECT: &str = "evt.todo.created.v1.bench";
@@ -33,8 +33,8 @@ const KEY: &str = "idempotency-key";
 pub struct TodoArgs {
     #[arg(long, env = "BENCH_DATABASE_URL", hide_env_values = true)]
     database: String,
-    #[arg(long, env = "BENCH_NATS_URL", hide_env_values = true)]
-    nats: String,
+    #[command(flatten)]
+    nats: NatsLogin,
     #[arg(long)]
     payload: usize,
     #[arg(long)]
@@ -177,7 +177,7 @@ impl Bare {
         let mut todo = Command::new(&program)
             .args(["bare-todo", "--listen", &address_of_todo, "--payload", &payload.to_string()])
             .env("BENCH_DATABASE_URL", &database.app)
-            .env("BENCH_NATS_URL", bench.nats_url()?)
+            .envs(bench.nats_login().env())
             .kill_on_drop(true)
             .spawn()?;
         let mut gateway = Command::new(&program)

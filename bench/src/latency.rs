@@ -45,7 +45,7 @@ struct Within {
 
 impl Within {
     async fn start(bench: &Bench, database: &Database, name: &str) -> Result<Self, anyhow::Error> {
-        let (database, nats, name) = (database.relay.clone(), bench.nats_url()?, name.to_owned());
+        let (database, nats, name) = (database.relay.clone(), bench.nats_login(), name.to_owned());
         let (said, hear) = tokio::sync::oneshot::channel();
         let (end, ended) = tokio::sync::oneshot::channel();
         let stop = CancellationToken::new();

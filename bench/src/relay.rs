@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::latency::{self, Publisher};
 use crate::process;
 use crate::report::{figure, heading, median, ratios};
-use crate::stack::{Bench, Database, connect, first_and_last};
+use crate::stack::{Bench, Database, NatsLogin, connect, first_and_last};
 
 /// What else would use the processor.
 pub const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
@@ -62,8 +62,8 @@ impl Default for HeldArgs {
 pub struct RelayArgs {
     #[arg(long, env = "BENCH_DATABASE_URL", hide_env_values = true)]
     database: String,
-    #[arg(long, env = "BENCH_NATS_URL", hide_env_values = true)]
-    nats: String,
+    #[command(flatten)]
+    nats: NatsLogin,
     #[arg(long)]
     name: String,
 }
@@ -83,7 +83,7 @@ pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
 }
 
 /// A relay as a service has it, metrics included.
-pub async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyhow::Error> {
+pub async fn make(database: &str, nats: &NatsLogin, name: &str) -> Result<Relay, anyhow::Error> {
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
         .install_recorder()
@@ -100,7 +100,9 @@ pub async fn make(database: &str, nats: &str, name: &str) -> Result<Relay, anyho
         retention_days: Some(31),
         max_bytes: 65_536,
     };
-    Ok(Relay::new(PgPool::connect_lazy(database)?, connect(nats).await?, config))
+    let nats = connect(nats).await?;
+    outbox::administer::stream(&jetstream::new(nats.clone()), &config.stream).await?;
+    Ok(Relay::new(PgPool::connect_lazy(database)?, nats, config))
 }
 
 fn spec(name: &str) -> StreamSpec {
@@ -115,7 +117,7 @@ pub fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, an
     Command::new(std::env::current_exe()?)
         .args(["relay", "--name", name])
         .env("BENCH_DATABASE_URL", &database.relay)
-        .env("BENCH_NATS_URL", bench.nats_url()?)
+        .envs(bench.nats_login().env())
         .kill_on_drop(true)
         .spawn()
         .context("starting the relay")

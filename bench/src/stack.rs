@@ -108,24 +108,36 @@ impl Bench {
         self.drop_database(database).await
     }
 
-    pub fn nats_url(&self) -> Result<String, anyhow::Error> {
-        let login = std::fs::read(self.stack.home.path("secrets/nats-admin.json"))?;
-        let login: serde_json::Value = serde_json::from_slice(&login)?;
-        login["url"].as_str().map(ToOwned::to_owned).context("the login of admin has an address")
+    /// Where NATS is, and the administration's credentials for the account of the todos' events.
+    pub fn nats_login(&self) -> NatsLogin {
+        let credentials = devstack::nats::credentials_file(&self.stack.home, &devstack::nats::administration("TODO"));
+        NatsLogin { url: self.url("nats"), credentials }
     }
 
     pub async fn nats(&self) -> Result<async_nats::Client, anyhow::Error> {
-        connect(&self.nats_url()?).await
+        connect(&self.nats_login()).await
     }
 }
 
-pub async fn connect(url: &str) -> Result<async_nats::Client, anyhow::Error> {
-    let address: async_nats::ServerAddr = url.parse()?;
-    let login = |part: Option<&str>| part.unwrap_or_default().to_owned();
-    let options = async_nats::ConnectOptions::new()
-        .user_and_password(login(address.username()), login(address.password()))
-        .client_capacity(8_192);
-    Ok(options.connect(address).await?)
+/// Where NATS is, and by which credentials file.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NatsLogin {
+    #[arg(long = "nats", env = "BENCH_NATS_URL")]
+    pub url: String,
+    #[arg(long = "nats-creds", env = "BENCH_NATS_CREDS")]
+    pub credentials: PathBuf,
+}
+
+impl NatsLogin {
+    /// The same, for a process of its own.
+    pub fn env(&self) -> [(&'static str, std::ffi::OsString); 2] {
+        [("BENCH_NATS_URL", self.url.clone().into()), ("BENCH_NATS_CREDS", self.credentials.clone().into())]
+    }
+}
+
+pub async fn connect(login: &NatsLogin) -> Result<async_nats::Client, anyhow::Error> {
+    let options = async_nats::ConnectOptions::new().credentials_file(&login.credentials).await?;
+    Ok(options.client_capacity(8_192).connect(&login.url).await?)
 }
 
 /// When the stream stored the message with the sequence `first` and its last, in seconds.

@@ -38,16 +38,18 @@ pub struct Told {
     raw: Vec<u8>,
 }
 
+/// JetStream as the administration of an owner's account.
+pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
+    let board = context.board()?;
+    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
+    let login = devstack::nats::administration(owner);
+    let credentials = devstack::nats::credentials_file(&context.open_home()?, &login);
+    Ok(jetstream::new(devstack::nats::connect(&nats.context("nats is not up yet")?, &credentials).await?))
+}
+
 /// A connection as the operator, and the stream of todo events.
 pub async fn open(context: &Context) -> Result<(jetstream::Context, Stream), anyhow::Error> {
-    let board = context.board()?;
-    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.creds_file.clone());
-    let file = nats.context("nats is not up yet")?;
-    let creds: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
-    let part = |name: &str| creds[name].as_str().unwrap_or_default().to_owned();
-    let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
-    let client = options.connect(part("url")).await.context("connecting to NATS")?;
-    let js = jetstream::new(client);
+    let js = administration(context, &fleet::account(SERVICE)).await?;
     let stream = js.get_stream(subject::stream(SERVICE)).await.context("opening the stream of todo events")?;
     Ok((js, stream))
 }

@@ -8,6 +8,7 @@ mod events;
 mod exit;
 mod import;
 mod lag;
+mod nats_credentials;
 mod operator;
 mod outbox;
 mod rebuild;
@@ -83,6 +84,13 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// The durable consumers: how they are, pause and resume.
     Consumers(consumers::ConsumersArgs),
+    /// Make the streams and the durable consumers that this release asks for, and change those that differ: before its services start.
+    Provision(nats_credentials::ProvisionArgs),
+    /// Credentials by which programs read one tenant's events from NATS.
+    NatsCredentials {
+        #[command(subcommand)]
+        command: nats_credentials::CredentialsCommand,
+    },
     #[command(hide = true)]
     Supervise(stack::SuperviseArgs),
     #[command(hide = true)]
@@ -123,6 +131,8 @@ async fn run() -> ExitCode {
         Command::Rebuild(args) => rebuild::run(&context, &args).await,
         Command::Verify(args) => verify::run(&context, &args).await,
         Command::Consumers(args) => consumers::run(&context, &args).await,
+        Command::Provision(args) => nats_credentials::provide(&context, &args).await,
+        Command::NatsCredentials { command } => Box::pin(nats_credentials::run(&context, &command)).await,
         Command::Supervise(args) => stack::supervise(&context, &args).await,
         Command::TestParts => stack::test_parts(&context).await,
     };

@@ -7,12 +7,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand};
 use contracts::events::todo::SERVICE;
-use contracts::subject;
 use indicatif::{ProgressBar, ProgressStyle};
 use operations::store::Act;
 use operations::store_audit;
@@ -73,6 +72,7 @@ struct Rebuild<'a> {
     context: &'a Context,
     args: &'a SearchArgs,
     index: Index,
+    js: jetstream::Context,
     stream: Stream,
     actor: String,
 }
@@ -81,9 +81,9 @@ pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Er
     let RebuildCommand::Search(args) = &args.command;
     let index =
         Index::new(&verify::opensearch(context)?, &args.index, Duration::from_millis(args.refresh_millis.max(10)))?;
-    let (_js, stream) = events::open(context).await?;
+    let (js, stream) = events::open(context).await?;
     let actor = args.act.operator(context).await?;
-    let rebuild = Rebuild { context, args, index, stream, actor };
+    let rebuild = Rebuild { context, args, index, js, stream, actor };
     if args.abandon { rebuild.abandon().await } else { rebuild.run().await }
 }
 
@@ -185,16 +185,10 @@ impl Rebuild<'_> {
     /// The durable consumer that fills the index, from this event on.
     async fn durable(&self, from: u64) -> Result<(), anyhow::Error> {
         self.stream.delete_consumer(REBUILDER).await.ok();
-        let config = pull::Config {
-            durable_name: Some(REBUILDER.to_owned()),
-            filter_subject: subject::all(SERVICE),
-            ack_policy: AckPolicy::Explicit,
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
-            max_deliver: -1,
-            ..Default::default()
-        };
-        self.stream.create_consumer(config).await.context("making the consumer that fills the index")?;
-        Ok(())
+        let records = events::administration(self.context, fleet::RECORDS).await?;
+        let config = fleet::projector(REBUILDER, String::new());
+        let made = consumer::administer::durables(&self.js, &records, &config, Some(from.max(1))).await;
+        made.context("making the consumer that fills the index")
     }
 
     /// The rows of the database, deleted ones as tombstones. An older version never replaces a newer one.

@@ -227,9 +227,13 @@ fn degraded(
     }
     if raised("consumer_refused").is_some() {
         degraded.push(
-            "a release of a consumer does not pull, because a newer one has changed its filter \
+            "a release of a consumer does not pull: its durable consumer was made for another one \
              (docs/runbooks/consumers.md#refused)"
                 .to_owned(),
+        );
+    } else if raised("consumer_config_drift").is_some() {
+        degraded.push(
+            "a durable consumer is not as its service asked for it (docs/runbooks/consumers.md#drift)".to_owned(),
         );
     }
     let todo = metrics.get("todo").map_or("", String::as_str);

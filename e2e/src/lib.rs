@@ -98,6 +98,23 @@ impl Fleet {
         serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
     }
 
+    /// A client of NATS with the rights of a login.
+    ///
+    /// # Panics
+    /// It cannot connect.
+    pub async fn nats(&self, login: &str) -> async_nats::Client {
+        let file = devstack::nats::credentials_file(&devstack::Home::open(&self.home).unwrap(), login);
+        devstack::nats::connect(&self.unit("nats").url.unwrap(), &file).await.unwrap()
+    }
+
+    /// JetStream as the administration of the todos' events.
+    ///
+    /// # Panics
+    /// It cannot connect.
+    pub async fn jetstream(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(self.nats("todo-admin").await)
+    }
+
     /// Kills a unit with SIGKILL, and waits until the supervisor has it ready again.
     ///
     /// # Panics

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 
-use async_nats::jetstream;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use e2e::Fleet;
 use futures::StreamExt as _;
@@ -24,10 +23,7 @@ fn title(tenant: &str, number: usize) -> String {
 
 /// Every event of the stream: its id, tenant, aggregate and version.
 async fn stream(fleet: &Fleet) -> Vec<(String, String, String, i32)> {
-    let login = fleet.login("nats");
-    let part = |name: &str| login[name].as_str().unwrap().to_owned();
-    let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
-    let js = jetstream::new(options.connect(part("url")).await.unwrap());
+    let js = fleet.jetstream().await;
     let stream = js.get_stream("EVENTS_TODO").await.unwrap();
     let total = stream.get_info().await.unwrap().state.messages;
     let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::All, ..Default::default() };

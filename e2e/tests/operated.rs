@@ -59,10 +59,7 @@ impl World {
     }
 
     async fn stream(&self) -> (jetstream::Context, Stream) {
-        let login = self.fleet.login("nats");
-        let part = |name: &str| login[name].as_str().unwrap().to_owned();
-        let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
-        let js = jetstream::new(options.connect(part("url")).await.unwrap());
+        let js = self.fleet.jetstream().await;
         let stream = js.get_stream("EVENTS_TODO").await.unwrap();
         (js, stream)
     }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use consumer::{Config, Consumer, Event, Failure, Inbox};
+use consumer::{Config, Consumer, Event, Failure, Inbox, administer};
 use futures::FutureExt as _;
 use serde::Deserialize;
 use sqlx::{PgConnection, PgPool};
@@ -56,6 +56,10 @@ async fn main() -> Result<(), anyhow::Error> {
         max_attempts: 8,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    // Elsewhere the administration does this, with rights that no service has.
+    let js = async_nats::jetstream::new(nats.clone());
+    administer::streams(&js, 1).await?;
+    administer::durables(&js, &js, &config, None).await?;
     let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
     let stop = CancellationToken::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

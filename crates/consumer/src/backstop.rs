@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 use futures::StreamExt as _;
 use serde::Deserialize;
@@ -25,8 +24,7 @@ use crate::settle::{Failed, Settler};
 
 /// The stream that keeps the advisories.
 pub const STREAM: &str = "ADVISORIES";
-const KINDS: [&str; 2] = ["MAX_DELIVERIES", "MSG_TERMINATED"];
-const KEPT: Duration = Duration::from_secs(30 * 86_400);
+pub const KINDS: [&str; 2] = ["MAX_DELIVERIES", "MSG_TERMINATED"];
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// From when on a floor that stands still is said aloud.
 const STALLED: Duration = Duration::from_secs(60);
@@ -76,7 +74,7 @@ impl<'a> Backstop<'a> {
         let consumer: PullConsumer =
             stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
         let info = consumer.cached_info();
-        self.mend(&stream, &info.config).await?;
+        self.config().compare(&info.config, self.status);
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         if info.ack_floor.stream_sequence != floor.at || !waits || info.paused {
             *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
@@ -104,33 +102,14 @@ impl<'a> Backstop<'a> {
         self.bury_what_was_given_up(&stream).await
     }
 
-    /// Somebody may have changed the durable consumer, and two releases that make or change it at the same moment may each
-    /// undo what the other has written.
-    async fn mend(&self, stream: &stream::Stream, is: &jetstream::consumer::Config) -> Result<(), anyhow::Error> {
-        let ours = self.config().ours(is);
-        // Before it pulls it is being opened.
-        if *is == ours || !self.status.borrow().pulling || self.config().is_older(is).is_some() {
-            return Ok(());
-        }
-        let durable = &self.config().durable;
-        warn!(consumer = durable, was = ?is, "the durable consumer is not as it was asked for: changing it back");
-        metrics::counter!("consumer_config_mended_total", "consumer" => durable.clone()).increment(1);
-        stream.update_consumer(ours).await.context("changing the durable consumer back")?;
-        Ok(())
-    }
-
     async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {
         let Config { stream, durable, .. } = self.config();
-        let subjects = KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"));
-        let advisories = open(&self.settler.js).await?;
-        let name = format!("backstop-{stream}-{durable}");
-        let config = pull::Config {
-            durable_name: Some(name.clone()),
-            filter_subjects: subjects.to_vec(),
-            ack_policy: AckPolicy::Explicit,
-            ..Default::default()
-        };
-        let consumer = advisories.get_or_create_consumer(&name, config).await.context("opening the backstop")?;
+        let advisories = self.settler.js.get_stream(STREAM).await.context("opening the stream of advisories")?;
+        let consumer: PullConsumer = advisories
+            .get_consumer(&self::durable(stream, durable))
+            .await
+            .map_err(|error| anyhow::anyhow!(error))
+            .context("opening the backstop")?;
         let mut batch = consumer.fetch().max_messages(100).messages().await.context("reading advisories")?;
         while let Some(message) = batch.next().await {
             let message = message.map_err(|error| anyhow::anyhow!(error))?;
@@ -139,7 +118,6 @@ impl<'a> Backstop<'a> {
             let reason = format!("JetStream gave up on it: {kind} {}", advisory.reason);
             match events.get_raw_message(advisory.stream_seq).await {
                 Ok(given_up) => {
-                    dead_letter::open(&self.settler.js).await?;
                     // Before the letter, so that no later event of the aggregate slips by.
                     let event = event::parse(Some(&given_up.headers), &given_up.payload).ok().map(|(event, _)| event);
                     let dead = self.inbox.zip(event.as_ref());
@@ -194,20 +172,14 @@ pub fn look_for_trimmed(config: &Config, status: &watch::Sender<Status>, first: 
     }
 }
 
+/// What the advisories about a durable consumer are read by.
+pub fn durable(stream: &str, durable: &str) -> String {
+    format!("backstop-{stream}-{durable}")
+}
+
 /// Where the acknowledged floor stands, and since when.
 struct Floor {
     at: u64,
     since: Instant,
     said: bool,
-}
-
-async fn open(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
-    let config = stream::Config {
-        name: STREAM.to_owned(),
-        subjects: KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
-        max_age: KEPT,
-        storage: stream::StorageType::File,
-        ..Default::default()
-    };
-    js.get_or_create_stream(config).await.context("opening the stream of advisories")
 }

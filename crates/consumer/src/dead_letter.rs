@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_nats::jetstream;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::{self, stream};
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -66,18 +66,9 @@ impl Letter {
     }
 }
 
-/// Makes the dead-letter stream if there is none.
-pub async fn open(js: &jetstream::Context) -> Result<(), anyhow::Error> {
-    let config = stream::Config {
-        name: STREAM.to_owned(),
-        subjects: vec!["dlq.>".to_owned()],
-        discard: stream::DiscardPolicy::New,
-        storage: stream::StorageType::File,
-        deny_delete: true,
-        deny_purge: true,
-        ..Default::default()
-    };
-    js.get_or_create_stream(config).await.context("opening the dead-letter stream")?;
+/// Fails while there is no dead-letter stream: nothing is pulled that could not become a letter.
+pub async fn look(js: &jetstream::Context) -> Result<(), anyhow::Error> {
+    js.get_stream(STREAM).await.context("opening the dead-letter stream")?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
@@ -14,14 +14,14 @@ use futures::stream::{self as streams, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::pull::{messages, pauses};
+use crate::pull::{messages, pauses, reset};
 use crate::settle::now;
 use crate::{dead_letter, event, replay};
 use backoff::backoff::Backoff as _;
 
 /// How many are handed over at once, at most.
 const BATCH: usize = 200;
-const ACK_WAIT: Duration = Duration::from_secs(30);
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// How often it is asked whether what was kept is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -148,10 +148,8 @@ impl Keeper {
         K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
-        dead_letter::open(&self.js).await?;
-        replay::open(&self.js).await?;
-        let (stream, letters) = self.consumer(dead_letter::STREAM, "dlq.>").await?;
-        let (_, replays) = self.consumer(replay::STREAM, "replayed.*").await?;
+        let (stream, letters) = self.consumer(dead_letter::STREAM).await?;
+        let (_, replays) = self.consumer(replay::STREAM).await?;
         let created = crate::settle::micros(stream.cached_info().created);
         let is = kept().await.context("asking how far letters are kept")?;
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
@@ -166,7 +164,7 @@ impl Keeper {
                 acknowledged, "the database of the letters went back: those of between are read again"
             );
             let from = (known.sequence + 1).max(stream.cached_info().state.first_sequence);
-            stream.reset_consumer(&self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
+            reset(&stream, &self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
         }
         let mut missing: BTreeSet<u64> = BTreeSet::new();
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
@@ -236,19 +234,10 @@ impl Keeper {
         }
     }
 
-    async fn consumer(&self, stream: &str, filter: &str) -> Result<(Stream, PullConsumer), anyhow::Error> {
-        let config = pull::Config {
-            durable_name: Some(self.durable.clone()),
-            filter_subject: filter.to_owned(),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_deliver: -1,
-            ..Default::default()
-        };
+    async fn consumer(&self, stream: &str) -> Result<(Stream, PullConsumer), anyhow::Error> {
         let stream = self.js.get_stream(stream).await.context("opening a stream to keep")?;
-        let consumer = stream.get_or_create_consumer(&self.durable, config).await;
-        let consumer = consumer.context("opening the keeper's consumer")?;
-        Ok((stream, consumer))
+        let consumer = stream.get_consumer(&self.durable).await.map_err(|error| anyhow::anyhow!(error));
+        Ok((stream, consumer.context("opening the keeper's consumer")?))
     }
 }
 

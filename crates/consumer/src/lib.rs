@@ -15,6 +15,8 @@ mod settle;
 mod keep;
 mod replay;
 
+pub mod administer;
+
 pub use event::{Event, MalformedEvent, Replay};
 pub use inbox::{Inbox, unpark};
 pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};

@@ -32,7 +32,7 @@ const LEASE: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 /// So many times as many events are in hand as are handled at once.
-const IN_HAND: usize = 4;
+pub const IN_HAND: usize = 4;
 
 /// Why a handler did not handle an event. Its transaction is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -231,8 +231,7 @@ impl Lanes<'_> {
     where
         H: Handler,
     {
-        let in_hand = self.settler.config.batch * IN_HAND;
-        let (stream, durable) = consumer.open(in_hand).await?;
+        let (stream, durable) = consumer.open().await?;
         let config = &self.settler.config;
         let (created, first) = (micros(stream.cached_info().created), stream.cached_info().state.first_sequence);
         let acknowledged = durable.cached_info().ack_floor.stream_sequence;
@@ -249,13 +248,13 @@ impl Lanes<'_> {
             backstop::look_for_trimmed(config, self.status, first, effects);
         }
         // Back to the floor: what somebody had in hand comes first again.
-        let reset = stream.reset_consumer(&config.durable, back.map(|effects| (effects + 1).max(first))).await;
+        let reset = pull::reset(&stream, &config.durable, back.map(|effects| (effects + 1).max(first))).await;
         let reset = reset.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
         self.settled_up_to(created, floor);
         let mut messages = consumer.pull(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        self.events(&mut messages, reset.info.delivered.consumer_sequence, progress, handler, handled).await
+        self.events(&mut messages, reset.delivered.consumer_sequence, progress, handler, handled).await
     }
 
     async fn events<H>(

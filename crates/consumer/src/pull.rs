@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, PullConsumer};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
@@ -16,7 +16,7 @@ use futures::stream::{self as streams, BoxStream, StreamExt as _};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::backstop::{Backstop, look_for_trimmed};
 use crate::dead_letter;
@@ -32,7 +32,10 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Where a durable consumer's metadata say by which revision of [`Config`] it is as it is.
 const REVISION: &str = "revision";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
+
+const RESET_ANSWERS_WITHIN: Duration = Duration::from_millis(250);
+const RESET_LOOKS: u32 = 20;
 
 /// How long the last acknowledgements may take to go out.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -66,6 +69,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// How many events may be unacknowledged: some batches, or in order some events for each that is handled.
+    pub(crate) fn most_in_hand(&self) -> i64 {
+        i64::try_from(self.batch * (self.in_flight + 2).max(ordered::IN_HAND)).unwrap_or(i64::MAX)
+    }
+
     /// A durable consumer's configuration as this release asks for it, but for how many may be unacknowledged.
     pub(crate) fn ours(&self, is: &consumer::Config) -> consumer::Config {
         consumer::Config {
@@ -85,6 +93,33 @@ impl Config {
     pub(crate) fn is_older(&self, is: &consumer::Config) -> Option<u32> {
         let revision = is.metadata.get(REVISION).and_then(|text| text.parse::<u32>().ok()).unwrap_or_default();
         (is.filter_subject != self.filter && revision > self.revision).then_some(revision)
+    }
+
+    /// Whether a durable consumer gives what this release asks for. If not, it must not pull: it would not have all events,
+    /// or another release would pass over what only this one knows.
+    fn fits(&self, is: &consumer::Config) -> bool {
+        let ours = self.ours(is);
+        (&is.filter_subject, &is.filter_subjects, is.headers_only, &is.metadata)
+            == (&ours.filter_subject, &ours.filter_subjects, ours.headers_only, &ours.metadata)
+    }
+
+    /// Compares a durable consumer with what was asked for; what differs is in the status, the metrics and, once, the log.
+    pub(crate) fn compare(&self, is: &consumer::Config, status: &watch::Sender<Status>) {
+        let ours = self.ours(is);
+        let (refused, differs) = (!self.fits(is), *is != ours);
+        let changed = status.send_if_modified(|status| {
+            let was = (status.refused, status.differs);
+            (status.refused, status.differs) = (refused, differs);
+            was != (refused, differs)
+        });
+        let gauge = |name: &'static str, value| {
+            metrics::gauge!(name, "consumer" => self.durable.clone()).set(f64::from(u8::from(value)));
+        };
+        gauge("consumer_refused", refused);
+        gauge("consumer_config_drift", differs);
+        if changed && differs {
+            error!(consumer = self.durable, ?is, ?ours, "the durable consumer is not as it was asked for");
+        }
     }
 
     /// A durable consumer's metadata with what this release has to say in them.
@@ -112,8 +147,10 @@ pub struct Status {
     pub trimmed_unread: u64,
     /// Whether an operator has paused it.
     pub paused: bool,
-    /// It does not pull, because a newer release has asked for another filter.
+    /// It does not pull: the durable consumer was not made for this release, or for a newer one with another filter.
     pub refused: bool,
+    /// The durable consumer is not as this release asks for it.
+    pub differs: bool,
 }
 
 /// A durable consumer.
@@ -164,7 +201,7 @@ impl Rewinder {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         let first = stream.cached_info().state.first_sequence;
         let from = (sequence + 1).max(first);
-        stream.reset_consumer(&self.durable, Some(from)).await.context("taking the durable consumer back")?;
+        reset(&stream, &self.durable, Some(from)).await.context("taking the durable consumer back")?;
         Ok(from - (sequence + 1))
     }
 
@@ -183,7 +220,7 @@ impl Rewinder {
                 anyhow::bail!("the stream is empty, and was not: waiting for it to be refilled")
             }
             Ok(_) => {
-                stream.reset_consumer(&self.durable, Some(first)).await.context("taking the durable consumer back")?;
+                reset(&stream, &self.durable, Some(first)).await.context("taking the durable consumer back")?;
             }
             // It begins there by itself, once it is made.
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
@@ -269,8 +306,7 @@ impl Consumer {
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let config = &self.settler.config;
-        let (_, consumer) = self.open(config.batch * (config.in_flight + 2)).await?;
+        let (_, consumer) = self.open().await?;
         let mut messages = self.pull(&consumer).await?;
         batch::run(&self.settler, stop, &mut messages, handler, handled).await
     }
@@ -297,69 +333,78 @@ impl Consumer {
         stop.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
 
-    /// The stream and the durable consumer, made if it is not there, changed if it is not as it should be; so many
-    /// events may be unacknowledged.
-    pub(crate) async fn open(&self, in_hand: usize) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
+    /// The stream and the durable consumer, as the administration has made them.
+    pub(crate) async fn open(&self) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
         let Settler { js, config, .. } = &self.settler;
-        dead_letter::open(js).await?;
+        dead_letter::look(js).await?;
         let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
-        let wanted = pull::Config {
-            durable_name: Some(config.durable.clone()),
-            filter_subject: config.filter.clone(),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            // The attempts are counted here; the server must never give up on its own.
-            max_deliver: -1,
-            max_ack_pending: i64::try_from(in_hand).unwrap_or(i64::MAX),
-            metadata: config.told(&HashMap::new()),
-            ..Default::default()
-        };
-        let consumer = stream.get_or_create_consumer(&config.durable, wanted.clone()).await;
-        let consumer = consumer.context("opening the durable consumer")?;
+        let consumer: PullConsumer =
+            stream.get_consumer(&config.durable).await.map_err(|error| anyhow::anyhow!(error)).with_context(|| {
+                format!("opening the durable consumer {}: `flotilla provision` makes it", config.durable)
+            })?;
         let info = consumer.cached_info();
         // Before anything is pulled: afterwards the floor may have passed the gap.
         if info.num_pending > 0 || info.num_ack_pending > 0 {
             let first = stream.cached_info().state.first_sequence;
             look_for_trimmed(config, &self.status, first, info.ack_floor.stream_sequence);
         }
-        let is = &info.config;
-        let newer = config.is_older(is);
-        self.status.send_modify(|status| status.refused = newer.is_some());
-        let refused = metrics::gauge!("consumer_refused", "consumer" => config.durable.clone());
-        refused.set(f64::from(u8::from(newer.is_some())));
-        if let Some(newer) = newer {
-            anyhow::bail!(
-                "a newer release (revision {newer}, this is {}) has the durable consumer take {}: this one, which asks for \
-                 {}, does not pull",
-                config.revision,
-                is.filter_subject,
-                config.filter
-            );
-        }
-        let ours = consumer::Config { max_ack_pending: wanted.max_ack_pending, ..config.ours(is) };
-        if *is != ours {
-            info!(consumer = config.durable, was = ?is, "the durable consumer was made for another configuration: changing it");
-            if is.filter_subject != ours.filter_subject {
-                warn!(
-                    consumer = config.durable,
-                    "events before its newest that only the new filter takes in do not come"
-                );
-            }
-            stream.update_consumer(ours).await.context("changing the durable consumer")?;
-        }
+        config.compare(&info.config, &self.status);
+        anyhow::ensure!(
+            config.is_older(&info.config).is_none(),
+            "a newer release has the durable consumer take {}: this one (revision {}), which asks for {}, does not pull",
+            info.config.filter_subject,
+            config.revision,
+            config.filter
+        );
+        anyhow::ensure!(
+            config.fits(&info.config),
+            "the durable consumer was not made for what this release asks for: `flotilla provision` of this release changes it"
+        );
         Ok((stream, consumer))
     }
 
     pub(crate) async fn pull(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
         let config = &self.settler.config;
-        let replays = replay::consumer(&self.settler.js, &config.durable, ACK_WAIT, config.batch).await?;
+        let replays = replay::consumer(&self.settler.js, &config.durable).await?;
         let messages =
             streams::select(messages(consumer, config.batch).await?, messages(&replays, config.batch).await?);
-        let messages = messages.boxed();
+        // Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
+        let mut status = self.status.subscribe();
+        let messages =
+            messages.take_until(async move { status.wait_for(|status| status.refused).await.is_ok() }).boxed();
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
     }
+}
+
+/// Takes a durable consumer to a sequence, or to its acknowledged floor; how it is then. From another account nats-server
+/// resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so it is looked at.
+pub(crate) async fn reset(
+    stream: &stream::Stream,
+    durable: &str,
+    to: Option<u64>,
+) -> Result<consumer::Info, anyhow::Error> {
+    let before = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
+    let floor = to.map_or(before.ack_floor.stream_sequence, |to| to.saturating_sub(1));
+    match tokio::time::timeout(RESET_ANSWERS_WITHIN, stream.reset_consumer(durable, to)).await {
+        Ok(Ok(answer)) => return Ok(answer.info),
+        Ok(Err(error)) if error.kind() != stream::ConsumerResetErrorKind::TimedOut => return Err(error.into()),
+        Ok(Err(_)) | Err(_) => {}
+    }
+    let mut tick = tokio::time::interval(RESET_ANSWERS_WITHIN);
+    for _ in 0..RESET_LOOKS {
+        tick.tick().await;
+        let info = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
+        let at = (info.ack_floor.stream_sequence, info.delivered.stream_sequence, info.num_ack_pending);
+        // Or somebody pulls, and has had some of it since: deliveries are counted anew.
+        let (was, is) = (&before.delivered, &info.delivered);
+        let moved = is.consumer_sequence < was.consumer_sequence || is.last_active != was.last_active;
+        if at == (floor, floor, 0) || moved {
+            return Ok(info);
+        }
+    }
+    anyhow::bail!("the durable consumer {durable} was not taken to {}", floor + 1)
 }
 
 /// What a durable consumer gives; an error at its end.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, PullConsumer};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 use async_nats::jetstream::{self, context};
@@ -18,8 +18,6 @@ use crate::settle::Settler;
 
 /// The stream of replays, and of what became of them.
 pub const STREAM: &str = "REPLAY";
-/// By then whoever replays has read what became of it.
-const KEPT: Duration = Duration::from_secs(7 * 86_400);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 const ID: &str = "Replay-Id";
@@ -73,35 +71,14 @@ pub fn outcome(headers: Option<&HeaderMap>) -> Option<(String, String)> {
     Some((header(headers, ID)?.to_owned(), header(headers, OUTCOME)?.to_owned()))
 }
 
-/// Makes the stream if there is none.
-pub async fn open(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
-    let config = stream::Config {
-        name: STREAM.to_owned(),
-        subjects: vec!["replay.>".to_owned(), "replayed.*".to_owned()],
-        max_age: KEPT,
-        storage: stream::StorageType::File,
-        ..Default::default()
-    };
-    js.get_or_create_stream(config).await.context("opening the stream of replays")
+async fn open(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
+    js.get_stream(STREAM).await.context("opening the stream of replays")
 }
 
-/// What a consumer reads replays by, made if it is not there.
-pub async fn consumer(
-    js: &jetstream::Context,
-    durable: &str,
-    ack_wait: Duration,
-    in_hand: usize,
-) -> Result<PullConsumer, anyhow::Error> {
-    let config = pull::Config {
-        durable_name: Some(durable.to_owned()),
-        filter_subject: format!("replay.{durable}.>"),
-        ack_policy: AckPolicy::Explicit,
-        ack_wait,
-        max_deliver: -1,
-        max_ack_pending: i64::try_from(in_hand).unwrap_or(i64::MAX),
-        ..Default::default()
-    };
-    open(js).await?.get_or_create_consumer(durable, config).await.context("opening the consumer of replays")
+/// What a consumer reads replays by.
+pub async fn consumer(js: &jetstream::Context, durable: &str) -> Result<PullConsumer, anyhow::Error> {
+    let consumer = open(js).await?.get_consumer(durable).await.map_err(|error| anyhow::anyhow!(error));
+    consumer.context("opening the consumer of replays")
 }
 
 /// Tells what became of a replayed message; `Ok` only once that is stored.

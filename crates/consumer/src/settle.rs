@@ -127,7 +127,7 @@ impl Settler {
         let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
         let consumer = config.durable.clone();
         // A counter that appears with its first event is, to Prometheus, one that did not rise.
-        for rare in ["consumer_lost_total", "consumer_dead_letters_total", "consumer_config_mended_total"] {
+        for rare in ["consumer_lost_total", "consumer_dead_letters_total"] {
             metrics::counter!(rare, "consumer" => consumer.clone()).increment(0);
         }
         for reason in ["unknown type", "twin"] {

@@ -13,7 +13,7 @@ fn example(name: &str, database: &TestDatabase, nats: &TestNats) -> Command {
     let program: PathBuf = parts::programs().join("examples").join(name);
     assert!(program.exists(), "{} is missing: run `cargo build --workspace --all-targets` first", program.display());
     let mut command = Command::new(program);
-    command.env("DATABASE_URL", &database.superuser).env("NATS_URL", nats.url("admin"));
+    command.env("DATABASE_URL", &database.superuser).env("NATS_URL", nats.url());
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
@@ -28,7 +28,7 @@ async fn entries(database: &TestDatabase) -> i64 {
 #[tokio::test]
 async fn a_shop_and_its_ledger_agree_though_the_ledger_dies() {
     let (nats, shop, books) = tokio::join!(
-        TestNats::start(),
+        TestNats::alone(),
         TestDatabase::with(&[
             include_str!("../../outbox/schema/outbox.sql"),
             include_str!("../../outbox/schema/outbox_operations.sql"),

@@ -1,109 +1,24 @@
-//! nats-server with JetStream, and one user per service that may do what the service does and nothing else.
+//! nats-server with JetStream, in operator mode: an account for each owner of streams and for each reader, written out from
+//! the fleet's table.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use fleet::Login;
 use nix::sys::signal::Signal;
 
 use crate::home::Home;
 use crate::process::{Program, Ready};
 
-/// A user and what it may publish and subscribe.
-struct User {
-    name: &'static str,
-    publish: Vec<String>,
-    subscribe: Vec<String>,
-}
+mod accounts;
+mod administration;
+mod carry;
+mod claims;
+pub mod teams;
 
-fn texts(subjects: &[&str]) -> Vec<String> {
-    subjects.iter().map(|subject| (*subject).to_owned()).collect()
-}
-
-/// What it takes to pull from a stream by a durable consumer, and to make it.
-fn pulls(stream: &str, durable: &str) -> Vec<String> {
-    vec![
-        format!("$JS.API.STREAM.INFO.{stream}"),
-        format!("$JS.API.CONSUMER.INFO.{stream}.{durable}"),
-        format!("$JS.API.CONSUMER.CREATE.{stream}.{durable}"),
-        format!("$JS.API.CONSUMER.CREATE.{stream}.{durable}.>"),
-        format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
-        format!("$JS.ACK.{stream}.{durable}.>"),
-        format!("$JS.ACK.*.*.{stream}.{durable}.>"),
-    ]
-}
-
-/// What a consumer of the `consumer` crate does: its stream, its dead letters, its replays, and the backstop, which
-/// looks for what JetStream itself gave up on.
-fn consumes(stream: &str, durable: &str) -> Vec<String> {
-    [
-        pulls(stream, durable),
-        pulls("REPLAY", durable),
-        pulls("ADVISORIES", &format!("backstop-{stream}-{durable}")),
-        texts(&["$JS.API.STREAM.INFO.DLQ", "$JS.API.STREAM.CREATE.DLQ", "$JS.API.STREAM.CREATE.REPLAY"]),
-        texts(&["$JS.API.STREAM.CREATE.ADVISORIES"]),
-        vec![
-            format!("dlq.{durable}.>"),
-            format!("replayed.{durable}"),
-            format!("$JS.API.STREAM.MSG.GET.{stream}"),
-            // Back to the beginning.
-            format!("$JS.API.CONSUMER.RESET.{stream}.{durable}"),
-        ],
-    ]
-    .concat()
-}
-
-/// Who may do what. Only `todo` publishes to the todo events; `observer` is for event consumers that only read.
-fn users() -> Vec<User> {
-    let todo = [
-        "evt.todo.>",
-        "hint.outbox.todo",
-        "$JS.API.STREAM.INFO.EVENTS_TODO",
-        "$JS.API.STREAM.CREATE.EVENTS_TODO",
-        "$JS.API.STREAM.UPDATE.EVENTS_TODO",
-        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-    ];
-    let projector = ["search-projector", "search-projector-rebuild"].map(|durable| consumes("EVENTS_TODO", durable));
-    let operations = [
-        "replay.>",
-        "audit.>",
-        "$JS.API.STREAM.INFO.AUDIT",
-        "$JS.API.STREAM.CREATE.AUDIT",
-        "$JS.API.STREAM.CREATE.DLQ",
-        "$JS.API.STREAM.CREATE.REPLAY",
-        "$JS.API.STREAM.MSG.GET.REPLAY",
-        "$JS.API.CONSUMER.INFO.REPLAY.*",
-        // Letters that a restored database has lost are read again.
-        "$JS.API.CONSUMER.RESET.DLQ.operations",
-        // A range of a stream is replayed from there.
-        "$JS.API.STREAM.INFO.EVENTS_TODO",
-        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-    ];
-    let observer = [
-        "$JS.API.INFO",
-        "$JS.API.STREAM.NAMES",
-        "$JS.API.STREAM.INFO.EVENTS_TODO",
-        "$JS.API.STREAM.MSG.GET.EVENTS_TODO",
-        "$JS.API.CONSUMER.CREATE.EVENTS_TODO.>",
-        "$JS.API.CONSUMER.INFO.EVENTS_TODO.>",
-        "$JS.API.CONSUMER.MSG.NEXT.EVENTS_TODO.>",
-        "$JS.ACK.EVENTS_TODO.>",
-    ];
-    vec![
-        User { name: "admin", publish: texts(&[">"]), subscribe: texts(&[">"]) },
-        User { name: "todo", publish: texts(&todo), subscribe: texts(&["_INBOX_todo.>", "hint.outbox.todo"]) },
-        User {
-            name: "search-projector",
-            publish: projector.concat(),
-            subscribe: texts(&["_INBOX_search-projector.>"]),
-        },
-        User {
-            name: "operations",
-            publish: [texts(&operations), pulls("DLQ", "operations"), pulls("REPLAY", "operations")].concat(),
-            subscribe: texts(&["_INBOX_operations.>"]),
-        },
-        User { name: "observer", publish: texts(&observer), subscribe: texts(&["_INBOX.>", "evt.>"]) },
-    ]
-}
+pub use accounts::{administration, credentials_file};
+pub use administration::{Wanted, connect, provision};
+pub use carry::streams;
 
 /// A server.
 #[derive(Debug, Clone)]
@@ -119,14 +34,31 @@ pub struct Nats {
     log: PathBuf,
     /// Its place in a cluster: its number, its port for the others, and theirs.
     cluster: Option<(usize, u16, Vec<u16>)>,
+    accounts: Layout,
+}
+
+/// Who may log in.
+#[derive(Debug, Clone)]
+pub enum Layout {
+    /// The logins of the fleet's table, and these beside them, each in its account.
+    Fleet(Vec<Login>),
+    /// The logins of the table with all their permissions, in one account: what the layout is compared with.
+    OneAccount,
+    /// One account, and one user `admin` who may do everything: for what knows no fleet.
+    Alone,
 }
 
 impl Nats {
-    /// Writes the server's configuration.
+    /// Writes the server's configuration. What an earlier layout has stored is carried over.
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn prepare(home: &Home, program: &Path, port: u16, monitor: u16) -> Result<Self, anyhow::Error> {
+    pub fn prepare(
+        home: &Home,
+        program: &Path,
+        (port, monitor): (u16, u16),
+        accounts: Layout,
+    ) -> Result<Self, anyhow::Error> {
         let server = Self {
             port,
             monitor,
@@ -135,15 +67,21 @@ impl Nats {
             config: home.path("conf/nats.conf"),
             log: home.log("nats"),
             cluster: None,
+            accounts,
         };
         server.written(home)
     }
 
-    /// Writes the configurations of a cluster, whose servers share the users of the home.
+    /// Writes the configurations of a cluster, whose servers share the accounts of the home.
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn prepare_cluster(home: &Home, program: &Path, ports: &[(u16, u16, u16)]) -> Result<Vec<Self>, anyhow::Error> {
+    pub fn prepare_cluster(
+        home: &Home,
+        program: &Path,
+        ports: &[(u16, u16, u16)],
+        accounts: &Layout,
+    ) -> Result<Vec<Self>, anyhow::Error> {
         let routes: Vec<u16> = ports.iter().map(|(_, _, route)| *route).collect();
         let server = |(number, &(port, monitor, route)): (usize, &(u16, u16, u16))| {
             let server = Self {
@@ -154,6 +92,7 @@ impl Nats {
                 config: home.path(&format!("conf/nats-{number}.conf")),
                 log: home.log(&format!("nats-{number}")),
                 cluster: Some((number, route, routes.clone())),
+                accounts: accounts.clone(),
             };
             server.written(home)
         };
@@ -168,19 +107,6 @@ impl Nats {
     }
 
     fn configuration(&self, home: &Home) -> Result<String, anyhow::Error> {
-        let mut lines = String::new();
-        for user in &users() {
-            let password = password(home, user.name)?;
-            let quoted = |subjects: &[String]| {
-                subjects.iter().map(|subject| format!("\"{subject}\"")).collect::<Vec<_>>().join(", ")
-            };
-            lines.push_str(&format!(
-                "    {{ user: \"{}\", password: \"{password}\", permissions: {{ publish: [{}], subscribe: [{}] }} }}\n",
-                user.name,
-                quoted(&user.publish),
-                quoted(&user.subscribe)
-            ));
-        }
         let (name, cluster) = match &self.cluster {
             None => ("flotilla".to_owned(), String::new()),
             Some((number, port, routes)) => {
@@ -190,12 +116,36 @@ impl Nats {
                 (format!("flotilla-{number}"), cluster)
             }
         };
+        let logins = match &self.accounts {
+            Layout::Fleet(more) => self.operator_mode(home, accounts::make(home, more)?)?,
+            Layout::OneAccount => self.operator_mode(home, accounts::make_in_one(home)?)?,
+            Layout::Alone => {
+                let password = home.secret("nats-admin-password")?;
+                format!("authorization {{ user: admin, password: \"{password}\" }}\n")
+            }
+        };
         Ok(format!(
             "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\
-             jetstream {{ store_dir: \"{}\" }}\nauthorization {{\n  users: [\n{lines}  ]\n}}\n",
+             jetstream {{ store_dir: \"{}\", max_file_store: {}, max_memory_store: 1073741824 }}\n{logins}",
             self.port,
             self.monitor,
-            self.store.display()
+            self.store.display(),
+            accounts::max_file()
+        ))
+    }
+
+    fn operator_mode(&self, home: &Home, accounts: accounts::Accounts) -> Result<String, anyhow::Error> {
+        carry::over(home, &self.store)?;
+        // Beside the streams, so that accounts outlive them.
+        let resolver = self.store.with_extension("accounts");
+        accounts.write(&resolver)?;
+        let (system, jwt) = &accounts.system;
+        Ok(format!(
+            "operator: {}\nsystem_account: {system}\n\
+             resolver {{ type: full, dir: \"{}\", allow_delete: true, interval: \"2m\" }}\n\
+             resolver_preload {{ {system}: {jwt} }}\n",
+            accounts.operator,
+            resolver.display()
         ))
     }
 
@@ -220,15 +170,15 @@ impl Nats {
         }
     }
 
-    /// The login of a user.
-    ///
-    /// # Errors
-    /// Its password cannot be read or made.
-    pub fn url(&self, home: &Home, user: &str) -> Result<String, anyhow::Error> {
-        Ok(format!("nats://{user}:{}@127.0.0.1:{}", password(home, user)?, self.port))
+    /// Whether it has one account, and one user.
+    #[must_use]
+    pub const fn is_alone(&self) -> bool {
+        matches!(self.accounts, Layout::Alone)
     }
-}
 
-fn password(home: &Home, user: &str) -> Result<String, anyhow::Error> {
-    home.secret(&format!("nats-{user}-password"))
+    /// Where clients connect to.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
 }

@@ -16,7 +16,7 @@ use crate::faults::Proxies;
 use crate::home::{self, Home};
 use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
-use crate::nats::Nats;
+use crate::nats::{self, Nats};
 use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, Roles, SUPERUSER};
@@ -91,7 +91,7 @@ impl Stack {
         let supervisor = Arc::new(Supervisor::new(board.clone())?);
         let issuer_stop = CancellationToken::new();
         let starting = Starting { options, home: &home, say: &say, supervisor: &supervisor, board: &board };
-        match starting.all(&programs, ports, gateway_port, &issuer_stop).await {
+        match Box::pin(starting.all(&programs, ports, gateway_port, &issuer_stop)).await {
             Ok(postgres) => {
                 board.is_up();
                 Ok(Self { home, board, postgres, supervisor, issuer_stop, _lock: lock })
@@ -152,7 +152,8 @@ impl Starting<'_> {
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
         let node =
             OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, opensearch_port, transport_port)?;
-        let nats = Nats::prepare(self.home, &programs.nats_server, nats_port, monitor_port)?;
+        let accounts = nats::Layout::Fleet(Vec::new());
+        let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
         let postgres_seen = postgres.through(door("postgres", postgres_port));
         let nats_seen = nats.through(door("nats", nats_port));
         let opensearch_seen = format!("http://127.0.0.1:{}", door("opensearch", opensearch_port));
@@ -170,8 +171,12 @@ impl Starting<'_> {
                 return Ok(());
             }
             let started = Instant::now();
-            self.supervisor.start(nats.program(), self.nats_unit(&nats)?).await?;
-            self.step(&format!("nats-server on port {nats_port}"), started);
+            self.supervisor.start(nats.program(), self.nats_unit(&nats)).await?;
+            let provisioned = nats::provision(self.home, &nats.address(), nats::Wanted::default()).await;
+            provisioned.context("making the streams and the durable consumers")?;
+            self.step(&format!("nats-server on port {nats_port}, with its streams"), started);
+            let (home, board) = (self.home.clone(), self.board.clone());
+            tokio_util::task::TaskTracker::new().spawn(administrate(home, board, nats.address(), issuer_stop.clone()));
             let issuer = Issuer::open(self.home)?;
             issuer.serve(issuer_port, issuer_stop.clone()).await?;
             self.board.add(self.issuer_unit(issuer_port));
@@ -208,17 +213,16 @@ impl Starting<'_> {
         let owner = secret("todo-owner-database-url", postgres.url("todo_owner", &roles.owner, "todo"))?;
         let app = secret("todo-database-url", postgres.url("todo_app", &roles.app, "todo"))?;
         let relay = secret("todo-relay-database-url", postgres.url("todo_relay", &roles.relay, "todo"))?;
-        let nats_url = secret("todo-nats-url", nats.url(self.home, "todo")?)?;
         self.home.secret("todo-page-token-key")?;
         self.migrate("todo", &owner).await?;
         self.step("migrated the database of todo", started);
         let files = [
             ("FLOTILLA_DATABASE_URL_FILE", app),
             ("FLOTILLA_RELAY_DATABASE_URL_FILE", relay),
-            ("FLOTILLA_NATS_URL_FILE", nats_url),
             ("FLOTILLA_PAGE_TOKEN_KEY_FILE", self.home.path("secrets/todo-page-token-key")),
         ];
-        let env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+        let mut env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+        env.extend(self.nats_login(nats, "todo"));
         self.service("todo", port, ops, issuer_port, env).await
     }
 
@@ -243,11 +247,10 @@ impl Starting<'_> {
         let url = |role: &str, password: &str| postgres.url(role, password, "operations");
         let owner = secret("operations-owner-database-url", url("operations_owner", &roles.owner))?;
         let app = secret("operations-database-url", url("operations_app", &roles.app))?;
-        let nats_url = secret("operations-nats-url", nats.url(self.home, "operations")?)?;
         self.migrate("operations", &owner).await?;
         self.step("migrated the database of operations", started);
-        let files = [("FLOTILLA_DATABASE_URL_FILE", app), ("FLOTILLA_NATS_URL_FILE", nats_url)];
-        let env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+        let mut env = vec![("FLOTILLA_DATABASE_URL_FILE".to_owned(), app.display().to_string())];
+        env.extend(self.nats_login(nats, "operations"));
         self.run("operations", ops, ops, env).await
     }
 
@@ -258,15 +261,13 @@ impl Starting<'_> {
         issuer_port: u16,
         (port, ops): (u16, u16),
     ) -> Result<(), anyhow::Error> {
-        let nats_url =
-            self.home.write_secret("search-projector-nats-url", &nats.url(self.home, "search-projector")?)?;
         self.home.secret("search-page-token-key")?;
         let key = self.home.path("secrets/search-page-token-key");
-        let env = vec![
-            ("FLOTILLA_NATS_URL_FILE".to_owned(), nats_url.display().to_string()),
+        let mut env = vec![
             ("FLOTILLA_OPENSEARCH_URL".to_owned(), opensearch),
             ("FLOTILLA_PAGE_TOKEN_KEY_FILE".to_owned(), key.display().to_string()),
         ];
+        env.extend(self.nats_login(nats, "search-projector"));
         self.service("search-projector", port, ops, issuer_port, env).await
     }
 
@@ -371,19 +372,20 @@ impl Starting<'_> {
         })
     }
 
-    fn nats_unit(&self, nats: &Nats) -> Result<Unit, anyhow::Error> {
-        let mut files = Vec::new();
-        for user in ["admin", "observer"] {
-            let password = self.home.secret(&format!("nats-{user}-password"))?;
-            let creds = json!({"url": nats.url(self.home, user)?, "user": user, "password": password});
-            files.push(self.home.write_secret(&format!("nats-{user}.json"), &creds.to_string())?);
-        }
-        Ok(Unit {
+    /// Where a service finds NATS, and what it logs in by.
+    fn nats_login(&self, nats: &Nats, login: &str) -> [(String, String); 2] {
+        let credentials = nats::credentials_file(self.home, login).display().to_string();
+        [("FLOTILLA_NATS_URL".to_owned(), nats.address()), ("FLOTILLA_NATS_CREDS".to_owned(), credentials)]
+    }
+
+    fn nats_unit(&self, nats: &Nats) -> Unit {
+        Unit {
             data_dir: Some(nats.store.clone()),
             url: Some(format!("nats://127.0.0.1:{}", nats.port)),
-            creds_file: files.into_iter().next(),
+            // Who looks around looks at the todos' events first.
+            creds_file: Some(nats::credentials_file(self.home, &nats::administration("TODO"))),
             ..self.unit("nats", Kind::Part, nats.port)
-        })
+        }
     }
 
     fn opensearch_unit(&self, node: &OpenSearch) -> Unit {
@@ -401,6 +403,23 @@ impl Starting<'_> {
             url: Some(format!("http://127.0.0.1:{port}")),
             log: self.home.log("supervisor"),
             ..self.unit("issuer", Kind::Part, port)
+        }
+    }
+}
+
+/// Makes streams and durable consumers anew after each start of nats-server: its store may have been lost.
+async fn administrate(home: Home, board: Board, address: String, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    let mut seen = 0;
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let units = board.read().units;
+        let Some(unit) = units.iter().find(|unit| unit.name == "nats") else { continue };
+        if unit.restarts == seen || unit.state != State::Ready {
+            continue;
+        }
+        match nats::provision(&home, &address, nats::Wanted::default()).await {
+            Ok(()) => seen = unit.restarts,
+            Err(error) => eprintln!("the streams and the durable consumers cannot be looked after: {error:#}"),
         }
     }
 }

@@ -69,6 +69,8 @@ async fn main() -> Result<(), anyhow::Error> {
         retention_days: Some(8),
         max_bytes: 64 * 1024,
     };
+    // Elsewhere the administration does this, with rights that no service has.
+    outbox::administer::stream(&async_nats::jetstream::new(nats.clone()), &config.stream).await?;
     let (relay, stop) = (Relay::new(db.clone(), nats, config), CancellationToken::new());
     let handle = relay.handle();
     let work = async {

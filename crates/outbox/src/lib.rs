@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod administer;
 mod chain;
 pub mod operate;
 mod place;

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::ops::DerefMut;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ const FAILS_ALONE: u32 = 3;
 const PARK_PAUSE: Duration = Duration::from_secs(30);
 const PARK_PAUSE_MOST: Duration = Duration::from_secs(300);
 
-/// The stream that the relay publishes to; made if it does not exist.
+/// The stream that the relay publishes to, as [`crate::administer::stream`] makes it.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
     /// The stream's name.
@@ -192,8 +191,6 @@ pub struct Relay {
     pub(crate) config: RelayConfig,
     pub(crate) tidings: Arc<Tidings>,
     pub(crate) status: watch::Sender<Status>,
-    /// One try is enough: without the permission each takes as long as the server is waited for.
-    pub(crate) could_not_change_stream: AtomicBool,
 }
 
 /// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
@@ -257,8 +254,7 @@ impl Relay {
     #[must_use]
     pub fn new(db: PgPool, nats: async_nats::Client, config: RelayConfig) -> Self {
         let status = watch::Sender::new(Status { role: Role::Standby, done: 0, stream_seq: 0 });
-        let could_not_change_stream = AtomicBool::new(false);
-        Self { db, nats, config, tidings: Arc::default(), status, could_not_change_stream }
+        Self { db, nats, config, tidings: Arc::default(), status }
     }
 
     /// For those who write and those who watch.

@@ -1,7 +1,6 @@
 //! One session of the leader: from taking its place at the stream's tail to the first fault.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +11,7 @@ use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros};
@@ -380,42 +379,13 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The stream, made if it does not exist. One that is not as it was asked for is changed where that takes no event away;
-/// what is left is said, and shown by the gauge `outbox_stream_drift`.
+/// The stream, as the administration has made it ([`crate::administer`]). In what it is not as it was asked for is said, and
+/// shown by the gauge `outbox_stream_drift`.
 async fn open_stream(relay: &Relay) -> Result<stream::Stream, anyhow::Error> {
     let spec = &relay.config.stream;
     let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(relay.nats.clone());
-    let config = stream::Config {
-        name: spec.name.clone(),
-        subjects: spec.subjects.clone(),
-        max_age: spec.max_age,
-        num_replicas: spec.replicas,
-        // Refuse rather than drop: age is the only thing that may take an event away.
-        discard: stream::DiscardPolicy::New,
-        storage: stream::StorageType::File,
-        ..Default::default()
-    };
-    let mut stream =
-        js.get_or_create_stream(config).await.with_context(|| format!("opening the stream {}", spec.name))?;
-    let is = stream.cached_info().config.clone();
-    // But for the age limit: a shorter one takes events away, and behind a longer one an empty stream looks purged. That is
-    // an operator's to change.
-    let ours = stream::Config {
-        subjects: spec.subjects.clone(),
-        num_replicas: spec.replicas,
-        discard: stream::DiscardPolicy::New,
-        ..is.clone()
-    };
-    if is != ours && !relay.could_not_change_stream.swap(true, Ordering::Relaxed) {
-        warn!(stream = spec.name, ?is, ?ours, "the stream is not as it was asked for: changing it");
-        match js.update_stream(ours).await {
-            Ok(_) => {
-                relay.could_not_change_stream.store(false, Ordering::Relaxed);
-                stream = js.get_stream(&spec.name).await.context("opening the stream")?;
-            }
-            Err(error) => error!(stream = spec.name, %error, "the stream could not be changed"),
-        }
-    }
+    let stream = js.get_stream(&spec.name).await;
+    let stream = stream.with_context(|| format!("opening the stream {}: `flotilla provision` makes it", spec.name))?;
     let drift = drift(&stream.cached_info().config, &relay.config);
     metrics::gauge!("outbox_stream_drift").set(drift.len() as f64);
     for what in &drift {

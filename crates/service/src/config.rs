@@ -9,6 +9,8 @@ use authz::JwksSource;
 use clap::Args;
 use secrecy::SecretString;
 
+use crate::nats::Login;
+
 /// Everything that is wrong with a configuration, a line each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(Vec<String>);
@@ -53,6 +55,24 @@ impl Problems {
             }
             (None, None) => {
                 self.0.push(format!("{name}: is missing: set it, or {name}_FILE to the file that holds it"));
+                None
+            }
+        }
+    }
+
+    /// Where NATS is, and the credentials file; both must be set, and the file be there.
+    pub fn nats(&mut self, url: Option<&str>, credentials: Option<&Path>) -> Option<Login> {
+        if url.is_none() {
+            self.0.push("FLOTILLA_NATS_URL: is missing: set it to nats://host:port".to_owned());
+        }
+        match credentials.map(|path| (path, std::fs::metadata(path))) {
+            Some((path, Ok(_))) => Some(Login { url: url?.to_owned(), credentials: path.to_owned() }),
+            Some((path, Err(error))) => {
+                self.0.push(format!("FLOTILLA_NATS_CREDS: {}: {error}", path.display()));
+                None
+            }
+            None => {
+                self.0.push("FLOTILLA_NATS_CREDS: is missing: set it to the service's credentials file".to_owned());
                 None
             }
         }

@@ -1,24 +1,33 @@
 //! The connection to NATS.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, stream};
 use async_nats::{Client, ConnectOptions, ServerAddr};
 use tracing::info;
 
-/// Connects; `url` carries the user and the password. A server that is away is waited for in the background, now and
-/// later; what is asked of it meanwhile fails or waits.
+/// Where NATS is, and what a service logs in by.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// nats://host:port.
+    pub url: String,
+    /// Its credentials file.
+    pub credentials: PathBuf,
+}
+
+/// Connects. A server that is away is waited for in the background, now and later; what is asked of it meanwhile fails or
+/// waits.
 ///
 /// # Errors
-/// Fails when the address cannot be read.
-pub async fn connect(name: &str, url: &str) -> Result<Client, anyhow::Error> {
-    // The client does not take the login out of the address by itself.
-    let address: ServerAddr = url.parse()?;
-    let login = |part: Option<&str>| part.unwrap_or_default().to_owned();
-    let client = ConnectOptions::new()
-        .user_and_password(login(address.username()), login(address.password()))
+/// Fails when the address or the credentials cannot be read.
+pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error> {
+    let address: ServerAddr = login.url.parse()?;
+    let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
+    let client = credentials
+        .with_context(|| format!("reading the credentials {}", login.credentials.display()))?
         .name(name)
         .custom_inbox_prefix(format!("_INBOX_{name}"))
         // A dead peer is noticed after two of these.
@@ -37,33 +46,14 @@ pub async fn connect(name: &str, url: &str) -> Result<Client, anyhow::Error> {
 pub struct Record {
     js: jetstream::Context,
     name: &'static str,
-    subjects: &'static str,
 }
 
 impl Record {
-    /// The stream `name`, which holds `subjects`. Nothing is asked yet.
+    /// The stream `name`. Nothing is asked yet.
     #[must_use]
-    pub fn new(nats: Client, name: &'static str, subjects: &'static str) -> Self {
+    pub fn new(nats: Client, name: &'static str) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats);
-        Self { js, name, subjects }
-    }
-
-    /// Makes the stream if there is none.
-    ///
-    /// # Errors
-    /// NATS does not answer, or refuses.
-    pub async fn open(&self) -> Result<(), anyhow::Error> {
-        let config = stream::Config {
-            name: self.name.to_owned(),
-            subjects: vec![self.subjects.to_owned()],
-            discard: stream::DiscardPolicy::New,
-            storage: stream::StorageType::File,
-            deny_delete: true,
-            deny_purge: true,
-            ..Default::default()
-        };
-        self.js.get_or_create_stream(config).await.with_context(|| format!("opening the stream {}", self.name))?;
-        Ok(())
+        Self { js, name }
     }
 
     /// Adds a line; `Ok` once it is stored. Within two minutes, one of the same id is stored once.

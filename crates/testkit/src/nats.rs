@@ -1,11 +1,12 @@
-//! A nats-server for one test, with the users and permissions of the local stack.
+//! A nats-server for one test: with the accounts of the local stack, or with one account for what knows no fleet.
 
 use std::path::PathBuf;
 
 use devstack::Home;
-use devstack::nats::Nats;
+use devstack::nats::{self, Layout, Nats, Wanted};
 use devstack::ports::Ports;
 use devstack::process::{Program, signal};
+use fleet::Login;
 use nix::sys::signal::Signal;
 use tokio::process::Child;
 
@@ -21,20 +22,51 @@ pub struct TestNats {
 }
 
 impl TestNats {
-    /// Starts one on free ports.
+    /// Starts one with the accounts of the fleet, its streams and its durable consumers.
     ///
     /// # Panics
     /// It does not start.
     pub async fn start() -> Self {
+        Self::with(Vec::new()).await
+    }
+
+    /// Starts one that has these logins too.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn with(more: Vec<Login>) -> Self {
+        let test = Self::one(Layout::Fleet(more)).await;
+        test.provision(Wanted::default()).await;
+        test
+    }
+
+    /// Starts one that has one account, with one user `admin`, and no stream.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn alone() -> Self {
+        Self::one(Layout::Alone).await
+    }
+
+    /// Starts one that is laid out so, without streams.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn laid_out(layout: Layout) -> Self {
+        Self::one(layout).await
+    }
+
+    async fn one(layout: Layout) -> Self {
         let (folder, home, server) = prepare();
         let mut ports = Ports::default();
-        let nats = Nats::prepare(&home, &server, ports.pick(0).unwrap(), ports.pick(0).unwrap()).unwrap();
+        let ports = (ports.pick(0).unwrap(), ports.pick(0).unwrap());
+        let nats = Nats::prepare(&home, &server, ports, layout).unwrap();
         let test = Self::of(folder, home, nats);
         test.until_ready().await;
         test
     }
 
-    /// Starts a cluster of three; the first of them owns the folder.
+    /// Starts a cluster of three, each stream on all of them; the first of them owns the folder.
     ///
     /// # Panics
     /// It does not start.
@@ -43,13 +75,31 @@ impl TestNats {
         let mut ports = Ports::default();
         let mut pick = || ports.pick(0).unwrap();
         let numbers: Vec<_> = (0..3).map(|_| (pick(), pick(), pick())).collect();
-        let servers = Nats::prepare_cluster(&home, &server, &numbers).unwrap();
+        let servers = Nats::prepare_cluster(&home, &server, &numbers, &Layout::Fleet(Vec::new())).unwrap();
         let tests: Vec<Self> =
             servers.into_iter().map(|nats| Self::of(folder.clone(), Home::open(&folder).unwrap(), nats)).collect();
         for test in &tests {
             test.until_ready().await;
         }
+        tests[0].provision(Wanted { replicas: 3, ..Wanted::default() }).await;
         tests
+    }
+
+    /// What the administration does: makes streams and durable consumers, and changes what differs.
+    ///
+    /// # Panics
+    /// NATS refuses.
+    pub async fn provision(&self, wanted: Wanted) {
+        // A cluster has no leader at first.
+        let mut last = None;
+        for _ in 0..50 {
+            match Box::pin(nats::provision(&self.home, &self.nats.address(), wanted)).await {
+                Ok(()) => return,
+                Err(error) => last = Some(error),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        panic!("{:#}", last.unwrap());
     }
 
     fn of(folder: PathBuf, home: Home, nats: Nats) -> Self {
@@ -64,10 +114,19 @@ impl TestNats {
         self.nats.port
     }
 
-    /// Where JetStream keeps its streams.
+    /// Where JetStream keeps everything.
     #[must_use]
     pub fn store(&self) -> &std::path::Path {
         &self.nats.store
+    }
+
+    /// Where it keeps the streams of an account.
+    ///
+    /// # Panics
+    /// The account's key cannot be read.
+    #[must_use]
+    pub fn streams(&self, owner: &str) -> PathBuf {
+        nats::streams(&self.home, &self.nats.store, owner).unwrap()
     }
 
     async fn until_ready(&self) {
@@ -75,37 +134,67 @@ impl TestNats {
         until("nats-server is ready", || self.program.is_ready(&http)).await;
     }
 
-    /// The login of a user.
-    ///
-    /// # Panics
-    /// There is no such user.
+    /// Where clients connect to.
     #[must_use]
-    pub fn url(&self, user: &str) -> String {
-        self.nats.url(&self.home, user).unwrap()
+    pub fn address(&self) -> String {
+        self.nats.address()
     }
 
-    /// A client with the rights of a user.
+    /// The home that its keys and credentials are in.
+    #[must_use]
+    pub const fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// The credentials file of a login.
+    #[must_use]
+    pub fn credentials(&self, login: &str) -> PathBuf {
+        nats::credentials_file(&self.home, login)
+    }
+
+    /// The address with the login of the one user of a server without accounts.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let password = self.home.secret("nats-admin-password").unwrap();
+        format!("nats://admin:{password}@127.0.0.1:{}", self.nats.port)
+    }
+
+    /// A client with the rights of a login.
     ///
     /// # Panics
     /// It cannot connect.
-    pub async fn client(&self, user: &str) -> async_nats::Client {
-        let url = self.url(user);
-        let (_, login) = url.split_once("//").unwrap();
-        let (login, host) = login.split_once('@').unwrap();
-        let (name, password) = login.split_once(':').unwrap();
-        let mut options = async_nats::ConnectOptions::new().user_and_password(name.to_owned(), password.to_owned());
-        if !matches!(user, "admin" | "observer") {
-            options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
-        }
-        options.connect(host).await.unwrap()
+    pub async fn client(&self, login: &str) -> async_nats::Client {
+        let options = async_nats::ConnectOptions::new();
+        let options = if login == "admin" {
+            options.user_and_password("admin".to_owned(), self.home.secret("nats-admin-password").unwrap())
+        } else {
+            options
+                .credentials_file(self.credentials(login))
+                .await
+                .unwrap()
+                .custom_inbox_prefix(format!("_INBOX_{login}"))
+        };
+        options.connect(self.address()).await.unwrap()
     }
 
-    /// JetStream as the operator.
+    /// JetStream as the administration: of the one account, or of that of the todos' events.
     ///
     /// # Panics
     /// It cannot connect.
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(self.client("admin").await)
+        let alone = self.nats.is_alone();
+        async_nats::jetstream::new(self.client(if alone { "admin" } else { "todo-admin" }).await)
+    }
+
+    /// JetStream as the administration of dead letters, replays, audit and advisories.
+    ///
+    /// # Panics
+    /// It cannot connect.
+    pub async fn records(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(self.client("records-admin").await)
     }
 
     /// SIGKILL, and a wait until it is gone.
@@ -117,13 +206,30 @@ impl TestNats {
         self.child.wait().await.unwrap();
     }
 
-    /// Starts it again, on the same ports, with what its store holds.
+    /// Starts it again, on the same ports, with what its store holds. Where that was wiped, the administration makes streams
+    /// and durable consumers anew.
     ///
     /// # Panics
     /// It does not start.
     pub async fn restart(&mut self) {
+        let wiped = !self.nats.store.exists();
         self.child = self.program.spawn().unwrap();
         self.until_ready().await;
+        if wiped && !self.nats.is_alone() {
+            self.provision(Wanted::default()).await;
+        }
+    }
+
+    /// Starts it again with what its store holds, laid out anew: as an upgrade does.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn lay_out(&mut self, layout: Layout) {
+        signal(self.child.id().unwrap(), Signal::SIGTERM).unwrap();
+        self.child.wait().await.unwrap();
+        self.nats = Nats::prepare(&self.home, &program(), (self.nats.port, self.nats.monitor), layout).unwrap();
+        self.program = self.nats.program();
+        self.restart().await;
     }
 
     /// Removes everything that JetStream has stored; only while it is not running.
@@ -140,9 +246,12 @@ fn prepare() -> (PathBuf, Home, PathBuf) {
     crate::Parts::shared();
     let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
     let home = Home::open(&folder).unwrap();
+    (folder, home, program())
+}
+
+fn program() -> PathBuf {
     let pinned = devstack::install::version("NATS_SERVER").unwrap();
-    let server = devstack::home::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server");
-    (folder, home, server)
+    devstack::home::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server")
 }
 
 impl Drop for TestNats {

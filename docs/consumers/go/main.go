@@ -1,7 +1,8 @@
 // Prints a tenant's todo events as they come. Its durable consumer remembers what was read: run it again, and it goes on
 // where it ended.
 //
-//	go run . ../../../.flotilla/secrets/nats-observer.json acme [how many]
+//	bin/flotilla nats-credentials create --tenant acme --name reporting
+//	go run . ../../../.flotilla/secrets/nats/team-acme_reporting.creds nats://127.0.0.1:14222 [how many]
 package main
 
 import (
@@ -10,7 +11,9 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -37,7 +40,7 @@ var known = map[string]bool{
 
 func main() {
 	if len(os.Args) < 3 {
-		log.Fatal("usage: consume LOGIN-FILE TENANT [HOW MANY]")
+		log.Fatal("usage: consume CREDENTIALS-FILE URL [HOW MANY]")
 	}
 	count := 0
 	if len(os.Args) > 3 {
@@ -48,16 +51,8 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, loginFile, tenant string, count int) error {
-	var login struct{ URL string }
-	text, err := os.ReadFile(loginFile)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(text, &login); err != nil {
-		return err
-	}
-	client, err := nats.Connect(login.URL, nats.MaxReconnects(-1))
+func run(ctx context.Context, credentials, url string, count int) error {
+	client, err := nats.Connect(url, nats.UserCredentials(credentials), nats.MaxReconnects(-1))
 	if err != nil {
 		return err
 	}
@@ -66,11 +61,9 @@ func run(ctx context.Context, loginFile, tenant string, count int) error {
 	if err != nil {
 		return err
 	}
-	consumer, err := js.CreateOrUpdateConsumer(ctx, "EVENTS_TODO", jetstream.ConsumerConfig{
-		Durable:       "go-example-" + tenant,
-		FilterSubject: "evt.todo.*.*." + tenant,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-	})
+	// The durable consumer was made with the credentials, and is called as their file is. Nothing is asked of the stream.
+	durable := strings.TrimSuffix(filepath.Base(credentials), ".creds")
+	consumer, err := js.Consumer(ctx, "EVENTS_TODO", durable)
 	if err != nil {
 		return err
 	}

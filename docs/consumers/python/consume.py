@@ -1,19 +1,19 @@
 """Prints a tenant's todo events as they come, each validated against its schema. Its durable consumer remembers what was
 read: run it again, and it goes on where it ended.
 
-    python docs/consumers/python/consume.py .flotilla/secrets/nats-observer.json acme [how many]
+    bin/flotilla nats-credentials create --tenant acme --name reporting
+    python docs/consumers/python/consume.py .flotilla/secrets/nats/team-acme_reporting.creds nats://127.0.0.1:14222 [how many]
 """
 import asyncio, json, pathlib, sys
 import jsonschema, nats
-from nats.js.api import ConsumerConfig
 
 SCHEMAS = pathlib.Path(__file__).parents[3] / "schemas"
 
-async def main(login_file, tenant, count="0"):
-    login = json.loads(pathlib.Path(login_file).read_text())
-    client = await nats.connect(login["url"])
-    events = await client.jetstream().pull_subscribe(
-        f"evt.todo.*.*.{tenant}", durable=f"python-example-{tenant}", stream="EVENTS_TODO", config=ConsumerConfig(ack_wait=30))
+async def main(credentials, url, count="0"):
+    client = await nats.connect(url, user_credentials=credentials)
+    # The durable consumer was made with the credentials, and is called as their file is. Nothing is asked of the stream.
+    durable = pathlib.Path(credentials).stem
+    events = await client.jetstream().pull_subscribe_bind(consumer=durable, stream="EVENTS_TODO")
     seen = 0
     while not int(count) or seen < int(count):
         try:

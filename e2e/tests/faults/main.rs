@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use clients::{Client, Todo, Wishes};
 use e2e::Fleet;
@@ -113,10 +112,7 @@ async fn every_write_is_there(fleet: &Fleet, written: &[Client], seed: u64) {
 
 /// The versions of every aggregate in the stream: 1, 2, 3 and so on; a twin tells the same version.
 async fn versions_follow_each_other(fleet: &Fleet, seed: u64) {
-    let login = fleet.login("nats");
-    let part = |name: &str| login[name].as_str().unwrap().to_owned();
-    let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
-    let js = jetstream::new(options.connect(part("url")).await.unwrap());
+    let js = fleet.jetstream().await;
     let stream = js.get_stream("EVENTS_TODO").await.unwrap();
     let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::All, ..Default::default() };
     let consumer = stream.create_consumer(config).await.unwrap();

@@ -1,5 +1,6 @@
 //! The `flotilla` command, as operators and scripts use it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::Value;
@@ -38,8 +39,12 @@ fn status_tells_scripts_what_they_need() {
                 assert!(!unit["url"].as_str().unwrap().contains('@'), "no secrets in {unit}");
             }
         }
-        for part in ["postgres", "nats"] {
-            assert!(fleet.login(part)["url"].as_str().unwrap().contains('@'));
+        assert!(fleet.login("postgres")["url"].as_str().unwrap().contains('@'));
+        let credentials = fleet.unit("nats").creds_file.unwrap();
+        assert!(std::fs::read_to_string(&credentials).unwrap().contains("BEGIN NATS USER JWT"));
+        for entry in std::fs::read_dir(credentials.parent().unwrap()).unwrap() {
+            let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "keys and credentials are their owner's alone");
         }
         let text = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
         assert!(text.contains("gateway") && text.contains("ready"), "{text}");

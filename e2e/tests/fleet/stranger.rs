@@ -13,14 +13,14 @@ use e2e::Fleet;
 /// A Python with the packages that the program names; made once, in the user's cache.
 async fn python() -> PathBuf {
     let (nats, schema) = (version("NATS_PY").unwrap(), version("PY_JSONSCHEMA").unwrap());
-    let venv = devstack::home::cache().unwrap().join(format!("python-nats-{nats}-jsonschema-{schema}"));
+    let venv = devstack::home::cache().unwrap().join(format!("python-nats-{nats}-nkeys-jsonschema-{schema}"));
     let python = venv.join("bin/python");
     if !venv.join(".complete").exists() {
         let made = Command::new("python3").args(["-m", "venv"]).arg(&venv).status().await.unwrap();
         assert!(made.success());
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--quiet"])
-            .arg(format!("nats-py=={nats}"))
+            .arg(format!("nats-py[nkeys]=={nats}"))
             .arg(format!("jsonschema=={schema}"));
         assert!(pip.status().await.unwrap().success());
         std::fs::write(venv.join(".complete"), b"").unwrap();
@@ -34,9 +34,10 @@ async fn reads_and_goes_on(fleet: &Fleet, tenant: &str, consumer: impl Fn(&[&str
     let todo = ann.create(json!({"title": "read by a stranger"})).await;
     let path = format!("/v1/todos/{}:complete", todo["id"].as_str().unwrap());
     assert_eq!(ann.send(Method::POST, &path, None).await.status, 200);
-    let login = fleet.home.join("secrets/nats-observer.json").display().to_string();
+    let given = fleet.json(&["nats-credentials", "create", "--tenant", tenant, "--name", "reader"]).await;
+    let (login, url) = (given["credsFile"].as_str().unwrap(), given["url"].as_str().unwrap());
     let types = async |count: &str| {
-        let output = consumer(&[&login, tenant, count]).output().await.unwrap();
+        let output = consumer(&[login, url, count]).output().await.unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         let types = said.lines().filter_map(|line| line.split_whitespace().next()).map(ToOwned::to_owned);

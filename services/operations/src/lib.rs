@@ -54,12 +54,12 @@ pub struct ConfigArgs {
     /// A file that holds it.
     #[arg(long, env = "FLOTILLA_DATABASE_URL_FILE")]
     database_url_file: Option<PathBuf>,
-    /// NATS, as the user of this service: nats://user:password@host:port.
-    #[arg(long, env = "FLOTILLA_NATS_URL", hide_env_values = true)]
+    /// NATS: nats://host:port.
+    #[arg(long, env = "FLOTILLA_NATS_URL")]
     nats_url: Option<String>,
-    /// A file that holds it.
-    #[arg(long, env = "FLOTILLA_NATS_URL_FILE")]
-    nats_url_file: Option<PathBuf>,
+    /// The credentials file of this service's login there.
+    #[arg(long, env = "FLOTILLA_NATS_CREDS")]
+    nats_creds: Option<PathBuf>,
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
@@ -76,7 +76,7 @@ pub struct Config {
     /// The database as `operations_app`.
     pub database_url: SecretString,
     /// NATS as this service's user.
-    pub nats_url: SecretString,
+    pub nats: nats::Login,
 }
 
 impl Config {
@@ -89,8 +89,8 @@ impl Config {
         let ops_listen = problems.parse("FLOTILLA_OPS_LISTEN", args.ops_listen.as_deref());
         let database_url =
             problems.secret("FLOTILLA_DATABASE_URL", args.database_url.as_deref(), args.database_url_file.as_deref());
-        let nats_url = problems.secret("FLOTILLA_NATS_URL", args.nats_url.as_deref(), args.nats_url_file.as_deref());
-        let config = || Some(Self { ops_listen: ops_listen?, database_url: database_url?, nats_url: nats_url? });
+        let nats = problems.nats(args.nats_url.as_deref(), args.nats_creds.as_deref());
+        let config = || Some(Self { ops_listen: ops_listen?, database_url: database_url?, nats: nats? });
         let config = config();
         problems.finish(config)
     }
@@ -139,17 +139,14 @@ pub async fn serve(config: Config, args: &ConfigArgs) -> Result<ExitCode, anyhow
 /// # Errors
 /// Fails when an address cannot be read. A dependency that is down is waited for.
 pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<(), anyhow::Error> {
-    use secrecy::ExposeSecret as _;
-
     let store = Store(database::pool(&config.database_url, NAME, 8)?);
-    let nats = nats::connect(NAME, config.nats_url.expose_secret()).await?;
+    let nats = nats::connect(NAME, &config.nats).await?;
     let (kept, keeper, stop) = (store.clone(), Keeper::new(nats.clone(), NAME), lifecycle.stopping());
     lifecycle.spawn("keeper", async move {
         events::keep(&kept, &keeper, clock::new_id(), &stop).await;
         Ok::<_, anyhow::Error>(())
     });
-    let (told, record, stop) =
-        (store.clone(), Record::new(nats.clone(), publish::STREAM.0, publish::STREAM.1), lifecycle.stopping());
+    let (told, record, stop) = (store.clone(), Record::new(nats.clone(), publish::STREAM), lifecycle.stopping());
     lifecycle.spawn("audit", async move {
         publish::tell(&told, &record, &stop).await;
         Ok::<_, anyhow::Error>(())

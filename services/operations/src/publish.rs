@@ -10,8 +10,8 @@ use tracing::warn;
 use crate::store::Store;
 use crate::store_audit::AuditLine;
 
-/// The stream, and its subjects.
-pub(crate) const STREAM: (&str, &str) = ("AUDIT", "audit.>");
+/// The stream, of `audit.>`.
+pub(crate) const STREAM: &str = "AUDIT";
 const EVERY: Duration = Duration::from_secs(1);
 /// A message takes no more than the server's `max_payload`, 1 MiB.
 const MOST: usize = 500_000;
@@ -38,7 +38,6 @@ async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
     if lines.is_empty() {
         return Ok(());
     }
-    record.open().await?;
     for (id, line) in lines {
         let subject = format!("audit.{}", line.action.replace(' ', "-"));
         let mut text = serde_json::to_vec(&line)?;

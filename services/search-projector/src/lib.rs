@@ -22,8 +22,6 @@ use std::time::Duration;
 use authz::Verifier;
 use clap::Args;
 use consumer::Consumer;
-use contracts::events::todo::{SERVICE, TYPES};
-use contracts::subject;
 use proto::search::search_service_server::SearchServiceServer;
 use service::config::{Common, CommonArgs, ConfigError, Problems};
 use service::ops::{self, Readiness};
@@ -33,10 +31,10 @@ use service::{Lifecycle, nats, retry};
 use tonic::service::Routes;
 
 /// The service's name, and its durable consumer's.
-pub const NAME: &str = "search-projector";
+pub const NAME: &str = fleet::PROJECTOR;
 
 /// The durable consumer that fills an index which is rebuilt.
-pub const REBUILDER: &str = "search-projector-rebuild";
+pub const REBUILDER: &str = fleet::REBUILDER;
 
 /// The alias of an index while it is rebuilt, beside the one behind `alias` that is searched.
 #[must_use]
@@ -50,12 +48,12 @@ pub struct ConfigArgs {
     /// What every service is told.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// NATS, as the user of this service: nats://user:password@host:port.
-    #[arg(long, env = "FLOTILLA_NATS_URL", hide_env_values = true)]
+    /// NATS: nats://host:port.
+    #[arg(long, env = "FLOTILLA_NATS_URL")]
     nats_url: Option<String>,
-    /// A file that holds it.
-    #[arg(long, env = "FLOTILLA_NATS_URL_FILE")]
-    nats_url_file: Option<PathBuf>,
+    /// The credentials file of this service's login there.
+    #[arg(long, env = "FLOTILLA_NATS_CREDS")]
+    nats_creds: Option<PathBuf>,
     /// The key for page tokens, the same for all replicas.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
     page_token_key: Option<String>,
@@ -79,7 +77,7 @@ pub struct Config {
     /// What every service is told.
     pub common: Common,
     /// NATS as this service's user.
-    pub nats_url: secrecy::SecretString,
+    pub nats: nats::Login,
     /// The key for page tokens.
     pub page_token_key: secrecy::SecretString,
     /// OpenSearch.
@@ -103,7 +101,7 @@ impl Config {
 
     fn parse(args: &ConfigArgs, problems: &mut Problems) -> Option<Self> {
         let common = args.common.check(problems);
-        let nats_url = problems.secret("FLOTILLA_NATS_URL", args.nats_url.as_deref(), args.nats_url_file.as_deref());
+        let nats = problems.nats(args.nats_url.as_deref(), args.nats_creds.as_deref());
         let page_token_key = problems.secret(
             "FLOTILLA_PAGE_TOKEN_KEY",
             args.page_token_key.as_deref(),
@@ -118,7 +116,7 @@ impl Config {
         let refresh: Option<u64> = problems.parse("FLOTILLA_REFRESH_MILLIS", Some(&args.refresh_millis));
         Some(Self {
             common: common?,
-            nats_url: nats_url?,
+            nats: nats?,
             page_token_key: page_token_key?,
             opensearch_url: opensearch_url?,
             todo_index: args.todo_index.clone(),
@@ -148,11 +146,9 @@ pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow
 /// # Errors
 /// Fails when a port cannot be bound or an address cannot be read. A dependency that is down is waited for.
 pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<SocketAddr, anyhow::Error> {
-    use secrecy::ExposeSecret as _;
-
     let index = store::Index::new(&config.opensearch_url, &config.todo_index, config.refresh)?;
     let verifier = Arc::new(Verifier::new(config.common.jwks.clone(), &config.common.issuer, &config.common.audience)?);
-    let nats = nats::connect(NAME, config.nats_url.expose_secret()).await?;
+    let nats = nats::connect(NAME, &config.nats).await?;
     readiness.set("index", false);
     readiness.set("keys", false);
 
@@ -205,18 +201,5 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
 }
 
 fn consumer_config(durable: &str, release: &str) -> consumer::Config {
-    consumer::Config {
-        stream: subject::stream(SERVICE),
-        durable: durable.to_owned(),
-        filter: subject::all(SERVICE),
-        types: TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
-        revision: 1,
-        batch: 1_000,
-        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
-        linger: Duration::from_millis(20),
-        // Documents are guarded by version, so bulk requests may overtake each other.
-        in_flight: 3,
-        max_attempts: 12,
-        version: format!("{NAME} {release}"),
-    }
+    fleet::projector(durable, format!("{NAME} {release}"))
 }

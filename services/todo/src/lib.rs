@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use authz::Verifier;
 use clap::Args;
-use contracts::{envelope, events, subject};
-use outbox::{Relay, RelayConfig, StreamSpec};
+use contracts::{envelope, events};
+use outbox::{Relay, RelayConfig};
 use proto::todo::todo_service_server::TodoServiceServer;
 use secrecy::SecretString;
 use service::config::{Common, CommonArgs, ConfigError, Problems};
@@ -58,12 +58,12 @@ pub struct ConfigArgs {
     /// A file that holds it.
     #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL_FILE")]
     relay_database_url_file: Option<PathBuf>,
-    /// NATS, as the user of this service: nats://user:password@host:port.
-    #[arg(long, env = "FLOTILLA_NATS_URL", hide_env_values = true)]
+    /// NATS: nats://host:port.
+    #[arg(long, env = "FLOTILLA_NATS_URL")]
     nats_url: Option<String>,
-    /// A file that holds it.
-    #[arg(long, env = "FLOTILLA_NATS_URL_FILE")]
-    nats_url_file: Option<PathBuf>,
+    /// The credentials file of this service's login there.
+    #[arg(long, env = "FLOTILLA_NATS_CREDS")]
+    nats_creds: Option<PathBuf>,
     /// The key for page tokens, the same for all replicas.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
     page_token_key: Option<String>,
@@ -94,7 +94,7 @@ pub struct Config {
     /// The database as `todo_relay`.
     pub relay_database_url: SecretString,
     /// NATS as this service's user.
-    pub nats_url: SecretString,
+    pub nats: nats::Login,
     /// The key for page tokens.
     pub page_token_key: SecretString,
     /// At most so many connections.
@@ -127,7 +127,7 @@ impl Config {
             args.relay_database_url.as_deref(),
             args.relay_database_url_file.as_deref(),
         );
-        let nats_url = problems.secret("FLOTILLA_NATS_URL", args.nats_url.as_deref(), args.nats_url_file.as_deref());
+        let nats = problems.nats(args.nats_url.as_deref(), args.nats_creds.as_deref());
         let page_token_key = problems.secret(
             "FLOTILLA_PAGE_TOKEN_KEY",
             args.page_token_key.as_deref(),
@@ -152,7 +152,7 @@ impl Config {
             common: common?,
             database_url: database_url?,
             relay_database_url: relay_database_url?,
-            nats_url: nats_url?,
+            nats: nats?,
             page_token_key: page_token_key?,
             database_connections: connections?,
             stream_max_age: Duration::from_secs(days.filter(|days| (1..=3_650).contains(days))? * 86_400),
@@ -213,11 +213,9 @@ pub struct App {
 /// # Errors
 /// Fails when a port cannot be bound or an address cannot be read. A dependency that is down is waited for.
 pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<App, anyhow::Error> {
-    use secrecy::ExposeSecret as _;
-
     let db = Db::lazy(&config.database_url, NAME, config.database_connections)?;
     let verifier = Arc::new(Verifier::new(config.common.jwks.clone(), &config.common.issuer, &config.common.audience)?);
-    let nats = nats::connect(NAME, config.nats_url.expose_secret()).await?;
+    let nats = nats::connect(NAME, &config.nats).await?;
     let relay_db = database::pool(&config.relay_database_url, "todo-relay", 3)?;
     let relay = Relay::new(relay_db, nats, relay_config(config));
     let handle = relay.handle();
@@ -238,12 +236,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
 
 fn relay_config(config: &Config) -> RelayConfig {
     RelayConfig {
-        stream: StreamSpec {
-            name: subject::stream(NAME),
-            subjects: vec![subject::all(NAME)],
-            max_age: config.stream_max_age,
-            replicas: config.stream_replicas,
-        },
+        stream: fleet::stream(NAME, config.stream_max_age, config.stream_replicas),
         content_type: envelope::CONTENT_TYPE.to_owned(),
         hint_subject: format!("hint.outbox.{NAME}"),
         holder: clock::new_id(),

@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, stream};
-use consumer::{Event, Failure, Verdict};
+use consumer::{Config, Consumer, Event, Failure, Verdict};
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use testkit::until;
 use tokio::sync::Notify;
 
-use crate::world::{STREAM, World, failing, gated};
+use crate::world::{STREAM, World, failing, gated, within};
 
 #[tokio::test]
 async fn an_effect_happens_once_however_often_its_event_is_delivered() {
@@ -118,7 +118,7 @@ async fn nothing_is_acknowledged_while_the_dead_letter_stream_takes_nothing() {
         max_message_size: 10,
         ..Default::default()
     };
-    world.js.create_stream(refusing.clone()).await.unwrap();
+    world.js.create_stream(refusing).await.unwrap();
     world.in_order(3, |_| Some(Failure::Reject("bad".to_owned()))).await;
     world.publish("a", 1).await;
     until("the aggregate is parked, so its letter was refused", || async {
@@ -128,7 +128,8 @@ async fn nothing_is_acknowledged_while_the_dead_letter_stream_takes_nothing() {
     .await;
     let info = world.durable().await.unwrap().get_info().await.unwrap();
     assert_eq!((info.ack_floor.stream_sequence, info.num_ack_pending), (0, 1));
-    world.js.update_stream(stream::Config { max_message_size: -1, ..refusing }).await.unwrap();
+    let is = world.js.get_stream("DLQ").await.unwrap().cached_info().config.clone();
+    world.js.update_stream(stream::Config { max_message_size: -1, ..is }).await.unwrap();
     world.until_letters(1).await;
     world.drain().await;
     assert_eq!(world.letters().await[0].1, "bad");
@@ -208,21 +209,54 @@ async fn what_jetstream_itself_gave_up_on_becomes_a_dead_letter() {
     let world = World::new().await;
     let mut status = world.batches(10, 100, |_| Verdict::Retry("not yet".to_owned())).await;
     status.wait_for(|status| status.pulling).await.unwrap();
-    until("the advisories are kept", || async { world.js.get_stream("ADVISORIES").await.is_ok() }).await;
+    // Somebody sets a limit to deliveries under the running consumer: it is said until the administration takes it back.
+    let is = world.durable().await.unwrap().cached_info().config.clone();
+    let limited = jetstream::consumer::Config { max_deliver: 2, ..is };
+    world.js.get_stream(STREAM).await.unwrap().update_consumer(limited).await.unwrap();
     world.publish("a", 1).await;
-    // Somebody sets a limit to deliveries under the running consumer, again and again: it is taken back.
-    until("a dead letter", || async {
-        let is = world.durable().await.unwrap().cached_info().config.clone();
-        let limited = jetstream::consumer::Config { max_deliver: 2, ..is };
-        world.js.get_stream(STREAM).await.unwrap().update_consumer(limited).await.unwrap();
-        !world.letters().await.is_empty()
-    })
-    .await;
-    until("the limit is gone", || async { world.durable().await.unwrap().cached_info().config.max_deliver == -1 })
-        .await;
+    world.until_letters(1).await;
+    drop(within(status.wait_for(|status| status.differs && !status.refused)).await);
+    world.deployed(World::config(10, 100)).await;
+    drop(within(status.wait_for(|status| !status.differs)).await);
+    assert_eq!(world.durable().await.unwrap().cached_info().config.max_deliver, -1);
     let letters = world.letters().await;
     assert_eq!(letters[0].0, "shop.paid.v2-a-1");
     assert!(letters[0].1.contains("JetStream gave up on it: its deliveries ran out"), "{letters:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pulled_by_a_durable_consumer_that_gives_something_else() {
+    let world = World::new().await;
+    let mut status = world.batches(10, 1, |_| Verdict::Done).await;
+    drop(within(status.wait_for(|status| status.pulling)).await);
+    // Without their bodies all events would become dead letters.
+    let stream = world.js.get_stream(STREAM).await.unwrap();
+    let is = world.durable().await.unwrap().cached_info().config.clone();
+    let bare = jetstream::consumer::Config { headers_only: true, ..is };
+    stream.update_consumer(bare).await.unwrap();
+    drop(within(status.wait_for(|status| status.refused && !status.pulling)).await);
+    world.publish("a", 1).await;
+    world.deployed(World::config(10, 1)).await;
+    drop(within(status.wait_for(|status| !status.refused && status.pulling)).await);
+    world.drain().await;
+    assert_eq!(world.letters().await, []);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_release_that_the_administration_has_not_provided_for_does_not_pull() {
+    let world = World::new().await;
+    world.deployed(Config { types: vec!["shop.paid.v1".to_owned()], ..World::config(8, 3) }).await;
+    // It knows one type more: the other release would pass over that one.
+    let consumer = Consumer::new(world.nats.client("admin").await, World::config(8, 3));
+    let mut status = consumer.status();
+    let stop = world.stop.clone();
+    let done = |events: Vec<Event>| std::future::ready(vec![Verdict::Done; events.len()]);
+    world.consumers.spawn(consumer.run_batches(stop, done));
+    drop(within(status.wait_for(|status| status.refused && !status.pulling)).await);
+    world.deployed(World::config(8, 3)).await;
+    drop(within(status.wait_for(|status| !status.refused && status.pulling)).await);
     world.stop().await;
 }
 

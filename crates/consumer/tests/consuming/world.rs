@@ -3,7 +3,7 @@
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, stream};
-use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict, administer};
 use futures::FutureExt as _;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
@@ -36,7 +36,7 @@ pub struct World {
 impl World {
     pub async fn new() -> Self {
         let (nats, database) =
-            tokio::join!(TestNats::start(), TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]));
+            tokio::join!(TestNats::alone(), TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]));
         let js = nats.jetstream().await;
         let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.shop.>".into()], ..Default::default() };
         js.create_stream(config).await.unwrap();
@@ -45,7 +45,14 @@ impl World {
     }
 
     pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
-        Consumer::new(self.nats.client("admin").await, Self::config(batch, max_attempts))
+        self.deployed(Self::config(batch, max_attempts)).await
+    }
+
+    /// A consumer, after the administration has made what its release asks for.
+    pub async fn deployed(&self, config: Config) -> Consumer {
+        administer::streams(&self.js, 1).await.unwrap();
+        administer::durables(&self.js, &self.js, &config, None).await.unwrap();
+        Consumer::new(self.nats.client("admin").await, config)
     }
 
     pub fn config(batch: usize, max_attempts: i64) -> Config {
@@ -67,7 +74,7 @@ impl World {
     pub async fn release(&self, types: &[&str], batches: Option<Seen>) -> CancellationToken {
         let types = types.iter().map(|&known| known.to_owned()).collect();
         let config = Config { types, ..Self::config(8, 3) };
-        let consumer = Consumer::new(self.nats.client("admin").await, config);
+        let consumer = self.deployed(config).await;
         let (stop, inbox) = (self.stop.child_token(), self.inbox());
         let stopped = stop.clone();
         self.consumers.spawn(async move {
@@ -241,4 +248,9 @@ pub fn failing(times: u32, id: &'static str) -> impl Fn(&Event) -> Option<Failur
             && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         fails.then(|| Failure::Retry("not yet".to_owned()))
     }
+}
+
+/// The outcome of a wait that must not take for ever.
+pub async fn within<T>(wait: impl Future<Output = Result<T, watch::error::RecvError>>) -> T {
+    tokio::time::timeout(testkit::PATIENCE, wait).await.expect("it comes about").unwrap()
 }

@@ -1,10 +1,13 @@
 //! Prints a tenant's todo events as they come. Its durable consumer remembers what was read: run it again, and it goes on
 //! where it ended. It uses nothing of the fleet's crates: take it as it is.
 //!
-//!     cargo run --package consume-events -- .flotilla/secrets/nats-observer.json acme [how many]
+//!     bin/flotilla nats-credentials create --tenant acme --name reporting
+//!     cargo run --package consume-events -- .flotilla/secrets/nats/team-acme_reporting.creds nats://127.0.0.1:14222 [how many]
+
+use std::path::PathBuf;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt as _;
 use serde::Deserialize;
 
@@ -42,22 +45,15 @@ const KNOWN: [&str; 6] = [
 #[tokio::main]
 async fn main() -> Result<(), anyhow::Error> {
     let mut args = std::env::args().skip(1);
-    let usage = "usage: consume-events LOGIN-FILE TENANT [HOW MANY]";
-    let (file, tenant) = (args.next().context(usage)?, args.next().context(usage)?);
+    let usage = "usage: consume-events CREDENTIALS-FILE URL [HOW MANY]";
+    let (file, url) = (PathBuf::from(args.next().context(usage)?), args.next().context(usage)?);
     let count: usize = args.next().map_or(Ok(usize::MAX), |count| count.parse()).context(usage)?;
 
-    let login: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).context(file)?)?;
-    let part = |name: &str| login[name].as_str().unwrap_or_default().to_owned();
-    let options = async_nats::ConnectOptions::new().user_and_password(part("user"), part("password"));
-    let js = async_nats::jetstream::new(options.connect(part("url")).await?);
-    let name = format!("rust-example-{tenant}");
-    let config = pull::Config {
-        durable_name: Some(name.clone()),
-        filter_subject: format!("evt.todo.*.*.{tenant}"),
-        ack_policy: AckPolicy::Explicit,
-        ..Default::default()
-    };
-    let consumer = js.get_stream("EVENTS_TODO").await?.get_or_create_consumer(&name, config).await?;
+    // The durable consumer was made with the credentials, and is called as their file is. Nothing is asked of the stream.
+    let durable = file.file_stem().and_then(|stem| stem.to_str()).context(usage)?.to_owned();
+    let options = async_nats::ConnectOptions::new().credentials_file(&file).await.context("reading the credentials")?;
+    let js = async_nats::jetstream::new(options.connect(url).await?);
+    let consumer: PullConsumer = js.get_consumer_from_stream(&durable, "EVENTS_TODO").await?;
     let mut messages = consumer.messages().await?;
     let mut seen = 0;
     while seen < count {

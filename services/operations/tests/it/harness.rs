@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, stream};
-use consumer::{Config, Consumer, Event, Failure, Inbox, Verdict};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Verdict, administer};
+use devstack::nats::Wanted;
 use futures::FutureExt as _;
 use operations::pace::Pace;
 use operations::store::{self, Act, Refused, Selection, Stats};
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 const STREAM: &str = "EVENTS_TODO";
+/// The logins of the consumers, each with the durable consumer of its name.
+const READERS: [&str; 3] = ["printer", "bystander", "ledger"];
 const ROLE: &str =
     "do $$ begin create role operations_app; exception when duplicate_object or unique_violation then null; end $$";
 const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
@@ -34,7 +37,9 @@ pub type Handled = Arc<Mutex<Vec<(String, i32)>>>;
 
 pub struct World {
     pub nats: TestNats,
+    /// The account of the events, and that of the letters.
     pub js: jetstream::Context,
+    pub records: jetstream::Context,
     pub database: TestDatabase,
     /// Whether the consumers reject what they get.
     pub broken: Arc<AtomicBool>,
@@ -55,23 +60,28 @@ impl World {
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];
-        let (nats, database) = tokio::join!(TestNats::start(), TestDatabase::with(&scripts));
-        let js = nats.jetstream().await;
+        let readers = READERS.map(|name| fleet::reader(name, &[(STREAM, name)]));
+        let (nats, database) = tokio::join!(TestNats::with(readers.to_vec()), TestDatabase::with(&scripts));
+        let (js, records) = (nats.jetstream().await, nats.records().await);
         let world = Self {
             nats,
             js,
+            records,
             database,
             broken: Arc::new(AtomicBool::new(true)),
             consumers: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        world.stream().await;
+        world.provision().await;
         world
     }
 
-    pub async fn stream(&self) {
-        let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.todo.>".into()], ..Default::default() };
-        self.js.create_stream(config).await.unwrap();
+    /// What the administration makes.
+    pub async fn provision(&self) {
+        self.nats.provision(Wanted::default()).await;
+        for name in READERS {
+            administer::durables(&self.js, &self.records, &Self::config(name), None).await.unwrap();
+        }
     }
 
     /// The service itself.
@@ -80,10 +90,14 @@ impl World {
         let config = operations::Config {
             ops_listen: "127.0.0.1:0".parse().unwrap(),
             database_url: SecretString::from(self.database.superuser.clone()),
-            nats_url: SecretString::from(self.nats.url("operations")),
+            nats: self.login("operations"),
         };
         operations::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
         lifecycle
+    }
+
+    fn login(&self, name: &str) -> service::nats::Login {
+        service::nats::Login { url: self.nats.address(), credentials: self.nats.credentials(name) }
     }
 
     fn config(durable: &str) -> Config {
@@ -104,7 +118,7 @@ impl World {
     /// A consumer of its own state: it rejects everything while the world is broken, and always what `never` says.
     pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
         let handled = Handled::default();
-        let consumer = Consumer::new(self.nats.client("admin").await, Self::config(durable));
+        let consumer = Consumer::new(self.nats.client(durable).await, Self::config(durable));
         let (stop, seen, broken) = (self.stop.clone(), Arc::clone(&handled), Arc::clone(&self.broken));
         self.consumers.spawn(async move {
             let verdict = |event: &Event| {
@@ -121,7 +135,7 @@ impl World {
 
     /// A consumer with an inbox, whose effects are in the database; it rejects what is at version 2 while it is broken.
     pub async fn ordered(&self, durable: &str) {
-        let consumer = Consumer::new(self.nats.client("admin").await, Self::config(durable));
+        let consumer = Consumer::new(self.nats.client(durable).await, Self::config(durable));
         let db = PgPool::connect(&self.database.superuser).await.unwrap();
         let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
         let (stop, broken) = (self.stop.clone(), Arc::clone(&self.broken));
@@ -211,7 +225,7 @@ impl World {
     /// Tells what became of a replay, as a consumer does.
     pub async fn tell(&self, durable: &str, id: &str, outcome: &str) {
         let message = PublishMessage::build().header("Replay-Id", id).header("Replay-Outcome", outcome);
-        self.js.send_publish(format!("replayed.{durable}"), message).await.unwrap().await.unwrap();
+        self.records.send_publish(format!("replayed.{durable}"), message).await.unwrap().await.unwrap();
     }
 
     pub async fn stop_consumers(&self) {

@@ -20,7 +20,8 @@ fn never(_: &consumer::Event) -> bool {
 }
 
 async fn stream(world: &World, name: &str) -> Stream {
-    world.js.get_stream(name).await.unwrap()
+    let js = if name.starts_with("EVENTS_") { &world.js } else { &world.records };
+    js.get_stream(name).await.unwrap()
 }
 
 #[tokio::test]
@@ -52,7 +53,7 @@ async fn letters_are_replayed_to_the_consumer_that_failed_in_the_order_of_their_
     assert_eq!(lines, [("olga", "replay", 10), ("operations", "done", 10)]);
     // The same as messages.
     until("the audit is told", || async {
-        let Ok(stream) = world.js.get_stream("AUDIT").await else { return false };
+        let Ok(stream) = world.records.get_stream("AUDIT").await else { return false };
         stream.get_info().await.unwrap().state.messages == 2
     })
     .await;
@@ -164,7 +165,7 @@ async fn a_job_outlives_its_process_and_its_broker_and_so_do_the_letters() {
     world.nats.kill().await;
     world.nats.wipe();
     world.nats.restart().await;
-    world.stream().await;
+    world.provision().await;
     assert_eq!(world.stats().await.letters, 200);
     let service = world.operations().await;
     let job = world.until_ended(job).await;
@@ -254,6 +255,7 @@ async fn what_is_no_event_is_a_letter_that_can_be_given_up_and_no_death_is_count
     assert_eq!(service.shut_down().await, None);
     // As if the keeper had acknowledged nothing: everything is told once more.
     stream(&world, "DLQ").await.delete_consumer("operations").await.unwrap();
+    world.provision().await;
     let service = world.operations().await;
     world.publish("a", 1).await;
     world.until_letters(3).await;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{Info, PullConsumer};
-use async_nats::jetstream::{self, stream};
 use contracts::events::todo::{self as event, Actor, ActorKind, Status};
 use contracts::events::{EventType, todo::CreatedV1};
 use contracts::{Envelope, EventId, TodoId, envelope, subject};
@@ -56,14 +56,7 @@ impl Fleet {
             let made = http.put(format!("{url}/{index}-v1")).json(&definition).send().await.unwrap();
             assert!(made.status().is_success());
         }
-        // The stream is the todo service's to make: it has the rights.
         let producer = jetstream::new(nats.client("todo").await);
-        let config = stream::Config {
-            name: "EVENTS_TODO".to_owned(),
-            subjects: vec!["evt.todo.>".to_owned()],
-            ..Default::default()
-        };
-        producer.get_or_create_stream(config).await.unwrap();
         let config = Config {
             common: Common {
                 listen: "127.0.0.1:0".parse().unwrap(),
@@ -73,7 +66,7 @@ impl Fleet {
                 audience: devstack::issuer::AUDIENCE.to_owned(),
                 release: "test".to_owned(),
             },
-            nats_url: SecretString::from(nats.url("search-projector")),
+            nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
             page_token_key: SecretString::from("a key for page tokens"),
             opensearch_url: Parts::shared().opensearch.clone(),
             todo_index: index.clone(),
@@ -231,7 +224,7 @@ impl Fleet {
 
     /// The dead letters, with their reasons.
     pub async fn letters(&self) -> Vec<(String, async_nats::HeaderMap, Vec<u8>)> {
-        let stream = self.nats.jetstream().await.get_stream("DLQ").await.unwrap();
+        let stream = self.nats.records().await.get_stream("DLQ").await.unwrap();
         let last = stream.get_info().await.unwrap().state.last_sequence;
         let mut letters = Vec::new();
         for sequence in 1..=last {

@@ -122,10 +122,10 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         },
         database_url: SecretString::from(database.app.clone()),
         relay_database_url: SecretString::from(database.relay.clone()),
-        nats_url: SecretString::from(nats.url("todo")),
+        nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
         page_token_key: SecretString::from("a key for page tokens"),
         database_connections: 8,
-        stream_max_age: std::time::Duration::from_secs(86_400),
+        stream_max_age: std::time::Duration::from_secs(fleet::STREAM_DAYS * 86_400),
         stream_replicas: 1,
         outbox_days: 1,
     }

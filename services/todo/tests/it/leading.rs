@@ -45,7 +45,8 @@ impl Relays {
             ("FLOTILLA_ISSUER", devstack::issuer::ISSUER.to_owned()),
             ("FLOTILLA_DATABASE_URL", self.database.app.clone()),
             ("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port)),
-            ("FLOTILLA_NATS_URL", through(self.nats[0].url("todo"), nats_port)),
+            ("FLOTILLA_NATS_URL", through(self.nats[0].address(), nats_port)),
+            ("FLOTILLA_NATS_CREDS", self.nats[0].credentials("todo").display().to_string()),
             ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
             ("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string()),
         ] {

@@ -85,7 +85,7 @@ pub async fn write(fleet: &Fleet, count: usize) {
 
 /// Cuts the newest blocks of a stopped server's stream off, as a power failure before the next fsync does.
 fn cut_the_tail(fleet: &Fleet) {
-    let folder = fleet.nats.store().join("jetstream/$G/streams").join(STREAM).join("msgs");
+    let folder = fleet.nats.streams("TODO").join(STREAM).join("msgs");
     let mut blocks: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -166,6 +166,7 @@ async fn o7_a_deleted_stream_is_made_anew_and_refilled() {
     write(&fleet, 10).await;
     until_checkpointed(&fleet).await;
     fleet.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
+    fleet.nats.provision(devstack::nats::Wanted::default()).await;
     until_whole(&fleet).await;
     write(&fleet, 1).await;
     assert_eq!(ids(&fleet.events().await), rows(&fleet).await);

@@ -264,7 +264,7 @@ async fn only_the_service_may_publish_its_events() {
     let fleet = Fleet::start().await;
     fleet.client("acme", "ann").titled("x").await;
     fleet.drain().await;
-    for user in ["search-projector", "observer"] {
+    for user in ["search-projector", "operations"] {
         let client = fleet.nats.client(user).await;
         client.publish("evt.todo.created.v1.acme", "{}".into()).await.unwrap();
         client.flush().await.unwrap();

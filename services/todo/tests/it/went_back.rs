@@ -2,6 +2,7 @@
 //! seen, said, and mended.
 
 use async_nats::jetstream::stream;
+use devstack::nats::Wanted;
 use outbox::operate;
 use sqlx::Executor as _;
 use testkit::until;
@@ -115,10 +116,10 @@ async fn a_stream_that_is_not_as_it_was_asked_for_is_changed_and_what_aged_out_i
     // A new lead compares.
     let mut admin = fleet.database.admin().await;
     admin.execute("update outbox_relay set epoch = epoch + 1").await.unwrap();
-    until("what may be changed is changed", || async {
-        stream.get_info().await.unwrap().config.discard == stream::DiscardPolicy::New
-    })
-    .await;
+    fleet.nats.provision(Wanted::default()).await;
+    let is = stream.get_info().await.unwrap().config;
+    assert_eq!(is.discard, stream::DiscardPolicy::New, "what may be changed is changed");
+    assert_eq!(is.max_age, std::time::Duration::from_millis(300), "the age limit is an operator's to change");
     write(&fleet, 1).await;
     until("what is new is published", || async { stream.get_info().await.unwrap().state.last_sequence == 5 }).await;
     assert_eq!(journal(&fleet, &["refill", "missing"]).await, []);

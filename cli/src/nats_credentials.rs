@@ -1,0 +1,172 @@
+//! `flotilla provision` and `flotilla nats-credentials`: what the administration of NATS does.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::{Args, Subcommand};
+use contracts::TenantId;
+use devstack::nats::teams::{self, Team};
+use devstack::nats::{Wanted, provision};
+use operations::store::Act;
+use operations::store_audit;
+use serde_json::{Value, json};
+
+use crate::outbox::{database, say};
+use crate::stack::Context;
+use crate::table;
+
+/// Who is written into the audit: whoever holds the fleet's keys.
+const ACTOR: &str = "administration";
+
+#[derive(Debug, Clone, Args)]
+pub struct ProvisionArgs {
+    /// How long the streams of events keep an event, in days. Of a stream that is there it is not changed.
+    #[arg(long, default_value_t = fleet::STREAM_DAYS)]
+    stream_days: u64,
+    /// On how many servers each stream is: 1, 3 or 5.
+    #[arg(long, default_value_t = 1)]
+    replicas: usize,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum CredentialsCommand {
+    /// Give a program one tenant's events: a credentials file, and a durable consumer of its own.
+    Create {
+        /// Whose events.
+        #[arg(long)]
+        tenant: TenantId,
+        /// What it is for: 1 to 32 of a-z, 0-9 and -.
+        #[arg(long)]
+        name: String,
+        /// The service whose events.
+        #[arg(long, default_value = "todo")]
+        events: String,
+        /// For how long: 30d, 12h, 90m.
+        #[arg(long, default_value = "30d", value_parser = parse_duration)]
+        expires: TimeDelta,
+        /// Why: written into the audit.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Which were given, and until when they hold.
+    List,
+    /// Take one back. Whoever is logged in by it is cut off at once; what it had not read is not kept for it.
+    Revoke {
+        /// Whose events.
+        #[arg(long)]
+        tenant: TenantId,
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Why: written into the audit.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+}
+
+/// Minutes, hours or days: from a minute to ten years.
+fn parse_duration(text: &str) -> Result<TimeDelta, anyhow::Error> {
+    let wrong = || anyhow!("`{text}` is no time: say 30d, 12h or 90m");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let number: i64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
+    let time = match unit {
+        'd' => TimeDelta::try_days(number),
+        'h' => TimeDelta::try_hours(number),
+        'm' => TimeDelta::try_minutes(number),
+        _ => None,
+    };
+    let bounded = |time: &TimeDelta| (TimeDelta::minutes(1)..=TimeDelta::days(3_650)).contains(time);
+    time.filter(bounded).ok_or_else(wrong)
+}
+
+fn address(context: &Context) -> Result<String, anyhow::Error> {
+    let board = context.board()?;
+    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
+    nats.context("nats is not up yet")
+}
+
+/// Makes what is missing of the streams and the durable consumers.
+pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyhow::Error> {
+    let wanted = Wanted { max_age: Duration::from_secs(args.stream_days * 86_400), replicas: args.replicas };
+    Box::pin(provision(&context.open_home()?, &address(context)?, wanted)).await?;
+    let text = "Every stream and every durable consumer is there, as this release asks for it.";
+    say(context, &json!({"provisioned": true}), text);
+    Ok(())
+}
+
+pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), anyhow::Error> {
+    let (address, home) = (address(context)?, context.open_home()?);
+    let now: DateTime<Utc> = std::time::SystemTime::now().into();
+    match command {
+        CredentialsCommand::Create { tenant, name, events, expires, reason } => {
+            let (tenant, name, events) = (tenant.clone(), name.clone(), events.clone());
+            let team = Team { tenant, name, events, created: now, expires: now + *expires };
+            let file = Box::pin(teams::create(&home, &address, &team)).await?;
+            let durable = team.durable();
+            let stream = contracts::subject::stream(&team.events);
+            let answer = json!({
+                "credsFile": file, "url": address, "stream": stream, "durable": durable, "expires": team.expires,
+            });
+            written(context, "create nats credential", &team, reason).await?;
+            let text = format!(
+                "credentials  {}\nurl          {address}\nstream       {stream}\ndurable      {durable}\nuntil        {}",
+                file.display(),
+                team.expires.format("%Y-%m-%d %H:%M UTC")
+            );
+            say(context, &answer, &text);
+        }
+        CredentialsCommand::List => list(context, &teams::all(&home)?, now)?,
+        CredentialsCommand::Revoke { tenant, name, reason } => {
+            let team = Box::pin(teams::revoke(&home, &address, tenant, name)).await?;
+            written(context, "revoke nats credential", &team, reason).await?;
+            say(context, &json!({"revoked": team.durable()}), &format!("`{name}` of {tenant} reads nothing any more."));
+        }
+    }
+    Ok(())
+}
+
+fn list(context: &Context, teams: &[Team], now: DateTime<Utc>) -> Result<(), anyhow::Error> {
+    if context.json {
+        let home = context.open_home()?;
+        let one = |team: &Team| {
+            let mut value = serde_json::to_value(team)?;
+            value["credsFile"] = json!(team.credentials(&home));
+            value["durable"] = team.durable().into();
+            value["expired"] = (team.expires <= now).into();
+            Ok::<Value, anyhow::Error>(value)
+        };
+        let all: Vec<Value> = teams.iter().map(one).collect::<Result<_, _>>()?;
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let row = |team: &Team| {
+        let until = team.expires.format("%Y-%m-%d %H:%M UTC").to_string();
+        let until = if team.expires <= now { format!("{until} (expired)") } else { until };
+        vec![team.tenant.to_string(), team.name.clone(), team.events.clone(), team.durable(), until]
+    };
+    let rows: Vec<_> = teams.iter().map(row).collect();
+    table::print(&["TENANT", "NAME", "EVENTS", "DURABLE", "UNTIL"], &rows);
+    Ok(())
+}
+
+async fn written(context: &Context, action: &str, team: &Team, reason: &str) -> Result<(), anyhow::Error> {
+    let mut db = database(context, "operations").await?;
+    let detail = json!({"tenant": team.tenant, "name": team.name, "events": team.events, "expires": team.expires});
+    store_audit::audit(&mut db, Act { actor: ACTOR, reason }, action, 1, &detail).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_and_a_unit() {
+        assert_eq!(parse_duration("30d").ok(), Some(TimeDelta::days(30)));
+        assert_eq!(parse_duration("90m").ok(), Some(TimeDelta::minutes(90)));
+        for wrong in ["", "30", "d", "0d", "-1d", "1.5h", "99999999999d", "3651d", "1ü"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

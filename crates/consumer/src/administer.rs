@@ -1,0 +1,184 @@
+//! What the administration makes before services start: the streams that all consumers share, and durable consumers. A
+//! service only looks at them: the right to make one is the right to have its messages sent to any subject.
+//!
+//! Making is repeatable. What is there already is changed where it is not as it was asked for.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::{self, stream};
+use tracing::warn;
+
+use crate::pull::{ACK_WAIT, Config};
+use crate::{backstop, dead_letter, keep, replay};
+
+/// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
+const MAX_EXPIRES: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Makes the streams of dead letters, replays and advisories, on as many servers as the events are.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), anyhow::Error> {
+    let file = || stream::Config { num_replicas: replicas, storage: stream::StorageType::File, ..Default::default() };
+    let letters = stream::Config {
+        name: dead_letter::STREAM.to_owned(),
+        subjects: vec!["dlq.>".to_owned()],
+        discard: stream::DiscardPolicy::New,
+        deny_delete: true,
+        deny_purge: true,
+        ..file()
+    };
+    let replays = stream::Config {
+        name: replay::STREAM.to_owned(),
+        subjects: vec!["replay.>".to_owned(), "replayed.*".to_owned()],
+        // By then whoever replays has read what became of it.
+        max_age: 7 * DAY,
+        ..file()
+    };
+    let advisories = stream::Config {
+        name: backstop::STREAM.to_owned(),
+        subjects: backstop::KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
+        max_age: 30 * DAY,
+        // An advisory that names a reply subject must not have the answer sent there.
+        no_ack: true,
+        ..file()
+    };
+    for wanted in [letters, replays, advisories] {
+        stream(js, wanted).await?;
+    }
+    Ok(())
+}
+
+/// Makes a stream. One that is there is changed in its subjects, its replicas and what it refuses; never in what takes
+/// messages away, its limits.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn stream(js: &jetstream::Context, wanted: stream::Config) -> Result<(), anyhow::Error> {
+    let name = wanted.name.clone();
+    let opening = || format!("making the stream {name}");
+    let stream = js.get_or_create_stream(wanted.clone()).await.with_context(opening)?;
+    let is = &stream.cached_info().config;
+    let ours = stream::Config {
+        subjects: wanted.subjects,
+        num_replicas: wanted.num_replicas,
+        discard: wanted.discard,
+        no_ack: wanted.no_ack,
+        deny_delete: wanted.deny_delete,
+        deny_purge: wanted.deny_purge,
+        ..is.clone()
+    };
+    if *is != ours {
+        warn!(stream = name, ?is, ?ours, "the stream is not as it was asked for: changing it");
+        js.update_stream(ours).await.with_context(|| format!("changing the stream {name}"))?;
+    }
+    Ok(())
+}
+
+/// Makes what a consumer pulls by: of its stream, of its replays, and of the advisories about it. `events` and `records`
+/// are the accounts of its stream, and of what [`streams`] makes. An older release does not take back the filter of a
+/// newer one; the types of both stand beside each other. A new one begins with the stream's first event, or with `from`.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn durables(
+    events: &jetstream::Context,
+    records: &jetstream::Context,
+    config: &Config,
+    from: Option<u64>,
+) -> Result<(), anyhow::Error> {
+    let Config { stream, durable, .. } = config;
+    let new = pull::Config {
+        durable_name: Some(durable.clone()),
+        filter_subject: config.filter.clone(),
+        deliver_policy: from
+            .map_or(DeliverPolicy::All, |start_sequence| DeliverPolicy::ByStartSequence { start_sequence }),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: config.most_in_hand(),
+        max_expires: MAX_EXPIRES,
+        metadata: config.told(&HashMap::new()),
+        ..Default::default()
+    };
+    let newer = |is: &consumer::Config| config.is_older(is).map(|_| is.filter_subject.clone());
+    let ours = |is: &consumer::Config| consumer::Config {
+        max_ack_pending: config.most_in_hand(),
+        filter_subject: newer(is).unwrap_or_else(|| config.filter.clone()),
+        ..config.ours(is)
+    };
+    make(events, stream, durable, new, ours).await?;
+    let replays = pull::Config {
+        durable_name: Some(durable.clone()),
+        filter_subject: format!("replay.{durable}.>"),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: i64::try_from(config.batch).unwrap_or(i64::MAX),
+        max_expires: MAX_EXPIRES,
+        ..Default::default()
+    };
+    make(records, replay::STREAM, durable, replays, Clone::clone).await?;
+    let given_up = pull::Config {
+        durable_name: Some(backstop::durable(stream, durable)),
+        filter_subjects: backstop::KINDS
+            .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
+            .to_vec(),
+        ack_policy: AckPolicy::Explicit,
+        max_expires: MAX_EXPIRES,
+        ..Default::default()
+    };
+    make(records, backstop::STREAM, &backstop::durable(stream, durable), given_up, Clone::clone).await
+}
+
+/// Makes what a [`crate::Keeper`] of this name pulls by.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), anyhow::Error> {
+    for (stream, filter) in [(dead_letter::STREAM, "dlq.>"), (replay::STREAM, "replayed.*")] {
+        let new = pull::Config {
+            durable_name: Some(durable.to_owned()),
+            filter_subject: filter.to_owned(),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: keep::ACK_WAIT,
+            max_deliver: -1,
+            max_expires: MAX_EXPIRES,
+            ..Default::default()
+        };
+        make(records, stream, durable, new, Clone::clone).await?;
+    }
+    Ok(())
+}
+
+/// The durable consumer by which the advisories about another one are read.
+#[must_use]
+pub fn backstop(stream: &str, durable: &str) -> String {
+    backstop::durable(stream, durable)
+}
+
+async fn make(
+    js: &jetstream::Context,
+    stream: &str,
+    durable: &str,
+    new: pull::Config,
+    ours: impl Fn(&consumer::Config) -> consumer::Config,
+) -> Result<(), anyhow::Error> {
+    let stream = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
+    let consumer: PullConsumer = stream
+        .get_or_create_consumer(durable, new)
+        .await
+        .with_context(|| format!("making the durable consumer {durable}"))?;
+    let is = &consumer.cached_info().config;
+    let ours = ours(is);
+    if *is != ours {
+        warn!(consumer = durable, ?is, ?ours, "the durable consumer is not as it was asked for: changing it");
+        let changed = stream.update_consumer(ours).await;
+        changed.with_context(|| format!("changing the durable consumer {durable}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The accounts of nats-server, written out from the fleet's table: keys that are made once, JWTs that are made anew at each
+//! start, and a credentials file for each login.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use fleet::{Login, RECORDS};
+use nkeys::{KeyPair, KeyPairType};
+use serde_json::Value;
+
+use super::claims::{self, Import, Kind, Limits};
+use super::teams;
+use crate::home::{Home, write_secret};
+
+/// Offers the same as JetStream's totals, and nothing is behind it. An account without JetStream that does not take that
+/// from somewhere hears the server answer twice, and first that JetStream is not enabled.
+const EMPTY: &str = "EMPTY";
+const TOTALS: &str = "$JS.API.INFO";
+/// What owners offer of their streams; whoever takes one of it needs a token for exactly that.
+const OFFERED: [(&str, Kind); 6] = [
+    ("$JS.API.STREAM.INFO.*", Kind::Answer),
+    ("$JS.API.STREAM.MSG.GET.*", Kind::Answer),
+    ("$JS.API.CONSUMER.INFO.*.*", Kind::Answer),
+    ("$JS.API.CONSUMER.RESET.*.*", Kind::Answer),
+    ("$JS.API.CONSUMER.MSG.NEXT.*.*", Kind::Answers),
+    ("$JS.ACK.*.*.>", Kind::Answer),
+];
+const RECORDED: [&str; 4] = ["dlq.>", "replay.>", "replayed.*", "audit.>"];
+
+const GIB: i64 = 1 << 30;
+const MIB: i64 = 1 << 20;
+/// What an owner of streams may use.
+const OWNER: Limits = Limits {
+    connections: 100,
+    subscriptions: 1_000,
+    max_payload: MIB,
+    disk: 16 * GIB,
+    memory: 64 * MIB,
+    streams: 16,
+    consumers: 1_000,
+};
+/// What a reader may use.
+const READER: Limits =
+    Limits { connections: 20, subscriptions: 200, disk: 0, memory: 0, streams: 0, consumers: 0, ..OWNER };
+/// What the system account may use: it has no client but the administration.
+const SYSTEM: Limits = Limits { connections: -1, subscriptions: -1, max_payload: -1, ..READER };
+/// What the server keeps on disk at most; more than all owners together, so that none of them takes another's.
+#[must_use]
+pub fn max_file() -> i64 {
+    (i64::try_from(fleet::owners().len()).unwrap_or(0) + 1) * OWNER.disk
+}
+
+/// What nats-server is started with.
+pub struct Accounts {
+    pub operator: String,
+    /// The system account's key and JWT.
+    pub system: (String, String),
+    /// Each account's key and JWT.
+    pub all: Vec<(String, String)>,
+}
+
+/// The key of this name, made at the first call.
+pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
+    let path = folder(home)?.join(format!("{name}.nk"));
+    if let Ok(seed) = fs::read_to_string(&path) {
+        return KeyPair::from_seed(seed.trim()).with_context(|| format!("reading the key {}", path.display()));
+    }
+    let key = KeyPair::new(kind);
+    write_secret(&path, key.seed()?.as_bytes())?;
+    Ok(key)
+}
+
+/// Where keys and credentials are.
+pub fn folder(home: &Home) -> Result<PathBuf, anyhow::Error> {
+    let folder = home.path("secrets/nats");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// The credentials file of a login.
+#[must_use]
+pub fn credentials_file(home: &Home, login: &str) -> PathBuf {
+    home.path(&format!("secrets/nats/{login}.creds"))
+}
+
+/// The login of the administration in the account of an owner.
+#[must_use]
+pub fn administration(owner: &str) -> String {
+    format!("{}-admin", owner.to_ascii_lowercase().replace('_', "-"))
+}
+
+/// Makes the JWTs of all accounts, and the credentials of all logins; `more` are logins beside those of the table.
+pub fn make(home: &Home, more: &[Login]) -> Result<Accounts, anyhow::Error> {
+    let operator = key(home, KeyPairType::Operator, "operator")?;
+    let system = key(home, KeyPairType::Account, "SYS")?;
+    let mut all = Vec::new();
+    let empty = key(home, KeyPairType::Account, EMPTY)?;
+    let offered = [claims::export(TOTALS, Kind::Answer)];
+    all.push((empty.public_key(), claims::account(&operator, &empty, EMPTY, READER, &offered, &[])?));
+    for owner in fleet::owners() {
+        all.push(make_owner(home, &operator, &owner)?);
+    }
+    for login in fleet::logins().iter().chain(more) {
+        if !login.owns() {
+            all.push(make_reader(home, &operator, login)?);
+        }
+        make_login(home, login)?;
+    }
+    for team in teams::all(home)? {
+        all.push(make_reader(home, &operator, &team.login())?);
+    }
+    let system_jwt = claims::account(&operator, &system, "SYS", SYSTEM, &[], &[])?;
+    make_user(home, &system, "sys", (&[">".to_owned()], &[">".to_owned()]))?;
+    Ok(Accounts { operator: claims::operator(&operator, &system)?, system: (system.public_key(), system_jwt), all })
+}
+
+/// The same logins with the same permissions, the administration's too, in one account.
+pub fn make_in_one(home: &Home) -> Result<Accounts, anyhow::Error> {
+    let made = make(home, &[])?;
+    let operator = key(home, KeyPairType::Operator, "operator")?;
+    let one = key(home, KeyPairType::Account, "ONE")?;
+    for login in fleet::logins() {
+        let (publish, subscribe) = permissions(&login);
+        make_user(home, &one, &login.name, (&publish, &subscribe))?;
+    }
+    let all = [">".to_owned()];
+    for owner in fleet::owners() {
+        make_user(home, &one, &administration(&owner), (&all, &all))?;
+    }
+    let jwt = claims::account(&operator, &one, "ONE", OWNER, &[], &[])?;
+    Ok(Accounts { all: vec![(one.public_key(), jwt)], ..made })
+}
+
+fn make_owner(home: &Home, operator: &KeyPair, owner: &str) -> Result<(String, String), anyhow::Error> {
+    let account = key(home, KeyPairType::Account, owner)?;
+    let mut exports: Vec<Value> = OFFERED.iter().map(|(subject, kind)| claims::export(subject, *kind)).collect();
+    let mut imports = Vec::new();
+    if owner == RECORDS {
+        exports.extend(RECORDED.map(|subject| claims::export(subject, Kind::Answer)));
+        for producer in fleet::PRODUCERS {
+            for subject in advisories(producer) {
+                imports.push(import(home, &fleet::account(producer), &account, subject, Kind::Messages)?);
+            }
+        }
+    } else {
+        let producer = fleet::PRODUCERS.iter().find(|producer| fleet::account(producer) == owner);
+        let advisories = producer.map(|producer| advisories(producer)).into_iter().flatten();
+        exports.extend(advisories.map(|subject| claims::export(&subject, Kind::Messages)));
+    }
+    let all = [">".to_owned()];
+    make_user(home, &account, &administration(owner), (&all, &all))?;
+    let jwt = claims::account(operator, &account, owner, OWNER, &exports, &imports)?;
+    Ok((account.public_key(), jwt))
+}
+
+/// What JetStream tells of an owner's own stream. Its name stands in the subject, so that nobody tells of another's.
+fn advisories(producer: &str) -> [String; 2] {
+    let stream = contracts::subject::stream(producer);
+    ["MAX_DELIVERIES", "MSG_TERMINATED"].map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.>"))
+}
+
+/// The JWT of an account that only reads others' streams.
+pub fn make_reader(home: &Home, operator: &KeyPair, login: &Login) -> Result<(String, String), anyhow::Error> {
+    let account = key(home, KeyPairType::Account, &login.account())?;
+    let mut imports = vec![import(home, EMPTY, &account, TOTALS.to_owned(), Kind::Answer)?];
+    for asked in login.asked() {
+        let kind = if asked.stream { Kind::Answers } else { Kind::Answer };
+        imports.push(import(home, &asked.owner, &account, asked.subject, kind)?);
+    }
+    let jwt = claims::account(operator, &account, &login.account(), READER, &[], &imports)?;
+    Ok((account.public_key(), jwt))
+}
+
+fn import(home: &Home, owner: &str, to: &KeyPair, subject: String, kind: Kind) -> Result<Import, anyhow::Error> {
+    let owner = key(home, KeyPairType::Account, owner)?;
+    let token = claims::activation(&owner, to, &subject, kind)?;
+    Ok(Import { owner: owner.public_key(), subject, kind, token })
+}
+
+/// What a login may publish and subscribe.
+pub fn permissions(login: &Login) -> (Vec<String>, Vec<String>) {
+    let mut publish: Vec<String> = login.asked().into_iter().map(|asked| asked.subject).collect();
+    let mut subscribe = vec![format!("_INBOX_{}.>", login.name)];
+    if !login.owns() {
+        // Nobody else is in its account; in an owner's the administration is.
+        publish.push(TOTALS.to_owned());
+        subscribe.push("_INBOX.>".to_owned());
+    }
+    publish.extend(login.local.iter().cloned());
+    subscribe.extend(login.local.iter().cloned());
+    (publish, subscribe)
+}
+
+fn make_login(home: &Home, login: &Login) -> Result<(), anyhow::Error> {
+    let account = key(home, KeyPairType::Account, &login.account())?;
+    let (publish, subscribe) = permissions(login);
+    make_user(home, &account, &login.name, (&publish, &subscribe))
+}
+
+fn make_user(
+    home: &Home,
+    account: &KeyPair,
+    name: &str,
+    permissions: (&[String], &[String]),
+) -> Result<(), anyhow::Error> {
+    let user = key(home, KeyPairType::User, &format!("user-{name}"))?;
+    let jwt = claims::user(account, &user, name, permissions, None)?;
+    write_secret(&credentials_file(home, name), claims::credentials(&jwt, &user)?.as_bytes())
+}
+
+impl Accounts {
+    /// Puts the JWTs where the server's resolver finds them; only while the server does not run.
+    pub fn write(&self, folder: &Path) -> Result<(), anyhow::Error> {
+        fs::create_dir_all(folder)?;
+        for entry in fs::read_dir(folder)? {
+            fs::remove_file(entry?.path())?;
+        }
+        for (key, jwt) in self.all.iter().chain([&self.system]) {
+            fs::write(folder.join(format!("{key}.jwt")), jwt)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! The administration: logs in where no service does, and makes accounts, streams and durable consumers as the fleet's table
+//! says. What it makes twice is as if it were made once.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream::{self, stream};
+use async_nats::{Client, ConnectOptions};
+use nkeys::KeyPairType;
+use serde_json::Value;
+
+use super::accounts::{administration, credentials_file, key};
+use super::claims;
+use crate::home::Home;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A login in the account of one owner.
+pub struct Administration {
+    /// JetStream there.
+    pub js: jetstream::Context,
+}
+
+impl Administration {
+    /// Logs in.
+    ///
+    /// # Errors
+    /// There are no credentials, or NATS does not answer.
+    pub async fn connect(home: &Home, address: &str, owner: &str) -> Result<Self, anyhow::Error> {
+        let client = connect(address, &credentials_file(home, &administration(owner))).await?;
+        Ok(Self { js: jetstream::ContextBuilder::new().timeout(PATIENCE).build(client) })
+    }
+}
+
+/// Connects by a credentials file.
+///
+/// # Errors
+/// The file cannot be read, or NATS does not answer.
+pub async fn connect(address: &str, credentials: &Path) -> Result<Client, anyhow::Error> {
+    let options = ConnectOptions::new().credentials_file(credentials).await;
+    let options = options.with_context(|| format!("reading {}", credentials.display()))?;
+    options.connect(address).await.context("connecting to NATS")
+}
+
+/// How the streams are to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// For how long the streams of events keep an event.
+    pub max_age: Duration,
+    /// On how many servers each stream is.
+    pub replicas: usize,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { max_age: Duration::from_secs(fleet::STREAM_DAYS * 86_400), replicas: 1 }
+    }
+}
+
+/// Makes every stream and every durable consumer of the table, and changes what differs.
+///
+/// # Errors
+/// Says what could not be made.
+pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
+    let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
+    consumer::administer::streams(&records, wanted.replicas).await?;
+    let audit = stream::Config {
+        name: "AUDIT".to_owned(),
+        subjects: vec!["audit.>".to_owned()],
+        discard: stream::DiscardPolicy::New,
+        storage: stream::StorageType::File,
+        num_replicas: wanted.replicas,
+        deny_delete: true,
+        deny_purge: true,
+        ..Default::default()
+    };
+    consumer::administer::stream(&records, audit).await?;
+    consumer::administer::keeper(&records, fleet::OPERATIONS).await?;
+    for producer in fleet::PRODUCERS {
+        let owner = fleet::account(producer);
+        let events = Administration::connect(home, address, &owner).await?.js;
+        outbox::administer::stream(&events, &fleet::stream(producer, wanted.max_age, wanted.replicas)).await?;
+        for config in fleet::consumers().iter().filter(|config| fleet::owner(&config.stream) == owner) {
+            consumer::administer::durables(&events, &records, config, None).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a server that runs the JWTs of accounts, new or changed.
+pub async fn push(home: &Home, address: &str, jwts: &[String]) -> Result<(), anyhow::Error> {
+    let system = connect(address, &credentials_file(home, "sys")).await?;
+    for jwt in jwts {
+        told(&system, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
+    }
+    Ok(())
+}
+
+/// Has a server that runs forget accounts.
+pub async fn remove(home: &Home, address: &str, accounts: &[String]) -> Result<(), anyhow::Error> {
+    let system = connect(address, &credentials_file(home, "sys")).await?;
+    let operator = key(home, KeyPairType::Operator, "operator")?;
+    told(&system, "$SYS.REQ.CLAIMS.DELETE", claims::removal(&operator, accounts)?).await
+}
+
+async fn told(system: &Client, subject: &'static str, jwt: String) -> Result<(), anyhow::Error> {
+    let answer = tokio::time::timeout(PATIENCE, system.request(subject, jwt.into())).await;
+    let answer = answer.context("nats-server does not answer")?.context("telling nats-server")?;
+    let answer: Value = serde_json::from_slice(&answer.payload).context("reading the server's answer")?;
+    ensure!(answer["error"].is_null(), "nats-server refuses: {}", answer["error"]);
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Credentials of event consumers that are no service of the fleet: each has one durable consumer with one tenant's events,
+//! and an account of its own that can do nothing else.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::{self};
+use chrono::{DateTime, Utc};
+use contracts::{TenantId, subject};
+use fleet::Login;
+use nkeys::KeyPairType;
+use serde::{Deserialize, Serialize};
+
+use super::accounts::{self, credentials_file, folder, key};
+use super::administration::{self, Administration};
+use super::claims;
+use crate::home::{Home, write_secret};
+
+/// The longest that a pull of theirs waits. What a client that is gone has asked for is given to nobody until then.
+const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
+const ACK_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+const MOST_IN_HAND: i64 = 1_000;
+
+/// A credential, as it was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Team {
+    /// Whose events.
+    pub tenant: TenantId,
+    /// What it is called, once for each tenant.
+    pub name: String,
+    /// The service whose events.
+    pub events: String,
+    /// When it was given.
+    pub created: DateTime<Utc>,
+    /// From when on nobody logs in by it.
+    pub expires: DateTime<Utc>,
+}
+
+impl Team {
+    /// Its login.
+    #[must_use]
+    pub fn login(&self) -> Login {
+        fleet::team(&self.name, &self.tenant, &self.events)
+    }
+
+    /// Its durable consumer, and the name of its login.
+    #[must_use]
+    pub fn durable(&self) -> String {
+        fleet::team_durable(&self.name, &self.tenant)
+    }
+
+    /// Where its credentials file is.
+    #[must_use]
+    pub fn credentials(&self, home: &Home) -> PathBuf {
+        credentials_file(home, &self.durable())
+    }
+}
+
+/// Every credential that was given and not revoked.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn all(home: &Home) -> Result<Vec<Team>, anyhow::Error> {
+    let mut teams = Vec::new();
+    for entry in fs::read_dir(folder(home)?)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "team") {
+            let team = serde_json::from_slice(&fs::read(&path)?);
+            teams.push(team.with_context(|| format!("reading {}", path.display()))?);
+        }
+    }
+    teams.sort_by_key(|team: &Team| team.durable());
+    Ok(teams)
+}
+
+/// Gives a credential, on a fleet that runs: its account, its durable consumer, its file. Nothing is restarted.
+///
+/// # Errors
+/// There is one of this name, the name or the service is not known, or NATS does not answer.
+pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, anyhow::Error> {
+    let slug = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    ensure!(
+        (1..=32).contains(&team.name.len()) && team.name.bytes().all(slug),
+        "--name must be 1 to 32 of a-z, 0-9 and -"
+    );
+    ensure!(
+        fleet::PRODUCERS.contains(&team.events.as_str()),
+        "no service `{}` tells events: there is {}",
+        team.events,
+        fleet::PRODUCERS.join(", ")
+    );
+    let record = record(home, team)?;
+    if record.exists() {
+        bail!("{} has a credential `{}`: revoke it first, or choose another name", team.tenant, team.name);
+    }
+    let login = team.login();
+    let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
+    let durable = team.durable();
+    let config = pull::Config {
+        durable_name: Some(durable.clone()),
+        filter_subject: subject::all_of_tenant(&team.events, &team.tenant),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: MOST_IN_HAND,
+        max_expires: MAX_EXPIRES,
+        ..Default::default()
+    };
+    let stream = owner.js.get_stream(subject::stream(&team.events)).await.context("opening the stream")?;
+    stream.create_consumer(config).await.context("making its durable consumer")?;
+    let operator = key(home, KeyPairType::Operator, "operator")?;
+    let (_, jwt) = accounts::make_reader(home, &operator, &login)?;
+    let account = key(home, KeyPairType::Account, &login.account())?;
+    let user = key(home, KeyPairType::User, &format!("user-{durable}"))?;
+    let (publish, subscribe) = accounts::permissions(&login);
+    let token = claims::user(&account, &user, &durable, (&publish, &subscribe), Some(team.expires))?;
+    administration::push(home, address, &[jwt]).await?;
+    let file = team.credentials(home);
+    write_secret(&file, claims::credentials(&token, &user)?.as_bytes())?;
+    write_secret(&record, serde_json::to_vec_pretty(team)?.as_slice())?;
+    Ok(file)
+}
+
+/// Takes a credential back, on a fleet that runs: whoever is logged in by it is cut off, and its durable consumer is gone.
+///
+/// # Errors
+/// There is none, or NATS does not answer.
+pub async fn revoke(home: &Home, address: &str, tenant: &TenantId, name: &str) -> Result<Team, anyhow::Error> {
+    let team = all(home)?.into_iter().find(|team| &team.tenant == tenant && team.name == name);
+    let team = team.with_context(|| format!("{tenant} has no credential `{name}`"))?;
+    let account = key(home, KeyPairType::Account, &team.login().account())?;
+    administration::remove(home, address, &[account.public_key()]).await?;
+    let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
+    forget(&owner.js, &team).await?;
+    // The keys too: a credential of the same name that is given later is another one.
+    let folder = folder(home)?;
+    for file in [
+        team.credentials(home),
+        folder.join(format!("user-{}.nk", team.durable())),
+        folder.join(format!("{}.nk", team.login().account())),
+        record(home, &team)?,
+    ] {
+        fs::remove_file(&file).ok();
+    }
+    Ok(team)
+}
+
+async fn forget(js: &jetstream::Context, team: &Team) -> Result<(), anyhow::Error> {
+    let stream = js.get_stream(subject::stream(&team.events)).await.context("opening the stream")?;
+    match stream.delete_consumer(&team.durable()).await {
+        Ok(_) => Ok(()),
+        // Another try has removed it.
+        Err(_) if stream.consumer_info(&team.durable()).await.is_err() => Ok(()),
+        Err(error) => Err(error).context("removing its durable consumer"),
+    }
+}
+
+fn record(home: &Home, team: &Team) -> Result<PathBuf, anyhow::Error> {
+    Ok(folder(home)?.join(format!("{}.team", team.durable())))
+}

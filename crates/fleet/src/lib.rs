@@ -1,0 +1,276 @@
+//! The fleet's table: who produces which stream, who has which durable consumers, and what each login of NATS may do.
+//! Accounts, streams and durable consumers are made from it, and services take their own configuration from it.
+//!
+//! A producing service's account owns its stream. Dead letters, replays, audit and advisories lie in the account RECORDS, in
+//! which no service logs in. An account either owns streams or reads those of others, never both: a reply subject is
+//! resolved in the account of whoever asks, so what an account cannot do, no reply does for it (ADR 9).
+
+use std::time::Duration;
+
+use consumer::Config;
+use contracts::events::todo;
+use contracts::{TenantId, subject};
+use outbox::StreamSpec;
+
+/// The account of dead letters, replays, audit and advisories.
+pub const RECORDS: &str = "RECORDS";
+/// What lies there.
+pub const RECORD_STREAMS: [&str; 4] = ["DLQ", "REPLAY", "AUDIT", "ADVISORIES"];
+/// Services that produce events, each into a stream of its own.
+pub const PRODUCERS: [&str; 1] = [todo::SERVICE];
+/// The durable consumer that fills the index that is searched.
+pub const PROJECTOR: &str = "search-projector";
+/// The durable consumer that fills an index that is being rebuilt.
+pub const REBUILDER: &str = "search-projector-rebuild";
+/// The login and the durable consumers that keep dead letters.
+pub const OPERATIONS: &str = "operations";
+
+/// For how long a stream keeps an event, unless a deployment says otherwise.
+pub const STREAM_DAYS: u64 = 30;
+
+/// A login, in an account of its own, and all that it may do.
+#[derive(Debug, Clone, Default)]
+pub struct Login {
+    /// Its name; the account's is the same in capitals.
+    pub name: String,
+    /// Subjects that streams take.
+    pub publishes: Vec<String>,
+    /// Streams whose messages it reads one by one, its own or others'.
+    pub reads: Vec<String>,
+    /// Streams that it only asks about.
+    pub asks: Vec<String>,
+    /// Streams whose durable consumers it asks about, all of them.
+    pub asks_consumers: Vec<String>,
+    /// Durable consumers that it pulls by: the stream and the name.
+    pub pulls: Vec<(String, String)>,
+    /// Durable consumers among them that it takes back to an earlier place.
+    pub takes_back: Vec<(String, String)>,
+    /// Subjects that never leave its account, published and subscribed.
+    pub local: Vec<String>,
+    /// Whether it learns how much its owner stores in all. Of no use to who only pulls.
+    pub learns_totals: bool,
+}
+
+/// Something that a login asks of the account that owns a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The account that answers.
+    pub owner: String,
+    /// The subject, the same on both sides.
+    pub subject: String,
+    /// Whether several messages come back.
+    pub stream: bool,
+}
+
+impl Login {
+    /// Its account.
+    #[must_use]
+    pub fn account(&self) -> String {
+        account(&self.name)
+    }
+
+    /// Whether its account owns a stream.
+    #[must_use]
+    pub fn owns(&self) -> bool {
+        PRODUCERS.contains(&self.name.as_str())
+    }
+
+    /// All that it may ask, of its own account and of others: this is the authority.
+    #[must_use]
+    pub fn asked(&self) -> Vec<Asked> {
+        let mut all: Vec<Asked> = Vec::new();
+        let mut add = |stream: &str, subject: String, several: bool| {
+            let asked = Asked { owner: owner(stream), subject: format!("$JS.{subject}"), stream: several };
+            if !all.contains(&asked) {
+                all.push(asked);
+            }
+        };
+        for stream in &self.reads {
+            add(stream, format!("API.STREAM.INFO.{stream}"), false);
+            add(stream, format!("API.STREAM.MSG.GET.{stream}"), false);
+        }
+        for stream in &self.asks {
+            add(stream, format!("API.STREAM.INFO.{stream}"), false);
+        }
+        for stream in &self.asks_consumers {
+            add(stream, format!("API.CONSUMER.INFO.{stream}.*"), false);
+        }
+        for (stream, durable) in &self.pulls {
+            if !self.asks_consumers.contains(stream) {
+                add(stream, format!("API.CONSUMER.INFO.{stream}.{durable}"), false);
+            }
+            add(stream, format!("API.CONSUMER.MSG.NEXT.{stream}.{durable}"), true);
+            add(stream, format!("ACK.{stream}.{durable}.>"), false);
+        }
+        for (stream, durable) in &self.takes_back {
+            add(stream, format!("API.CONSUMER.RESET.{stream}.{durable}"), false);
+        }
+        for subject in &self.publishes {
+            let service = subject.strip_prefix("evt.").and_then(|rest| rest.split('.').next());
+            let owner = service.map_or_else(|| RECORDS.to_owned(), account);
+            all.push(Asked { owner, subject: subject.clone(), stream: false });
+        }
+        all
+    }
+}
+
+/// The account of a login or a service.
+#[must_use]
+pub fn account(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+/// The account that owns a stream.
+#[must_use]
+pub fn owner(stream: &str) -> String {
+    stream.strip_prefix("EVENTS_").unwrap_or(RECORDS).to_owned()
+}
+
+/// The accounts that own streams.
+#[must_use]
+pub fn owners() -> Vec<String> {
+    PRODUCERS.iter().map(|service| account(service)).chain([RECORDS.to_owned()]).collect()
+}
+
+/// The stream of a producing service.
+#[must_use]
+pub fn stream(service: &str, max_age: Duration, replicas: usize) -> StreamSpec {
+    StreamSpec { name: subject::stream(service), subjects: vec![subject::all(service)], max_age, replicas }
+}
+
+/// A durable consumer of the search projector, as this release asks for it.
+#[must_use]
+pub fn projector(durable: &str, version: String) -> Config {
+    Config {
+        stream: subject::stream(todo::SERVICE),
+        durable: durable.to_owned(),
+        filter: subject::all(todo::SERVICE),
+        types: todo::TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
+        revision: 1,
+        batch: 1_000,
+        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
+        linger: Duration::from_millis(20),
+        // Documents are guarded by version, so bulk requests may overtake each other.
+        in_flight: 3,
+        max_attempts: 12,
+        version,
+    }
+}
+
+/// Every durable consumer that a service of the fleet always has, as this release asks for it. [`REBUILDER`] is made by whoever
+/// rebuilds.
+#[must_use]
+pub fn consumers() -> Vec<Config> {
+    vec![projector(PROJECTOR, String::new())]
+}
+
+/// A producing service: its own stream, and the hints between its processes. It has no consumer of its own stream and does
+/// not fetch from it: an answer of its own making, sent to a subject of JetStream's, would be obeyed there.
+#[must_use]
+pub fn producer(service: &str) -> Login {
+    Login {
+        name: service.to_owned(),
+        publishes: vec![subject::all(service)],
+        reads: vec![subject::stream(service)],
+        local: vec![format!("hint.outbox.{service}")],
+        learns_totals: true,
+        ..Login::default()
+    }
+}
+
+/// A consumer: the durable consumers of each of these configurations, its dead letters, and the outcomes of its replays.
+#[must_use]
+pub fn reader(name: &str, durables: &[(&str, &str)]) -> Login {
+    let owned = |stream: &str, durable: &str| (stream.to_owned(), durable.to_owned());
+    let streams = || durables.iter().map(|(stream, _)| (*stream).to_owned());
+    Login {
+        name: name.to_owned(),
+        publishes: durables
+            .iter()
+            .flat_map(|(_, durable)| [format!("dlq.{durable}.>"), format!("replayed.{durable}")])
+            .collect(),
+        reads: streams().collect(),
+        asks: RECORD_STREAMS.iter().filter(|stream| **stream != "AUDIT").map(|&stream| stream.to_owned()).collect(),
+        pulls: durables
+            .iter()
+            .flat_map(|(stream, durable)| {
+                let backstop = consumer::administer::backstop(stream, durable);
+                [owned(stream, durable), owned("REPLAY", durable), owned("ADVISORIES", &backstop)]
+            })
+            .collect(),
+        takes_back: durables.iter().map(|(stream, durable)| owned(stream, durable)).collect(),
+        learns_totals: true,
+        ..Login::default()
+    }
+}
+
+/// Every service's login.
+#[must_use]
+pub fn logins() -> Vec<Login> {
+    let events = || PRODUCERS.iter().map(|service| subject::stream(service));
+    let todos = subject::stream(todo::SERVICE);
+    let kept = |stream: &str| (stream.to_owned(), OPERATIONS.to_owned());
+    let operations = Login {
+        name: OPERATIONS.to_owned(),
+        publishes: vec!["replay.>".to_owned(), "audit.>".to_owned()],
+        // A range of a stream is replayed from there, and how far a replay is.
+        reads: events().chain(["REPLAY".to_owned()]).collect(),
+        asks: vec!["DLQ".to_owned()],
+        asks_consumers: vec!["REPLAY".to_owned()],
+        pulls: vec![kept("DLQ"), kept("REPLAY")],
+        // Letters that a restored database has lost are read again.
+        takes_back: vec![kept("DLQ")],
+        learns_totals: true,
+        ..Login::default()
+    };
+    let mut logins: Vec<Login> = PRODUCERS.iter().map(|service| producer(service)).collect();
+    logins.push(reader(PROJECTOR, &[(&todos, PROJECTOR), (&todos, REBUILDER)]));
+    logins.push(operations);
+    logins
+}
+
+/// The login of an event consumer that is no service of the fleet: one durable consumer with one tenant's events, and not
+/// a word about the stream that it is of.
+#[must_use]
+pub fn team(name: &str, tenant: &TenantId, service: &str) -> Login {
+    Login {
+        name: team_durable(name, tenant),
+        pulls: vec![(subject::stream(service), team_durable(name, tenant))],
+        ..Login::default()
+    }
+}
+
+/// The durable consumer of [`team`], and the name of its login. Neither a tenant nor a name contains the line between them.
+#[must_use]
+pub fn team_durable(name: &str, tenant: &TenantId) -> String {
+    format!("team-{tenant}_{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_producers_login_can_neither_fetch_from_its_own_stream_nor_have_a_consumer_of_it() {
+        for login in logins().iter().filter(|login| login.owns()) {
+            for asked in login.asked() {
+                assert!(asked.owner == login.account(), "an owner reads no one else's stream: {asked:?}");
+                let fetches = ["DIRECT.GET", "MSG.NEXT", ".CONSUMER.", "$JS.ACK"];
+                assert!(!fetches.iter().any(|word| asked.subject.contains(word)), "{asked:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_makes_changes_or_removes_a_stream_or_a_consumer() {
+        let team = team("reporting", &"acme".parse().expect("a tenant"), todo::SERVICE);
+        for asked in logins().iter().chain([&team]).flat_map(Login::asked) {
+            let words = ["CREATE", "UPDATE", "DELETE", "PURGE", "PAUSE", "SNAPSHOT", "RESTORE", "STEPDOWN", "REMOVE"];
+            assert!(!words.iter().any(|word| asked.subject.contains(word)), "{asked:?}");
+        }
+        assert!(
+            team.asked().iter().all(|asked| !asked.subject.contains("API.STREAM.")),
+            "it learns nothing of streams"
+        );
+    }
+}

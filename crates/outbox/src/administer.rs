@@ -1,0 +1,44 @@
+//! What the administration makes before a service starts: the stream that a relay publishes to. A relay only looks at it.
+
+use anyhow::Context as _;
+use async_nats::jetstream::{self, stream};
+use tracing::warn;
+
+use crate::relay::StreamSpec;
+
+/// The most durable consumers of one stream: each holds memory of the server for what it has in hand.
+const MOST_CONSUMERS: i32 = 500;
+
+/// Makes a relay's stream. One that is there is changed where that takes no event away: in its subjects, its replicas and
+/// what it refuses. Its age limit is an operator's to change: a shorter one takes events away, and behind a longer one an
+/// empty stream looks purged.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn stream(js: &jetstream::Context, spec: &StreamSpec) -> Result<(), anyhow::Error> {
+    let wanted = stream::Config {
+        name: spec.name.clone(),
+        subjects: spec.subjects.clone(),
+        max_age: spec.max_age,
+        max_consumers: MOST_CONSUMERS,
+        num_replicas: spec.replicas,
+        // Refuse rather than drop: age is the only thing that may take an event away.
+        discard: stream::DiscardPolicy::New,
+        storage: stream::StorageType::File,
+        ..Default::default()
+    };
+    let stream = js.get_or_create_stream(wanted.clone()).await;
+    let stream = stream.with_context(|| format!("making the stream {}", spec.name))?;
+    let is = &stream.cached_info().config;
+    let ours = stream::Config {
+        subjects: wanted.subjects,
+        num_replicas: wanted.num_replicas,
+        discard: wanted.discard,
+        ..is.clone()
+    };
+    if *is != ours {
+        warn!(stream = spec.name, ?is, ?ours, "the stream is not as it was asked for: changing it");
+        js.update_stream(ours).await.with_context(|| format!("changing the stream {}", spec.name))?;
+    }
+    Ok(())
+}
