@@ -1,6 +1,10 @@
 //! Publishes rows as a chain: each message expects the stream to stand where the one before it leaves it, with a
 //! window of them in flight. When one fails, the server refuses every later one (10071), so nothing is ever stored
 //! out of order, and a relay that has lost its lead is refused in the same way.
+//!
+//! So an acknowledgement of one message proves that all before it are stored, and it is asked for with every
+//! [`ASKS_EVERY`]th message and with the last of a burst only. A refusal is then heard with the next of these, as a break of
+//! the chain; sent alone, the row that is to blame hears its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -17,6 +21,9 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// How long the oldest message in flight may go without an answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Of so many messages in a burst one asks for an answer: answers cost the server as much as messages.
+const ASKS_EVERY: u32 = 32;
 
 const EXPECTED: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
@@ -53,7 +60,6 @@ pub enum Fault {
 struct InFlight {
     seq: i64,
     created_at: DateTime<Utc>,
-    acked: bool,
     /// Open until the message is acknowledged.
     _span: tracing::Span,
 }
@@ -74,6 +80,10 @@ pub struct Chain {
     /// The stream sequence of the message before the oldest in flight.
     base: u64,
     in_flight: VecDeque<InFlight>,
+    /// The newest row, until it is known whether another one follows it.
+    held: Option<Row>,
+    /// How many messages went out since one asked for an answer.
+    unasked: u32,
     last_answer: tokio::time::Instant,
     published: metrics::Counter,
     age: metrics::Histogram,
@@ -93,12 +103,15 @@ impl Chain {
             age: metrics::histogram!("outbox_commit_to_stored_seconds"),
             base,
             in_flight: VecDeque::new(),
+            held: None,
+            unasked: 0,
             last_answer: tokio::time::Instant::now(),
         })
     }
 
+    /// How many rows were sent and are not known to be stored, the one that is held included.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + usize::from(self.held.is_some())
     }
 
     /// Where the stream stands if everything in flight is stored.
@@ -106,8 +119,23 @@ impl Chain {
         self.base + self.in_flight.len() as u64
     }
 
-    /// Sends one row behind everything that was sent before it.
+    /// Sends the row that is held, and holds this one: it goes out behind it with the next row, or by [`Self::ask`].
     pub async fn send(&mut self, row: Row) -> Result<(), Fault> {
+        match self.held.replace(row) {
+            Some(before) => self.publish(before, false).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a burst: the row that is held goes out and asks for an answer.
+    pub async fn ask(&mut self) -> Result<(), Fault> {
+        match self.held.take() {
+            Some(last) => self.publish(last, true).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn publish(&mut self, row: Row, last: bool) -> Result<(), Fault> {
         let expected = self.end();
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, HeaderValue::from(expected));
@@ -118,22 +146,28 @@ impl Chain {
         if self.in_flight.is_empty() {
             self.last_answer = tokio::time::Instant::now();
         }
-        let reply = format!("{}.{}", self.inbox, expected + 1);
         let span = send_span(&row);
         if let Some(traceparent) = row.traceparent {
             headers.insert(TRACEPARENT, traceparent);
         }
-        self.client
-            .publish_with_reply_and_headers(row.subject, reply, headers, Bytes::from(row.payload))
-            .await
-            .map_err(|e| Fault::Stalled(e.to_string()))?;
-        self.in_flight.push_back(InFlight { seq: row.seq, created_at: row.created_at, acked: false, _span: span });
+        self.unasked += 1;
+        let payload = Bytes::from(row.payload);
+        let sent = if last || self.unasked >= ASKS_EVERY {
+            self.unasked = 0;
+            let reply = format!("{}.{}", self.inbox, expected + 1);
+            self.client.publish_with_reply_and_headers(row.subject, reply, headers, payload).await
+        } else {
+            self.client.publish_with_headers(row.subject, headers, payload).await
+        };
+        sent.map_err(|e| Fault::Stalled(e.to_string()))?;
+        self.in_flight.push_back(InFlight { seq: row.seq, created_at: row.created_at, _span: span });
         Ok(())
     }
 
     /// Waits for an answer, takes in all that have come, and tells the newest message that is stored with everything
     /// before it. Cancel-safe: what was not taken in comes again.
     pub async fn next(&mut self) -> Result<Option<Stored>, Fault> {
+        debug_assert!(self.held.is_none(), "whoever waits has asked");
         let deadline = self.last_answer + ACK_TIMEOUT;
         let first = tokio::time::timeout_at(deadline, self.answers.next()).await;
         let mut answer = match first {
@@ -145,38 +179,37 @@ impl Chain {
             }
         };
         self.last_answer = tokio::time::Instant::now();
+        let mut newest = None;
         loop {
-            self.take_in(&answer)?;
+            newest = newest.max(self.take_in(&answer)?);
             match self.answers.next().now_or_never() {
                 Some(Some(next)) => answer = next,
                 Some(None) | None => break,
             }
         }
-        Ok(self.advance())
+        Ok(newest.and_then(|newest| self.stored_up_to(newest)))
     }
 
-    fn take_in(&mut self, answer: &async_nats::Message) -> Result<(), Fault> {
+    /// The sequence that an answer proves to be stored, with all before it; none if it is of a message before.
+    fn take_in(&self, answer: &async_nats::Message) -> Result<Option<u64>, Fault> {
         let wanted: u64 = answer.subject.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-        let Some(entry) =
-            wanted.checked_sub(self.base + 1).and_then(|index| self.in_flight.get_mut(usize::try_from(index).ok()?))
-        else {
-            return Ok(());
-        };
+        let index = wanted.checked_sub(self.base + 1).and_then(|index| usize::try_from(index).ok());
+        let Some(entry) = index.and_then(|index| self.in_flight.get(index)) else { return Ok(None) };
         verdict(answer.status.map(|s| s.as_u16()), &answer.payload, wanted, entry.seq)?;
-        entry.acked = true;
-        Ok(())
+        Ok(Some(wanted))
     }
 
-    fn advance(&mut self) -> Option<Stored> {
+    fn stored_up_to(&mut self, newest: u64) -> Option<Stored> {
         let mut stored = None;
         let now = now();
-        while let Some(front) = self.in_flight.front().filter(|front| front.acked) {
+        while self.base < newest
+            && let Some(front) = self.in_flight.pop_front()
+        {
             self.base += 1;
             let age = (now - front.created_at).to_std().unwrap_or_default();
             self.age.record(age.as_secs_f64());
             self.published.increment(1);
             stored = Some(Stored { outbox_seq: front.seq, created_at: front.created_at, stream_seq: self.base });
-            self.in_flight.pop_front();
         }
         stored
     }

@@ -208,6 +208,7 @@ impl<'a> Session<'a> {
             {
                 self.publish(row).await?;
             }
+            self.chain.ask().await?;
             if waiting.is_empty() {
                 self.relay.status.send_if_modified(|status| {
                     let now = self.status();
@@ -276,6 +277,8 @@ impl<'a> Session<'a> {
 
     /// Sets a row and its aggregate aside; recorded before anything behind it goes out.
     async fn park(&mut self, row: &Row, reason: &str) -> Result<(), Trouble> {
+        // What is before it need not wait for the database.
+        self.chain.ask().await?;
         let actor = format!("relay, epoch {}", self.epoch);
         // One line for an aggregate, not one for each row behind the first.
         let actor = (!self.parked.contains_key(&row.aggregate_id)).then_some(actor.as_str());

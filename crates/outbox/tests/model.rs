@@ -65,10 +65,7 @@ enum Reading {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Session {
     /// Has read the stream's last sequence.
-    Opening {
-        epoch: u8,
-        base: u8,
-    },
+    Opening { epoch: u8, base: u8 },
     Open {
         epoch: u8,
         base: u8,
@@ -76,6 +73,8 @@ enum Session {
         settled: u8,
         reading: Reading,
         in_flight: u8,
+        /// So many of the oldest in flight have arrived without asking for an answer.
+        unheard: u8,
     },
 }
 
@@ -126,6 +125,9 @@ enum Action {
     ReadSettled(usize),
     /// The broker stores or refuses a message, and the relay hears of it. That it does not hear is a crash before.
     Arrive(usize),
+    /// The same of a message behind which another one is on the way: it asked for no answer, and what became of it is not
+    /// heard.
+    ArriveUnheard(usize),
     ArriveOld(usize),
     /// No answer will come: the oldest message has been silent for too long.
     Silent(usize),
@@ -241,6 +243,9 @@ impl Model for Outbox {
             if !relay.net.is_empty() {
                 actions.push(Action::Arrive(index));
             }
+            if relay.net.len() > 1 {
+                actions.push(Action::ArriveUnheard(index));
+            }
             if !relay.old.is_empty() {
                 actions.push(Action::ArriveOld(index));
             }
@@ -262,7 +267,7 @@ impl Model for Outbox {
                     actions.push(Action::ReadTail(index));
                     epoch
                 }
-                Session::Open { epoch, base, place, settled, reading, in_flight } => {
+                Session::Open { epoch, base, place, settled, reading, in_flight, .. } => {
                     let room = WINDOW - usize::from(*in_flight);
                     if room > 0 {
                         let follow = behind(&state.rows, *place, u8::MAX, room);
@@ -367,8 +372,10 @@ impl Model for Outbox {
                     Self::end_session(&mut state, relay);
                     return Some(state);
                 };
+                let (settled, in_flight, unheard) = (0, 0, 0);
+                let reading = Reading::Start;
                 state.relays[relay].session =
-                    Some(Session::Open { epoch, base, place, settled: 0, reading: Reading::Start, in_flight: 0 });
+                    Some(Session::Open { epoch, base, place, settled, reading, in_flight, unheard });
             }
             Action::ReadGapless(relay, _)
             | Action::ReadMark(relay)
@@ -411,15 +418,23 @@ impl Model for Outbox {
             Action::Arrive(relay) => {
                 let message = state.relays[relay].net.remove(0);
                 if self.store(&mut state, message) {
-                    let Some(Session::Open { base, in_flight, .. }) = &mut state.relays[relay].session else {
+                    let Some(Session::Open { base, in_flight, unheard, .. }) = &mut state.relays[relay].session else {
                         return None;
                     };
-                    *in_flight -= 1;
-                    *base += 1;
+                    // It expected those before it to be stored.
+                    *in_flight -= 1 + *unheard;
+                    *base += 1 + *unheard;
+                    *unheard = 0;
                     state.cursor = message.1.seq;
                 } else {
                     Self::end_session(&mut state, relay);
                 }
+            }
+            Action::ArriveUnheard(relay) => {
+                let message = state.relays[relay].net.remove(0);
+                self.store(&mut state, message);
+                let Some(Session::Open { unheard, .. }) = &mut state.relays[relay].session else { return None };
+                *unheard += 1;
             }
             Action::ArriveOld(relay) => {
                 let message = state.relays[relay].old.remove(0);
