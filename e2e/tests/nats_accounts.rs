@@ -563,3 +563,57 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     let twice = devstack::nats::Nats::prepare(nats.home(), program, (nats.port(), nats.port()), layout).unwrap_err();
     assert!(twice.to_string().contains("move the one elsewhere"), "{twice}");
 }
+
+#[tokio::test]
+async fn an_advisory_of_an_owner_is_kept_and_nothing_is_said_where_it_asks_for() {
+    let world = World::new(Layout::Fleet(Vec::new())).await;
+    // As JetStream tells it in the owner's account; with a subject for the acknowledgement that is another stream's.
+    let subject = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_TODO.search-projector";
+    world.admin("TODO").publish_with_reply(subject, "audit.forged", "{}".into()).await.unwrap();
+    world.admin("TODO").flush().await.unwrap();
+    let kept = |stream: &'static str, what: String| {
+        let world = &world;
+        async move { world.picture().await.contains_key(&(stream.to_owned(), what)) }
+    };
+    until("it is kept", || kept("ADVISORIES", format!("subject {subject}"))).await;
+    assert!(!kept("AUDIT", "subject audit.forged".to_owned()).await);
+    // Nor does an owner speak about another's stream.
+    let foreign = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_BILLING.billing";
+    world.admin("TODO").publish(foreign, "{}".into()).await.unwrap();
+    world.admin("TODO").flush().await.unwrap();
+    tokio::time::sleep(SETTLES).await;
+    assert!(!kept("ADVISORIES", format!("subject {foreign}")).await);
+}
+
+#[tokio::test]
+async fn an_account_has_its_limits_and_takes_nothing_from_another() {
+    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let mut made = 0;
+    let refused = loop {
+        let name = format!("MORE_{made}");
+        let answer =
+            api(world.admin("TODO"), &format!("STREAM.CREATE.{name}"), json!({"name": name, "subjects": [name]})).await;
+        if !answer["error"].is_null() {
+            break answer;
+        }
+        made += 1;
+        assert!(made < 100, "there is no limit");
+    };
+    assert_eq!(refused["error"]["err_code"], 10027, "{refused}");
+    let too_large = json!({"name": "LARGE", "subjects": ["large"], "max_bytes": 1_u64 << 40});
+    let refused = api(world.admin("RECORDS"), "STREAM.CREATE.LARGE", too_large).await;
+    assert!(!refused["error"].is_null(), "{refused}");
+    world.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
+    // Nor more connections than it is given.
+    let mut clients = Vec::new();
+    let file = world.nats.credentials("search-projector");
+    let refused = loop {
+        match devstack::nats::connect(&world.nats.address(), &file).await {
+            Ok(client) => clients.push(client),
+            Err(error) => break format!("{error:#}"),
+        }
+        assert!(clients.len() < 100, "there is no limit");
+    };
+    assert!(clients.len() >= 20, "{} and then {refused}", clients.len());
+    world.nats.client("operations").await;
+}

@@ -21,6 +21,8 @@ create table inbox_lease (
     -- sequence is settled. When the database is older than the broker thinks, they come again from here.
     stream_created_at timestamptz,
     floor             bigint,
+    -- The same of what was replayed to this consumer, in the stream of replays.
+    replays_floor     bigint,
     -- How many events the stream dropped before this consumer had them. Set it to 0 when what it makes has been rebuilt.
     trimmed_unread    bigint not null default 0
 ) with (fillfactor = 50);

@@ -45,17 +45,29 @@ pub struct Lead {
     pub stream_created_at: Option<DateTime<Utc>>,
     /// Every event up to this sequence is settled. None in a database from before this was written down.
     pub floor: Option<i64>,
+    /// Every replay up to this sequence of the stream of replays is settled. None as above.
+    pub replays_floor: Option<i64>,
     /// How many events the stream has dropped unread, as far as anybody has noticed.
     pub trimmed_unread: i64,
     /// Since when this database server runs: another time is another server, or one that was down.
     pub server_since: DateTime<Utc>,
 }
 
-/// How far the effects go, as it is written down beside them.
+/// How far the effects go, as this process has last seen it in the database.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Written {
+    pub floor: Option<i64>,
+    pub replays_floor: Option<i64>,
+    pub trimmed_unread: u64,
+}
+
+/// How far the effects go, as it is to be written down beside them.
 #[derive(Debug, Clone, Copy)]
 pub struct Floor {
     pub stream_created_at: DateTime<Utc>,
     pub sequence: u64,
+    /// None as long as it is not known.
+    pub replays: Option<u64>,
     /// How many events were found to be trimmed unread since it was last written down.
     pub trimmed_unread: Option<u64>,
 }
@@ -65,11 +77,12 @@ impl Inbox {
     pub async fn lease(&self, consumer: &str, seconds: f64) -> Result<Option<Lead>, sqlx::Error> {
         // A database that does not know this consumer has none of its effects.
         sqlx::query_as(
-            "insert into inbox_lease as held (consumer, holder, epoch, expires_at, floor) \
-             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3), 0) on conflict (consumer) do update \
+            "insert into inbox_lease as held (consumer, holder, epoch, expires_at, floor, replays_floor) \
+             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3), 0, 0) on conflict (consumer) do update \
              set holder = excluded.holder, epoch = held.epoch + 1, expires_at = excluded.expires_at \
              where held.holder = excluded.holder or held.expires_at < clock_timestamp() \
-             returning epoch, stream_created_at, floor, trimmed_unread, pg_postmaster_start_time() as server_since",
+             returning epoch, stream_created_at, floor, replays_floor, trimmed_unread, \
+             pg_postmaster_start_time() as server_since",
         )
         .bind(consumer)
         .bind(self.holder)
@@ -85,14 +98,15 @@ impl Inbox {
         consumer: &str,
         lead: &Lead,
         seconds: f64,
-        written: Option<i64>,
+        written: Written,
         floor: Option<Floor>,
     ) -> Result<bool, sqlx::Error> {
         let renewed = sqlx::query(
             "update inbox_lease set expires_at = clock_timestamp() + make_interval(secs => $3), \
              stream_created_at = coalesce($4, stream_created_at), floor = coalesce($5, floor), \
-             trimmed_unread = greatest(trimmed_unread, $6) \
-             where consumer = $1 and epoch = $2 and pg_postmaster_start_time() = $7 and floor is not distinct from $8",
+             trimmed_unread = greatest(trimmed_unread, $6), replays_floor = coalesce($9, replays_floor) \
+             where consumer = $1 and epoch = $2 and pg_postmaster_start_time() = $7 and floor is not distinct from $8 \
+             and replays_floor is not distinct from $10",
         )
         .bind(consumer)
         .bind(lead.epoch)
@@ -101,7 +115,9 @@ impl Inbox {
         .bind(floor.map(|floor| floor.sequence.cast_signed()))
         .bind(floor.and_then(|floor| floor.trimmed_unread).unwrap_or_default().cast_signed())
         .bind(lead.server_since)
-        .bind(written)
+        .bind(written.floor)
+        .bind(floor.and_then(|floor| floor.replays).map(u64::cast_signed))
+        .bind(written.replays_floor)
         .execute(&self.db)
         .await?;
         Ok(renewed.rows_affected() == 1)
@@ -112,7 +128,7 @@ impl Inbox {
         &self,
         consumer: &str,
         lead: &Lead,
-        written: Option<i64>,
+        written: Written,
         floor: Option<Floor>,
     ) -> Result<(), sqlx::Error> {
         self.renew(consumer, lead, 0.0, written, floor).await?;

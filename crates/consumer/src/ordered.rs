@@ -10,10 +10,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::stream::{self as streams, FuturesUnordered};
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::PgConnection;
 use tokio::sync::{Semaphore, watch};
@@ -22,7 +23,7 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::backstop;
 use crate::event::Event;
-use crate::inbox::{Claim, Floor, Inbox, Lead};
+use crate::inbox::{Claim, Floor, Inbox, Lead, Written};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
@@ -126,16 +127,22 @@ where
         stop,
         epoch,
         floor: Mutex::new(None),
-        written: Mutex::new((lead.floor, lead.trimmed_unread.max(0).cast_unsigned())),
+        replays: Mutex::new(None),
+        written: Mutex::new(Written {
+            floor: lead.floor,
+            replays_floor: lead.replays_floor,
+            trimmed_unread: lead.trimmed_unread.max(0).cast_unsigned(),
+        }),
         permits: Semaphore::new(at_once),
     };
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
         lost = lanes.keep_lease(&lead) => Err(lost),
+        never = lanes.follow_replays() => never,
         never = lanes.sweep() => never,
     };
     if stop.is_cancelled() {
-        inbox.give_up(durable, &lead, lanes.written().0, lanes.floor()).await.ok();
+        inbox.give_up(durable, &lead, lanes.written(), lanes.floor()).await.ok();
     }
     result
 }
@@ -155,6 +162,15 @@ impl Progress {
     }
 }
 
+/// What is pulled from.
+struct Opened<'a> {
+    consumer: &'a Consumer,
+    lead: &'a Lead,
+    durable: &'a PullConsumer,
+    /// Up to where it was acknowledged before.
+    acknowledged: u64,
+}
+
 struct Lanes<'a> {
     settler: &'a Settler,
     inbox: &'a Inbox,
@@ -163,19 +179,23 @@ struct Lanes<'a> {
     status: &'a watch::Sender<Status>,
     /// The stream, by when it was created, and the sequence up to which all is settled; none before that is known.
     floor: Mutex<Option<(DateTime<Utc>, u64)>>,
-    /// What the database has of that, and of how many events were trimmed unread.
-    written: Mutex<(Option<i64>, u64)>,
+    /// Up to where replays are settled, once they are pulled.
+    replays: Mutex<Option<u64>>,
+    /// What the database has of all that.
+    written: Mutex<Written>,
     permits: Semaphore,
 }
 
 impl Lanes<'_> {
     fn floor(&self) -> Option<Floor> {
         let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        let trimmed_unread = Some(self.status.borrow().trimmed_unread).filter(|trimmed| *trimmed > self.written().1);
-        floor.map(|(stream_created_at, sequence)| Floor { stream_created_at, sequence, trimmed_unread })
+        let trimmed_unread =
+            Some(self.status.borrow().trimmed_unread).filter(|trimmed| *trimmed > self.written().trimmed_unread);
+        let replays = *self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        floor.map(|(stream_created_at, sequence)| Floor { stream_created_at, sequence, replays, trimmed_unread })
     }
 
-    fn written(&self) -> (Option<i64>, u64) {
+    fn written(&self) -> Written {
         *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -190,13 +210,16 @@ impl Lanes<'_> {
             tokio::time::sleep(LEASE / 4).await;
             let asked = tokio::time::Instant::now();
             let (floor, written) = (self.floor(), self.written());
-            let renewal = self.inbox.renew(durable, lead, LEASE.as_secs_f64(), written.0, floor);
+            let renewal = self.inbox.renew(durable, lead, LEASE.as_secs_f64(), written, floor);
             match tokio::time::timeout_at(held_until, renewal).await {
                 Ok(Ok(true)) => {
                     held_until = asked + LEASE;
                     if let Some(floor) = floor {
-                        *self.written.lock().unwrap_or_else(PoisonError::into_inner) =
-                            (Some(floor.sequence.cast_signed()), floor.trimmed_unread.unwrap_or(written.1));
+                        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Written {
+                            floor: Some(floor.sequence.cast_signed()),
+                            replays_floor: floor.replays.map(u64::cast_signed).or(written.replays_floor),
+                            trimmed_unread: floor.trimmed_unread.unwrap_or(written.trimmed_unread),
+                        };
                     }
                 }
                 // A standby that was promoted may lack effects of a moment ago: a new lead compares.
@@ -209,6 +232,36 @@ impl Lanes<'_> {
                 Ok(Err(_)) | Err(_) => return anyhow::anyhow!("the database did not renew the lease in time"),
             }
         }
+    }
+
+    /// Up to where replays are settled: those are acknowledged in any order, so the broker knows.
+    async fn follow_replays(&self) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(LEASE / 4);
+        loop {
+            tick.tick().await;
+            if self.replays.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+                continue;
+            }
+            if let Ok((_, replays)) = replay::open(&self.settler.js, &self.settler.config.durable).await {
+                let floor = replays.cached_info().ack_floor.stream_sequence;
+                *self.replays.lock().unwrap_or_else(PoisonError::into_inner) = Some(floor);
+            }
+        }
+    }
+
+    /// What is replayed to this consumer; what a database that went back lacks of it comes again.
+    async fn replays(&self, consumer: &Consumer, lead: &Lead) -> Result<Messages, anyhow::Error> {
+        let durable = &self.settler.config.durable;
+        let (stream, replays) = replay::open(&self.settler.js, durable).await?;
+        let acknowledged = replays.cached_info().ack_floor.stream_sequence;
+        let effects = lead.replays_floor.map_or(acknowledged, |floor| floor.max(0).cast_unsigned());
+        if effects < acknowledged {
+            info!(consumer = durable, effects, acknowledged, "replays since come again");
+            let first = stream.cached_info().state.first_sequence;
+            pull::reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
+        }
+        *self.replays.lock().unwrap_or_else(PoisonError::into_inner) = Some(effects.min(acknowledged));
+        consumer.pull_replays(&replays).await
     }
 
     /// Forgets what was handled long ago, for as long as this process leads.
@@ -252,13 +305,16 @@ impl Lanes<'_> {
         let reset = reset.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
         self.settled_up_to(created, floor);
-        let mut messages = consumer.pull(&durable).await?;
+        let mut messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        self.events(&mut messages, reset.delivered.consumer_sequence, progress, handler, handled).await
+        let delivered = reset.delivered.consumer_sequence;
+        let opened = Opened { consumer, lead, durable: &durable, acknowledged };
+        self.events(&opened, &mut messages, delivered, progress, handler, handled).await
     }
 
     async fn events<H>(
         &self,
+        opened: &Opened<'_>,
         messages: &mut Messages,
         mut delivered: u64,
         mut settled: Progress,
@@ -274,8 +330,16 @@ impl Lanes<'_> {
         let mut in_hand = 0;
         let mut missed = 0;
         let mut progress = pull::progress();
+        // Replays are of events up to there: they come once those are settled again, each behind the earlier ones of its
+        // aggregate.
+        let mut replays_after = Some(opened.acknowledged);
         loop {
             let stopping = self.stop.is_cancelled();
+            if !stopping && replays_after.take_if(|after| settled.floor() >= *after).is_some() {
+                let replays = self.replays(opened.consumer, opened.lead).await?;
+                let events = std::mem::replace(messages, streams::empty().boxed());
+                *messages = streams::select(events, replays).boxed();
+            }
             if stopping && work.is_empty() {
                 return Ok(());
             }
@@ -347,6 +411,10 @@ impl Lanes<'_> {
                 _ = progress.tick() => {
                     for held in lanes.values().flatten() {
                         held.message.ack_with(AckKind::Progress).await.ok();
+                    }
+                    // What was acknowledged last may be none of this consumer's, or gone.
+                    if replays_after.is_some() && in_hand == 0 && opened.durable.get_info().await?.num_pending == 0 {
+                        replays_after = Some(0);
                     }
                 }
                 () = self.stop.cancelled(), if !stopping => {}

@@ -174,6 +174,8 @@ pub struct Acknowledged {
     pub stream_created_at: DateTime<Utc>,
     /// Up to this sequence.
     pub sequence: u64,
+    /// And what was replayed, up to this sequence of the stream of replays.
+    pub replays: u64,
 }
 
 impl Rewinder {
@@ -184,10 +186,14 @@ impl Rewinder {
     pub async fn acknowledged(&self) -> Result<Option<Acknowledged>, anyhow::Error> {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         match stream.consumer_info(&self.durable).await {
-            Ok(info) => Ok(Some(Acknowledged {
-                stream_created_at: settle::micros(stream.cached_info().created),
-                sequence: info.ack_floor.stream_sequence,
-            })),
+            Ok(info) => {
+                let (_, replays) = replay::open(&self.js, &self.durable).await?;
+                Ok(Some(Acknowledged {
+                    stream_created_at: settle::micros(stream.cached_info().created),
+                    sequence: info.ack_floor.stream_sequence,
+                    replays: replays.cached_info().ack_floor.stream_sequence,
+                }))
+            }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("asking for the durable consumer"),
         }
@@ -203,6 +209,19 @@ impl Rewinder {
         let from = (sequence + 1).max(first);
         reset(&stream, &self.durable, Some(from)).await.context("taking the durable consumer back")?;
         Ok(from - (sequence + 1))
+    }
+
+    /// Everything that was replayed behind this sequence of the stream of replays is delivered again.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn rewind_replays_behind(&self, sequence: u64) -> Result<(), anyhow::Error> {
+        let (stream, replays) = replay::open(&self.js, &self.durable).await?;
+        if replays.cached_info().ack_floor.stream_sequence > sequence {
+            let from = (sequence + 1).max(stream.cached_info().state.first_sequence);
+            reset(&stream, &self.durable, Some(from)).await.context("taking replays back")?;
+        }
+        Ok(())
     }
 
     /// Everything that the stream holds is delivered again, from its first message on; the sequence of that, and what it
@@ -289,7 +308,7 @@ impl Consumer {
             let mut pauses = pauses();
             while !stop.is_cancelled() {
                 let mut handled = false;
-                let worked = ordered::lead(&self, &stop, &inbox, &handler, &mut handled).await;
+                let worked = Box::pin(ordered::lead(&self, &stop, &inbox, &handler, &mut handled)).await;
                 self.rest(&stop, worked, handled, &mut pauses).await;
             }
         };
@@ -307,7 +326,9 @@ impl Consumer {
         F: Future<Output = Vec<Verdict>>,
     {
         let (_, consumer) = self.open().await?;
-        let mut messages = self.pull(&consumer).await?;
+        let events = self.pull_events(&consumer).await?;
+        let (_, replays) = replay::open(&self.settler.js, &self.settler.config.durable).await?;
+        let mut messages = streams::select(events, self.pull_replays(&replays).await?).boxed();
         batch::run(&self.settler, stop, &mut messages, handler, handled).await
     }
 
@@ -363,18 +384,24 @@ impl Consumer {
         Ok((stream, consumer))
     }
 
-    pub(crate) async fn pull(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
+    /// What the stream gives; an end when the durable consumer is not this release's any more.
+    pub(crate) async fn pull_events(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
         let config = &self.settler.config;
-        let replays = replay::consumer(&self.settler.js, &config.durable).await?;
-        let messages =
-            streams::select(messages(consumer, config.batch).await?, messages(&replays, config.batch).await?);
-        // Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
-        let mut status = self.status.subscribe();
-        let messages =
-            messages.take_until(async move { status.wait_for(|status| status.refused).await.is_ok() }).boxed();
+        let messages = self.until_refused(messages(consumer, config.batch).await?);
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
+    }
+
+    /// What is replayed.
+    pub(crate) async fn pull_replays(&self, replays: &PullConsumer) -> Result<Messages, anyhow::Error> {
+        Ok(self.until_refused(messages(replays, self.settler.config.batch).await?))
+    }
+
+    /// Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
+    fn until_refused(&self, messages: Messages) -> Messages {
+        let mut status = self.status.subscribe();
+        messages.take_until(async move { status.wait_for(|status| status.refused).await.is_ok() }).boxed()
     }
 }
 

@@ -71,14 +71,15 @@ pub fn outcome(headers: Option<&HeaderMap>) -> Option<(String, String)> {
     Some((header(headers, ID)?.to_owned(), header(headers, OUTCOME)?.to_owned()))
 }
 
-async fn open(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
+async fn stream(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error> {
     js.get_stream(STREAM).await.context("opening the stream of replays")
 }
 
-/// What a consumer reads replays by.
-pub async fn consumer(js: &jetstream::Context, durable: &str) -> Result<PullConsumer, anyhow::Error> {
-    let consumer = open(js).await?.get_consumer(durable).await.map_err(|error| anyhow::anyhow!(error));
-    consumer.context("opening the consumer of replays")
+/// The stream, and what a consumer reads its replays by.
+pub async fn open(js: &jetstream::Context, durable: &str) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
+    let stream = stream(js).await?;
+    let consumer = stream.get_consumer(durable).await.map_err(|error| anyhow::anyhow!(error));
+    Ok((stream, consumer.context("opening the consumer of replays")?))
 }
 
 /// Tells what became of a replayed message; `Ok` only once that is stored.
@@ -206,7 +207,7 @@ impl Replayer {
     /// # Errors
     /// NATS does not answer.
     pub async fn takes_replays(&self, consumer: &str) -> Result<bool, anyhow::Error> {
-        Ok(self.state(&open(&self.js).await?, consumer).await?.is_some())
+        Ok(self.state(&stream(&self.js).await?, consumer).await?.is_some())
     }
 
     /// How far a replay is that was stored at `sequence`.
@@ -214,7 +215,7 @@ impl Replayer {
     /// # Errors
     /// NATS does not answer.
     pub async fn way(&self, consumer: &str, id: &str, sequence: u64) -> Result<Way, anyhow::Error> {
-        let stream = open(&self.js).await?;
+        let stream = stream(&self.js).await?;
         let floor = self.state(&stream, consumer).await?.map_or(0, |info| info.ack_floor.stream_sequence);
         match stream.get_raw_message(sequence).await {
             Ok(message) if header(Some(&message.headers), ID) != Some(id) => Ok(Way::Lost),

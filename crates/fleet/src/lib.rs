@@ -198,7 +198,10 @@ pub fn reader(name: &str, durables: &[(&str, &str)]) -> Login {
                 [owned(stream, durable), owned("REPLAY", durable), owned("ADVISORIES", &backstop)]
             })
             .collect(),
-        takes_back: durables.iter().map(|(stream, durable)| owned(stream, durable)).collect(),
+        takes_back: durables
+            .iter()
+            .flat_map(|(stream, durable)| [owned(stream, durable), owned("REPLAY", durable)])
+            .collect(),
         learns_totals: true,
         ..Login::default()
     }

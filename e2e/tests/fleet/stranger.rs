@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use devstack::install::version;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::with_fleet;
@@ -47,6 +47,11 @@ async fn reads_and_goes_on(fleet: &Fleet, tenant: &str, consumer: impl Fn(&[&str
     let path = format!("/v1/todos/{}:reopen", todo["id"].as_str().unwrap());
     assert_eq!(ann.send(Method::POST, &path, None).await.status, 200);
     assert_eq!(types("1").await, ["todo.reopened.v1"]);
+    let one = |all: Value| all.as_array().unwrap().iter().filter(|one| one["tenant"] == tenant).count();
+    assert_eq!(one(fleet.json(&["nats-credentials", "list"]).await), 1);
+    fleet.json(&["nats-credentials", "revoke", "--tenant", tenant, "--name", "reader"]).await;
+    assert_eq!(one(fleet.json(&["nats-credentials", "list"]).await), 0);
+    assert!(!std::path::Path::new(login).exists(), "its credentials are gone");
 }
 
 #[test]

@@ -142,6 +142,8 @@ pub(crate) async fn keep_index(
 struct Noted {
     index: String,
     sequence: Option<u64>,
+    /// The same of what was replayed.
+    replays: Option<u64>,
     at: Option<Instant>,
     /// How many events were found to be trimmed unread, as far as that is noted: in the index of that time.
     trimmed_unread: u64,
@@ -172,6 +174,8 @@ async fn look_after(
             info!("the index is new: filling it from the beginning of the stream");
         }
         metrics::counter!("search_index_refills_total").increment(1);
+        // An event that was mended is only there.
+        rewinder.rewind_replays_behind(0).await?;
         let since = serde_json::json!({"filled_since": first});
         index.note_beside(&name, &notes, &since).await?;
         notes["filled_since"] = since["filled_since"].clone();
@@ -201,7 +205,9 @@ async fn keep_floor(
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
-    let fell_back = said.filter(|said| *said < noted.sequence.unwrap_or(is.sequence));
+    let said_of_replays = notes["floor"]["replays"].as_u64();
+    let replays_fell_back = said_of_replays.filter(|said| *said < noted.replays.unwrap_or(is.replays));
+    let fell_back = said.filter(|said| replays_fell_back.is_some() || *said < noted.sequence.unwrap_or(is.sequence));
     let acts = noted.fell_back || noted.sequence.is_none();
     noted.fell_back = fell_back.is_some();
     if let Some(said) = fell_back {
@@ -218,23 +224,29 @@ async fn keep_floor(
             metrics::counter!("search_index_refills_total").increment(1);
         }
         let missing = rewinder.rewind_behind(said).await?;
-        (noted.sequence, noted.fell_back) = (Some(said), false);
+        if let Some(replays) = said_of_replays {
+            rewinder.rewind_replays_behind(replays).await?;
+        }
+        (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
         if missing > 0 {
             let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
             index.note_beside(name, notes, &serde_json::json!({"trimmed_unread": missing})).await?;
         }
         return Ok(());
     }
-    noted.sequence = noted.sequence.max(said);
+    (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let due = noted.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
     let trimmed = trimmed_unread > noted.trimmed_unread;
-    if trimmed || (due && said.is_none_or(|said| said < is.sequence)) {
-        let mut more = serde_json::json!({"floor": {"stream_created_at": stream, "sequence": is.sequence}});
+    let behind = said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < is.replays);
+    if trimmed || (due && behind) {
+        let mut more = serde_json::json!({
+            "floor": {"stream_created_at": stream, "sequence": is.sequence, "replays": is.replays},
+        });
         if trimmed {
             more["trimmed_unread"] = trimmed_unread.into();
         }
         index.note_beside(name, notes, &more).await?;
-        (noted.sequence, noted.at) = (Some(is.sequence), Some(Instant::now()));
+        (noted.sequence, noted.replays, noted.at) = (Some(is.sequence), Some(is.replays), Some(Instant::now()));
         noted.trimmed_unread = trimmed_unread;
     }
     Ok(())

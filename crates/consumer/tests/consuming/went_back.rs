@@ -5,6 +5,8 @@ use serde_json::json;
 use sqlx::PgPool;
 use testkit::until;
 
+use consumer::{Event, Failure, Replayer, Sending};
+
 use crate::world::{STREAM, World, failing};
 
 /// Everything that the database holds, to come back to.
@@ -86,6 +88,76 @@ async fn effects_that_a_restore_takes_under_the_running_consumer_come_again() {
     world.publish("a", 11).await;
     world.drain().await;
     assert_eq!(world.effects().await["a"], (1..=11).collect::<Vec<_>>());
+    world.stop().await;
+}
+
+/// Dies, unless it is replayed.
+fn dies(event: &Event) -> Option<Failure> {
+    let dies = event.replay.is_none() && event.attribute("id").ends_with("-a-3");
+    dies.then(|| Failure::Reject("no such account".to_owned()))
+}
+
+/// Has the letters of `a` at 3 and 4 replayed, and waits until the broker thinks that this is done for good.
+async fn replay_the_letters(world: &World, others: u64) {
+    let replayer = Replayer::new(world.nats.client("admin").await);
+    for (sequence, id) in [(3, "1.1.1"), (4, "1.2.1")] {
+        let found = replayer.find(STREAM, sequence + others).await.unwrap().unwrap();
+        replayer.send(&Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
+    }
+    until("both have taken effect", || async { world.effects().await["a"] == [1, 2, 3, 4] }).await;
+    let replays = world.js.get_stream("REPLAY").await.unwrap();
+    until("both are acknowledged", || async {
+        replays.consumer_info("ledger").await.unwrap().ack_floor.stream_sequence >= 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replays_that_a_restore_took_come_again() {
+    let mut world = World::new().await;
+    world.in_order(5, dies).await;
+    for version in 1..=4 {
+        world.publish("a", version).await;
+    }
+    world.until_letters(2).await;
+    world.drain().await;
+    world.anew().await;
+    backup(&world.db).await;
+    world.in_order(5, dies).await;
+    replay_the_letters(&world, 0).await;
+    world.anew().await;
+    restore(&world.db).await;
+    assert_eq!(world.effects().await["a"], [1, 2]);
+    world.in_order(5, dies).await;
+    until("they take effect again", || async { world.effects().await["a"] == [1, 2, 3, 4] }).await;
+    world.publish("a", 5).await;
+    until("the aggregate goes on", || async { world.effects().await["a"] == [1, 2, 3, 4, 5] }).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn replays_come_again_behind_the_earlier_events_of_their_aggregate() {
+    let mut world = World::new().await;
+    world.in_order(5, dies).await;
+    world.publish("a", 1).await;
+    world.drain().await;
+    world.anew().await;
+    backup(&world.db).await;
+    world.in_order(5, dies).await;
+    // Events of others are before its own: a replay that did not wait would be first.
+    for version in 1..=200 {
+        world.publish("b", version).await;
+    }
+    for version in 2..=4 {
+        world.publish("a", version).await;
+    }
+    world.until_letters(2).await;
+    replay_the_letters(&world, 200).await;
+    world.anew().await;
+    restore(&world.db).await;
+    world.in_order(5, dies).await;
+    until("all take effect again", || async { world.effects().await["a"].len() == 4 }).await;
+    assert_eq!(world.effects().await["a"], [1, 2, 3, 4]);
     world.stop().await;
 }
 

@@ -166,9 +166,18 @@ impl Fleet {
 
     /// How far the index that is searched says to be filled.
     pub async fn floor(&self) -> Option<u64> {
+        self.noted("sequence").await
+    }
+
+    /// The same of what was replayed into it.
+    pub async fn floor_of_replays(&self) -> Option<u64> {
+        self.noted("replays").await
+    }
+
+    async fn noted(&self, what: &str) -> Option<u64> {
         let url = format!("{}/{}/_mapping", Parts::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
-        answer.as_object()?.values().next()?["mappings"]["_meta"]["floor"]["sequence"].as_u64()
+        answer.as_object()?.values().next()?["mappings"]["_meta"]["floor"][what].as_u64()
     }
 
     /// A copy of the index, notes and all, as a snapshot has it.

@@ -1,5 +1,6 @@
 //! From events to documents: whatever the order and however often.
 
+use consumer::{Replayer, Sending};
 use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
 use serde_json::json;
 
@@ -118,6 +119,36 @@ async fn an_index_that_was_restored_from_a_snapshot_has_again_what_came_since() 
     for (todo, title) in todos.iter().zip(["one", "two", "three", "four"]) {
         assert_eq!(fleet.document("acme", todo.id).await["_source"]["title"], title);
     }
+}
+
+#[tokio::test]
+async fn what_was_replayed_comes_again_into_an_index_that_was_restored() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("as it came")).await;
+    fleet.drain().await;
+    testkit::until("it is noted how far it is", || async { fleet.floor().await == Some(1) }).await;
+    let older = fleet.copy_of_index().await;
+    // A letter that was mended: what the stream holds of it is no event.
+    fleet.publish_raw("evt.todo.created.v1.acme", b"not json".to_vec()).await;
+    fleet.drain().await;
+    let mended = todo("mended");
+    let replayer = Replayer::new(fleet.nats.client("operations").await);
+    let found = replayer.find("EVENTS_TODO", 1).await.unwrap().unwrap();
+    let mut event: serde_json::Value = serde_json::from_slice(&found.payload).unwrap();
+    (event["subject"], event["partitionkey"]) = (json!(mended.id), json!(mended.id));
+    event["data"]["todo"] = serde_json::to_value(&mended).unwrap();
+    let sending = Sending {
+        consumer: "search-projector".to_owned(),
+        id: "1.1.1".to_owned(),
+        payload: event.to_string().into(),
+        stream_sequence: 2,
+        ..found
+    };
+    replayer.send(&sending).await.unwrap();
+    testkit::until("it is found", || async { fleet.find("acme", "mended").await == ["mended"] }).await;
+    testkit::until("that is noted", || async { fleet.floor_of_replays().await == Some(1) }).await;
+    fleet.restore_index(&older).await;
+    testkit::until("it is found again", || async { fleet.find("acme", "mended").await == ["mended"] }).await;
 }
 
 #[tokio::test]
