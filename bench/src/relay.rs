@@ -182,7 +182,7 @@ async fn drain_once(
     Ok((rows as f64 / (last - first), cpu.as_secs_f64() * 1e6 / rows as f64, peak))
 }
 
-/// A stream as the relay makes it.
+/// A stream as the administration makes it.
 pub fn stream_config(name: &str) -> stream::Config {
     stream::Config {
         name: name.to_owned(),

@@ -47,7 +47,7 @@ pub async fn administration(context: &Context, owner: &str) -> Result<jetstream:
     Ok(jetstream::new(devstack::nats::connect(&nats.context("nats is not up yet")?, &credentials).await?))
 }
 
-/// A connection as the operator, and the stream of todo events.
+/// A connection as the administration, and the stream of todo events.
 pub async fn open(context: &Context) -> Result<(jetstream::Context, Stream), anyhow::Error> {
     let js = administration(context, &fleet::account(SERVICE)).await?;
     let stream = js.get_stream(subject::stream(SERVICE)).await.context("opening the stream of todo events")?;

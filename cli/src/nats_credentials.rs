@@ -24,9 +24,9 @@ pub struct ProvisionArgs {
     /// How long the streams of events keep an event, in days. Of a stream that is there it is not changed.
     #[arg(long, default_value_t = fleet::STREAM_DAYS)]
     stream_days: u64,
-    /// On how many servers each stream is: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    replicas: usize,
+    /// On how many servers each stream is: 1, 3 or 5. Unless it is said, as many as it is on.
+    #[arg(long, value_parser = ["1", "3", "5"])]
+    replicas: Option<String>,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -86,11 +86,14 @@ fn address(context: &Context) -> Result<String, anyhow::Error> {
     nats.context("nats is not up yet")
 }
 
-/// Makes what is missing of the streams and the durable consumers.
+/// Makes what is missing of the streams and the durable consumers, and changes what may be changed.
 pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyhow::Error> {
-    let wanted = Wanted { max_age: Duration::from_secs(args.stream_days * 86_400), replicas: args.replicas };
+    let wanted = Wanted {
+        max_age: Duration::from_secs(args.stream_days * 86_400),
+        replicas: args.replicas.as_deref().and_then(|text| text.parse().ok()),
+    };
     Box::pin(provision(&context.open_home()?, &address(context)?, wanted)).await?;
-    let text = "Every stream and every durable consumer is there, as this release asks for it.";
+    let text = "Every stream and every durable consumer of the fleet is there.";
     say(context, &json!({"provisioned": true}), text);
     Ok(())
 }

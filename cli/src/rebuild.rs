@@ -182,10 +182,17 @@ impl Rebuild<'_> {
         Ok((name, notes))
     }
 
+    /// Removes what fills the index; the account of its replays.
+    async fn forget(&self) -> Result<jetstream::Context, anyhow::Error> {
+        let records = events::administration(self.context, fleet::RECORDS).await?;
+        let stream = self.stream.cached_info().config.name.as_str();
+        consumer::administer::forget(&self.js, &records, (stream, REBUILDER)).await?;
+        Ok(records)
+    }
+
     /// The durable consumer that fills the index, from this event on.
     async fn durable(&self, from: u64) -> Result<(), anyhow::Error> {
-        self.stream.delete_consumer(REBUILDER).await.ok();
-        let records = events::administration(self.context, fleet::RECORDS).await?;
+        let records = self.forget().await?;
         let config = fleet::projector(REBUILDER, String::new());
         let made = consumer::administer::durables(&self.js, &records, &config, Some(from.max(1))).await;
         made.context("making the consumer that fills the index")
@@ -326,7 +333,10 @@ impl Rebuild<'_> {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), let_go).await.ok();
-        self.stream.delete_consumer(REBUILDER).await.ok();
+        // The next rebuild tries again; what is searched is whole.
+        if let Err(error) = self.forget().await {
+            eprintln!("what filled the index is still there: {error:#}");
+        }
     }
 
     async fn swap_while_paused(

@@ -88,7 +88,7 @@ impl Fleet {
         self.board().unwrap().units.into_iter().find(|unit| unit.name == name).unwrap()
     }
 
-    /// The login of a part, from its file of credentials.
+    /// The login of PostgreSQL, from its JSON file.
     ///
     /// # Panics
     /// It has none.

@@ -1,7 +1,7 @@
 //! What the administration makes before services start: the streams that all consumers share, and durable consumers. A
 //! service only looks at them: the right to make one is the right to have its messages sent to any subject.
 //!
-//! Making is repeatable. What is there already is changed where it is not as it was asked for.
+//! Making is repeatable. What is there already is changed where it is not as it was asked for, but for the limits of streams.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::{backstop, dead_letter, keep, replay};
 
 /// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
 const MAX_EXPIRES: Duration = Duration::from_secs(30);
+/// What JetStream has by itself.
+const MOST_IN_HAND: i64 = 1_000;
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Makes the streams of dead letters, replays and advisories, on as many servers as the events are.
@@ -105,11 +107,13 @@ pub async fn durables(
         metadata: config.told(&HashMap::new()),
         ..Default::default()
     };
-    let newer = |is: &consumer::Config| config.is_older(is).map(|_| is.filter_subject.clone());
-    let ours = |is: &consumer::Config| consumer::Config {
-        max_ack_pending: config.most_in_hand(),
-        filter_subject: newer(is).unwrap_or_else(|| config.filter.clone()),
-        ..config.ours(is)
+    let ours = |is: &consumer::Config, wanted: consumer::Config| {
+        let newer = config.is_older(is).map(|_| is.filter_subject.clone());
+        consumer::Config {
+            filter_subject: newer.unwrap_or(wanted.filter_subject),
+            metadata: config.told(&is.metadata),
+            ..wanted
+        }
     };
     make(events, stream, durable, new, ours).await?;
     let replays = pull::Config {
@@ -122,17 +126,20 @@ pub async fn durables(
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    make(records, replay::STREAM, durable, replays, Clone::clone).await?;
+    make(records, replay::STREAM, durable, replays, |_, wanted| wanted).await?;
     let given_up = pull::Config {
         durable_name: Some(backstop::durable(stream, durable)),
         filter_subjects: backstop::KINDS
             .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
             .to_vec(),
         ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: MOST_IN_HAND,
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    make(records, backstop::STREAM, &backstop::durable(stream, durable), given_up, Clone::clone).await
+    make(records, backstop::STREAM, &backstop::durable(stream, durable), given_up, |_, wanted| wanted).await
 }
 
 /// Makes what a [`crate::Keeper`] of this name pulls by.
@@ -147,10 +154,11 @@ pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), a
             ack_policy: AckPolicy::Explicit,
             ack_wait: keep::ACK_WAIT,
             max_deliver: -1,
+            max_ack_pending: MOST_IN_HAND,
             max_expires: MAX_EXPIRES,
             ..Default::default()
         };
-        make(records, stream, durable, new, Clone::clone).await?;
+        make(records, stream, durable, new, |_, wanted| wanted).await?;
     }
     Ok(())
 }
@@ -161,20 +169,59 @@ pub fn backstop(stream: &str, durable: &str) -> String {
     backstop::durable(stream, durable)
 }
 
+/// Removes what [`durables`] makes.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn forget(
+    events: &jetstream::Context,
+    records: &jetstream::Context,
+    (stream, durable): (&str, &str),
+) -> Result<(), anyhow::Error> {
+    let advisories = backstop::durable(stream, durable);
+    for (js, stream, durable) in
+        [(events, stream, durable), (records, replay::STREAM, durable), (records, backstop::STREAM, &advisories)]
+    {
+        let of = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
+        match of.delete_consumer(durable).await {
+            Ok(_) => {}
+            Err(error) if of.consumer_info(durable).await.is_ok() => {
+                return Err(error).with_context(|| format!("removing the durable consumer {durable}"));
+            }
+            // It was not there.
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes a durable consumer, or changes what differs; `ours` has the last word about what is asked for.
 async fn make(
     js: &jetstream::Context,
     stream: &str,
     durable: &str,
     new: pull::Config,
-    ours: impl Fn(&consumer::Config) -> consumer::Config,
+    ours: impl Fn(&consumer::Config, consumer::Config) -> consumer::Config,
 ) -> Result<(), anyhow::Error> {
     let stream = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
     let consumer: PullConsumer = stream
-        .get_or_create_consumer(durable, new)
+        .get_or_create_consumer(durable, new.clone())
         .await
         .with_context(|| format!("making the durable consumer {durable}"))?;
     let is = &consumer.cached_info().config;
-    let ours = ours(is);
+    let wanted = consumer::Config {
+        filter_subject: new.filter_subject,
+        filter_subjects: new.filter_subjects,
+        headers_only: false,
+        backoff: Vec::new(),
+        ack_wait: new.ack_wait,
+        // The attempts are counted by the consumer; the server must never give up on its own.
+        max_deliver: -1,
+        max_ack_pending: new.max_ack_pending,
+        max_expires: new.max_expires,
+        ..is.clone()
+    };
+    let ours = ours(is, wanted);
     if *is != ours {
         warn!(consumer = durable, ?is, ?ours, "the durable consumer is not as it was asked for: changing it");
         let changed = stream.update_consumer(ours).await;

@@ -126,7 +126,7 @@ impl Nats {
         };
         Ok(format!(
             "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\
-             jetstream {{ store_dir: \"{}\", max_file_store: {}, max_memory_store: 1073741824 }}\n{logins}",
+             jetstream {{ store_dir: \"{}\", max_file_store: {}, max_memory_store: 1073741824, strict: true }}\n{logins}",
             self.port,
             self.monitor,
             self.store.display(),

@@ -82,7 +82,7 @@ pub struct Unit {
     /// Its address as a URL without secrets, for parts.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub url: Option<String>,
-    /// A JSON file with `url` (login included), `user` and `password`, for parts that want a login.
+    /// How to log in, for parts that want it: for NATS a credentials file, else a JSON file with `url`, `user` and `password`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub creds_file: Option<PathBuf>,
 }

@@ -47,8 +47,6 @@ pub struct Login {
     pub takes_back: Vec<(String, String)>,
     /// Subjects that never leave its account, published and subscribed.
     pub local: Vec<String>,
-    /// Whether it learns how much its owner stores in all. Of no use to who only pulls.
-    pub learns_totals: bool,
 }
 
 /// Something that a login asks of the account that owns a stream.
@@ -173,7 +171,6 @@ pub fn producer(service: &str) -> Login {
         publishes: vec![subject::all(service)],
         reads: vec![subject::stream(service)],
         local: vec![format!("hint.outbox.{service}")],
-        learns_totals: true,
         ..Login::default()
     }
 }
@@ -202,7 +199,6 @@ pub fn reader(name: &str, durables: &[(&str, &str)]) -> Login {
             .iter()
             .flat_map(|(stream, durable)| [owned(stream, durable), owned("REPLAY", durable)])
             .collect(),
-        learns_totals: true,
         ..Login::default()
     }
 }
@@ -223,7 +219,6 @@ pub fn logins() -> Vec<Login> {
         pulls: vec![kept("DLQ"), kept("REPLAY")],
         // Letters that a restored database has lost are read again.
         takes_back: vec![kept("DLQ")],
-        learns_totals: true,
         ..Login::default()
     };
     let mut logins: Vec<Login> = PRODUCERS.iter().map(|service| producer(service)).collect();

@@ -60,7 +60,7 @@ pub enum Fault {
 struct InFlight {
     seq: i64,
     created_at: DateTime<Utc>,
-    /// Open until the message is acknowledged.
+    /// Open until an answer proves that the message is stored.
     _span: tracing::Span,
 }
 

@@ -81,7 +81,7 @@ impl TestNats {
         for test in &tests {
             test.until_ready().await;
         }
-        tests[0].provision(Wanted { replicas: 3, ..Wanted::default() }).await;
+        tests[0].provision(Wanted { replicas: Some(3), ..Wanted::default() }).await;
         tests
     }
 

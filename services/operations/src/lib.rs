@@ -75,7 +75,7 @@ pub struct Config {
     pub ops_listen: SocketAddr,
     /// The database as `operations_app`.
     pub database_url: SecretString,
-    /// NATS as this service's user.
+    /// Where NATS is, and this service's credentials there.
     pub nats: nats::Login,
 }
 

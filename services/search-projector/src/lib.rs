@@ -76,7 +76,7 @@ pub struct ConfigArgs {
 pub struct Config {
     /// What every service is told.
     pub common: Common,
-    /// NATS as this service's user.
+    /// Where NATS is, and this service's credentials there.
     pub nats: nats::Login,
     /// The key for page tokens.
     pub page_token_key: secrecy::SecretString,

@@ -73,10 +73,10 @@ pub struct ConfigArgs {
     /// How many database connections to use at most.
     #[arg(long, env = "FLOTILLA_DATABASE_CONNECTIONS", default_value = "16")]
     database_connections: String,
-    /// How long the stream keeps events, in days.
+    /// How long the stream is to keep events, in days; `flotilla provision` makes it so.
     #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30")]
     stream_max_age_days: String,
-    /// On how many servers the stream keeps each event: 1, 3 or 5.
+    /// On how many servers the stream is to keep each event: 1, 3 or 5.
     #[arg(long, env = "FLOTILLA_STREAM_REPLICAS", default_value = "1")]
     stream_replicas: String,
     /// How long the outbox keeps its rows, in days; at least as long as the stream keeps events.
@@ -93,15 +93,15 @@ pub struct Config {
     pub database_url: SecretString,
     /// The database as `todo_relay`.
     pub relay_database_url: SecretString,
-    /// NATS as this service's user.
+    /// Where NATS is, and this service's credentials there.
     pub nats: nats::Login,
     /// The key for page tokens.
     pub page_token_key: SecretString,
     /// At most so many connections.
     pub database_connections: u32,
-    /// How long the stream keeps events.
+    /// How long the stream is to keep events.
     pub stream_max_age: Duration,
-    /// On how many servers it keeps each.
+    /// On how many servers it is to keep each.
     pub stream_replicas: usize,
     /// How many days the outbox keeps its rows.
     pub outbox_days: i32,

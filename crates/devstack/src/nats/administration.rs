@@ -1,5 +1,4 @@
-//! The administration: logs in where no service does, and makes accounts, streams and durable consumers as the fleet's table
-//! says. What it makes twice is as if it were made once.
+//! The administration: logs in to each owner's account, and makes streams and durable consumers as the fleet's table says. What it makes twice is as if it were made once.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use nkeys::KeyPairType;
 use serde_json::Value;
 
 use super::accounts::{administration, credentials_file, key};
-use super::claims;
+use super::{claims, teams};
 use crate::home::Home;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,13 +47,13 @@ pub async fn connect(address: &str, credentials: &Path) -> Result<Client, anyhow
 pub struct Wanted {
     /// For how long the streams of events keep an event.
     pub max_age: Duration,
-    /// On how many servers each stream is.
-    pub replicas: usize,
+    /// On how many servers each stream is; where nothing is said, as many as it is on.
+    pub replicas: Option<usize>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { max_age: Duration::from_secs(fleet::STREAM_DAYS * 86_400), replicas: 1 }
+        Self { max_age: Duration::from_secs(fleet::STREAM_DAYS * 86_400), replicas: None }
     }
 }
 
@@ -64,13 +63,17 @@ impl Default for Wanted {
 /// Says what could not be made.
 pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
     let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
-    consumer::administer::streams(&records, wanted.replicas).await?;
+    let replicas = match wanted.replicas {
+        Some(replicas) => replicas,
+        None => records.get_stream("DLQ").await.map_or(1, |letters| letters.cached_info().config.num_replicas),
+    };
+    consumer::administer::streams(&records, replicas).await?;
     let audit = stream::Config {
         name: "AUDIT".to_owned(),
         subjects: vec!["audit.>".to_owned()],
         discard: stream::DiscardPolicy::New,
         storage: stream::StorageType::File,
-        num_replicas: wanted.replicas,
+        num_replicas: replicas,
         deny_delete: true,
         deny_purge: true,
         ..Default::default()
@@ -80,9 +83,12 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
     for producer in fleet::PRODUCERS {
         let owner = fleet::account(producer);
         let events = Administration::connect(home, address, &owner).await?.js;
-        outbox::administer::stream(&events, &fleet::stream(producer, wanted.max_age, wanted.replicas)).await?;
+        outbox::administer::stream(&events, &fleet::stream(producer, wanted.max_age, replicas)).await?;
         for config in fleet::consumers().iter().filter(|config| fleet::owner(&config.stream) == owner) {
             consumer::administer::durables(&events, &records, config, None).await?;
+        }
+        for team in teams::all(home)?.iter().filter(|team| team.events == producer) {
+            teams::provide(&events, team).await?;
         }
     }
     Ok(())

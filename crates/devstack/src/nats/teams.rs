@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::{self};
 use chrono::{DateTime, Utc};
 use contracts::{TenantId, subject};
 use fleet::Login;
@@ -99,18 +99,7 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     let login = team.login();
     let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
     let durable = team.durable();
-    let config = pull::Config {
-        durable_name: Some(durable.clone()),
-        filter_subject: subject::all_of_tenant(&team.events, &team.tenant),
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: ACK_WAIT,
-        max_deliver: -1,
-        max_ack_pending: MOST_IN_HAND,
-        max_expires: MAX_EXPIRES,
-        ..Default::default()
-    };
-    let stream = owner.js.get_stream(subject::stream(&team.events)).await.context("opening the stream")?;
-    stream.create_consumer(config).await.context("making its durable consumer")?;
+    provide(&owner.js, team).await?;
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let (_, jwt) = accounts::make_reader(home, &operator, &login)?;
     let account = key(home, KeyPairType::Account, &login.account())?;
@@ -122,6 +111,24 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     write_secret(&file, claims::credentials(&token, &user)?.as_bytes())?;
     write_secret(&record, serde_json::to_vec_pretty(team)?.as_slice())?;
     Ok(file)
+}
+
+/// Makes its durable consumer, if that is not there.
+pub(super) async fn provide(js: &jetstream::Context, team: &Team) -> Result<(), anyhow::Error> {
+    let config = pull::Config {
+        durable_name: Some(team.durable()),
+        filter_subject: subject::all_of_tenant(&team.events, &team.tenant),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: MOST_IN_HAND,
+        max_expires: MAX_EXPIRES,
+        ..Default::default()
+    };
+    let stream = js.get_stream(subject::stream(&team.events)).await.context("opening the stream")?;
+    let made = stream.get_or_create_consumer(&team.durable(), config).await;
+    made.context("making the durable consumer of a program")?;
+    Ok(())
 }
 
 /// Takes a credential back, on a fleet that runs: whoever is logged in by it is cut off, and its durable consumer is gone.
