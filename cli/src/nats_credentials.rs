@@ -105,13 +105,13 @@ pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), 
         CredentialsCommand::Create { tenant, name, events, expires, reason } => {
             let (tenant, name, events) = (tenant.clone(), name.clone(), events.clone());
             let team = Team { tenant, name, events, created: now, expires: now + *expires };
+            written(context, "create nats credential", &team, reason).await?;
             let file = Box::pin(teams::create(&home, &address, &team)).await?;
             let durable = team.durable();
             let stream = contracts::subject::stream(&team.events);
             let answer = json!({
                 "credsFile": file, "url": address, "stream": stream, "durable": durable, "expires": team.expires,
             });
-            written(context, "create nats credential", &team, reason).await?;
             let text = format!(
                 "credentials  {}\nurl          {address}\nstream       {stream}\ndurable      {durable}\nuntil        {}",
                 file.display(),

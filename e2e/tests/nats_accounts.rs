@@ -128,9 +128,14 @@ impl World {
     }
 }
 
-/// What a producer's account says about its own stream's consumers is its own word: nobody takes it for more.
+/// What a producer's account says about its own stream's consumers is its own word: nobody takes it for more. And a service may
+/// give up on what its own durable consumer has in hand, which is told.
 fn is_its_own_advisory(login: &Login, stream: &str, subject: &str) -> bool {
-    login.owns() && stream == "ADVISORIES" && subject.contains(&format!(".EVENTS_{}.", login.account()))
+    let gave_up = |(of, durable): &(String, String)| subject.ends_with(&format!(".{of}.{durable}"));
+    let is_program = login.name.starts_with("team-");
+    stream == "ADVISORIES"
+        && ((login.owns() && subject.contains(&format!(".EVENTS_{}.", login.account())))
+            || (!is_program && login.pulls.iter().any(gave_up)))
 }
 
 fn team(tenant: &str) -> Team {
@@ -257,7 +262,7 @@ fn requests(login: &Login) -> Vec<(String, &'static [u8])> {
     for asked in login.asked() {
         let subject = asked.subject;
         let bodies: &[&'static [u8]] = if subject.starts_with("$JS.ACK") {
-            &[b"+ACK", b"+WPI", b"+NXT 2", b"+NXT {\"batch\":2,\"no_wait\":true}"]
+            &[b"+ACK", b"+WPI", b"+TERM and why", b"-NAK", b"+NXT 2", b"+NXT {\"batch\":2,\"no_wait\":true}"]
         } else if subject.contains("MSG.NEXT") {
             &[
                 b"{\"batch\":1,\"no_wait\":true}",
@@ -537,7 +542,7 @@ async fn an_expired_credential_is_cut_off_and_refused() {
     let world = World::new(Layout::Fleet(Vec::new())).await;
     let short = Team {
         name: "short".to_owned(),
-        expires: team("acme").created + chrono::TimeDelta::seconds(2),
+        expires: team("acme").created + chrono::TimeDelta::seconds(5),
         ..team("acme")
     };
     let file = teams::create(world.nats.home(), &world.nats.address(), &short).await.unwrap();
@@ -608,6 +613,7 @@ async fn an_advisory_of_an_owner_is_kept_and_nothing_is_said_where_it_asks_for()
         async move { world.picture().await.contains_key(&(stream.to_owned(), what)) }
     };
     until("it is kept", || kept("ADVISORIES", format!("subject {subject}"))).await;
+    tokio::time::sleep(SETTLES).await;
     assert!(!kept("AUDIT", "subject audit.forged".to_owned()).await);
     // Nor does an owner speak about another's stream.
     let foreign = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_BILLING.billing";

@@ -45,8 +45,10 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
         name: backstop::STREAM.to_owned(),
         subjects: backstop::KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
         max_age: 30 * DAY,
-        // An advisory that names a reply subject must not have the answer sent there.
+        // An advisory that names a reply subject must not have the answer sent there; and what is said in it is not ours.
         no_ack: true,
+        max_bytes: 1 << 30,
+        max_message_size: 64 * 1024,
         ..file()
     };
     for wanted in [letters, replays, advisories] {

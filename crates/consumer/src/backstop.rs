@@ -60,7 +60,13 @@ impl<'a> Backstop<'a> {
             }
         }
         // Whoever stops says nothing more: what it said last must not stand for ever.
-        for name in ["consumer_pending", "consumer_stalled_seconds", "consumer_paused"] {
+        for name in [
+            "consumer_pending",
+            "consumer_stalled_seconds",
+            "consumer_paused",
+            "consumer_refused",
+            "consumer_config_drift",
+        ] {
             metrics::gauge!(name, "consumer" => self.config().durable.clone()).set(0.0);
         }
     }

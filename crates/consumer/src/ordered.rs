@@ -302,21 +302,19 @@ impl Lanes<'_> {
         }
         // Back to the floor: what somebody had in hand comes first again.
         let reset = pull::reset(&stream, &config.durable, back.map(|effects| (effects + 1).max(first))).await;
-        let reset = reset.context("resetting the durable consumer")?;
+        reset.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
         self.settled_up_to(created, floor);
         let mut messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        let delivered = reset.delivered.consumer_sequence;
         let opened = Opened { consumer, lead, durable: &durable, acknowledged };
-        self.events(&opened, &mut messages, delivered, progress, handler, handled).await
+        self.events(&opened, &mut messages, progress, handler, handled).await
     }
 
     async fn events<H>(
         &self,
         opened: &Opened<'_>,
         messages: &mut Messages,
-        mut delivered: u64,
         mut settled: Progress,
         handler: &H,
         handled: &mut bool,
@@ -330,6 +328,8 @@ impl Lanes<'_> {
         let mut in_hand = 0;
         let mut missed = 0;
         let mut progress = pull::progress();
+        // Deliveries are counted anew since the reset; one to somebody else is missed here.
+        let mut delivered = 0;
         // Replays are of events up to there: they come once those are settled again, each behind the earlier ones of its
         // aggregate.
         let mut replays_after = Some(opened.acknowledged);

@@ -34,8 +34,9 @@ const REVISION: &str = "revision";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 
-const RESET_ANSWERS_WITHIN: Duration = Duration::from_millis(250);
-const RESET_LOOKS: u32 = 20;
+const RESET_AGAIN: Duration = Duration::from_secs(1);
+const RESET_LOOKS_EVERY: Duration = Duration::from_millis(25);
+const RESET_TRIES: u32 = 5;
 
 /// How long the last acknowledgements may take to go out.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -405,30 +406,36 @@ impl Consumer {
     }
 }
 
-/// Takes a durable consumer to a sequence, or to its acknowledged floor; how it is then. From another account nats-server
-/// resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so it is looked at.
-pub(crate) async fn reset(
-    stream: &stream::Stream,
-    durable: &str,
-    to: Option<u64>,
-) -> Result<consumer::Info, anyhow::Error> {
+/// Takes a durable consumer to a sequence, or to its acknowledged floor; its deliveries are counted anew. From another account
+/// nats-server resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so it is looked at until that shows.
+pub(crate) async fn reset(stream: &stream::Stream, durable: &str, to: Option<u64>) -> Result<(), anyhow::Error> {
     let before = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
     let floor = to.map_or(before.ack_floor.stream_sequence, |to| to.saturating_sub(1));
-    match tokio::time::timeout(RESET_ANSWERS_WITHIN, stream.reset_consumer(durable, to)).await {
-        Ok(Ok(answer)) => return Ok(answer.info),
-        Ok(Err(error)) if error.kind() != stream::ConsumerResetErrorKind::TimedOut => return Err(error.into()),
-        Ok(Err(_)) | Err(_) => {}
-    }
-    let mut tick = tokio::time::interval(RESET_ANSWERS_WITHIN);
-    for _ in 0..RESET_LOOKS {
-        tick.tick().await;
-        let info = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
-        let at = (info.ack_floor.stream_sequence, info.delivered.stream_sequence, info.num_ack_pending);
-        // Or somebody pulls, and has had some of it since: deliveries are counted anew.
-        let (was, is) = (&before.delivered, &info.delivered);
-        let moved = is.consumer_sequence < was.consumer_sequence || is.last_active != was.last_active;
-        if at == (floor, floor, 0) || moved {
-            return Ok(info);
+    for _ in 0..RESET_TRIES {
+        let mut answer = std::pin::pin!(stream.reset_consumer(durable, to));
+        let mut look = tokio::time::interval(RESET_LOOKS_EVERY);
+        let tried = tokio::time::Instant::now();
+        while tried.elapsed() < RESET_AGAIN {
+            let info = tokio::select! {
+                biased;
+                answer = &mut answer => match answer {
+                    Ok(_) => return Ok(()),
+                    Err(error) if error.kind() == stream::ConsumerResetErrorKind::TimedOut => break,
+                    Err(error) => return Err(error.into()),
+                },
+                // Asked behind it, on the same connection.
+                info = async { look.tick().await; stream.consumer_info(durable).await } => {
+                    info.context("asking for the durable consumer")?
+                }
+            };
+            let at = (info.ack_floor.stream_sequence, info.delivered.stream_sequence, info.num_ack_pending);
+            // Or somebody pulls, and has had some of it since.
+            let back = info.delivered.consumer_sequence < before.delivered.consumer_sequence
+                || info.ack_floor.stream_sequence < before.ack_floor.stream_sequence
+                || info.delivered.stream_sequence < before.delivered.stream_sequence;
+            if at == (floor, floor, 0) || back {
+                return Ok(());
+            }
         }
     }
     anyhow::bail!("the durable consumer {durable} was not taken to {}", floor + 1)

@@ -135,7 +135,7 @@ impl Nats {
     }
 
     fn operator_mode(&self, home: &Home, accounts: accounts::Accounts) -> Result<String, anyhow::Error> {
-        carry::over(home, &self.store)?;
+        carry::over(home, &self.store, self.cluster.is_some())?;
         // Beside the streams, so that accounts outlive them.
         let resolver = self.store.with_extension("accounts");
         accounts.write(&resolver)?;

@@ -410,7 +410,7 @@ impl Starting<'_> {
 /// Makes streams and durable consumers anew after each start of nats-server: its store may have been lost.
 async fn administrate(home: Home, board: Board, address: String, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
-    let mut seen = 0;
+    let (mut seen, mut said) = (0, false);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let units = board.read().units;
         let Some(unit) = units.iter().find(|unit| unit.name == "nats") else { continue };
@@ -418,8 +418,11 @@ async fn administrate(home: Home, board: Board, address: String, stop: Cancellat
             continue;
         }
         match nats::provision(&home, &address, nats::Wanted::default()).await {
-            Ok(()) => seen = unit.restarts,
-            Err(error) => eprintln!("the streams and the durable consumers cannot be looked after: {error:#}"),
+            Ok(()) => (seen, said) = (unit.restarts, false),
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                eprintln!("the streams and the durable consumers cannot be looked after: {error:#}");
+            }
+            Err(_) => {}
         }
     }
 }

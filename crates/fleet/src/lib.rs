@@ -31,7 +31,7 @@ pub const STREAM_DAYS: u64 = 30;
 /// A login, in an account of its own, and all that it may do.
 #[derive(Debug, Clone, Default)]
 pub struct Login {
-    /// Its name; the account's is the same in capitals.
+    /// Its name.
     pub name: String,
     /// Subjects that streams take.
     pub publishes: Vec<String>,
@@ -61,10 +61,11 @@ pub struct Asked {
 }
 
 impl Login {
-    /// Its account.
+    /// Its account: of an owner that of its streams, else one of its own. No two logins but an owner's and its administration's
+    /// share one.
     #[must_use]
     pub fn account(&self) -> String {
-        account(&self.name)
+        if self.owns() { account(&self.name) } else { self.name.clone() }
     }
 
     /// Whether its account owns a stream.
@@ -112,7 +113,7 @@ impl Login {
     }
 }
 
-/// The account of a login or a service.
+/// The account of a producing service.
 #[must_use]
 pub fn account(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
@@ -256,6 +257,15 @@ mod tests {
                 let fetches = ["DIRECT.GET", "MSG.NEXT", ".CONSUMER.", "$JS.ACK"];
                 assert!(!fetches.iter().any(|word| asked.subject.contains(word)), "{asked:?}");
             }
+        }
+    }
+
+    #[test]
+    fn no_two_programs_share_an_account() {
+        let of = |tenant: &str, name: &str| team(name, &tenant.parse().expect("a tenant"), todo::SERVICE);
+        let all = [of("acme", "corp-x"), of("acme-corp", "x"), of("acme-corp-x", "y"), of("acme", "corp-x-y")];
+        for (number, one) in all.iter().enumerate() {
+            assert!(all[..number].iter().all(|other| other.account() != one.account() && other.name != one.name));
         }
     }
 

@@ -4,7 +4,8 @@
 //!
 //! So an acknowledgement of one message proves that all before it are stored, and it is asked for with every
 //! [`ASKS_EVERY`]th message and with the last of a burst only. A refusal is then heard with the next of these, as a break of
-//! the chain; sent alone, the row that is to blame hears its own.
+//! the chain; sent alone, the row that is to blame hears its own. All of this presumes that nobody else publishes: another's message
+//! in the place of one that was refused unheard would be taken for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

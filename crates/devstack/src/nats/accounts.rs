@@ -2,6 +2,7 @@
 //! start, and a credentials file for each login.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -63,12 +64,17 @@ pub struct Accounts {
 /// The key of this name, made at the first call.
 pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
     let path = folder(home)?.join(format!("{name}.nk"));
-    if let Ok(seed) = fs::read_to_string(&path) {
-        return KeyPair::from_seed(seed.trim()).with_context(|| format!("reading the key {}", path.display()));
+    let reading = || format!("reading the key {}", path.display());
+    match fs::read_to_string(&path) {
+        Ok(seed) => KeyPair::from_seed(seed.trim()).with_context(reading),
+        // Only then: another key is another account, with none of its streams.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let key = KeyPair::new(kind);
+            write_secret(&path, key.seed()?.as_bytes())?;
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(reading),
     }
-    let key = KeyPair::new(kind);
-    write_secret(&path, key.seed()?.as_bytes())?;
-    Ok(key)
 }
 
 /// Where keys and credentials are.
@@ -98,10 +104,11 @@ pub fn make(home: &Home, more: &[Login]) -> Result<Accounts, anyhow::Error> {
     let empty = key(home, KeyPairType::Account, EMPTY)?;
     let offered = [claims::export(TOTALS, Kind::Answer)];
     all.push((empty.public_key(), claims::account(&operator, &empty, EMPTY, READER, &offered, &[])?));
+    let logins: Vec<Login> = fleet::logins().iter().chain(more).cloned().collect();
     for owner in fleet::owners() {
-        all.push(make_owner(home, &operator, &owner)?);
+        all.push(make_owner(home, &operator, &owner, &logins)?);
     }
-    for login in fleet::logins().iter().chain(more) {
+    for login in &logins {
         if !login.owns() {
             all.push(make_reader(home, &operator, login)?);
         }
@@ -132,21 +139,29 @@ pub fn make_in_one(home: &Home) -> Result<Accounts, anyhow::Error> {
     Ok(Accounts { all: vec![(one.public_key(), jwt)], ..made })
 }
 
-fn make_owner(home: &Home, operator: &KeyPair, owner: &str) -> Result<(String, String), anyhow::Error> {
+fn make_owner(
+    home: &Home,
+    operator: &KeyPair,
+    owner: &str,
+    logins: &[Login],
+) -> Result<(String, String), anyhow::Error> {
     let account = key(home, KeyPairType::Account, owner)?;
     let mut exports: Vec<Value> = OFFERED.iter().map(|(subject, kind)| claims::export(subject, *kind)).collect();
     let mut imports = Vec::new();
     if owner == RECORDS {
         exports.extend(RECORDED.map(|subject| claims::export(subject, Kind::Answer)));
-        for producer in fleet::PRODUCERS {
-            for subject in advisories(producer) {
-                imports.push(import(home, &fleet::account(producer), &account, subject, Kind::Messages)?);
+        // Of services alone: a program could say as much as it likes about its own durable consumer.
+        for (stream, durable) in logins.iter().flat_map(|login| &login.pulls) {
+            let producer = fleet::owner(stream);
+            for subject in advisories(stream, durable).into_iter().filter(|_| producer != RECORDS) {
+                imports.push(import(home, &producer, &account, subject, Kind::Messages)?);
             }
         }
     } else {
-        let producer = fleet::PRODUCERS.iter().find(|producer| fleet::account(producer) == owner);
-        let advisories = producer.map(|producer| advisories(producer)).into_iter().flatten();
-        exports.extend(advisories.map(|subject| claims::export(&subject, Kind::Messages)));
+        for producer in fleet::PRODUCERS.iter().filter(|producer| fleet::account(producer) == owner) {
+            let of = advisories(&contracts::subject::stream(producer), "*");
+            exports.extend(of.map(|subject| claims::export(&subject, Kind::Messages)));
+        }
     }
     let all = [">".to_owned()];
     make_user(home, &account, &administration(owner), (&all, &all))?;
@@ -154,10 +169,10 @@ fn make_owner(home: &Home, operator: &KeyPair, owner: &str) -> Result<(String, S
     Ok((account.public_key(), jwt))
 }
 
-/// What JetStream tells of an owner's own stream. Its name stands in the subject, so that nobody tells of another's.
-fn advisories(producer: &str) -> [String; 2] {
-    let stream = contracts::subject::stream(producer);
-    ["MAX_DELIVERIES", "MSG_TERMINATED"].map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.>"))
+/// What JetStream tells of a durable consumer of an owner's stream. The stream's name stands in the subject, so that nobody
+/// tells of another's.
+fn advisories(stream: &str, durable: &str) -> [String; 2] {
+    ["MAX_DELIVERIES", "MSG_TERMINATED"].map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
 }
 
 /// The JWT of an account that only reads others' streams.

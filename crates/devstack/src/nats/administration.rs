@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::{self, ErrorCode, stream};
 use async_nats::{Client, ConnectOptions};
 use nkeys::KeyPairType;
 use serde_json::Value;
@@ -65,7 +66,12 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
     let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
     let replicas = match wanted.replicas {
         Some(replicas) => replicas,
-        None => records.get_stream("DLQ").await.map_or(1, |letters| letters.cached_info().config.num_replicas),
+        None => match records.get_stream("DLQ").await {
+            Ok(letters) => letters.cached_info().config.num_replicas,
+            // Only then: whoever does not answer now may have three.
+            Err(error) if is_not_found(&error) => 1,
+            Err(error) => return Err(error).context("asking on how many servers the streams are"),
+        },
     };
     consumer::administer::streams(&records, replicas).await?;
     let audit = stream::Config {
@@ -87,11 +93,15 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
         for config in fleet::consumers().iter().filter(|config| fleet::owner(&config.stream) == owner) {
             consumer::administer::durables(&events, &records, config, None).await?;
         }
-        for team in teams::all(home)?.iter().filter(|team| team.events == producer) {
+        for team in teams::all(home)?.iter().filter(|team| team.events == producer && !team.is_expired()) {
             teams::provide(&events, team).await?;
         }
     }
     Ok(())
+}
+
+fn is_not_found(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Gives a server that runs the JWTs of accounts, new or changed.

@@ -20,33 +20,38 @@ pub fn streams(home: &Home, store: &Path, owner: &str) -> Result<PathBuf, anyhow
     Ok(store.join("jetstream").join(account).join("streams"))
 }
 
-/// Moves every stream to the account that owns it. What is there already is left, and an error.
-pub fn over(home: &Home, store: &Path) -> Result<(), anyhow::Error> {
+/// Moves every stream to the account that owns it, or none: what belongs to nobody here, and what is there already, is an
+/// error.
+pub fn over(home: &Home, store: &Path, cluster: bool) -> Result<(), anyhow::Error> {
     let before = store.join("jetstream/$G/streams");
     if !before.exists() {
         return Ok(());
     }
+    ensure!(
+        !cluster,
+        "{} holds streams of before the accounts. A cluster knows them by that account: back them up, and restore them",
+        before.display()
+    );
+    let mut moves = Vec::new();
     for entry in fs::read_dir(&before)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = fleet::owner(&name);
-        ensure!(
-            fleet::owners().contains(&owner),
-            "{} is a stream that no service of the fleet owns: move it elsewhere to go on",
-            entry.path().display()
-        );
-        let after = streams(home, store, &owner)?;
-        fs::create_dir_all(&after)?;
-        let to = after.join(&name);
+        let ours = fleet::PRODUCERS.iter().any(|producer| contracts::subject::stream(producer) == name)
+            || fleet::RECORD_STREAMS.contains(&name.as_str());
+        ensure!(ours, "{} is a stream of nobody in the fleet: move it elsewhere to go on", entry.path().display());
+        let to = streams(home, store, &fleet::owner(&name))?.join(&name);
         ensure!(
             !to.exists(),
             "the stream {name} is in {} and in {}: move the one elsewhere that is not wanted",
             entry.path().display(),
             to.display()
         );
-        fs::rename(entry.path(), &to)
-            .with_context(|| format!("moving {} to {}", entry.path().display(), to.display()))?;
-        eprintln!("the stream {name} is in the account {owner} now");
+        moves.push((name, entry.path(), to));
+    }
+    for (name, from, to) in moves {
+        to.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::rename(&from, &to).with_context(|| format!("moving {} to {}", from.display(), to.display()))?;
+        eprintln!("the stream {name} is in the account {} now", fleet::owner(&name));
     }
     fs::remove_dir_all(store.join("jetstream/$G")).context("removing the emptied account")
 }

@@ -2,6 +2,7 @@
 //! and an account of its own that can do nothing else.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
@@ -52,6 +53,12 @@ impl Team {
         fleet::team_durable(&self.name, &self.tenant)
     }
 
+    /// Whether it has run out.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.expires <= DateTime::<Utc>::from(std::time::SystemTime::now())
+    }
+
     /// Where its credentials file is.
     #[must_use]
     pub fn credentials(&self, home: &Home) -> PathBuf {
@@ -96,6 +103,8 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     if record.exists() {
         bail!("{} has a credential `{}`: revoke it first, or choose another name", team.tenant, team.name);
     }
+    // First: what is given half way can be listed, and taken back.
+    write_secret(&record, serde_json::to_vec_pretty(team)?.as_slice())?;
     let login = team.login();
     let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
     let durable = team.durable();
@@ -109,7 +118,6 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     administration::push(home, address, &[jwt]).await?;
     let file = team.credentials(home);
     write_secret(&file, claims::credentials(&token, &user)?.as_bytes())?;
-    write_secret(&record, serde_json::to_vec_pretty(team)?.as_slice())?;
     Ok(file)
 }
 
@@ -150,7 +158,12 @@ pub async fn revoke(home: &Home, address: &str, tenant: &TenantId, name: &str) -
         folder.join(format!("{}.nk", team.login().account())),
         record(home, &team)?,
     ] {
-        fs::remove_file(&file).ok();
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", file.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     Ok(team)
 }
