@@ -22,6 +22,8 @@ use backoff::backoff::Backoff as _;
 /// How many are handed over at once, at most.
 const BATCH: usize = 200;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// When what a keeper refused is told again.
+const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is asked whether what was kept is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -166,9 +168,9 @@ impl Keeper {
             let from = (known.sequence + 1).max(stream.cached_info().state.first_sequence);
             reset(&stream, &self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
         }
-        let mut missing: BTreeSet<u64> = BTreeSet::new();
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
-        let mut newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
+        let newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
+        let mut progress = Progress { known, missing: BTreeSet::new(), newest };
         let both = streams::select(messages(&letters, BATCH).await?, messages(&replays, BATCH).await?);
         let mut batches = both.ready_chunks(BATCH);
         let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
@@ -177,58 +179,18 @@ impl Keeper {
                 batch = batches.next() => batch,
                 _ = look.tick() => {
                     let is = kept().await.context("asking how far letters are kept")?;
-                    let went_back = is.stream_created_at == Some(created) && is.sequence < known.sequence;
-                    anyhow::ensure!(!went_back, "letters were kept up to {}, now up to {}", known.sequence, is.sequence);
+                    let known = progress.known.sequence;
+                    let went_back = is.stream_created_at == Some(created) && is.sequence < known;
+                    anyhow::ensure!(!went_back, "letters were kept up to {known}, now up to {}", is.sequence);
                     continue;
                 }
             };
             let Some(batch) = batch else { return Ok(()) };
             let batch: Vec<jetstream::Message> = batch.into_iter().collect::<Result<_, _>>()?;
-            for sequence in batch.iter().filter_map(letter) {
-                missing.extend(newest + 1..=sequence);
-                missing.insert(sequence);
-                newest = newest.max(sequence);
-            }
-            let with = |left: &BTreeSet<u64>, known: Kept| {
-                let sequence = left.first().map_or(newest, |first| first - 1);
-                Kept { sequence: sequence.max(known.sequence), ..known }
-            };
-            let mut left = missing.clone();
-            left.retain(|sequence| !batch.iter().filter_map(letter).any(|of| of == *sequence));
-            let now = with(&left, known);
-            let told_now = batch.iter().filter_map(told).collect();
-            match keep(Batch { told: told_now, before: known, now }).await {
-                Ok(()) => {
-                    settle(&batch, AckKind::Ack).await?;
-                    (missing, known) = (left, now);
-                }
+            progress.arrived(&batch);
+            if progress.keep(&batch, keep).await?.is_err() {
                 // One that cannot be kept must not hold up the others.
-                Err(_) => {
-                    let mut wrong = None;
-                    let mut kept_any = false;
-                    for message in &batch {
-                        let mut left = missing.clone();
-                        letter(message).map(|sequence| left.remove(&sequence));
-                        let now = with(&left, known);
-                        match keep(Batch { told: told(message).into_iter().collect(), before: known, now }).await {
-                            Ok(()) => {
-                                settle(std::slice::from_ref(message), AckKind::Ack).await?;
-                                (missing, known, kept_any) = (left, now, true);
-                            }
-                            Err(error) => {
-                                let again = AckKind::Nak(Some(Duration::from_secs(5)));
-                                settle(std::slice::from_ref(message), again).await?;
-                                wrong = Some(error);
-                            }
-                        }
-                    }
-                    let Some(error) = wrong else { continue };
-                    // Nothing at all can be kept: it may be another database by then.
-                    if !kept_any {
-                        return Err(error);
-                    }
-                    warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
-                }
+                progress.keep_one_by_one(&batch, keep).await?;
             }
             *any = true;
         }
@@ -238,6 +200,76 @@ impl Keeper {
         let stream = self.js.get_stream(stream).await.context("opening a stream to keep")?;
         let consumer = stream.get_consumer(&self.durable).await.map_err(|error| anyhow::anyhow!(error));
         Ok((stream, consumer.context("opening the keeper's consumer")?))
+    }
+}
+
+/// How far a keeper is in the stream of dead letters.
+struct Progress {
+    /// What is written down.
+    known: Kept,
+    /// Those up to `newest` that are not kept.
+    missing: BTreeSet<u64>,
+    newest: u64,
+}
+
+impl Progress {
+    fn arrived(&mut self, batch: &[jetstream::Message]) {
+        for sequence in batch.iter().filter_map(letter) {
+            self.missing.extend(self.newest + 1..=sequence);
+            self.missing.insert(sequence);
+            self.newest = self.newest.max(sequence);
+        }
+    }
+
+    /// Has some kept together, and acknowledges them; the inner error is the keeper's: nothing of them is kept.
+    async fn keep<K, F>(
+        &mut self,
+        batch: &[jetstream::Message],
+        keep: &mut K,
+    ) -> Result<Result<(), anyhow::Error>, anyhow::Error>
+    where
+        K: FnMut(Batch) -> F,
+        F: Future<Output = Result<(), anyhow::Error>>,
+    {
+        let mut left = self.missing.clone();
+        for sequence in batch.iter().filter_map(letter) {
+            left.remove(&sequence);
+        }
+        let up_to = left.first().map_or(self.newest, |first| first - 1);
+        let now = Kept { sequence: up_to.max(self.known.sequence), ..self.known };
+        let told = batch.iter().filter_map(told).collect();
+        if let Err(error) = keep(Batch { told, before: self.known, now }).await {
+            return Ok(Err(error));
+        }
+        settle(batch, AckKind::Ack).await?;
+        (self.missing, self.known) = (left, now);
+        Ok(Ok(()))
+    }
+
+    /// Has each kept by itself; what is refused comes again later. An error if none is kept: it may be another database by then.
+    async fn keep_one_by_one<K, F>(&mut self, batch: &[jetstream::Message], keep: &mut K) -> Result<(), anyhow::Error>
+    where
+        K: FnMut(Batch) -> F,
+        F: Future<Output = Result<(), anyhow::Error>>,
+    {
+        let (mut wrong, mut any) = (None, false);
+        for message in batch.chunks(1) {
+            match self.keep(message, keep).await? {
+                Ok(()) => any = true,
+                Err(error) => {
+                    settle(message, AckKind::Nak(Some(REFUSED_AGAIN))).await?;
+                    wrong = Some(error);
+                }
+            }
+        }
+        match wrong {
+            Some(error) if !any => Err(error),
+            Some(error) => {
+                warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -417,6 +417,28 @@ async fn a_range_of_a_stream_that_was_made_anew_is_not_replayed() {
 }
 
 #[tokio::test]
+async fn a_letter_that_cannot_be_kept_holds_up_no_other_and_is_kept_later() {
+    let world = World::new().await;
+    world.consumer("printer", never).await;
+    // The keeper meets them all at once.
+    for name in ["a", "refused", "b"] {
+        world.publish(name, 1).await;
+    }
+    let letters = stream(&world, "DLQ").await;
+    until("three letters", || async { letters.get_info().await.unwrap().state.messages == 3 }).await;
+    let mut db = world.db().await;
+    db.execute("alter table letter add constraint refused check (aggregate_id <> 'refused')").await.unwrap();
+    let service = world.operations().await;
+    world.until_letters(2).await;
+    // One more: it goes on behind it.
+    world.publish("c", 1).await;
+    world.until_letters(3).await;
+    db.execute("alter table letter drop constraint refused").await.unwrap();
+    world.until_letters(4).await;
+    world.stop(service).await;
+}
+
+#[tokio::test]
 async fn letters_are_kept_by_one_process_and_then_by_the_next() {
     let world = World::new().await;
     let (one, other) = (world.operations().await, world.operations().await);
