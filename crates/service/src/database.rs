@@ -191,6 +191,9 @@ impl DerefMut for TenantTx {
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection may go from transaction to transaction before the pool sees it again.
 const TURN: Duration = Duration::from_secs(30);
+/// After so long a connection is replaced: after a switchover it may lead to a server that only reads by now, and says so to
+/// nobody who does not write.
+const LIFETIME: Duration = Duration::from_secs(20);
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
@@ -203,6 +206,7 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
+        .max_lifetime(LIFETIME)
         // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
         // database left dead.
         .test_before_acquire(false)

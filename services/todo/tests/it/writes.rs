@@ -168,3 +168,28 @@ async fn changes_at_once_happen_one_after_the_other() {
     let told: Vec<_> = fleet.events().await.iter().map(|stored| stored.envelope.version().unwrap()).collect();
     assert_eq!(told, (1..=21).collect::<Vec<_>>(), "in the order of the versions");
 }
+
+#[tokio::test]
+async fn a_database_that_only_reads_is_away_until_another_one_writes() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    ann.titled("before").await;
+    // As after a switchover: whoever connects meets a server that only reads.
+    let mut admin = fleet.database.admin().await;
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut admin).await.unwrap();
+    let only_reads = |how: &str| sqlx::AssertSqlSafe(format!("alter database \"{name}\" {how}"));
+    sqlx::query(only_reads("set default_transaction_read_only = on")).execute(&mut admin).await.unwrap();
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+               where datname = current_database() and pid <> pg_backend_pid()";
+    sqlx::query(end).execute(&mut admin).await.unwrap();
+    for _ in 0..30 {
+        let todo = Todo { title: "meanwhile".to_owned(), ..Todo::default() };
+        assert_eq!(reason(ann.create(todo).await), "UNAVAILABLE");
+    }
+    sqlx::query(only_reads("reset default_transaction_read_only")).execute(&mut admin).await.unwrap();
+    testkit::until("it writes again by itself", || async {
+        ann.create(Todo { title: "after".to_owned(), ..Todo::default() }).await.is_ok()
+    })
+    .await;
+    fleet.drain().await;
+}
