@@ -84,7 +84,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// The durable consumers: how they are, pause and resume.
     Consumers(consumers::ConsumersArgs),
-    /// Make the streams and the durable consumers that this release needs, before its services start; mend what differs and may be changed.
+    /// Make the NATS accounts, streams and durable consumers that this release needs, before its services start; mend what differs and may be changed.
     Provision(nats_credentials::ProvisionArgs),
     /// Credentials by which programs read one tenant's events from NATS.
     NatsCredentials {

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use contracts::TenantId;
 use devstack::nats::teams::{self, Team};
-use devstack::nats::{Wanted, provision};
+use devstack::nats::{Wanted, announce, provision};
 use operations::store::Act;
 use operations::store_audit;
 use serde_json::{Value, json};
@@ -86,13 +86,15 @@ fn address(context: &Context) -> Result<String, anyhow::Error> {
     nats.context("nats is not up yet")
 }
 
-/// Makes what is missing of the streams and the durable consumers, and changes what may be changed.
+/// Makes what is missing of the accounts, the streams and the durable consumers, and changes what may be changed.
 pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyhow::Error> {
     let wanted = Wanted {
         max_age: Duration::from_secs(args.stream_days * 86_400),
         replicas: args.replicas.as_deref().and_then(|text| text.parse().ok()),
     };
-    Box::pin(provision(&context.open_home()?, &address(context)?, wanted)).await?;
+    let (home, address) = (context.open_home()?, address(context)?);
+    Box::pin(announce(&home, &address, &[])).await?;
+    Box::pin(provision(&home, &address, wanted)).await?;
     let text = "Every stream and every durable consumer of the fleet is there.";
     say(context, &json!({"provisioned": true}), text);
     Ok(())

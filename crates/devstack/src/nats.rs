@@ -17,7 +17,7 @@ mod claims;
 pub mod teams;
 
 pub use accounts::{administration, credentials_file};
-pub use administration::{Wanted, connect, provision};
+pub use administration::{Wanted, announce, connect, provision};
 pub use carry::streams;
 
 /// A server.

@@ -7,10 +7,11 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::{self, ErrorCode, stream};
 use async_nats::{Client, ConnectOptions};
+use fleet::Login;
 use nkeys::KeyPairType;
 use serde_json::Value;
 
-use super::accounts::{administration, credentials_file, key};
+use super::accounts::{self, administration, credentials_file, key};
 use super::{claims, teams};
 use crate::home::Home;
 
@@ -56,6 +57,17 @@ impl Default for Wanted {
     fn default() -> Self {
         Self { max_age: Duration::from_secs(fleet::STREAM_DAYS * 86_400), replicas: None }
     }
+}
+
+/// Gives a server that runs the accounts of the table as this release has it, and these beside them; their credentials are
+/// written anew. A login that is new works from then on; a service learns of changed permissions when it starts.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
+pub async fn announce(home: &Home, address: &str, more: &[Login]) -> Result<(), anyhow::Error> {
+    let accounts = accounts::make(home, more)?;
+    let jwts: Vec<String> = accounts.all.into_iter().map(|(_, jwt)| jwt).collect();
+    push(home, address, &jwts).await
 }
 
 /// Makes every stream and every durable consumer of the table, and changes what differs.

@@ -1,0 +1,115 @@
+//! What the administration makes, carries over and bounds.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use devstack::nats::{Layout, Wanted};
+use futures::StreamExt as _;
+use serde_json::json;
+use testkit::TestNats;
+
+use crate::world::{World, api};
+
+#[tokio::test]
+async fn a_data_folder_of_before_the_accounts_is_carried_over() {
+    let mut nats = TestNats::alone().await;
+    let js = nats.jetstream().await;
+    let projector = fleet::projector(fleet::PROJECTOR, String::new());
+    let events = fleet::stream("todo", Duration::from_secs(30 * 86_400), 1);
+    outbox::administer::stream(&js, &events).await.unwrap();
+    consumer::administer::streams(&js, 1).await.unwrap();
+    consumer::administer::durables(&js, &js, &projector, None).await.unwrap();
+    consumer::administer::keeper(&js, fleet::OPERATIONS).await.unwrap();
+    // Letters, a job under way whose replays wait, and a durable consumer that has read some and was paused.
+    for subject in ["evt.todo.created.v1.acme", "dlq.search-projector.a", "replay.search-projector.a"] {
+        for _ in 0..3 {
+            js.publish(subject, "{}".into()).await.unwrap().await.unwrap();
+        }
+    }
+    let stream = js.get_stream("EVENTS_TODO").await.unwrap();
+    let durable: PullConsumer = stream.get_consumer(fleet::PROJECTOR).await.unwrap();
+    let mut batch = durable.fetch().max_messages(2).messages().await.unwrap();
+    while let Some(message) = batch.next().await {
+        message.unwrap().double_ack().await.unwrap();
+    }
+    let until = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::hours(1);
+    stream.pause_consumer(fleet::PROJECTOR, until).await.unwrap();
+    let created = stream.get_info().await.unwrap().created;
+    nats.lay_out(Layout::Fleet(Vec::new())).await;
+    nats.provision(Wanted::default()).await;
+    let stream = nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+    let is = stream.get_info().await.unwrap();
+    assert_eq!((is.created, is.state.messages), (created, 3), "the same stream");
+    let durable = stream.consumer_info(fleet::PROJECTOR).await.unwrap();
+    assert_eq!((durable.ack_floor.stream_sequence, durable.num_pending, durable.paused), (2, 1, true));
+    let records = nats.records().await;
+    for (name, messages) in [("DLQ", 3), ("REPLAY", 3)] {
+        let stream = records.get_stream(name).await.unwrap();
+        assert_eq!(stream.get_info().await.unwrap().state.messages, messages, "{name}");
+    }
+    let replays = records.get_stream("REPLAY").await.unwrap().consumer_info(fleet::PROJECTOR).await.unwrap();
+    assert_eq!(replays.num_pending, 3, "they reach it yet");
+    // What is stored in both is nobody's to choose between.
+    let before = nats.store().join("jetstream/$G/streams/DLQ");
+    nats.kill().await;
+    std::fs::create_dir_all(&before).unwrap();
+    let layout = Layout::Fleet(Vec::new());
+    let program = std::path::Path::new("nats-server");
+    let twice = devstack::nats::Nats::prepare(nats.home(), program, (nats.port(), nats.port()), layout).unwrap_err();
+    assert!(twice.to_string().contains("move the one elsewhere"), "{twice}");
+}
+
+#[tokio::test]
+async fn a_login_that_a_release_brings_works_without_a_restart() {
+    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let new = fleet::reader("printer", &[("EVENTS_TODO", "printer")]);
+    devstack::nats::announce(world.nats.home(), &world.nats.address(), std::slice::from_ref(&new)).await.unwrap();
+    let config =
+        consumer::Config { durable: "printer".to_owned(), ..fleet::projector(fleet::PROJECTOR, String::new()) };
+    let (events, records) = (world.nats.jetstream().await, world.nats.records().await);
+    consumer::administer::durables(&events, &records, &config, None).await.unwrap();
+    let js = async_nats::jetstream::new(world.nats.client("printer").await);
+    let durable: PullConsumer = js.get_consumer_from_stream("printer", "EVENTS_TODO").await.unwrap();
+    let mut batch = durable.fetch().max_messages(6).messages().await.unwrap();
+    let mut read = 0;
+    while let Some(message) = batch.next().await {
+        message.unwrap().double_ack().await.unwrap();
+        read += 1;
+    }
+    assert_eq!(read, 6);
+    // Those who were there go on.
+    world.nats.client("search-projector").await;
+}
+
+#[tokio::test]
+async fn an_account_has_its_limits_and_takes_nothing_from_another() {
+    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let mut made = 0;
+    let refused = loop {
+        let name = format!("MORE_{made}");
+        let answer =
+            api(world.admin("TODO"), &format!("STREAM.CREATE.{name}"), json!({"name": name, "subjects": [name]})).await;
+        if !answer["error"].is_null() {
+            break answer;
+        }
+        made += 1;
+        assert!(made < 100, "there is no limit");
+    };
+    assert_eq!(refused["error"]["err_code"], 10027, "{refused}");
+    let too_large = json!({"name": "LARGE", "subjects": ["large"], "max_bytes": 1_u64 << 40});
+    let refused = api(world.admin("RECORDS"), "STREAM.CREATE.LARGE", too_large).await;
+    assert!(!refused["error"].is_null(), "{refused}");
+    world.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
+    // Nor more connections than it is given.
+    let mut clients = Vec::new();
+    let file = world.nats.credentials("search-projector");
+    let refused = loop {
+        match devstack::nats::connect(&world.nats.address(), &file).await {
+            Ok(client) => clients.push(client),
+            Err(error) => break format!("{error:#}"),
+        }
+        assert!(clients.len() < 100, "there is no limit");
+    };
+    assert!(clients.len() >= 20, "{} and then {refused}", clients.len());
+    world.nats.client("operations").await;
+}
