@@ -38,13 +38,18 @@ pub struct Told {
     raw: Vec<u8>,
 }
 
-/// JetStream as the administration of an owner's account.
-pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
+/// Where NATS is.
+pub fn address(context: &Context) -> Result<String, anyhow::Error> {
     let board = context.board()?;
     let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
+    nats.context("nats is not up yet")
+}
+
+/// JetStream as the administration of an owner's account.
+pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
     let login = devstack::nats::administration(owner);
     let credentials = devstack::nats::credentials_file(&context.open_home()?, &login);
-    Ok(jetstream::new(devstack::nats::connect(&nats.context("nats is not up yet")?, &credentials).await?))
+    Ok(jetstream::new(devstack::nats::connect(&address(context)?, &credentials).await?))
 }
 
 /// A connection as the administration, and the stream of todo events.

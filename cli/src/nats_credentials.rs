@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use contracts::TenantId;
+use devstack::Home;
 use devstack::nats::teams::{self, Team};
 use devstack::nats::{Wanted, announce, provision};
 use operations::store::Act;
 use operations::store_audit;
 use serde_json::{Value, json};
 
+use crate::events::address;
 use crate::outbox::{database, say};
 use crate::stack::Context;
 use crate::table;
@@ -80,12 +82,6 @@ fn parse_duration(text: &str) -> Result<TimeDelta, anyhow::Error> {
     time.filter(bounded).ok_or_else(wrong)
 }
 
-fn address(context: &Context) -> Result<String, anyhow::Error> {
-    let board = context.board()?;
-    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
-    nats.context("nats is not up yet")
-}
-
 /// Makes what is missing of the accounts, the streams and the durable consumers, and changes what may be changed.
 pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyhow::Error> {
     let wanted = Wanted {
@@ -121,7 +117,7 @@ pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), 
             );
             say(context, &answer, &text);
         }
-        CredentialsCommand::List => list(context, &teams::all(&home)?, now)?,
+        CredentialsCommand::List => list(context, &home, &teams::all(&home)?)?,
         CredentialsCommand::Revoke { tenant, name, reason } => {
             let team = Box::pin(teams::revoke(&home, &address, tenant, name)).await?;
             written(context, "revoke nats credential", &team, reason).await?;
@@ -131,14 +127,13 @@ pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), 
     Ok(())
 }
 
-fn list(context: &Context, teams: &[Team], now: DateTime<Utc>) -> Result<(), anyhow::Error> {
+fn list(context: &Context, home: &Home, teams: &[Team]) -> Result<(), anyhow::Error> {
     if context.json {
-        let home = context.open_home()?;
         let one = |team: &Team| {
             let mut value = serde_json::to_value(team)?;
-            value["credsFile"] = json!(team.credentials(&home));
+            value["credsFile"] = json!(team.credentials(home));
             value["durable"] = team.durable().into();
-            value["expired"] = (team.expires <= now).into();
+            value["expired"] = team.is_expired().into();
             Ok::<Value, anyhow::Error>(value)
         };
         let all: Vec<Value> = teams.iter().map(one).collect::<Result<_, _>>()?;
@@ -147,7 +142,7 @@ fn list(context: &Context, teams: &[Team], now: DateTime<Utc>) -> Result<(), any
     }
     let row = |team: &Team| {
         let until = team.expires.format("%Y-%m-%d %H:%M UTC").to_string();
-        let until = if team.expires <= now { format!("{until} (expired)") } else { until };
+        let until = if team.is_expired() { format!("{until} (expired)") } else { until };
         vec![team.tenant.to_string(), team.name.clone(), team.events.clone(), team.durable(), until]
     };
     let rows: Vec<_> = teams.iter().map(row).collect();

@@ -117,7 +117,7 @@ pub async fn durables(
             ..wanted
         }
     };
-    make(events, stream, durable, new, ours).await?;
+    make(events, stream, new, ours).await?;
     let replays = pull::Config {
         durable_name: Some(durable.clone()),
         filter_subject: format!("replay.{durable}.>"),
@@ -128,7 +128,7 @@ pub async fn durables(
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    make(records, replay::STREAM, durable, replays, |_, wanted| wanted).await?;
+    self::durable(records, replay::STREAM, replays).await?;
     let given_up = pull::Config {
         durable_name: Some(backstop::durable(stream, durable)),
         filter_subjects: backstop::KINDS
@@ -141,7 +141,7 @@ pub async fn durables(
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    make(records, backstop::STREAM, &backstop::durable(stream, durable), given_up, |_, wanted| wanted).await
+    self::durable(records, backstop::STREAM, given_up).await
 }
 
 /// Makes what a [`crate::Keeper`] of this name pulls by.
@@ -160,7 +160,7 @@ pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), a
             max_expires: MAX_EXPIRES,
             ..Default::default()
         };
-        make(records, stream, durable, new, |_, wanted| wanted).await?;
+        self::durable(records, stream, new).await?;
     }
     Ok(())
 }
@@ -197,14 +197,23 @@ pub async fn forget(
     Ok(())
 }
 
-/// Makes a durable consumer, or changes what differs; `ours` has the last word about what is asked for.
+/// Makes a durable consumer, or changes what differs: what it takes, how long an acknowledgement may take, how many may be
+/// unacknowledged. There is no limit to deliveries.
+///
+/// # Errors
+/// It has no name, or NATS does not answer, or refuses.
+pub async fn durable(js: &jetstream::Context, stream: &str, wanted: pull::Config) -> Result<(), anyhow::Error> {
+    make(js, stream, wanted, |_, wanted| wanted).await
+}
+
+/// The same; `ours` has the last word about what is asked for.
 async fn make(
     js: &jetstream::Context,
     stream: &str,
-    durable: &str,
     new: pull::Config,
     ours: impl Fn(&consumer::Config, consumer::Config) -> consumer::Config,
 ) -> Result<(), anyhow::Error> {
+    let durable = new.durable_name.as_deref().context("a durable consumer without a name")?;
     let stream = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
     let consumer: PullConsumer = stream
         .get_or_create_consumer(durable, new.clone())
@@ -212,8 +221,8 @@ async fn make(
         .with_context(|| format!("making the durable consumer {durable}"))?;
     let is = &consumer.cached_info().config;
     let wanted = consumer::Config {
-        filter_subject: new.filter_subject,
-        filter_subjects: new.filter_subjects,
+        filter_subject: new.filter_subject.clone(),
+        filter_subjects: new.filter_subjects.clone(),
         headers_only: false,
         backoff: Vec::new(),
         ack_wait: new.ack_wait,

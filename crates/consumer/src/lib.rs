@@ -5,6 +5,7 @@ mod event;
 mod pull;
 
 mod batch;
+mod floors;
 mod ordered;
 
 mod backstop;

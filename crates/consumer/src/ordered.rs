@@ -6,7 +6,6 @@
 //! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,7 +22,8 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::backstop;
 use crate::event::Event;
-use crate::inbox::{Claim, Floor, Inbox, Lead, Written};
+use crate::floors::Floors;
+use crate::inbox::{Claim, Inbox, Lead};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
@@ -126,13 +126,7 @@ where
         inbox,
         stop,
         epoch,
-        floor: Mutex::new(None),
-        replays: Mutex::new(None),
-        written: Mutex::new(Written {
-            floor: lead.floor,
-            replays_floor: lead.replays_floor,
-            trimmed_unread: lead.trimmed_unread.max(0).cast_unsigned(),
-        }),
+        floors: Floors::of(&lead),
         permits: Semaphore::new(at_once),
     };
     let result = tokio::select! {
@@ -142,7 +136,8 @@ where
         never = lanes.sweep() => never,
     };
     if stop.is_cancelled() {
-        inbox.give_up(durable, &lead, lanes.written(), lanes.floor()).await.ok();
+        let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
+        inbox.give_up(durable, &lead, written, floor).await.ok();
     }
     result
 }
@@ -177,49 +172,24 @@ struct Lanes<'a> {
     stop: &'a CancellationToken,
     epoch: i64,
     status: &'a watch::Sender<Status>,
-    /// The stream, by when it was created, and the sequence up to which all is settled; none before that is known.
-    floor: Mutex<Option<(DateTime<Utc>, u64)>>,
-    /// Up to where replays are settled, once they are pulled.
-    replays: Mutex<Option<u64>>,
-    /// What the database has of all that.
-    written: Mutex<Written>,
+    floors: Floors,
     permits: Semaphore,
 }
 
 impl Lanes<'_> {
-    fn floor(&self) -> Option<Floor> {
-        let floor = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        let trimmed_unread =
-            Some(self.status.borrow().trimmed_unread).filter(|trimmed| *trimmed > self.written().trimmed_unread);
-        let replays = *self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        floor.map(|(stream_created_at, sequence)| Floor { stream_created_at, sequence, replays, trimmed_unread })
-    }
-
-    fn written(&self) -> Written {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settled_up_to(&self, stream_created_at: DateTime<Utc>, sequence: u64) {
-        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream_created_at, sequence));
-    }
-
     async fn keep_lease(&self, lead: &Lead) -> anyhow::Error {
         let mut held_until = tokio::time::Instant::now() + LEASE;
         let durable = &self.settler.config.durable;
         loop {
             tokio::time::sleep(LEASE / 4).await;
             let asked = tokio::time::Instant::now();
-            let (floor, written) = (self.floor(), self.written());
+            let (written, floor) = self.floors.to_write(self.status.borrow().trimmed_unread);
             let renewal = self.inbox.renew(durable, lead, LEASE.as_secs_f64(), written, floor);
             match tokio::time::timeout_at(held_until, renewal).await {
                 Ok(Ok(true)) => {
                     held_until = asked + LEASE;
                     if let Some(floor) = floor {
-                        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Written {
-                            floor: Some(floor.sequence.cast_signed()),
-                            replays_floor: floor.replays.map(u64::cast_signed).or(written.replays_floor),
-                            trimmed_unread: floor.trimmed_unread.unwrap_or(written.trimmed_unread),
-                        };
+                        self.floors.wrote(floor);
                     }
                 }
                 // A standby that was promoted may lack effects of a moment ago: a new lead compares.
@@ -239,12 +209,11 @@ impl Lanes<'_> {
         let mut tick = tokio::time::interval(LEASE / 4);
         loop {
             tick.tick().await;
-            if self.replays.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            if !self.floors.has_replays() {
                 continue;
             }
-            if let Ok((_, replays)) = replay::open(&self.settler.js, &self.settler.config.durable).await {
-                let floor = replays.cached_info().ack_floor.stream_sequence;
-                *self.replays.lock().unwrap_or_else(PoisonError::into_inner) = Some(floor);
+            if let Ok(replays) = replay::consumer(&self.settler.js, &self.settler.config.durable).await {
+                self.floors.replays_settled_up_to(replays.cached_info().ack_floor.stream_sequence);
             }
         }
     }
@@ -260,7 +229,7 @@ impl Lanes<'_> {
             let first = stream.cached_info().state.first_sequence;
             pull::reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
         }
-        *self.replays.lock().unwrap_or_else(PoisonError::into_inner) = Some(effects.min(acknowledged));
+        self.floors.replays_settled_up_to(effects.min(acknowledged));
         consumer.pull_replays(&replays).await
     }
 
@@ -304,7 +273,7 @@ impl Lanes<'_> {
         let reset = pull::reset(&stream, &config.durable, back.map(|effects| (effects + 1).max(first))).await;
         reset.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
-        self.settled_up_to(created, floor);
+        self.floors.settled_up_to(created, floor);
         let mut messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
         let opened = Opened { consumer, lead, durable: &durable, acknowledged };
@@ -383,7 +352,7 @@ impl Lanes<'_> {
                             }
                         }
                     }
-                    self.settled_up_to(settled.created, settled.floor());
+                    self.floors.settled_up_to(settled.created, settled.floor());
                 }
                 Some((aggregate, after)) = work.next() => {
                     *handled = true;
@@ -394,7 +363,7 @@ impl Lanes<'_> {
                         After::Next => {
                             if let Some(Held { place: (false, sequence), .. }) = lane.pop_front() {
                                 settled.in_hand.remove(&sequence);
-                                self.settled_up_to(settled.created, settled.floor());
+                                self.floors.settled_up_to(settled.created, settled.floor());
                             }
                             in_hand -= 1;
                             Duration::ZERO

@@ -188,7 +188,7 @@ impl Rewinder {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         match stream.consumer_info(&self.durable).await {
             Ok(info) => {
-                let (_, replays) = replay::open(&self.js, &self.durable).await?;
+                let replays = replay::consumer(&self.js, &self.durable).await?;
                 Ok(Some(Acknowledged {
                     stream_created_at: settle::micros(stream.cached_info().created),
                     sequence: info.ack_floor.stream_sequence,
@@ -328,7 +328,7 @@ impl Consumer {
     {
         let (_, consumer) = self.open().await?;
         let events = self.pull_events(&consumer).await?;
-        let (_, replays) = replay::open(&self.settler.js, &self.settler.config.durable).await?;
+        let replays = replay::consumer(&self.settler.js, &self.settler.config.durable).await?;
         let mut messages = streams::select(events, self.pull_replays(&replays).await?).boxed();
         batch::run(&self.settler, stop, &mut messages, handler, handled).await
     }

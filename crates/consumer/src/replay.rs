@@ -75,11 +75,14 @@ async fn stream(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error
     js.get_stream(STREAM).await.context("opening the stream of replays")
 }
 
-/// The stream, and what a consumer reads its replays by.
+/// What a consumer reads its replays by.
+pub async fn consumer(js: &jetstream::Context, durable: &str) -> Result<PullConsumer, anyhow::Error> {
+    js.get_consumer_from_stream(durable, STREAM).await.context("opening the consumer of replays")
+}
+
+/// The same, and the stream.
 pub async fn open(js: &jetstream::Context, durable: &str) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
-    let stream = stream(js).await?;
-    let consumer = stream.get_consumer(durable).await.map_err(|error| anyhow::anyhow!(error));
-    Ok((stream, consumer.context("opening the consumer of replays")?))
+    Ok((stream(js).await?, consumer(js, durable).await?))
 }
 
 /// Tells what became of a replayed message; `Ok` only once that is stored.

@@ -91,15 +91,11 @@ impl TestNats {
     /// NATS refuses.
     pub async fn provision(&self, wanted: Wanted) {
         // A cluster has no leader at first.
-        let mut last = None;
-        for _ in 0..50 {
-            match Box::pin(nats::provision(&self.home, &self.nats.address(), wanted)).await {
-                Ok(()) => return,
-                Err(error) => last = Some(error),
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-        panic!("{:#}", last.unwrap());
+        until("the streams and the durable consumers are made", || async {
+            let made = Box::pin(nats::provision(&self.home, &self.nats.address(), wanted)).await;
+            made.inspect_err(|error| eprintln!("{error:#}")).is_ok()
+        })
+        .await;
     }
 
     fn of(folder: PathBuf, home: Home, nats: Nats) -> Self {

@@ -8,6 +8,8 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::supervisor::now;
+
 /// What an account offers others who hold a token of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -146,7 +148,7 @@ fn sign(
     nats: Value,
 ) -> Result<String, anyhow::Error> {
     let mut claims = json!({
-        "jti": Uuid::new_v4().simple().to_string(), "iat": DateTime::<Utc>::from(std::time::SystemTime::now()).timestamp(), "iss": issuer.public_key(),
+        "jti": Uuid::new_v4().simple().to_string(), "iat": now().timestamp(), "iss": issuer.public_key(),
         "name": name, "sub": subject, "nats": nats,
     });
     if let Some(expires) = expires {

@@ -18,6 +18,7 @@ use super::accounts::{self, credentials_file, folder, key};
 use super::administration::{self, Administration};
 use super::claims;
 use crate::home::{Home, write_secret};
+use crate::supervisor::now;
 
 /// The longest that a pull of theirs waits. What a client that is gone has asked for is given to nobody until then.
 const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
@@ -56,7 +57,7 @@ impl Team {
     /// Whether it has run out.
     #[must_use]
     pub fn is_expired(&self) -> bool {
-        self.expires <= DateTime::<Utc>::from(std::time::SystemTime::now())
+        self.expires <= now()
     }
 
     /// Where its credentials file is.
@@ -121,7 +122,7 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     Ok(file)
 }
 
-/// Makes its durable consumer, if that is not there.
+/// Makes its durable consumer, or changes what differs.
 pub(super) async fn provide(js: &jetstream::Context, team: &Team) -> Result<(), anyhow::Error> {
     let config = pull::Config {
         durable_name: Some(team.durable()),
@@ -133,10 +134,7 @@ pub(super) async fn provide(js: &jetstream::Context, team: &Team) -> Result<(), 
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    let stream = js.get_stream(subject::stream(&team.events)).await.context("opening the stream")?;
-    let made = stream.get_or_create_consumer(&team.durable(), config).await;
-    made.context("making the durable consumer of a program")?;
-    Ok(())
+    consumer::administer::durable(js, &subject::stream(&team.events), config).await
 }
 
 /// Takes a credential back, on a fleet that runs: whoever is logged in by it is cut off, and its durable consumer is gone.
