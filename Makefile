@@ -1,5 +1,5 @@
 # The doors of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
-.PHONY: help run test up down reset build check bench faults schemas baseline
+.PHONY: help run test up down reset build check bench faults sizes schemas baseline
 
 help:
 	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
@@ -9,6 +9,7 @@ help:
 	@echo "make check    formatting, lints, contracts, generated files"
 	@echo "make bench    measure against this machine's raw limits (release build; allow an hour)"
 	@echo "make faults   half an hour of kills, pauses, cuts and wipes under load, then the promise is checked"
+	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
 build:
@@ -42,6 +43,9 @@ bench:
 # FLOTILLA_FAULTS_SECONDS=1800 and FLOTILLA_FAULTS_SEED=any say how long, and which run again.
 faults: build
 	@cargo test --workspace --test faults -- --ignored --nocapture
+
+sizes: build
+	@cargo test --package todo --test it -- --ignored --nocapture sizes
 
 schemas:
 	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas

@@ -10,6 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use async_nats::client::PublishErrorKind;
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subscriber};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -48,12 +49,12 @@ pub enum Fault {
         /// The row.
         seq: i64,
     },
-    /// JetStream refused this very message.
-    #[error("JetStream refused outbox row {seq}: {reason}")]
+    /// This very message cannot be stored: JetStream refused it, the server takes none so large, or no stream its subject.
+    #[error("outbox row {seq} was refused: {reason}")]
     Refused {
         /// The row.
         seq: i64,
-        /// What it said.
+        /// Why.
         reason: String,
     },
 }
@@ -153,6 +154,7 @@ impl Chain {
         }
         self.unasked += 1;
         let payload = Bytes::from(row.payload);
+        let seq = row.seq;
         let sent = if last || self.unasked >= ASKS_EVERY {
             self.unasked = 0;
             let reply = format!("{}.{}", self.inbox, expected + 1);
@@ -160,8 +162,13 @@ impl Chain {
         } else {
             self.client.publish_with_headers(row.subject, headers, payload).await
         };
-        sent.map_err(|e| Fault::Stalled(e.to_string()))?;
-        self.in_flight.push_back(InFlight { seq: row.seq, created_at: row.created_at, _span: span });
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
+                Fault::Refused { seq, reason: error.to_string() }
+            }
+            PublishErrorKind::Send => Fault::Stalled(error.to_string()),
+        })?;
+        self.in_flight.push_back(InFlight { seq, created_at: row.created_at, _span: span });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod reader;
 mod relay;
 mod session;
 mod store;
+mod stream;
 
 pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
 pub use store::{Misnumbered, NewEvent, append};

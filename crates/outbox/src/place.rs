@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use tracing::{error, warn};
 
 use crate::chain::Fault;
-use crate::reader::Place;
+use crate::reader::{CLOCK_SLACK, Place};
 use crate::relay::{Relay, Trouble};
 use crate::store::{self, Checkpoint, Entry, Misnumbered};
 use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
@@ -18,21 +18,27 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 const BEGINNING: Place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
 
 /// Takes the place from the stream's tail, and writes into the journal what was found to be lost.
-pub async fn find(relay: &Relay, epoch: i64, stream: &stream::Stream, info: &stream::Info) -> Result<Place, Trouble> {
+/// `db` is a connection whose reads follow the index ([`store::follow_the_index`]).
+pub async fn find(
+    relay: &Relay,
+    db: &mut PgConnection,
+    epoch: i64,
+    (stream, info): (&stream::Stream, &stream::Info),
+) -> Result<Place, Trouble> {
     let checkpoint = store::checkpoint(&relay.db).await?;
     let created = micros(info.created);
     let same = checkpoint.stream_created_at == Some(created);
     let vouched = checkpoint.outbox_created_at.unwrap_or(DateTime::UNIX_EPOCH);
     let purged = same && is_purged(info, checkpoint.stream_seq.cast_unsigned(), vouched);
     let place = if info.state.messages > 0 && !purged {
-        behind_the_tail(relay, stream, info, &checkpoint).await?
+        behind_the_tail(db, stream, info, &checkpoint).await?
     } else {
-        behind_nothing(relay, &checkpoint, info).await?
+        behind_nothing(db, &checkpoint, info).await?
     };
     // Writes may have overtaken the tail since the sequence fell back: what was known before tells.
     let before = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
-    are_numbered_behind(relay, stream, info, place, before.filter(|before| before.seq < place.seq).unwrap_or(place))
-        .await?;
+    let before = before.filter(|before| before.seq < place.seq).unwrap_or(place);
+    are_numbered_behind(relay, db, (stream, info), place, before).await?;
     let actor = format!("relay, epoch {epoch}");
     let was = match (info.state.messages, same) {
         _ if purged => "it was purged",
@@ -80,7 +86,7 @@ pub fn is_purged(info: &stream::Info, stream_seq: u64, stored_at: DateTime<Utc>)
 }
 
 async fn behind_the_tail(
-    relay: &Relay,
+    db: &mut PgConnection,
     stream: &stream::Stream,
     info: &stream::Info,
     checkpoint: &Checkpoint,
@@ -93,7 +99,7 @@ async fn behind_the_tail(
             tail.sequence, tail.subject
         )));
     };
-    match store::event_at(&relay.db, place.seq, place.created_at).await? {
+    match store::event_at(db, place.seq, place.created_at).await? {
         Some(event) if event.to_string() == id => Ok(place),
         // Retention has dropped the row since.
         None if place.seq <= checkpoint.dropped_seq => Ok(place),
@@ -153,7 +159,7 @@ pub fn origin(message: &StreamMessage) -> Option<(Place, &str)> {
 
 /// An empty stream: new, wiped, purged, or emptied by age. What has aged out is not published again; what has never
 /// been published always is.
-async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint, info: &stream::Info) -> Result<Place, Trouble> {
+async fn behind_nothing(db: &mut PgConnection, checkpoint: &Checkpoint, info: &stream::Info) -> Result<Place, Trouble> {
     // The limit in force, whatever was asked for. None means that nothing ages out.
     let max_age = info.config.max_age;
     let oldest = match TimeDelta::from_std(max_age) {
@@ -161,8 +167,9 @@ async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint, info: &stream::I
         _ => DateTime::UNIX_EPOCH,
     };
     // What was written long before it was published has not aged out with its row.
-    let oldest = store::published_late_since(&relay.db, oldest).await?.map_or(oldest, |day| oldest.min(day));
-    let young = store::first_after(&relay.db, oldest).await?.map(|(seq, created_at)| Place { seq, created_at });
+    let oldest = store::published_late_since(&mut *db, oldest).await?.map_or(oldest, |day| oldest.min(day));
+    let young = store::first_after(db, oldest, CLOCK_SLACK).await?;
+    let young = young.map(|(seq, created_at)| Place { seq, created_at });
     let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
     Ok(match (known, young) {
         (None, _) => BEGINNING,
@@ -175,20 +182,17 @@ async fn behind_nothing(relay: &Relay, checkpoint: &Checkpoint, info: &stream::I
 /// was not carried along with its table, as by logical replication.
 async fn are_numbered_behind(
     relay: &Relay,
-    stream: &stream::Stream,
-    info: &stream::Info,
+    db: &mut PgConnection,
+    (stream, info): (&stream::Stream, &stream::Info),
     place: Place,
     before: Place,
 ) -> Result<(), Trouble> {
-    let mark = store::mark(&relay.db).await?;
-    let twice = store::numbered_twice(&relay.db, before.seq).await?;
+    let mark = store::mark(&mut *db).await?;
+    let twice = store::numbered_twice(&mut *db, before.seq).await?;
     if mark >= place.seq && !twice && !store::halted(&relay.db).await? {
         return Ok(());
     }
-    let behind = {
-        let mut db = relay.db.acquire().await?;
-        misnumbered(&mut db, stream, info, before).await?
-    };
+    let behind = misnumbered(db, stream, info, before).await?;
     if mark < place.seq {
         return Err(Trouble::Halted(format!(
             "the sequence `outbox_seq` stands at {mark}, behind row {}, which is in the stream: what is written now would \

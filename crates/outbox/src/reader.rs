@@ -19,7 +19,7 @@ use crate::store::{self, Created, Row};
 
 /// How much earlier than the row before it a row may have been stamped: clocks may be set back, a writer may pause
 /// between its `seq` and its time.
-const CLOCK_SLACK: TimeDelta = TimeDelta::hours(1);
+pub const CLOCK_SLACK: TimeDelta = TimeDelta::hours(1);
 
 /// How many rows are read to see whether a gap has closed.
 const GAP_LOOK: i64 = 64;

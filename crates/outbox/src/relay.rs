@@ -18,11 +18,17 @@ use uuid::Uuid;
 use crate::chain::Fault;
 use crate::session::Session;
 use crate::store::{self, Entry, NewEvent, Row};
+use crate::stream;
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// After a lead of this length the pause behind a fault is short again.
 const GOOD_LEAD: Duration = Duration::from_secs(15);
+/// How long JetStream may take to answer, and how long once it has not: by then another relay may lead.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+const ANSWERS_LATE: Duration = Duration::from_secs(10);
+/// How long it may take to give up the lease, which ends by itself, or to send a hint, which a look makes up for.
+const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
 /// When nothing passes it is hardly the rows' fault: how long after a row was parked the next one may be that follows it
@@ -232,11 +238,27 @@ impl Suspects {
     }
 }
 
+/// How this relay stands with the broker.
+struct Standing {
+    /// It has failed there: it looks whether the broker answers before it asks for the lead again.
+    looks_first: bool,
+    /// How long an answer may take.
+    patience: Duration,
+}
+
+impl Standing {
+    const fn failed(&mut self) {
+        (self.looks_first, self.patience) = (true, ANSWERS_LATE);
+    }
+}
+
 pub(crate) enum Trouble {
     Fault(Fault),
     Lost(&'static str),
     Down(anyhow::Error),
     Halted(String),
+    /// Row after row is refused: the next one is parked later, if none passes.
+    NonePasses(String),
     Stop,
 }
 
@@ -272,13 +294,14 @@ impl Relay {
             .with_max_elapsed_time(None)
             .build();
         let mut suspects = Suspects::new();
+        let mut standing = Standing { looks_first: false, patience: ANSWERS_WITHIN };
         // A counter that appears with its first event is, to Prometheus, one that did not rise.
         for rare in ["outbox_missing_rows_total", "outbox_refills_total", "outbox_parked_rows_total"] {
             metrics::counter!(rare).increment(0);
         }
         loop {
             let began = Instant::now();
-            let trouble = match self.try_to_lead(&stop, &mut suspects).await {
+            let trouble = match self.try_to_lead(&stop, &mut suspects, &mut standing).await {
                 Ok(()) => {
                     pauses.reset();
                     continue;
@@ -298,9 +321,14 @@ impl Relay {
                 Trouble::Stop => return,
                 Trouble::Halted(reason) => self.say_halted(reason).await,
                 Trouble::Lost(why) => warn!(why, "the lead is lost"),
-                Trouble::Fault(fault) => warn!(%fault, "the chain broke"),
+                Trouble::Fault(fault) => {
+                    warn!(%fault, "the chain broke");
+                    standing.failed();
+                }
+                Trouble::NonePasses(what) => warn!(what, "the chain broke"),
                 Trouble::Down(error) => {
-                    warn!(error = format!("{error:#}"), "a dependency of the relay is down: waiting")
+                    warn!(error = format!("{error:#}"), "a dependency of the relay is down: waiting");
+                    standing.failed();
                 }
             }
             let pause = pauses.next_backoff().unwrap_or(LOOK_EVERY);
@@ -322,7 +350,17 @@ impl Relay {
     }
 
     /// Waits for the lease and leads for as long as it holds; `Ok` after a stand-by round.
-    async fn try_to_lead(&self, stop: &CancellationToken, suspects: &mut Suspects) -> Result<(), Trouble> {
+    async fn try_to_lead(
+        &self,
+        stop: &CancellationToken,
+        suspects: &mut Suspects,
+        standing: &mut Standing,
+    ) -> Result<(), Trouble> {
+        if standing.looks_first {
+            let looked = stop.run_until_cancelled(Box::pin(stream::open(self, standing.patience))).await;
+            looked.ok_or(Trouble::Stop)??;
+            standing.looks_first = false;
+        }
         let lease = self.config.lease.as_secs_f64();
         let Some(epoch) = store::take_lease(&self.db, self.config.holder, lease).await? else {
             // The leader tells of these.
@@ -341,18 +379,20 @@ impl Relay {
         };
         info!(epoch, stream = self.config.stream.name, "leading");
         let result = tokio::select! {
-            result = self.lead(epoch, stop, suspects) => result,
+            result = self.lead(epoch, stop, suspects, standing.patience) => result,
             lost = self.keep_lease(epoch) => Err(lost),
         };
-        if matches!(result, Err(Trouble::Stop)) {
-            store::give_up_lease(&self.db, epoch).await.ok();
+        // Another relay may be well where this one is cut off.
+        if matches!(result, Err(Trouble::Stop | Trouble::Down(_) | Trouble::Fault(_))) {
+            tokio::time::timeout(GIVES_UP_WITHIN, store::give_up_lease(&self.db, epoch)).await.ok();
         }
         result
     }
 
-    /// Tells the leader, in another process, that there is something to publish.
+    /// Tells the leader, in another process, that there is something to publish. While NATS is away there is no room for more.
     async fn hint(&self) {
-        self.nats.publish(self.config.hint_subject.clone(), bytes::Bytes::new()).await.ok();
+        let hint = self.nats.publish(self.config.hint_subject.clone(), bytes::Bytes::new());
+        tokio::time::timeout(GIVES_UP_WITHIN, hint).await.ok();
     }
 
     async fn keep_lease(&self, epoch: i64) -> Trouble {
@@ -372,13 +412,19 @@ impl Relay {
     }
 
     /// Sessions, one after the other: each takes its place from the stream's tail.
-    async fn lead(&self, epoch: i64, stop: &CancellationToken, suspects: &mut Suspects) -> Result<(), Trouble> {
+    async fn lead(
+        &self,
+        epoch: i64,
+        stop: &CancellationToken,
+        suspects: &mut Suspects,
+        patience: Duration,
+    ) -> Result<(), Trouble> {
         suspects.fails.clear();
         let mut hints = self.nats.subscribe(self.config.hint_subject.clone()).await?;
         // Where the stream stood when the chain last broke on a wrong sequence.
         let mut broke_at = None;
         loop {
-            let mut session = Session::open(self, epoch).await?;
+            let mut session = Session::open(self, epoch, patience).await?;
             suspects.taken_up(session.stored.outbox_seq);
             // If the stream still stands there, nobody else has published: a message of ours was dropped without an
             // answer. It goes out alone then, and so does a row that failed, to know which one it is.
@@ -405,6 +451,7 @@ impl Relay {
                 | Trouble::Lost(_)
                 | Trouble::Down(_)
                 | Trouble::Halted(_)
+                | Trouble::NonePasses(_)
                 | Trouble::Stop) => return Err(other),
             };
             metrics::counter!("outbox_sessions_total", "reason" => "row_failed").increment(1);
@@ -419,7 +466,7 @@ impl Relay {
                         "no row passes any more, not only {seq}, which is parked in {wait:.0?} at the earliest: {reason}"
                     );
                     error!(seq, "{what}");
-                    return Err(Trouble::Fault(Fault::Stalled(what)));
+                    return Err(Trouble::NonePasses(what));
                 }
                 if session.park_seq(seq, &reason).await? {
                     suspects.parked(seq);

@@ -4,25 +4,29 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::{self, stream};
+use async_nats::connection::State;
+use async_nats::jetstream::stream::{self, InfoError};
 use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
-use crate::relay::{LOOK_EVERY, Relay, RelayConfig, Role, Status, Suspects, Trouble};
+use crate::relay::{LOOK_EVERY, Relay, Role, Status, Suspects, Trouble};
 use crate::store::{self, Created, Row};
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 /// When retention tries again that could not have the table's lock.
 const RETENTION_AGAIN: Duration = Duration::from_secs(60);
+/// So many looks in a row may get no answer while nothing is stored.
+const UNANSWERED_MOST: u32 = 3;
 /// The most rows that are read at once.
 const BATCH: usize = 1_000;
 /// The pause before a gap that nobody's commit has closed is worked on, and the longest.
@@ -68,6 +72,20 @@ impl Pace {
     }
 }
 
+/// A look at the stream that is under way.
+struct Look {
+    /// What was known to be stored when it began.
+    stored: Stored,
+    answer: BoxFuture<'static, Result<stream::Info, InfoError>>,
+}
+
+async fn answer(looking: &mut Option<Look>) -> Result<stream::Info, InfoError> {
+    match looking {
+        Some(look) => look.answer.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// From taking the place to the first fault.
 pub struct Session<'a> {
     relay: &'a Relay,
@@ -76,6 +94,8 @@ pub struct Session<'a> {
     db: PoolConnection<Postgres>,
     stream_created_at: DateTime<Utc>,
     stream: stream::Stream,
+    /// What the stream takes.
+    subjects: Vec<String>,
     chain: Chain,
     reader: Reader,
     /// The first parked row of each aggregate that has one.
@@ -88,6 +108,8 @@ pub struct Session<'a> {
     acknowledged: bool,
     /// What `stored` was at the last look.
     looked_at: Stored,
+    /// How many looks in a row got no answer while nothing was stored.
+    unanswered: u32,
     /// Whether rows that the reader has passed were put back, because this relay is asked to stop.
     put_back: bool,
     saved: i64,
@@ -95,7 +117,8 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub async fn open(relay: &'a Relay, epoch: i64) -> Result<Self, Trouble> {
+    /// Takes the place. `patience` is how long JetStream may take to answer.
+    pub async fn open(relay: &'a Relay, epoch: i64, patience: Duration) -> Result<Self, Trouble> {
         let config = &relay.config;
         match store::create_partitions(&relay.db).await {
             Ok(0) => {}
@@ -105,11 +128,11 @@ impl<'a> Session<'a> {
         }
         let mut db = relay.db.acquire().await?;
         store::follow_the_index(&mut db).await?;
-        let stream = Box::pin(open_stream(relay)).await?;
+        let stream = Box::pin(crate::stream::open(relay, patience)).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
         let base = info.state.last_sequence;
-        let place = Box::pin(place::find(relay, epoch, &stream, &info)).await?;
+        let place = Box::pin(place::find(relay, &mut db, epoch, (&stream, &info))).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
         let stored = Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base };
         let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
@@ -119,6 +142,7 @@ impl<'a> Session<'a> {
             db,
             stream_created_at: created,
             stream,
+            subjects: info.config.subjects.clone(),
             chain,
             reader: Reader::new(place, i64::try_from(config.window.clamp(1, BATCH)).unwrap_or(1)),
             parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
@@ -127,6 +151,7 @@ impl<'a> Session<'a> {
             stored,
             acknowledged: false,
             looked_at: Stored { stream_seq: place::beginning(&info), ..stored },
+            unanswered: 0,
             put_back: false,
             saved: 0,
             // The first look drops what may go.
@@ -156,6 +181,7 @@ impl<'a> Session<'a> {
         // When to work on a gap, and how long the pause before was.
         let mut gap: Option<(Instant, Duration)> = None;
         let mut pace = Pace::default();
+        let mut looking: Option<Look> = None;
         // The first look finds all that was committed before it. Rows of before may be of a database that has been
         // restored since, and their numbers given out again.
         self.relay.tidings.take();
@@ -221,13 +247,18 @@ impl<'a> Session<'a> {
                 biased;
                 () = stop.cancelled(), if self.chain.in_flight() == 0 => {
                     // Saved by the look, of a stream that is as it should be: a place behind a purge would hide it for ever.
-                    if Box::pin(self.look()).await.is_err() {
+                    if Box::pin(self.last_look()).await.is_err() {
                         info!("stopping without a checkpoint: the next leader takes its place from an older one");
                     }
                     return Err(Trouble::Stop);
                 }
                 // Before what may always be ready: it comes every few seconds, also under load.
-                _ = look.tick() => self.look().await?,
+                _ = look.tick(), if looking.is_none() => looking = Some(self.look().await?),
+                answer = answer(&mut looking), if looking.is_some() => {
+                    if let Some(look) = looking.take() {
+                        self.looked(look.stored, answer).await?;
+                    }
+                }
                 stored = self.chain.next(), if self.chain.in_flight() > 0 => {
                     if let Some(stored) = stored? {
                         self.stored = stored;
@@ -271,6 +302,11 @@ impl<'a> Session<'a> {
         };
         match reason {
             Some(reason) => self.park(&row, reason).await,
+            // Not parked at once: when it is the stream that is wrong, this is true of every row.
+            None if !crate::stream::takes(&self.subjects, &row.subject) => {
+                let reason = format!("the stream does not take the subject {}", row.subject);
+                Err(Trouble::Fault(Fault::Refused { seq: row.seq, reason }))
+            }
             None => Ok(self.chain.send(row).await?),
         }
     }
@@ -304,15 +340,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A look around while time passes: does the stream still stand where it was left, and the outbox hold what it did?
-    async fn look(&mut self) -> Result<(), Trouble> {
-        let mark = store::mark(&self.relay.db).await?;
+    /// A look around while time passes: does the outbox hold what it did, and the stream still stand where it was left? The stream
+    /// is asked and not waited for: publishing goes on.
+    async fn look(&mut self) -> Result<Look, Trouble> {
+        let mark = store::mark(&mut *self.db).await?;
         if mark < self.stored.outbox_seq {
             let what = format!("the outbox's sequence stands at {mark}, behind row {}", self.stored.outbox_seq);
             return Err(Trouble::Fault(Fault::WrongLast(what)));
         }
         // Or it fell back, and writes have overtaken since.
-        if store::numbered_twice(&self.relay.db, self.looked_at.outbox_seq).await? {
+        if store::numbered_twice(&mut *self.db, self.looked_at.outbox_seq).await? {
             let what = format!("numbers up to {} of the outbox were given out twice", self.looked_at.outbox_seq);
             return Err(Trouble::Fault(Fault::WrongLast(what)));
         }
@@ -323,30 +360,58 @@ impl<'a> Session<'a> {
         if self.acknowledged {
             // The database may have been restored from a backup under a running relay.
             let (seq, created_at) = (self.stored.outbox_seq, self.stored.created_at);
-            if store::event_at(&self.relay.db, seq, created_at).await?.is_none() {
+            if store::event_at(&mut *self.db, seq, created_at).await?.is_none() {
                 let what = format!("the outbox no longer holds its row {seq}");
                 return Err(Trouble::Fault(Fault::WrongLast(what)));
             }
         }
-        let info = self.stream.get_info().await.context("reading the stream's state")?;
+        let stream = self.stream.clone();
+        Ok(Look { stored: self.stored, answer: async move { stream.get_info().await }.boxed() })
+    }
+
+    /// What the stream said to a look that began when so much was stored.
+    async fn looked(&mut self, asked_at: Stored, answer: Result<stream::Info, InfoError>) -> Result<(), Trouble> {
+        let info = match answer {
+            Ok(info) => info,
+            // What is stored proves as much: the chain is fenced.
+            Err(error) => {
+                self.unanswered = if self.stored == asked_at { self.unanswered + 1 } else { 0 };
+                warn!(%error, unanswered = self.unanswered, "the stream's state could not be read");
+                let away = self.relay.nats.connection_state() != State::Connected;
+                return if away || self.unanswered >= UNANSWERED_MOST {
+                    Err(Trouble::Down(anyhow::Error::new(error).context("reading the stream's state")))
+                } else {
+                    Ok(())
+                };
+            }
+        };
+        self.unanswered = 0;
         let (last, created) = (info.state.last_sequence, micros(info.created));
-        let elsewhere = self.chain.in_flight() == 0 && last != self.chain.end();
+        // It was asked after the one was stored, and has answered before the others are.
+        let elsewhere = last < asked_at.stream_seq || last > self.chain.end();
         let purged = place::is_purged(&info, self.looked_at.stream_seq, self.looked_at.created_at);
         if elsewhere || purged || created != self.stream_created_at {
             let what = format!(
-                "it stands at {last}, not at {}, and begins at {}",
+                "it stands at {last}, not between {} and {}, and begins at {}",
+                asked_at.stream_seq,
                 self.chain.end(),
                 info.state.first_sequence
             );
             return Err(Trouble::Fault(Fault::WrongLast(what)));
         }
-        if self.stored.stream_seq > self.looked_at.stream_seq {
-            self.looked_at = self.stored;
+        if asked_at.stream_seq > self.looked_at.stream_seq {
+            self.looked_at = asked_at;
         }
         // Only of a stream that is as it should be.
-        self.save_checkpoint().await?;
+        self.save_checkpoint(asked_at).await?;
         self.look_after_partitions().await;
         Ok(())
+    }
+
+    async fn last_look(&mut self) -> Result<(), Trouble> {
+        let mut look = self.look().await?;
+        let answer = look.answer.as_mut().await;
+        self.looked(look.stored, answer).await
     }
 
     /// Makes the days ahead and drops those gone by. What goes wrong here is said and tried again; relaying goes on.
@@ -369,59 +434,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn save_checkpoint(&mut self) -> Result<(), Trouble> {
-        if self.saved == self.stored.outbox_seq {
+    async fn save_checkpoint(&mut self, stored: Stored) -> Result<(), Trouble> {
+        if self.saved == stored.outbox_seq {
             return Ok(());
         }
-        let place = Place { seq: self.stored.outbox_seq, created_at: self.stored.created_at };
-        let stream_seq = self.stored.stream_seq.max(self.looked_at.stream_seq);
+        let place = Place { seq: stored.outbox_seq, created_at: stored.created_at };
+        let stream_seq = stored.stream_seq.max(self.looked_at.stream_seq);
         // Not waiting for the disk: a crash that takes the newest checkpoint leaves an older one, which is as true.
         store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
-        self.saved = self.stored.outbox_seq;
+        self.saved = stored.outbox_seq;
         Ok(())
     }
-}
-
-/// The stream, as the administration has made it ([`crate::administer`]). In what it is not as it was asked for is said, and
-/// shown by the gauge `outbox_stream_drift`.
-async fn open_stream(relay: &Relay) -> Result<stream::Stream, anyhow::Error> {
-    let spec = &relay.config.stream;
-    let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(relay.nats.clone());
-    let stream = js.get_stream(&spec.name).await;
-    let stream = stream.with_context(|| format!("opening the stream {}: `flotilla provision` makes it", spec.name))?;
-    let drift = drift(&stream.cached_info().config, &relay.config);
-    metrics::gauge!("outbox_stream_drift").set(drift.len() as f64);
-    for what in &drift {
-        error!(stream = spec.name, what, "the stream is not as it was asked for");
-    }
-    Ok(stream)
-}
-
-/// In what a stream differs from what was asked for.
-fn drift(is: &stream::Config, wanted: &RelayConfig) -> Vec<String> {
-    let spec = &wanted.stream;
-    let mut drift = Vec::new();
-    let mut differs = |what: &str, is: String, wanted: String| {
-        if is != wanted {
-            drift.push(format!("{what}: {is}, asked for {wanted}"));
-        }
-    };
-    differs("replicas", is.num_replicas.to_string(), spec.replicas.to_string());
-    differs("max_age", format!("{:?}", is.max_age), format!("{:?}", spec.max_age));
-    differs("subjects", is.subjects.join(" "), spec.subjects.join(" "));
-    differs("discard", format!("{:?}", is.discard), format!("{:?}", stream::DiscardPolicy::New));
-    let limits = is.max_bytes > 0 || is.max_messages > 0 || is.max_messages_per_subject > 0;
-    differs("limits by size or count", limits.to_string(), false.to_string());
-    if let Some(days) = wanted.retention_days {
-        let keeps = Duration::from_secs(86_400 * u64::try_from(days).unwrap_or_default());
-        let shorter = is.max_age.is_zero() || keeps < is.max_age;
-        differs(
-            "the outbox keeps its rows for less than the stream its messages",
-            shorter.to_string(),
-            false.to_string(),
-        );
-    }
-    drift
 }
 
 /// Why this row can never be published, if so.

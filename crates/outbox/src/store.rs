@@ -1,6 +1,6 @@
 //! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
@@ -160,7 +160,11 @@ pub async fn writers(db: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> 
 }
 
 /// The event of one row, if the outbox still holds it.
-pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Result<Option<Uuid>, sqlx::Error> {
+pub async fn event_at(
+    db: impl PgExecutor<'_>,
+    seq: i64,
+    created_at: DateTime<Utc>,
+) -> Result<Option<Uuid>, sqlx::Error> {
     sqlx::query_scalar("select event_id from outbox where seq = $1 and created_at = $2")
         .bind(seq)
         .bind(created_at)
@@ -169,7 +173,10 @@ pub async fn event_at(db: &PgPool, seq: i64, created_at: DateTime<Utc>) -> Resul
 }
 
 /// When the first day begins whose rows were published after this time and long after they were written, as after a halt.
-pub async fn published_late_since(db: &PgPool, from: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+pub async fn published_late_since(
+    db: impl PgExecutor<'_>,
+    from: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     sqlx::query_scalar(
         "select min(day)::timestamp at time zone 'UTC' from outbox_passed \
          where at > $1 and at > (day + 1)::timestamp at time zone 'UTC' + interval '2 hours'",
@@ -194,7 +201,7 @@ pub struct Misnumbered {
 }
 
 /// Whether one of the newest numbers up to this has been given out twice.
-pub async fn numbered_twice(db: &PgPool, seq: i64) -> Result<bool, sqlx::Error> {
+pub async fn numbered_twice(db: impl PgExecutor<'_>, seq: i64) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("select count(*) > count(distinct seq) from outbox where seq > $1 - 16 and seq <= $1")
         .bind(seq)
         .fetch_one(db)
@@ -219,10 +226,47 @@ pub async fn created_after(db: &mut PgConnection, place: Place, limit: i64) -> R
     Ok(rows)
 }
 
-/// The place just before the first row that was created after `from`, and that row's time.
-pub async fn first_after(db: &PgPool, from: DateTime<Utc>) -> Result<Option<(i64, DateTime<Utc>)>, sqlx::Error> {
-    sqlx::query_as("select seq - 1, created_at from outbox where created_at >= $1 order by seq limit 1")
-        .bind(from)
+/// The place just before the first row that was created after `from`, and that row's time. `slack` is by how much an earlier
+/// row may have been stamped later.
+///
+/// Nothing but `seq` is indexed, and both rise together: so it is looked for by halves, a look at the index each, and then
+/// read forward through the slack. A scan for it would read the day at the age limit from its beginning.
+pub async fn first_after(
+    db: &mut PgConnection,
+    from: DateTime<Utc>,
+    slack: TimeDelta,
+) -> Result<Option<(i64, DateTime<Utc>)>, sqlx::Error> {
+    let mut tx = db.begin().await?;
+    tx.execute("set local statement_timeout = 0").await?;
+    let Some((mut older, first)) = row_from(&mut tx, i64::MIN).await? else { return Ok(None) };
+    if first < from - slack {
+        let mut younger: i64 = sqlx::query_scalar("select seq + 1 from outbox order by seq desc limit 1")
+            .fetch_optional(&mut *tx)
+            .await?
+            .unwrap_or(older);
+        while older + 1 < younger {
+            let middle = older + (younger - older) / 2;
+            match row_from(&mut tx, middle).await? {
+                Some((seq, created_at)) if created_at < from - slack => older = seq,
+                _ => younger = middle,
+            }
+        }
+    }
+    let found = sqlx::query_as(
+        "select seq - 1, created_at from outbox where seq >= $1 and created_at >= $2 order by seq limit 1",
+    )
+    .bind(older)
+    .bind(from)
+    .fetch_optional(&mut *tx)
+    .await?;
+    tx.rollback().await?;
+    Ok(found)
+}
+
+/// The first row that has this number or a higher one, and when it was written.
+async fn row_from(db: &mut PgConnection, seq: i64) -> Result<Option<(i64, DateTime<Utc>)>, sqlx::Error> {
+    sqlx::query_as("select seq, created_at from outbox where seq >= $1 order by seq limit 1")
+        .bind(seq)
         .fetch_optional(db)
         .await
 }

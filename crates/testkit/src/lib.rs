@@ -12,12 +12,15 @@ pub mod parts;
 
 pub mod proxy;
 
+pub mod slow;
+
 pub mod token;
 
 pub use database::TestDatabase;
 pub use nats::TestNats;
 pub use parts::Parts;
 pub use proxy::TestProxy;
+pub use slow::SlowApi;
 pub use token::TestIssuer;
 
 use std::future::Future;

@@ -71,11 +71,19 @@ impl TestNats {
     /// # Panics
     /// It does not start.
     pub async fn cluster() -> Vec<Self> {
+        Self::cluster_with(Vec::new()).await
+    }
+
+    /// Starts one that has these logins too.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn cluster_with(more: Vec<Login>) -> Vec<Self> {
         let (folder, home, server) = prepare();
         let mut ports = Ports::default();
         let mut pick = || ports.pick(0).unwrap();
         let numbers: Vec<_> = (0..3).map(|_| (pick(), pick(), pick())).collect();
-        let servers = Nats::prepare_cluster(&home, &server, &numbers, &Layout::Fleet(Vec::new())).unwrap();
+        let servers = Nats::prepare_cluster(&home, &server, &numbers, &Layout::Fleet(more)).unwrap();
         let tests: Vec<Self> =
             servers.into_iter().map(|nats| Self::of(folder.clone(), Home::open(&folder).unwrap(), nats)).collect();
         for test in &tests {
@@ -225,6 +233,18 @@ impl TestNats {
         self.child.wait().await.unwrap();
         self.nats = Nats::prepare(&self.home, &program(), (self.nats.port, self.nats.monitor), layout).unwrap();
         self.program = self.nats.program();
+        self.restart().await;
+    }
+
+    /// Starts it again with one more line of configuration.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn configure(&mut self, line: &str) {
+        self.kill().await;
+        let path = self.home.path("conf/nats.conf");
+        let configuration = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{configuration}{line}\n")).unwrap();
         self.restart().await;
     }
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use async_nats::jetstream::stream::Stream;
 use nix::sys::signal::Signal;
 use sqlx::{Connection as _, Executor as _, PgConnection};
-use testkit::{TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
+use testkit::{SlowApi, TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
 use tokio::process::{Child, Command};
 
 /// How long a new leader may take: a lease, a connection, and what a busy machine adds.
@@ -80,6 +80,12 @@ impl Relays {
     async fn epoch(&self) -> i64 {
         let mut admin = self.database.admin().await;
         sqlx::query_scalar("select epoch from outbox_relay").fetch_one(&mut admin).await.unwrap()
+    }
+
+    /// Who leads, by what it calls itself.
+    async fn holder(&self) -> Option<uuid::Uuid> {
+        let mut admin = self.database.admin().await;
+        sqlx::query_scalar("select holder from outbox_relay").fetch_one(&mut admin).await.unwrap()
     }
 
     async fn until_led_anew(&self, since: i64) {
@@ -181,6 +187,45 @@ async fn o2_a_leader_that_is_cut_off_from_the_broker_goes_on_when_it_is_back() {
     relays.write(200).await;
     proxy.mend().await;
     relays.write(50).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o3_a_leader_that_is_cut_off_from_the_broker_alone_leaves_the_lead_to_the_standby() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let proxy = TestProxy::to(relays.nats[0].port()).await;
+    let _leader = relays.process(None, Some(proxy.port));
+    relays.write(50).await;
+    relays.until_stored(0).await;
+    let cut_off = relays.holder().await;
+    let _standby = relays.process(None, None);
+    proxy.cut().await;
+    relays.write(200).await;
+    // Not the one that is cut off, again and again: within a wait for an answer, a question, and a look of the standby.
+    until_within(std::time::Duration::from_secs(30), "the standby leads", || async {
+        relays.holder().await.is_some_and(|holder| Some(holder) != cut_off)
+    })
+    .await;
+    relays.until_stored(0).await;
+    proxy.mend().await;
+    relays.write(200).await;
+    relays.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn o2_a_broker_that_answers_questions_late_and_stores_at_once_is_published_to() {
+    let mut relays = Relays::on(vec![TestNats::start().await]).await;
+    let slow = SlowApi::to(relays.nats[0].port(), std::time::Duration::from_secs(5)).await;
+    relays.write(50).await;
+    let _leader = relays.process(None, Some(slow.port));
+    relays.until_stored(0).await;
+    let epoch = relays.epoch().await;
+    // Looks at the stream are late as well: publishing goes on meanwhile, in the same lead.
+    for _ in 0..10 {
+        relays.write(20).await;
+        relays.until_stored(0).await;
+    }
+    assert_eq!(relays.epoch().await, epoch);
     relays.assert_whole(0).await;
 }
 

@@ -16,7 +16,11 @@ mod went_back;
 
 mod lists;
 
+mod poison;
+
 mod relay;
+
+mod sizes;
 
 mod leading;
 
