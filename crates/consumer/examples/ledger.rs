@@ -54,6 +54,7 @@ async fn main() -> Result<(), anyhow::Error> {
         linger: Duration::ZERO,
         in_flight: 1,
         max_attempts: 8,
+        handle_within: Some(Duration::from_secs(30)),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     // Elsewhere the administration does this, with rights that no service has.

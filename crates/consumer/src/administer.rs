@@ -18,6 +18,8 @@ use crate::{backstop, dead_letter, keep, replay};
 const MAX_EXPIRES: Duration = Duration::from_secs(30);
 /// What JetStream has by itself.
 const MOST_IN_HAND: i64 = 1_000;
+/// The most bytes of dead letters: some millions of them. Their own, and none of the disk that events need.
+const LETTERS_BYTES: i64 = 4 << 30;
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Makes the streams of dead letters, replays and advisories, on as many servers as the events are.
@@ -30,6 +32,8 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
         name: dead_letter::STREAM.to_owned(),
         subjects: vec!["dlq.>".to_owned()],
         discard: stream::DiscardPolicy::New,
+        // Full, it refuses, and what cannot become a letter stays unacknowledged.
+        max_bytes: LETTERS_BYTES,
         deny_delete: true,
         deny_purge: true,
         ..file()
@@ -58,7 +62,7 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
 }
 
 /// Makes a stream. One that is there is changed in its subjects, its replicas and what it refuses; never in what takes
-/// messages away, its limits.
+/// messages away, its limits. A bound in bytes at which it refuses is set where there is none, and one that somebody has set stays.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -67,6 +71,7 @@ pub async fn stream(js: &jetstream::Context, wanted: stream::Config) -> Result<(
     let opening = || format!("making the stream {name}");
     let stream = js.get_or_create_stream(wanted.clone()).await.with_context(opening)?;
     let is = &stream.cached_info().config;
+    let refuses = wanted.discard == stream::DiscardPolicy::New;
     let ours = stream::Config {
         subjects: wanted.subjects,
         num_replicas: wanted.num_replicas,
@@ -74,6 +79,7 @@ pub async fn stream(js: &jetstream::Context, wanted: stream::Config) -> Result<(
         no_ack: wanted.no_ack,
         deny_delete: wanted.deny_delete,
         deny_purge: wanted.deny_purge,
+        max_bytes: if refuses && is.max_bytes <= 0 { wanted.max_bytes } else { is.max_bytes },
         ..is.clone()
     };
     if *is != ours {

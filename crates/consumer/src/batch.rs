@@ -1,17 +1,19 @@
 //! Batches: what comes within a moment goes to the handler together, several batches beside each other, and each event is
-//! settled by its verdict.
+//! settled by its verdict. An event that may be why a batch had no verdicts, or why a process ended, is handled alone.
 
+use std::collections::VecDeque;
 use std::future::Future;
 
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
-use futures::stream::FuturesUnordered;
+use futures::stream::{self as streams, FuturesUnordered};
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, error};
 
 use crate::event::Event;
+use crate::guard;
 use crate::pull::{self, Config, Messages};
 use crate::settle::{Place, Read, Settler, Unknown, Verdict, delay, now};
 
@@ -39,7 +41,7 @@ impl Gathered {
 pub async fn run<H, F>(
     settler: &Settler,
     stop: &CancellationToken,
-    messages: &mut Messages,
+    messages: &mut Messages<'_>,
     handler: &mut H,
     handled: &mut bool,
 ) -> Result<(), anyhow::Error>
@@ -51,8 +53,25 @@ where
     let full = settler.config.batch;
     let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
+    // Suspects, one at a time: of two that are at work when the process ends, nobody could say which it was.
+    let mut suspects: VecDeque<jetstream::Message> = VecDeque::new();
+    let mut suspect_at_work = FuturesUnordered::new();
+    let mut begin = |messages| {
+        let mut batch = take_apart(settler, messages);
+        let events = std::mem::take(&mut batch.events);
+        let work = (!events.is_empty()).then(|| {
+            let span = settler.span(&events);
+            guard::outcome(guard::begin(|| handler(events)), settler.config.handle_within).instrument(span)
+        });
+        handle(settler, stop, batch, work)
+    };
     let mut progress = pull::progress();
     let broken = loop {
+        if suspect_at_work.is_empty()
+            && let Some(suspect) = suspects.pop_front()
+        {
+            suspect_at_work.push(begin(vec![suspect]));
+        }
         let room = at_work.len() < settler.config.in_flight.max(1);
         let due = gathered.due(&settler.config).filter(|_| room);
         tokio::select! {
@@ -64,14 +83,17 @@ where
                     break Err(error);
                 }
             }
+            Some(settled) = suspect_at_work.next() => {
+                *handled = true;
+                if let Err(error) = settled {
+                    break Err(error);
+                }
+            }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let mut batch = take_apart(settler, std::mem::take(&mut gathered).messages);
-                let events = std::mem::take(&mut batch.events);
-                let work = (!events.is_empty()).then(|| {
-                    let span = settler.span(&events);
-                    handler(events).instrument(span)
-                });
-                at_work.push(handle(settler, stop, batch, work));
+                let messages = std::mem::take(&mut gathered).messages.into_iter();
+                let (alone, together): (Vec<_>, Vec<_>) = messages.partition(|message| settler.is_suspect(message));
+                suspects.extend(alone);
+                at_work.push(begin(together));
             }
             next = pull::next(messages, &mut missed), if gathered.messages.len() < full => {
                 match next {
@@ -84,14 +106,18 @@ where
                     gathered.push(next);
                 }
             }
-            _ = progress.tick() => report(&gathered.messages).await,
+            _ = progress.tick() => {
+                report(&gathered.messages).await;
+                report(suspects.make_contiguous()).await;
+            }
         }
     };
     // Nobody has begun with these: the next process, or the next pull, has them at once.
-    for message in gathered.messages {
+    for message in gathered.messages.into_iter().chain(suspects) {
         settler.acknowledge(&message, "left", AckKind::Nak(Some(delay(1)))).await.ok();
     }
-    while let Some(settled) = at_work.next().await {
+    let mut rest = streams::select(at_work, suspect_at_work);
+    while let Some(settled) = rest.next().await {
         *handled = true;
         settled?;
     }
@@ -115,6 +141,10 @@ struct Batch {
 fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
     let mut batch = Batch::default();
     for message in messages {
+        if let Some(reason) = settler.ends_processes(&message) {
+            batch.others.push((message, Err(reason)));
+            continue;
+        }
         match settler.read(&message) {
             Read::Event(event, place) if event.replay.as_ref().is_some_and(|replay| replay.discarded) => {
                 batch.discarded.push((message, place));
@@ -137,12 +167,24 @@ async fn handle(
     settler: &Settler,
     stop: &CancellationToken,
     batch: Batch,
-    work: Option<impl Future<Output = Vec<Verdict>>>,
+    work: Option<impl Future<Output = Result<Vec<Verdict>, String>>>,
 ) -> Result<(), anyhow::Error> {
-    let Batch { messages, facts, unknown, others, discarded, .. } = batch;
+    let Batch { mut messages, mut facts, unknown, others, discarded, .. } = batch;
     let verdicts = match work {
         Some(work) => watched(work, &messages).await,
-        None => Vec::new(),
+        None => Ok(Vec::new()),
+    };
+    let verdicts = match verdicts {
+        Ok(verdicts) => verdicts,
+        Err(reason) if messages.len() == 1 => vec![Verdict::Retry(reason)],
+        Err(reason) => {
+            error!(consumer = settler.config.durable, events = messages.len(), reason, "each is handled alone");
+            for (message, (place, _)) in messages.drain(..).zip(facts.drain(..)) {
+                settler.failures.suspect(place);
+                settler.acknowledge(&message, "retry", AckKind::Nak(Some(delay(1)))).await?;
+            }
+            Vec::new()
+        }
     };
     anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
     for ((message, verdict), (place, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {

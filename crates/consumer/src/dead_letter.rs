@@ -66,12 +66,6 @@ impl Letter {
     }
 }
 
-/// Fails while there is no dead-letter stream: nothing is pulled that could not become a letter.
-pub async fn look(js: &jetstream::Context) -> Result<(), anyhow::Error> {
-    js.get_stream(STREAM).await.context("opening the dead-letter stream")?;
-    Ok(())
-}
-
 /// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its story goes
 /// without its payload (or its headers), which stays in its stream for as long as that keeps it: the header
 /// `Dlq-Payload-Left` (`Dlq-Headers-Left`) says so.

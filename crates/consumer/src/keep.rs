@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{Info, Stream};
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::pull::{messages, pauses, reset};
-use crate::settle::now;
+use crate::settle::{ANSWERS_WITHIN, now};
 use crate::{dead_letter, event, replay};
 use backoff::backoff::Backoff as _;
 
@@ -110,7 +110,7 @@ impl Keeper {
     /// A keeper that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client, durable: &str) -> Self {
-        let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats);
+        let js = jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats);
         Self { js, durable: durable.to_owned() }
     }
 
@@ -181,6 +181,8 @@ impl Keeper {
                     let is = kept().await.context("asking how far letters are kept")?;
                     let known = progress.known.sequence;
                     let went_back = is.stream_created_at == Some(created) && is.sequence < known;
+                    let info = stream.get_info().await.context("asking how full the stream of dead letters is")?;
+                    tell_how_full(&info);
                     anyhow::ensure!(!went_back, "letters were kept up to {known}, now up to {}", is.sequence);
                     continue;
                 }
@@ -271,6 +273,13 @@ impl Progress {
             None => Ok(()),
         }
     }
+}
+
+/// Of a stream without a bound: not at all.
+fn tell_how_full(info: &Info) {
+    let most = f64::from(u32::try_from(info.config.max_bytes.max(0) >> 10).unwrap_or(u32::MAX));
+    let used = f64::from(u32::try_from(info.state.bytes >> 10).unwrap_or(u32::MAX));
+    metrics::gauge!("dlq_stream_used").set(if most > 0.0 { used / most } else { 0.0 });
 }
 
 /// The place of a letter; none of what a replay tells.

@@ -6,6 +6,7 @@ mod pull;
 
 mod batch;
 mod floors;
+mod guard;
 mod ordered;
 
 mod backstop;

@@ -6,6 +6,7 @@
 //! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +14,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use futures::stream::{self as streams, FuturesUnordered};
+use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::PgConnection;
 use tokio::sync::{Semaphore, watch};
@@ -23,6 +24,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::backstop;
 use crate::event::Event;
 use crate::floors::Floors;
+use crate::guard;
 use crate::inbox::{Claim, Inbox, Lead};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
@@ -32,6 +34,10 @@ use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_h
 const LEASE: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
+/// So often in a row a process may have ended while the floor stood still; then events are handled one by one, each written down before.
+const ENDED_MOST: i32 = 3;
+/// So often it may have ended with the same one begun alone.
+const ENDED_ALONE_MOST: i32 = 3;
 /// So many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
 
@@ -127,8 +133,13 @@ where
         stop,
         epoch,
         floors: Floors::of(&lead),
-        permits: Semaphore::new(at_once),
+        permits: Semaphore::new(if lead.ended >= ENDED_MOST { 1 } else { at_once }),
+        ended: (lead.ended, lead.begun),
+        replays_compared: AtomicBool::new(false),
     };
+    if lead.ended >= ENDED_MOST {
+        warn!(consumer = durable, ended = lead.ended, "whoever pulled before has ended, again: one event at a time");
+    }
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
         lost = lanes.keep_lease(&lead) => Err(lost),
@@ -159,7 +170,6 @@ impl Progress {
 
 /// What is pulled from.
 struct Opened<'a> {
-    consumer: &'a Consumer,
     lead: &'a Lead,
     durable: &'a PullConsumer,
     /// Up to where it was acknowledged before.
@@ -174,6 +184,10 @@ struct Lanes<'a> {
     status: &'a watch::Sender<Status>,
     floors: Floors,
     permits: Semaphore,
+    /// How often whoever pulled before has ended, and the event that was begun then.
+    ended: (i32, Option<i64>),
+    /// Whether replays were taken back to where the database was.
+    replays_compared: AtomicBool,
 }
 
 impl Lanes<'_> {
@@ -219,10 +233,14 @@ impl Lanes<'_> {
     }
 
     /// What is replayed to this consumer; what a database that went back lacks of it comes again.
-    async fn replays(&self, consumer: &Consumer, lead: &Lead) -> Result<Messages, anyhow::Error> {
+    async fn replays(&self, lead: &Lead) -> Result<Messages<'static>, anyhow::Error> {
         let durable = &self.settler.config.durable;
         let (stream, replays) = replay::open(&self.settler.js, durable).await?;
         let acknowledged = replays.cached_info().ack_floor.stream_sequence;
+        // Compared once in a lead: later this process knows better than what the database had at its beginning.
+        if self.replays_compared.load(Ordering::Acquire) {
+            return pull::messages(&replays, self.settler.config.batch).await;
+        }
         let effects = lead.replays_floor.map_or(acknowledged, |floor| floor.max(0).cast_unsigned());
         if effects < acknowledged {
             info!(consumer = durable, effects, acknowledged, "replays since come again");
@@ -230,7 +248,8 @@ impl Lanes<'_> {
             pull::reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
         }
         self.floors.replays_settled_up_to(effects.min(acknowledged));
-        consumer.pull_replays(&replays).await
+        self.replays_compared.store(true, Ordering::Release);
+        pull::messages(&replays, self.settler.config.batch).await
     }
 
     /// Forgets what was handled long ago, for as long as this process leads.
@@ -274,16 +293,16 @@ impl Lanes<'_> {
         reset.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
         self.floors.settled_up_to(created, floor);
-        let mut messages = consumer.pull_events(&durable).await?;
+        let messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        let opened = Opened { consumer, lead, durable: &durable, acknowledged };
-        self.events(&opened, &mut messages, progress, handler, handled).await
+        let opened = Opened { lead, durable: &durable, acknowledged };
+        self.events(&opened, messages, progress, handler, handled).await
     }
 
-    async fn events<H>(
-        &self,
-        opened: &Opened<'_>,
-        messages: &mut Messages,
+    async fn events<'a, H>(
+        &'a self,
+        opened: &'a Opened<'a>,
+        mut messages: Messages<'a>,
         mut settled: Progress,
         handler: &H,
         handled: &mut bool,
@@ -305,15 +324,14 @@ impl Lanes<'_> {
         loop {
             let stopping = self.stop.is_cancelled();
             if !stopping && replays_after.take_if(|after| settled.floor() >= *after).is_some() {
-                let replays = self.replays(opened.consumer, opened.lead).await?;
-                let events = std::mem::replace(messages, streams::empty().boxed());
-                *messages = streams::select(events, replays).boxed();
+                let replays = pull::replays(&self.settler.config.durable, || self.replays(opened.lead));
+                messages = pull::both(messages, replays);
             }
             if stopping && work.is_empty() {
                 return Ok(());
             }
             tokio::select! {
-                message = pull::next(messages, &mut missed), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
+                message = pull::next(&mut messages, &mut missed), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
                     let message = message?;
                     // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
                     // lost on the way, and would come after newer ones: from the floor again.
@@ -324,7 +342,8 @@ impl Lanes<'_> {
                         delivered = number;
                         settled.newest = settled.newest.max(info.stream_sequence);
                     }
-                    let read = match self.settler.read(&message) {
+                    let ends = self.settler.ends_processes(&message).filter(|_| info.stream == replay::STREAM);
+                    let read = match ends.map_or_else(|| self.settler.read(&message), Read::Malformed) {
                         Read::Unknown(event, place) => match self.settler.unknown(&event, &mut None).await? {
                             Unknown::Skip(reason) => Read::Skip(reason),
                             Unknown::Failed(reason) if place.0 => Read::Malformed(reason),
@@ -410,11 +429,31 @@ impl Lanes<'_> {
             return (aggregate, Ok(After::Left));
         };
         let span = self.settler.span(std::slice::from_ref(&held.event));
-        let outcome = self.handle(&held.event, handler).instrument(span).await;
+        let outcome = match self.endures(&held).await {
+            Ok(Ok(())) => self.handle(&held.event, handler).instrument(span).await,
+            Ok(Err(outcome)) => Ok(outcome),
+            Err(error) => Err(error),
+        };
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
         let after = self.settle(&held, outcome).await;
         (aggregate, after)
+    }
+
+    /// After processes have ended again and again while the floor stood still: writes down which event is begun, alone. The one
+    /// that they ended with is not begun any more.
+    async fn endures(&self, held: &Held) -> Result<Result<(), Outcome>, sqlx::Error> {
+        let ((ended, begun), (is_replay, sequence)) = (self.ended, held.place);
+        let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
+        if ended < ENDED_MOST || is_replay || gives_up {
+            return Ok(Ok(()));
+        }
+        if ended >= ENDED_MOST + ENDED_ALONE_MOST && begun == Some(sequence.cast_signed()) {
+            let reason = format!("the process has ended {ended} times in a row, at last while this was handled alone");
+            return Ok(Err(Outcome::Failed(Failure::Reject(reason))));
+        }
+        let leads = self.inbox.begin(&self.settler.config.durable, self.epoch, sequence).await?;
+        Ok(if leads { Ok(()) } else { Err(Outcome::Lost) })
     }
 
     async fn handle<H>(&self, event: &Event, handler: &H) -> Result<Outcome, sqlx::Error>
@@ -438,8 +477,11 @@ impl Lanes<'_> {
                 return Ok(Outcome::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")));
             }
         }
-        if let Err(failure) = handler(&mut tx, event).await {
-            return Ok(Outcome::Failed(failure));
+        let begun = guard::begin(|| handler(&mut tx, event));
+        match guard::outcome(begun, self.settler.config.handle_within).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => return Ok(Outcome::Failed(failure)),
+            Err(reason) => return Ok(Outcome::Failed(Failure::Retry(reason))),
         }
         tx.commit().await?;
         Ok(Outcome::Done)

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::backstop::{Backstop, look_for_trimmed};
-use crate::dead_letter;
 use crate::event::Event;
 use crate::inbox::Inbox;
 use crate::ordered::Failure;
@@ -65,6 +64,9 @@ pub struct Config {
     pub in_flight: usize,
     /// How often an event is tried before it becomes a dead letter.
     pub max_attempts: i64,
+    /// How long a handler may take, of a batch or of an event; then the attempt has failed. None for a handler that itself waits
+    /// for what is down.
+    pub handle_within: Option<Duration>,
     /// Which code this is, for the story of a dead letter: a release, a commit.
     pub version: String,
 }
@@ -175,8 +177,8 @@ pub struct Acknowledged {
     pub stream_created_at: DateTime<Utc>,
     /// Up to this sequence.
     pub sequence: u64,
-    /// And what was replayed, up to this sequence of the stream of replays.
-    pub replays: u64,
+    /// And what was replayed, up to this sequence of the stream of replays; none while that stream is away.
+    pub replays: Option<u64>,
 }
 
 impl Rewinder {
@@ -188,11 +190,11 @@ impl Rewinder {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         match stream.consumer_info(&self.durable).await {
             Ok(info) => {
-                let replays = replay::consumer(&self.js, &self.durable).await?;
+                let replays = replay::consumer(&self.js, &self.durable).await.ok();
                 Ok(Some(Acknowledged {
                     stream_created_at: settle::micros(stream.cached_info().created),
                     sequence: info.ack_floor.stream_sequence,
-                    replays: replays.cached_info().ack_floor.stream_sequence,
+                    replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
                 }))
             }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
@@ -252,7 +254,7 @@ impl Rewinder {
 }
 
 /// Messages of one pull: the stream's, and what is replayed to this consumer.
-pub(crate) type Messages = BoxStream<'static, Result<jetstream::Message, anyhow::Error>>;
+pub(crate) type Messages<'a> = BoxStream<'a, Result<jetstream::Message, anyhow::Error>>;
 
 impl Consumer {
     /// A consumer that acts as the user of `nats`.
@@ -328,8 +330,11 @@ impl Consumer {
     {
         let (_, consumer) = self.open().await?;
         let events = self.pull_events(&consumer).await?;
-        let replays = replay::consumer(&self.settler.js, &self.settler.config.durable).await?;
-        let mut messages = streams::select(events, self.pull_replays(&replays).await?).boxed();
+        let Settler { js, config, .. } = &self.settler;
+        let replays = replays(&config.durable, || async {
+            messages(&replay::consumer(js, &config.durable).await?, config.batch).await
+        });
+        let mut messages = both(events, replays);
         batch::run(&self.settler, stop, &mut messages, handler, handled).await
     }
 
@@ -358,7 +363,6 @@ impl Consumer {
     /// The stream and the durable consumer, as the administration has made them.
     pub(crate) async fn open(&self) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
         let Settler { js, config, .. } = &self.settler;
-        dead_letter::look(js).await?;
         let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
         let consumer: PullConsumer =
             stream.get_consumer(&config.durable).await.map_err(|error| anyhow::anyhow!(error)).with_context(|| {
@@ -386,23 +390,15 @@ impl Consumer {
     }
 
     /// What the stream gives; an end when the durable consumer is not this release's any more.
-    pub(crate) async fn pull_events(&self, consumer: &PullConsumer) -> Result<Messages, anyhow::Error> {
+    pub(crate) async fn pull_events(&self, consumer: &PullConsumer) -> Result<Messages<'static>, anyhow::Error> {
         let config = &self.settler.config;
-        let messages = self.until_refused(messages(consumer, config.batch).await?);
+        // Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
+        let mut status = self.status.subscribe();
+        let refused = async move { status.wait_for(|status| status.refused).await.is_ok() };
+        let messages = messages(consumer, config.batch).await?.take_until(refused).boxed();
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
-    }
-
-    /// What is replayed.
-    pub(crate) async fn pull_replays(&self, replays: &PullConsumer) -> Result<Messages, anyhow::Error> {
-        Ok(self.until_refused(messages(replays, self.settler.config.batch).await?))
-    }
-
-    /// Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
-    fn until_refused(&self, messages: Messages) -> Messages {
-        let mut status = self.status.subscribe();
-        messages.take_until(async move { status.wait_for(|status| status.refused).await.is_ok() }).boxed()
     }
 }
 
@@ -442,15 +438,50 @@ pub(crate) async fn reset(stream: &stream::Stream, durable: &str, to: Option<u64
 }
 
 /// What a durable consumer gives; an error at its end.
-pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Messages, anyhow::Error> {
+pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Messages<'static>, anyhow::Error> {
     let pull = consumer.stream().max_messages_per_batch(batch * 2).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
     let messages = pull.messages().await.context("pulling")?;
     let end = streams::once(std::future::ready(Err(anyhow::anyhow!("the pull has ended"))));
     Ok(messages.map(|message| message.map_err(Into::into)).chain(end).boxed())
 }
 
+/// What is replayed, by pulls that `open` begins: a new one whenever one has failed. It never ends and never fails, so that the
+/// events go on while the stream of replays is away.
+pub(crate) fn replays<'a, F>(durable: &'a str, open: impl Fn() -> F + Send + 'a) -> Messages<'a>
+where
+    F: Future<Output = Result<Messages<'static>, anyhow::Error>> + Send + 'a,
+{
+    let pulls = streams::unfold((open, pauses()), move |(open, mut pauses)| async move {
+        loop {
+            match open().await {
+                Ok(messages) => {
+                    let messages = messages.take_while(move |message| {
+                        if let Err(error) = message {
+                            warn!(consumer = durable, error = format!("{error:#}"), "the pull of replays is broken");
+                        }
+                        std::future::ready(message.is_ok())
+                    });
+                    return Some((messages, (open, pauses)));
+                }
+                Err(error) => {
+                    warn!(consumer = durable, error = format!("{error:#}"), "replays cannot be pulled: trying again");
+                    tokio::time::sleep(pauses.next_backoff().unwrap_or(HEARTBEAT)).await;
+                }
+            }
+        }
+    });
+    pulls.flatten().boxed()
+}
+
+/// The events and what is replayed, until the events end.
+pub(crate) fn both<'a>(events: Messages<'a>, replays: Messages<'a>) -> Messages<'a> {
+    let events = events.map(Some).chain(streams::once(std::future::ready(None)));
+    let both = streams::select(events, replays.map(Some));
+    both.take_while(|message| std::future::ready(message.is_some())).filter_map(std::future::ready).boxed()
+}
+
 /// The next message; an error when the pull is broken: after two missed heartbeats, or at its end.
-pub(crate) async fn next(messages: &mut Messages, missed: &mut u32) -> Result<jetstream::Message, anyhow::Error> {
+pub(crate) async fn next(messages: &mut Messages<'_>, missed: &mut u32) -> Result<jetstream::Message, anyhow::Error> {
     loop {
         match messages.next().await {
             None => anyhow::bail!("the pull has ended"),

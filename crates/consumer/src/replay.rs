@@ -14,7 +14,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::event::Replay;
-use crate::settle::Settler;
+use crate::settle::{ANSWERS_WITHIN, Settler};
 
 /// The stream of replays, and of what became of them.
 pub const STREAM: &str = "REPLAY";
@@ -145,7 +145,7 @@ impl Replayer {
     /// A replayer that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client) -> Self {
-        Self { js: jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats) }
+        Self { js: jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats) }
     }
 
     /// Sends an event to one consumer; its place in the stream of replays.

@@ -1,7 +1,7 @@
 //! Takes messages apart, and acknowledges them by what was made of them. Nothing else in the fleet acknowledges.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +21,14 @@ use crate::replay;
 
 /// How many creation contexts a batch's span links to.
 const MAX_LINKS: usize = 64;
+
+/// How long JetStream may take to answer: its API may be slow where deliveries are not.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// An event that was delivered more often, and is not known to have failed, is handled alone.
+const SUSPECT_AFTER: i64 = 3;
+/// And at most so often, or twice as often as one may fail.
+const DELIVERIES_MOST: i64 = 24;
 
 /// The longest id, source or aggregate of an event, in bytes.
 const MAX_NAME: usize = 600;
@@ -51,7 +59,14 @@ pub struct Failed {
 /// How often each event in hand has failed, by its place. Counted here: the server counts deliveries, and what waits here
 /// for long through nobody's fault is delivered again and again.
 #[derive(Default)]
-pub struct Failures(Mutex<HashMap<Place, Failed>>);
+pub struct Failures(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    failed: HashMap<Place, Failed>,
+    /// Those that may be why a batch had no verdicts.
+    suspects: HashSet<Place>,
+}
 
 impl Failures {
     /// More than can be in hand; some may have gone to another process.
@@ -59,18 +74,33 @@ impl Failures {
 
     /// Counts a failure; how many it are by now.
     pub fn one_more(&self, place: Place) -> Failed {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= Self::MOST {
-            failures.clear();
+        let mut known = self.known();
+        if known.failed.len() >= Self::MOST {
+            known.failed.clear();
         }
-        let failed = failures.entry(place).or_insert_with(|| Failed { times: 0, first: now() });
+        let failed = known.failed.entry(place).or_insert_with(|| Failed { times: 0, first: now() });
         failed.times += 1;
         *failed
     }
 
     /// Forgets an event that is settled.
     pub fn forget(&self, place: Place) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
+        let mut known = self.known();
+        known.failed.remove(&place);
+        known.suspects.remove(&place);
+    }
+
+    /// That this event may be why those which were handled together have no outcome.
+    pub fn suspect(&self, place: Place) {
+        let mut known = self.known();
+        if known.suspects.len() >= Self::MOST {
+            known.suspects.clear();
+        }
+        known.suspects.insert(place);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +154,7 @@ pub enum Read {
 
 impl Settler {
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
-        let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats.clone());
+        let js = jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats.clone());
         let consumer = config.durable.clone();
         // A counter that appears with its first event is, to Prometheus, one that did not rise.
         for rare in ["consumer_lost_total", "consumer_dead_letters_total"] {
@@ -182,6 +212,24 @@ impl Settler {
             return Read::Skip("superseded");
         }
         if self.knows(event.event_type()) { Read::Event(event, place) } else { Read::Unknown(event, place) }
+    }
+
+    /// Whether this message is to be handled alone: it may be why a batch had no verdicts, or why processes ended that had it in hand.
+    pub fn is_suspect(&self, message: &jetstream::Message) -> bool {
+        let Ok(info) = message.info() else { return false };
+        let known = self.failures.known();
+        let place = place(message);
+        known.suspects.contains(&place) || (info.delivered > SUSPECT_AFTER && !known.failed.contains_key(&place))
+    }
+
+    /// Why this message is not handled once more, if so: it has come again and again, and nobody here has seen it fail. The
+    /// processes that had it must have ended.
+    pub fn ends_processes(&self, message: &jetstream::Message) -> Option<String> {
+        let delivered = message.info().ok()?.delivered;
+        let known = self.failures.known().failed.contains_key(&place(message));
+        let most = (2 * self.config.max_attempts).max(DELIVERIES_MOST);
+        (delivered > most && !known)
+            .then(|| format!("it was delivered {delivered} times and not settled: does it end the process?"))
     }
 
     /// Whether the handler knows this type.

@@ -152,6 +152,8 @@ pub fn projector(durable: &str, version: String) -> Config {
         // Documents are guarded by version, so bulk requests may overtake each other.
         in_flight: 3,
         max_attempts: 12,
+        // It waits for the index by itself.
+        handle_within: None,
         version,
     }
 }

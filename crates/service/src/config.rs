@@ -62,8 +62,15 @@ impl Problems {
 
     /// Where NATS is, and the credentials file; both must be set, and the file be there.
     pub fn nats(&mut self, url: Option<&str>, credentials: Option<&Path>) -> Option<Login> {
-        if url.is_none() {
-            self.0.push("FLOTILLA_NATS_URL: is missing: set it to nats://host:port".to_owned());
+        match url {
+            None => self.0.push("FLOTILLA_NATS_URL: is missing: set it to nats://host:port".to_owned()),
+            Some(url) => {
+                for address in url.split(',') {
+                    if let Err(error) = address.parse::<async_nats::ServerAddr>() {
+                        self.0.push(format!("FLOTILLA_NATS_URL: {address}: {error}"));
+                    }
+                }
+            }
         }
         match credentials.map(|path| (path, std::fs::metadata(path))) {
             Some((path, Ok(_))) => Some(Login { url: url?.to_owned(), credentials: path.to_owned() }),

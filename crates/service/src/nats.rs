@@ -12,7 +12,7 @@ use tracing::info;
 /// Where NATS is, and what a service logs in by.
 #[derive(Debug, Clone)]
 pub struct Login {
-    /// nats://host:port.
+    /// nats://host:port, or several of them with commas between: whichever answers.
     pub url: String,
     /// Its credentials file.
     pub credentials: PathBuf,
@@ -24,7 +24,7 @@ pub struct Login {
 /// # Errors
 /// Fails when the address or the credentials cannot be read.
 pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error> {
-    let address: ServerAddr = login.url.parse()?;
+    let addresses = login.url.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
     let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
     let client = credentials
         .with_context(|| format!("reading the credentials {}", login.credentials.display()))?
@@ -36,7 +36,7 @@ pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error>
         .retry_on_initial_connect()
         .reconnect_delay_callback(|attempt| Duration::from_millis((attempt as u64 * 50).min(1_000)))
         .event_callback(|event| async move { info!(%event, "NATS") })
-        .connect(address)
+        .connect(addresses)
         .await?;
     Ok(client)
 }

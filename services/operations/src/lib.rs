@@ -54,7 +54,7 @@ pub struct ConfigArgs {
     /// A file that holds it.
     #[arg(long, env = "FLOTILLA_DATABASE_URL_FILE")]
     database_url_file: Option<PathBuf>,
-    /// NATS: nats://host:port.
+    /// NATS: nats://host:port, or the servers of a cluster, with commas between.
     #[arg(long, env = "FLOTILLA_NATS_URL")]
     nats_url: Option<String>,
     /// The credentials file of this service's login there.

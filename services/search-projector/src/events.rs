@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::store::{Document, Filled, Index, Outcome};
+use crate::store::{Document, Filled, Index};
+use crate::store_bulk::Outcome;
 
 /// Writes what events say into the index.
 pub(crate) struct Projector {
@@ -206,7 +207,8 @@ async fn keep_floor(
     // Of another stream the index holds nothing.
     let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
     let said_of_replays = notes["floor"]["replays"].as_u64();
-    let replays_fell_back = said_of_replays.filter(|said| *said < noted.replays.unwrap_or(is.replays));
+    let known_of_replays = noted.replays.or(is.replays);
+    let replays_fell_back = said_of_replays.filter(|said| known_of_replays.is_some_and(|known| *said < known));
     let fell_back = said.filter(|said| replays_fell_back.is_some() || *said < noted.sequence.unwrap_or(is.sequence));
     let acts = noted.fell_back || noted.sequence.is_none();
     noted.fell_back = fell_back.is_some();
@@ -237,16 +239,17 @@ async fn keep_floor(
     (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let due = noted.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
     let trimmed = trimmed_unread > noted.trimmed_unread;
-    let behind = said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < is.replays);
+    let behind = said.is_none_or(|said| said < is.sequence) || is.replays > said_of_replays;
     if trimmed || (due && behind) {
         let mut more = serde_json::json!({
-            "floor": {"stream_created_at": stream, "sequence": is.sequence, "replays": is.replays},
+            "floor": {"stream_created_at": stream, "sequence": is.sequence, "replays": is.replays.or(said_of_replays)},
         });
         if trimmed {
             more["trimmed_unread"] = trimmed_unread.into();
         }
         index.note_beside(name, notes, &more).await?;
-        (noted.sequence, noted.replays, noted.at) = (Some(is.sequence), Some(is.replays), Some(Instant::now()));
+        (noted.sequence, noted.replays, noted.at) =
+            (Some(is.sequence), is.replays.or(said_of_replays), Some(Instant::now()));
         noted.trimmed_unread = trimmed_unread;
     }
     Ok(())

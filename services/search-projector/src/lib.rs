@@ -9,6 +9,8 @@ pub mod store;
 
 mod store_mapping;
 
+pub mod store_bulk;
+
 pub mod store_rebuild;
 
 pub mod grpc;
@@ -48,7 +50,7 @@ pub struct ConfigArgs {
     /// What every service is told.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// NATS: nats://host:port.
+    /// NATS: nats://host:port, or the servers of a cluster, with commas between.
     #[arg(long, env = "FLOTILLA_NATS_URL")]
     nats_url: Option<String>,
     /// The credentials file of this service's login there.

@@ -2,7 +2,6 @@
 //! that an older event never overwrites a newer one. A deleted todo leaves a tombstone, because OpenSearch forgets the
 //! versions of deleted documents after a minute. Searches always carry the tenant.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 use service::clock;
 use tracing::{info, instrument};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One todo as it is searched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,21 +88,6 @@ impl Document {
     }
 }
 
-/// What became of one document of a bulk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is in the index.
-    Written,
-    /// The index has this version, or a newer one.
-    Newer,
-    /// The index takes nothing now, this document no more than others: it is full, blocked, closed or away.
-    Away(String),
-    /// Not now.
-    Busy(String),
-    /// Never.
-    Refused(String),
-}
-
 /// What to search for.
 #[derive(Debug, Clone, Default)]
 pub struct Question {
@@ -144,7 +128,7 @@ pub enum Filled {
 /// The index of todos.
 #[derive(Debug, Clone)]
 pub struct Index {
-    client: OpenSearch,
+    pub(crate) client: OpenSearch,
     alias: String,
     refresh: Duration,
 }
@@ -255,41 +239,6 @@ impl Index {
         })
     }
 
-    /// Writes documents in one bulk; an outcome each, in order.
-    ///
-    /// # Errors
-    /// Fails when the bulk as a whole did: then nothing is known of any of them.
-    #[instrument(target = "service::trace", name = "bulk", skip_all, err(level = "debug"),
-        fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "bulk", db.operation.batch.size = documents.len()))]
-    pub async fn write(&self, documents: &[&Document]) -> Result<Vec<Outcome>, anyhow::Error> {
-        let mut body = Vec::with_capacity(documents.len() * 600);
-        for document in documents {
-            // Neither an id nor a tenant holds what JSON would escape.
-            let Document { id, tenant, version, .. } = document;
-            writeln!(
-                body,
-                r#"{{"index":{{"_id":"{id}","routing":"{tenant}","version":{version},"version_type":"external"}}}}"#
-            )?;
-            serde_json::to_writer(&mut body, document)?;
-            body.push(b'\n');
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        let path = format!("/{}/_bulk", self.alias);
-        let query = [("require_alias", "true"), ("filter_path", "errors,items.*.status,items.*.error")];
-        let transport = self.client.transport();
-        let response =
-            transport.send(Method::Post, &path, headers, Some(&query), Some(Bytes::from(body)), Some(TIMEOUT)).await?;
-        if !response.status_code().is_success() {
-            bail!("OpenSearch answers a bulk with {}", response.status_code());
-        }
-        let answer: BulkAnswer = response.json().await.context("reading the answer to a bulk")?;
-        if answer.items.len() != documents.len() {
-            bail!("OpenSearch gave no verdict for each document of a bulk");
-        }
-        Ok(answer.items.into_iter().map(|item| outcome(item.index)).collect())
-    }
-
     /// Whether a search shows this version of a document, or a newer one.
     ///
     /// # Errors
@@ -330,39 +279,6 @@ impl Index {
         let hits = answer["hits"]["hits"].take();
         let hits: Vec<RawHit> = serde_json::from_value(hits).context("reading the hits of a search")?;
         Ok((hits.into_iter().map(Into::into).collect(), total))
-    }
-}
-
-#[derive(Deserialize)]
-struct BulkAnswer {
-    items: Vec<BulkItem>,
-}
-
-#[derive(Deserialize)]
-struct BulkItem {
-    index: ItemResult,
-}
-
-#[derive(Deserialize)]
-struct ItemResult {
-    status: u16,
-    error: Option<Value>,
-}
-
-fn outcome(item: ItemResult) -> Outcome {
-    let error = item.error.unwrap_or_default();
-    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-    let why = || format!("{}: {}: {}", item.status, text("type"), text("reason"));
-    match item.status {
-        200 | 201 => Outcome::Written,
-        409 => Outcome::Newer,
-        400 if why().contains("index_closed_exception") => Outcome::Away(why()),
-        // The mapping lacks a field that this release writes: no fault of the event.
-        400 if text("type") == "strict_dynamic_mapping_exception" => Outcome::Away(why()),
-        400 => Outcome::Refused(why()),
-        // A block (disk nearly full), no index, a full queue, no shard.
-        403 | 404 | 429 | 503 => Outcome::Away(why()),
-        _ => Outcome::Busy(why()),
     }
 }
 
@@ -442,21 +358,6 @@ mod tests {
             assert_eq!(body["query"]["bool"]["filter"][1], json!({"term": {"deleted": false}}));
             assert!(body["query"]["bool"]["should"].is_null(), "a should beside the filter would not narrow");
         }
-    }
-
-    #[test]
-    fn each_status_of_a_bulk_item_has_its_outcome() {
-        let item = |status| outcome(ItemResult { status, error: Some(json!({"type": "t", "reason": "r"})) });
-        assert_eq!(item(200), Outcome::Written);
-        assert_eq!(item(201), Outcome::Written);
-        assert_eq!(item(409), Outcome::Newer);
-        assert!(matches!(item(400), Outcome::Refused(_)));
-        let closed = Some(json!({"type": "index_closed_exception", "reason": "closed"}));
-        assert!(matches!(outcome(ItemResult { status: 400, error: closed }), Outcome::Away(_)));
-        for away in [403, 404, 429, 503] {
-            assert!(matches!(item(away), Outcome::Away(_)), "{away}");
-        }
-        assert!(matches!(item(500), Outcome::Busy(_)));
     }
 
     #[test]

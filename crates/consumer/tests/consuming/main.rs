@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
 
+mod poison;
 mod releases;
 mod went_back;
 mod world;

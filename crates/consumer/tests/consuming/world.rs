@@ -66,6 +66,7 @@ impl World {
             linger: Duration::from_millis(5),
             in_flight: 2,
             max_attempts,
+            handle_within: None,
             version: "test".to_owned(),
         }
     }

@@ -35,8 +35,15 @@ pub const PACE: Pace = Pace { canary: 1, rate: 1_000.0, max_failures: 0.1 };
 /// What a consumer has handled: aggregate and version, in order.
 pub type Handled = Arc<Mutex<Vec<(String, i32)>>>;
 
+fn readers() -> Vec<fleet::Login> {
+    READERS.map(|name| fleet::reader(name, &[(STREAM, name)])).to_vec()
+}
+
 pub struct World {
-    pub nats: TestNats,
+    /// One server, or a cluster.
+    pub nats: Vec<TestNats>,
+    /// The one of them that is down.
+    pub down: Option<usize>,
     /// The account of the events, and that of the letters.
     pub js: jetstream::Context,
     pub records: jetstream::Context,
@@ -50,6 +57,15 @@ pub struct World {
 impl World {
     /// A broker and a database; the service is not up yet.
     pub async fn new() -> Self {
+        Box::pin(Self::on(async { vec![TestNats::with(readers()).await] })).await
+    }
+
+    /// The same on three servers.
+    pub async fn on_a_cluster() -> Self {
+        Box::pin(Self::on(TestNats::cluster_with(readers()))).await
+    }
+
+    async fn on(nats: impl Future<Output = Vec<TestNats>>) -> Self {
         let scripts = [
             ROLE,
             include_str!("../../migrations/0001_operations.sql"),
@@ -60,11 +76,11 @@ impl World {
             include_str!("../../../../crates/consumer/schema/inbox.sql"),
             EFFECTS,
         ];
-        let readers = READERS.map(|name| fleet::reader(name, &[(STREAM, name)]));
-        let (nats, database) = tokio::join!(TestNats::with(readers.to_vec()), TestDatabase::with(&scripts));
-        let (js, records) = (nats.jetstream().await, nats.records().await);
+        let (nats, database) = tokio::join!(nats, TestDatabase::with(&scripts));
+        let (js, records) = (nats[0].jetstream().await, nats[0].records().await);
         let world = Self {
             nats,
+            down: None,
             js,
             records,
             database,
@@ -78,10 +94,16 @@ impl World {
 
     /// What the administration makes.
     pub async fn provision(&self) {
-        self.nats.provision(Wanted::default()).await;
+        self.server().provision(Wanted::default()).await;
         for name in READERS {
             administer::durables(&self.js, &self.records, &Self::config(name), None).await.unwrap();
         }
+    }
+
+    /// A server that runs.
+    pub fn server(&self) -> &TestNats {
+        let up = self.nats.iter().enumerate().find(|(number, _)| Some(*number) != self.down);
+        up.unwrap().1
     }
 
     /// The service itself.
@@ -97,7 +119,8 @@ impl World {
     }
 
     fn login(&self, name: &str) -> service::nats::Login {
-        service::nats::Login { url: self.nats.address(), credentials: self.nats.credentials(name) }
+        let addresses: Vec<String> = self.nats.iter().map(TestNats::address).collect();
+        service::nats::Login { url: addresses.join(","), credentials: self.nats[0].credentials(name) }
     }
 
     fn config(durable: &str) -> Config {
@@ -111,6 +134,7 @@ impl World {
             linger: Duration::ZERO,
             in_flight: 1,
             max_attempts: 2,
+            handle_within: Some(Duration::from_secs(5)),
             version: format!("{durable} 7"),
         }
     }
@@ -118,7 +142,7 @@ impl World {
     /// A consumer of its own state: it rejects everything while the world is broken, and always what `never` says.
     pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
         let handled = Handled::default();
-        let consumer = Consumer::new(self.nats.client(durable).await, Self::config(durable));
+        let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
         let (stop, seen, broken) = (self.stop.clone(), Arc::clone(&handled), Arc::clone(&self.broken));
         self.consumers.spawn(async move {
             let verdict = |event: &Event| {
@@ -135,7 +159,7 @@ impl World {
 
     /// A consumer with an inbox, whose effects are in the database; it rejects what is at version 2 while it is broken.
     pub async fn ordered(&self, durable: &str) {
-        let consumer = Consumer::new(self.nats.client(durable).await, Self::config(durable));
+        let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
         let db = PgPool::connect(&self.database.superuser).await.unwrap();
         let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
         let (stop, broken) = (self.stop.clone(), Arc::clone(&self.broken));
@@ -161,19 +185,29 @@ impl World {
     }
 
     pub async fn publish(&self, aggregate: &str, version: i32) {
+        assert!(self.publish_bytes(Self::event(aggregate, version).to_string()).await, "it is stored");
+    }
+
+    pub fn event(aggregate: &str, version: i32) -> Value {
         let mut event: Value =
             serde_json::from_str(include_str!("../../../../schemas/samples/todo.created.v1.json")).unwrap();
         event["id"] = json!(Uuid::now_v7());
         event["tenant"] = json!("acme");
         event["partitionkey"] = json!(aggregate);
         event["sequence"] = json!(format!("{version:020}"));
-        self.publish_bytes(event.to_string()).await;
+        event
     }
 
-    pub async fn publish_bytes(&self, payload: String) {
-        let message =
-            PublishMessage::build().header("content-type", "application/cloudevents+json").payload(payload.into());
-        self.js.send_publish("evt.todo.created.v1.acme", message).await.unwrap().await.unwrap();
+    /// Whether it was stored. The same is stored once.
+    pub async fn publish_bytes(&self, payload: String) -> bool {
+        let message = PublishMessage::build()
+            .header("content-type", "application/cloudevents+json")
+            .message_id(Uuid::new_v5(&Uuid::NAMESPACE_OID, payload.as_bytes()).to_string())
+            .payload(payload.into());
+        match self.js.send_publish("evt.todo.created.v1.acme", message).await {
+            Ok(sent) => sent.await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     pub async fn stats(&self) -> Stats {
@@ -216,6 +250,10 @@ impl World {
             sqlx::query_as(counted).bind(id).fetch_one(&mut self.db().await).await.unwrap();
         assert_eq!((job.handled, job.failed, job.skipped, job.total), counted, "what is kept is what is there");
         job
+    }
+
+    pub fn break_again(&self) {
+        self.broken.store(true, Ordering::SeqCst);
     }
 
     pub fn mend(&self) {

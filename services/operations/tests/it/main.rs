@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
 
+mod cluster;
 mod harness;
 
 use async_nats::jetstream::stream::Stream;
@@ -162,9 +163,9 @@ async fn a_job_outlives_its_process_and_its_broker_and_so_do_the_letters() {
     assert_eq!(service.shut_down().await, None);
     assert!(world.job(job).await.waiting > 0, "it was stopped in the middle");
     // What was on its way is lost with everything that the broker has, the stream of dead letters too.
-    world.nats.kill().await;
-    world.nats.wipe();
-    world.nats.restart().await;
+    world.nats[0].kill().await;
+    world.nats[0].wipe();
+    world.nats[0].restart().await;
     world.provision().await;
     assert_eq!(world.stats().await.letters, 200);
     let service = world.operations().await;
@@ -245,12 +246,10 @@ async fn what_is_no_event_is_a_letter_that_can_be_given_up_and_no_death_is_count
     let world = World::new().await;
     let service = world.operations().await;
     world.consumer("printer", never).await;
-    world.publish_bytes("no event, and a \0 in it".to_owned()).await;
-    world
-        .publish_bytes(
-            json!({"specversion": "1.0", "id": "x\0y", "source": "/s", "type": "todo.created.v1"}).to_string(),
-        )
-        .await;
+    let nul = json!({"specversion": "1.0", "id": "x\0y", "source": "/s", "type": "todo.created.v1"}).to_string();
+    for payload in ["no event, and a \0 in it".to_owned(), nul] {
+        assert!(world.publish_bytes(payload).await);
+    }
     world.until_letters(2).await;
     assert_eq!(service.shut_down().await, None);
     // As if the keeper had acknowledged nothing: everything is told once more.

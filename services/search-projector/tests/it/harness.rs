@@ -1,10 +1,12 @@
 //! The projector under test. Events are published as the todo service would.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{Info, PullConsumer};
+use axum::http::StatusCode;
 use contracts::events::todo::{self as event, Actor, ActorKind, Status};
 use contracts::events::{EventType, todo::CreatedV1};
 use contracts::{Envelope, EventId, TodoId, envelope, subject};
@@ -17,6 +19,9 @@ use service::config::Common;
 use service::ops::Readiness;
 use service::{Lifecycle, clock};
 use testkit::{Parts, TestIssuer, TestNats, unique, until};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Request, Status as GrpcStatus};
 
@@ -33,15 +38,20 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, &Parts::shared().opensearch).await
+    }
+
+    /// With something between the projector and OpenSearch.
+    pub async fn start_behind(front: &Front) -> Self {
+        Self::start_with(None, &front.url).await
     }
 
     /// With an index that an older release has made, which did not know this field.
     pub async fn start_on(lacks: &str) -> Self {
-        Self::start_with(Some(lacks)).await
+        Self::start_with(Some(lacks), &Parts::shared().opensearch).await
     }
 
-    async fn start_with(lacks: Option<&str>) -> Self {
+    async fn start_with(lacks: Option<&str>, opensearch: &str) -> Self {
         let nats = TestNats::start().await;
         let issuer = TestIssuer::new();
         let index = unique("todos-test-");
@@ -68,7 +78,7 @@ impl Fleet {
             },
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
             page_token_key: SecretString::from("a key for page tokens"),
-            opensearch_url: Parts::shared().opensearch.clone(),
+            opensearch_url: opensearch.to_owned(),
             todo_index: index.clone(),
             refresh: Duration::from_millis(200),
         };
@@ -247,6 +257,48 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
+    }
+}
+
+/// What stands before OpenSearch: it passes on what is not too large, and what it finds nothing wrong with.
+pub struct Front {
+    pub url: String,
+    /// Requests with this word in them are wrong.
+    pub wrong: Arc<Mutex<Option<&'static str>>>,
+    server: JoinHandle<()>,
+}
+
+impl Front {
+    pub async fn new(most_bytes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let wrong = Arc::<Mutex<Option<&'static str>>>::default();
+        let (http, finds) = (reqwest::Client::builder().no_proxy().build().unwrap(), Arc::clone(&wrong));
+        let pass = move |request: axum::extract::Request| {
+            let (http, wrong) = (http.clone(), *finds.lock().unwrap());
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                if body.len() > most_bytes {
+                    return (StatusCode::PAYLOAD_TOO_LARGE, "too large".into());
+                }
+                if wrong.is_some_and(|wrong| body.windows(wrong.len()).any(|bytes| bytes == wrong.as_bytes())) {
+                    return (StatusCode::BAD_REQUEST, "illegal".into());
+                }
+                let url = format!("{}{}", Parts::shared().opensearch, parts.uri);
+                let sent = http.request(parts.method, url).headers(parts.headers).body(body).send().await.unwrap();
+                (sent.status(), sent.bytes().await.unwrap())
+            }
+        };
+        let app = axum::Router::new().fallback(pass);
+        let server = TaskTracker::new().spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { url, wrong, server }
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.server.abort();
     }
 }
 

@@ -4,7 +4,7 @@ use consumer::{Replayer, Sending};
 use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
 use serde_json::json;
 
-use crate::harness::{Fleet, ann, at, todo};
+use crate::harness::{Fleet, Front, ann, at, todo};
 
 #[tokio::test]
 async fn an_older_event_never_overwrites_a_newer_one() {
@@ -245,4 +245,33 @@ async fn an_index_that_is_lost_fills_itself_from_the_beginning_of_the_stream() {
     fleet.drain().await;
     assert_eq!(fleet.document("acme", todos[2].id).await["_source"]["title"], "three");
     assert_eq!(fleet.document("acme", todos[0].id).await["found"], false);
+}
+
+#[tokio::test]
+async fn of_a_bulk_that_is_refused_as_a_whole_only_the_document_that_is_why_is_not_written() {
+    let front = Front::new(20_000).await;
+    let fleet = Fleet::start_behind(&front).await;
+    *front.wrong.lock().unwrap() = Some("outrageous");
+    let mut todos: Vec<_> = (0..30).map(|n| todo(&n.to_string())).collect();
+    for todo in &mut todos {
+        todo.notes = "n".repeat(4_000);
+    }
+    todos[7].notes = "n".repeat(40_000);
+    todos[11].title = "outrageous".to_owned();
+    for todo in &todos {
+        fleet.created("acme", todo).await;
+    }
+    // What is too large by itself is a letter; what may be no fault of its own is tried again.
+    fleet.until_in_hand(1).await;
+    let letters = fleet.letters().await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    let reason = letters[0].1.get("Dlq-Reason").unwrap().as_str();
+    assert!(reason.contains("413") && reason.contains("too large"), "{reason}");
+    for (number, todo) in todos.iter().enumerate().filter(|(number, _)| ![7, 11].contains(number)) {
+        assert_eq!(fleet.document("acme", todo.id).await["_source"]["title"], number.to_string());
+    }
+    *front.wrong.lock().unwrap() = None;
+    fleet.drain().await;
+    assert_eq!(fleet.document("acme", todos[11].id).await["_source"]["title"], "outrageous");
+    assert_eq!(fleet.letters().await.len(), 1);
 }

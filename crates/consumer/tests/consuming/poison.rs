@@ -1,0 +1,226 @@
+//! One event, one stream or one process that fails must not stop everything.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::AckKind;
+use async_nats::jetstream::stream::{self, DiscardPolicy};
+use consumer::{Config, Consumer, Event, Failure, Verdict, administer};
+use futures::{FutureExt as _, StreamExt as _};
+use sqlx::{Executor as _, PgConnection};
+use testkit::until;
+use tokio::sync::Notify;
+
+use crate::world::{World, record, within};
+
+const BAD: &str = "shop.paid.v2-bad-1";
+
+/// One bad event among good ones, all of them in one batch.
+async fn publish_some(world: &World) {
+    for aggregate in ["a", "b", "bad", "c", "d"] {
+        world.publish(aggregate, 1).await;
+    }
+}
+
+async fn only_the_bad_one_died(world: &World, because: &str) {
+    world.until_letters(1).await;
+    world.drain().await;
+    let letters = world.letters().await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!(letters[0].0, BAD);
+    assert!(letters[0].1.contains(because), "{letters:?}");
+}
+
+#[tokio::test]
+async fn of_a_batch_whose_handler_panics_only_the_event_that_is_why_dies() {
+    let world = World::new().await;
+    publish_some(&world).await;
+    let verdict = |event: &Event| {
+        assert_ne!(event.attribute("id"), BAD, "no such account");
+        Verdict::Done
+    };
+    world.batches(10, 2, verdict).await;
+    only_the_bad_one_died(&world, "the handler panicked: assertion `left != right` failed: no such account").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_whose_handler_never_ends_is_taken_apart() {
+    let world = World::new().await;
+    publish_some(&world).await;
+    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::config(10, 2) };
+    let (consumer, stop) = (world.deployed(config).await, world.stop.clone());
+    world.consumers.spawn(async move {
+        let handler = |events: Vec<Event>| async move {
+            if events.iter().any(|event| event.attribute("id") == BAD) {
+                pending::<()>().await;
+            }
+            vec![Verdict::Done; events.len()]
+        };
+        consumer.run_batches(stop, handler).await;
+    });
+    only_the_bad_one_died(&world, "the handler did not end within 300ms").await;
+    world.stop().await;
+}
+
+async fn bad(tx: &mut PgConnection, event: &Event) -> Result<(), Failure> {
+    record(tx, event).await?;
+    match event.attribute("id") {
+        BAD => panic!("no such account"),
+        "shop.paid.v2-bad-2" => pending().await,
+        _ => Ok(()),
+    }
+}
+
+#[tokio::test]
+async fn in_order_a_handler_that_panics_or_never_ends_parks_its_aggregate_only() {
+    let world = World::new().await;
+    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::config(8, 2) };
+    let (consumer, stop, inbox) = (world.deployed(config).await, world.stop.clone(), world.inbox());
+    world.consumers.spawn(async move {
+        consumer.run_in_order(stop, inbox, |tx, event| bad(tx, event).boxed()).await;
+    });
+    world.publish("bad", 2).await;
+    publish_some(&world).await;
+    world.until_letters(2).await;
+    world.drain().await;
+    let letters = world.letters().await;
+    assert!(letters[0].1.contains("did not end within 300ms"), "{letters:?}");
+    assert!(letters[1].1.contains("is a dead letter"), "{letters:?}");
+    let effects = world.effects().await;
+    assert_eq!(effects.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"], "what failed was rolled back");
+    // The one that panics, by itself.
+    let mut db = world.database.admin().await;
+    assert!(consumer::unpark(&mut db, "ledger", "bad").await.unwrap());
+    db.execute("delete from inbox where event_id like '%-bad-%'").await.unwrap();
+    world.publish("bad", 1).await;
+    world.until_letters(3).await;
+    assert!(world.letters().await[2].1.contains("the handler panicked: no such account"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_ends_each_process_which_has_it_becomes_a_letter() {
+    let world = World::new().await;
+    // As processes leave it that die of it: delivered again and again, and never settled.
+    world.consumer(10, 2).await;
+    world.publish("bad", 1).await;
+    let durable = world.durable().await.unwrap();
+    for _ in 0..24 {
+        let message = durable.messages().await.unwrap().next().await.unwrap().unwrap();
+        message.ack_with(AckKind::Nak(None)).await.unwrap();
+    }
+    let verdict = |event: &Event| {
+        assert_ne!(event.attribute("id"), BAD, "it is handled once more");
+        Verdict::Done
+    };
+    world.batches(10, 2, verdict).await;
+    world.publish("a", 1).await;
+    only_the_bad_one_died(&world, "it was delivered 25 times").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn in_order_an_event_that_ends_each_process_is_found_out_and_parks_its_aggregate() {
+    let world = World::new().await;
+    publish_some(&world).await;
+    // The floor may rise up to it meanwhile, and the count begin anew, once.
+    for _ in 0..14 {
+        let (consumer, stop, inbox) = (world.consumer(8, 3).await, world.stop.clone(), world.inbox());
+        let entered = Arc::new(Notify::new());
+        let inside = Arc::clone(&entered);
+        let process = world.consumers.spawn(async move {
+            consumer.run_in_order(stop, inbox, |tx, event| deadly(tx, event, Arc::clone(&inside)).boxed()).await;
+        });
+        tokio::select! {
+            () = entered.notified() => {}
+            () = world.until_letters(1) => break,
+        }
+        // Dead, in the midst of it; its lease runs out.
+        process.abort();
+        process.await.unwrap_err();
+        world.db.execute("update inbox_lease set expires_at = clock_timestamp()").await.unwrap();
+    }
+    only_the_bad_one_died(&world, "the process has ended 6 times in a row").await;
+    let effects = world.effects().await;
+    assert_eq!(effects.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    world.stop().await;
+}
+
+async fn deadly(tx: &mut PgConnection, event: &Event, inside: Arc<Notify>) -> Result<(), Failure> {
+    if event.attribute("id") == BAD {
+        inside.notify_one();
+        pending::<()>().await;
+    }
+    record(tx, event).await.map_err(Into::into)
+}
+
+#[tokio::test]
+async fn events_are_handled_while_the_streams_of_letters_and_replays_are_away() {
+    let world = World::new().await;
+    world.consumer(8, 1).await;
+    for gone in ["DLQ", "REPLAY", "ADVISORIES"] {
+        world.js.delete_stream(gone).await.unwrap();
+    }
+    // One that starts without them, and goes on; in order, and by batches.
+    for ordered in [true, false] {
+        let consumer = Consumer::new(world.nats.client("admin").await, World::config(8, 1));
+        let (mut status, stop, inbox) = (consumer.status(), world.stop.child_token(), world.inbox());
+        let stopped = stop.clone();
+        world.consumers.spawn(async move {
+            if ordered {
+                consumer.run_in_order(stop, inbox, |tx, event| bad(tx, event).boxed()).await;
+            } else {
+                let verdict = |event: &Event| match event.attribute("id") {
+                    BAD => Verdict::Reject("bad".to_owned()),
+                    _ => Verdict::Done,
+                };
+                let handler = |events: Vec<Event>| std::future::ready(events.iter().map(verdict).collect());
+                consumer.run_batches(stop, handler).await;
+            }
+        });
+        drop(within(status.wait_for(|status| status.pulling)).await);
+        world.publish(if ordered { "a" } else { "b" }, 1).await;
+        world.drain().await;
+        if !ordered {
+            // What cannot become a letter is not acknowledged; it is one as soon as there are letters again.
+            world.publish("bad", 1).await;
+            let durable = world.durable().await.unwrap();
+            until("it is in hand", || async { durable.get_info().await.unwrap().num_ack_pending == 1 }).await;
+            administer::streams(&world.js, 1).await.unwrap();
+            only_the_bad_one_died(&world, "bad").await;
+        }
+        stopped.cancel();
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_stream_of_letters_holds_up_what_dies_and_nothing_else() {
+    let world = World::new().await;
+    world.consumer(10, 1).await;
+    let letters = world.js.get_stream("DLQ").await.unwrap().cached_info().config.clone();
+    assert!(letters.max_bytes > 0 && letters.discard == DiscardPolicy::New, "{letters:?}");
+    world.js.update_stream(stream::Config { max_bytes: 500, ..letters.clone() }).await.unwrap();
+    let verdict = |event: &Event| match event.attribute("id") {
+        BAD => Verdict::Reject("bad".to_owned()),
+        _ => Verdict::Done,
+    };
+    world.batches(10, 1, verdict).await;
+    publish_some(&world).await;
+    let durable = world.durable().await.unwrap();
+    until("only the bad one waits", || async {
+        let info = durable.get_info().await.unwrap();
+        info.num_pending == 0 && info.num_ack_pending == 1
+    })
+    .await;
+    assert_eq!(world.letters().await, []);
+    // What an operator has set stays.
+    let more = stream::Config { max_bytes: 10_000_000, ..letters };
+    world.js.update_stream(more).await.unwrap();
+    administer::streams(&world.js, 1).await.unwrap();
+    assert_eq!(world.js.get_stream("DLQ").await.unwrap().cached_info().config.max_bytes, 10_000_000);
+    only_the_bad_one_died(&world, "bad").await;
+    world.stop().await;
+}

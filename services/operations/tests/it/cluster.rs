@@ -1,0 +1,83 @@
+//! Three servers, of which one dies: consumers, dead letters and replays go on.
+
+use std::time::Duration;
+
+use consumer::Event;
+use testkit::until_within;
+
+use crate::harness::{PACE, World, consumer_of};
+
+/// A server that is found to be dead, new leaders of a dozen streams, pulls that are begun anew, and what a busy machine adds.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn never(_: &Event) -> bool {
+    false
+}
+
+async fn publish(world: &World, aggregate: &str, version: i32) {
+    let event = World::event(aggregate, version).to_string();
+    until_within(PATIENCE, "the event is stored", || world.publish_bytes(event.clone())).await;
+}
+
+/// Waits until each stream that the test works with is whole on all three servers.
+async fn until_whole(world: &World) {
+    for (js, names) in [(&world.js, &["EVENTS_TODO"][..]), (&world.records, &["DLQ", "REPLAY", "ADVISORIES"])] {
+        for name in names {
+            until_within(PATIENCE, &format!("{name} is on all servers"), || async {
+                let Ok(stream) = js.get_stream(name).await else { return false };
+                let info = stream.cached_info();
+                assert_eq!(info.config.num_replicas, 3, "{name}");
+                info.cluster.as_ref().is_some_and(|cluster| {
+                    cluster.leader.is_some() && cluster.replicas.iter().all(|replica| replica.current)
+                })
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_of_three_servers_may_die_while_consumers_and_operators_work() {
+    let mut world = World::on_a_cluster().await;
+    let service = world.operations().await;
+    world.ordered("ledger").await;
+    let printed = world.consumer("printer", never).await;
+    let mut version = 0;
+    for round in 0..3_usize {
+        until_whole(&world).await;
+        world.break_again();
+        world.down = Some(round);
+        world.nats[round].kill().await;
+        // One more process, which begins while a server is down.
+        let more = world.consumer("printer", never).await;
+        for aggregate in ["a", "b"] {
+            publish(&world, aggregate, 10 * version + 1).await;
+            publish(&world, aggregate, 10 * version + 3).await;
+        }
+        version += 1;
+        let wanted = 4 * i64::from(version);
+        until_within(PATIENCE, "the ledger has all", || async {
+            world.effects().await.values().map(Vec::len).sum::<usize>() == usize::try_from(wanted).unwrap()
+        })
+        .await;
+        until_within(PATIENCE, "the printer's are letters", || async { world.stats().await.letters == wanted }).await;
+        // And an operator works them, with the server still down.
+        world.mend();
+        let job = world.replay(&consumer_of("printer"), PACE).await;
+        until_within(PATIENCE, "they are replayed", || async {
+            let job = world.job(job).await;
+            job.has_ended() && job.sent == 0
+        })
+        .await;
+        let job = world.job(job).await;
+        assert_eq!((job.state.as_str(), job.handled, job.failed), ("done", 4, 0), "{job:?}");
+        let handled = printed.lock().unwrap().len() + more.lock().unwrap().len();
+        assert!(handled >= 4, "{handled}");
+        world.nats[round].restart().await;
+        world.down = None;
+    }
+    for versions in world.effects().await.values() {
+        assert_eq!(versions, &[1, 3, 11, 13, 21, 23], "in order, and once");
+    }
+    world.stop(service).await;
+}
