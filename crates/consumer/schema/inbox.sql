@@ -23,10 +23,6 @@ create table inbox_lease (
     floor             bigint,
     -- The same of what was replayed to this consumer, in the stream of replays.
     replays_floor     bigint,
-    -- How often in a row whoever pulled ended without giving the lease back, while the floor stood still.
-    ended             integer not null default 0,
-    -- After some of that: the sequence of the event that was begun last, alone.
-    begun             bigint,
     -- How many events the stream dropped before this consumer had them. Set it to 0 when what it makes has been rebuilt.
     trimmed_unread    bigint not null default 0
 ) with (fillfactor = 50);

@@ -62,7 +62,8 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
 }
 
 /// Makes a stream. One that is there is changed in its subjects, its replicas and what it refuses; never in what takes
-/// messages away, its limits. A bound in bytes at which it refuses is set where there is none, and one that somebody has set stays.
+/// messages away, its limits. A bound in bytes at which it refuses is set where there is none, at twice what it holds if that is more; one that
+/// somebody has set stays.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -71,7 +72,8 @@ pub async fn stream(js: &jetstream::Context, wanted: stream::Config) -> Result<(
     let opening = || format!("making the stream {name}");
     let stream = js.get_or_create_stream(wanted.clone()).await.with_context(opening)?;
     let is = &stream.cached_info().config;
-    let refuses = wanted.discard == stream::DiscardPolicy::New;
+    let bounds = wanted.discard == stream::DiscardPolicy::New && wanted.max_bytes > 0 && is.max_bytes <= 0;
+    let held = i64::try_from(stream.cached_info().state.bytes).unwrap_or(i64::MAX / 2);
     let ours = stream::Config {
         subjects: wanted.subjects,
         num_replicas: wanted.num_replicas,
@@ -79,7 +81,7 @@ pub async fn stream(js: &jetstream::Context, wanted: stream::Config) -> Result<(
         no_ack: wanted.no_ack,
         deny_delete: wanted.deny_delete,
         deny_purge: wanted.deny_purge,
-        max_bytes: if refuses && is.max_bytes <= 0 { wanted.max_bytes } else { is.max_bytes },
+        max_bytes: if bounds { wanted.max_bytes.max(2 * held) } else { is.max_bytes },
         ..is.clone()
     };
     if *is != ours {

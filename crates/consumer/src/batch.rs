@@ -1,5 +1,5 @@
 //! Batches: what comes within a moment goes to the handler together, several batches beside each other, and each event is
-//! settled by its verdict. An event that may be why a batch had no verdicts, or why a process ended, is handled alone.
+//! settled by its verdict. An event that may be why a batch had no verdicts is handled alone.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -53,7 +53,7 @@ where
     let full = settler.config.batch;
     let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
-    // Suspects, one at a time: of two that are at work when the process ends, nobody could say which it was.
+    // One at a time.
     let mut suspects: VecDeque<jetstream::Message> = VecDeque::new();
     let mut suspect_at_work = FuturesUnordered::new();
     let mut begin = |messages| {
@@ -77,6 +77,11 @@ where
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
+            // Before what may always be ready.
+            _ = progress.tick() => {
+                report(&gathered.messages).await;
+                report(suspects.make_contiguous()).await;
+            }
             Some(settled) = at_work.next() => {
                 *handled = true;
                 if let Err(error) = settled {
@@ -105,10 +110,6 @@ where
                 {
                     gathered.push(next);
                 }
-            }
-            _ = progress.tick() => {
-                report(&gathered.messages).await;
-                report(suspects.make_contiguous()).await;
             }
         }
     };
@@ -141,10 +142,6 @@ struct Batch {
 fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
     let mut batch = Batch::default();
     for message in messages {
-        if let Some(reason) = settler.ends_processes(&message) {
-            batch.others.push((message, Err(reason)));
-            continue;
-        }
         match settler.read(&message) {
             Read::Event(event, place) if event.replay.as_ref().is_some_and(|replay| replay.discarded) => {
                 batch.discarded.push((message, place));

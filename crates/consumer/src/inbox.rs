@@ -49,10 +49,6 @@ pub struct Lead {
     pub replays_floor: Option<i64>,
     /// How many events the stream has dropped unread, as far as anybody has noticed.
     pub trimmed_unread: i64,
-    /// How often in a row whoever pulled ended without a word, while the floor stood still.
-    pub ended: i32,
-    /// The event that was begun last then, alone.
-    pub begun: Option<i64>,
     /// Since when this database server runs: another time is another server, or one that was down.
     pub server_since: DateTime<Utc>,
 }
@@ -83,10 +79,9 @@ impl Inbox {
         sqlx::query_as(
             "insert into inbox_lease as held (consumer, holder, epoch, expires_at, floor, replays_floor) \
              values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3), 0, 0) on conflict (consumer) do update \
-             set holder = excluded.holder, epoch = held.epoch + 1, expires_at = excluded.expires_at, \
-             ended = case when held.expires_at = '-infinity' then 0 else held.ended + 1 end \
+             set holder = excluded.holder, epoch = held.epoch + 1, expires_at = excluded.expires_at \
              where held.holder = excluded.holder or held.expires_at < clock_timestamp() \
-             returning epoch, stream_created_at, floor, replays_floor, trimmed_unread, ended, begun, \
+             returning epoch, stream_created_at, floor, replays_floor, trimmed_unread, \
              pg_postmaster_start_time() as server_since",
         )
         .bind(consumer)
@@ -109,8 +104,7 @@ impl Inbox {
         let renewed = sqlx::query(
             "update inbox_lease set expires_at = clock_timestamp() + make_interval(secs => $3), \
              stream_created_at = coalesce($4, stream_created_at), floor = coalesce($5, floor), \
-             trimmed_unread = greatest(trimmed_unread, $6), replays_floor = coalesce($9, replays_floor), \
-             ended = case when $5 > floor and $5 >= coalesce(begun, 0) then 0 else ended end \
+             trimmed_unread = greatest(trimmed_unread, $6), replays_floor = coalesce($9, replays_floor) \
              where consumer = $1 and epoch = $2 and pg_postmaster_start_time() = $7 and floor is not distinct from $8 \
              and replays_floor is not distinct from $10",
         )
@@ -144,17 +138,6 @@ impl Inbox {
             .execute(&self.db)
             .await
             .map(drop)
-    }
-
-    /// Writes down that this event is begun, and no other. False when another process pulls by now.
-    pub async fn begin(&self, consumer: &str, epoch: i64, sequence: u64) -> Result<bool, sqlx::Error> {
-        let begun = sqlx::query("update inbox_lease set begun = $3 where consumer = $1 and epoch = $2")
-            .bind(consumer)
-            .bind(epoch)
-            .bind(sequence.cast_signed())
-            .execute(&self.db)
-            .await?;
-        Ok(begun.rows_affected() == 1)
     }
 
     /// Claims an event for this transaction, and its other form with it, if it has one. A second transaction that claims

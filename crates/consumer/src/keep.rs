@@ -10,11 +10,11 @@ use async_nats::jetstream::stream::{Info, Stream};
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::stream::{self as streams, StreamExt as _};
+use futures::stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::pull::{messages, pauses, reset};
+use crate::pull::{self, messages, pauses, reset};
 use crate::settle::{ANSWERS_WITHIN, now};
 use crate::{dead_letter, event, replay};
 use backoff::backoff::Backoff as _;
@@ -151,7 +151,6 @@ impl Keeper {
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         let (stream, letters) = self.consumer(dead_letter::STREAM).await?;
-        let (_, replays) = self.consumer(replay::STREAM).await?;
         let created = crate::settle::micros(stream.cached_info().created);
         let is = kept().await.context("asking how far letters are kept")?;
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
@@ -171,18 +170,20 @@ impl Keeper {
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
         let newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
         let mut progress = Progress { known, missing: BTreeSet::new(), newest };
-        let both = streams::select(messages(&letters, BATCH).await?, messages(&replays, BATCH).await?);
-        let mut batches = both.ready_chunks(BATCH);
+        // Letters are kept while the stream of replays is away.
+        let replays =
+            pull::replays(&self.durable, || async { messages(&self.consumer(replay::STREAM).await?.1, BATCH).await });
+        let mut batches = pull::both(messages(&letters, BATCH).await?, replays).ready_chunks(BATCH);
         let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
         loop {
             let batch = tokio::select! {
                 batch = batches.next() => batch,
                 _ = look.tick() => {
+                    let info = stream.get_info().await.context("asking how full the stream of dead letters is")?;
+                    tell_how_full(&info);
                     let is = kept().await.context("asking how far letters are kept")?;
                     let known = progress.known.sequence;
                     let went_back = is.stream_created_at == Some(created) && is.sequence < known;
-                    let info = stream.get_info().await.context("asking how full the stream of dead letters is")?;
-                    tell_how_full(&info);
                     anyhow::ensure!(!went_back, "letters were kept up to {known}, now up to {}", is.sequence);
                     continue;
                 }

@@ -32,12 +32,10 @@ use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_h
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
+/// How long it may take to give the lease back; it ends by itself.
+const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
-/// So often in a row a process may have ended while the floor stood still; then events are handled one by one, each written down before.
-const ENDED_MOST: i32 = 3;
-/// So often it may have ended with the same one begun alone.
-const ENDED_ALONE_MOST: i32 = 3;
 /// So many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
 
@@ -133,23 +131,18 @@ where
         stop,
         epoch,
         floors: Floors::of(&lead),
-        permits: Semaphore::new(if lead.ended >= ENDED_MOST { 1 } else { at_once }),
-        ended: (lead.ended, lead.begun),
+        permits: Semaphore::new(at_once),
         replays_compared: AtomicBool::new(false),
     };
-    if lead.ended >= ENDED_MOST {
-        warn!(consumer = durable, ended = lead.ended, "whoever pulled before has ended, again: one event at a time");
-    }
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
         lost = lanes.keep_lease(&lead) => Err(lost),
         never = lanes.follow_replays() => never,
         never = lanes.sweep() => never,
     };
-    if stop.is_cancelled() {
-        let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
-        inbox.give_up(durable, &lead, written, floor).await.ok();
-    }
+    // Also when it goes on: it may be cut off where another is well.
+    let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
+    tokio::time::timeout(GIVES_UP_WITHIN, inbox.give_up(durable, &lead, written, floor)).await.ok();
     result
 }
 
@@ -184,8 +177,6 @@ struct Lanes<'a> {
     status: &'a watch::Sender<Status>,
     floors: Floors,
     permits: Semaphore,
-    /// How often whoever pulled before has ended, and the event that was begun then.
-    ended: (i32, Option<i64>),
     /// Whether replays were taken back to where the database was.
     replays_compared: AtomicBool,
 }
@@ -342,8 +333,7 @@ impl Lanes<'_> {
                         delivered = number;
                         settled.newest = settled.newest.max(info.stream_sequence);
                     }
-                    let ends = self.settler.ends_processes(&message).filter(|_| info.stream == replay::STREAM);
-                    let read = match ends.map_or_else(|| self.settler.read(&message), Read::Malformed) {
+                    let read = match self.settler.read(&message) {
                         Read::Unknown(event, place) => match self.settler.unknown(&event, &mut None).await? {
                             Unknown::Skip(reason) => Read::Skip(reason),
                             Unknown::Failed(reason) if place.0 => Read::Malformed(reason),
@@ -429,31 +419,11 @@ impl Lanes<'_> {
             return (aggregate, Ok(After::Left));
         };
         let span = self.settler.span(std::slice::from_ref(&held.event));
-        let outcome = match self.endures(&held).await {
-            Ok(Ok(())) => self.handle(&held.event, handler).instrument(span).await,
-            Ok(Err(outcome)) => Ok(outcome),
-            Err(error) => Err(error),
-        };
+        let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
         let after = self.settle(&held, outcome).await;
         (aggregate, after)
-    }
-
-    /// After processes have ended again and again while the floor stood still: writes down which event is begun, alone. The one
-    /// that they ended with is not begun any more.
-    async fn endures(&self, held: &Held) -> Result<Result<(), Outcome>, sqlx::Error> {
-        let ((ended, begun), (is_replay, sequence)) = (self.ended, held.place);
-        let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
-        if ended < ENDED_MOST || is_replay || gives_up {
-            return Ok(Ok(()));
-        }
-        if ended >= ENDED_MOST + ENDED_ALONE_MOST && begun == Some(sequence.cast_signed()) {
-            let reason = format!("the process has ended {ended} times in a row, at last while this was handled alone");
-            return Ok(Err(Outcome::Failed(Failure::Reject(reason))));
-        }
-        let leads = self.inbox.begin(&self.settler.config.durable, self.epoch, sequence).await?;
-        Ok(if leads { Ok(()) } else { Err(Outcome::Lost) })
     }
 
     async fn handle<H>(&self, event: &Event, handler: &H) -> Result<Outcome, sqlx::Error>

@@ -33,6 +33,9 @@ const REVISION: &str = "revision";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 
+/// The pause behind a pull of replays that has broken.
+const REPLAYS_AGAIN: Duration = Duration::from_secs(1);
+
 const RESET_AGAIN: Duration = Duration::from_secs(1);
 const RESET_LOOKS_EVERY: Duration = Duration::from_millis(25);
 const RESET_TRIES: u32 = 5;
@@ -451,7 +454,10 @@ pub(crate) fn replays<'a, F>(durable: &'a str, open: impl Fn() -> F + Send + 'a)
 where
     F: Future<Output = Result<Messages<'static>, anyhow::Error>> + Send + 'a,
 {
-    let pulls = streams::unfold((open, pauses()), move |(open, mut pauses)| async move {
+    let pulls = streams::unfold((open, pauses(), false), move |(open, mut pauses, again)| async move {
+        if again {
+            tokio::time::sleep(REPLAYS_AGAIN).await;
+        }
         loop {
             match open().await {
                 Ok(messages) => {
@@ -461,7 +467,8 @@ where
                         }
                         std::future::ready(message.is_ok())
                     });
-                    return Some((messages, (open, pauses)));
+                    pauses.reset();
+                    return Some((messages, (open, pauses, true)));
                 }
                 Err(error) => {
                     warn!(consumer = durable, error = format!("{error:#}"), "replays cannot be pulled: trying again");

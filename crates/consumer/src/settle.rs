@@ -25,11 +25,6 @@ const MAX_LINKS: usize = 64;
 /// How long JetStream may take to answer: its API may be slow where deliveries are not.
 pub const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// An event that was delivered more often, and is not known to have failed, is handled alone.
-const SUSPECT_AFTER: i64 = 3;
-/// And at most so often, or twice as often as one may fail.
-const DELIVERIES_MOST: i64 = 24;
-
 /// The longest id, source or aggregate of an event, in bytes.
 const MAX_NAME: usize = 600;
 
@@ -214,22 +209,10 @@ impl Settler {
         if self.knows(event.event_type()) { Read::Event(event, place) } else { Read::Unknown(event, place) }
     }
 
-    /// Whether this message is to be handled alone: it may be why a batch had no verdicts, or why processes ended that had it in hand.
+    /// Whether this message is to be handled alone: it may be why a batch had no verdicts.
     pub fn is_suspect(&self, message: &jetstream::Message) -> bool {
-        let Ok(info) = message.info() else { return false };
         let known = self.failures.known();
-        let place = place(message);
-        known.suspects.contains(&place) || (info.delivered > SUSPECT_AFTER && !known.failed.contains_key(&place))
-    }
-
-    /// Why this message is not handled once more, if so: it has come again and again, and nobody here has seen it fail. The
-    /// processes that had it must have ended.
-    pub fn ends_processes(&self, message: &jetstream::Message) -> Option<String> {
-        let delivered = message.info().ok()?.delivered;
-        let known = self.failures.known().failed.contains_key(&place(message));
-        let most = (2 * self.config.max_attempts).max(DELIVERIES_MOST);
-        (delivered > most && !known)
-            .then(|| format!("it was delivered {delivered} times and not settled: does it end the process?"))
+        !known.suspects.is_empty() && known.suspects.contains(&place(message))
     }
 
     /// Whether the handler knows this type.

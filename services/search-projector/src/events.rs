@@ -145,6 +145,8 @@ struct Noted {
     sequence: Option<u64>,
     /// The same of what was replayed.
     replays: Option<u64>,
+    /// What was replayed behind this is to come again; that stream has not been asked for it yet.
+    replays_owed: Option<u64>,
     at: Option<Instant>,
     /// How many events were found to be trimmed unread, as far as that is noted: in the index of that time.
     trimmed_unread: u64,
@@ -162,6 +164,9 @@ async fn look_after(
     let behind = index.add_fields().await?;
     metrics::gauge!("search_index_mapping_behind").set(behind as f64);
     let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
+    if noted.index != name {
+        *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
+    }
     if !notes["filled_since"].is_u64() {
         // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
         let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
@@ -176,12 +181,18 @@ async fn look_after(
         }
         metrics::counter!("search_index_refills_total").increment(1);
         // An event that was mended is only there.
-        rewinder.rewind_replays_behind(0).await?;
+        noted.replays_owed = Some(0);
         let since = serde_json::json!({"filled_since": first});
         index.note_beside(&name, &notes, &since).await?;
         notes["filled_since"] = since["filled_since"].clone();
     }
     keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
+    // While the stream of replays is away the events go on.
+    if let Some(behind) = noted.replays_owed
+        && rewinder.rewind_replays_behind(behind).await.is_ok()
+    {
+        (noted.replays, noted.replays_owed) = (Some(behind), None);
+    }
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
         || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
@@ -199,15 +210,13 @@ async fn keep_floor(
 ) -> Result<(), anyhow::Error> {
     const NOTE_EVERY: Duration = Duration::from_secs(5);
     let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
-    if noted.index != name {
-        *noted = Noted { index: name.to_owned(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
-    }
     let stream = is.stream_created_at.to_rfc3339();
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
     let said_of_replays = notes["floor"]["replays"].as_u64();
-    let known_of_replays = noted.replays.or(is.replays);
+    let known_of_replays = noted.replays.or(is.replays).filter(|_| noted.replays_owed.is_none());
+    let replays = noted.replays_owed.or(is.replays).or(said_of_replays).unwrap_or(0);
     let replays_fell_back = said_of_replays.filter(|said| known_of_replays.is_some_and(|known| *said < known));
     let fell_back = said.filter(|said| replays_fell_back.is_some() || *said < noted.sequence.unwrap_or(is.sequence));
     let acts = noted.fell_back || noted.sequence.is_none();
@@ -226,9 +235,7 @@ async fn keep_floor(
             metrics::counter!("search_index_refills_total").increment(1);
         }
         let missing = rewinder.rewind_behind(said).await?;
-        if let Some(replays) = said_of_replays {
-            rewinder.rewind_replays_behind(replays).await?;
-        }
+        noted.replays_owed = said_of_replays.or(noted.replays_owed);
         (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
         if missing > 0 {
             let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
@@ -239,17 +246,16 @@ async fn keep_floor(
     (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let due = noted.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
     let trimmed = trimmed_unread > noted.trimmed_unread;
-    let behind = said.is_none_or(|said| said < is.sequence) || is.replays > said_of_replays;
+    let behind = said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < replays);
     if trimmed || (due && behind) {
         let mut more = serde_json::json!({
-            "floor": {"stream_created_at": stream, "sequence": is.sequence, "replays": is.replays.or(said_of_replays)},
+            "floor": {"stream_created_at": stream, "sequence": is.sequence, "replays": replays},
         });
         if trimmed {
             more["trimmed_unread"] = trimmed_unread.into();
         }
         index.note_beside(name, notes, &more).await?;
-        (noted.sequence, noted.replays, noted.at) =
-            (Some(is.sequence), is.replays.or(said_of_replays), Some(Instant::now()));
+        (noted.sequence, noted.replays, noted.at) = (Some(is.sequence), Some(replays), Some(Instant::now()));
         noted.trimmed_unread = trimmed_unread;
     }
     Ok(())

@@ -56,6 +56,7 @@ impl Index {
     pub async fn write(&self, documents: &[&Document]) -> Result<Vec<Outcome>, anyhow::Error> {
         let (body, ends) = bulk_body(documents)?;
         let mut outcomes = Vec::with_capacity(documents.len());
+        let mut index_answers = false;
         // The next one last.
         let mut parts = bulks(&ends);
         parts.reverse();
@@ -63,7 +64,12 @@ impl Index {
             let from = part.start.checked_sub(1).map_or(0, |before| ends[before]);
             match self.bulk(body.slice(from..ends[part.end - 1]), part.len()).await? {
                 Ok(written) => outcomes.extend(written),
-                Err(refusal) if part.len() == 1 => outcomes.push(refusal.of_one()),
+                Err(refusal) if part.len() == 1 => {
+                    // Whatever is before OpenSearch may refuse everything: that is no document's fault.
+                    index_answers = index_answers || self.answers().await;
+                    anyhow::ensure!(index_answers, "{}", refusal.reason);
+                    outcomes.push(refusal.of_one());
+                }
                 Err(Refusal { reason, .. }) => {
                     warn!(documents = part.len(), reason, "a bulk is refused as a whole: sending it in halves");
                     let middle = part.start + part.len() / 2;
@@ -72,6 +78,12 @@ impl Index {
             }
         }
         Ok(outcomes)
+    }
+
+    /// Whether the index is there for those who ask.
+    async fn answers(&self) -> bool {
+        let path = format!("/_alias/{}", self.alias());
+        self.ask(Method::Head, &path, None).await.is_ok_and(|answer| answer.status_code().is_success())
     }
 
     /// One bulk: an outcome for each document, or why it was refused as a whole.

@@ -1,16 +1,13 @@
 //! One event, one stream or one process that fails must not stop everything.
 
 use std::future::pending;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::AckKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy};
 use consumer::{Config, Consumer, Event, Failure, Verdict, administer};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use sqlx::{Executor as _, PgConnection};
 use testkit::until;
-use tokio::sync::Notify;
 
 use crate::world::{World, record, within};
 
@@ -98,62 +95,6 @@ async fn in_order_a_handler_that_panics_or_never_ends_parks_its_aggregate_only()
     world.until_letters(3).await;
     assert!(world.letters().await[2].1.contains("the handler panicked: no such account"));
     world.stop().await;
-}
-
-#[tokio::test]
-async fn an_event_that_ends_each_process_which_has_it_becomes_a_letter() {
-    let world = World::new().await;
-    // As processes leave it that die of it: delivered again and again, and never settled.
-    world.consumer(10, 2).await;
-    world.publish("bad", 1).await;
-    let durable = world.durable().await.unwrap();
-    for _ in 0..24 {
-        let message = durable.messages().await.unwrap().next().await.unwrap().unwrap();
-        message.ack_with(AckKind::Nak(None)).await.unwrap();
-    }
-    let verdict = |event: &Event| {
-        assert_ne!(event.attribute("id"), BAD, "it is handled once more");
-        Verdict::Done
-    };
-    world.batches(10, 2, verdict).await;
-    world.publish("a", 1).await;
-    only_the_bad_one_died(&world, "it was delivered 25 times").await;
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn in_order_an_event_that_ends_each_process_is_found_out_and_parks_its_aggregate() {
-    let world = World::new().await;
-    publish_some(&world).await;
-    // The floor may rise up to it meanwhile, and the count begin anew, once.
-    for _ in 0..14 {
-        let (consumer, stop, inbox) = (world.consumer(8, 3).await, world.stop.clone(), world.inbox());
-        let entered = Arc::new(Notify::new());
-        let inside = Arc::clone(&entered);
-        let process = world.consumers.spawn(async move {
-            consumer.run_in_order(stop, inbox, |tx, event| deadly(tx, event, Arc::clone(&inside)).boxed()).await;
-        });
-        tokio::select! {
-            () = entered.notified() => {}
-            () = world.until_letters(1) => break,
-        }
-        // Dead, in the midst of it; its lease runs out.
-        process.abort();
-        process.await.unwrap_err();
-        world.db.execute("update inbox_lease set expires_at = clock_timestamp()").await.unwrap();
-    }
-    only_the_bad_one_died(&world, "the process has ended 6 times in a row").await;
-    let effects = world.effects().await;
-    assert_eq!(effects.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
-    world.stop().await;
-}
-
-async fn deadly(tx: &mut PgConnection, event: &Event, inside: Arc<Notify>) -> Result<(), Failure> {
-    if event.attribute("id") == BAD {
-        inside.notify_one();
-        pending::<()>().await;
-    }
-    record(tx, event).await.map_err(Into::into)
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The projector under test. Events are published as the todo service would.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -263,8 +264,10 @@ impl Drop for Fleet {
 /// What stands before OpenSearch: it passes on what is not too large, and what it finds nothing wrong with.
 pub struct Front {
     pub url: String,
-    /// Requests with this word in them are wrong.
+    /// Requests with this word in them are wrong; all are, with none.
     pub wrong: Arc<Mutex<Option<&'static str>>>,
+    /// How many were.
+    pub refused: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
@@ -274,15 +277,18 @@ impl Front {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let wrong = Arc::<Mutex<Option<&'static str>>>::default();
         let (http, finds) = (reqwest::Client::builder().no_proxy().build().unwrap(), Arc::clone(&wrong));
+        let refused = Arc::<AtomicUsize>::default();
+        let counts = Arc::clone(&refused);
         let pass = move |request: axum::extract::Request| {
-            let (http, wrong) = (http.clone(), *finds.lock().unwrap());
+            let (http, wrong, refused) = (http.clone(), *finds.lock().unwrap(), Arc::clone(&counts));
             async move {
                 let (parts, body) = request.into_parts();
                 let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
                 if body.len() > most_bytes {
                     return (StatusCode::PAYLOAD_TOO_LARGE, "too large".into());
                 }
-                if wrong.is_some_and(|wrong| body.windows(wrong.len()).any(|bytes| bytes == wrong.as_bytes())) {
+                if wrong.is_some_and(|wrong| String::from_utf8_lossy(&body).contains(wrong)) {
+                    refused.fetch_add(1, Ordering::SeqCst);
                     return (StatusCode::BAD_REQUEST, "illegal".into());
                 }
                 let url = format!("{}{}", Parts::shared().opensearch, parts.uri);
@@ -292,7 +298,7 @@ impl Front {
         };
         let app = axum::Router::new().fallback(pass);
         let server = TaskTracker::new().spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { url, wrong, server }
+        Self { url, wrong, refused, server }
     }
 }
 

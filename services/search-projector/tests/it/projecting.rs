@@ -1,5 +1,7 @@
 //! From events to documents: whatever the order and however often.
 
+use std::sync::atomic::Ordering;
+
 use consumer::{Replayer, Sending};
 use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
 use serde_json::json;
@@ -274,4 +276,39 @@ async fn of_a_bulk_that_is_refused_as_a_whole_only_the_document_that_is_why_is_n
     fleet.drain().await;
     assert_eq!(fleet.document("acme", todos[11].id).await["_source"]["title"], "outrageous");
     assert_eq!(fleet.letters().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_refuses_everything_before_the_index_makes_no_letters() {
+    let front = Front::new(1_000_000).await;
+    let fleet = Fleet::start_behind(&front).await;
+    *front.wrong.lock().unwrap() = Some("");
+    let todos = ["one", "two"].map(todo);
+    for todo in &todos {
+        fleet.created("acme", todo).await;
+    }
+    let before = front.refused.load(Ordering::SeqCst);
+    testkit::until("it is tried again", || async { front.refused.load(Ordering::SeqCst) > before + 20 }).await;
+    *front.wrong.lock().unwrap() = None;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "").await.len(), 2);
+    assert!(fleet.letters().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_lost_index_is_filled_while_the_stream_of_replays_is_away() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("before")).await;
+    fleet.drain().await;
+    fleet.nats.records().await.delete_stream("REPLAY").await.unwrap();
+    fleet.lose_index().await;
+    testkit::until("it is made anew and filled", || async { fleet.floor().await == Some(1) }).await;
+    fleet.created("acme", &todo("after")).await;
+    testkit::until("the floor has moved", || async { fleet.floor().await == Some(2) }).await;
+    assert_eq!(fleet.floor_of_replays().await, Some(0), "what was replayed is still to come again");
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "").await.len(), 2);
+    // It is made anew, and replays go on.
+    fleet.nats.provision(devstack::nats::Wanted::default()).await;
+    assert!(fleet.letters().await.is_empty());
 }
