@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error};
 
 use crate::event::Event;
-use crate::guard;
+use crate::handler;
 use crate::pull::{self, Config, Messages};
 use crate::settle::{Place, Read, Settler, Unknown, Verdict, delay, now};
 
@@ -53,7 +53,7 @@ where
     let full = settler.config.batch;
     let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
-    // One at a time.
+    // These are handled one at a time.
     let mut suspects: VecDeque<jetstream::Message> = VecDeque::new();
     let mut suspect_at_work = FuturesUnordered::new();
     let mut begin = |messages| {
@@ -61,7 +61,7 @@ where
         let events = std::mem::take(&mut batch.events);
         let work = (!events.is_empty()).then(|| {
             let span = settler.span(&events);
-            guard::outcome(guard::begin(|| handler(events)), settler.config.handle_within).instrument(span)
+            handler::outcome(handler::begin(|| handler(events)), settler.config.handle_within).instrument(span)
         });
         handle(settler, stop, batch, work)
     };

@@ -14,7 +14,8 @@ use futures::stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::pull::{self, messages, pauses, reset};
+use crate::pull::{self, messages, pauses};
+use crate::rewind::reset;
 use crate::settle::{ANSWERS_WITHIN, now};
 use crate::{dead_letter, event, replay};
 use backoff::backoff::Backoff as _;
@@ -22,7 +23,7 @@ use backoff::backoff::Backoff as _;
 /// How many are handed over at once, at most.
 const BATCH: usize = 200;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
-/// When what a keeper refused is told again.
+/// When what could not be kept is delivered again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is asked whether what was kept is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -278,9 +279,9 @@ impl Progress {
 
 /// Of a stream without a bound: not at all.
 fn tell_how_full(info: &Info) {
-    let most = f64::from(u32::try_from(info.config.max_bytes.max(0) >> 10).unwrap_or(u32::MAX));
-    let used = f64::from(u32::try_from(info.state.bytes >> 10).unwrap_or(u32::MAX));
-    metrics::gauge!("dlq_stream_used").set(if most > 0.0 { used / most } else { 0.0 });
+    let bound = info.config.max_bytes;
+    let used = if bound > 0 { info.state.bytes as f64 / bound as f64 } else { 0.0 };
+    metrics::gauge!("dlq_stream_used").set(used);
 }
 
 /// The place of a letter; none of what a replay tells.

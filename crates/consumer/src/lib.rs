@@ -3,10 +3,11 @@
 mod event;
 
 mod pull;
+mod rewind;
 
 mod batch;
 mod floors;
-mod guard;
+mod handler;
 mod ordered;
 
 mod backstop;
@@ -20,9 +21,10 @@ mod replay;
 pub mod administer;
 
 pub use event::{Event, MalformedEvent, Replay};
+pub use handler::Failure;
 pub use inbox::{Inbox, unpark};
 pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};
-pub use ordered::Failure;
-pub use pull::{Acknowledged, Config, Consumer, Rewinder, Status};
+pub use pull::{Config, Consumer, Status};
 pub use replay::{Replayer, Sending, Way};
+pub use rewind::{Acknowledged, Rewinder};
 pub use settle::Verdict;

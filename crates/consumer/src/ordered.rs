@@ -6,7 +6,6 @@
 //! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,7 +15,6 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use sqlx::PgConnection;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
@@ -24,10 +22,11 @@ use tracing::{Instrument as _, info, warn};
 use crate::backstop;
 use crate::event::Event;
 use crate::floors::Floors;
-use crate::guard;
+use crate::handler::{self, Failure, Handler};
 use crate::inbox::{Claim, Inbox, Lead};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
+use crate::rewind::reset;
 use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
 
 /// For how long the right to pull is had without a renewal.
@@ -38,35 +37,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 /// So many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
-
-/// Why a handler did not handle an event. Its transaction is rolled back.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Not this time: again later.
-    #[error("{0}")]
-    Retry(String),
-    /// Never: a dead letter, now.
-    #[error("{0}")]
-    Reject(String),
-}
-
-/// What the database says is not the event's fault: again later.
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Retry(error.to_string())
-    }
-}
-
-/// What [`Consumer::run_in_order`] asks of a handler, written once.
-pub trait Handler:
-    for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
-{
-}
-
-impl<H> Handler for H where
-    H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
-{
-}
 
 /// An event in hand.
 #[derive(Clone)]
@@ -132,7 +102,6 @@ where
         epoch,
         floors: Floors::of(&lead),
         permits: Semaphore::new(at_once),
-        replays_compared: AtomicBool::new(false),
     };
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
@@ -177,8 +146,6 @@ struct Lanes<'a> {
     status: &'a watch::Sender<Status>,
     floors: Floors,
     permits: Semaphore,
-    /// Whether replays were taken back to where the database was.
-    replays_compared: AtomicBool,
 }
 
 impl Lanes<'_> {
@@ -225,22 +192,22 @@ impl Lanes<'_> {
 
     /// What is replayed to this consumer; what a database that went back lacks of it comes again.
     async fn replays(&self, lead: &Lead) -> Result<Messages<'static>, anyhow::Error> {
-        let durable = &self.settler.config.durable;
-        let (stream, replays) = replay::open(&self.settler.js, durable).await?;
-        let acknowledged = replays.cached_info().ack_floor.stream_sequence;
+        let Settler { js, config, .. } = self.settler;
+        let durable = &config.durable;
         // Compared once in a lead: later this process knows better than what the database had at its beginning.
-        if self.replays_compared.load(Ordering::Acquire) {
-            return pull::messages(&replays, self.settler.config.batch).await;
+        if self.floors.has_replays() {
+            return pull::messages(&replay::consumer(js, durable).await?, config.batch).await;
         }
+        let (stream, replays) = replay::open(js, durable).await?;
+        let acknowledged = replays.cached_info().ack_floor.stream_sequence;
         let effects = lead.replays_floor.map_or(acknowledged, |floor| floor.max(0).cast_unsigned());
         if effects < acknowledged {
             info!(consumer = durable, effects, acknowledged, "replays since come again");
             let first = stream.cached_info().state.first_sequence;
-            pull::reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
+            reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
         }
         self.floors.replays_settled_up_to(effects.min(acknowledged));
-        self.replays_compared.store(true, Ordering::Release);
-        pull::messages(&replays, self.settler.config.batch).await
+        pull::messages(&replays, config.batch).await
     }
 
     /// Forgets what was handled long ago, for as long as this process leads.
@@ -280,8 +247,8 @@ impl Lanes<'_> {
             backstop::look_for_trimmed(config, self.status, first, effects);
         }
         // Back to the floor: what somebody had in hand comes first again.
-        let reset = pull::reset(&stream, &config.durable, back.map(|effects| (effects + 1).max(first))).await;
-        reset.context("resetting the durable consumer")?;
+        let from = back.map(|effects| (effects + 1).max(first));
+        reset(&stream, &config.durable, from).await.context("resetting the durable consumer")?;
         let floor = back.unwrap_or(acknowledged);
         self.floors.settled_up_to(created, floor);
         let messages = consumer.pull_events(&durable).await?;
@@ -447,8 +414,8 @@ impl Lanes<'_> {
                 return Ok(Outcome::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")));
             }
         }
-        let begun = guard::begin(|| handler(&mut tx, event));
-        match guard::outcome(begun, self.settler.config.handle_within).await {
+        let begun = handler::begin(|| handler(&mut tx, event));
+        match handler::outcome(begun, self.settler.config.handle_within).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => return Ok(Outcome::Failed(failure)),
             Err(reason) => return Ok(Outcome::Failed(Failure::Retry(reason))),

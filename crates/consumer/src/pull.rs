@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{self, PullConsumer};
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::stream::{self as streams, BoxStream, StreamExt as _};
 use sqlx::PgConnection;
@@ -20,9 +18,10 @@ use tracing::{error, info, warn};
 
 use crate::backstop::{Backstop, look_for_trimmed};
 use crate::event::Event;
+use crate::handler::Failure;
 use crate::inbox::Inbox;
-use crate::ordered::Failure;
 use crate::replay;
+use crate::rewind::Rewinder;
 use crate::settle::{self, Settler, Verdict};
 use crate::{batch, ordered};
 
@@ -35,10 +34,6 @@ pub const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// The pause behind a pull of replays that has broken.
 const REPLAYS_AGAIN: Duration = Duration::from_secs(1);
-
-const RESET_AGAIN: Duration = Duration::from_secs(1);
-const RESET_LOOKS_EVERY: Duration = Duration::from_millis(25);
-const RESET_TRIES: u32 = 5;
 
 /// How long the last acknowledgements may take to go out.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -163,97 +158,6 @@ pub struct Status {
 pub struct Consumer {
     pub(crate) settler: Settler,
     pub(crate) status: watch::Sender<Status>,
-}
-
-/// Takes a durable consumer back to the beginning of its stream.
-#[derive(Debug, Clone)]
-pub struct Rewinder {
-    js: jetstream::Context,
-    stream: String,
-    durable: String,
-}
-
-/// How far a durable consumer has acknowledged, without a gap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Acknowledged {
-    /// Of which stream, by when that was created, to the microsecond.
-    pub stream_created_at: DateTime<Utc>,
-    /// Up to this sequence.
-    pub sequence: u64,
-    /// And what was replayed, up to this sequence of the stream of replays; none while that stream is away.
-    pub replays: Option<u64>,
-}
-
-impl Rewinder {
-    /// How far this consumer has acknowledged; none while there is no durable consumer.
-    ///
-    /// # Errors
-    /// NATS does not answer.
-    pub async fn acknowledged(&self) -> Result<Option<Acknowledged>, anyhow::Error> {
-        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
-        match stream.consumer_info(&self.durable).await {
-            Ok(info) => {
-                let replays = replay::consumer(&self.js, &self.durable).await.ok();
-                Ok(Some(Acknowledged {
-                    stream_created_at: settle::micros(stream.cached_info().created),
-                    sequence: info.ack_floor.stream_sequence,
-                    replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
-                }))
-            }
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("asking for the durable consumer"),
-        }
-    }
-
-    /// Everything behind this sequence is delivered again; how many events of those the stream has dropped.
-    ///
-    /// # Errors
-    /// NATS does not answer, or does not allow it.
-    pub async fn rewind_behind(&self, sequence: u64) -> Result<u64, anyhow::Error> {
-        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
-        let first = stream.cached_info().state.first_sequence;
-        let from = (sequence + 1).max(first);
-        reset(&stream, &self.durable, Some(from)).await.context("taking the durable consumer back")?;
-        Ok(from - (sequence + 1))
-    }
-
-    /// Everything that was replayed behind this sequence of the stream of replays is delivered again.
-    ///
-    /// # Errors
-    /// NATS does not answer, or does not allow it.
-    pub async fn rewind_replays_behind(&self, sequence: u64) -> Result<(), anyhow::Error> {
-        let (stream, replays) = replay::open(&self.js, &self.durable).await?;
-        if replays.cached_info().ack_floor.stream_sequence > sequence {
-            let from = (sequence + 1).max(stream.cached_info().state.first_sequence);
-            reset(&stream, &self.durable, Some(from)).await.context("taking replays back")?;
-        }
-        Ok(())
-    }
-
-    /// Everything that the stream holds is delivered again, from its first message on; the sequence of that, and what it
-    /// carries in this header. What was dropped from the stream before is not.
-    ///
-    /// # Errors
-    /// NATS does not answer, or does not allow it. Also while the stream is empty although this consumer has had something:
-    /// it may be about to be refilled.
-    pub async fn rewind(&self, header: &'static str) -> Result<(u64, Option<String>), anyhow::Error> {
-        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
-        let state = &stream.cached_info().state;
-        let first = state.first_sequence.max(1);
-        match stream.consumer_info(&self.durable).await {
-            Ok(info) if state.messages == 0 && info.delivered.stream_sequence > 0 => {
-                anyhow::bail!("the stream is empty, and was not: waiting for it to be refilled")
-            }
-            Ok(_) => {
-                reset(&stream, &self.durable, Some(first)).await.context("taking the durable consumer back")?;
-            }
-            // It begins there by itself, once it is made.
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("asking for the durable consumer"),
-        }
-        let message = stream.get_raw_message(first).await.ok();
-        Ok((first, message.and_then(|message| message.headers.get(header).map(|value| value.as_str().to_owned()))))
-    }
 }
 
 /// Messages of one pull: the stream's, and what is replayed to this consumer.
@@ -405,41 +309,6 @@ impl Consumer {
     }
 }
 
-/// Takes a durable consumer to a sequence, or to its acknowledged floor; its deliveries are counted anew. From another account
-/// nats-server resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so it is looked at until that shows.
-pub(crate) async fn reset(stream: &stream::Stream, durable: &str, to: Option<u64>) -> Result<(), anyhow::Error> {
-    let before = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
-    let floor = to.map_or(before.ack_floor.stream_sequence, |to| to.saturating_sub(1));
-    for _ in 0..RESET_TRIES {
-        let mut answer = std::pin::pin!(stream.reset_consumer(durable, to));
-        let mut look = tokio::time::interval(RESET_LOOKS_EVERY);
-        let tried = tokio::time::Instant::now();
-        while tried.elapsed() < RESET_AGAIN {
-            let info = tokio::select! {
-                biased;
-                answer = &mut answer => match answer {
-                    Ok(_) => return Ok(()),
-                    Err(error) if error.kind() == stream::ConsumerResetErrorKind::TimedOut => break,
-                    Err(error) => return Err(error.into()),
-                },
-                // Asked behind it, on the same connection.
-                info = async { look.tick().await; stream.consumer_info(durable).await } => {
-                    info.context("asking for the durable consumer")?
-                }
-            };
-            let at = (info.ack_floor.stream_sequence, info.delivered.stream_sequence, info.num_ack_pending);
-            // Or somebody pulls, and has had some of it since.
-            let back = info.delivered.consumer_sequence < before.delivered.consumer_sequence
-                || info.ack_floor.stream_sequence < before.ack_floor.stream_sequence
-                || info.delivered.stream_sequence < before.delivered.stream_sequence;
-            if at == (floor, floor, 0) || back {
-                return Ok(());
-            }
-        }
-    }
-    anyhow::bail!("the durable consumer {durable} was not taken to {}", floor + 1)
-}
-
 /// What a durable consumer gives; an error at its end.
 pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Messages<'static>, anyhow::Error> {
     let pull = consumer.stream().max_messages_per_batch(batch * 2).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
@@ -454,26 +323,23 @@ pub(crate) fn replays<'a, F>(durable: &'a str, open: impl Fn() -> F + Send + 'a)
 where
     F: Future<Output = Result<Messages<'static>, anyhow::Error>> + Send + 'a,
 {
-    let pulls = streams::unfold((open, pauses(), false), move |(open, mut pauses, again)| async move {
-        if again {
-            tokio::time::sleep(REPLAYS_AGAIN).await;
-        }
-        loop {
-            match open().await {
-                Ok(messages) => {
-                    let messages = messages.take_while(move |message| {
-                        if let Err(error) = message {
-                            warn!(consumer = durable, error = format!("{error:#}"), "the pull of replays is broken");
-                        }
-                        std::future::ready(message.is_ok())
-                    });
-                    pauses.reset();
-                    return Some((messages, (open, pauses, true)));
-                }
-                Err(error) => {
-                    warn!(consumer = durable, error = format!("{error:#}"), "replays cannot be pulled: trying again");
-                    tokio::time::sleep(pauses.next_backoff().unwrap_or(HEARTBEAT)).await;
-                }
+    let pulls = streams::unfold((open, pauses(), Duration::ZERO), move |(open, mut pauses, pause)| async move {
+        tokio::time::sleep(pause).await;
+        match open().await {
+            Ok(messages) => {
+                let messages = messages.take_while(move |message| {
+                    if let Err(error) = message {
+                        warn!(consumer = durable, error = format!("{error:#}"), "the pull of replays is broken");
+                    }
+                    std::future::ready(message.is_ok())
+                });
+                pauses.reset();
+                Some((messages.boxed(), (open, pauses, REPLAYS_AGAIN)))
+            }
+            Err(error) => {
+                warn!(consumer = durable, error = format!("{error:#}"), "replays cannot be pulled: trying again");
+                let pause = pauses.next_backoff().unwrap_or(HEARTBEAT);
+                Some((streams::empty().boxed(), (open, pauses, pause)))
             }
         }
     });

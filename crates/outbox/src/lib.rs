@@ -9,6 +9,7 @@ mod relay;
 mod session;
 mod store;
 mod stream;
+mod suspects;
 
 pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
 pub use store::{Misnumbered, NewEvent, append};

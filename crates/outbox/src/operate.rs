@@ -175,7 +175,8 @@ pub async fn parked(db: &mut PgConnection) -> Result<Vec<ParkedRow>, sqlx::Error
 /// See [`Refused`].
 pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) -> Result<u64, Refused> {
     let mut tx = db.begin().await?;
-    by_the_index(&mut tx).await?;
+    // Others wait for what this locks.
+    store::follow_the_index(&mut tx, true).await?;
     // No writer is open while this looks, so no event of the aggregate commits behind its back.
     if let Err(refused) = lock_out_writers(&mut tx).await {
         tx.rollback().await?;
@@ -330,7 +331,7 @@ pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act
 /// See [`Refused`].
 pub async fn requeue(db: &mut PgConnection, seqs: &[i64], act: Act<'_>) -> Result<u64, Refused> {
     let mut tx = db.begin().await?;
-    by_the_index(&mut tx).await?;
+    store::follow_the_index(&mut tx, true).await?;
     let there: Vec<i64> = sqlx::query_scalar("select distinct seq from outbox where seq = any($1)")
         .bind(seqs)
         .fetch_all(&mut *tx)
@@ -428,15 +429,6 @@ pub async fn renumber(db: &mut PgConnection, behind: &Behind, act: Act<'_>) -> R
     store::journal(&mut *tx, &Entry { kind: "refill", actor: act.actor, from_seq, to_seq, detail: &detail }).await?;
     tx.commit().await?;
     Ok(moved)
-}
-
-/// Has this transaction's reads of the outbox follow its index, whatever the statistics say of a partition that has just begun to
-/// fill: others wait for what it locks.
-async fn by_the_index(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    for setting in ["set local enable_seqscan = off", "set local jit = off"] {
-        sqlx::query(setting).execute(&mut *tx).await?;
-    }
-    Ok(())
 }
 
 /// Copies rows under new numbers, in their order; how many.

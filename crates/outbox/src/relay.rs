@@ -1,7 +1,6 @@
 //! The relay's life: stand by, take the lease, take the place from the stream's tail, publish, and start over on a
 //! fault. `session` decides from where and what is set aside, `reader` what may be published, `chain` how.
 
-use std::collections::HashMap;
 use std::ops::DerefMut;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::chain::Fault;
 use crate::session::Session;
 use crate::store::{self, Entry, NewEvent, Row};
 use crate::stream;
+use crate::suspects::Suspects;
 
 /// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -31,11 +31,6 @@ const ANSWERS_LATE: Duration = Duration::from_secs(10);
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
-/// When nothing passes it is hardly the rows' fault: how long after a row was parked the next one may be that follows it
-/// with none passing between them. Doubles with each, to at most [`PARK_PAUSE_MOST`].
-const PARK_PAUSE: Duration = Duration::from_secs(30);
-const PARK_PAUSE_MOST: Duration = Duration::from_secs(300);
-
 /// The stream that the relay publishes to, as [`crate::administer::stream`] makes it.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
@@ -197,45 +192,6 @@ pub struct Relay {
     pub(crate) config: RelayConfig,
     pub(crate) tidings: Arc<Tidings>,
     pub(crate) status: watch::Sender<Status>,
-}
-
-/// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
-/// aggregates, not all of them one by one.
-pub(crate) struct Suspects {
-    /// How often each failed alone.
-    fails: HashMap<i64, u32>,
-    /// How many were parked with no row passing between them, and the last of them.
-    in_a_row: u32,
-    last_parked: i64,
-    /// From when another may be.
-    may_park_from: Instant,
-}
-
-impl Suspects {
-    fn new() -> Self {
-        Self { fails: HashMap::new(), in_a_row: 0, last_parked: 0, may_park_from: Instant::now() }
-    }
-
-    /// Takes in that every row up to this is stored; whether none is suspected any more.
-    pub fn passed(&mut self, seq: i64) -> bool {
-        self.fails.retain(|failed, _| *failed > seq);
-        (self.in_a_row, self.may_park_from) = (0, Instant::now());
-        self.fails.is_empty()
-    }
-
-    /// At a place taken anew: another relay may have led meanwhile.
-    fn taken_up(&mut self, stored: i64) {
-        if stored > self.last_parked {
-            (self.in_a_row, self.may_park_from) = (0, Instant::now());
-        }
-    }
-
-    fn parked(&mut self, seq: i64) {
-        self.last_parked = seq;
-        let pause = PARK_PAUSE.saturating_mul(1 << self.in_a_row.min(10)).min(PARK_PAUSE_MOST);
-        self.in_a_row += 1;
-        self.may_park_from = Instant::now() + pause;
-    }
 }
 
 /// How this relay stands with the broker.
@@ -474,31 +430,5 @@ impl Relay {
                 suspects.fails.remove(&seq);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_parked_ever_more_slowly_until_one_passes() {
-        let mut suspects = Suspects::new();
-        let mut pauses = Vec::new();
-        for seq in 0..40 {
-            suspects.parked(seq);
-            pauses.push(suspects.may_park_from.saturating_duration_since(Instant::now()).as_secs_f64().round() as u64);
-        }
-        assert_eq!(pauses[..4], [30, 60, 120, 240]);
-        assert_eq!(pauses[39], 300);
-        suspects.taken_up(39);
-        assert!(suspects.may_park_from > Instant::now(), "nothing has passed");
-        suspects.taken_up(40);
-        assert!(suspects.may_park_from <= Instant::now(), "another relay has led meanwhile");
-        suspects.parked(41);
-        suspects.fails.extend([(7, 2), (9, 1)]);
-        assert!(!suspects.passed(8));
-        assert!(suspects.may_park_from <= Instant::now());
-        assert!(suspects.passed(9));
     }
 }

@@ -18,8 +18,9 @@ use tracing::{error, info, warn};
 use crate::chain::{Chain, Fault, Stored};
 use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
-use crate::relay::{LOOK_EVERY, Relay, Role, Status, Suspects, Trouble};
+use crate::relay::{LOOK_EVERY, Relay, Role, Status, Trouble};
 use crate::store::{self, Created, Row};
+use crate::suspects::Suspects;
 
 /// How often the coming days' partitions are made and those of days gone by dropped.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
@@ -127,7 +128,7 @@ impl<'a> Session<'a> {
             Err(error) => error!(%error, "partitions ahead could not be made"),
         }
         let mut db = relay.db.acquire().await?;
-        store::follow_the_index(&mut db).await?;
+        store::follow_the_index(&mut db, false).await?;
         let stream = Box::pin(crate::stream::open(relay, patience)).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);

@@ -139,11 +139,15 @@ pub async fn rows(
 /// the look, over all the days' partitions. (The days that a look is not about are left out when it begins.) What cannot
 /// follow an index, such as reading the sequence, then looks dear to the planner, and must not be compiled for it: 10 to
 /// 130 ms each time.
-pub async fn follow_the_index(db: &mut PgConnection) -> Result<(), sqlx::Error> {
-    db.execute(
-        "set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set jit = off; \
-         set plan_cache_mode = force_generic_plan",
+///
+/// For as long as the connection lasts, or for its transaction (`locally`).
+pub async fn follow_the_index(db: &mut PgConnection, locally: bool) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "select set_config(name, value, $1) from (values ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), \
+         ('enable_sort', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) as settings (name, value)",
     )
+    .bind(locally)
+    .execute(db)
     .await
     .map(drop)
 }

@@ -9,7 +9,7 @@ use authz::JwksSource;
 use clap::Args;
 use secrecy::SecretString;
 
-use crate::nats::Login;
+use crate::nats::{self, Login};
 
 /// Everything that is wrong with a configuration, a line each.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,15 +62,10 @@ impl Problems {
 
     /// Where NATS is, and the credentials file; both must be set, and the file be there.
     pub fn nats(&mut self, url: Option<&str>, credentials: Option<&Path>) -> Option<Login> {
-        match url {
+        match url.map(nats::addresses) {
             None => self.0.push("FLOTILLA_NATS_URL: is missing: set it to nats://host:port".to_owned()),
-            Some(url) => {
-                for address in url.split(',') {
-                    if let Err(error) = address.parse::<async_nats::ServerAddr>() {
-                        self.0.push(format!("FLOTILLA_NATS_URL: {address}: {error}"));
-                    }
-                }
-            }
+            Some(Err(error)) => self.0.push(format!("FLOTILLA_NATS_URL: {error:#}")),
+            Some(Ok(_)) => {}
         }
         match credentials.map(|path| (path, std::fs::metadata(path))) {
             Some((path, Ok(_))) => Some(Login { url: url?.to_owned(), credentials: path.to_owned() }),

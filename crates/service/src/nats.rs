@@ -18,13 +18,21 @@ pub struct Login {
     pub credentials: PathBuf,
 }
 
+/// The servers that a text names, with commas between.
+///
+/// # Errors
+/// Names what is no address.
+pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
+    url.split(',').map(|address| address.parse().with_context(|| format!("the address {address}"))).collect()
+}
+
 /// Connects. A server that is away is waited for in the background, now and later; what is asked of it meanwhile fails or
 /// waits.
 ///
 /// # Errors
 /// Fails when the address or the credentials cannot be read.
 pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error> {
-    let addresses = login.url.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+    let addresses = addresses(&login.url)?;
     let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
     let client = credentials
         .with_context(|| format!("reading the credentials {}", login.credentials.display()))?

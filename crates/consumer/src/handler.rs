@@ -7,6 +7,39 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use sqlx::PgConnection;
+
+use crate::event::Event;
+
+/// Why a handler did not handle an event. Its transaction is rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Not this time: again later.
+    #[error("{0}")]
+    Retry(String),
+    /// Never: a dead letter, now.
+    #[error("{0}")]
+    Reject(String),
+}
+
+/// What the database says is not the event's fault: again later.
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Retry(error.to_string())
+    }
+}
+
+/// What [`Consumer::run_in_order`] asks of a handler, written once.
+pub trait Handler:
+    for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
+{
+}
+
+impl<H> Handler for H where
+    H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
+{
+}
 
 /// Begins an attempt.
 pub fn begin<F>(start: impl FnOnce() -> F) -> Result<F, String> {
