@@ -7,7 +7,7 @@ use std::future::Future;
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::stream::{self as streams, FuturesUnordered};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error};
@@ -49,7 +49,6 @@ where
     H: FnMut(Vec<Event>) -> F,
     F: Future<Output = Vec<Verdict>>,
 {
-    let mut missed = 0;
     let full = settler.config.batch;
     let mut gathered = Gathered::default();
     let mut at_work = FuturesUnordered::new();
@@ -100,10 +99,11 @@ where
                 suspects.extend(alone);
                 at_work.push(begin(together));
             }
-            next = pull::next(messages, &mut missed), if gathered.messages.len() < full => {
+            next = messages.next(), if gathered.messages.len() < full => {
                 match next {
-                    Ok(next) => gathered.push(next),
-                    Err(error) => break Err(error),
+                    Some(Ok(next)) => gathered.push(next),
+                    Some(Err(error)) => break Err(error),
+                    None => break Err(anyhow::anyhow!("the pull has ended")),
                 }
                 while gathered.messages.len() < full
                     && let Some(Some(Ok(next))) = messages.next().now_or_never()
@@ -184,36 +184,34 @@ async fn handle(
         }
     };
     anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
-    for ((message, verdict), (place, stored_at)) in messages.iter().zip(&verdicts).zip(facts) {
-        if *verdict == Verdict::Done && !place.0 {
+    let mut settled = Vec::new();
+    for ((message, verdict), (place, stored_at)) in messages.iter().zip(verdicts).zip(facts) {
+        if verdict == Verdict::Done && !place.0 {
             settler.record_age(now() - stored_at);
         }
-        match verdict {
+        settled.push(match verdict {
             // Stopping is nobody's failure, however often it happens: the next process has it soon.
             Verdict::Retry(_) if stop.is_cancelled() => {
-                settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).await?;
+                settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).boxed()
             }
-            verdict => settler.settle(message, place, verdict).await?,
-        }
+            verdict => settler.settle(message, place, verdict).boxed(),
+        });
     }
     let mut asked = None;
-    for (message, event, place) in unknown {
-        match settler.unknown(&event, &mut asked).await? {
-            Unknown::Skip(reason) => settler.skip(&message, reason).await?,
-            Unknown::Failed(reason) if place.0 => settler.settle(&message, place, &Verdict::Reject(reason)).await?,
-            Unknown::Failed(reason) => settler.settle(&message, place, &Verdict::Retry(reason)).await?,
-        }
+    for (message, event, place) in &unknown {
+        settled.push(match settler.unknown(event, &mut asked).await? {
+            Unknown::Skip(reason) => settler.skip(message, reason).boxed(),
+            Unknown::Failed(reason) if place.0 => settler.settle(message, *place, Verdict::Reject(reason)).boxed(),
+            Unknown::Failed(reason) => settler.settle(message, *place, Verdict::Retry(reason)).boxed(),
+        });
     }
-    for (message, place) in discarded {
-        settler.handled(&message, place, "discarded").await?;
-    }
-    for (message, reason) in others {
-        match reason {
-            Ok(reason) => settler.skip(&message, reason).await?,
-            Err(reason) => settler.reject(&message, reason).await?,
-        }
-    }
-    Ok(())
+    settled.extend(discarded.iter().map(|(message, place)| settler.handled(message, *place, "discarded").boxed()));
+    settled.extend(others.iter().map(|(message, reason)| match reason {
+        Ok(reason) => settler.skip(message, reason).boxed(),
+        Err(reason) => settler.reject(message, reason.clone()).boxed(),
+    }));
+    // Together: each death waits for the stream of letters to answer, and one after the other they would outlast ACK_WAIT.
+    streams::iter(settled).map(Ok).try_for_each_concurrent(None, |settled| settled).await
 }
 
 /// Runs the handler, and tells the server meanwhile that work goes on.

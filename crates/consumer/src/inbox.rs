@@ -270,18 +270,26 @@ impl Inbox {
         Ok(dead.rows_affected() == 1)
     }
 
-    /// Forgets what was handled long ago, in batches that lock nobody out.
-    pub async fn sweep(&self, consumer: &str) -> Result<u64, sqlx::Error> {
-        let swept = sqlx::query(
-            "delete from inbox where consumer = $1 and (source, event_id) in (select source, event_id from inbox \
-             where consumer = $1 and handled_at < clock_timestamp() - make_interval(days => $2) \
-             order by handled_at limit 1000)",
+    /// Forgets up to 1,000 of what was handled long ago, the oldest at or behind `from` first; how many it forgot, and when the
+    /// last of them was handled.
+    pub async fn sweep(
+        &self,
+        consumer: &str,
+        from: Option<DateTime<Utc>>,
+    ) -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
+        sqlx::query_as(
+            "with old as (select source, event_id from inbox where consumer = $1 \
+             and handled_at >= coalesce($3, '-infinity') \
+             and handled_at < clock_timestamp() - make_interval(days => $2) order by handled_at limit 1000), \
+             gone as (delete from inbox using old where inbox.consumer = $1 \
+             and (inbox.source, inbox.event_id) = (old.source, old.event_id) returning handled_at) \
+             select count(*), max(handled_at) from gone",
         )
         .bind(consumer)
         .bind(self.keep_days)
-        .execute(&self.db)
-        .await?;
-        Ok(swept.rows_affected())
+        .bind(from)
+        .fetch_one(&self.db)
+        .await
     }
 }
 

@@ -210,11 +210,17 @@ impl Lanes<'_> {
         pull::messages(&replays, config.batch).await
     }
 
-    /// Forgets what was handled long ago, for as long as this process leads.
+    /// Forgets what was handled long ago, for as long as this process leads. Each look goes on where the last one ended: while
+    /// a long transaction holds on to what was deleted, the index still has it.
     async fn sweep(&self) -> Result<(), anyhow::Error> {
+        let mut from = None;
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            while self.inbox.sweep(&self.settler.config.durable).await.is_ok_and(|swept| swept == 1_000) {
+            while let Ok((swept, up_to)) = self.inbox.sweep(&self.settler.config.durable, from).await {
+                from = up_to.or(from);
+                if swept < 1_000 {
+                    break;
+                }
                 tokio::time::sleep(SWEEP_PAUSE).await;
             }
         }
@@ -272,7 +278,6 @@ impl Lanes<'_> {
         let mut lanes: HashMap<String, VecDeque<Held>> = HashMap::new();
         let mut work: FuturesUnordered<BoxFuture<'_, (String, Result<After, anyhow::Error>)>> = FuturesUnordered::new();
         let mut in_hand = 0;
-        let mut missed = 0;
         let mut progress = pull::progress();
         // Deliveries are counted anew since the reset; one to somebody else is missed here.
         let mut delivered = 0;
@@ -289,8 +294,8 @@ impl Lanes<'_> {
                 return Ok(());
             }
             tokio::select! {
-                message = pull::next(&mut messages, &mut missed), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
-                    let message = message?;
+                message = messages.next(), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
+                    let message = message.context("the pull has ended")??;
                     // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
                     // lost on the way, and would come after newer ones: from the floor again.
                     let info = message.info().map_err(|error| anyhow::anyhow!(error))?;

@@ -309,12 +309,18 @@ impl Consumer {
     }
 }
 
-/// What a durable consumer gives; an error at its end.
+/// What a durable consumer gives; an error when the pull is broken: after two missed heartbeats, or at its end.
 pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Messages<'static>, anyhow::Error> {
     let pull = consumer.stream().max_messages_per_batch(batch * 2).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
     let messages = pull.messages().await.context("pulling")?;
     let end = streams::once(std::future::ready(Err(anyhow::anyhow!("the pull has ended"))));
-    Ok(messages.map(|message| message.map_err(Into::into)).chain(end).boxed())
+    let mut missed = 0;
+    let messages = messages.filter_map(move |message| {
+        missed = if message.is_ok() { 0 } else { missed + 1 };
+        let told = message.is_ok() || missed >= 2;
+        std::future::ready(told.then(|| message.context("the pull is broken")))
+    });
+    Ok(messages.chain(end).boxed())
 }
 
 /// What is replayed, by pulls that `open` begins: a new one whenever one has failed. It never ends and never fails, so that the
@@ -351,25 +357,6 @@ pub(crate) fn both<'a>(events: Messages<'a>, replays: Messages<'a>) -> Messages<
     let events = events.map(Some).chain(streams::once(std::future::ready(None)));
     let both = streams::select(events, replays.map(Some));
     both.take_while(|message| std::future::ready(message.is_some())).filter_map(std::future::ready).boxed()
-}
-
-/// The next message; an error when the pull is broken: after two missed heartbeats, or at its end.
-pub(crate) async fn next(messages: &mut Messages<'_>, missed: &mut u32) -> Result<jetstream::Message, anyhow::Error> {
-    loop {
-        match messages.next().await {
-            None => anyhow::bail!("the pull has ended"),
-            Some(Err(error)) => {
-                *missed += 1;
-                if *missed >= 2 {
-                    return Err(error.context("the pull is broken"));
-                }
-            }
-            Some(Ok(message)) => {
-                *missed = 0;
-                return Ok(message);
-            }
-        }
-    }
 }
 
 /// When the server is to hear that work goes on.

@@ -253,9 +253,9 @@ impl Settler {
         &self,
         message: &jetstream::Message,
         place: Place,
-        verdict: &Verdict,
+        verdict: Verdict,
     ) -> Result<(), anyhow::Error> {
-        let (Verdict::Retry(reason) | Verdict::Reject(reason)) = verdict else {
+        let (Verdict::Retry(reason) | Verdict::Reject(reason)) = &verdict else {
             self.failures.forget(place);
             return self.handled(message, place, "done").await;
         };
@@ -292,7 +292,7 @@ impl Settler {
 
     /// Makes a dead letter of what is no event.
     pub async fn reject(&self, message: &jetstream::Message, reason: String) -> Result<(), anyhow::Error> {
-        self.settle(message, place(message), &Verdict::Reject(reason)).await
+        self.settle(message, place(message), Verdict::Reject(reason)).await
     }
 
     pub async fn acknowledge(

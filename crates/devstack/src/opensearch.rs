@@ -80,6 +80,7 @@ impl OpenSearch {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url())),
+            alive: None,
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Program {
     pub stop: Signal,
     /// When it is ready.
     pub ready: Ready,
+    /// An address that answers with a success while the program lives, ready or not; None when nothing but readiness tells.
+    pub alive: Option<String>,
 }
 
 impl Program {
@@ -77,7 +79,7 @@ impl Program {
     /// Whether it is ready now.
     pub async fn is_ready(&self, http: &reqwest::Client) -> bool {
         match &self.ready {
-            Ready::Http(url) => http.get(url).send().await.is_ok_and(|answer| answer.status().is_success()),
+            Ready::Http(url) => succeeds(http, url).await,
             Ready::Postgres(url) => {
                 use sqlx::Connection as _;
                 match tokio::time::timeout(Duration::from_secs(2), sqlx::PgConnection::connect(url)).await {
@@ -85,6 +87,14 @@ impl Program {
                     _ => false,
                 }
             }
+        }
+    }
+
+    /// Whether it says that it lives: then it waits for something else, and to start it again would help nobody.
+    pub async fn is_alive(&self, http: &reqwest::Client) -> bool {
+        match &self.alive {
+            Some(url) => succeeds(http, url).await,
+            None => false,
         }
     }
 
@@ -103,6 +113,10 @@ impl Program {
             }
         }
     }
+}
+
+async fn succeeds(http: &reqwest::Client, url: &str) -> bool {
+    http.get(url).send().await.is_ok_and(|answer| answer.status().is_success())
 }
 
 /// Sends a signal to a process.

@@ -335,6 +335,7 @@ impl Starting<'_> {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("http://127.0.0.1:{ops}/readyz")),
+            alive: Some(format!("http://127.0.0.1:{ops}/healthz")),
         };
         let unit = Unit { ops: Some(format!("127.0.0.1:{ops}")), ..self.unit(name, Kind::Service, port) };
         self.supervisor.start(program, unit).await?;

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::process::{Program, tail};
 
-/// How long a program may take to become ready.
+/// How long a program may take to become ready, or after a restart to say that it lives.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 /// How long a program may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
@@ -181,6 +181,7 @@ pub fn read_board(file: &Path) -> Result<BoardFile, anyhow::Error> {
 pub struct Supervisor {
     board: Board,
     http: reqwest::Client,
+    ready_within: Duration,
     running: Mutex<Vec<(CancellationToken, TaskTracker)>>,
 }
 
@@ -191,7 +192,7 @@ impl Supervisor {
     /// The HTTP client for readiness probes cannot be made.
     pub fn new(board: Board) -> Result<Self, anyhow::Error> {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
-        Ok(Self { board, http, running: Mutex::new(Vec::new()) })
+        Ok(Self { board, http, ready_within: READY_WITHIN, running: Mutex::new(Vec::new()) })
     }
 
     /// Starts a program and waits until it is ready; from then on it is restarted when it dies.
@@ -203,7 +204,7 @@ impl Supervisor {
         let mut child = program.spawn()?;
         self.board.set(&program.name, State::Starting, child.id(), 0);
         let became_ready = tokio::select! {
-            ready = tokio::time::timeout(READY_WITHIN, self.until_ready(&program)) => ready.is_ok(),
+            ready = tokio::time::timeout(self.ready_within, self.until_ready(&program)) => ready.is_ok(),
             status = child.wait() => {
                 self.board.set(&program.name, State::Stopped, None, 0);
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
@@ -214,15 +215,23 @@ impl Supervisor {
             program.stop(&mut child, STOP_WITHIN).await;
             self.board.set(&program.name, State::Stopped, None, 0);
             bail!(
-                "{} was not ready after {READY_WITHIN:?}. Its log {} ends with:\n{}",
+                "{} was not ready after {:?}. Its log {} ends with:\n{}",
                 program.name,
+                self.ready_within,
                 program.log.display(),
                 tail(&program.log, 12)
             );
         }
         self.board.set(&program.name, State::Ready, child.id(), 0);
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        tracker.spawn(keep(program, child, self.board.clone(), self.http.clone(), stop.clone()));
+        let keeper = Keeper {
+            program,
+            board: self.board.clone(),
+            http: self.http.clone(),
+            ready_within: self.ready_within,
+            stop: stop.clone(),
+        };
+        tracker.spawn(keeper.keep(child));
         tracker.close();
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((stop, tracker));
         Ok(())
@@ -252,71 +261,78 @@ async fn until_ready(program: &Program, http: &reqwest::Client) {
     }
 }
 
-/// Restarts a program whenever it dies, until it is to stop.
-async fn keep(
+struct Keeper {
     program: Program,
-    mut child: tokio::process::Child,
     board: Board,
     http: reqwest::Client,
+    ready_within: Duration,
     stop: CancellationToken,
-) {
-    let mut restarts = 0;
-    let mut failures = 0;
-    loop {
-        let started = Instant::now();
-        let died = {
-            let ready = async {
-                if restarts > 0 {
-                    if tokio::time::timeout(READY_WITHIN, until_ready(&program, &http)).await.is_err() {
-                        return;
-                    }
-                    board.set(&program.name, State::Ready, child_id(&program, &board), restarts);
-                }
-                std::future::pending::<()>().await;
-            };
-            let hangs = tokio::select! {
-                died = stop.run_until_cancelled(child.wait()) => Err(died.is_some()),
-                () = ready => Ok(()),
-            };
-            match hangs {
-                Err(died) => died,
-                Ok(()) => {
+}
+
+impl Keeper {
+    /// Restarts a program whenever it dies, until it is to stop.
+    async fn keep(self, mut child: tokio::process::Child) {
+        let Self { program, stop, .. } = &self;
+        let mut restarts = 0;
+        let mut failures = 0;
+        loop {
+            let started = Instant::now();
+            let died = tokio::select! {
+                died = stop.run_until_cancelled(child.wait()) => died.is_some(),
+                () = self.hangs(restarts) => {
                     program.stop(&mut child, STOP_WITHIN).await;
                     true
                 }
-            }
-        };
-        if !died {
-            program.stop(&mut child, STOP_WITHIN).await;
-            board.set(&program.name, State::Stopped, None, restarts);
-            return;
-        }
-        failures = if started.elapsed() > SETTLED { 0 } else { failures + 1 };
-        restarts += 1;
-        loop {
-            board.set(&program.name, State::Restarting, None, restarts);
-            let pause = PAUSES[PAUSES.len().min(failures.max(1)) - 1];
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                board.set(&program.name, State::Stopped, None, restarts);
+            };
+            if !died {
+                program.stop(&mut child, STOP_WITHIN).await;
+                self.set(State::Stopped, None, restarts);
                 return;
             }
-            match program.spawn() {
-                Ok(new) => {
-                    child = new;
-                    board.set(&program.name, State::Starting, child.id(), restarts);
-                    break;
+            failures = if started.elapsed() > SETTLED { 0 } else { failures + 1 };
+            restarts += 1;
+            loop {
+                self.set(State::Restarting, None, restarts);
+                let pause = PAUSES[PAUSES.len().min(failures.max(1)) - 1];
+                if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    self.set(State::Stopped, None, restarts);
+                    return;
                 }
-                Err(error) => {
-                    eprintln!("{error:#}");
-                    failures += 1;
+                match program.spawn() {
+                    Ok(new) => {
+                        child = new;
+                        self.set(State::Starting, child.id(), restarts);
+                        break;
+                    }
+                    Err(error) => {
+                        eprintln!("{error:#}");
+                        failures += 1;
+                    }
                 }
             }
         }
     }
-}
 
-fn child_id(program: &Program, board: &Board) -> Option<u32> {
-    board.read().units.iter().find(|unit| unit.name == program.name).and_then(|unit| unit.pid)
+    /// Waits for a program that was started again; ends when it is neither ready nor alive in time. One that lives and is
+    /// not ready waits for a part that is away, however long.
+    async fn hangs(&self, restarts: u32) {
+        if restarts > 0 {
+            let ready = || tokio::time::timeout(self.ready_within, until_ready(&self.program, &self.http));
+            while ready().await.is_err() {
+                if !self.program.is_alive(&self.http).await {
+                    return;
+                }
+            }
+            let units = self.board.read().units;
+            let pid = units.iter().find(|unit| unit.name == self.program.name).and_then(|unit| unit.pid);
+            self.set(State::Ready, pid, restarts);
+        }
+        std::future::pending().await
+    }
+
+    fn set(&self, state: State, pid: Option<u32>, restarts: u32) {
+        self.board.set(&self.program.name, state, pid, restarts);
+    }
 }
 
 /// Now, for `since`.
@@ -324,4 +340,108 @@ fn child_id(program: &Program, board: &Board) -> Option<u32> {
 #[expect(clippy::disallowed_methods, reason = "shown to people; nothing is decided by it")]
 pub fn now() -> DateTime<Utc> {
     Utc::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use nix::sys::signal::Signal;
+
+    use super::*;
+    use crate::process::{Ready, signal};
+
+    /// What a program says of itself.
+    #[derive(Default)]
+    struct Says {
+        ready: AtomicBool,
+        hangs: AtomicBool,
+        asked: AtomicU32,
+    }
+
+    fn status(well: bool) -> StatusCode {
+        if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    }
+
+    async fn until(holds: impl Fn() -> bool) {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        while !holds() {
+            tick.tick().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_waits_for_a_part_is_left_alone_and_one_that_hangs_is_not() {
+        let says = Arc::new(Says { ready: true.into(), ..Says::default() });
+        let (ready, alive) = (Arc::clone(&says), Arc::clone(&says));
+        let router = Router::new()
+            .route("/readyz", get(move || async move { status(ready.ready.load(Ordering::SeqCst)) }))
+            .route(
+                "/healthz",
+                get(move || async move {
+                    alive.asked.fetch_add(1, Ordering::SeqCst);
+                    status(!alive.hangs.load(Ordering::SeqCst))
+                }),
+            );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = TaskTracker::new();
+        let stop = CancellationToken::new();
+        server.spawn(stop.clone().run_until_cancelled_owned(axum::serve(listener, router).into_future()));
+        let folder = std::env::temp_dir().join(format!("flotilla-supervisor-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let board = Board::new(folder.join("state.json"));
+        let mut supervisor = Supervisor::new(board.clone()).unwrap();
+        supervisor.ready_within = Duration::from_millis(50);
+        let program = Program {
+            name: "waits".to_owned(),
+            path: "sleep".into(),
+            args: vec!["600".to_owned()],
+            env: Vec::new(),
+            log: folder.join("log"),
+            user: None,
+            stop: Signal::SIGTERM,
+            ready: Ready::Http(format!("http://{address}/readyz")),
+            alive: Some(format!("http://{address}/healthz")),
+        };
+        let unit = Unit {
+            name: program.name.clone(),
+            kind: Kind::Service,
+            pid: None,
+            address: String::new(),
+            state: State::Starting,
+            since: now(),
+            restarts: 0,
+            log: program.log.clone(),
+            ops: None,
+            data_dir: None,
+            url: None,
+            creds_file: None,
+        };
+        supervisor.start(program, unit).await.unwrap();
+        let unit = || board.read().units.remove(0);
+
+        says.ready.store(false, Ordering::SeqCst);
+        signal(unit().pid.unwrap(), Signal::SIGKILL).unwrap();
+        until(|| says.asked.load(Ordering::SeqCst) >= 4).await;
+        assert_eq!(
+            (unit().state, unit().restarts),
+            (State::Starting, 1),
+            "it was asked whether it lives, and left alone"
+        );
+
+        says.hangs.store(true, Ordering::SeqCst);
+        until(|| unit().restarts >= 2).await;
+        says.hangs.store(false, Ordering::SeqCst);
+        says.ready.store(true, Ordering::SeqCst);
+        board.until("waits", State::Ready).await;
+        supervisor.stop_all().await;
+        stop.cancel();
+        server.close();
+        server.wait().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

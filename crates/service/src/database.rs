@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use contracts::TenantId;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::Migrator;
@@ -90,13 +91,20 @@ impl Db {
         taken.connection.ping().await
     }
 
-    /// Forgets idempotency records that are older than a day.
+    /// Forgets up to 1,000 idempotency records that are older than a day, the oldest at or behind `from` first; how many it
+    /// forgot, and when the last of them was made.
     ///
     /// # Errors
     /// Fails as any statement does.
-    pub async fn sweep_idempotency(&self) -> Result<i64, sqlx::Error> {
+    pub async fn sweep_idempotency(
+        &self,
+        from: Option<DateTime<Utc>>,
+    ) -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
         let (mut taken, _permit) = self.take().await?;
-        sqlx::query_scalar("select idempotency_sweep(1000)").fetch_one(&mut *taken.connection).await
+        sqlx::query_as("select swept, up_to from idempotency_sweep(1000, $1)")
+            .bind(from)
+            .fetch_one(&mut *taken.connection)
+            .await
     }
 
     async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {

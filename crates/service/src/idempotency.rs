@@ -6,13 +6,15 @@
 //! committed answers are kept, for 24 hours: an error runs again.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
 
-use crate::{Code, Failure};
+use crate::{Code, Db, Failure};
 use authz::Principal;
 
 /// The metadata entry (HTTP: `Idempotency-Key`).
@@ -171,6 +173,43 @@ impl<'a> Attempt<'a> {
         let digest = hash.finalize();
         [digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]
     }
+}
+
+/// How often old records are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// After so many looks the next one begins with the oldest again: what another process had locked may lie behind.
+const ROUNDS: u32 = 360;
+
+/// Forgets old records until `stop`. Each look goes on where the last one ended: while a long transaction holds on to what was
+/// deleted, the index still has it, and whoever begins with the oldest walks over all of it.
+///
+/// # Errors
+/// None: what fails is tried again.
+pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    let mut round: u32 = 0;
+    let mut from = None;
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if round.is_multiple_of(ROUNDS) {
+            from = None;
+        }
+        round = round.wrapping_add(1);
+        loop {
+            match db.sweep_idempotency(from).await {
+                Ok((swept, up_to)) => {
+                    from = up_to.or(from);
+                    if swept < 1_000 || stop.is_cancelled() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "old idempotency records could not be removed");
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

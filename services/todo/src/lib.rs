@@ -31,7 +31,7 @@ use service::config::{Common, CommonArgs, ConfigError, Problems};
 use service::ops::{self, Readiness};
 use service::page::PageTokens;
 use service::telemetry::Telemetry;
-use service::{Db, Lifecycle, clock, database, nats, retry};
+use service::{Db, Lifecycle, clock, database, idempotency, nats, retry};
 use tonic::service::Routes;
 
 /// The service's name.
@@ -225,6 +225,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         Ok::<_, anyhow::Error>(())
     });
     watch(lifecycle, readiness, db.clone(), Arc::clone(&verifier));
+    lifecycle.spawn("sweep", idempotency::sweep(db.clone(), lifecycle.stopping()));
     let todos = grpc::Todos {
         app: commands::App { db, relay: handle.clone() },
         pages: PageTokens::new(config.page_token_key.clone()),
@@ -248,21 +249,7 @@ fn relay_config(config: &Config) -> RelayConfig {
     }
 }
 
-/// Forgets old idempotency records, batch by batch, and leaves the rest to the next round.
-async fn sweep(db: &Db) {
-    for _ in 0..20 {
-        match db.sweep_idempotency().await {
-            Ok(1_000) => {}
-            Ok(_) => return,
-            Err(error) => {
-                tracing::warn!(%error, "old idempotency records could not be removed");
-                return;
-            }
-        }
-    }
-}
-
-/// Keeps readiness true to the database and the keys, and forgets old idempotency records.
+/// Keeps readiness true to the database and the keys.
 fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Verifier>) {
     readiness.set("database", false);
     readiness.set("keys", false);
@@ -273,15 +260,11 @@ fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Ver
             readiness.set("keys", true);
         }
         let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut round: u32 = 0;
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             let answer = db.ping().await;
             if let Err(error) = &answer {
                 tracing::warn!(%error, "the database does not answer");
-            } else if round.is_multiple_of(10) {
-                sweep(&db).await;
             }
-            round = round.wrapping_add(1);
             readiness.set("database", answer.is_ok());
         }
         Ok::<_, anyhow::Error>(())

@@ -1,11 +1,14 @@
 //! One event, one stream or one process that fails must not stop everything.
 
+use std::collections::HashSet;
 use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy};
 use consumer::{Config, Consumer, Event, Failure, Verdict, administer};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use sqlx::{Executor as _, PgConnection};
 use testkit::until;
 
@@ -163,5 +166,39 @@ async fn a_full_stream_of_letters_holds_up_what_dies_and_nothing_else() {
     administer::streams(&world.js, 1).await.unwrap();
     assert_eq!(world.js.get_stream("DLQ").await.unwrap().cached_info().config.max_bytes, 10_000_000);
     only_the_bad_one_died(&world, "bad").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn deaths_wait_together_for_a_stream_of_letters_that_does_not_answer() {
+    const DEAD: usize = 20;
+    let world = World::new().await;
+    let (consumer, stop) = (world.deployed(World::config(DEAD, 1)).await, world.stop.clone());
+    // As a stream without a leader: somebody is there, and nobody answers.
+    world.js.delete_stream("DLQ").await.unwrap();
+    let mute = world.nats.client("admin").await.subscribe("dlq.>").await.unwrap();
+    for n in 0..DEAD {
+        world.publish(&format!("bad{n}"), 1).await;
+    }
+    let handled = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&handled);
+    world.consumers.spawn(async move {
+        let handler = |events: Vec<Event>| {
+            counted.fetch_add(events.len(), Ordering::SeqCst);
+            std::future::ready(vec![Verdict::Reject("bad".to_owned()); events.len()])
+        };
+        consumer.run_batches(stop, handler).await;
+    });
+    // Each is sent once before any is given up for this time, and comes again.
+    let sent: Vec<_> = within(async { Ok(mute.take(DEAD).collect().await) }).await;
+    assert_eq!(handled.load(Ordering::SeqCst), DEAD);
+    let sequence =
+        |letter: &async_nats::Message| letter.headers.as_ref().unwrap().get("Dlq-Stream-Sequence").unwrap().to_string();
+    let distinct: HashSet<String> = sent.iter().map(sequence).collect();
+    assert_eq!(distinct.len(), DEAD);
+    administer::streams(&world.js, 1).await.unwrap();
+    world.until_letters(DEAD).await;
+    world.drain().await;
+    assert_eq!((world.letters().await.len(), handled.load(Ordering::SeqCst)), (DEAD, 2 * DEAD));
     world.stop().await;
 }

@@ -1,0 +1,1 @@
+../../../crates/service/schema/idempotency_sweep.sql

@@ -1,0 +1,1 @@
+grant execute on function idempotency_sweep(integer, timestamptz) to todo_app;
