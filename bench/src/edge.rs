@@ -58,6 +58,13 @@ impl Writer {
 
     /// One request and its answer, which must be a 200.
     pub async fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<String, anyhow::Error> {
+        let (status, answer) = self.send(method, path, body).await?;
+        anyhow::ensure!(status == 200, "{status}\n{answer}");
+        Ok(answer)
+    }
+
+    /// One request, and the status and body of its answer.
+    pub async fn send(&mut self, method: &str, path: &str, body: &str) -> Result<(u16, String), anyhow::Error> {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nidempotency-key: {}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -75,8 +82,8 @@ impl Writer {
                 let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
                 let length: usize = length.context("an answer has a length")?.parse()?;
                 if body.len() >= length {
-                    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{head}\n{body}");
-                    return Ok(body.to_owned());
+                    let status = head.split(' ').nth(1).context("an answer has a status")?.parse()?;
+                    return Ok((status, body.to_owned()));
                 }
             }
         }

@@ -6,6 +6,7 @@
 mod bare;
 mod edge;
 mod latency;
+mod neighbour;
 mod process;
 mod relay;
 mod report;
@@ -43,6 +44,8 @@ enum Command {
     Held(relay::HeldArgs),
     /// Writes through the edge, against pgbench with the same transaction.
     Edge(edge::EdgeArgs),
+    /// A tenant's reads beside another tenant that writes as fast as it can, with the limits that services have by themselves.
+    Neighbour(neighbour::NeighbourArgs),
     /// Projector: a backlog of events, against raw bulk requests.
     Projector(search::ProjectorArgs),
     /// From the answer to a write to the search that finds it.
@@ -87,7 +90,13 @@ fn in_runtime(
 
 async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     anyhow::ensure!(!cfg!(debug_assertions), "figures of a debug build say nothing: use `make bench`");
-    let bench = stack::Bench::start(runs).await?;
+    let everything = matches!(command, Command::All);
+    on_a_stack(runs, command).await?;
+    if everything { on_a_stack(runs, Command::Neighbour(neighbour::NeighbourArgs::default())).await } else { Ok(()) }
+}
+
+async fn on_a_stack(runs: usize, command: Command) -> Result<(), anyhow::Error> {
+    let bench = stack::Bench::start(runs, matches!(command, Command::Neighbour(_))).await?;
     let result = tokio::select! {
         result = measure(&bench, command) => result,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -111,6 +120,7 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Latency(args) => latency::run(bench, &args).await,
         Command::Held(args) => relay::held(bench, &args).await,
         Command::Edge(args) => edge::run(bench, &args).await,
+        Command::Neighbour(args) => neighbour::run(bench, &args).await,
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,
         Command::Memory => search::memory(bench).await,

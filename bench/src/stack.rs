@@ -28,7 +28,16 @@ pub struct Database {
 }
 
 impl Bench {
-    pub async fn start(runs: usize) -> Result<Self, anyhow::Error> {
+    /// One whose services let one tenant do all they can, or as much as they do by themselves.
+    pub async fn start(runs: usize, limited: bool) -> Result<Self, anyhow::Error> {
+        let wide = [
+            ("FLOTILLA_TENANT_RATE", "1000000"),
+            ("FLOTILLA_PRINCIPAL_RATE", "1000000"),
+            ("FLOTILLA_TENANT_AT_WORK", "1000"),
+            ("FLOTILLA_PRINCIPAL_AT_WORK", "1000"),
+        ];
+        let wide = wide.into_iter().filter(|_| !limited);
+        let env = wide.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
         let home = programs.join("bench-stack");
         if home.exists() {
@@ -44,6 +53,7 @@ impl Bench {
             otlp_endpoint: None,
             fault_proxy: false,
             parts_only: false,
+            env,
         };
         let say: devstack::Say = Arc::new(|line: &str| eprintln!("  {line}"));
         let stack = Stack::start(&options, say).await?;

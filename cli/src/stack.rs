@@ -87,6 +87,7 @@ impl Context {
             otlp_endpoint: args.otlp_endpoint.clone(),
             fault_proxy: args.fault_proxy,
             parts_only: false,
+            env: Vec::new(),
         })
     }
 }

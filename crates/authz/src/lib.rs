@@ -19,6 +19,8 @@ use serde::Deserialize;
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
 /// How far clocks may differ.
 const LEEWAY_SECONDS: u64 = 30;
+/// The longest that a token may be valid: whoever needs longer asks for a new one.
+const MAX_LIFETIME_SECONDS: f64 = 24.0 * 3_600.0;
 /// The longest token that is looked at, in bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
@@ -67,8 +69,10 @@ struct Claims {
     _client_id: String,
     #[serde(rename = "jti")]
     _jti: String,
-    #[serde(rename = "iat")]
-    _iat: u64,
+    // A list is not refused by the library, and is no issuer (RFC 7519, 4.1.1).
+    #[serde(rename = "iss")]
+    _iss: String,
+    iat: f64,
     exp: f64,
 }
 
@@ -118,6 +122,10 @@ impl Verifier {
         if !header.typ.as_deref().is_some_and(access_token) {
             return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)"));
         }
+        // Whoever does not understand an extension that is critical must refuse it (RFC 7515, 4.1.11), and none is known here.
+        if header.crit.is_some() {
+            return Err(TokenError::Malformed("its header has a crit, and no extension is understood here"));
+        }
         if !ALGORITHMS.contains(&header.alg) {
             return Err(TokenError::Untrusted("its algorithm is not accepted"));
         }
@@ -135,6 +143,12 @@ impl Verifier {
         validation.leeway = LEEWAY_SECONDS;
         validation.validate_nbf = true;
         let claims = decode::<Claims>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
+        if claims.iat > now.unix_seconds() + LEEWAY_SECONDS as f64 {
+            return Err(TokenError::Expired);
+        }
+        if claims.exp - claims.iat > MAX_LIFETIME_SECONDS {
+            return Err(TokenError::Untrusted("it is valid for more than a day"));
+        }
         let principal = Principal { tenant: claims.tenant, user: claims.sub };
         self.verified.put(token, principal.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
         Ok(principal)

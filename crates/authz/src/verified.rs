@@ -26,6 +26,10 @@ impl Now {
         let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         Self { unix_seconds, steady: Instant::now() }
     }
+
+    pub const fn unix_seconds(self) -> f64 {
+        self.unix_seconds
+    }
 }
 
 struct Entry {

@@ -87,7 +87,11 @@ async fn each_claim_counts() {
     for (claim, value) in [
         ("iss", json!("https://else.test")),
         ("aud", json!("else")),
+        ("iss", json!(["https://issuer.test"])),
         ("exp", json!(1)),
+        ("exp", json!(4_000_000_000_u64)),
+        ("iat", json!(4_000_000_000_u64)),
+        ("iat", json!("now")),
         ("nbf", json!(4_000_000_000_u64)),
         ("tenant", json!("Not A Slug")),
         ("tenant", json!("evt.>")),
@@ -115,6 +119,12 @@ async fn another_key_type_or_algorithm_is_not_trusted() {
     id_token.typ = Some("JWT".to_owned());
     let id_token = bearer(&id_token, &claims(), &issuer.key);
     assert!(matches!(verifier.verify(Some(&id_token)).await, Err(TokenError::Malformed(_))));
+    for crit in [vec!["b64".to_owned()], Vec::new()] {
+        let mut extended = header("k1");
+        extended.crit = Some(crit);
+        let extended = bearer(&extended, &claims(), &issuer.key);
+        assert!(matches!(verifier.verify(Some(&extended)).await, Err(TokenError::Malformed(_))));
+    }
     let mut shared = header("k1");
     shared.alg = Algorithm::HS256;
     let shared = bearer(&shared, &claims(), &EncodingKey::from_secret(b"public key bytes"));

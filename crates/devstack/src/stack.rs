@@ -42,6 +42,8 @@ pub struct Options {
     pub fault_proxy: bool,
     /// The parts alone, without the services: what integration tests share.
     pub parts_only: bool,
+    /// Variables for every service, beyond those it needs.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running stack.
@@ -282,7 +284,14 @@ impl Starting<'_> {
         let upstreams = format!(
             "flotilla.todo.v1.TodoService=http://127.0.0.1:{todo},flotilla.search.v1.SearchService=http://127.0.0.1:{search}"
         );
-        self.service("gateway", port, ops, issuer_port, vec![("FLOTILLA_UPSTREAMS".to_owned(), upstreams)]).await
+        // It stands before several services: what waits for one must not be all that a tenant may have.
+        let env = [
+            ("FLOTILLA_UPSTREAMS", upstreams),
+            ("FLOTILLA_TENANT_AT_WORK", "32".to_owned()),
+            ("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        self.service("gateway", port, ops, issuer_port, env).await
     }
 
     async fn migrate(&self, service: &str, owner_url: &PathBuf) -> Result<(), anyhow::Error> {
@@ -315,6 +324,8 @@ impl Starting<'_> {
             ("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")),
             ("FLOTILLA_JWKS", format!("http://127.0.0.1:{issuer_port}/jwks.json")),
             ("FLOTILLA_ISSUER", ISSUER.to_owned()),
+            // So that a gRPC client on this machine can look around.
+            ("FLOTILLA_REFLECTION", "true".to_owned()),
         ];
         env.extend(common.map(|(name, value)| (name.to_owned(), value)));
         self.run(name, port, ops, env).await
@@ -326,6 +337,7 @@ impl Starting<'_> {
         if let Some(endpoint) = &self.options.otlp_endpoint {
             env.push(("FLOTILLA_OTLP_ENDPOINT".to_owned(), endpoint.clone()));
         }
+        env.extend(self.options.env.iter().cloned());
         let program = Program {
             name: name.to_owned(),
             path: self.options.programs.join(name),

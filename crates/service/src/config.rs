@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -9,6 +10,7 @@ use authz::JwksSource;
 use clap::Args;
 use secrecy::SecretString;
 
+use crate::limits::{Allowance, Allowances};
 use crate::nats::{self, Login};
 
 /// Everything that is wrong with a configuration, a line each.
@@ -121,6 +123,24 @@ pub struct CommonArgs {
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+    /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
+    #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500")]
+    pub tenant_rate: String,
+    /// How many calls of one tenant may be at work at once, in this process; fewer than its database connections.
+    #[arg(long, env = "FLOTILLA_TENANT_AT_WORK", default_value = "8")]
+    pub tenant_at_work: String,
+    /// The same as FLOTILLA_TENANT_RATE, of one principal.
+    #[arg(long, env = "FLOTILLA_PRINCIPAL_RATE", default_value = "2000")]
+    pub principal_rate: String,
+    /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
+    #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
+    pub principal_at_work: String,
+    /// How many connections may be open at the service's own door; more wait to be accepted.
+    #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
+    pub connections: String,
+    /// Whether gRPC reflection is served, to anybody.
+    #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
+    pub reflection: bool,
     /// What to log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     pub log: String,
@@ -141,6 +161,34 @@ pub struct Common {
     pub audience: String,
     /// See [`CommonArgs::release`].
     pub release: String,
+    /// What is let in at the service's own door.
+    pub door: Door,
+}
+
+/// The highest rate: what is finer than a microsecond is no limit.
+const MAX_RATE: NonZeroU32 = match NonZeroU32::new(1_000_000) {
+    Some(rate) => rate,
+    None => NonZeroU32::MIN,
+};
+
+/// What is let in at a service's own door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Door {
+    /// What each caller may have.
+    pub allowances: Allowances,
+    /// How many connections may be open.
+    pub connections: usize,
+    /// Whether gRPC reflection is served.
+    pub reflection: bool,
+}
+
+impl Door {
+    /// One that lets in what any test asks for.
+    #[must_use]
+    pub const fn wide() -> Self {
+        let all = Allowance { rate: MAX_RATE, at_work: 1_000 };
+        Self { allowances: Allowances { tenant: all, principal: all }, connections: 1_000, reflection: true }
+    }
 }
 
 impl CommonArgs {
@@ -150,6 +198,7 @@ impl CommonArgs {
         let ops_listen = problems.parse("FLOTILLA_OPS_LISTEN", self.ops_listen.as_deref());
         let jwks = problems.parse("FLOTILLA_JWKS", self.jwks.as_deref());
         let issuer = problems.parse::<String>("FLOTILLA_ISSUER", self.issuer.as_deref());
+        let door = self.door(problems);
         if let Some(endpoint) = &self.otlp_endpoint
             && !endpoint.starts_with("http://")
         {
@@ -165,6 +214,26 @@ impl CommonArgs {
             issuer: issuer?,
             audience: self.audience.clone(),
             release: self.release.clone(),
+            door: door?,
+        })
+    }
+
+    fn door(&self, problems: &mut Problems) -> Option<Door> {
+        let mut allowance = |scope: &str, rate: &str, at_work: &str| {
+            let rate = problems.parse::<NonZeroU32>(&format!("FLOTILLA_{scope}_RATE"), Some(rate));
+            if rate.is_some_and(|rate| rate > MAX_RATE) {
+                problems.add(format!("FLOTILLA_{scope}_RATE: must be 1 to {MAX_RATE}"));
+            }
+            let at_work = problems.parse::<NonZeroU16>(&format!("FLOTILLA_{scope}_AT_WORK"), Some(at_work));
+            Some(Allowance { rate: rate?, at_work: usize::from(at_work?.get()) })
+        };
+        let tenant = allowance("TENANT", &self.tenant_rate, &self.tenant_at_work);
+        let principal = allowance("PRINCIPAL", &self.principal_rate, &self.principal_at_work);
+        let connections = problems.parse::<NonZeroU16>("FLOTILLA_CONNECTIONS", Some(&self.connections));
+        Some(Door {
+            allowances: Allowances { tenant: tenant?, principal: principal? },
+            connections: usize::from(connections?.get()),
+            reflection: self.reflection,
         })
     }
 }

@@ -15,11 +15,12 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSa
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. And
-/// what was committed must last, or an event could outlive its change.
+/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
+/// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
+/// change.
 const LIMITS: [(&str, &str); 4] = [
     ("statement_timeout", "5s"),
-    ("lock_timeout", "3s"),
+    ("lock_timeout", "1s"),
     ("idle_in_transaction_session_timeout", "10s"),
     ("synchronous_commit", "on"),
 ];

@@ -23,6 +23,8 @@ pub enum Code {
     Aborted,
     /// Too much.
     ResourceExhausted,
+    /// It was not done in its time; whether it has happened is not known.
+    DeadlineExceeded,
     /// A dependency is away: try again later.
     Unavailable,
     /// Our fault.
@@ -38,11 +40,15 @@ impl Code {
             Self::FailedPrecondition => tonic::Code::FailedPrecondition,
             Self::Aborted => tonic::Code::Aborted,
             Self::ResourceExhausted => tonic::Code::ResourceExhausted,
+            Self::DeadlineExceeded => tonic::Code::DeadlineExceeded,
             Self::Unavailable => tonic::Code::Unavailable,
             Self::Internal => tonic::Code::Internal,
         }
     }
 }
+
+/// A lock was not had within `lock_timeout` (SQLSTATE).
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +107,12 @@ impl Failure {
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
+        if error.as_database_error().and_then(|db| db.code()).as_deref() == Some(LOCK_NOT_AVAILABLE) {
+            let what = "something else is changing the same at this moment: try again";
+            let mut failure = Self::new(Code::Aborted, "LOCKED", what).retry_after(Duration::from_secs(1));
+            failure.source = Some(error.into());
+            return failure;
+        }
         let away = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
             // Connection exceptions, operator intervention, insufficient resources, timeouts of locks and statements; and a

@@ -1,6 +1,8 @@
 //! The gRPC door of a service: every call is traced, measured, has a deadline and a verified caller.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,20 +10,29 @@ use authz::{Principal, TokenError, Verifier};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue};
+use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::Instrument as _;
 
+use crate::config::Common;
+use crate::limits::{self, Limits};
+use crate::server::{self, Bounds};
 use crate::{Code, Failure, Lifecycle, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How many calls one connection may have under way.
-const CONCURRENCY: usize = 256;
+
+/// What every call passes.
+struct Guard {
+    verifier: Arc<Verifier>,
+    limits: Limits,
+    /// By `package.Service/Method`.
+    costs: HashMap<String, NonZeroU32>,
+}
 
 /// Serves until the process stops; the address it got. Health and reflection need no token, everything else does.
 ///
@@ -29,36 +40,37 @@ const CONCURRENCY: usize = 256;
 /// Fails when the address cannot be bound or a descriptor set cannot be read.
 pub async fn serve(
     lifecycle: &Lifecycle,
-    listen: SocketAddr,
+    Common { listen, door, .. }: &Common,
     verifier: Arc<Verifier>,
     descriptors: &'static [u8],
-    routes: Routes,
+    mut routes: Routes,
 ) -> Result<SocketAddr, anyhow::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(descriptors)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let router = routes
-        .add_service(health_service)
-        .add_service(reflection)
-        .into_axum_router()
-        .layer(middleware::from_fn_with_state(verifier, guard));
+    routes = routes.add_service(health_service);
+    if door.reflection {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(descriptors)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        routes = routes.add_service(reflection);
+    }
+    let methods = DescriptorPool::decode(descriptors)?;
+    let methods = methods.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let costs = methods
+        .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), limits::cost(&rpc)))
+        .collect();
+    let guard_state = Arc::new(Guard { verifier, limits: Limits::new(&door.allowances), costs });
+    let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
+    let bounds = Bounds { connections: door.connections, http2_only: true };
     let stop = lifecycle.stopping();
-    lifecycle.spawn("gRPC server", async move {
-        Server::builder()
-            .timeout(DEADLINE)
-            .concurrency_limit_per_connection(CONCURRENCY)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .add_routes(Routes::from(router))
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
-                stop.cancelled().await;
-                health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-            })
-            .await
+    lifecycle.spawn("gRPC health", async move {
+        stop.cancelled().await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        Ok::<_, anyhow::Error>(())
     });
+    lifecycle.spawn("gRPC server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }
 
@@ -91,7 +103,19 @@ impl From<TokenError> for Failure {
     }
 }
 
-async fn guard(State(verifier): State<Arc<Verifier>>, request: Request, next: Next) -> Response {
+/// The value of the one `Authorization` header of a request.
+///
+/// # Errors
+/// There are several: which of them counts, others may see otherwise.
+pub fn authorization(headers: &HeaderMap) -> Result<Option<&HeaderValue>, TokenError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(TokenError::Malformed("there are several Authorization headers: send one")),
+        (value, None) => Ok(value),
+    }
+}
+
+async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().trim_start_matches('/').to_owned();
     let open = ["grpc.health.v1.Health/", "grpc.reflection."].iter().any(|prefix| path.starts_with(prefix));
     if open {
@@ -101,28 +125,100 @@ async fn guard(State(verifier): State<Arc<Verifier>>, request: Request, next: Ne
         tracing::info_span!("rpc", otel.name = path, otel.kind = "server", rpc.system.name = "grpc", rpc.method = path);
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
-    let (routed, response) = authenticated(&verifier, request, next).instrument(span.clone()).await;
+    let within = deadline(request.headers()).map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
+    let answer = async {
+        match tokio::time::timeout(within, guard.answer(&path, request, next)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::new(
+                Code::DeadlineExceeded,
+                "DEADLINE_EXCEEDED",
+                "the call was not done in its time, and may have happened: ask, or try again with the same key",
+            )),
+        }
+        .map(told)
+        .map_err(Status::from)
+    };
+    let answer = answer.instrument(span.clone()).await;
+    let (called, response) = answer.map_or_else(|status| (false, status.into_http()), |response| (true, response));
     let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
     telemetry::set(&span, "rpc.response.status_code", format!("{code:?}"));
     // Paths that no method answers are the caller's invention: they must not become label values.
-    let method = if routed && code != tonic::Code::Unimplemented { path } else { "other".to_owned() };
+    let method = if called && code != tonic::Code::Unimplemented { path } else { "other".to_owned() };
     metrics::histogram!("rpc_server_call_duration_seconds", "method" => method, "code" => format!("{code:?}"))
         .record(started.elapsed().as_secs_f64());
     response
 }
 
-/// The answer, and whether it is a handler's.
-async fn authenticated(verifier: &Verifier, mut request: Request, next: Next) -> (bool, Response) {
-    let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match verifier.verify(authorization).await {
-        Ok(principal) => {
-            request.extensions_mut().insert(principal);
-            let (mut response, replayed) = idempotency::noting(next.run(request)).await;
-            if replayed {
-                response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
-            }
-            (true, response)
+impl Guard {
+    async fn answer(&self, path: &str, mut request: Request, next: Next) -> Result<Response, Failure> {
+        let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
+        let principal = self.verifier.verify(authorization).await?;
+        let place = self.limits.enter(&principal)?;
+        let _turn = place.turn(self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN)).await?;
+        request.extensions_mut().insert(principal);
+        let (mut response, replayed) = idempotency::noting(next.run(request)).await;
+        if replayed {
+            response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
         }
-        Err(error) => (false, Status::from(Failure::from(error)).into_http()),
+        Ok(response)
+    }
+}
+
+/// What is told of an answer that no handler of ours has made: ours all carry details.
+fn told(response: Response) -> Response {
+    let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty()) else {
+        return response;
+    };
+    let failure = match status.code() {
+        // tonic's word for what is no message of the method.
+        tonic::Code::Internal => {
+            Failure::new(Code::InvalidArgument, "INVALID_ARGUMENT", "the request is not a message of this method")
+        }
+        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
+            Failure::new(Code::ResourceExhausted, "TOO_LARGE", "the request is larger than a message may be")
+        }
+        _ => return response,
+    };
+    Status::from(failure).into_http()
+}
+
+/// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. One that cannot be read is none.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_read_as_it_is_written() {
+        for (text, wanted) in [
+            ("1u", Some(Duration::from_micros(1))),
+            ("15S", Some(Duration::from_secs(15))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3_600))),
+            ("S", None),
+            ("", None),
+            ("123456789m", None),
+            ("5x", None),
+            ("5\u{20ac}", None),
+        ] {
+            let headers = HeaderMap::from_iter([(
+                "grpc-timeout".parse().unwrap(),
+                HeaderValue::from_bytes(text.as_bytes()).unwrap(),
+            )]);
+            assert_eq!(deadline(&headers), wanted, "{text}");
+        }
     }
 }

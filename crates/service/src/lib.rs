@@ -14,6 +14,10 @@ pub mod failure;
 
 pub mod grpc;
 
+pub mod limits;
+
+pub mod server;
+
 pub mod config;
 
 pub mod telemetry;

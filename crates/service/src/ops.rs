@@ -14,6 +14,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::Lifecycle;
+use crate::server::{self, Bounds};
+
+/// How many may look at once.
+const CONNECTIONS: usize = 100;
 
 /// What must be so before a service is ready, by name. Clones are the same readiness.
 #[derive(Debug, Clone, Default)]
@@ -68,9 +72,7 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }));
-    let stop = lifecycle.stopping();
-    lifecycle.spawn("operations port", async move {
-        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
-    });
+    let bounds = Bounds { connections: CONNECTIONS, http2_only: false };
+    lifecycle.spawn("operations port", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }

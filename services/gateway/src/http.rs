@@ -2,44 +2,40 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use authz::Verifier;
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use futures::StreamExt as _;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use service::config::Common;
+use service::limits::Limits;
 use service::ops::Readiness;
+use service::server::{self, Bounds};
 use service::{Failure, Lifecycle, idempotency, telemetry};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
 
 use crate::problem::Problem;
+use crate::request::{self, Bodies, IDEMPOTENCY_KEY};
 use crate::routes::{self, Found, Route};
 use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
 
-/// The largest request body.
-const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// How much of a larger one is read before the connection is given up.
-const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
-/// How long a request body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// The error types, for people: what `type` in a problem points to.
 const PROBLEMS: &str = include_str!("../../../docs/errors.md");
-/// A key and its quotes.
-const MAX_KEY_BYTES: usize = 257;
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
-static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::METADATA);
 
 struct Edge {
     verifier: Arc<Verifier>,
+    limits: Limits,
+    bodies: Bodies,
     upstreams: Upstreams,
 }
 
@@ -49,7 +45,7 @@ struct Edge {
 /// Fails when the address cannot be bound.
 pub async fn serve(
     lifecycle: &Lifecycle,
-    listen: SocketAddr,
+    Common { listen, door, .. }: &Common,
     readiness: Readiness,
     verifier: Arc<Verifier>,
     upstreams: Upstreams,
@@ -62,12 +58,29 @@ pub async fn serve(
         .route("/problems", get(|| async { ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], PROBLEMS) }))
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET]) })
         .fallback(traced)
-        .with_state(Arc::new(Edge { verifier, upstreams }));
-    let stop = lifecycle.stopping();
-    lifecycle.spawn("HTTP server", async move {
-        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
-    });
+        .with_state(Arc::new(Edge {
+            verifier,
+            limits: Limits::new(&door.allowances),
+            bodies: Bodies::new(),
+            upstreams,
+        }))
+        .layer(middleware::from_fn(strict));
+    let bounds = Bounds { connections: door.connections, http2_only: false };
+    lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
+}
+
+/// What is so for every request and every answer, whatever they are about.
+async fn strict(request: Request, next: Next) -> Response {
+    let mut response = match request::host(&request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    let headers = response.headers_mut();
+    // What a tenant is answered is for nobody else, and is what it says it is.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
@@ -130,26 +143,27 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
     };
     let (head, body) = request.into_parts();
     // Who calls, before anything of the request is looked at.
-    let authorization = head.headers.get(AUTHORIZATION).filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
-    edge.verifier
-        .verify(authorization.as_ref().and_then(|value| value.to_str().ok()))
-        .await
-        .map_err(|error| Problem::from(Status::from(Failure::from(error))))?;
-    let body = read_body(&head.headers, body).await?;
-    let if_match = if_match(&head.headers)?;
+    let refused = |failure: Failure| Problem::from(Status::from(failure));
+    let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
+    let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
+    let who = edge.verifier.verify(authorization.as_ref().and_then(|value| value.to_str().ok())).await;
+    let place = edge.limits.enter(&who.map_err(|error| refused(error.into()))?).map_err(refused)?;
+    let body = edge.bodies.read(&head.headers, body).await?;
+    let if_match = request::if_match(&head.headers)?;
     let parts = Parts {
         path: &fields,
         query: head.uri.query().unwrap_or_default(),
-        body: &body,
+        body: body.bytes(),
         if_match: if_match.as_deref(),
     };
     let mut call = tonic::Request::new(transcode::request(route, parts)?);
     let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
-    for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), one_key(&head.headers)?)] {
+    for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), request::one_key(&head.headers)?)] {
         if let Some(value) = value {
             metadata.insert(name, value);
         }
     }
+    let _turn = place.turn(route.cost).await.map_err(refused)?;
     let answer = call_upstream(edge, route, call).await?;
     let mut response = respond(answer.get_ref(), &head.method, &head.headers)?;
     // Said by the service, of an answer that is an earlier request's with the same key.
@@ -172,84 +186,6 @@ async fn call_upstream(
     }
     .instrument(span)
     .await
-}
-
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
-        Ok(bytes) => bytes?,
-        Err(_) => {
-            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "the body took too long"));
-        }
-    };
-    let json = |value: &str| {
-        let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        media == "application/json" || media == "application/merge-patch+json"
-    };
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !bytes.is_empty() && !content_type.is_some_and(json) {
-        let detail = "send the body as JSON, with the header Content-Type: application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
-    }
-    Ok(bytes)
-}
-
-/// A body that is too large is read a good deal further, and forgotten: a client that is still sending would not see
-/// the answer.
-async fn collect(body: Body) -> Result<Vec<u8>, Problem> {
-    let mut stream = body.into_data_stream();
-    let (mut bytes, mut total) = (Vec::new(), 0);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| Problem::invalid("the body did not arrive as it was announced"))?;
-        total += chunk.len();
-        if total <= MAX_BODY_BYTES {
-            bytes.extend_from_slice(&chunk);
-        } else if total > MAX_DRAINED_BYTES {
-            break;
-        }
-    }
-    if total > MAX_BODY_BYTES {
-        let detail = format!("a request body may have {MAX_BODY_BYTES} bytes at most");
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", detail));
-    }
-    Ok(bytes)
-}
-
-/// The entity tag of `If-Match`, unquoted (RFC 9110, 13.1.1).
-fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let wrong = || Problem::invalid("If-Match must be one entity tag in quotes, such as \"v3\", or *");
-    let mut values = headers.get_all(IF_MATCH).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    let text = value.to_str().map_err(|_| wrong())?.trim();
-    if values.next().is_some() {
-        return Err(wrong());
-    }
-    if text == "*" {
-        return Ok(Some(text.to_owned()));
-    }
-    // A weak tag never matches: it goes on as it is, and the service refuses it.
-    let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    match tag {
-        Some(tag) if !tag.is_empty() && !tag.contains('"') => Ok(Some(tag.to_owned())),
-        None if text.starts_with("W/\"") && text.ends_with('"') => Ok(Some(text.to_owned())),
-        _ => Err(wrong()),
-    }
-}
-
-fn one_key(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
-    let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
-    match (values.next(), values.next()) {
-        (_, Some(_)) => Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "IDEMPOTENCY_KEY_MALFORMED",
-            "send one Idempotency-Key, not several",
-        )),
-        (Some(value), None) if value.len() > MAX_KEY_BYTES => Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "IDEMPOTENCY_KEY_MALFORMED",
-            "Idempotency-Key must be 1 to 255 printable ASCII characters, for example a UUID",
-        )),
-        (value, None) => Ok(value.cloned()),
-    }
 }
 
 fn respond(answer: &prost_reflect::DynamicMessage, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {

@@ -1,9 +1,13 @@
 //! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with a `google.api.http` annotation needs no code here.
 //!
-//! `http` takes a request through `routes` (which RPC), `transcode` (JSON to message and back), `upstream` (the call)
+//! `http` takes a request through `routes` (which RPC), `request` (its body and headers), `transcode` (JSON to message and back), `upstream` (the call)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
+
+mod request;
+
+mod json;
 
 pub mod routes;
 
@@ -118,5 +122,5 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         stop.cancelled().await;
         Ok::<_, anyhow::Error>(())
     });
-    http::serve(lifecycle, config.common.listen, readiness.clone(), verifier, upstreams).await
+    http::serve(lifecycle, &config.common, readiness.clone(), verifier, upstreams).await
 }

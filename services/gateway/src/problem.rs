@@ -50,7 +50,9 @@ impl Problem {
         problem
     }
 
-    fn retry_after(mut self, seconds: u64) -> Self {
+    /// With a time after which to try again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
         self.headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
         self
     }
@@ -64,6 +66,7 @@ impl From<Status> for Problem {
             // Where HTTP has a word of its own for what gRPC says more coarsely.
             ("ETAG_MISMATCH", _) => StatusCode::PRECONDITION_FAILED,
             ("IDEMPOTENCY_KEY_REUSED", _) => StatusCode::UNPROCESSABLE_ENTITY,
+            ("TOO_LARGE", _) => StatusCode::PAYLOAD_TOO_LARGE,
             (_, code) => http_status(code),
         };
         let mut problem = Self::new(http, &info.reason, status.message());

@@ -1,8 +1,10 @@
 //! Which RPC a request is for, read from the `google.api.http` options of the descriptors.
 
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 
 use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
+use service::limits;
 
 use crate::template::Template;
 
@@ -17,6 +19,8 @@ pub struct Route {
     pub body: String,
     /// The RPC.
     pub rpc: MethodDescriptor,
+    /// What a call costs of its caller's rate.
+    pub cost: NonZeroU32,
     template: Template,
     service: String,
 }
@@ -95,6 +99,7 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
             pattern,
             body: text("body").unwrap_or_default(),
             rpc: rpc.clone(),
+            cost: limits::cost(rpc),
             service: rpc.parent_service().full_name().to_owned(),
         });
     }
@@ -141,6 +146,8 @@ mod tests {
     fn every_rpc_of_the_fleet_has_a_door() {
         for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
             assert!(all().iter().any(|route| route.rpc == rpc), "{} has no google.api.http option", rpc.full_name());
+            let policy = proto::POOL.get_extension_by_name("flotilla.edge.v1.policy").unwrap();
+            assert!(rpc.options().has_extension(&policy), "{} has no flotilla.edge.v1.policy option", rpc.full_name());
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Between HTTP/JSON and messages, by the rules of google/api/http.proto: path variables, then the body, and the rest
 //! from the query. JSON is proto3 JSON. Everything of a request becomes one JSON object, read as the RPC's request.
 
+use std::collections::HashSet;
+
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
 use serde_json::{Map, Value};
 
+use crate::json;
 use crate::problem::Problem;
 use crate::routes::Route;
 use crate::template::decode;
@@ -30,6 +33,10 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     let mut object = body(route, &input, parts.body)?;
     if route.body != "*" {
         for (name, value) in query(parts.query)? {
+            let first = name.split('.').next().unwrap_or_default();
+            if !route.body.is_empty() && field(&input, first).is_some_and(|field| field.name() == route.body) {
+                return Err(Problem::invalid(format!("{name} is given by the body: send it there, not in the query")));
+            }
             insert(&mut object, &input, &name, &value, true)?;
         }
     } else if !parts.query.is_empty() {
@@ -54,12 +61,15 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
     }
     let value: Value = match bytes {
         [] => Value::Object(Map::new()),
-        bytes => serde_json::from_slice(bytes)
-            .map_err(|error| Problem::invalid(format!("the body is not valid JSON: {error}")))?,
+        bytes => json::read(bytes).map_err(|error| Problem::invalid(format!("the body is not valid JSON: {error}")))?,
     };
     let Value::Object(fields) = value else { return Err(Problem::invalid("the body must be a JSON object")) };
     if route.body == "*" {
+        named_once(input, &fields)?;
         return Ok(fields);
+    }
+    if let Some(Kind::Message(resource)) = input.get_field_by_name(&route.body).map(|field| field.kind()) {
+        named_once(&resource, &fields)?;
     }
     let mut object = Map::new();
     if route.verb == http::Method::PATCH
@@ -69,6 +79,27 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
     }
     object.insert(route.body.clone(), Value::Object(fields));
     Ok(object)
+}
+
+/// A field has two names in JSON, `dueTime` and `due_time`: a request that uses both says two things.
+fn named_once(message: &MessageDescriptor, fields: &Map<String, Value>) -> Result<(), Problem> {
+    let mut seen = HashSet::new();
+    for (name, value) in fields {
+        let Some(field) = field(message, name) else { continue };
+        if !seen.insert(field.number()) {
+            return Err(Problem::invalid(format!("{} is given twice, under both its names", field.json_name())));
+        }
+        if let (Kind::Message(inner), false) = (field.kind(), field.is_map()) {
+            match value {
+                Value::Object(fields) => named_once(&inner, fields)?,
+                Value::Array(list) => {
+                    list.iter().filter_map(Value::as_object).try_for_each(|fields| named_once(&inner, fields))?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A PATCH means the fields it names. What the service fills in itself may be sent back, and is not meant.
@@ -239,6 +270,12 @@ mod tests {
             (Method::POST, "/v1/todos", r#"{"colour": "red"}"#, "colour"),
             (Method::POST, "/v1/todos", r#"{"title": 7}"#, "does not fit"),
             (Method::POST, "/v1/todos/1:complete?x=1", "{}", "no query"),
+            (Method::POST, "/v1/todos", r#"{"title": "a", "title": "b"}"#, "\"title\" twice"),
+            (Method::POST, "/v1/todos", r#"{"title": "a", "x": [{"y": {"z": 1, "z": 2}}]}"#, "\"z\" twice"),
+            (Method::POST, "/v1/todos", r#"{"dueTime": null, "due_time": null}"#, "dueTime is given twice"),
+            (Method::POST, "/v1/todos?todo.assignee=zed", r#"{"title": "a"}"#, "not in the query"),
+            (Method::POST, "/v1/todos?todo=zed", r#"{"title": "a"}"#, "not in the query"),
+            (Method::PATCH, "/v1/todos/1?todo.title=a&updateMask=title", "{}", "not in the query"),
         ] {
             let problem = transcode(method, path, body).unwrap_err();
             assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);

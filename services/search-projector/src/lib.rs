@@ -199,7 +199,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
 
     let search = grpc::Search { index, pages: PageTokens::new(config.page_token_key.clone()) };
     let routes = Routes::new(SearchServiceServer::new(search));
-    service::grpc::serve(lifecycle, config.common.listen, verifier, proto::DESCRIPTORS, routes).await
+    service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, routes).await
 }
 
 fn consumer_config(durable: &str, release: &str) -> consumer::Config {

@@ -231,7 +231,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         pages: PageTokens::new(config.page_token_key.clone()),
     };
     let routes = Routes::new(TodoServiceServer::new(todos));
-    let address = service::grpc::serve(lifecycle, config.common.listen, verifier, proto::DESCRIPTORS, routes).await?;
+    let address = service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, routes).await?;
     Ok(App { address, relay: handle })
 }
 

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use gateway::Config;
 use reqwest::{Client, Method, Response};
 use service::Lifecycle;
-use service::config::Common;
+use service::config::{Common, Door};
 use service::ops::Readiness;
 use testkit::{TestIssuer, until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Edge {
     base: String,
@@ -32,6 +33,7 @@ async fn start() -> Edge {
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
             release: "test".to_owned(),
+            door: Door::wide(),
         },
         upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
     };
@@ -81,6 +83,46 @@ async fn a_wrong_method_is_told_the_right_ones() {
     assert_eq!(response.status(), 405);
     let allow = response.headers()["allow"].to_str().unwrap().to_owned();
     assert!(["GET", "PATCH", "DELETE"].iter().all(|method| allow.contains(method)), "{allow}");
+}
+
+#[tokio::test]
+async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
+    let edge = start().await;
+    for path in ["/healthz", "/problems", "/v1/todos", "/nothing"] {
+        let response = edge.send(Method::GET, path).await;
+        let headers = response.headers();
+        assert_eq!(headers["cache-control"], "no-store", "{path}");
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_readers_of_http_read_differently_is_refused() {
+    let edge = start().await;
+    let address = edge.base.trim_start_matches("http://").to_owned();
+    let (ann, bob) = (edge.issuer.bearer("acme", "ann"), edge.issuer.bearer("globex", "bob"));
+    let send = async |head: &str| {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let two = format!("GET /v1/todos HTTP/1.1\r\nhost: x\r\nauthorization: {ann}\r\nauthorization: {bob}\r\n");
+    let zipped = format!(
+        "POST /v1/todos HTTP/1.1\r\nhost: x\r\nauthorization: {ann}\r\ncontent-type: application/json\r\n\
+         content-encoding: gzip\r\ncontent-length: 0\r\n"
+    );
+    for (head, status, code) in [
+        ("GET /healthz HTTP/1.1\r\n", "400", "INVALID_ARGUMENT"),
+        ("GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\n", "400", "INVALID_ARGUMENT"),
+        (two.as_str(), "401", "TOKEN_INVALID"),
+        (zipped.as_str(), "415", "UNSUPPORTED_MEDIA_TYPE"),
+    ] {
+        let answer = send(head).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(code), "{head}\n{answer}");
+    }
+    assert!(send("GET /healthz HTTP/1.0\r\n").await.contains("200 OK"), "HTTP/1.0 has no Host");
 }
 
 #[tokio::test]

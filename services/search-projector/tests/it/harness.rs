@@ -16,7 +16,7 @@ use proto::search::{SearchTodosRequest, SearchTodosResponse};
 use search_projector::Config;
 use search_projector::store::Index;
 use secrecy::SecretString;
-use service::config::Common;
+use service::config::{Common, Door};
 use service::ops::Readiness;
 use service::{Lifecycle, clock};
 use testkit::{Parts, TestIssuer, TestNats, unique, until};
@@ -76,6 +76,7 @@ impl Fleet {
                 issuer: devstack::issuer::ISSUER.to_owned(),
                 audience: devstack::issuer::AUDIENCE.to_owned(),
                 release: "test".to_owned(),
+                door: Door::wide(),
             },
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
             page_token_key: SecretString::from("a key for page tokens"),

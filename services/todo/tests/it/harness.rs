@@ -9,7 +9,7 @@ use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest}
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use service::Lifecycle;
-use service::config::Common;
+use service::config::{Common, Door};
 use service::ops::Readiness;
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
 use todo::{App, Config};
@@ -24,7 +24,7 @@ pub struct Fleet {
     pub nats: TestNats,
     pub database: TestDatabase,
     pub issuer: TestIssuer,
-    channel: Channel,
+    pub channel: Channel,
 }
 
 /// A message of the stream.
@@ -37,9 +37,15 @@ pub struct Stored {
 
 impl Fleet {
     pub async fn start() -> Self {
+        Self::behind(Door::wide()).await
+    }
+
+    /// One that lets in what this door does.
+    pub async fn behind(door: Door) -> Self {
         let (database, nats) = tokio::join!(TestDatabase::todo(&todo::MIGRATIONS), TestNats::start());
         let issuer = TestIssuer::new();
-        let config = config(&database, &nats, &issuer);
+        let mut config = config(&database, &nats, &issuer);
+        config.common.door = door;
         let lifecycle = Lifecycle::default();
         let app = todo::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
@@ -119,6 +125,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
             release: "test".to_owned(),
+            door: Door::wide(),
         },
         database_url: SecretString::from(database.app.clone()),
         relay_database_url: SecretString::from(database.relay.clone()),
@@ -165,6 +172,11 @@ impl Client {
     /// A todo with this title.
     pub async fn titled(&self, title: &str) -> Todo {
         self.create(Todo { title: title.to_owned(), ..Todo::default() }).await.unwrap()
+    }
+
+    /// The title of a todo becomes this one.
+    pub async fn rename(&self, id: &str, title: &str) -> Result<Todo, Status> {
+        self.update(id, Todo { title: title.to_owned(), ..Todo::default() }, &["title"]).await
     }
 
     pub async fn get(&self, id: &str) -> Result<Todo, Status> {

@@ -6,6 +6,8 @@ mod harness;
 
 mod handed;
 
+mod hostile;
+
 mod writes;
 
 mod idempotency;
