@@ -96,7 +96,11 @@ async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
 }
 
 async fn on_a_stack(runs: usize, command: Command) -> Result<(), anyhow::Error> {
-    let bench = stack::Bench::start(runs, matches!(command, Command::Neighbour(_))).await?;
+    let env = match &command {
+        Command::Neighbour(args) => args.env(),
+        _ => stack::allowed(1_000_000, 1_000),
+    };
+    let bench = stack::Bench::start(runs, env).await?;
     let result = tokio::select! {
         result = measure(&bench, command) => result,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::edge::{Writer, token};
 use crate::report::{figure, heading, median, quantile};
-use crate::stack::Bench;
+use crate::stack::{Bench, allowed};
 
 #[derive(Args)]
 pub struct NeighbourArgs {
@@ -20,11 +20,25 @@ pub struct NeighbourArgs {
     /// For how many seconds.
     #[arg(long, default_value = "10")]
     seconds: u64,
+    /// Units of cost that a tenant may spend in a second, instead of what services allow by themselves; 0: without any limit.
+    #[arg(long)]
+    rate: Option<u32>,
 }
 
 impl Default for NeighbourArgs {
     fn default() -> Self {
-        Self { writers: 190, seconds: 10 }
+        Self { writers: 190, seconds: 10, rate: None }
+    }
+}
+
+impl NeighbourArgs {
+    /// What the services are told.
+    pub fn env(&self) -> Vec<(String, String)> {
+        match self.rate {
+            None => Vec::new(),
+            Some(0) => allowed(1_000_000, 1_000),
+            Some(rate) => allowed(rate, 8),
+        }
     }
 }
 

@@ -27,17 +27,16 @@ pub struct Database {
     pub superuser: String,
 }
 
+/// So much of a rate, and so many calls at work, for each tenant and principal.
+pub fn allowed(rate: u32, at_work: u32) -> Vec<(String, String)> {
+    let scope = |scope| [(format!("FLOTILLA_{scope}_RATE"), rate), (format!("FLOTILLA_{scope}_AT_WORK"), at_work)];
+    let all = ["TENANT", "PRINCIPAL"].into_iter().flat_map(scope);
+    all.map(|(name, value)| (name, value.to_string())).collect()
+}
+
 impl Bench {
-    /// One whose services let one tenant do all they can, or as much as they do by themselves.
-    pub async fn start(runs: usize, limited: bool) -> Result<Self, anyhow::Error> {
-        let wide = [
-            ("FLOTILLA_TENANT_RATE", "1000000"),
-            ("FLOTILLA_PRINCIPAL_RATE", "1000000"),
-            ("FLOTILLA_TENANT_AT_WORK", "1000"),
-            ("FLOTILLA_PRINCIPAL_AT_WORK", "1000"),
-        ];
-        let wide = wide.into_iter().filter(|_| !limited);
-        let env = wide.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    /// One whose services are told this beside what they need.
+    pub async fn start(runs: usize, env: Vec<(String, String)>) -> Result<Self, anyhow::Error> {
         let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
         let home = programs.join("bench-stack");
         if home.exists() {

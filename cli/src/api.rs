@@ -86,6 +86,8 @@ pub struct Answer {
     pub trace_id: String,
     /// It is the answer to an earlier request with the same key.
     pub replayed: bool,
+    /// When to try again at the soonest, if that was said.
+    retry_after: Duration,
 }
 
 impl Api {
@@ -116,8 +118,10 @@ impl Api {
         let trace_id =
             response.headers().get("trace-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
         let replayed = response.headers().contains_key("idempotency-replayed");
+        let seconds = response.headers().get("retry-after").and_then(|after| after.to_str().ok()?.parse().ok());
+        let retry_after = Duration::from_secs(seconds.unwrap_or_default());
         let body = response.json().await.unwrap_or(Value::Null);
-        Ok(Answer { status, body, trace_id, replayed })
+        Ok(Answer { status, body, trace_id, replayed, retry_after })
     }
 
     /// Writes, with the same key until the fleet has answered: what was tried twice happens once.
@@ -135,7 +139,10 @@ impl Api {
                 Err(error) => error.to_string(),
             };
             match delays.next_backoff() {
-                Some(delay) => tokio::time::sleep(delay).await,
+                Some(delay) => {
+                    let said = answer.map_or(Duration::ZERO, |answer| answer.retry_after);
+                    tokio::time::sleep(delay.max(said)).await;
+                }
                 None => bail!("the fleet did not answer within {PATIENCE:?}: {problem}"),
             }
         }
@@ -146,5 +153,5 @@ fn again(answer: &Answer) -> bool {
     answer.status.is_server_error()
         || answer.status == StatusCode::TOO_MANY_REQUESTS
         || answer.status == StatusCode::REQUEST_TIMEOUT
-        || answer.body["code"] == "IDEMPOTENCY_KEY_IN_USE"
+        || ["IDEMPOTENCY_KEY_IN_USE", "LOCKED"].iter().any(|code| answer.body["code"] == *code)
 }

@@ -102,6 +102,20 @@ async fn each_claim_counts() {
         let result = verifier.verify(Some(&bearer(&header("k1"), &claims, &issuer.key))).await;
         assert!(result.is_err(), "{claim} {value}");
     }
+    let now = claims()["iat"].as_u64().unwrap();
+    for (iat, exp, good) in [
+        (now + 20, now + 60, true),
+        (now + 60, now + 120, false),
+        (now, now + 24 * 3_600, true),
+        (now, now + 24 * 3_600 + 1, false),
+    ] {
+        let mut claims = claims();
+        (claims["iat"], claims["exp"]) = (iat.into(), exp.into());
+        let result = verifier.verify(Some(&bearer(&header("k1"), &claims, &issuer.key))).await;
+        assert_eq!(result.is_ok(), good, "{iat} {exp}: {result:?}");
+        let ahead = matches!(result, Err(TokenError::Expired));
+        assert_eq!(ahead, iat > now + 30, "{result:?}");
+    }
     for claim in ["iss", "aud", "exp", "sub", "tenant", "client_id", "iat", "jti"] {
         let mut claims = claims();
         claims.as_object_mut().unwrap().remove(claim);

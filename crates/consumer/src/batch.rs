@@ -6,8 +6,9 @@ use std::future::Future;
 
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
+use futures::future::{BoxFuture, join_all};
 use futures::stream::{self as streams, FuturesUnordered};
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error};
@@ -197,7 +198,13 @@ async fn handle(
             verdict => settler.settle(message, place, verdict).boxed(),
         });
     }
-    let mut asked = None;
+    settled.extend(discarded.iter().map(|(message, place)| settler.handled(message, *place, "discarded").boxed()));
+    settled.extend(others.iter().map(|(message, reason)| match reason {
+        Ok(reason) => settler.skip(message, reason).boxed(),
+        Err(reason) => settler.reject(message, reason.clone()).boxed(),
+    }));
+    all(settled).await?;
+    let (mut asked, mut settled) = (None, Vec::new());
     for (message, event, place) in &unknown {
         settled.push(match settler.unknown(event, &mut asked).await? {
             Unknown::Skip(reason) => settler.skip(message, reason).boxed(),
@@ -205,13 +212,13 @@ async fn handle(
             Unknown::Failed(reason) => settler.settle(message, *place, Verdict::Retry(reason)).boxed(),
         });
     }
-    settled.extend(discarded.iter().map(|(message, place)| settler.handled(message, *place, "discarded").boxed()));
-    settled.extend(others.iter().map(|(message, reason)| match reason {
-        Ok(reason) => settler.skip(message, reason).boxed(),
-        Err(reason) => settler.reject(message, reason.clone()).boxed(),
-    }));
-    // Together: each death waits for the stream of letters to answer, and one after the other they would outlast ACK_WAIT.
-    streams::iter(settled).map(Ok).try_for_each_concurrent(None, |settled| settled).await
+    all(settled).await
+}
+
+/// Settles together, each to its end: every death waits for the stream of letters to answer, and one after the other they
+/// would outlast `ACK_WAIT`. The first error, if there is one.
+async fn all(settled: Vec<BoxFuture<'_, Result<(), anyhow::Error>>>) -> Result<(), anyhow::Error> {
+    join_all(settled).await.into_iter().collect()
 }
 
 /// Runs the handler, and tells the server meanwhile that work goes on.

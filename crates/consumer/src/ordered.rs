@@ -34,6 +34,8 @@ const LEASE: Duration = Duration::from_secs(5);
 /// How long it may take to give the lease back; it ends by itself.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// After so many sweeps the next one begins with the oldest again.
+const SWEEPS_OVER: u32 = 144;
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 /// So many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
@@ -214,8 +216,12 @@ impl Lanes<'_> {
     /// a long transaction holds on to what was deleted, the index still has it.
     async fn sweep(&self) -> Result<(), anyhow::Error> {
         let mut from = None;
-        loop {
+        for round in 0_u32.. {
             tokio::time::sleep(SWEEP_EVERY).await;
+            // What a clock that ran back has put behind.
+            if round.is_multiple_of(SWEEPS_OVER) {
+                from = None;
+            }
             while let Ok((swept, up_to)) = self.inbox.sweep(&self.settler.config.durable, from).await {
                 from = up_to.or(from);
                 if swept < 1_000 {
@@ -224,6 +230,7 @@ impl Lanes<'_> {
                 tokio::time::sleep(SWEEP_PAUSE).await;
             }
         }
+        Ok(())
     }
 
     async fn work<H>(

@@ -163,7 +163,7 @@ impl Postgres {
             execute(&mut connection, format!("{verb} role {name} {limits} password '{password}'")).await?;
         }
         for setting in
-            ["statement_timeout = '5s'", "lock_timeout = '3s'", "idle_in_transaction_session_timeout = '10s'"]
+            ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '10s'"]
         {
             execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;
         }

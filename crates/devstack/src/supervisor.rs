@@ -16,6 +16,8 @@ use crate::process::{Program, tail};
 
 /// How long a program may take to become ready, or after a restart to say that it lives.
 const READY_WITHIN: Duration = Duration::from_secs(90);
+/// How often a program that is not ready is asked whether it lives before it is stopped: one answer may be late.
+const ASKED_TO_LIVE: u32 = 3;
 /// How long a program may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
 /// A program that ran this long had not failed at start: the next pause is the shortest again.
@@ -319,7 +321,11 @@ impl Keeper {
         if restarts > 0 {
             let ready = || tokio::time::timeout(self.ready_within, until_ready(&self.program, &self.http));
             while ready().await.is_err() {
-                if !self.program.is_alive(&self.http).await {
+                let mut alive = false;
+                for _ in 0..ASKED_TO_LIVE {
+                    alive = alive || self.program.is_alive(&self.http).await;
+                }
+                if !alive {
                     return;
                 }
             }

@@ -126,7 +126,7 @@ pub struct CommonArgs {
     /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
     #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500")]
     pub tenant_rate: String,
-    /// How many calls of one tenant may be at work at once, in this process; fewer than its database connections.
+    /// How many calls of one tenant may be at work at once, in this process; where it has a database, fewer than its connections.
     #[arg(long, env = "FLOTILLA_TENANT_AT_WORK", default_value = "8")]
     pub tenant_at_work: String,
     /// The same as FLOTILLA_TENANT_RATE, of one principal.
@@ -135,10 +135,10 @@ pub struct CommonArgs {
     /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
     pub principal_at_work: String,
-    /// How many connections may be open at the service's own door; more wait to be accepted.
+    /// How many connections may be open at the service's own door; when more wait, those at rest are closed.
     #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
     pub connections: String,
-    /// Whether gRPC reflection is served, to anybody.
+    /// Whether gRPC reflection is served, to anybody; the gateway has none.
     #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
     pub reflection: bool,
     /// What to log: a level, or several as target=level, with commas.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
@@ -225,6 +225,12 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
         .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
 
+/// A lock was not had within `lock_timeout` (SQLSTATE).
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// How often a migration asks for its locks, and the pause between.
+const MIGRATION_TRIES: u32 = 60;
+const MIGRATION_PAUSE: Duration = Duration::from_millis(500);
+
 /// Runs a service's migrations as their owner, on a connection of their own. Those of a newer release that ran before are
 /// passed over: a migration leaves the release before it running, so this one may be rolled back to.
 ///
@@ -232,10 +238,23 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
 /// Fails when a migration does, or when one that has run was changed since.
 pub async fn migrate(owner_url: &SecretString, migrator: &Migrator) -> Result<(), anyhow::Error> {
     let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
-    sqlx::query("set lock_timeout = '5s'").execute(&mut connection).await?;
+    // All who use a table wait behind a migration that waits for it: so it does not for long, and comes again.
+    sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
     let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
     migrator.set_ignore_missing(true);
-    migrator.run(&mut connection).await?;
+    let mut tries = 1;
+    while let Err(error) = migrator.run(&mut connection).await {
+        let source = match &error {
+            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.as_database_error(),
+            _ => None,
+        };
+        let locked = source.and_then(|source| source.code()).as_deref() == Some(LOCK_NOT_AVAILABLE);
+        if !locked || tries == MIGRATION_TRIES {
+            return Err(error.into());
+        }
+        tries += 1;
+        tokio::time::sleep(MIGRATION_PAUSE).await;
+    }
     connection.close().await?;
     Ok(())
 }

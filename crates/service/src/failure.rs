@@ -8,6 +8,8 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
 
+use crate::database::LOCK_NOT_AVAILABLE;
+
 /// The kinds of failure. Each is one gRPC code; the gateway makes the HTTP status of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -46,9 +48,6 @@ impl Code {
         }
     }
 }
-
-/// A lock was not had within `lock_timeout` (SQLSTATE).
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -108,10 +107,9 @@ impl Failure {
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         if error.as_database_error().and_then(|db| db.code()).as_deref() == Some(LOCK_NOT_AVAILABLE) {
+            // Without a source: a caller can make as many of these as it likes, and none is our fault.
             let what = "something else is changing the same at this moment: try again";
-            let mut failure = Self::new(Code::Aborted, "LOCKED", what).retry_after(Duration::from_secs(1));
-            failure.source = Some(error.into());
-            return failure;
+            return Self::new(Code::Aborted, "LOCKED", what).retry_after(Duration::from_secs(1));
         }
         let away = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,

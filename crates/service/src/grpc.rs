@@ -26,6 +26,9 @@ use crate::{Code, Failure, Lifecycle, idempotency, telemetry};
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// How many calls one connection may have at work: those of a gateway are of many tenants, each within its own limits.
+const STREAMS: u32 = 1_024;
+
 /// What every call passes.
 struct Guard {
     verifier: Arc<Verifier>,
@@ -63,7 +66,7 @@ pub async fn serve(
     let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
-    let bounds = Bounds { connections: door.connections, http2_only: true };
+    let bounds = Bounds { connections: door.connections, streams: STREAMS, http2_only: true };
     let stop = lifecycle.stopping();
     lifecycle.spawn("gRPC health", async move {
         stop.cancelled().await;
@@ -153,8 +156,8 @@ impl Guard {
     async fn answer(&self, path: &str, mut request: Request, next: Next) -> Result<Response, Failure> {
         let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
         let principal = self.verifier.verify(authorization).await?;
-        let place = self.limits.enter(&principal)?;
-        let _turn = place.turn(self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN)).await?;
+        let cost = self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN);
+        let _turn = self.limits.turn(&principal, cost).await?;
         request.extensions_mut().insert(principal);
         let (mut response, replayed) = idempotency::noting(next.run(request)).await;
         if replayed {
@@ -179,6 +182,7 @@ fn told(response: Response) -> Response {
         }
         _ => return response,
     };
+    tracing::debug!(%status, "told in our words");
     Status::from(failure).into_http()
 }
 

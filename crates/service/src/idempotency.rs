@@ -177,6 +177,8 @@ impl<'a> Attempt<'a> {
 
 /// How often old records are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// The pause between two thousand records: callers need the connection too.
+const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// After so many looks the next one begins with the oldest again: what another process had locked may lie behind.
 const ROUNDS: u32 = 360;
 
@@ -198,7 +200,7 @@ pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
             match db.sweep_idempotency(from).await {
                 Ok((swept, up_to)) => {
                     from = up_to.or(from);
-                    if swept < 1_000 || stop.is_cancelled() {
+                    if swept < 1_000 || stop.run_until_cancelled(tokio::time::sleep(SWEEP_PAUSE)).await.is_none() {
                         break;
                     }
                 }

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use authz::Principal;
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::clock::Clock;
+use governor::state::keyed::DashMapStateStore;
+use governor::{Quota, RateLimiter};
 use prost_reflect::MethodDescriptor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{Code, Failure};
 
@@ -20,6 +21,8 @@ use crate::{Code, Failure};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How many calls of one tenant, or principal, may wait for each that may be at work.
 const WAITING: usize = 16;
+/// How many calls beyond those are refused after a wait, so that whoever asks again at once does so once a second.
+const HELD_BACK: usize = 4_096;
 /// Above so many callers those with nothing at work are forgotten.
 const CALLERS: usize = 10_000;
 
@@ -55,6 +58,7 @@ pub fn cost(method: &MethodDescriptor) -> NonZeroU32 {
 pub struct Limits {
     tenants: Callers,
     principals: Callers,
+    held_back: Semaphore,
 }
 
 impl Limits {
@@ -64,50 +68,53 @@ impl Limits {
         Self {
             tenants: Callers::new("tenant", allowances.tenant),
             principals: Callers::new("principal", allowances.principal),
+            held_back: Semaphore::new(HELD_BACK),
         }
     }
 
-    /// Lets a caller's request in: to be read, and to wait for its turn.
-    ///
-    /// # Errors
-    /// RESOURCE_EXHAUSTED when too many wait already.
-    pub fn enter(&self, who: &Principal) -> Result<Place<'_>, Failure> {
-        let principal = format!("{}/{}", who.tenant.as_str(), who.user.as_str());
-        Ok(Place {
-            principal: self.principals.enter(principal)?,
-            tenant: self.tenants.enter(who.tenant.as_str().to_owned())?,
-        })
-    }
-}
-
-/// A request that is let in, until this is dropped.
-pub struct Place<'a> {
-    tenant: Entered<'a>,
-    principal: Entered<'a>,
-}
-
-impl Place<'_> {
-    /// Waits until the request may be worked on.
+    /// Waits until a call may be worked on: first within what its principal may have, then within what its tenant may.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when that is not within a second.
-    pub async fn turn(&self, cost: NonZeroU32) -> Result<Turn, Failure> {
+    pub async fn turn(&self, who: &Principal, cost: NonZeroU32) -> Result<Turn, Failure> {
         let until = Instant::now() + PATIENCE;
-        // In line first: of many that are beyond the rate, few ask again and again.
-        let at_work = [self.principal.at_work(until).await?, self.tenant.at_work(until).await?];
-        self.principal.spend(cost, until).await?;
-        self.tenant.spend(cost, until).await?;
-        Ok(Turn(at_work))
+        let principal = format!("{}/{}", who.tenant.as_str(), who.user.as_str());
+        let (principals, tenants) = (&self.principals, &self.tenants);
+        let (principal, tenant) = match (principals.enter(principal), tenants.enter(who.tenant.as_str().to_owned())) {
+            (Ok(principal), Ok(tenant)) => (principal, tenant),
+            (Err(refused), _) | (_, Err(refused)) => {
+                if let Ok(_held) = self.held_back.try_acquire() {
+                    sleep(PATIENCE).await;
+                }
+                return Err(refused);
+            }
+        };
+        let of_principal = principals.turn(&principal, cost, until).await?;
+        let of_tenant = tenants.turn(&tenant, cost, until).await?;
+        Ok(Turn([of_principal, of_tenant, principal.inside, tenant.inside]))
     }
 }
 
-/// A request at work, until this is dropped.
-pub struct Turn(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+/// A call at work, until this is dropped.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 4]);
+
+/// tokio's clock, which tests may set.
+#[derive(Clone)]
+struct Steady;
+
+impl Clock for Steady {
+    type Instant = std::time::Instant;
+
+    fn now(&self) -> Self::Instant {
+        Instant::now().into_std()
+    }
+}
 
 struct Callers {
     scope: &'static str,
     allowance: Allowance,
-    rates: DefaultKeyedRateLimiter<String>,
+    rates: RateLimiter<String, DashMapStateStore<String>, Steady>,
     known: Mutex<HashMap<String, Arc<Caller>>>,
 }
 
@@ -115,6 +122,8 @@ struct Callers {
 struct Caller {
     inside: Arc<Semaphore>,
     at_work: Arc<Semaphore>,
+    /// Held by whoever is next to spend: else what is cheap overtakes what is not.
+    next: tokio::sync::Mutex<()>,
 }
 
 impl Callers {
@@ -122,11 +131,11 @@ impl Callers {
         for why in ["waiting", "at work", "rate"] {
             metrics::counter!("calls_refused_total", "scope" => scope, "why" => why).increment(0);
         }
-        let rates = RateLimiter::keyed(Quota::per_second(allowance.rate));
+        let rates = RateLimiter::new(Quota::per_second(allowance.rate), DashMapStateStore::default(), Steady);
         Self { scope, allowance, rates, known: Mutex::default() }
     }
 
-    fn enter(&self, key: String) -> Result<Entered<'_>, Failure> {
+    fn enter(&self, key: String) -> Result<Entered, Failure> {
         let caller = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if known.len() >= CALLERS && !known.contains_key(&key) {
@@ -136,12 +145,34 @@ impl Callers {
             Arc::clone(known.entry(key.clone()).or_insert_with(|| {
                 let at_work = self.allowance.at_work;
                 let inside = Arc::new(Semaphore::new(at_work * (1 + WAITING)));
-                Arc::new(Caller { inside, at_work: Arc::new(Semaphore::new(at_work)) })
+                Arc::new(Caller {
+                    inside,
+                    at_work: Arc::new(Semaphore::new(at_work)),
+                    next: tokio::sync::Mutex::default(),
+                })
             }))
         };
         let inside = Arc::clone(&caller.inside).try_acquire_owned();
         let inside = inside.map_err(|_| self.refused("waiting", Duration::ZERO))?;
-        Ok(Entered { callers: self, key, caller, _inside: inside })
+        Ok(Entered { key, caller, inside })
+    }
+
+    /// A place at work, once the cost is paid.
+    async fn turn(&self, entered: &Entered, cost: NonZeroU32, until: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        let Entered { key, caller, .. } = entered;
+        let at_work = timeout_at(until, Arc::clone(&caller.at_work).acquire_owned()).await;
+        let at_work = at_work.ok().and_then(Result::ok).ok_or_else(|| self.refused("at work", Duration::ZERO))?;
+        // What costs more than a second's units could never be paid.
+        let cost = cost.min(self.allowance.rate);
+        let _next = timeout_at(until, caller.next.lock()).await.map_err(|_| self.refused("rate", PATIENCE))?;
+        while let Ok(Err(not_yet)) = self.rates.check_key_n(key, cost) {
+            let wait = not_yet.wait_time_from(Steady.now());
+            if Instant::now() + wait > until {
+                return Err(self.refused("rate", wait));
+            }
+            sleep(wait).await;
+        }
+        Ok(at_work)
     }
 
     fn refused(&self, why: &'static str, wait: Duration) -> Failure {
@@ -158,31 +189,10 @@ impl Callers {
     }
 }
 
-struct Entered<'a> {
-    callers: &'a Callers,
+struct Entered {
     key: String,
     caller: Arc<Caller>,
-    _inside: OwnedSemaphorePermit,
-}
-
-impl Entered<'_> {
-    async fn at_work(&self, until: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let permit = tokio::time::timeout_at(until, Arc::clone(&self.caller.at_work).acquire_owned()).await;
-        permit.ok().and_then(Result::ok).ok_or_else(|| self.callers.refused("at work", Duration::ZERO))
-    }
-
-    async fn spend(&self, cost: NonZeroU32, until: Instant) -> Result<(), Failure> {
-        // What costs more than a second's units could never be paid.
-        let cost = cost.min(self.callers.allowance.rate);
-        loop {
-            let Ok(Err(not_yet)) = self.callers.rates.check_key_n(&self.key, cost) else { return Ok(()) };
-            let wait = not_yet.wait_time_from(DefaultClock::default().now());
-            if Instant::now() + wait > until {
-                return Err(self.callers.refused("rate", wait));
-            }
-            tokio::time::sleep(wait).await;
-        }
-    }
+    inside: OwnedSemaphorePermit,
 }
 
 #[cfg(test)]
@@ -199,42 +209,64 @@ mod tests {
         Principal { tenant: tenant.parse().unwrap(), user: user.parse().unwrap() }
     }
 
-    async fn spend(limits: &Limits, who: &Principal, cost: u32) -> Result<(), (&'static str, Option<Duration>)> {
-        let turn = async { limits.enter(who)?.turn(NonZeroU32::new(cost).unwrap()).await.map(drop) };
-        turn.await.map_err(|refused: Failure| (refused.reason, refused.retry_after))
+    async fn call(limits: &Limits, who: &Principal, cost: u32) -> Result<Turn, (&'static str, Option<Duration>)> {
+        let turn = limits.turn(who, NonZeroU32::new(cost).unwrap()).await;
+        turn.map_err(|refused: Failure| (refused.reason, refused.retry_after))
     }
 
-    const REFUSED: Result<(), (&str, Option<Duration>)> = Err(("TOO_MANY_REQUESTS", Some(Duration::from_secs(1))));
+    const REFUSED: (&str, Option<Duration>) = ("TOO_MANY_REQUESTS", Some(Duration::from_secs(1)));
 
-    // Time stands still for the rates, and passes at once for those who wait.
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_a_principals_and_that_of_a_tenant_is_all_of_theirs_together() {
         let limits = Limits::new(&allowances(10, 9));
         let (ann, bob, cid) = (who("acme", "ann"), who("acme", "bob"), who("acme", "cid"));
-        assert_eq!(spend(&limits, &ann, 7).await, Ok(()));
-        assert_eq!(spend(&limits, &ann, 7).await, REFUSED, "she has spent hers");
-        assert_eq!(spend(&limits, &bob, 7).await, Ok(()), "bob has not");
-        assert_eq!(spend(&limits, &cid, 7).await, REFUSED, "the tenant has");
-        assert_eq!(spend(&limits, &who("globex", "ann"), 7).await, Ok(()), "another one is another one");
-        assert_eq!(spend(&limits, &who("dear", "eve"), 1_000).await, Ok(()), "what costs more than there ever is");
+        let began = Instant::now();
+        for (who, cost, millis) in [
+            (&ann, 10, 0..=10),
+            // She waits for hers to come again; bob has his own; the tenant's 20 are spent by then, and come again.
+            (&ann, 5, 490..=510),
+            (&bob, 10, 490..=510),
+            (&cid, 10, 740..=760),
+            (&who("globex", "ann"), 10, 740..=760),
+            // More than there ever is at once costs all of it.
+            (&who("dear", "eve"), 1_000, 740..=760),
+        ] {
+            call(&limits, who, cost).await.unwrap();
+            let at = began.elapsed().as_millis();
+            assert!(millis.contains(&at), "{who:?} {cost}: after {at} ms");
+        }
+        let all = futures::future::join_all((0..9).map(|_| call(&limits, &ann, 5))).await;
+        let done = all.iter().filter(|turn| turn.is_ok()).count();
+        assert_eq!(done, 2, "{all:?}");
+        assert!(all.into_iter().filter_map(Result::err).all(|refused| refused == REFUSED));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_are_at_work_some_wait_and_others_are_refused() {
+    async fn what_is_cheap_does_not_overtake_what_is_dear() {
+        let limits = Limits::new(&allowances(10, 9));
+        let ann = who("acme", "ann");
+        call(&limits, &ann, 10).await.unwrap();
+        let cheap = futures::future::join_all((0..3).map(|_| call(&limits, &ann, 1)));
+        let (dear, cheap) = futures::join!(call(&limits, &ann, 8), cheap);
+        assert!(dear.is_ok());
+        assert_eq!(cheap.iter().filter(|turn| turn.is_ok()).count(), 2, "{cheap:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_are_at_work_some_wait_and_others_are_refused_a_second_later() {
         let limits = Limits::new(&allowances(1_000, 1));
-        let (ann, bob, one) = (who("acme", "ann"), who("acme", "bob"), NonZeroU32::MIN);
-        let place = limits.enter(&ann).unwrap();
-        let turn = place.turn(one).await.unwrap();
-        assert_eq!(spend(&limits, &ann, 1).await, REFUSED);
-        assert_eq!(spend(&limits, &bob, 1).await, Ok(()));
+        let (ann, bob) = (who("acme", "ann"), who("acme", "bob"));
+        let turn = call(&limits, &ann, 1).await.unwrap();
+        assert_eq!(call(&limits, &ann, 1).await.unwrap_err(), REFUSED);
+        call(&limits, &bob, 1).await.unwrap();
         // Whoever waits is next.
-        let later = limits.enter(&ann).unwrap();
-        let ((), next) = futures::join!(async { drop(turn) }, later.turn(one));
-        assert!(next.is_ok());
-        drop((place, later, next));
-        let inside: Vec<_> = (0..=WAITING).map(|_| limits.enter(&ann).unwrap()).collect();
-        assert_eq!(limits.enter(&ann).err().map(|refused| refused.reason), Some("TOO_MANY_REQUESTS"));
-        drop(inside);
-        assert!(limits.enter(&ann).is_ok());
+        let ((), next) = futures::join!(async { drop(turn) }, call(&limits, &ann, 1));
+        let turn = next.unwrap();
+        let began = Instant::now();
+        let crowd = futures::future::join_all((0..100).map(|_| call(&limits, &ann, 1))).await;
+        assert!(crowd.into_iter().all(|turn| turn.unwrap_err() == REFUSED));
+        assert_eq!(began.elapsed().as_secs(), 1, "nobody is refused so soon that it asks again at once");
+        drop(turn);
+        call(&limits, &ann, 1).await.unwrap();
     }
 }

@@ -72,7 +72,7 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }));
-    let bounds = Bounds { connections: CONNECTIONS, http2_only: false };
+    let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false };
     lifecycle.spawn("operations port", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }

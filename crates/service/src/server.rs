@@ -1,8 +1,10 @@
 //! Serves connections of clients that may be hostile: bounded in number, and each in time and in size.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -28,15 +31,20 @@ pub const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(10);
 pub const REST: Duration = Duration::from_secs(75);
 /// How long it may rest while as many are open as may be: those who wait outside have more need of its place.
 pub const REST_WHEN_FULL: Duration = Duration::from_secs(2);
-/// How long a connection that is to close may take for what it has to write, and then for what is at work.
+/// How long a request may take, to the end of its answer: one that is not read ends, and so does a stream.
+pub const LONGEST: Duration = Duration::from_secs(60);
+/// The same while as many are open as may be; a body, a turn and a call's deadline fit in it.
+pub const LONGEST_WHEN_FULL: Duration = Duration::from_secs(30);
+/// How long a connection that is to close may take for what it has to write, and then for what is at work: together less than
+/// a drain.
 const CLOSES_WITHIN: Duration = Duration::from_secs(5);
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
+const ENDS_WITHIN: Duration = Duration::from_secs(11);
 /// The most of an HTTP/1 head, in bytes; the same for what is read ahead of a body.
 const MAX_HEAD: usize = 64 * 1024;
 /// The most of an HTTP/2 head, in bytes, when it is unpacked.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
-/// How many requests one HTTP/2 connection may have at work.
-const MAX_STREAMS: u32 = 256;
+/// Fewer bytes that go out at once may be a ping, which is no work.
+const OF_AN_ANSWER: usize = 1_024;
 /// The pause after nothing could be accepted, as when there are no descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -45,11 +53,13 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 pub struct Bounds {
     /// How many may be open; more wait to be accepted.
     pub connections: usize,
+    /// How many requests one HTTP/2 connection may have at work.
+    pub streams: u32,
     /// Whether they must speak HTTP/2.
     pub http2_only: bool,
 }
 
-/// Serves until `stop`, and then until what is at work has ended, or 20 seconds.
+/// Serves until `stop`, and then until what is at work has ended, or 16 seconds.
 ///
 /// # Errors
 /// None: what goes wrong with one connection is that one's end.
@@ -61,23 +71,24 @@ pub async fn serve(
 ) -> Result<(), Infallible> {
     let builder = Arc::new(builder(bounds));
     let permits = Arc::new(Semaphore::new(bounds.connections));
+    let full = Arc::new(AtomicBool::new(false));
     let connections = TaskTracker::new();
     loop {
         let next = async {
-            // Else the kernel's queue would move here.
+            let accepted = listener.accept().await;
+            // Somebody waits: those at rest make room.
+            full.store(permits.available_permits() == 0 || accepted.is_err(), Ordering::SeqCst);
             let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
+            (permit, accepted)
         };
         match stop.run_until_cancelled(next).await {
             Some((Ok(permit), Ok((stream, _)))) => {
-                let connection = Connection {
-                    builder: Arc::clone(&builder),
-                    permits: Arc::clone(&permits),
-                    stop: stop.clone(),
-                    permit,
-                };
+                full.store(false, Ordering::SeqCst);
+                let connection =
+                    Connection { builder: Arc::clone(&builder), full: Arc::clone(&full), stop: stop.clone(), permit };
                 connections.spawn(connection.serve(stream, router.clone()));
             }
+            // There are no descriptors left, or this one is gone already.
             Some((Ok(_), Err(error))) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 stop.run_until_cancelled(tokio::time::sleep(ACCEPT_AGAIN)).await;
@@ -103,14 +114,14 @@ fn builder(bounds: Bounds) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(bounds.streams)
         .max_header_list_size(MAX_HEADER_LIST);
     builder
 }
 
 struct Connection {
     builder: Arc<Builder<TokioExecutor>>,
-    permits: Arc<Semaphore>,
+    full: Arc<AtomicBool>,
     stop: CancellationToken,
     permit: OwnedSemaphorePermit,
 }
@@ -120,50 +131,68 @@ impl Connection {
         let _permit = self.permit;
         stream.set_nodelay(true).ok();
         let work = Arc::new(Work::new());
+        let stream = TokioIo::new(Watched { stream, work: Arc::clone(&work) });
         let counted = Counted { router, work: Arc::clone(&work) };
-        let connection = self.builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(counted));
+        let connection = self.builder.serve_connection(stream, TowerToHyperService::new(counted));
         let mut connection = pin!(connection);
         tokio::select! {
             _ = connection.as_mut() => return,
             () = self.stop.cancelled() => {}
-            () = work.rests_too_long(&self.permits) => {}
+            () = work.takes_too_long(&self.full) => {}
         }
         connection.as_mut().graceful_shutdown();
         let closed = tokio::time::timeout(CLOSES_WITHIN, connection.as_mut()).await;
-        if closed.is_err() && work.is_at_work() {
+        if closed.is_err() && work.oldest().is_some_and(|since| since.elapsed() < LONGEST_WHEN_FULL) {
             tokio::time::timeout(ENDS_WITHIN, connection).await.ok();
         }
     }
 }
 
 /// What is at work on one connection.
-struct Work {
-    requests: AtomicUsize,
-    any_yet: AtomicBool,
-    /// When the last of them ended, or the connection began.
-    rests_since: Mutex<Instant>,
+struct Work(Mutex<AtWorkNow>);
+
+struct AtWorkNow {
+    any_yet: bool,
+    /// When each request began that is at work; in the order in which they did.
+    requests: BTreeMap<u64, Instant>,
+    next: u64,
+    /// When the last request ended, bytes went out, or the connection began.
+    rests_since: Instant,
 }
 
 impl Work {
     fn new() -> Self {
-        Self { requests: AtomicUsize::new(0), any_yet: AtomicBool::new(false), rests_since: Mutex::new(Instant::now()) }
+        let now = AtWorkNow { any_yet: false, requests: BTreeMap::new(), next: 0, rests_since: Instant::now() };
+        Self(Mutex::new(now))
     }
 
-    fn is_at_work(&self) -> bool {
-        self.requests.load(Ordering::SeqCst) > 0
+    fn with<T>(&self, with: impl FnOnce(&mut AtWorkNow) -> T) -> T {
+        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn rests_too_long(&self, permits: &Semaphore) {
+    /// When the oldest request that is at work began.
+    fn oldest(&self) -> Option<Instant> {
+        self.with(|now| now.requests.values().next().copied())
+    }
+
+    /// Ends when the connection has rested, or its oldest request was at work, for longer than it may.
+    async fn takes_too_long(&self, full: &AtomicBool) {
         let mut tick = tokio::time::interval(REST_WHEN_FULL / 2);
         loop {
             tick.tick().await;
-            let may_rest = match () {
-                () if permits.available_permits() == 0 => REST_WHEN_FULL,
-                () if self.any_yet.load(Ordering::SeqCst) => REST,
-                () => FIRST_HEAD_WITHIN,
-            };
-            let since = *self.rests_since.lock().unwrap_or_else(PoisonError::into_inner);
-            if !self.is_at_work() && since.elapsed() >= may_rest {
+            let full = full.load(Ordering::SeqCst);
+            let too_long = self.with(|now| match now.requests.values().next() {
+                Some(since) => since.elapsed() >= if full { LONGEST_WHEN_FULL } else { LONGEST },
+                None => {
+                    now.rests_since.elapsed()
+                        >= match (full, now.any_yet) {
+                            (true, _) => REST_WHEN_FULL,
+                            (false, true) => REST,
+                            (false, false) => FIRST_HEAD_WITHIN,
+                        }
+                }
+            });
+            if too_long {
                 return;
             }
         }
@@ -171,20 +200,81 @@ impl Work {
 }
 
 /// One request at work.
-struct AtWork(Arc<Work>);
+struct AtWork {
+    work: Arc<Work>,
+    number: u64,
+}
 
 impl AtWork {
     fn on(work: &Arc<Work>) -> Self {
-        work.requests.fetch_add(1, Ordering::SeqCst);
-        work.any_yet.store(true, Ordering::SeqCst);
-        Self(Arc::clone(work))
+        let number = work.with(|now| {
+            (now.any_yet, now.next) = (true, now.next + 1);
+            now.requests.insert(now.next, Instant::now());
+            now.next
+        });
+        Self { work: Arc::clone(work), number }
     }
 }
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        *self.0.rests_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+        self.work.with(|now| {
+            now.requests.remove(&self.number);
+            now.rests_since = Instant::now();
+        });
+    }
+}
+
+/// The connection's stream, which notes when bytes go out: over HTTP/1 an answer is handed over as a whole, and written later.
+struct Watched {
+    stream: TcpStream,
+    work: Arc<Work>,
+}
+
+impl Watched {
+    fn went_out(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(OF_AN_ANSWER..))) {
+            self.work.with(|now| now.rests_since = Instant::now());
+        }
+        written
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.went_out(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.went_out(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -245,26 +335,41 @@ impl HttpBody for CountedBody {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::Notify;
 
     use super::*;
+
+    const LARGE: usize = 1 << 20;
 
     struct Served {
         address: std::net::SocketAddr,
         stop: CancellationToken,
         server: TaskTracker,
         began: Instant,
+        /// A request to /never is at work.
+        never: Arc<Notify>,
     }
 
     /// Time passes at once when everybody waits.
     async fn served(connections: usize) -> Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, server) = (CancellationToken::new(), TaskTracker::new());
-        let never = get(std::future::pending::<()>);
-        let router = Router::new().route("/", get(|| async { "well" })).route("/never", never);
-        server.spawn(serve(listener, router, Bounds { connections, http2_only: false }, stop.clone()));
+        let (stop, server, never) = (CancellationToken::new(), TaskTracker::new(), Arc::new(Notify::new()));
+        let begun = Arc::clone(&never);
+        let router = Router::new()
+            .route("/", get(|| async { "well" }))
+            .route("/large", get(|| async { "x".repeat(LARGE) }))
+            .route(
+                "/never",
+                get(move || async move {
+                    begun.notify_one();
+                    std::future::pending::<()>().await
+                }),
+            );
+        let bounds = Bounds { connections, streams: 10, http2_only: false };
+        server.spawn(serve(listener, router, bounds, stop.clone()));
         server.close();
-        Served { address, stop, server, began: Instant::now() }
+        Served { address, stop, server, began: Instant::now(), never }
     }
 
     impl Served {
@@ -315,10 +420,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_read_its_answers_is_closed() {
+        let served = served(1).await;
+        let many = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+        let mut unread = served.connect(&many).await;
+        let waits = served.connect(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let (answer, seconds) = served.closed(waits).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(seconds <= 40, "after {seconds} s");
+        let mut answers = Vec::new();
+        unread.read_to_end(&mut answers).await.ok();
+        assert!(answers.len() < 100 * LARGE, "{}", answers.len());
+        served.end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_an_end_is_ended() {
+        let served = served(10).await;
+        let endless = served.connect(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let (_, seconds) = served.closed(endless).await;
+        assert!((60..=67).contains(&seconds), "after {seconds} s");
+        served.end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_before_a_drain_does() {
+        let served = served(10).await;
+        let _endless = served.connect(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        served.never.notified().await;
+        let began = Instant::now();
+        served.end().await;
+        assert!((5..20).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn when_all_places_are_taken_those_at_rest_make_room() {
         let served = served(3).await;
         let silent = [served.connect(b"").await, served.connect(WELL).await];
         let at_work = served.connect(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        served.never.notified().await;
         let waits = served.connect(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         let (answer, seconds) = served.closed(waits).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -326,10 +466,8 @@ mod tests {
         for stream in silent {
             assert!(served.closed(stream).await.1 < 10);
         }
-        // Who is at work is left alone, until the server ends.
-        let mut at_work = at_work;
-        let more = tokio::time::timeout(Duration::from_secs(600), at_work.read_u8()).await;
-        assert!(more.is_err(), "{more:?}");
+        let (_, seconds) = served.closed(at_work).await;
+        assert!(seconds >= 30, "who is at work is left alone: {seconds} s");
         served.end().await;
     }
 

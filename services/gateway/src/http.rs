@@ -65,7 +65,7 @@ pub async fn serve(
             upstreams,
         }))
         .layer(middleware::from_fn(strict));
-    let bounds = Bounds { connections: door.connections, http2_only: false };
+    let bounds = Bounds { connections: door.connections, streams: 256, http2_only: false };
     lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }
@@ -147,7 +147,9 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
     let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
     let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
     let who = edge.verifier.verify(authorization.as_ref().and_then(|value| value.to_str().ok())).await;
-    let place = edge.limits.enter(&who.map_err(|error| refused(error.into()))?).map_err(refused)?;
+    // Paid for and bounded before a body is read and taken apart.
+    let who = who.map_err(|error| refused(error.into()))?;
+    let _turn = edge.limits.turn(&who, route.cost).await.map_err(refused)?;
     let body = edge.bodies.read(&head.headers, body).await?;
     let if_match = request::if_match(&head.headers)?;
     let parts = Parts {
@@ -163,7 +165,6 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
             metadata.insert(name, value);
         }
     }
-    let _turn = place.turn(route.cost).await.map_err(refused)?;
     let answer = call_upstream(edge, route, call).await?;
     let mut response = respond(answer.get_ref(), &head.method, &head.headers)?;
     // Said by the service, of an answer that is an earlier request's with the same key.

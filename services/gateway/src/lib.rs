@@ -1,4 +1,5 @@
-//! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with a `google.api.http` annotation needs no code here.
+//! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
+//! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
 //! `http` takes a request through `routes` (which RPC), `request` (its body and headers), `transcode` (JSON to message and back), `upstream` (the call)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.

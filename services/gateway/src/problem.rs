@@ -173,6 +173,10 @@ mod tests {
             (C::Aborted, "ETAG_MISMATCH", 412),
             (C::InvalidArgument, "IDEMPOTENCY_KEY_REUSED", 422),
             (C::Unavailable, "UNAVAILABLE", 503),
+            (C::Aborted, "LOCKED", 409),
+            (C::ResourceExhausted, "TOO_MANY_REQUESTS", 429),
+            (C::ResourceExhausted, "TOO_LARGE", 413),
+            (C::DeadlineExceeded, "DEADLINE_EXCEEDED", 504),
         ] {
             let problem = problem(code, reason);
             assert_eq!((problem.status.as_u16(), problem.code.as_str()), (status, reason));

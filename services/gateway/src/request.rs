@@ -56,7 +56,11 @@ impl Arrived<'_> {
 impl Bodies {
     /// With nothing in it.
     pub const fn new() -> Self {
-        Self(Semaphore::const_new(MAX_BODIES_BYTES / ROOM_BYTES))
+        Self::of(MAX_BODIES_BYTES)
+    }
+
+    const fn of(bytes: usize) -> Self {
+        Self(Semaphore::const_new(bytes / ROOM_BYTES))
     }
 
     /// Reads a JSON body, or none.
@@ -64,7 +68,7 @@ impl Bodies {
     /// # Errors
     /// 408 when it takes too long, 413 when it is too large, 415 when it is not declared as JSON, 503 when there is no room.
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Arrived<'_>, Problem> {
-        if headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        if headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
             let detail = "send the body as it is, without a Content-Encoding";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
@@ -78,8 +82,8 @@ impl Bodies {
             let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
             media == "application/json" || media == "application/merge-patch+json"
         };
-        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if !body.bytes.is_empty() && !content_type.is_some_and(json) {
+        let mut types = headers.get_all(CONTENT_TYPE).iter().map(|value| value.to_str().unwrap_or_default()).peekable();
+        if !body.bytes.is_empty() && (types.peek().is_none() || !types.all(json)) {
             let detail = "send the body as JSON, with the header Content-Type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
@@ -162,5 +166,39 @@ pub fn one_key(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
             "Idempotency-Key must be 1 to 255 printable ASCII characters, for example a UUID",
         )),
         (value, None) => Ok(value.cloned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::stream;
+
+    use super::*;
+
+    async fn read<'a>(bodies: &'a Bodies, body: impl Into<Body>) -> Result<Arrived<'a>, u16> {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        bodies.read(&headers, body.into()).await.map_err(|problem| problem.status.as_u16())
+    }
+
+    #[tokio::test]
+    async fn all_bodies_together_have_so_much_room_and_give_it_back() {
+        let bodies = Bodies::of(3 * ROOM_BYTES);
+        let some = read(&bodies, "x".repeat(2 * ROOM_BYTES)).await.unwrap();
+        assert_eq!(some.bytes().len(), 2 * ROOM_BYTES);
+        assert_eq!(read(&bodies, "x".repeat(ROOM_BYTES + 1)).await.err(), Some(503));
+        drop(some);
+        read(&bodies, "x".repeat(3 * ROOM_BYTES)).await.unwrap();
+        read(&bodies, "").await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_is_given_up_and_so_is_one_that_is_too_large() {
+        let bodies = Bodies::new();
+        let slow = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(read(&bodies, slow).await.err(), Some(408));
+        let endless = stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 4_096])));
+        assert_eq!(read(&bodies, Body::from_stream(endless)).await.err(), Some(413));
+        assert_eq!(bodies.0.available_permits(), MAX_BODIES_BYTES / ROOM_BYTES);
     }
 }

@@ -11,6 +11,9 @@ use crate::problem::Problem;
 use crate::routes::Route;
 use crate::template::decode;
 
+/// The field that says which fields a change means.
+const UPDATE_MASK: &str = "update_mask";
+
 /// The parts of a request that fill the message.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
@@ -32,7 +35,13 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     let input = route.rpc.input();
     let mut object = body(route, &input, parts.body)?;
     if route.body != "*" {
-        for (name, value) in query(parts.query)? {
+        let query = query(parts.query)?;
+        // The mask that the body gave is none that was asked for.
+        let mask = |(name, _): &(String, String)| field(&input, name).is_some_and(|field| field.name() == UPDATE_MASK);
+        if query.iter().any(mask) {
+            object.remove("updateMask");
+        }
+        for (name, value) in query {
             let first = name.split('.').next().unwrap_or_default();
             if !route.body.is_empty() && field(&input, first).is_some_and(|field| field.name() == route.body) {
                 return Err(Problem::invalid(format!("{name} is given by the body: send it there, not in the query")));
@@ -104,7 +113,7 @@ fn named_once(message: &MessageDescriptor, fields: &Map<String, Value>) -> Resul
 
 /// A PATCH means the fields it names. What the service fills in itself may be sent back, and is not meant.
 fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Value>) -> Option<String> {
-    input.get_field_by_name("update_mask")?;
+    input.get_field_by_name(UPDATE_MASK)?;
     let Kind::Message(resource) = input.get_field_by_name(&route.body)?.kind() else { return None };
     let named: Vec<String> = fields
         .keys()
@@ -167,7 +176,7 @@ fn insert(
             Value::Array(list) => list.push(value),
             _ => return Err(unknown()),
         }
-    } else if append && object.contains_key(field.json_name()) && field.json_name() != "updateMask" {
+    } else if append && object.contains_key(field.json_name()) {
         return Err(Problem::invalid(format!("the parameter {path} is given twice")));
     } else {
         object.remove(field.name());
@@ -258,6 +267,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said() {
         use http::Method;
+        let many = format!(r#"{{"labels": [{}""]}}"#, r#""","#.repeat(10_000));
         for (method, path, body, part) in [
             (Method::GET, "/v1/todos?colour=red", "", "colour"),
             (Method::GET, "/v1/todos?pageSize=many", "", "does not fit"),
@@ -275,6 +285,8 @@ mod tests {
             (Method::POST, "/v1/todos", r#"{"dueTime": null, "due_time": null}"#, "dueTime is given twice"),
             (Method::POST, "/v1/todos?todo.assignee=zed", r#"{"title": "a"}"#, "not in the query"),
             (Method::POST, "/v1/todos?todo=zed", r#"{"title": "a"}"#, "not in the query"),
+            (Method::PATCH, "/v1/todos/1?updateMask=title&update_mask=notes", "{}", "given twice"),
+            (Method::POST, "/v1/todos", many.as_str(), "10000 values"),
             (Method::PATCH, "/v1/todos/1?todo.title=a&updateMask=title", "{}", "not in the query"),
         ] {
             let problem = transcode(method, path, body).unwrap_err();

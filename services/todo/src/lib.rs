@@ -194,6 +194,10 @@ pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow
     let readiness = Readiness::default();
     ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), Some(telemetry.metrics())).await?;
     let app = build(&config, &lifecycle, &readiness).await?;
+    let tenant = config.common.door.allowances.tenant.at_work;
+    if u32::try_from(tenant).is_ok_and(|tenant| tenant >= config.database_connections) {
+        tracing::warn!(tenant, config.database_connections, "one tenant's calls at work can take all connections");
+    }
     tracing::info!(address = %app.address, "serving");
     let code = lifecycle.run_to_end().await;
     telemetry.flush().await;

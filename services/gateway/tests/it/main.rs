@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use gateway::Config;
 use reqwest::{Client, Method, Response};
 use service::Lifecycle;
 use service::config::{Common, Door};
+use service::limits::{Allowance, Allowances};
 use service::ops::Readiness;
 use testkit::{TestIssuer, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +23,10 @@ struct Edge {
 }
 
 async fn start() -> Edge {
+    behind(Door::wide()).await
+}
+
+async fn behind(door: Door) -> Edge {
     let issuer = TestIssuer::new();
     // A port that nobody listens on any more: the services are away.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -33,7 +39,7 @@ async fn start() -> Edge {
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
             release: "test".to_owned(),
-            door: Door::wide(),
+            door,
         },
         upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
     };
@@ -97,6 +103,20 @@ async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
 }
 
 #[tokio::test]
+async fn who_calls_too_often_is_told_when_to_call_again() {
+    let one = Allowance { rate: NonZeroU32::MIN, at_work: 1 };
+    let edge = behind(Door { allowances: Allowances { tenant: one, principal: one }, ..Door::wide() }).await;
+    let all = futures::future::join_all((0..10).map(|_| edge.send(Method::GET, "/v1/todos"))).await;
+    let (refused, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|response| response.status() == 429);
+    assert!(!others.is_empty() && refused.len() >= 5, "{} were let in", others.len());
+    for response in refused {
+        assert_eq!(response.headers()["retry-after"], "1");
+        let problem: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(problem["code"], "TOO_MANY_REQUESTS");
+    }
+}
+
+#[tokio::test]
 async fn what_readers_of_http_read_differently_is_refused() {
     let edge = start().await;
     let address = edge.base.trim_start_matches("http://").to_owned();
@@ -111,7 +131,7 @@ async fn what_readers_of_http_read_differently_is_refused() {
     let two = format!("GET /v1/todos HTTP/1.1\r\nhost: x\r\nauthorization: {ann}\r\nauthorization: {bob}\r\n");
     let zipped = format!(
         "POST /v1/todos HTTP/1.1\r\nhost: x\r\nauthorization: {ann}\r\ncontent-type: application/json\r\n\
-         content-encoding: gzip\r\ncontent-length: 0\r\n"
+         content-encoding: identity\r\ncontent-encoding: gzip\r\ncontent-length: 0\r\n"
     );
     for (head, status, code) in [
         ("GET /healthz HTTP/1.1\r\n", "400", "INVALID_ARGUMENT"),
