@@ -1,6 +1,5 @@
 //! `flotilla events tail`: what the fleet tells, as it tells it.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +13,7 @@ use futures::StreamExt as _;
 use serde_json::Value;
 
 use crate::stack::Context;
+use crate::terminal;
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum EventsCommand {
@@ -115,7 +115,8 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
         let text = if context.json { String::from_utf8_lossy(&told.raw).into_owned() } else { line(&told) };
         left -= 1;
         // Whoever reads this may have enough of it: `flotilla events tail | head`.
-        writeln!(std::io::stdout(), "{text}").is_ok() && left > 0
+        println!("{text}");
+        left > 0 && !terminal::is_closed()
     };
     tokio::select! {
         result = tail(&stream, tenant.as_ref(), if *from_start { From::Start } else { From::Now }, each) => result,

@@ -2,8 +2,10 @@
 //! that was killed, or is run again within a day, writes nothing twice.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
@@ -60,8 +62,20 @@ enum Outcome {
     Refused(u64, String),
 }
 
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+fn read_file(file: &Path) -> Result<Vec<u8>, anyhow::Error> {
+    let mut text = Vec::new();
+    let mut read = || File::open(file)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut text);
+    read().with_context(|| format!("reading {}", file.display()))?;
+    let fits = u64::try_from(text.len()).is_ok_and(|length| length <= MAX_FILE_BYTES);
+    anyhow::ensure!(fits, "{} has more than {} MiB: split it", file.display(), MAX_FILE_BYTES >> 20);
+    Ok(text)
+}
+
 pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Error> {
-    let text = std::fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
+    let text = read_file(&args.file)?;
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
     let format = args.format.unwrap_or_else(|| {
         let csv = args.file.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));

@@ -1,5 +1,9 @@
 //! `flotilla`: one command for operators and newcomers.
 
+// First: its macros take the place of std's.
+#[macro_use]
+mod terminal;
+
 mod api;
 mod consumers;
 mod demo;

@@ -1,6 +1,7 @@
 //! `flotilla outbox`: parked rows worked, the journal read, and a stream that is ahead of its outbox.
 
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -221,7 +222,14 @@ async fn accept(
 
 /// Writes messages of the stream to a file; how many there were.
 async fn save(stream: &Stream, from: u64, to: u64, export: &PathBuf) -> Result<u64, anyhow::Error> {
-    let file = std::fs::File::create_new(export).with_context(|| format!("creating {}", export.display()))?;
+    // It holds what tenants wrote.
+    let mut options = std::fs::OpenOptions::new();
+    let file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(export)
+        .with_context(|| format!("creating {}", export.display()))?;
     let mut file = std::io::BufWriter::new(file);
     let mut saved = 0;
     for sequence in from..=to {

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::lag::{self, Stage, gauge};
 use crate::outbox::{database, journal_cells};
 use crate::stack::Context;
-use crate::{consumers, events, table};
+use crate::{consumers, events, table, terminal};
 
 /// What does not answer by then is said not to.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -101,16 +101,13 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
             println!("{}", serde_json::to_string_pretty(&status)?);
         } else {
             if args.watch {
-                // Home, and clear what is below (ECMA-48: CUP, ED).
-                print!(
-                    "\x1b[H\x1b[J{}  every {} s, Ctrl-C ends it\n\n",
-                    devstack::supervisor::now().format("%H:%M:%S UTC"),
-                    args.every
-                );
+                terminal::clear();
+                let now = devstack::supervisor::now().format("%H:%M:%S UTC");
+                println!("{now}  every {} s, Ctrl-C ends it\n", args.every);
             }
             print(&status);
         }
-        if !args.watch {
+        if !args.watch || terminal::is_closed() {
             return Ok(());
         }
     }

@@ -1,7 +1,13 @@
 //! Plain tables for people.
 
+use std::borrow::Cow;
+
+use crate::terminal;
+
 /// Prints rows under a head, each column as wide as it needs.
 pub fn print(head: &[&str], rows: &[Vec<String>]) {
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| terminal::on_one_line(cell)).collect()).collect();
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([head[column].chars().count()]).max().unwrap_or(0)
     };
@@ -11,7 +17,7 @@ pub fn print(head: &[&str], rows: &[Vec<String>]) {
         println!("{}", padded.join("  ").trim_end());
     };
     line(head.to_vec());
-    for row in rows {
-        line(row.iter().map(String::as_str).collect());
+    for row in &rows {
+        line(row.iter().map(AsRef::as_ref).collect());
     }
 }

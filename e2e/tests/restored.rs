@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use e2e::Fleet;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -100,6 +102,11 @@ async fn an_operator_works_with_the_outbox() {
     let accept = ["outbox", "accept", "--export", export.to_str().unwrap()];
     let accepted: Value = serde_json::from_str(&operate(&fleet, &operator, &accept).await.unwrap()).unwrap();
     assert_eq!(accepted["accepted"]["outboxSeq"], 5);
+    assert_eq!(
+        std::fs::metadata(&export).unwrap().permissions().mode() & 0o077,
+        0,
+        "what tenants wrote is for nobody else"
+    );
     let saved = std::fs::read_to_string(&export).unwrap();
     assert_eq!(saved.lines().count() as u64, accepted["messages"].as_u64().unwrap());
     assert!(saved.contains("before 5"), "{saved}");

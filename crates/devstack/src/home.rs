@@ -33,7 +33,7 @@ impl Home {
         };
         fs::create_dir_all(path).with_context(|| unusable(path))?;
         let home = Self(path.canonicalize().with_context(|| unusable(path))?);
-        for (name, mode) in [("logs", 0o755), ("run", 0o755), ("data", 0o755), ("secrets", 0o700), ("conf", 0o700)] {
+        for (name, mode) in [("logs", 0o700), ("run", 0o755), ("data", 0o700), ("secrets", 0o700), ("conf", 0o700)] {
             let folder = home.0.join(name);
             fs::create_dir_all(&folder).with_context(|| unusable(&folder))?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).with_context(|| unusable(&folder))?;

@@ -177,6 +177,15 @@ impl Postgres {
             execute(&mut connection, format!("grant connect on database {database} to {service}_app, {service}_relay"))
                 .await?;
         }
+        // Nobody needs another database, or objects that belong to no table.
+        for database in ["postgres", "template1"] {
+            execute(&mut connection, format!("revoke all on database {database} from public")).await?;
+        }
+        connection.close().await?;
+        let mut connection = PgConnection::connect(&self.superuser_url(database)).await?;
+        for function in ["lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)"] {
+            execute(&mut connection, format!("revoke execute on function {function} from public")).await?;
+        }
         connection.close().await?;
         Ok(())
     }

@@ -142,7 +142,8 @@ impl Connection {
         }
         connection.as_mut().graceful_shutdown();
         let closed = tokio::time::timeout(CLOSES_WITHIN, connection.as_mut()).await;
-        if closed.is_err() && work.oldest().is_some_and(|since| since.elapsed() < LONGEST_WHEN_FULL) {
+        // Of those beside one that took too long, each has its time.
+        if closed.is_err() && work.newest().is_some_and(|since| since.elapsed() < LONGEST_WHEN_FULL) {
             tokio::time::timeout(ENDS_WITHIN, connection).await.ok();
         }
     }
@@ -170,9 +171,9 @@ impl Work {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the oldest request that is at work began.
-    fn oldest(&self) -> Option<Instant> {
-        self.with(|now| now.requests.values().next().copied())
+    /// When the newest request that is at work began.
+    fn newest(&self) -> Option<Instant> {
+        self.with(|now| now.requests.values().next_back().copied())
     }
 
     /// Ends when the connection has rested, or its oldest request was at work, for longer than it may.

@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::with_fleet;
 
@@ -45,6 +47,10 @@ fn status_tells_scripts_what_they_need() {
         for entry in std::fs::read_dir(credentials.parent().unwrap()).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "keys and credentials are their owner's alone");
+        }
+        for folder in ["data", "logs", "secrets", "conf"] {
+            let mode = std::fs::metadata(fleet.home.join(folder)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{folder} is its owner's alone");
         }
         let text = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
         assert!(text.contains("gateway") && text.contains("ready"), "{text}");
@@ -154,12 +160,103 @@ fn events_and_lag_can_be_watched() {
     });
 }
 
+/// What a login of a service may do beyond its tables, in every database: rows that say what is wrong.
+const TOO_MUCH: &str = "
+    with login as (select oid, rolname from pg_roles where rolcanlogin and not rolsuper),
+    own as (select n.oid, nspname from pg_namespace n where nspname !~ '^pg_' and nspname <> 'information_schema')
+    select rolname || ' has ' || may || ' on the database ' || datname from login, pg_database d,
+        unnest(array['CREATE', 'TEMPORARY', 'CONNECT']) may
+        where has_database_privilege(login.oid, d.oid, may) and rolname <> datname || '_owner' and datname <> 'template0'
+        and not (may = 'CONNECT' and rolname in (datname || '_app', datname || '_relay'))
+    union all
+    select rolname || ' may create in ' || nspname from login, own
+        where rolname !~ '_owner$' and has_schema_privilege(login.oid, own.oid, 'CREATE')
+    union all
+    select rolname || ' owns ' || what from login, (select relowner owner, relname::text what from pg_class
+        union all select proowner, proname::text from pg_proc union all select nspowner, nspname::text from pg_namespace) it
+        where owner = login.oid and rolname !~ '_owner$'
+    union all
+    select rolname || ' may make large objects by ' || lo from login,
+        unnest(array['lo_creat(integer)', 'lo_create(oid)', 'lo_from_bytea(oid, bytea)']) lo
+        where current_database() <> 'postgres' and has_function_privilege(login.oid, lo, 'EXECUTE')
+    union all
+    select proname || ' runs as its owner and looks for a caller''s temporary tables first' from pg_proc, own
+        where prosecdef and pronamespace = own.oid
+        and not exists (select from unnest(proconfig) setting where setting ~ '^search_path=.*, pg_temp$')";
+
+#[test]
+fn no_login_of_a_database_may_do_what_it_need_not() {
+    with_fleet(|fleet, _| async {
+        let url = fleet.login("postgres")["url"].as_str().unwrap().to_owned();
+        let server = url.rsplit_once('/').unwrap().0;
+        let mut all = PgConnection::connect(&url).await.unwrap();
+        let databases: Vec<String> =
+            sqlx::query_scalar("select datname from pg_database where datallowconn and not datistemplate")
+                .fetch_all(&mut all)
+                .await
+                .unwrap();
+        assert!(["todo", "operations"].iter().all(|name| databases.iter().any(|it| it == name)), "{databases:?}");
+        for database in databases {
+            let mut connection = PgConnection::connect(&format!("{server}/{database}")).await.unwrap();
+            let wrong: Vec<String> = sqlx::query_scalar(TOO_MUCH).fetch_all(&mut connection).await.unwrap();
+            assert_eq!(wrong, [""; 0], "in {database}");
+        }
+    });
+}
+
+#[test]
+fn what_a_stranger_has_written_steers_no_terminal() {
+    with_fleet(|fleet, _| async {
+        let title = "safe\u{202e}fdp.exe\u{200b}";
+        let ann = fleet.caller("steer", "ann").await;
+        ann.create(serde_json::json!({"title": title})).await;
+        let tail = ["events", "tail", "--tenant", "steer", "--from-start", "--count", "1"];
+        let text = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
+        assert!(text.contains("safe\\u202efdp.exe\\u200b"), "{text}");
+        let output = fleet.run(&[&tail[..], &["--json"]].concat()).await.stdout;
+        assert!(output.is_ascii());
+        let event: Value = serde_json::from_slice(&output).unwrap();
+        assert_eq!(event["data"]["todo"]["title"], title, "as JSON it is what it was");
+    });
+}
+
+#[test]
+fn whoever_has_read_enough_ends_no_command_with_a_panic() {
+    with_fleet(|fleet, _| async {
+        for args in [
+            &["status"][..],
+            &["status", "--json"],
+            &["status", "--watch"],
+            &["consumers", "list"],
+            &["lag"],
+            &["outbox", "parked"],
+            &["outbox", "journal"],
+            &["dlq", "list"],
+            &["dlq", "groups"],
+            &["dlq", "stats"],
+            &["dlq", "jobs"],
+            &["dlq", "audit"],
+            &["events", "tail", "--from-start"],
+            &["token", "--tenant", "steer", "--user", "ann"],
+        ] {
+            let mut command = fleet.command(args);
+            let mut running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            drop(running.stdout.take());
+            let ended = tokio::time::timeout(testkit::PATIENCE, running.wait_with_output()).await;
+            let output = ended.unwrap_or_else(|_| panic!("{args:?} does not end")).unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !text.contains("panicked"), "{args:?}: {} {text}", output.status);
+        }
+    });
+}
+
 #[test]
 fn what_cannot_be_done_is_said_and_fails() {
     with_fleet(|fleet, _| async {
         for (args, part) in [
             (&["token", "--tenant", "Not A Slug", "--user", "ann"][..], "a tenant id is"),
             (&["import", "/does/not/exist", "--tenant", "a", "--user", "b"][..], "/does/not/exist"),
+            (&["import", "/dev/zero", "--tenant", "a", "--user", "b"][..], "more than 256 MiB"),
             (&["import"][..], "Usage"),
         ] {
             let output = fleet.run(args).await;
