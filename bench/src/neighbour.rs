@@ -32,7 +32,7 @@ impl Default for NeighbourArgs {
 }
 
 impl NeighbourArgs {
-    /// What the services are told.
+    /// The configuration of the services beyond what they need.
     pub fn env(&self) -> Vec<(String, String)> {
         match self.rate {
             None => Vec::new(),

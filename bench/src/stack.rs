@@ -35,7 +35,7 @@ pub fn allowed(rate: u32, at_work: u32) -> Vec<(String, String)> {
 }
 
 impl Bench {
-    /// One whose services are told this beside what they need.
+    /// One whose services have these variables beyond those they need.
     pub async fn start(runs: usize, env: Vec<(String, String)>) -> Result<Self, anyhow::Error> {
         let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
         let home = programs.join("bench-stack");

@@ -1,4 +1,4 @@
-//! The one way to a person's terminal. What is told may hold what a stranger has sent: nothing of it steers the terminal, turns
+//! The one way to a person's terminal. What is printed may hold what a stranger has sent: nothing of it steers the terminal, turns
 //! the direction of writing, or hides. And whoever reads may have enough of it: a closed pipe is no failure.
 
 use std::borrow::Cow;

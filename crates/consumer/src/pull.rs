@@ -317,8 +317,8 @@ pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Me
     let mut missed = 0;
     let messages = messages.filter_map(move |message| {
         missed = if message.is_ok() { 0 } else { missed + 1 };
-        let told = message.is_ok() || missed >= 2;
-        std::future::ready(told.then(|| message.context("the pull is broken")))
+        let passes = message.is_ok() || missed >= 2;
+        std::future::ready(passes.then(|| message.context("the pull is broken")))
     });
     Ok(messages.chain(end).boxed())
 }

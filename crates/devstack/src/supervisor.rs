@@ -226,14 +226,14 @@ impl Supervisor {
         }
         self.board.set(&program.name, State::Ready, child.id(), 0);
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let keeper = Keeper {
+        let supervised = Supervised {
             program,
             board: self.board.clone(),
             http: self.http.clone(),
             ready_within: self.ready_within,
             stop: stop.clone(),
         };
-        tracker.spawn(keeper.keep(child));
+        tracker.spawn(supervised.run(child));
         tracker.close();
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((stop, tracker));
         Ok(())
@@ -263,7 +263,8 @@ async fn until_ready(program: &Program, http: &reqwest::Client) {
     }
 }
 
-struct Keeper {
+/// A program that is restarted whenever it dies.
+struct Supervised {
     program: Program,
     board: Board,
     http: reqwest::Client,
@@ -271,9 +272,9 @@ struct Keeper {
     stop: CancellationToken,
 }
 
-impl Keeper {
-    /// Restarts a program whenever it dies, until it is to stop.
-    async fn keep(self, mut child: tokio::process::Child) {
+impl Supervised {
+    /// Restarts it whenever it dies, until it is to stop.
+    async fn run(self, mut child: tokio::process::Child) {
         let Self { program, stop, .. } = &self;
         let mut restarts = 0;
         let mut failures = 0;

@@ -292,6 +292,9 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
     if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
 }
 
+/// The advisory lock of whoever removes from the stream what the outbox does not know: no halt is written down meanwhile.
+pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
+
 /// Vouches for an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay goes
 /// on with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
 /// read model that is filled from the stream would have them again. Interrupted, it is to be done once more.
@@ -305,8 +308,20 @@ pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act
     );
     let entry =
         Entry { kind: "accepted", actor: act.actor, from_seq: None, to_seq: Some(beyond.outbox_seq), detail: &detail };
-    store::journal(&mut *db, &entry).await?;
-    // From the end: until the last of them has gone, the relay finds the stream ahead, and waits.
+    sqlx::query("select pg_advisory_lock($1)").bind(ACCEPTING).execute(&mut *db).await?;
+    let accepted = async {
+        store::journal(&mut *db, &entry).await?;
+        remove(stream, beyond).await?;
+        // What the relay found before is no reason to halt any more.
+        look_anew(db).await.map_err(Refused::from)
+    };
+    let accepted = accepted.await;
+    sqlx::query("select pg_advisory_unlock($1)").bind(ACCEPTING).execute(&mut *db).await?;
+    accepted
+}
+
+/// From the end: until the last of them has gone, the relay finds the stream ahead, and waits.
+async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
     for sequence in (beyond.from..=beyond.to).rev() {
         match stream.delete_message(sequence).await {
             Ok(_) => {}

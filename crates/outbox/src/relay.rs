@@ -275,7 +275,7 @@ impl Relay {
             }
             match trouble {
                 Trouble::Stop => return,
-                Trouble::Halted(reason) => self.say_halted(reason).await,
+                Trouble::Halted(reason) => self.status.send_modify(|status| status.role = Role::Halted { reason }),
                 Trouble::Lost(why) => warn!(why, "the lead is lost"),
                 Trouble::Fault(fault) => {
                     warn!(%fault, "the chain broke");
@@ -295,14 +295,13 @@ impl Relay {
         }
     }
 
-    async fn say_halted(&self, reason: String) {
+    async fn say_halted(&self, epoch: i64, reason: &str) {
         error!(stream = self.config.stream.name, reason, "the relay has stopped and waits for a person");
         let actor = format!("relay {}", self.config.holder);
-        let entry = Entry { kind: "halted", actor: &actor, from_seq: None, to_seq: None, detail: &reason };
-        if let Err(error) = store::journal(&self.db, &entry).await {
+        let entry = Entry { kind: "halted", actor: &actor, from_seq: None, to_seq: None, detail: reason };
+        if let Err(error) = store::journal_halt(&self.db, &entry, epoch).await {
             warn!(%error, "the journal could not be written");
         }
-        self.status.send_modify(|status| status.role = Role::Halted { reason });
     }
 
     /// Waits for the lease and leads for as long as it holds; `Ok` after a stand-by round.
@@ -338,6 +337,9 @@ impl Relay {
             result = self.lead(epoch, stop, suspects, standing.patience) => result,
             lost = self.keep_lease(epoch) => Err(lost),
         };
+        if let Err(Trouble::Halted(reason)) = &result {
+            self.say_halted(epoch, reason).await;
+        }
         // Another relay may be well where this one is cut off.
         if matches!(result, Err(Trouble::Stop | Trouble::Down(_) | Trouble::Fault(_))) {
             tokio::time::timeout(GIVES_UP_WITHIN, store::give_up_lease(&self.db, epoch)).await.ok();

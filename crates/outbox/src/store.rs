@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
 
+use crate::operate;
 use crate::reader::Place;
 
 const HOUR: f64 = 3_600.0;
@@ -418,6 +419,21 @@ pub struct Entry<'a> {
     pub from_seq: Option<i64>,
     pub to_seq: Option<i64>,
     pub detail: &'a str,
+}
+
+/// Writes down why the relay of this epoch has halted, unless that is said already, an operator is removing what it found in the
+/// stream, or has done so since it looked.
+pub async fn journal_halt(db: &PgPool, entry: &Entry<'_>, epoch: i64) -> Result<(), sqlx::Error> {
+    let mut tx = db.begin().await?;
+    let nobody_accepts: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock_shared($1)")
+        .bind(operate::ACCEPTING)
+        .fetch_one(&mut *tx)
+        .await?;
+    let still = sqlx::query_scalar("select exists (select from outbox_relay where epoch = $1)").bind(epoch);
+    if nobody_accepts && still.fetch_one(&mut *tx).await? {
+        journal(&mut *tx, entry).await?;
+    }
+    tx.commit().await
 }
 
 /// Writes a line into the journal; not a second time what it says already of a halt or of missing rows. Whether it did.

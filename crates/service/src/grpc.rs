@@ -138,7 +138,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
                 "the call was not done in its time, and may have happened: ask, or try again with the same key",
             )),
         }
-        .map(told)
+        .map(with_reason)
         .map_err(Status::from)
     };
     let answer = answer.instrument(span.clone()).await;
@@ -167,8 +167,8 @@ impl Guard {
     }
 }
 
-/// What is told of an answer that no handler of ours has made: ours all carry details.
-fn told(response: Response) -> Response {
+/// An answer that no handler of ours has made, with a reason: ours all carry details.
+fn with_reason(response: Response) -> Response {
     let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty()) else {
         return response;
     };
@@ -182,7 +182,7 @@ fn told(response: Response) -> Response {
         }
         _ => return response,
     };
-    tracing::debug!(%status, "told in our words");
+    tracing::debug!(%status, "a status of tonic's, given a reason");
     Status::from(failure).into_http()
 }
 

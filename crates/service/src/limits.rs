@@ -126,6 +126,16 @@ struct Caller {
     next: tokio::sync::Mutex<()>,
 }
 
+impl Caller {
+    fn new(at_work: usize) -> Self {
+        Self {
+            inside: Arc::new(Semaphore::new(at_work * (1 + WAITING))),
+            at_work: Arc::new(Semaphore::new(at_work)),
+            next: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
 impl Callers {
     fn new(scope: &'static str, allowance: Allowance) -> Self {
         for why in ["waiting", "at work", "rate"] {
@@ -142,15 +152,14 @@ impl Callers {
                 known.retain(|_, caller| Arc::strong_count(caller) > 1);
                 self.rates.retain_recent();
             }
-            Arc::clone(known.entry(key.clone()).or_insert_with(|| {
-                let at_work = self.allowance.at_work;
-                let inside = Arc::new(Semaphore::new(at_work * (1 + WAITING)));
-                Arc::new(Caller {
-                    inside,
-                    at_work: Arc::new(Semaphore::new(at_work)),
-                    next: tokio::sync::Mutex::default(),
-                })
-            }))
+            match known.get(&key) {
+                Some(caller) => Arc::clone(caller),
+                None => {
+                    let caller = Arc::new(Caller::new(self.allowance.at_work));
+                    known.insert(key.clone(), Arc::clone(&caller));
+                    caller
+                }
+            }
         };
         let inside = Arc::clone(&caller.inside).try_acquire_owned();
         let inside = inside.map_err(|_| self.refused("waiting", Duration::ZERO))?;

@@ -51,7 +51,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// What connections may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// How many may be open; more wait to be accepted.
+    /// How many may be open; one more waits, and others in the kernel's queue.
     pub connections: usize,
     /// How many requests one HTTP/2 connection may have at work.
     pub streams: u32,
@@ -153,17 +153,17 @@ impl Connection {
 struct Work(Mutex<AtWorkNow>);
 
 struct AtWorkNow {
-    any_yet: bool,
     /// When each request began that is at work; in the order in which they did.
     requests: BTreeMap<u64, Instant>,
-    next: u64,
+    /// How many there were, these among them.
+    begun: u64,
     /// When the last request ended, bytes went out, or the connection began.
     rests_since: Instant,
 }
 
 impl Work {
     fn new() -> Self {
-        let now = AtWorkNow { any_yet: false, requests: BTreeMap::new(), next: 0, rests_since: Instant::now() };
+        let now = AtWorkNow { requests: BTreeMap::new(), begun: 0, rests_since: Instant::now() };
         Self(Mutex::new(now))
     }
 
@@ -186,7 +186,7 @@ impl Work {
                 Some(since) => since.elapsed() >= if full { LONGEST_WHEN_FULL } else { LONGEST },
                 None => {
                     now.rests_since.elapsed()
-                        >= match (full, now.any_yet) {
+                        >= match (full, now.begun > 0) {
                             (true, _) => REST_WHEN_FULL,
                             (false, true) => REST,
                             (false, false) => FIRST_HEAD_WITHIN,
@@ -209,9 +209,9 @@ struct AtWork {
 impl AtWork {
     fn on(work: &Arc<Work>) -> Self {
         let number = work.with(|now| {
-            (now.any_yet, now.next) = (true, now.next + 1);
-            now.requests.insert(now.next, Instant::now());
-            now.next
+            now.begun += 1;
+            now.requests.insert(now.begun, Instant::now());
+            now.begun
         });
         Self { work: Arc::clone(work), number }
     }

@@ -227,7 +227,7 @@ async fn o7_a_stream_restored_from_an_older_backup_is_brought_up_to_date() {
 }
 
 /// Takes Postgres back to where it was after so many rows, as a restore from a backup does.
-async fn restore_postgres(fleet: &Fleet, rows: i64) {
+pub async fn restore_postgres(fleet: &Fleet, rows: i64) {
     let mut admin = fleet.database.admin().await;
     for sql in [
         format!("delete from outbox where seq > {rows}"),

@@ -4,11 +4,11 @@
 use async_nats::jetstream::stream;
 use devstack::nats::Wanted;
 use outbox::operate;
-use sqlx::Executor as _;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use testkit::until;
 
 use crate::harness::Fleet;
-use crate::losses::{ACT, journal, stored, until_checkpointed, write};
+use crate::losses::{ACT, journal, restore_postgres, stored, until_checkpointed, write};
 use crate::relay::{rows, until_halted};
 
 #[tokio::test]
@@ -139,4 +139,21 @@ async fn a_purge_just_before_the_relay_stops_is_noticed_by_the_next_one() {
     let all = stored(&fleet).await;
     assert!(rows(&fleet).await.iter().all(|row| all.contains(row)));
     assert_eq!(lifecycle.shut_down().await, None);
+}
+
+#[tokio::test]
+async fn o7_no_halt_is_written_down_while_an_operator_removes_what_it_is_about_and_one_that_stays_is() {
+    let fleet = Fleet::start().await;
+    write(&fleet, 10).await;
+    until_checkpointed(&fleet).await;
+    // An operator who is in the middle of it, and takes longer than the relay takes to look.
+    let mut operator = fleet.database.admin().await;
+    operator.execute(AssertSqlSafe(format!("select pg_advisory_lock({})", operate::ACCEPTING))).await.unwrap();
+    restore_postgres(&fleet, 6).await;
+    until_halted(&fleet).await;
+    let halts = || async { journal(&fleet, &["halted"]).await.len() };
+    assert_eq!(halts().await, 0);
+    // Whoever is interrupted holds no lock, and the stream is ahead still.
+    operator.close().await.unwrap();
+    until("the halt is written down", || async { halts().await == 1 }).await;
 }
