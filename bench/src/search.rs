@@ -109,7 +109,7 @@ fn http() -> Result<reqwest::Client, reqwest::Error> {
 
 /// Waits until OpenSearch is done with what came before: it merges long after the last answer.
 async fn until_merged(bench: &Bench) -> Result<(), anyhow::Error> {
-    let (http, base, started) = (http()?, bench.url("opensearch"), Instant::now());
+    let (http, base, started) = (http()?, bench.opensearch()?, Instant::now());
     http.post(format!("{base}/_refresh")).send().await?;
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
@@ -127,7 +127,7 @@ async fn until_merged(bench: &Bench) -> Result<(), anyhow::Error> {
 
 /// An empty index of the same make as the projector's.
 async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
-    let base = bench.url("opensearch");
+    let base = bench.opensearch()?;
     let http = http()?;
     http.delete(format!("{base}/raw")).send().await?;
     let index: Value = http.get(format!("{base}/todos")).send().await?.json().await?;
@@ -144,7 +144,7 @@ async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
 
 /// The same documents under new ids, as ready-made bulk requests, into that index.
 async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usize) -> Result<f64, anyhow::Error> {
-    let base = bench.url("opensearch");
+    let base = bench.opensearch()?;
     let http = http()?;
     // Ids that follow the time, as those of new todos do.
     documents.iter_mut().for_each(|document| document["id"] = json!(Uuid::now_v7()));
@@ -189,7 +189,7 @@ async fn raw(bench: &Bench, documents: &mut [Value], size: usize, in_flight: usi
 /// The newest documents that the projector made.
 async fn documents(bench: &Bench, count: usize) -> Result<Vec<Value>, anyhow::Error> {
     let http = http()?;
-    let base = bench.url("opensearch");
+    let base = bench.opensearch()?;
     http.post(format!("{base}/todos/_refresh")).send().await?;
     let mut query = json!({"size": 10_000, "query": {"term": {"tenant": "bench"}}, "sort": [{"id": "desc"}]});
     let mut documents = Vec::with_capacity(count);
@@ -235,7 +235,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
         ours.push(rate);
         cpu.push(micros);
     }
-    http()?.delete(format!("{}/raw", bench.url("opensearch"))).send().await?;
+    http()?.delete(format!("{}/raw", bench.opensearch()?)).send().await?;
     bench.resume(&["gateway"])?;
     ratios(&format!("projector, of raw with {} documents, {} in flight", best.0, best.1), &ours, &limit);
     figure("projector: CPU per event, resident memory", &{
@@ -314,7 +314,7 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
 /// How often the index was refreshed, written to in bulk and searched, and the ms that it took.
 async fn index_work(bench: &Bench) -> Result<[(u64, u64); 3], anyhow::Error> {
     let http = http()?;
-    let url = format!("{}/todos/_stats/refresh,indexing,search", bench.url("opensearch"));
+    let url = format!("{}/todos/_stats/refresh,indexing,search", bench.opensearch()?);
     let stats: Value = http.get(url).send().await?.json().await?;
     let all = &stats["_all"]["total"];
     let of = |count: &Value, millis: &Value| (count.as_u64().unwrap_or(0), millis.as_u64().unwrap_or(0));

@@ -78,13 +78,19 @@ impl Bench {
         units.iter().find(|u| u.name == unit).and_then(|u| u.url.clone()).unwrap_or_default()
     }
 
+    /// OpenSearch, with its login.
+    pub fn opensearch(&self) -> Result<String, anyhow::Error> {
+        let units = self.stack.board.read().units;
+        units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is up")?.login_url()
+    }
+
     /// Stops units without ending them, so that they use no processor.
     pub fn pause(&self, units: &[&str]) -> Result<(), anyhow::Error> {
-        units.iter().try_for_each(|unit| devstack::process::signal(self.pid(unit), Signal::SIGSTOP))
+        units.iter().try_for_each(|unit| devstack::process::signal_all(self.pid(unit), Signal::SIGSTOP))
     }
 
     pub fn resume(&self, units: &[&str]) -> Result<(), anyhow::Error> {
-        units.iter().try_for_each(|unit| devstack::process::signal(self.pid(unit), Signal::SIGCONT))
+        units.iter().try_for_each(|unit| devstack::process::signal_all(self.pid(unit), Signal::SIGCONT))
     }
 
     pub async fn database(&self) -> Result<Database, anyhow::Error> {

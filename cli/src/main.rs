@@ -20,8 +20,6 @@ mod replay;
 mod stack;
 mod status;
 mod table;
-mod todo_csv;
-mod todo_txt;
 mod verify;
 
 use std::path::PathBuf;
@@ -32,8 +30,8 @@ use clap::{Parser, Subcommand};
 /// Runs a fleet on this machine, looks at it, and works with it.
 ///
 /// Every command works on the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
-/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong, 3 a job ended without having
-/// everything handled, 4 `verify` found something, 5 it found nothing but could not check everything.
+/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong, 3 a job or an import ended
+/// without having everything handled, 4 `verify` found something, 5 it found nothing but could not check everything.
 #[derive(Parser)]
 #[command(name = "flotilla", version)]
 struct Args {
@@ -99,6 +97,8 @@ enum Command {
     Supervise(stack::SuperviseArgs),
     #[command(hide = true)]
     TestParts,
+    #[command(hide = true)]
+    LoginProxy(stack::LoginProxyArgs),
 }
 
 fn main() -> ExitCode {
@@ -139,6 +139,7 @@ async fn run() -> ExitCode {
         Command::NatsCredentials { command } => Box::pin(nats_credentials::run(&context, &command)).await,
         Command::Supervise(args) => stack::supervise(&context, &args).await,
         Command::TestParts => stack::test_parts(&context).await,
+        Command::LoginProxy(args) => args.proxy().run().await.map(|_| ()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

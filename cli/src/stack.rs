@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use devstack::login::Proxy;
 use devstack::stack::{BOARD, LOCK};
 use devstack::supervisor::{BoardFile, read_board};
 use devstack::{Home, Options, Say, Stack, process};
@@ -55,6 +56,28 @@ pub struct SuperviseArgs {
     /// Remove the folder after the stop.
     #[arg(long)]
     wipe_at_end: bool,
+}
+
+/// A program behind a login: see `devstack::login`.
+#[derive(Debug, Clone, Args)]
+pub struct LoginProxyArgs {
+    #[arg(long)]
+    port: u16,
+    #[arg(long)]
+    password_file: PathBuf,
+    #[arg(long)]
+    inside: bool,
+    #[arg(long)]
+    namespace: Vec<String>,
+    #[arg(last = true)]
+    program: Vec<String>,
+}
+
+impl LoginProxyArgs {
+    pub fn proxy(self) -> Proxy {
+        let Self { port, password_file: password, inside, namespace, program } = self;
+        Proxy { port, password, inside, namespace, program }
+    }
 }
 
 impl Context {
@@ -303,8 +326,8 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     let stack = Stack::start(&options, say_to_terminal()).await?;
     let roles = devstack::stack::roles(&stack.home, "todo")?;
     stack.postgres.provision("todo", &roles, "todo").await?;
-    let unit = |name: &str| stack.board.read().units.into_iter().find(|unit| unit.name == name);
-    let opensearch = unit("opensearch").and_then(|unit| unit.url).context("OpenSearch has an address")?;
+    let units = stack.board.read().units;
+    let opensearch = units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is up")?.login_url()?;
     let answer = serde_json::json!({
         "postgres": stack.postgres.superuser_url("postgres"),
         "owner": roles.owner, "app": roles.app, "relay": roles.relay,

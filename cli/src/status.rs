@@ -44,6 +44,8 @@ struct Status {
     /// How long each stage takes.
     stages: Vec<Stage>,
     dead_letters: Asked<Letters>,
+    /// Whether OpenSearch wants a login; where it does not, whoever reaches its port reads and changes the read models.
+    search_has_login: bool,
     /// What is not as it should be, and what to read about it.
     degraded: Vec<String>,
 }
@@ -124,7 +126,8 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     );
     let metrics = metrics?;
     let degraded = degraded(&units, &unready, &metrics, &outbox, &consumers, &dead_letters);
-    Ok(Status { units, outbox, consumers, stages: lag::stages(&metrics), dead_letters, degraded })
+    let search_has_login = units.iter().any(|unit| unit.name == "opensearch" && unit.creds_file.is_some());
+    Ok(Status { search_has_login, units, outbox, consumers, stages: lag::stages(&metrics), dead_letters, degraded })
 }
 
 /// The services that run and are not ready, and why.
@@ -302,6 +305,12 @@ fn print(status: &Status) {
     }
     for line in &status.degraded {
         println!("! {line}");
+    }
+    if !status.search_has_login {
+        println!(
+            "OpenSearch has no login here: whoever is on this machine reads and changes every tenant's read model \
+             (docs/security.md#opensearch)"
+        );
     }
 }
 

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use contracts::text::misleads;
+
 /// As std's, by way of [`out`].
 macro_rules! println {
     () => { $crate::terminal::out("\n") };
@@ -84,12 +86,9 @@ fn escaped(text: &str, kept: fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Control characters, ends of lines, what turns the direction of writing (Unicode's bidirectional controls), and what has no
-/// width but those two that emojis and some scripts are joined by.
+/// Control characters, ends of lines, and what turns or hides text.
 fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2060}' | '\u{feff}')
-        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || misleads(c)
 }
 
 #[cfg(test)]

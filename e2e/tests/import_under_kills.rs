@@ -40,7 +40,7 @@ async fn stream(fleet: &Fleet) -> Vec<(String, String, String, i32)> {
 
 /// How many live documents a tenant has.
 async fn live_documents(fleet: &Fleet, tenant: &str) -> u64 {
-    let url = format!("{}/todos/_count", fleet.unit("opensearch").url.unwrap());
+    let url = format!("{}/todos/_count", fleet.unit("opensearch").login_url().unwrap());
     let query = serde_json::json!({"query": {"bool": {"filter": [{"term": {"tenant": tenant}}, {"term": {"deleted": false}}]}}});
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer: Value = http.post(url).json(&query).send().await.unwrap().json().await.unwrap();

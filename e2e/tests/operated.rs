@@ -52,7 +52,7 @@ impl World {
     }
 
     async fn opensearch(&self, method: Method, path: &str, body: Value) -> Value {
-        let url = format!("{}/{path}", self.fleet.unit("opensearch").url.unwrap());
+        let url = format!("{}/{path}", self.fleet.unit("opensearch").login_url().unwrap());
         let response = self.http.request(method, url).json(&body).send().await.unwrap();
         assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
         response.json().await.unwrap()
@@ -341,7 +341,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     let args = ["rebuild", "search", "--from", "database", "--reason", "the mapping changed", "--yes", "--json"];
     let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
     let next = || async {
-        let url = format!("{}/_alias/todos-rebuild", world.fleet.unit("opensearch").url.unwrap());
+        let url = format!("{}/_alias/todos-rebuild", world.fleet.unit("opensearch").login_url().unwrap());
         world.http.get(url).send().await.unwrap().status().is_success()
     };
     until("the rebuild has begun", next).await;

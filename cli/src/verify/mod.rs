@@ -197,9 +197,8 @@ fn print(report: &Report, took: Duration) {
     }
 }
 
-/// OpenSearch, as the stack has it.
+/// OpenSearch as the stack has it, with its login.
 pub fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
     let units = context.board()?.units;
-    let url = units.into_iter().find(|unit| unit.name == "opensearch").and_then(|unit| unit.url);
-    url.context("OpenSearch is not up")
+    units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is not up")?.login_url()
 }

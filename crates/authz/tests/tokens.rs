@@ -96,6 +96,7 @@ async fn each_claim_counts() {
         ("tenant", json!("Not A Slug")),
         ("tenant", json!("evt.>")),
         ("sub", json!("")),
+        ("sub", json!("ann\u{200b}")),
     ] {
         let mut claims = claims();
         claims[claim] = value.clone();

@@ -11,5 +11,7 @@ pub mod subject;
 
 pub mod events;
 
+pub mod text;
+
 pub use envelope::Envelope;
 pub use ids::{EventId, TenantId, TodoId, UserId};

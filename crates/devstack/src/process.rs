@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, User};
 use tokio::process::{Child, Command};
 
@@ -125,6 +125,14 @@ async fn succeeds(http: &reqwest::Client, url: &str) -> bool {
 /// It is not there, or not ours.
 pub fn signal(pid: u32, signal: Signal) -> Result<(), anyhow::Error> {
     kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to process {pid}"))
+}
+
+/// Sends a signal to a program that [`Program::spawn`] has started and to what that has started.
+///
+/// # Errors
+/// It is not there, or not ours.
+pub fn signal_all(pid: u32, signal: Signal) -> Result<(), anyhow::Error> {
+    killpg(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to the group {pid}"))
 }
 
 /// Whether a process is there.

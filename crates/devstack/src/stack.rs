@@ -16,6 +16,7 @@ use crate::faults::Proxies;
 use crate::home::{self, Home};
 use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
+use crate::login;
 use crate::nats::{self, Nats};
 use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
@@ -152,17 +153,25 @@ impl Starting<'_> {
 
         let started = Instant::now();
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
-        let node =
-            OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, opensearch_port, transport_port)?;
+        let ports = (opensearch_port, transport_port);
+        let mut node = OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, ports)?;
+        match login::namespace().await {
+            Some(namespace) => {
+                node = node.behind_a_login(self.home, namespace, self.options.programs.join("flotilla"))?;
+            }
+            None => (self.say)(
+                "OpenSearch takes everybody: this machine lets us have no network namespace (docs/security.md#opensearch)",
+            ),
+        }
         let accounts = nats::Layout::Fleet(Vec::new());
         let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
         let postgres_seen = postgres.through(door("postgres", postgres_port));
         let nats_seen = nats.through(door("nats", nats_port));
-        let opensearch_seen = format!("http://127.0.0.1:{}", door("opensearch", opensearch_port));
+        let opensearch_seen = node.url(door("opensearch", opensearch_port));
         self.step("prepared the parts' folders and configuration", started);
 
         // OpenSearch takes longest: everything that does not need it goes on meanwhile.
-        let (supervisor, program, unit) = (Arc::clone(self.supervisor), node.program(), self.opensearch_unit(&node));
+        let (supervisor, program, unit) = (Arc::clone(self.supervisor), node.program(), self.opensearch_unit(&node)?);
         let opensearch_started = Instant::now();
         let opensearch = async move { supervisor.start(program, unit).await };
         let rest = async {
@@ -265,8 +274,9 @@ impl Starting<'_> {
     ) -> Result<(), anyhow::Error> {
         self.home.secret("search-page-token-key")?;
         let key = self.home.path("secrets/search-page-token-key");
+        let opensearch = self.home.write_secret("opensearch-url", &opensearch)?;
         let mut env = vec![
-            ("FLOTILLA_OPENSEARCH_URL".to_owned(), opensearch),
+            ("FLOTILLA_OPENSEARCH_URL_FILE".to_owned(), opensearch.display().to_string()),
             ("FLOTILLA_PAGE_TOKEN_KEY_FILE".to_owned(), key.display().to_string()),
         ];
         env.extend(self.nats_login(nats, "search-projector"));
@@ -401,12 +411,17 @@ impl Starting<'_> {
         }
     }
 
-    fn opensearch_unit(&self, node: &OpenSearch) -> Unit {
-        Unit {
+    fn opensearch_unit(&self, node: &OpenSearch) -> Result<Unit, anyhow::Error> {
+        let credentials = node.credentials().map(|(user, password)| {
+            let creds = json!({ "url": node.url(node.port), "user": user, "password": password });
+            self.home.write_secret("opensearch.json", &creds.to_string())
+        });
+        Ok(Unit {
             data_dir: Some(node.data.clone()),
-            url: Some(node.url()),
+            url: Some(node.address()),
+            creds_file: credentials.transpose()?,
             ..self.unit("opensearch", Kind::Part, node.port)
-        }
+        })
     }
 
     fn issuer_unit(&self, port: u16) -> Unit {

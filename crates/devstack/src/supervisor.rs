@@ -89,6 +89,21 @@ pub struct Unit {
     pub creds_file: Option<PathBuf>,
 }
 
+impl Unit {
+    /// Its address as a URL with the login that it wants, where it wants one.
+    ///
+    /// # Errors
+    /// It has none, or its credentials cannot be read.
+    pub fn login_url(&self) -> Result<String, anyhow::Error> {
+        let Some(file) = &self.creds_file else {
+            return self.url.clone().with_context(|| format!("{} has no URL", self.name));
+        };
+        let json = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        let credentials: serde_json::Value = serde_json::from_slice(&json)?;
+        credentials["url"].as_str().map(ToOwned::to_owned).with_context(|| format!("{} names no url", file.display()))
+    }
+}
+
 /// What `run/state.json` holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BoardFile {

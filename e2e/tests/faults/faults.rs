@@ -235,7 +235,7 @@ impl<'a> Faults<'a> {
 
     /// What OpenSearch answers; none when it does not, or refuses.
     async fn opensearch(&self, method: Method, path: &str, body: &serde_json::Value) -> Option<serde_json::Value> {
-        let url = format!("{}/{path}", self.fleet.unit("opensearch").url?);
+        let url = format!("{}/{path}", self.fleet.unit("opensearch").login_url().ok()?);
         let answer = self.http.request(method, url).json(body).send().await.ok()?;
         answer.error_for_status().ok()?.json().await.ok()
     }

@@ -57,6 +57,41 @@ fn status_tells_scripts_what_they_need() {
     });
 }
 
+/// Whoever is on the machine reaches the node's port; they read and change nothing there.
+#[test]
+fn the_search_node_takes_nobody_without_a_login() {
+    with_fleet(|fleet, _| async {
+        let unit = fleet.unit("opensearch");
+        let said = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
+        if unit.creds_file.is_none() {
+            eprintln!("SKIPPED: this machine lets us have no network namespace, so the node has no login");
+            assert!(said.contains("docs/security.md#opensearch"), "{said}");
+            return;
+        }
+        assert!(!said.contains("docs/security.md#opensearch"), "{said}");
+        let login = fleet.login("opensearch");
+        let (user, password) = (login["user"].as_str().unwrap(), login["password"].as_str().unwrap());
+        let base = unit.url.clone().unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let index = || http.get(format!("{base}/todos/_search"));
+        for (who, request) in [
+            ("nobody", index()),
+            ("a wrong password", index().basic_auth(user, Some(&password[1..]))),
+            ("no password", index().basic_auth(user, None::<&str>)),
+            ("a wrong user", index().basic_auth("admin", Some(password))),
+            ("two logins", index().basic_auth("admin", Some("admin")).basic_auth(user, Some(password))),
+            ("a login in the query", http.get(format!("{base}/todos/_search?user={user}&password={password}"))),
+            ("a change", http.delete(format!("{base}/todos"))),
+        ] {
+            assert_eq!(request.send().await.unwrap().status(), 401, "{who}");
+        }
+        assert_eq!(index().basic_auth(user, Some(password)).send().await.unwrap().status(), 200);
+        // The node itself, its other port too, listens where nothing of this machine comes.
+        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+        assert_ne!(namespace(&unit.pid.unwrap().to_string()), namespace("self"));
+    });
+}
+
 #[test]
 fn status_answers_the_first_questions_of_an_operator() {
     with_fleet(|fleet, _| async {
@@ -126,18 +161,23 @@ fn an_import_can_be_run_again_and_names_malformed_lines() {
     with_fleet(|fleet, _| async {
         let sample = |name: &str| e2e::workspace().join("samples").join(name).display().to_string();
         let import = async |name: &str| {
-            fleet.json(&["import", &sample(name), "--tenant", "import-again", "--user", "ann"]).await
+            let args = ["import", &sample(name), "--tenant", "import-again", "--user", "ann", "--json"];
+            let output = fleet.run(&args).await;
+            let counts: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let all = counts["leftOut"] == 0;
+            assert_eq!(output.status.code(), Some(if all { 0 } else { 3 }), "{output:?}");
+            counts
         };
         let first = import("malformed.txt").await;
-        assert_eq!((&first["written"], &first["replayed"]), (&6.into(), &0.into()));
+        assert_eq!((&first["written"], &first["replayed"]), (&7.into(), &0.into()));
         let lines: Vec<&Value> = first["refused"].as_array().unwrap().iter().map(|refused| &refused["line"]).collect();
-        assert_eq!(lines, [2, 5, 7, 9]);
+        assert_eq!(lines, [2, 5, 9]);
         let again = import("malformed.txt").await;
-        assert_eq!((&again["written"], &again["replayed"]), (&6.into(), &6.into()), "and says that it wrote nothing");
+        assert_eq!((&again["written"], &again["replayed"]), (&7.into(), &7.into()), "and says that it wrote nothing");
         assert_eq!(import("todos.csv").await["written"], 40);
         let ann = fleet.caller("import-again", "ann").await;
         let listed = ann.send(reqwest::Method::GET, "/v1/todos?pageSize=200", None).await;
-        assert_eq!(listed.body["todos"].as_array().unwrap().len(), 46, "nothing twice");
+        assert_eq!(listed.body["todos"].as_array().unwrap().len(), 47, "nothing twice");
         let completed = ann.send(reqwest::Method::GET, "/v1/todos?pageSize=200&status=COMPLETED", None).await;
         assert!(!completed.body["todos"].as_array().unwrap().is_empty());
     });
@@ -209,13 +249,21 @@ fn what_a_stranger_has_written_steers_no_terminal() {
     with_fleet(|fleet, _| async {
         let title = "safe\u{202e}fdp.exe\u{200b}";
         let ann = fleet.caller("steer", "ann").await;
-        ann.create(serde_json::json!({"title": title})).await;
-        let tail = ["events", "tail", "--tenant", "steer", "--from-start", "--count", "1"];
+        let todo = ann.create(serde_json::json!({"title": "safe"})).await;
+        // As one of before such titles were refused; it is still read, changed and published.
+        let login = fleet.login("postgres");
+        let mut db = PgConnection::connect(login["url"].as_str().unwrap()).await.unwrap();
+        let changed = sqlx::query("update todo set title = $1 where tenant = 'steer'").bind(title).execute(&mut db);
+        assert_eq!(changed.await.unwrap().rows_affected(), 1);
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        let answer = ann.send(reqwest::Method::PATCH, &path, Some(serde_json::json!({"notes": "n"}))).await;
+        assert_eq!(answer.body["title"], title);
+        let tail = ["events", "tail", "--tenant", "steer", "--from-start", "--count", "2"];
         let text = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
         assert!(text.contains("safe\\u202efdp.exe\\u200b"), "{text}");
         let output = fleet.run(&[&tail[..], &["--json"]].concat()).await.stdout;
         assert!(output.is_ascii());
-        let event: Value = serde_json::from_slice(&output).unwrap();
+        let event: Value = serde_json::Deserializer::from_slice(&output).into_iter().last().unwrap().unwrap();
         assert_eq!(event["data"]["todo"]["title"], title, "as JSON it is what it was");
     });
 }

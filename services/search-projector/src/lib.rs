@@ -25,6 +25,7 @@ use authz::Verifier;
 use clap::Args;
 use consumer::Consumer;
 use proto::search::search_service_server::SearchServiceServer;
+use secrecy::{ExposeSecret as _, SecretString};
 use service::config::{Common, CommonArgs, ConfigError, Problems};
 use service::ops::{self, Readiness};
 use service::page::PageTokens;
@@ -62,9 +63,12 @@ pub struct ConfigArgs {
     /// A file that holds it.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY_FILE")]
     page_token_key_file: Option<PathBuf>,
-    /// OpenSearch: http://host:port.
-    #[arg(long, env = "FLOTILLA_OPENSEARCH_URL")]
+    /// OpenSearch, with the login that it wants: http://user:password@host:port.
+    #[arg(long, env = "FLOTILLA_OPENSEARCH_URL", hide_env_values = true)]
     opensearch_url: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_OPENSEARCH_URL_FILE")]
+    opensearch_url_file: Option<PathBuf>,
     /// The alias of the index of todos; a test run has its own.
     #[arg(long, env = "FLOTILLA_TODO_INDEX", default_value = "todos")]
     todo_index: String,
@@ -81,9 +85,9 @@ pub struct Config {
     /// Where NATS is, and this service's credentials there.
     pub nats: nats::Login,
     /// The key for page tokens.
-    pub page_token_key: secrecy::SecretString,
+    pub page_token_key: SecretString,
     /// OpenSearch.
-    pub opensearch_url: String,
+    pub opensearch_url: SecretString,
     /// The alias of the index of todos.
     pub todo_index: String,
     /// The index's refresh interval.
@@ -109,9 +113,13 @@ impl Config {
             args.page_token_key.as_deref(),
             args.page_token_key_file.as_deref(),
         );
-        let opensearch_url: Option<String> = problems.parse("FLOTILLA_OPENSEARCH_URL", args.opensearch_url.as_deref());
+        let opensearch_url = problems.secret(
+            "FLOTILLA_OPENSEARCH_URL",
+            args.opensearch_url.as_deref(),
+            args.opensearch_url_file.as_deref(),
+        );
         if let Some(url) = &opensearch_url
-            && let Err(error) = opensearch::http::Url::parse(url)
+            && let Err(error) = opensearch::http::Url::parse(url.expose_secret())
         {
             problems.add(format!("FLOTILLA_OPENSEARCH_URL: {error}"));
         }
@@ -148,7 +156,7 @@ pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow
 /// # Errors
 /// Fails when a port cannot be bound or an address cannot be read. A dependency that is down is waited for.
 pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<SocketAddr, anyhow::Error> {
-    let index = store::Index::new(&config.opensearch_url, &config.todo_index, config.refresh)?;
+    let index = store::Index::new(config.opensearch_url.expose_secret(), &config.todo_index, config.refresh)?;
     let verifier = Arc::new(Verifier::new(config.common.jwks.clone(), &config.common.issuer, &config.common.audience)?);
     let nats = nats::connect(NAME, &config.nats).await?;
     readiness.set("index", false);

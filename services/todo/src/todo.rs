@@ -18,6 +18,9 @@ pub enum TextError {
     /// A control character.
     #[error("must not contain control characters{0}")]
     Control(&'static str),
+    /// What turns the direction of writing, or hides.
+    #[error("must not contain what turns the direction of writing or has no width")]
+    Misleading,
     /// Too many labels.
     #[error("must be at most {MAX_LABELS}")]
     TooMany,

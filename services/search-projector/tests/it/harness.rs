@@ -80,7 +80,7 @@ impl Fleet {
             },
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
             page_token_key: SecretString::from("a key for page tokens"),
-            opensearch_url: opensearch.to_owned(),
+            opensearch_url: opensearch.to_owned().into(),
             todo_index: index.clone(),
             refresh: Duration::from_millis(200),
         };

@@ -1,7 +1,15 @@
 //! The todo.txt format (<https://github.com/todotxt/todo.txt>): one task a line, with completion, priority, dates,
 //! `+project`, `@context` and `key:value`.
 
+use std::io::BufRead;
+
 use chrono::NaiveDate;
+
+/// The longest line that is looked at.
+const MAX_LINE_BYTES: usize = 64 << 10;
+/// The most labels a todo may carry, and the most characters of one.
+const MAX_LABELS: usize = 20;
+const MAX_LABEL: usize = 50;
 
 /// A task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +26,66 @@ pub struct Task {
     pub created: Option<NaiveDate>,
     /// The completion date.
     pub completed_on: Option<NaiveDate>,
+}
+
+/// The tasks of a file, each with its line, or what is wrong there. Empty lines are left out.
+pub fn tasks<R: BufRead>(reader: R) -> impl Iterator<Item = std::io::Result<(u64, Result<Task, String>)>> {
+    let lines = Lines { reader, number: 0, after_return: false };
+    lines.filter_map(|line| match line {
+        Ok((_, Ok(line))) if line.trim_ascii().is_empty() => None,
+        Ok((number, line)) => {
+            let text = line.and_then(|line| String::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned()));
+            Some(Ok((number, text.and_then(|line| parse(&line)))))
+        }
+        Err(error) => Some(Err(error)),
+    })
+}
+
+/// Lines that end with a line feed, a carriage return, or both, as different systems have it.
+struct Lines<R> {
+    reader: R,
+    number: u64,
+    after_return: bool,
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = std::io::Result<(u64, Result<Vec<u8>, String>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (mut line, mut length, mut begun) = (Vec::new(), 0, false);
+        loop {
+            let buffer = match self.reader.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(error) => return Some(Err(error)),
+            };
+            let Some(first) = buffer.first() else {
+                if begun {
+                    break;
+                }
+                return None;
+            };
+            if std::mem::take(&mut self.after_return) && *first == b'\n' {
+                self.reader.consume(1);
+                continue;
+            }
+            begun = true;
+            let end = buffer.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let text = &buffer[..end.unwrap_or(buffer.len())];
+            length += text.len();
+            if length <= MAX_LINE_BYTES {
+                line.extend_from_slice(text);
+            }
+            self.after_return = end.is_some_and(|end| buffer[end] == b'\r');
+            let used = text.len() + usize::from(end.is_some());
+            self.reader.consume(used);
+            if end.is_some() {
+                break;
+            }
+        }
+        self.number += 1;
+        let fits = length <= MAX_LINE_BYTES;
+        Some(Ok((self.number, if fits { Ok(line) } else { Err(format!("it has {length} bytes")) })))
+    }
 }
 
 /// Reads one line.
@@ -59,8 +127,8 @@ pub fn parse(line: &str) -> Result<Task, String> {
     }
     let mut words = Vec::new();
     for word in rest.split_whitespace() {
-        if let Some(date) = word.strip_prefix("due:") {
-            let date = date.parse().map_err(|_| format!("{word} is not a date such as due:2026-12-01"))?;
+        // What is no date is what somebody wrote.
+        if let Some(date) = word.strip_prefix("due:").and_then(|date| date.parse().ok()) {
             task.due = Some(date);
             continue;
         }
@@ -75,6 +143,14 @@ pub fn parse(line: &str) -> Result<Task, String> {
             _ => words.push(word),
         }
     }
+    // What is no label of ours stays in the text, where it stands anyway.
+    let mut labels: Vec<String> = Vec::new();
+    for label in task.labels.drain(..).filter(|label| label.chars().count() <= MAX_LABEL) {
+        if labels.len() < MAX_LABELS && !labels.contains(&label) {
+            labels.push(label);
+        }
+    }
+    task.labels = labels;
     task.title = words.join(" ");
     if task.title.is_empty() {
         return Err("there is no text".to_owned());
@@ -131,13 +207,34 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_stays_in_the_text_and_costs_no_task() {
+        let task = parse("Pay the berth due:2026-02-31 due:asap").unwrap();
+        assert_eq!((task.title.as_str(), task.due), ("Pay the berth due:2026-02-31 due:asap", None));
+        let many: Vec<String> = (0..25).map(|n| format!("+p{n}")).collect();
+        let long = format!("@{}", "x".repeat(50));
+        let task = parse(&format!("{} +p0 {long}", many.join(" "))).unwrap();
+        assert_eq!(task.labels, many[..20]);
+        assert!(task.title.contains("+p24") && task.title.ends_with(&long));
+    }
+
+    #[test]
+    fn a_line_ends_as_each_system_has_it() {
+        let long = "x".repeat(MAX_LINE_BYTES + 1);
+        let text = format!("one\rtwo\r\nthree\n\n\rsix\n{long}\nlast");
+        for size in [1, 3, 8_192] {
+            let reader = std::io::BufReader::with_capacity(size, text.as_bytes());
+            let read: Vec<_> = tasks(reader).map(Result::unwrap).collect();
+            let titles: Vec<_> =
+                read.iter().map(|(line, task)| (*line, task.as_ref().map_or("", |task| task.title.as_str()))).collect();
+            assert_eq!(titles, [(1, "one"), (2, "two"), (3, "three"), (6, "six"), (7, ""), (8, "last")], "{size}");
+        }
+    }
+
+    #[test]
     fn a_malformed_line_says_why() {
-        for (line, why) in [
-            ("(A) ", "no text"),
-            ("x 2026-02-01", "no text"),
-            ("Pay the berth due:2026-02-31", "not a date"),
-            ("2026-01-01 2026-01-02 two dates", "one date"),
-        ] {
+        for (line, why) in
+            [("(A) ", "no text"), ("x 2026-02-01", "no text"), ("2026-01-01 2026-01-02 two dates", "one date")]
+        {
             assert!(parse(line).unwrap_err().contains(why), "{line}");
         }
     }
