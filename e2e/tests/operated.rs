@@ -188,9 +188,11 @@ fn wrong_mapping() -> Value {
 impl World {
     /// Has the alias lead to a new index with this mapping, in one step; the one before is removed.
     async fn put_in_place(&self, name: &str, mapping: &Value) {
-        let settings = json!({"number_of_replicas": 0, "refresh_interval": "100ms"});
-        self.opensearch(Method::PUT, name, json!({"settings": settings, "mappings": mapping})).await;
         let before = searched(self).await;
+        let index = self.opensearch(Method::GET, &format!("{before}/_settings"), json!(null)).await;
+        let analysis = &index[&before]["settings"]["index"]["analysis"];
+        let settings = json!({"number_of_replicas": 0, "refresh_interval": "100ms", "analysis": analysis});
+        self.opensearch(Method::PUT, name, json!({"settings": settings, "mappings": mapping})).await;
         let actions = json!([
             {"remove_index": {"index": before}},
             {"add": {"index": name, "alias": "todos", "is_write_index": true}},

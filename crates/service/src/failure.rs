@@ -27,6 +27,8 @@ pub enum Code {
     ResourceExhausted,
     /// It was not done in its time; whether it has happened is not known.
     DeadlineExceeded,
+    /// There is no such method.
+    Unimplemented,
     /// A dependency is away: try again later.
     Unavailable,
     /// Our fault.
@@ -43,6 +45,7 @@ impl Code {
             Self::Aborted => tonic::Code::Aborted,
             Self::ResourceExhausted => tonic::Code::ResourceExhausted,
             Self::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+            Self::Unimplemented => tonic::Code::Unimplemented,
             Self::Unavailable => tonic::Code::Unavailable,
             Self::Internal => tonic::Code::Internal,
         }

@@ -1,21 +1,26 @@
 //! The gRPC door of a service: every call is traced, measured, has a deadline and a verified caller.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use authz::{Principal, TokenError, Verifier};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue};
 use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
 use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::service::Routes;
+use tower::Service;
 use tracing::Instrument as _;
 
 use crate::config::Common;
@@ -37,29 +42,42 @@ struct Guard {
     costs: HashMap<String, NonZeroU32>,
 }
 
-/// Serves until the process stops; the address it got. Health and reflection need no token, everything else does.
+/// Serves `service` until the process stops; the address it got. Health and reflection need no token, everything else does.
+/// `descriptors` may hold more than is served here.
 ///
 /// # Errors
-/// Fails when the address cannot be bound or a descriptor set cannot be read.
-pub async fn serve(
+/// Fails when the address cannot be bound, or the descriptors cannot be read or do not hold the service.
+pub async fn serve<S>(
     lifecycle: &Lifecycle,
     Common { listen, door, .. }: &Common,
     verifier: Arc<Verifier>,
     descriptors: &'static [u8],
-    mut routes: Routes,
-) -> Result<SocketAddr, anyhow::Error> {
+    service: S,
+) -> Result<SocketAddr, anyhow::Error>
+where
+    S: Service<http::Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+    S::Response: IntoResponse,
+    S::Future: Send + 'static,
+{
     let (health, health_service) = tonic_health::server::health_reporter();
-    routes = routes.add_service(health_service);
+    health.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
+    let mut routes = Routes::new(service).add_service(health_service);
     if door.reflection {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(descriptors)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
-        routes = routes.add_service(reflection);
+        // What is not served here is not listed here.
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name(S::NAME)
+                .with_service_name("grpc.health.v1.Health")
+        };
+        // Two names of the same: some clients know the older one alone.
+        routes = routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
     }
-    let methods = DescriptorPool::decode(descriptors)?;
-    let methods = methods.services().flat_map(|service| service.methods().collect::<Vec<_>>());
-    let costs = methods
+    let pool = DescriptorPool::decode(descriptors)?;
+    let described = pool.get_service_by_name(S::NAME).with_context(|| format!("no descriptor of {}", S::NAME))?;
+    let costs = described
+        .methods()
         .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), limits::cost(&rpc)))
         .collect();
     let guard_state = Arc::new(Guard { verifier, limits: Limits::new(&door.allowances), costs });
@@ -70,7 +88,9 @@ pub async fn serve(
     let stop = lifecycle.stopping();
     lifecycle.spawn("gRPC health", async move {
         stop.cancelled().await;
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        for name in ["", S::NAME] {
+            health.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
+        }
         Ok::<_, anyhow::Error>(())
     });
     lifecycle.spawn("gRPC server", server::serve(listener, router, bounds, lifecycle.stopping()));
@@ -180,6 +200,11 @@ fn with_reason(response: Response) -> Response {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             Failure::new(Code::ResourceExhausted, "TOO_LARGE", "the request is larger than a message may be")
         }
+        tonic::Code::Unimplemented => Failure::new(
+            Code::Unimplemented,
+            "NO_SUCH_METHOD",
+            "this service has no such method, or does not take the compression of the request",
+        ),
         _ => return response,
     };
     tracing::debug!(%status, "a status of tonic's, given a reason");

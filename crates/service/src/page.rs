@@ -11,6 +11,19 @@ use sha2::{Digest as _, Sha256};
 use crate::Failure;
 
 const TAG_BYTES: usize = 16;
+/// What a page may weigh: half of what a gRPC client takes of an answer unless told otherwise (4 MiB).
+const MAX_BYTES: usize = 2 << 20;
+
+/// Shortens a page to what an answer may weigh; the first item always stays. Who lists goes on behind the last one.
+pub fn fit<M: prost::Message>(items: &mut Vec<M>) {
+    let mut bytes = 0;
+    let fits = items.iter().take_while(|item| {
+        bytes += item.encoded_len();
+        bytes <= MAX_BYTES
+    });
+    let fits = fits.count().max(1);
+    items.truncate(fits);
+}
 
 /// Makes and reads page tokens.
 #[derive(Clone)]
@@ -68,6 +81,19 @@ impl PageTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_weighs_no_more_than_an_answer_may() {
+        let sizes = |sizes: &[usize]| {
+            let mut items: Vec<String> = sizes.iter().map(|size| "x".repeat(*size)).collect();
+            fit(&mut items);
+            items.len()
+        };
+        assert_eq!(sizes(&[]), 0);
+        assert_eq!(sizes(&[10, 10]), 2);
+        assert_eq!(sizes(&[MAX_BYTES / 2, MAX_BYTES / 3, MAX_BYTES / 2]), 2);
+        assert_eq!(sizes(&[2 * MAX_BYTES, 10]), 1);
+    }
 
     #[test]
     fn a_token_works_for_its_question_only() {

@@ -57,6 +57,72 @@ fn a_todo_lives_over_http() {
     });
 }
 
+/// RFC 9110, 9.3.2 and 13.1.
+#[test]
+fn head_and_conditions_are_as_http_has_them() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-conditions", "ann").await;
+        let todo = ann.create(json!({"title": "Splice"})).await;
+        let path = path(&todo);
+        let get = ann.request(Method::GET, &path).send().await.unwrap();
+        let head = ann.request(Method::HEAD, &path).send().await.unwrap();
+        for name in ["content-type", "etag", "content-length", "cache-control"] {
+            assert_eq!(head.headers().get(name), get.headers().get(name), "{name}");
+        }
+        assert_eq!((head.status(), head.bytes().await.unwrap().len()), (get.status(), 0));
+        let missing = ann.request(Method::HEAD, "/v1/todos/0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f").send().await.unwrap();
+        assert_eq!(missing.status(), 404);
+
+        let ask = async |method: &Method, headers: &[(&str, &str)]| {
+            let mut request = ann.request(method.clone(), &path);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            if *method == Method::PATCH {
+                request = request.json(&json!({"notes": "n"}));
+            }
+            request.send().await.unwrap().status().as_u16()
+        };
+        for (method, headers, wanted) in [
+            (Method::GET, &[("if-match", "\"zz\"")][..], 412),
+            (Method::HEAD, &[("if-match", "\"zz\"")][..], 412),
+            (Method::GET, &[("if-none-match", "\"zz\""), ("if-none-match", "\"v1\"")][..], 304),
+            (Method::PATCH, &[("if-none-match", "*")][..], 412),
+            (Method::PATCH, &[("if-none-match", "\"v1\"")][..], 400),
+            (Method::PATCH, &[("if-match", "\"zz\"")][..], 412),
+            (Method::PATCH, &[("if-match", "W/\"v1\"")][..], 412),
+            (Method::PATCH, &[("if-match", "\"zz\", \"v1\"")][..], 200),
+            (Method::PATCH, &[("if-match", "*")][..], 200),
+            (Method::DELETE, &[("if-none-match", "*")][..], 412),
+        ] {
+            assert_eq!(ask(&method, headers).await, wanted, "{method} {headers:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_wrong_is_pointed_at_by_the_names_that_json_has() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-pointers", "ann").await;
+        let todo = ann.create(json!({"title": "Splice"})).await;
+        let path = path(&todo);
+        let due = json!({"dueTime": "2026-12-24T18:00:00Z"});
+        for mask in ["due_time", "dueTime"] {
+            let answer = ann.send(Method::PATCH, &format!("{path}?updateMask={mask}"), Some(due.clone())).await;
+            assert_eq!((answer.status, &answer.body["dueTime"]), (200, &due["dueTime"]), "{mask}");
+        }
+        for (method, path, body, pointer) in [
+            (Method::POST, "/v1/todos".to_owned(), json!({"title": true, "notes": "n"}), "#/title"),
+            (Method::POST, "/v1/todos".to_owned(), json!({"title": "x", "colour": "red"}), "#/colour"),
+            (Method::PATCH, format!("{path}?updateMask=nope"), json!({"title": "x"}), "#/updateMask"),
+        ] {
+            let answer = ann.send(method, &path, Some(body)).await;
+            assert_eq!((answer.status, answer.code()), (400, "INVALID_ARGUMENT"));
+            assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{}", answer.body);
+        }
+    });
+}
+
 #[test]
 fn a_repeat_with_the_same_key_happens_once() {
     with_fleet(|fleet, _| async {
@@ -167,7 +233,7 @@ fn nothing_a_client_sends_is_a_5xx() {
         assert_eq!((answer.status, answer.code()), (400, "IDEMPOTENCY_KEY_MALFORMED"));
         let health = ann.send(Method::POST, "/healthz", None).await;
         assert_eq!((health.status, health.code()), (405, "METHOD_NOT_ALLOWED"));
-        for value in ["v1", "\"v1\", \"v2\"", "\"\"", "W/\"v1\""] {
+        for value in ["v1", "\"v0,v1\"", "\"\"", "\"*\"", "W/\"v1\"", "\"v7\", \"v8\""] {
             let request = ann.request(Method::DELETE, &one).header("if-match", value);
             let answer = Answer::of(request.send().await.unwrap()).await;
             assert!([400, 412].contains(&answer.status), "{value}: {answer:?}");

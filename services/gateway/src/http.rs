@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use authz::Verifier;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body::Body as _;
 use service::config::Common;
 use service::limits::Limits;
 use service::ops::Readiness;
@@ -22,7 +24,7 @@ use tonic::Status;
 use tracing::Instrument as _;
 
 use crate::problem::Problem;
-use crate::request::{self, Bodies, IDEMPOTENCY_KEY};
+use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
 use crate::routes::{self, Found, Route};
 use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
@@ -101,7 +103,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let started = Instant::now();
     let response = async {
         let answer = answer(&edge, found, request).await.unwrap_or_else(axum::response::IntoResponse::into_response);
-        with_trace_id(answer)
+        with_trace_id(if method == "HEAD" { without_content(answer) } else { answer })
     }
     .instrument(span.clone())
     .await;
@@ -151,7 +153,8 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
     let who = who.map_err(|error| refused(error.into()))?;
     let _turn = edge.limits.turn(&who, route.cost).await.map_err(refused)?;
     let body = edge.bodies.read(&head.headers, body).await?;
-    let if_match = request::if_match(&head.headers)?;
+    let conditions = Conditions::of(&head.method, &head.headers)?;
+    let if_match = conditions.etag();
     let parts = Parts {
         path: &fields,
         query: head.uri.query().unwrap_or_default(),
@@ -166,7 +169,8 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
         }
     }
     let answer = call_upstream(edge, route, call).await?;
-    let mut response = respond(answer.get_ref(), &head.method, &head.headers)?;
+    let reads = route.verb == Method::GET;
+    let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
     // Said by the service, of an answer that is an earlier request's with the same key.
     if let Some(replayed) = answer.metadata().as_ref().get(idempotency::REPLAYED_METADATA) {
         response.headers_mut().insert(idempotency::REPLAYED_METADATA, replayed.clone());
@@ -189,22 +193,28 @@ async fn call_upstream(
     .await
 }
 
-fn respond(answer: &prost_reflect::DynamicMessage, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {
+/// The answer as JSON; for reading, by the request's conditions.
+fn respond(answer: &prost_reflect::DynamicMessage, conditions: Option<&Conditions>) -> Result<Response, Problem> {
     let (json, etag) = transcode::response(answer)?;
-    let etag = etag.and_then(|etag| HeaderValue::try_from(format!("\"{etag}\"")).ok());
-    let fresh = match (&etag, headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok())) {
-        (Some(etag), Some(known)) if method == Method::GET => {
-            known.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == etag)
-        }
-        _ => false,
-    };
-    let mut response = if fresh {
+    let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
+    let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         ([(CONTENT_TYPE, "application/json")], json).into_response()
     };
-    if let Some(etag) = etag {
+    if let Some(etag) = etag.and_then(|etag| HeaderValue::try_from(format!("\"{etag}\"")).ok()) {
         response.headers_mut().insert(ETAG, etag);
     }
     Ok(response)
+}
+
+/// What answers a HEAD: the head of the answer to a GET (RFC 9110, 9.3.2).
+fn without_content(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact()
+        && head.status != StatusCode::NOT_MODIFIED
+    {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, Body::empty())
 }

@@ -20,6 +20,22 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     reader.end().map(|()| value)
 }
 
+/// Names of fields as JSON has them: `due_time` is `dueTime`.
+pub fn camel(names: &str) -> String {
+    let mut text = String::with_capacity(names.len());
+    let mut after_underscore = false;
+    for c in names.chars() {
+        if c == '_' {
+            after_underscore = true;
+        } else if std::mem::take(&mut after_underscore) {
+            text.push(c.to_ascii_uppercase());
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
 #[derive(Clone, Copy)]
 struct Strict<'a> {
     /// How many more values there may be.

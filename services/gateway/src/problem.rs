@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::json::camel;
+
 /// A problem.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -71,7 +73,7 @@ impl From<Status> for Problem {
         };
         let mut problem = Self::new(http, &info.reason, status.message());
         for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
-            let pointer = format!("#/{}", violation.field.replace('.', "/"));
+            let pointer = format!("#/{}", camel(&violation.field).replace('.', "/"));
             problem.errors.push(json!({"detail": violation.description, "pointer": pointer}));
         }
         if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn field_violations_become_pointers() {
-        let problem = Problem::from(Status::from(Failure::invalid("title", "must not be empty")));
-        assert_eq!(problem.errors, [json!({"detail": "must not be empty", "pointer": "#/title"})]);
+        let problem = Problem::from(Status::from(Failure::invalid("due_time", "must not be so")));
+        assert_eq!(problem.errors, [json!({"detail": "must not be so", "pointer": "#/dueTime"})]);
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use futures::StreamExt as _;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use service::idempotency;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -131,24 +131,107 @@ impl Bodies {
     }
 }
 
-/// The entity tag of `If-Match`, unquoted (RFC 9110, 13.1.1).
-pub fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let wrong = || Problem::invalid("If-Match must be one entity tag in quotes, such as \"v3\", or *");
-    let mut values = headers.get_all(IF_MATCH).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    let text = value.to_str().map_err(|_| wrong())?.trim();
-    if values.next().is_some() {
-        return Err(wrong());
+/// What a request wants of the resource's entity tag (RFC 9110, 13.1).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// `If-Match`: one of these, compared strongly.
+    matches: Option<Tags>,
+    /// `If-None-Match`: none of these, compared weakly.
+    none_matches: Option<Tags>,
+}
+
+/// The value of `If-Match` or `If-None-Match`.
+#[derive(Debug, PartialEq, Eq)]
+enum Tags {
+    /// `*`
+    Any,
+    /// Whether each is weak, and what stands in its quotes.
+    Listed(Vec<(bool, String)>),
+}
+
+/// No todo has this tag: what wants it is never done.
+const NO_TAG: &str = "-";
+
+impl Conditions {
+    /// Those of a request.
+    ///
+    /// # Errors
+    /// 400 when they cannot be read, or a change has a condition that is for reading.
+    pub fn of(method: &Method, headers: &HeaderMap) -> Result<Self, Problem> {
+        let conditions = Self { matches: tags(headers, &IF_MATCH)?, none_matches: tags(headers, &IF_NONE_MATCH)? };
+        let reads = [Method::GET, Method::HEAD].contains(method);
+        match conditions.none_matches {
+            Some(Tags::Listed(_)) if !reads => Err(Problem::invalid(
+                "If-None-Match with entity tags is for GET and HEAD: to change one version, send If-Match",
+            )),
+            _ => Ok(conditions),
+        }
     }
-    if text == "*" {
-        return Ok(Some(text.to_owned()));
+
+    /// For a change: the entity tags of which the resource must have one, separated by commas.
+    pub fn etag(&self) -> Option<String> {
+        // Only what is there can be changed: a change of what is not there is 404 anyway.
+        if self.none_matches.is_some() {
+            return Some(NO_TAG.to_owned());
+        }
+        match self.matches.as_ref()? {
+            Tags::Any => Some("*".to_owned()),
+            Tags::Listed(tags) => {
+                // Weak tags never match, nor do those that mean something else to a service: no resource of ours has one.
+                let other = |tag: &str| tag.is_empty() || tag == "*" || tag.contains(',') || tag.trim() != tag;
+                let strong: Vec<&str> =
+                    tags.iter().filter(|(weak, tag)| !weak && !other(tag)).map(|(_, tag)| tag.as_str()).collect();
+                Some(if strong.is_empty() { NO_TAG.to_owned() } else { strong.join(",") })
+            }
+        }
     }
-    // A weak tag never matches: it goes on as it is, and the service refuses it.
-    let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    match tag {
-        Some(tag) if !tag.is_empty() && !tag.contains('"') => Ok(Some(tag.to_owned())),
-        None if text.starts_with("W/\"") && text.ends_with('"') => Ok(Some(text.to_owned())),
-        _ => Err(wrong()),
+
+    /// For reading: whether the caller has the resource already.
+    ///
+    /// # Errors
+    /// 412 when the resource has none of the tags of `If-Match`.
+    pub fn is_known(&self, etag: Option<&str>) -> Result<bool, Problem> {
+        let fits = |tags: &Tags, weakly: bool| match tags {
+            Tags::Any => true,
+            Tags::Listed(tags) => tags.iter().any(|(weak, tag)| (weakly || !weak) && Some(tag.as_str()) == etag),
+        };
+        if self.matches.as_ref().is_some_and(|tags| !fits(tags, false)) {
+            let detail = "the resource has none of the entity tags of If-Match";
+            return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "ETAG_MISMATCH", detail));
+        }
+        Ok(self.none_matches.as_ref().is_some_and(|tags| etag.is_some() && fits(tags, true)))
+    }
+}
+
+/// The entity tags of a header, on one line or several.
+fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Problem> {
+    let wrong = || Problem::invalid(format!("{name} must be entity tags in quotes, such as \"v3\", or *"));
+    let mut listed = Vec::new();
+    let mut any = false;
+    for value in headers.get_all(name) {
+        let mut rest = value.to_str().map_err(|_| wrong())?.trim();
+        if rest == "*" {
+            any = true;
+            continue;
+        }
+        while !rest.is_empty() {
+            let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |rest| (true, rest));
+            let (tag, after) = quoted.strip_prefix('"').and_then(|text| text.split_once('"')).ok_or_else(wrong)?;
+            listed.push((weak, tag.to_owned()));
+            let after = after.trim_start();
+            rest = match after.strip_prefix(',') {
+                Some(more) => more.trim_start(),
+                None if after.is_empty() => after,
+                None => return Err(wrong()),
+            };
+        }
+    }
+    match (any, listed.is_empty()) {
+        (true, true) => Ok(Some(Tags::Any)),
+        (true, false) => Err(wrong()),
+        (false, true) if headers.contains_key(name) => Err(wrong()),
+        (false, true) => Ok(None),
+        (false, false) => Ok(Some(Tags::Listed(listed))),
     }
 }
 
@@ -179,6 +262,52 @@ mod tests {
     async fn read<'a>(bodies: &'a Bodies, body: impl Into<Body>) -> Result<Arrived<'a>, u16> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         bodies.read(&headers, body.into()).await.map_err(|problem| problem.status.as_u16())
+    }
+
+    #[test]
+    fn conditions_are_read_as_http_has_them() {
+        let of = |method: Method, headers: &[(HeaderName, &str)]| {
+            let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            Conditions::of(&method, &headers.collect())
+        };
+        let change =
+            |headers: &[(HeaderName, &str)]| of(Method::PATCH, headers).map(|all| all.etag()).map_err(|p| p.status);
+        for (headers, wanted) in [
+            (&[][..], Ok(None)),
+            (&[(IF_MATCH, "\"v1\"")][..], Ok(Some("v1"))),
+            (&[(IF_MATCH, "*")][..], Ok(Some("*"))),
+            (&[(IF_MATCH, "\"zz\", \"v1\"")][..], Ok(Some("zz,v1"))),
+            (&[(IF_MATCH, "\"zz\",,\"v1\"")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, "\"zz\""), (IF_MATCH, "W/\"v2\" , \"v1\"")][..], Ok(Some("zz,v1"))),
+            (&[(IF_MATCH, "W/\"v1\"")][..], Ok(Some("-"))),
+            (&[(IF_MATCH, "\"\"")][..], Ok(Some("-"))),
+            (&[(IF_MATCH, "\"*\"")][..], Ok(Some("-"))),
+            (&[(IF_MATCH, "\"v0,v1\", \" v1\"")][..], Ok(Some("-"))),
+            (&[(IF_NONE_MATCH, "*")][..], Ok(Some("-"))),
+            (&[(IF_MATCH, "v1")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, "")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, "\"v1")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, "\"v1\" \"v2\"")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, "*"), (IF_MATCH, "\"v1\"")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_NONE_MATCH, "\"v1\"")][..], Err(StatusCode::BAD_REQUEST)),
+        ] {
+            assert_eq!(change(headers), wanted.map(|tag| tag.map(ToOwned::to_owned)), "{headers:?}");
+        }
+        let read = |headers: &[(HeaderName, &str)]| {
+            of(Method::GET, headers).unwrap().is_known(Some("v2")).map_err(|problem| problem.status.as_u16())
+        };
+        for (headers, wanted) in [
+            (&[][..], Ok(false)),
+            (&[(IF_NONE_MATCH, "\"zz\"")][..], Ok(false)),
+            (&[(IF_NONE_MATCH, "\"zz\""), (IF_NONE_MATCH, "W/\"v2\"")][..], Ok(true)),
+            (&[(IF_NONE_MATCH, "*")][..], Ok(true)),
+            (&[(IF_MATCH, "\"zz\"")][..], Err(412)),
+            (&[(IF_MATCH, "W/\"v2\"")][..], Err(412)),
+            (&[(IF_MATCH, "\"zz\", \"v2\"")][..], Ok(false)),
+            (&[(IF_MATCH, "\"v2\""), (IF_NONE_MATCH, "\"v2\"")][..], Ok(true)),
+        ] {
+            assert_eq!(read(headers), wanted, "{headers:?}");
+        }
     }
 
     #[tokio::test]

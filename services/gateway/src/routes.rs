@@ -52,16 +52,20 @@ pub enum Found {
     Nothing,
 }
 
-/// Finds the RPC of a request.
+/// Finds the RPC of a request. A HEAD is for what a GET is for.
 #[must_use]
 pub fn find(method: &http::Method, path: &str) -> Found {
     let mut others = Vec::new();
+    let verb = if method == http::Method::HEAD { &http::Method::GET } else { method };
     for route in all() {
         if let Some(fields) = route.template.matches(path) {
-            if route.verb == *method {
+            if route.verb == *verb {
                 return Found::Route(route, fields);
             }
             others.push(&route.verb);
+            if route.verb == http::Method::GET {
+                others.push(&http::Method::HEAD);
+            }
         }
     }
     if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
@@ -134,7 +138,9 @@ mod tests {
             (Method::POST, "/v1/todos/1:complete", "flotilla.todo.v1.TodoService.CompleteTodo"),
             (Method::POST, "/v1/todos/1:reopen", "flotilla.todo.v1.TodoService.ReopenTodo"),
             (Method::GET, "/v1/todos:search", "flotilla.search.v1.SearchService.SearchTodos"),
-            (Method::PUT, "/v1/todos:search", "[GET]"),
+            (Method::HEAD, "/v1/todos/1", "flotilla.todo.v1.TodoService.GetTodo"),
+            (Method::HEAD, "/v1/todos/1:complete", "[POST]"),
+            (Method::PUT, "/v1/todos:search", "[GET, HEAD]"),
             (Method::POST, "/v1/todos/1:explode", ""),
             (Method::GET, "/v2/todos", ""),
         ] {

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::json;
+use crate::json::{self as strict, camel};
 use crate::problem::Problem;
 use crate::routes::Route;
 use crate::template::decode;
@@ -52,13 +52,40 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
         return Err(Problem::invalid("this method takes everything from its body: send no query"));
     }
     for (name, value) in parts.path {
+        let named = field(&input, name).and_then(|field| object.get(field.json_name()).or(object.get(field.name())));
+        if named.is_some_and(|named| named != value) {
+            return Err(Problem::invalid(format!("{name} is given by the path: the body says something else")));
+        }
         insert(&mut object, &input, name, value, false)?;
     }
     if let Some(etag) = parts.if_match {
         etag_into(route, &input, &mut object, etag);
     }
-    DynamicMessage::deserialize(input, Value::Object(object))
-        .map_err(|error| Problem::invalid(format!("the request does not fit: {error}")))
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(Value::Object(object), &mut track);
+    DynamicMessage::deserialize(input, tracked).map_err(|error| {
+        let mut problem = Problem::invalid(format!("the request does not fit: {error}"));
+        if let Some(pointer) = pointer(&track.path(), &route.body) {
+            problem.errors.push(json!({"detail": error.to_string(), "pointer": pointer}));
+        }
+        problem
+    })
+}
+
+/// Where in the body, or under which parameter, a value stands (RFC 6901); None for the whole.
+fn pointer(path: &serde_path_to_error::Path, body: &str) -> Option<String> {
+    use serde_path_to_error::Segment;
+    let mut parts = path.iter().map_while(|segment| match segment {
+        Segment::Map { key } => Some(escaped(key)),
+        Segment::Seq { index } => Some(index.to_string()),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    });
+    let mut parts: Vec<String> = parts.by_ref().collect();
+    // The body is this field: whoever wrote it does not know the field's name.
+    if parts.first().is_some_and(|first| first == body) {
+        parts.remove(0);
+    }
+    (!parts.is_empty()).then(|| format!("#/{}", parts.join("/")))
 }
 
 fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
@@ -70,15 +97,17 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
     }
     let value: Value = match bytes {
         [] => Value::Object(Map::new()),
-        bytes => json::read(bytes).map_err(|error| Problem::invalid(format!("the body is not valid JSON: {error}")))?,
+        bytes => {
+            strict::read(bytes).map_err(|error| Problem::invalid(format!("the body is not valid JSON: {error}")))?
+        }
     };
     let Value::Object(fields) = value else { return Err(Problem::invalid("the body must be a JSON object")) };
     if route.body == "*" {
-        named_once(input, &fields)?;
+        known_once(input, &fields, "#")?;
         return Ok(fields);
     }
     if let Some(Kind::Message(resource)) = input.get_field_by_name(&route.body).map(|field| field.kind()) {
-        named_once(&resource, &fields)?;
+        known_once(&resource, &fields, "#")?;
     }
     let mut object = Map::new();
     if route.verb == http::Method::PATCH
@@ -90,25 +119,47 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
     Ok(object)
 }
 
-/// A field has two names in JSON, `dueTime` and `due_time`: a request that uses both says two things.
-fn named_once(message: &MessageDescriptor, fields: &Map<String, Value>) -> Result<(), Problem> {
+/// Refuses fields that the message does not have; and one that is given under both its names, `dueTime` and `due_time`:
+/// such a request says two things. `at` points at the message.
+fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str) -> Result<(), Problem> {
+    // JSON of its own.
+    if message.full_name().starts_with("google.protobuf.") {
+        return Ok(());
+    }
     let mut seen = HashSet::new();
     for (name, value) in fields {
-        let Some(field) = field(message, name) else { continue };
+        let short: String = name.chars().take(100).collect();
+        let at = format!("{at}/{}", escaped(&short));
+        let wrong = |what: String| {
+            let mut problem = Problem::invalid(what.clone());
+            problem.errors.push(json!({"detail": what, "pointer": at}));
+            problem
+        };
+        let Some(field) = field(message, name) else {
+            return Err(wrong(format!("there is no field {short:?}")));
+        };
         if !seen.insert(field.number()) {
-            return Err(Problem::invalid(format!("{} is given twice, under both its names", field.json_name())));
+            return Err(wrong(format!("{} is given twice, under both its names", field.json_name())));
         }
         if let (Kind::Message(inner), false) = (field.kind(), field.is_map()) {
             match value {
-                Value::Object(fields) => named_once(&inner, fields)?,
+                Value::Object(fields) => known_once(&inner, fields, &at)?,
                 Value::Array(list) => {
-                    list.iter().filter_map(Value::as_object).try_for_each(|fields| named_once(&inner, fields))?;
+                    for (index, fields) in list.iter().enumerate() {
+                        let Value::Object(fields) = fields else { continue };
+                        known_once(&inner, fields, &format!("{at}/{index}"))?;
+                    }
                 }
                 _ => {}
             }
         }
     }
     Ok(())
+}
+
+/// A name as a part of a JSON pointer (RFC 6901, 3).
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
 }
 
 /// A PATCH means the fields it names. What the service fills in itself may be sent back, and is not meant.
@@ -190,8 +241,12 @@ fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
         Kind::Bool => text.parse().ok().map(Value::Bool),
         Kind::Enum(_) => Some(text.parse::<i32>().map_or_else(|_| text.into(), Value::from)),
         Kind::Message(message) => {
-            let text_form = ["google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"];
-            text_form.contains(&message.full_name()).then(|| text.into())
+            // Both spellings of a field's name are taken, as everywhere.
+            match message.full_name() {
+                "google.protobuf.FieldMask" => Some(camel(text).into()),
+                "google.protobuf.Timestamp" | "google.protobuf.Duration" => Some(text.into()),
+                _ => None,
+            }
         }
         // Numbers may be texts in proto3 JSON.
         _ => Some(text.into()),
@@ -250,18 +305,23 @@ mod tests {
         let value = transcode(Method::POST, "/v1/todos", r#"{"title": "x", "due_time": "2026-01-01T00:00:00Z"}"#);
         let todo = serde_json::json!({"title": "x", "dueTime": "2026-01-01T00:00:00Z", "etag": "v7"});
         assert_eq!(value.unwrap(), serde_json::json!({"todo": todo}));
-        let value = transcode(Method::POST, "/v1/todos/1:complete", r#"{"id": "2", "etag": "v1"}"#).unwrap();
-        assert_eq!(value, serde_json::json!({"id": "1", "etag": "v7"}), "the path and If-Match win");
+        let value = transcode(Method::POST, "/v1/todos/1:complete", r#"{"id": "1", "etag": "v1"}"#).unwrap();
+        assert_eq!(value, serde_json::json!({"id": "1", "etag": "v7"}), "If-Match wins");
         transcode(Method::POST, "/v1/todos/1:complete", "").unwrap();
     }
 
     #[test]
     fn a_patch_means_the_fields_it_names() {
-        let patch = |path, body| transcode(http::Method::PATCH, path, body).unwrap();
+        let patch = |path: &str, body: &str| transcode(http::Method::PATCH, path, body).unwrap();
         let value = patch("/v1/todos/1", r#"{"notes": "", "dueTime": null, "version": 3, "etag": "v1"}"#);
         assert_eq!(value["updateMask"], "dueTime,notes");
         let value = patch("/v1/todos/1?updateMask=title", r#"{"notes": "", "title": "x"}"#);
         assert_eq!(value["updateMask"], "title");
+        for mask in ["updateMask=due_time,title", "update_mask=dueTime,title", "updateMask=due_time,title"] {
+            let path = format!("/v1/todos/1?{mask}");
+            assert_eq!(patch(&path, "{}")["updateMask"], "dueTime,title", "{mask}");
+        }
+        assert_eq!(patch("/v1/todos/1?updateMask=*", "{}")["updateMask"], "*");
     }
 
     #[test]
@@ -280,6 +340,8 @@ mod tests {
             (Method::POST, "/v1/todos", r#"{"colour": "red"}"#, "colour"),
             (Method::POST, "/v1/todos", r#"{"title": 7}"#, "does not fit"),
             (Method::POST, "/v1/todos/1:complete?x=1", "{}", "no query"),
+            (Method::POST, "/v1/todos/1:complete", r#"{"id": "2"}"#, "given by the path"),
+            (Method::POST, "/v1/todos/1:complete", r#"{"id": 1}"#, "given by the path"),
             (Method::POST, "/v1/todos", r#"{"title": "a", "title": "b"}"#, "\"title\" twice"),
             (Method::POST, "/v1/todos", r#"{"title": "a", "x": [{"y": {"z": 1, "z": 2}}]}"#, "\"z\" twice"),
             (Method::POST, "/v1/todos", r#"{"dueTime": null, "due_time": null}"#, "dueTime is given twice"),
@@ -292,6 +354,29 @@ mod tests {
             let problem = transcode(method, path, body).unwrap_err();
             assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);
             assert!(problem.detail.contains(part), "{path} {body}: {}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_pointed_at() {
+        use http::Method;
+        for (method, path, body, pointer) in [
+            (Method::POST, "/v1/todos", r#"{"title": true, "notes": "n"}"#, Some("#/title")),
+            (Method::POST, "/v1/todos", r#"{"labels": ["a", 7]}"#, Some("#/labels/1")),
+            (Method::POST, "/v1/todos", r#"{"labels": "a"}"#, Some("#/labels")),
+            (Method::POST, "/v1/todos", r#"{"due_time": "tomorrow"}"#, Some("#/due_time")),
+            (Method::POST, "/v1/todos", r#"{"dueTime": {"seconds": 1}}"#, Some("#/dueTime")),
+            (Method::PATCH, "/v1/todos/1", r#"{"version": "x"}"#, Some("#/version")),
+            (Method::POST, "/v1/todos/1:complete", r#"{"tag": 1}"#, Some("#/tag")),
+            (Method::GET, "/v1/todos?pageSize=many", "", Some("#/pageSize")),
+            (Method::GET, "/v1/todos?status=MAYBE", "", Some("#/status")),
+            (Method::POST, "/v1/todos", r#"{"colour": "red"}"#, Some("#/colour")),
+            (Method::POST, "/v1/todos", r#"{"a/b~": "red"}"#, Some("#/a~1b~0")),
+            (Method::POST, "/v1/todos", "[]", None),
+        ] {
+            let problem = transcode(method, path, body).unwrap_err();
+            let found = problem.errors.first().map(|error| error["pointer"].as_str().unwrap());
+            assert_eq!(found, pointer, "{path} {body}: {}", problem.detail);
         }
     }
 

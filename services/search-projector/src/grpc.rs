@@ -8,7 +8,7 @@ use proto::search as pb;
 use proto::search::search_service_server::SearchService;
 use service::Failure;
 use service::grpc::principal;
-use service::page::PageTokens;
+use service::page::{self, PageTokens};
 use tonic::{Request, Response, Status as GrpcStatus};
 
 use crate::store::{Hit, Index, Question};
@@ -29,7 +29,9 @@ impl SearchService for Search {
     ) -> Result<Response<pb::SearchTodosResponse>, GrpcStatus> {
         let who = principal(&request)?;
         let request = request.into_inner();
-        let asked = (who.tenant.as_str(), &request.query, request.status, &request.label);
+        // The order is part of the question: a place in another one is none in this.
+        let asked =
+            (who.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");
         let question =
             Question { after: self.pages.read::<(f64, TodoId)>(&asked, &request.page_token)?, ..question(&request)? };
         // One more than asked for tells whether there is a next page.
@@ -39,14 +41,18 @@ impl SearchService for Search {
             .search(&who.tenant, &wanted)
             .await
             .map_err(|error| Failure::unavailable("the search index", error))?;
-        let more = hits.len() > question.limit;
+        let found = hits.len();
         hits.truncate(question.limit);
-        let next_page_token = match hits.last() {
-            Some(last) if more => self.pages.make(&asked, &(last.score, last.document.id))?,
+        let places: Vec<(f64, TodoId)> = hits.iter().map(|hit| (hit.score, hit.document.id)).collect();
+        // A tombstone is no hit, and none is ever found.
+        let mut hits: Vec<pb::TodoHit> = hits.into_iter().filter_map(hit).collect();
+        page::fit(&mut hits);
+        let next_page_token = match places.get(..hits.len()).and_then(<[_]>::last) {
+            Some(last) if hits.len() < found => self.pages.make(&asked, last)?,
             _ => String::new(),
         };
         Ok(Response::new(pb::SearchTodosResponse {
-            hits: hits.into_iter().filter_map(hit).collect(),
+            hits,
             next_page_token,
             total_size: i32::try_from(total).unwrap_or(i32::MAX),
         }))

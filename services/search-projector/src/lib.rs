@@ -31,7 +31,6 @@ use service::ops::{self, Readiness};
 use service::page::PageTokens;
 use service::telemetry::Telemetry;
 use service::{Lifecycle, nats, retry};
-use tonic::service::Routes;
 
 /// The service's name, and its durable consumer's.
 pub const NAME: &str = fleet::PROJECTOR;
@@ -206,8 +205,8 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     });
 
     let search = grpc::Search { index, pages: PageTokens::new(config.page_token_key.clone()) };
-    let routes = Routes::new(SearchServiceServer::new(search));
-    service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, routes).await
+    let service = SearchServiceServer::new(search);
+    service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, service).await
 }
 
 fn consumer_config(durable: &str, release: &str) -> consumer::Config {

@@ -206,7 +206,9 @@ impl Index {
     /// The settings and the mapping of an index, as this version of the service has them.
     #[must_use]
     pub fn definition(&self) -> Value {
-        let text = json!({"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 2_100}}});
+        let words = json!({"type": "text", "analyzer": "folded"});
+        let mut text = words.clone();
+        text["fields"] = json!({"raw": {"type": "keyword", "ignore_above": 2_100}});
         json!({
             "settings": {
                 "number_of_shards": 1,
@@ -214,6 +216,10 @@ impl Index {
                 "refresh_interval": format!("{}ms", self.refresh.as_millis()),
                 // Else each refresh waits for the merge of small segments that it starts. Only heard when the index is made.
                 "merge_on_flush.enabled": false,
+                // Who writes "cafe" finds "Café".
+                "analysis": {"analyzer": {"folded": {
+                    "type": "custom", "tokenizer": "standard", "filter": ["lowercase", "asciifolding"],
+                }}},
             },
             "mappings": {
                 "dynamic": "strict",
@@ -225,7 +231,7 @@ impl Index {
                     "deleted": {"type": "boolean"},
                     "index_time": {"type": "date"},
                     "title": text,
-                    "notes": {"type": "text"},
+                    "notes": words,
                     "labels": text,
                     "status": {"type": "keyword"},
                     "assignee": {"type": "keyword"},
@@ -283,6 +289,10 @@ impl Index {
 }
 
 /// The only place that makes a query: the tenant is its first filter.
+///
+/// A hit's score is a sum of constants: it follows from the todo and the question alone. By OpenSearch's own score, which
+/// counts how often words occur in all documents, a tenant would see others write, and pages would shift under their reader.
+/// Of equal scores the newest todo is first, so that what is written meanwhile comes before the page that is read.
 fn search_body(tenant: &TenantId, question: &Question) -> Value {
     let mut filter = vec![json!({"term": {"tenant": tenant}}), json!({"term": {"deleted": false}})];
     if let Some(status) = question.status {
@@ -291,27 +301,36 @@ fn search_body(tenant: &TenantId, question: &Question) -> Value {
     if let Some(label) = &question.label {
         filter.push(json!({"term": {"labels.raw": label}}));
     }
-    let words = if question.words.is_empty() {
-        json!({"match_all": {}})
-    } else {
+    let words = &question.words;
+    let mut rules = vec![json!({"match_all": {"boost": 1}})];
+    if !words.is_empty() {
         // All words, wherever they are; a title is also found by itself, even one without a single word in it.
-        json!({"bool": {"minimum_should_match": 1, "should": [
+        filter.push(json!({"bool": {"minimum_should_match": 1, "should": [
             {"multi_match": {
-                "query": question.words, "type": "cross_fields", "operator": "and",
-                "fields": ["title^3", "labels^2", "notes"],
+                "query": words, "type": "cross_fields", "operator": "and", "fields": ["title", "labels", "notes"],
             }},
-            {"term": {"title.raw": {"value": question.words, "boost": 10}}},
-        ]}})
-    };
-    let field = json!({"number_of_fragments": 3, "fragment_size": 150});
+            {"term": {"title.raw": words}},
+        ]}}));
+        let rule = |filter: Value, boost: u8| json!({"constant_score": {"filter": filter, "boost": boost}});
+        rules.extend([
+            rule(json!({"term": {"title.raw": words}}), 16),
+            rule(json!({"match_phrase": {"title": words}}), 8),
+            rule(json!({"match": {"title": {"query": words, "operator": "and"}}}), 4),
+            rule(json!({"match": {"title": words}}), 2),
+            rule(json!({"match": {"labels": words}}), 1),
+        ]);
+    }
+    // The unified highlighter ends a snippet where a sentence ends, and some texts have none.
+    let field = json!({"type": "plain", "fragmenter": "simple", "number_of_fragments": 3, "fragment_size": 150});
     let mut body = json!({
         "size": question.limit,
         "timeout": "5s",
-        "query": {"bool": {"filter": filter, "must": words}},
-        "sort": [{"_score": "desc"}, {"id": "asc"}],
+        "query": {"bool": {"filter": filter, "should": rules, "minimum_should_match": 1}},
+        "sort": [{"_score": "desc"}, {"id": "desc"}],
         "track_scores": true,
         "highlight": {
             "encoder": "html", "require_field_match": false,
+            "highlight_query": {"multi_match": {"query": words, "fields": ["title", "labels", "notes"]}},
             "fields": {"title": field, "notes": field, "labels": field},
         },
     });
@@ -356,7 +375,9 @@ mod tests {
             let body = search_body(&tenant, &question);
             assert_eq!(body["query"]["bool"]["filter"][0], json!({"term": {"tenant": "acme"}}));
             assert_eq!(body["query"]["bool"]["filter"][1], json!({"term": {"deleted": false}}));
-            assert!(body["query"]["bool"]["should"].is_null(), "a should beside the filter would not narrow");
+            let scoring = body["query"]["bool"]["should"].as_array().unwrap();
+            let constant = |rule: &Value| rule.get("constant_score").or(rule.get("match_all")).is_some();
+            assert!(scoring.iter().all(constant), "a score that others have a part in: {scoring:?}");
         }
     }
 

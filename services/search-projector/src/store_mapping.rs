@@ -61,7 +61,7 @@ impl Index {
             let mut whole = true;
             for (field, definition) in wanted.as_object().into_iter().flatten() {
                 if !has[field].is_null() {
-                    whole &= has[field]["type"] == definition["type"];
+                    whole &= ["type", "analyzer"].iter().all(|what| has[field][what] == definition[what]);
                     continue;
                 }
                 let body = json!({"properties": {field: definition}});

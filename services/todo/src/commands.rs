@@ -203,13 +203,14 @@ pub async fn list(
     Ok(store::list(&mut tx, &who.tenant, filter, after, limit).await?)
 }
 
-/// The todo, locked until the transaction ends, if its etag still fits.
+/// The todo, locked until the transaction ends, if its etag still fits: none is asked for, any, or one of those between commas.
 async fn load(tx: &mut TenantTx, who: &Principal, id: TodoId, etag: &str) -> Result<Todo, Error> {
     let todo = store::get_for_update(tx, &who.tenant, id).await?.ok_or(Error::NotFound(id))?;
-    if etag.is_empty() || etag == "*" || etag == todo.etag() {
+    let is = todo.etag();
+    if etag.is_empty() || etag == "*" || etag.split(',').any(|etag| etag.trim() == is) {
         Ok(todo)
     } else {
-        Err(Error::EtagMismatch { is: todo.etag() })
+        Err(Error::EtagMismatch { is })
     }
 }
 

@@ -6,7 +6,7 @@ use proto::todo::todo_service_server::TodoService;
 use service::Failure;
 use service::grpc::principal;
 use service::idempotency::{Attempt, Key};
-use service::page::PageTokens;
+use service::page::{self, PageTokens};
 use tonic::{Request, Response, Status};
 
 use crate::{commands, wire};
@@ -49,13 +49,15 @@ impl TodoService for Todos {
         let after: Option<TodoId> = self.pages.read(&question, &request.page_token)?;
         // One more than asked for tells whether there is a next page.
         let mut todos = commands::list(&self.app, &who, &filter, after, size + 1).await.map_err(Failure::from)?;
-        let more = todos.len() as i64 > size;
+        let found = todos.len();
         todos.truncate(usize::try_from(size).unwrap_or_default());
-        let next_page_token = match todos.last() {
-            Some(last) if more => self.pages.make(&question, &last.id)?,
+        let mut answer: Vec<pb::Todo> = todos.iter().map(wire::todo).collect();
+        page::fit(&mut answer);
+        let next_page_token = match todos.get(..answer.len()).and_then(<[_]>::last) {
+            Some(last) if answer.len() < found => self.pages.make(&question, &last.id)?,
             _ => String::new(),
         };
-        Ok(Response::new(pb::ListTodosResponse { todos: todos.iter().map(wire::todo).collect(), next_page_token }))
+        Ok(Response::new(pb::ListTodosResponse { todos: answer, next_page_token }))
     }
 
     async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> Answer<pb::Todo> {

@@ -32,7 +32,6 @@ use service::ops::{self, Readiness};
 use service::page::PageTokens;
 use service::telemetry::Telemetry;
 use service::{Db, Lifecycle, clock, database, idempotency, nats, retry};
-use tonic::service::Routes;
 
 /// The service's name.
 pub const NAME: &str = "todo";
@@ -234,8 +233,8 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         app: commands::App { db, relay: handle.clone() },
         pages: PageTokens::new(config.page_token_key.clone()),
     };
-    let routes = Routes::new(TodoServiceServer::new(todos));
-    let address = service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, routes).await?;
+    let service = TodoServiceServer::new(todos);
+    let address = service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, service).await?;
     Ok(App { address, relay: handle })
 }
 

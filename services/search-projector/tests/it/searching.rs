@@ -91,6 +91,124 @@ async fn filters_narrow_and_pages_show_each_hit_once() {
     assert_eq!(seen, ["task 0", "task 1", "task 2", "task 3", "task 4"]);
 }
 
+/// Each page is asked for after somebody has written; they end all the same, and show each hit once.
+#[tokio::test]
+async fn pages_end_and_show_each_hit_once_while_others_write() {
+    let fleet = Fleet::start().await;
+    let mut all = Vec::new();
+    for n in 0..30 {
+        let one = todo(&format!("kelp {n}"));
+        fleet.created("acme", &one).await;
+        all.push(one.id.to_string());
+    }
+    fleet.drain().await;
+    let (mut seen, mut token, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let request = with("kelp", |r| {
+            r.page_size = 10;
+            r.page_token = token;
+        });
+        let page = fleet.ask("acme", request).await.unwrap();
+        seen.extend(page.hits.into_iter().map(|hit| hit.id));
+        token = page.next_page_token;
+        pages += 1;
+        if token.is_empty() {
+            break;
+        }
+        assert!(pages < 5, "it does not end");
+        for tenant in ["acme", "globex", "globex"] {
+            fleet.created(tenant, &todo("kelp kelp")).await;
+        }
+        fleet.drain().await;
+    }
+    all.sort();
+    seen.sort();
+    assert_eq!(seen, all);
+}
+
+#[tokio::test]
+async fn a_score_says_nothing_of_what_others_write() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("notes on zephyrmerger")).await;
+    fleet.drain().await;
+    let ask = async || format!("{:?}", fleet.ask("acme", with("zephyrmerger", |_| {})).await.unwrap());
+    let before = ask().await;
+    for tenant in ["globex", "globex", "initech"] {
+        fleet.created(tenant, &todo("zephyrmerger zephyrmerger")).await;
+    }
+    fleet.drain().await;
+    assert_eq!(ask().await, before);
+}
+
+#[tokio::test]
+async fn the_best_match_is_first_and_of_equal_ones_the_newest() {
+    let fleet = Fleet::start().await;
+    let mut noted = todo("something else");
+    noted.notes = "tar the hull".to_owned();
+    let mut labelled = todo("hull work");
+    labelled.labels = vec!["tar".to_owned(), "the".to_owned()];
+    let titles = ["hull: the tar", "the old hull and tar", "Now tar the hull", "tar the hull"];
+    for one in [noted, labelled].into_iter().chain(titles.map(todo)) {
+        fleet.created("acme", &one).await;
+    }
+    fleet.drain().await;
+    let wanted =
+        ["tar the hull", "Now tar the hull", "the old hull and tar", "hull: the tar", "hull work", "something else"];
+    assert_eq!(fleet.find("acme", "tar the hull").await, wanted);
+}
+
+#[tokio::test]
+async fn letters_are_found_without_their_marks() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("Café für Åsa: smørrebrød")).await;
+    fleet.drain().await;
+    for query in ["cafe", "CAFÉ", "asa", "åsa", "fur smorrebrod"] {
+        assert_eq!(fleet.find("acme", query).await.len(), 1, "{query}");
+    }
+    let hit = fleet.ask("acme", with("asa", |_| {})).await.unwrap().hits.remove(0);
+    assert_eq!(hit.highlights[0].snippets, ["Café für <em>Åsa</em>: smørrebrød"]);
+}
+
+#[tokio::test]
+async fn snippets_are_short_and_pages_fit_into_an_answer_whatever_is_written() {
+    let fleet = Fleet::start().await;
+    let texts =
+        ["漢".repeat(10_000), "𠮷".repeat(10_000), "a".repeat(10_000), "lamp ".repeat(2_000), "lamp,".repeat(2_000)];
+    for (n, notes) in texts.iter().enumerate() {
+        let mut one = todo(&format!("find {n}"));
+        one.notes.clone_from(notes);
+        fleet.created("acme", &one).await;
+    }
+    for n in 0..60 {
+        let mut one = todo(&format!("heavy {n}"));
+        one.notes = "𠮷".repeat(10_000);
+        fleet.created("globex", &one).await;
+    }
+    fleet.drain().await;
+    for query in ["漢", "𠮷", "find", "lamp", "漢 漢漢"] {
+        for hit in fleet.ask("acme", with(query, |_| {})).await.unwrap().hits {
+            for snippet in hit.highlights.iter().flat_map(|highlight| &highlight.snippets) {
+                let plain = snippet.replace("<em>", "").replace("</em>", "");
+                assert!(plain.chars().count() <= 300, "{query}: {} characters", plain.chars().count());
+                assert!(snippet.len() <= 4_096, "{query}: {} bytes", snippet.len());
+            }
+        }
+    }
+    let (mut seen, mut token, mut pages) = (0, String::new(), 0);
+    while pages == 0 || !token.is_empty() {
+        let request = with("𠮷", |r| {
+            r.page_size = 100;
+            r.page_token = token;
+        });
+        let page = fleet.ask("globex", request).await.unwrap();
+        assert!(prost::Message::encoded_len(&page) < 4 << 20);
+        seen += page.hits.len();
+        token = page.next_page_token;
+        pages += 1;
+    }
+    assert!((seen, pages) == (60, 2), "{seen} hits on {pages} pages");
+}
+
 #[tokio::test]
 async fn no_query_finds_another_tenant_s_todos() {
     let fleet = Fleet::start().await;

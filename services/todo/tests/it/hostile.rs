@@ -9,9 +9,6 @@ use service::config::Door;
 use service::limits::{Allowance, Allowances};
 use sqlx::Executor as _;
 use tonic::{Code, Status};
-use tonic_reflection::pb::v1::ServerReflectionRequest;
-use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_types::StatusExt as _;
 
 use crate::harness::{Fleet, reason};
@@ -94,17 +91,56 @@ async fn one_tenant_that_does_too_much_waits_and_is_refused_and_no_other_is() {
     assert_eq!(fleet.count("todo").await, i64::try_from(done.len()).unwrap() + 1, "what was refused did not happen");
 }
 
+/// As both names of the protocol, and only what this service answers.
 #[tokio::test]
-async fn reflection_answers_only_where_it_is_asked_for() {
+async fn reflection_answers_only_where_it_is_asked_for_and_lists_what_is_served() {
+    use tonic_reflection::pb::{v1, v1alpha};
+
     for wanted in [true, false] {
         let fleet = Fleet::behind(Door { reflection: wanted, ..Door::wide() }).await;
-        let list = MessageRequest::ListServices(String::new());
-        let list = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
-        let asked = futures::stream::iter([list]);
-        let answer = ServerReflectionClient::new(fleet.channel.clone()).server_reflection_info(asked).await;
-        match answer {
-            Ok(answers) => assert!(wanted && answers.into_inner().next().await.unwrap().is_ok()),
+        let list = v1::server_reflection_request::MessageRequest::ListServices(String::new());
+        let list = v1::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+        let mut client = v1::server_reflection_client::ServerReflectionClient::new(fleet.channel.clone());
+        match client.server_reflection_info(futures::stream::iter([list])).await {
+            Ok(answers) => {
+                let answer = answers.into_inner().next().await.unwrap().unwrap().message_response.unwrap();
+                let v1::server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else {
+                    panic!("{answer:?}")
+                };
+                let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
+                let reflection = |name: &&str| !name.starts_with("grpc.reflection.");
+                let names: Vec<&str> = names.into_iter().filter(reflection).collect();
+                assert!(wanted);
+                assert_eq!(names, ["flotilla.todo.v1.TodoService", "grpc.health.v1.Health"]);
+            }
             Err(status) => assert_eq!((wanted, status.code()), (false, Code::Unimplemented)),
         }
+        let list = v1alpha::server_reflection_request::MessageRequest::ListServices(String::new());
+        let list = v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(fleet.channel.clone());
+        assert_eq!(client.server_reflection_info(futures::stream::iter([list])).await.is_ok(), wanted);
     }
+}
+
+#[tokio::test]
+async fn a_service_tells_of_its_health_by_its_name_and_of_a_method_that_it_has_not() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+
+    let fleet = Fleet::start().await;
+    let mut health = HealthClient::new(fleet.channel.clone());
+    for (service, wanted) in
+        [("", true), ("flotilla.todo.v1.TodoService", true), ("flotilla.search.v1.SearchService", false)]
+    {
+        let answer = health.check(HealthCheckRequest { service: service.to_owned() }).await;
+        let serving = answer.map(|answer| answer.into_inner().status() == ServingStatus::Serving);
+        assert_eq!(serving.unwrap_or(false), wanted, "{service}");
+    }
+    let mut search = proto::search::search_service_client::SearchServiceClient::new(fleet.channel.clone());
+    let mut request = tonic::Request::new(proto::search::SearchTodosRequest::default());
+    request.metadata_mut().insert("authorization", fleet.issuer.bearer("acme", "ann").parse().unwrap());
+    let status = search.search_todos(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(status.get_details_error_info().unwrap().reason, "NO_SUCH_METHOD");
 }

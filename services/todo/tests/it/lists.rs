@@ -59,6 +59,18 @@ async fn a_walk_shows_each_todo_once_newest_first() {
 }
 
 #[tokio::test]
+async fn a_page_fits_into_an_answer_whatever_is_written() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    for n in 0..60 {
+        ann.create(Todo { title: n.to_string(), notes: "𠮷".repeat(10_000), ..Todo::default() }).await.unwrap();
+    }
+    let first = ann.list(ListTodosRequest { page_size: 200, ..ListTodosRequest::default() }).await.unwrap();
+    assert!(!first.next_page_token.is_empty() && first.todos.len() > 40, "{}", first.todos.len());
+    assert_eq!(walk(&ann, ListTodosRequest { page_size: 200, ..ListTodosRequest::default() }).await.len(), 60);
+}
+
+#[tokio::test]
 async fn page_sizes_and_tokens_are_checked() {
     let fleet = Fleet::start().await;
     let ann = fleet.client("acme", "ann");
