@@ -15,7 +15,7 @@ use crate::bare::{self, Bare, METHOD, SUBJECT};
 use crate::process::{cpu, cpu_with_children};
 use crate::relay::TRACEPARENT;
 use crate::report::{figure, heading, quantile, ratios};
-use crate::stack::Bench;
+use crate::stack::{Bench, allowed};
 
 #[derive(Args)]
 pub struct EdgeArgs {
@@ -260,5 +260,31 @@ pub async fn run(bench: &Bench, args: &EdgeArgs) -> Result<(), anyhow::Error> {
     figure("  CPU µs per write of its last run", &libraries.last().context("a run")?.cpu());
     ratios("sqlx alone: no service, no gateway, no stream", &rates(&alone), &raw);
     figure("  CPU µs per write of its last run", &alone.last().context("a run")?.cpu());
+    Ok(())
+}
+
+/// What the log lines of requests cost: whole fleets with and without them take turns.
+pub async fn lines(runs: usize, args: &EdgeArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Log lines: POST /v1/todos, {} clients for {} s", args.clients, args.seconds));
+    let off = "info,request=off,outbox::published=off,consumer::handled=off";
+    let (mut rates, mut micros) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for _ in 0..runs {
+        for (index, log) in ["info", off].into_iter().enumerate() {
+            let mut env = allowed(1_000_000, 1_000);
+            env.push(("FLOTILLA_LOG".to_owned(), log.to_owned()));
+            let bench = Bench::start(runs, env).await?;
+            bench.pause(&["opensearch", "search-projector"])?;
+            through_the_edge(&bench, &EdgeArgs { clients: args.clients, seconds: 3 }).await?;
+            let run = through_the_edge(&bench, args).await?;
+            bench.resume(&["opensearch", "search-projector"])?;
+            bench.stop().await;
+            rates[index].push(run.rate);
+            micros[index].push(run.cpu.iter().take(2).map(|(_, micros)| micros).sum::<f64>());
+        }
+    }
+    ratios("writes with lines, of those without", &rates[0], &rates[1]);
+    let per_write: Vec<String> =
+        micros[0].iter().zip(&micros[1]).map(|(with, without)| format!("{with:.0} to {without:.0}")).collect();
+    figure("CPU µs of gateway and todo per write, with to without", &per_write.join(", "));
     Ok(())
 }

@@ -44,6 +44,8 @@ enum Command {
     Held(relay::HeldArgs),
     /// Writes through the edge, against pgbench with the same transaction.
     Edge(edge::EdgeArgs),
+    /// The same writes with a log line for each request, call and batch, against without.
+    Lines(edge::EdgeArgs),
     /// A tenant's reads beside another tenant that writes as fast as it can, with the limits that services have by themselves.
     Neighbour(neighbour::NeighbourArgs),
     /// Projector: a backlog of events, against raw bulk requests.
@@ -91,8 +93,15 @@ fn in_runtime(
 async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     anyhow::ensure!(!cfg!(debug_assertions), "figures of a debug build say nothing: use `make bench`");
     let everything = matches!(command, Command::All);
+    if let Command::Lines(args) = &command {
+        return edge::lines(runs, args).await;
+    }
     on_a_stack(runs, command).await?;
-    if everything { on_a_stack(runs, Command::Neighbour(neighbour::NeighbourArgs::default())).await } else { Ok(()) }
+    if everything {
+        on_a_stack(runs, Command::Neighbour(neighbour::NeighbourArgs::default())).await?;
+        edge::lines(runs, &edge::EdgeArgs::default()).await?;
+    }
+    Ok(())
 }
 
 async fn on_a_stack(runs: usize, command: Command) -> Result<(), anyhow::Error> {
@@ -128,6 +137,6 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,
         Command::Memory => search::memory(bench).await,
-        Command::Relay(_) | Command::BareTodo(_) | Command::BareGateway(_) => Ok(()),
+        Command::Lines(_) | Command::Relay(_) | Command::BareTodo(_) | Command::BareGateway(_) => Ok(()),
     }
 }

@@ -20,6 +20,7 @@ mod replay;
 mod stack;
 mod status;
 mod table;
+mod trace;
 mod verify;
 
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ enum Command {
     },
     /// How long each stage takes, from commit to searchable, and what waits.
     Lag,
+    /// The log lines of one trace, of all services, in the order of time.
+    Trace(trace::TraceArgs),
     /// The outbox of a service and its relay: parked rows, the journal, a stream that is ahead.
     Outbox(outbox::OutboxArgs),
     /// Dead letters: looked at, mended, replayed as jobs, discarded; with an audit of who did what.
@@ -129,6 +132,7 @@ async fn run() -> ExitCode {
         Command::Import(import) => import::run(&context, &import).await,
         Command::Events { command } => events::run(&context, &command).await,
         Command::Lag => lag::run(&context).await,
+        Command::Trace(args) => trace::run(&context, &args),
         Command::Outbox(args) => outbox::run(&context, &args).await,
         Command::Dlq(args) => dlq::run(&context, &args).await,
         Command::Replay(args) => replay::run(&context, &args).await,

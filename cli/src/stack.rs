@@ -35,6 +35,8 @@ pub struct UpArgs {
     /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// Take any free port for everything, not the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
@@ -44,6 +46,37 @@ pub struct UpArgs {
     /// Leave out the demo, even when there is no data yet.
     #[arg(long)]
     no_demo: bool,
+}
+
+/// What the services are to tell of themselves.
+#[derive(Debug, Clone, Default, Args)]
+struct TellingArgs {
+    /// Which release or commit this is: for log lines, metrics, status and dead letters.
+    #[arg(long, env = "FLOTILLA_RELEASE")]
+    release: Option<String>,
+    /// Have answers name it, in the header flotilla-release.
+    #[arg(long, env = "FLOTILLA_RELEASE_HEADER")]
+    release_header: Option<bool>,
+    /// Of which share of all traces, 0 to 1, spans are exported and lines are logged of what went well.
+    #[arg(long, env = "FLOTILLA_SAMPLE")]
+    sample: Option<f64>,
+    /// What the services log: a level, or several as target=level, with commas.
+    #[arg(long, env = "FLOTILLA_LOG")]
+    log: Option<String>,
+}
+
+impl TellingArgs {
+    /// As variables.
+    fn env(&self) -> Vec<(String, String)> {
+        let Self { release, release_header, sample, log } = self;
+        let all = [
+            ("FLOTILLA_RELEASE", release.clone()),
+            ("FLOTILLA_RELEASE_HEADER", release_header.map(|shown| shown.to_string())),
+            ("FLOTILLA_SAMPLE", sample.map(|share| share.to_string())),
+            ("FLOTILLA_LOG", log.clone()),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -110,7 +143,7 @@ impl Context {
             otlp_endpoint: args.otlp_endpoint.clone(),
             fault_proxy: args.fault_proxy,
             parts_only: false,
-            env: Vec::new(),
+            env: args.telling.env(),
         })
     }
 }
@@ -202,6 +235,7 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
         if args.any_ports {
             command.arg("--any-ports");
         }
+        command.envs(args.telling.env());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let mut child = command.spawn()?;
         println!("Bringing the fleet up in {} ...", context.home.display());
@@ -321,6 +355,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
             any_ports: true,
             fault_proxy: false,
             no_demo: true,
+            telling: TellingArgs::default(),
         })?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;

@@ -39,6 +39,8 @@ pub struct StatusArgs {
 #[serde(rename_all = "camelCase")]
 struct Status {
     units: Vec<Unit>,
+    /// What each service says of which release it is.
+    releases: BTreeMap<String, String>,
     outbox: Asked<Outbox>,
     consumers: Asked<Vec<Value>>,
     /// How long each stage takes.
@@ -117,9 +119,10 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let units = context.board()?.units;
-    let (metrics, unready, outbox, consumers, dead_letters) = tokio::join!(
+    let (metrics, unready, releases, outbox, consumers, dead_letters) = tokio::join!(
         lag::metrics(context),
         unready(&units),
+        releases(&units),
         asked(outbox(context)),
         asked(async { consumers::all(&events::open(context).await?.1).await }),
         asked(letters(context)),
@@ -127,7 +130,16 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let metrics = metrics?;
     let degraded = degraded(&units, &unready, &metrics, &outbox, &consumers, &dead_letters);
     let search_has_login = units.iter().any(|unit| unit.name == "opensearch" && unit.creds_file.is_some());
-    Ok(Status { search_has_login, units, outbox, consumers, stages: lag::stages(&metrics), dead_letters, degraded })
+    Ok(Status {
+        search_has_login,
+        units,
+        releases,
+        outbox,
+        consumers,
+        stages: lag::stages(&metrics),
+        dead_letters,
+        degraded,
+    })
 }
 
 /// The services that run and are not ready, and why.
@@ -150,6 +162,22 @@ async fn unready(units: &[Unit]) -> Vec<(String, String)> {
                 }
             };
             Some((unit.name.clone(), why))
+        })
+    });
+    futures::future::join_all(ask).await.into_iter().flatten().collect()
+}
+
+/// The release that each service that answers says it is.
+async fn releases(units: &[Unit]) -> BTreeMap<String, String> {
+    let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build() else {
+        return BTreeMap::new();
+    };
+    let ask = units.iter().filter_map(|unit| {
+        let request = http.get(format!("http://{}/healthz", unit.ops.as_ref()?)).send();
+        Some(async move {
+            let said = request.await.ok()?.text().await.ok()?;
+            let release = said.lines().find_map(|line| line.strip_prefix("release "))?;
+            Some((unit.name.clone(), release.to_owned()))
         })
     });
     futures::future::join_all(ask).await.into_iter().flatten().collect()
@@ -272,13 +300,14 @@ fn print(status: &Status) {
             state.unwrap_or_default(),
             unit.since.format("%m-%d %H:%M:%S").to_string(),
             unit.restarts.to_string(),
+            status.releases.get(&unit.name).cloned().unwrap_or_else(|| "-".to_owned()),
             unit.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             unit.address.clone(),
             unit.log.display().to_string(),
         ]
     };
     let rows: Vec<_> = status.units.iter().map(row).collect();
-    table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "PID", "ADDRESS", "LOG"], &rows);
+    table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "RELEASE", "PID", "ADDRESS", "LOG"], &rows);
     for unit in status.units.iter().filter(|unit| unit.state != State::Ready) {
         println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
     }

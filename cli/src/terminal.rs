@@ -86,9 +86,9 @@ fn escaped(text: &str, kept: fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Control characters, ends of lines, and what turns or hides text.
+/// Control characters, and what turns, breaks or hides text.
 fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || misleads(c)
+    c.is_control() || misleads(c)
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ use crate::stack::Context;
 
 /// The namespace of the keys: a UUIDv5 of tenant, content and which of equal lines it is.
 const KEYS: Uuid = Uuid::from_u128(0x0193_a5b0_7a52_7c3e_9b1e_6a1f_0c9d_2e4f);
+/// The most labels a todo may carry, and the most characters of one.
+const MAX_LABELS: usize = 20;
+const MAX_LABEL: usize = 50;
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most todos of a file: each is remembered, so that equal lines are told apart.
@@ -45,7 +48,7 @@ pub struct ImportArgs {
     /// Leave out the columns of a CSV that no todo has, instead of refusing the file.
     #[arg(long)]
     ignore_other_columns: bool,
-    /// How many writes may be under way; with 1, lists show the todos in the order of the file.
+    /// How many writes may be under way; with 1, the todos are made in the order of the file (lists show the newest first).
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
 }
@@ -92,7 +95,10 @@ impl LeftOut {
 
 pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Error> {
     let file = File::open(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
-    let bar = progress(file.metadata().ok().filter(std::fs::Metadata::is_file).map(|of| of.len()), context.json);
+    let bytes = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|of| of.len());
+    // Before anything is written, where that is known.
+    ensure!(bytes.is_none_or(|bytes| bytes <= MAX_FILE_BYTES), "{}: {}", args.file.display(), too_large());
+    let bar = progress(bytes, context.json);
     let format = args.format.unwrap_or_else(|| {
         let csv = args.file.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
         if csv { Format::Csv } else { Format::TodoTxt }
@@ -112,28 +118,35 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
     let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str())?;
     let started = Instant::now();
     let (mut written, mut replayed, mut left_out) = (0_u64, 0_u64, LeftOut::default());
-    {
+    let sent = {
         let lines = futures::stream::poll_fn(|cx| lines.poll_recv(cx)).map(Ok::<_, anyhow::Error>);
         let write_one = async |line| match line {
             Ok(item) => write(&api, item).await,
             Err((number, why)) => Ok(Outcome::Refused(number, why)),
         };
         let mut outcomes = std::pin::pin!(lines.map_ok(write_one).try_buffer_unordered(usize::from(args.concurrency)));
-        while let Some(outcome) = outcomes.try_next().await? {
-            match outcome {
-                Outcome::Written(before) => {
+        loop {
+            match outcomes.try_next().await {
+                Ok(Some(Outcome::Written(before))) => {
                     written += 1;
                     replayed += u64::from(before);
                 }
-                Outcome::Refused(line, why) => left_out.add(line, why),
+                Ok(Some(Outcome::Refused(line, why))) => left_out.add(line, why),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
             }
         }
-    }
+    };
+    drop(lines);
     bar.finish_and_clear();
-    let read = reading.await?.with_context(|| format!("reading {}", args.file.display()));
+    let read = match &sent {
+        Ok(()) => reading.await?.with_context(|| format!("reading {}", args.file.display())),
+        // A pipe may keep its reader waiting for ever.
+        Err(_) => Ok(()),
+    };
     left_out.reasons.sort();
     report(context, args, (written, replayed), &left_out, started.elapsed().as_secs_f64());
-    read?;
+    sent.and(read)?;
     if left_out.count > 0 {
         return Err(Exit::unfinished(format!("{} lines were left out", left_out.count)).into());
     }
@@ -183,6 +196,13 @@ fn progress(bytes: Option<u64>, json: bool) -> ProgressBar {
     bar
 }
 
+fn too_large() -> String {
+    format!(
+        "it has more than {} MiB: split it. Of lines that are equal in two parts, the second is taken for the first again, for a day",
+        MAX_FILE_BYTES >> 20
+    )
+}
+
 /// Reads so much and fails beyond.
 struct Bounded<R> {
     reader: R,
@@ -192,12 +212,10 @@ struct Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
-            std::io::Error::new(
-                ErrorKind::FileTooLarge,
-                format!("it has more than {} MiB: split it", MAX_FILE_BYTES >> 20),
-            )
-        })?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| std::io::Error::new(ErrorKind::FileTooLarge, too_large()))?;
         Ok(read)
     }
 }
@@ -267,8 +285,8 @@ fn task_body(task: &todo_txt::Task) -> (Value, bool) {
 
 fn row_body(row: &todo_csv::Row) -> Result<(Value, bool), String> {
     let mut body =
-        json!({"title": row.title, "notes": row.notes, "labels": row.labels(), "assignee": row.assignee.trim()});
-    if let Some(due) = row.due()? {
+        json!({"title": row.title, "notes": row.notes(), "labels": row.labels(), "assignee": row.assignee.trim()});
+    if let Some(due) = row.due() {
         body["dueTime"] = due.to_rfc3339_opts(SecondsFormat::Secs, true).into();
     }
     Ok((body, row.completed()?))

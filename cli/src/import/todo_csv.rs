@@ -8,12 +8,14 @@ use anyhow::{Context as _, ensure};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
 
+use super::{MAX_LABEL, MAX_LABELS};
+
 /// A row.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Row {
     pub title: String,
     #[serde(default)]
-    pub notes: String,
+    notes: String,
     #[serde(default)]
     labels: String,
     #[serde(default)]
@@ -27,7 +29,18 @@ pub struct Row {
 }
 
 impl Row {
+    /// Those that a todo has room for.
     pub fn labels(&self) -> Vec<String> {
+        let mut labels: Vec<String> = Vec::new();
+        for label in self.all_labels().into_iter().filter(|label| label.chars().count() <= MAX_LABEL) {
+            if labels.len() < MAX_LABELS && !labels.contains(&label) {
+                labels.push(label);
+            }
+        }
+        labels
+    }
+
+    fn all_labels(&self) -> Vec<String> {
         self.labels
             .split(self.between_labels)
             .map(str::trim)
@@ -36,13 +49,25 @@ impl Row {
             .collect()
     }
 
-    pub fn due(&self) -> Result<Option<DateTime<Utc>>, String> {
+    /// The due time; none where the text is no time.
+    pub fn due(&self) -> Option<DateTime<Utc>> {
         let text = self.due.trim();
-        if text.is_empty() {
-            return Ok(None);
-        }
         let date = text.parse::<NaiveDate>().ok().and_then(|date| date.and_hms_opt(0, 0, 0)).map(|time| time.and_utc());
-        date.or_else(|| text.parse().ok()).map(Some).ok_or_else(|| format!("{text} is not a date such as 2026-12-01"))
+        date.or_else(|| text.parse().ok())
+    }
+
+    /// The notes, and behind them what a todo has no other place for.
+    pub fn notes(&self) -> String {
+        let mut notes = self.notes.clone();
+        let mut add = |name: &str, what: String| {
+            if !what.is_empty() {
+                notes.push_str(&format!("{}{name}: {what}", if notes.is_empty() { "" } else { "\n" }));
+            }
+        };
+        add("due", if self.due().is_some() { String::new() } else { self.due.trim().to_owned() });
+        let (labels, all) = (self.labels(), self.all_labels());
+        add("labels", all.into_iter().filter(|label| !labels.contains(label)).collect::<Vec<_>>().join("; "));
+        notes
     }
 
     pub fn completed(&self) -> Result<bool, String> {
@@ -62,7 +87,7 @@ const COLUMNS: [&str; 6] = ["title", "notes", "labels", "due", "assignee", "comp
 /// The longest row: where a quote is never closed, all the rest is one.
 const MAX_ROW_BYTES: u64 = 1 << 20;
 
-/// The rows of a file, each with the line it starts on.
+/// The rows of a file, each with the line it starts on. Columns that are ignored are named to standard error.
 ///
 /// # Errors
 /// The head names no title, a column twice, or, unless those are to be ignored, one that no todo has.
@@ -71,7 +96,7 @@ pub fn rows<R: BufRead>(
     ignore_other_columns: bool,
 ) -> Result<impl Iterator<Item = Result<Numbered, anyhow::Error>>, anyhow::Error> {
     let delimiter = delimiter(text.fill_buf()?);
-    let bounded = BoundedRows { reader: text, left: MAX_ROW_BYTES };
+    let bounded = BoundedRows { reader: text, left: MAX_ROW_BYTES, quotes: 0, at_end: false };
     let mut reader =
         csv::ReaderBuilder::new().flexible(false).delimiter(delimiter).trim(csv::Trim::Headers).from_reader(bounded);
     let head = reader.headers().context("the head of the CSV")?;
@@ -92,12 +117,27 @@ pub fn rows<R: BufRead>(
             .join(", "),
         COLUMNS.join(", ")
     );
+    if !other.is_empty() {
+        eprintln!("These columns are left out: {}.", other.join(", "));
+    }
     let between_labels = if delimiter == b';' { ',' } else { ';' };
     let mut record = csv::StringRecord::new();
     Ok(std::iter::from_fn(move || {
         reader.get_mut().left = MAX_ROW_BYTES;
         match reader.read_record(&mut record) {
             Ok(false) => None,
+            // The parser takes the end of the file for that of a quote. (One inside a plain value is a character as others.)
+            Ok(true)
+                if reader.get_ref().at_end
+                    && reader.get_ref().quotes % 2 == 1
+                    && record.iter().any(|value| value.contains('\n')) =>
+            {
+                let line = record.position().map_or(0, csv::Position::line);
+                Some(Ok((
+                    line,
+                    Err("a quote is never closed, here or before: nothing from here on is read".to_owned()),
+                )))
+            }
             Ok(true) => {
                 let line = record.position().map_or(0, csv::Position::line);
                 let row = record.deserialize(Some(&head)).map(|row: Row| Row { between_labels, ..row });
@@ -120,11 +160,16 @@ fn delimiter(text: &[u8]) -> u8 {
 struct BoundedRows<R> {
     reader: R,
     left: u64,
+    /// How many quotes there were.
+    quotes: u64,
+    at_end: bool,
 }
 
 impl<R: Read> Read for BoundedRows<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
+        self.at_end = read == 0;
+        self.quotes += buffer[..read].iter().filter(|byte| **byte == b'"').count() as u64;
         self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
             std::io::Error::new(ErrorKind::InvalidData, "a row has more than 1 MiB: is a quote never closed?")
         })?;
@@ -146,9 +191,9 @@ mod tests {
         let rows = rows(text.as_bytes()).unwrap();
         let (line, first) = &rows[0];
         let first = first.as_ref().unwrap();
-        assert_eq!((*line, first.title.as_str(), first.notes.as_str()), (2, "Sail, mend", "a\nb"));
+        assert_eq!((*line, first.title.as_str(), first.notes()), (2, "Sail, mend", "a\nb".to_owned()));
         assert_eq!(first.labels(), ["x", "y"]);
-        assert_eq!(first.due().unwrap().unwrap().to_rfc3339(), "2026-12-01T00:00:00+00:00");
+        assert_eq!(first.due().unwrap().to_rfc3339(), "2026-12-01T00:00:00+00:00");
         assert_eq!((first.completed(), rows[1].0), (Ok(true), 4));
     }
 
@@ -158,8 +203,20 @@ mod tests {
         assert!(rows(b"title,due,Title\na,,b\n").unwrap_err().to_string().contains("`title` 2 times"));
         let rows = rows(b"title,due,completed\na,tomorrow,maybe\nb\n").unwrap();
         let first = rows[0].1.as_ref().unwrap();
-        assert!(first.due().unwrap_err().contains("tomorrow") && first.completed().unwrap_err().contains("maybe"));
+        assert!(first.completed().unwrap_err().contains("maybe"));
         assert!(rows[1].1.is_err(), "a row with too few fields");
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_in_the_notes_and_costs_no_row() {
+        let many: Vec<String> = (0..22).map(|n| format!("l{n}")).collect();
+        let long = "x".repeat(51);
+        let text = format!("title,notes,labels,due\nTar,n,{};{long},tomorrow\nTar,,,asap\n", many.join(";"));
+        let rows = rows(text.as_bytes()).unwrap();
+        let first = rows[0].1.as_ref().unwrap();
+        assert_eq!((first.labels(), first.due()), (many[..20].to_vec(), None));
+        assert_eq!(first.notes(), format!("n\ndue: tomorrow\nlabels: l20; l21; {long}"));
+        assert_eq!(rows[1].1.as_ref().unwrap().notes(), "due: asap");
     }
 
     #[test]
@@ -177,12 +234,18 @@ mod tests {
             let rows = rows(text.as_bytes()).unwrap();
             let first = rows[0].1.as_ref().unwrap();
             assert_eq!((first.title.as_str(), first.labels()), ("Tar", vec!["a".to_owned(), "b".to_owned()]), "{text}");
-            assert!(first.due().unwrap().is_some());
+            assert!(first.due().is_some());
         }
     }
 
     #[test]
     fn a_quote_that_is_never_closed_does_not_take_the_whole_file() {
+        let rows_of = |text: &str| rows(text.as_bytes()).unwrap();
+        let tail = rows_of("title,notes\ngood,\"a \"\"b\"\"\"\na,\"half\nb,x\nc,y\n");
+        assert!(tail[0].1.is_ok());
+        assert!(tail.len() == 2 && tail[1].1.as_ref().unwrap_err().contains("quote"), "{tail:?}");
+        assert!(rows_of("title\n\"a\nb\"\n6\" nail").iter().all(|(_, row)| row.is_ok()));
+        assert!(rows_of("title\n\"closed\"").iter().all(|(_, row)| row.is_ok()));
         let text = format!("title\ngood\n\"open\n{}", "line\n".repeat(1 << 20));
         let error = rows(text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains("quote"), "{error}");

@@ -1,16 +1,15 @@
 //! The todo.txt format (<https://github.com/todotxt/todo.txt>): one task a line, with completion, priority, dates,
 //! `+project`, `@context` and `key:value`.
 
+use std::collections::HashSet;
 use std::io::BufRead;
 
 use chrono::NaiveDate;
 
+use super::{MAX_LABEL, MAX_LABELS};
+
 /// The longest line that is looked at.
 const MAX_LINE_BYTES: usize = 64 << 10;
-/// The most labels a todo may carry, and the most characters of one.
-const MAX_LABELS: usize = 20;
-const MAX_LABEL: usize = 50;
-
 /// A task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -84,7 +83,10 @@ impl<R: BufRead> Iterator for Lines<R> {
         }
         self.number += 1;
         let fits = length <= MAX_LINE_BYTES;
-        Some(Ok((self.number, if fits { Ok(line) } else { Err(format!("it has {length} bytes")) })))
+        Some(Ok((
+            self.number,
+            if fits { Ok(line) } else { Err(format!("it has {length} bytes, at most {MAX_LINE_BYTES} are taken")) },
+        )))
     }
 }
 
@@ -127,8 +129,10 @@ pub fn parse(line: &str) -> Result<Task, String> {
     }
     let mut words = Vec::new();
     for word in rest.split_whitespace() {
-        // What is no date is what somebody wrote.
-        if let Some(date) = word.strip_prefix("due:").and_then(|date| date.parse().ok()) {
+        // What is no date, and a second one, is what somebody wrote.
+        if task.due.is_none()
+            && let Some(date) = word.strip_prefix("due:").and_then(|date| date.parse().ok())
+        {
             task.due = Some(date);
             continue;
         }
@@ -138,19 +142,17 @@ pub fn parse(line: &str) -> Result<Task, String> {
         // A finished task keeps its priority as pri:A.
         match word.strip_prefix("pri:") {
             Some(letter) if letter.len() == 1 && letter.as_bytes()[0].is_ascii_uppercase() => {
-                task.labels.push(format!("priority-{}", letter.to_ascii_lowercase()));
+                task.labels.insert(0, format!("priority-{}", letter.to_ascii_lowercase()));
             }
             _ => words.push(word),
         }
     }
-    // What is no label of ours stays in the text, where it stands anyway.
-    let mut labels: Vec<String> = Vec::new();
-    for label in task.labels.drain(..).filter(|label| label.chars().count() <= MAX_LABEL) {
-        if labels.len() < MAX_LABELS && !labels.contains(&label) {
-            labels.push(label);
-        }
-    }
-    task.labels = labels;
+    // What no todo has room for as a label stays in the text, where it stands anyway; a priority is always the first.
+    let mut different = HashSet::new();
+    task.labels.retain(|label| {
+        label.chars().count() <= MAX_LABEL
+            && (different.contains(label) || (different.len() < MAX_LABELS && different.insert(label.clone())))
+    });
     task.title = words.join(" ");
     if task.title.is_empty() {
         return Err("there is no text".to_owned());
@@ -210,10 +212,13 @@ mod tests {
     fn what_does_not_fit_stays_in_the_text_and_costs_no_task() {
         let task = parse("Pay the berth due:2026-02-31 due:asap").unwrap();
         assert_eq!((task.title.as_str(), task.due), ("Pay the berth due:2026-02-31 due:asap", None));
+        let twice = parse("x Paint due:2026-12-01 due:2026-12-02 pri:B").unwrap();
+        assert_eq!((twice.title.as_str(), twice.due), ("Paint due:2026-12-02", date("2026-12-01")));
         let many: Vec<String> = (0..25).map(|n| format!("+p{n}")).collect();
         let long = format!("@{}", "x".repeat(50));
-        let task = parse(&format!("{} +p0 {long}", many.join(" "))).unwrap();
-        assert_eq!(task.labels, many[..20]);
+        let task = parse(&format!("x {} {long} pri:C", many.join(" "))).unwrap();
+        assert_eq!(task.labels[0], "priority-c");
+        assert_eq!(task.labels[1..], many[..19]);
         assert!(task.title.contains("+p24") && task.title.ends_with(&long));
     }
 

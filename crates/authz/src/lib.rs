@@ -10,7 +10,7 @@ pub use jwks::{JwksError, JwksSource};
 
 use std::time::Duration;
 
-use contracts::text::is_misleading;
+use contracts::text::is_misleading_name;
 use contracts::{TenantId, UserId};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
@@ -145,8 +145,8 @@ impl Verifier {
         validation.validate_nbf = true;
         let claims = decode::<Claims>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
         // In a log or a list it would look like somebody else.
-        if is_misleading(claims.sub.as_str()) {
-            return Err(TokenError::Malformed("its sub holds what turns the direction of writing or has no width"));
+        if is_misleading_name(claims.sub.as_str()) {
+            return Err(TokenError::Malformed("its sub holds what cannot be seen"));
         }
         if claims.iat > now.unix_seconds() + LEEWAY_SECONDS as f64 {
             return Err(TokenError::Expired);

@@ -15,6 +15,7 @@ use tracing::{Instrument as _, error};
 
 use crate::event::Event;
 use crate::handler;
+use crate::lines::Line;
 use crate::pull::{self, Config, Messages};
 use crate::settle::{Place, Read, Settler, Unknown, Verdict, delay, now};
 
@@ -130,9 +131,9 @@ where
 #[derive(Default)]
 struct Batch {
     events: Vec<Event>,
-    /// Of each event its message, its place in the stream, and when it was stored.
+    /// Of each event its message, its place in the stream, when it was stored, and its log line.
     messages: Vec<jetstream::Message>,
-    facts: Vec<(Place, DateTime<Utc>)>,
+    facts: Vec<(Place, DateTime<Utc>, Option<Line>)>,
     /// Those of types that the handler does not know.
     unknown: Vec<(jetstream::Message, Event, Place)>,
     /// What is nothing for the handler, and why.
@@ -148,7 +149,7 @@ fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
                 batch.discarded.push((message, place));
             }
             Read::Event(event, place) => {
-                batch.facts.push((place, event.stored_at));
+                batch.facts.push((place, event.stored_at, Line::of(&event)));
                 batch.events.push(event);
                 batch.messages.push(message);
             }
@@ -168,6 +169,7 @@ async fn handle(
     work: Option<impl Future<Output = Result<Vec<Verdict>, String>>>,
 ) -> Result<(), anyhow::Error> {
     let Batch { mut messages, mut facts, unknown, others, discarded, .. } = batch;
+    let started = Instant::now();
     let verdicts = match work {
         Some(work) => watched(work, &messages).await,
         None => Ok(Vec::new()),
@@ -177,7 +179,7 @@ async fn handle(
         Err(reason) if messages.len() == 1 => vec![Verdict::Retry(reason)],
         Err(reason) => {
             error!(consumer = settler.config.durable, events = messages.len(), reason, "each is handled alone");
-            for (message, (place, _)) in messages.drain(..).zip(facts.drain(..)) {
+            for (message, (place, ..)) in messages.drain(..).zip(facts.drain(..)) {
                 settler.failures.suspect(place);
                 settler.acknowledge(&message, "retry", AckKind::Nak(Some(delay(1)))).await?;
             }
@@ -186,7 +188,11 @@ async fn handle(
     };
     anyhow::ensure!(verdicts.len() == messages.len(), "a handler must give one verdict per event");
     let mut settled = Vec::new();
-    for ((message, verdict), (place, stored_at)) in messages.iter().zip(verdicts).zip(facts) {
+    let took = started.elapsed();
+    for ((message, verdict), (place, stored_at, line)) in messages.iter().zip(verdicts).zip(facts) {
+        if let Some(line) = line {
+            line.write(&settler.config.durable, verdict.name(), took);
+        }
         if verdict == Verdict::Done && !place.0 {
             settler.record_age(now() - stored_at);
         }

@@ -13,9 +13,11 @@ mod ordered;
 mod backstop;
 mod dead_letter;
 mod inbox;
+mod lines;
 mod settle;
 
 mod keep;
+
 mod replay;
 
 pub mod administer;

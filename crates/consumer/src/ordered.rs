@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
@@ -24,6 +25,7 @@ use crate::event::Event;
 use crate::floors::Floors;
 use crate::handler::{self, Failure, Handler};
 use crate::inbox::{Claim, Inbox, Lead};
+use crate::lines::Line;
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::rewind::reset;
@@ -58,6 +60,21 @@ enum Outcome {
     /// It is dead already; its letter may not have been stored.
     Dead(String),
     Lost,
+}
+
+impl Outcome {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Duplicate => "duplicate",
+            Self::Discarded => "discarded",
+            Self::Failed(Failure::Retry(_)) => "retry",
+            Self::Failed(Failure::Reject(_)) => "reject",
+            Self::Behind(_) => "behind",
+            Self::Dead(_) => "dead",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 /// What follows an attempt.
@@ -398,9 +415,13 @@ impl Lanes<'_> {
             return (aggregate, Ok(After::Left));
         };
         let span = self.settler.span(std::slice::from_ref(&held.event));
+        let started = Instant::now();
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
+        if let Some(line) = Line::of(&held.event) {
+            line.write(&self.settler.config.durable, outcome.name(), started.elapsed());
+        }
         let after = self.settle(&held, outcome).await;
         (aggregate, after)
     }

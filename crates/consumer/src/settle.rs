@@ -16,6 +16,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::dead_letter::{self, Letter};
 use crate::event::{self, Event};
+use crate::lines;
 use crate::pull::Config;
 use crate::replay;
 
@@ -37,6 +38,17 @@ pub enum Verdict {
     Retry(String),
     /// Never: a dead letter, now.
     Reject(String),
+}
+
+impl Verdict {
+    /// The word for it in logs and metrics.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retry(_) => "retry",
+            Self::Reject(_) => "reject",
+        }
+    }
 }
 
 /// Where a message is: whether in the stream of replays, and at which sequence.
@@ -264,7 +276,8 @@ impl Settler {
         let name = match verdict {
             Verdict::Retry(_) if failed.times < self.config.max_attempts => {
                 let attempt = failed.times;
-                warn!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
+                let trace_id = trace_of(message);
+                warn!(trace_id, consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
                 return self.acknowledge(message, "retry", again).await;
             }
             Verdict::Retry(_) => "retry",
@@ -326,7 +339,8 @@ impl Settler {
     /// Stores a dead letter; `false` when the dead-letter stream did not take it.
     pub async fn bury(&self, message: &jetstream::Message, reason: &str, failed: Failed) -> bool {
         let attempt = failed.times;
-        error!(consumer = self.config.durable, subject = %message.subject, attempt, reason, "a dead letter");
+        let trace_id = trace_of(message);
+        error!(trace_id, consumer = self.config.durable, subject = %message.subject, attempt, reason, "a dead letter");
         let stored = match Letter::of(message) {
             Ok(letter) => dead_letter::store(self, &letter, reason, failed).await,
             Err(error) => Err(error),
@@ -371,6 +385,12 @@ impl Settler {
         }
         span
     }
+}
+
+/// The trace that a message's publisher names.
+fn trace_of(message: &jetstream::Message) -> &str {
+    let traceparent = message.headers.as_ref().and_then(|headers| headers.get("traceparent"));
+    traceparent.map_or("", |traceparent| lines::trace_id(traceparent.as_str()))
 }
 
 fn place(message: &jetstream::Message) -> Place {

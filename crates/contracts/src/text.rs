@@ -1,25 +1,50 @@
 //! Characters by which a text looks like another one than it is.
 
-/// Whether a character turns the direction of writing (Unicode's bidirectional controls) or has no width, but for the two
-/// by which emojis and some scripts are joined.
+/// Whether a character turns the direction of writing (Unicode's bidirectional controls), breaks a line unseen, or shows nothing:
+/// what Unicode calls default ignorable, but for the joiners and variation selectors that emojis and some scripts need.
 #[must_use]
 pub const fn misleads(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{feff}')
-        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}')
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{180e}'
+            | '\u{200b}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
-/// Whether a text of one line holds what misleads, or a joiner (ZWJ, ZWNJ) that joins nothing: beside white space, at an
-/// end, or beside another one.
+/// What joins or varies the character before it.
+const fn joins(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{180b}'..='\u{180d}' | '\u{180f}')
+}
+
+/// Whether a text of one line holds what misleads, or a joiner (ZWJ, ZWNJ) or variation selector that has nothing to join or vary:
+/// at the beginning, behind white space, or twice; a joiner at an end or before white space as well.
 ///
 /// For what is written newly. What was stored before this rule is still read.
 #[must_use]
 pub fn is_misleading(text: &str) -> bool {
-    let joiner = |c: char| matches!(c, '\u{200c}' | '\u{200d}');
+    // The flags of England, Scotland and Wales are a black one with tags, which cannot be seen, behind it.
+    let tag = |c: char| matches!(c, '\u{e0020}'..='\u{e007f}');
+    let mut in_flag = false;
     let mut before = ' ';
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         let after = chars.peek().copied().unwrap_or(' ');
-        if misleads(c) || joiner(c) && [before, after].iter().any(|beside| beside.is_whitespace() || joiner(*beside)) {
+        let joiner = matches!(c, '\u{200c}' | '\u{200d}');
+        let alone =
+            before.is_whitespace() || matches!(before, '\u{200c}' | '\u{200d}') || (joiner && after.is_whitespace());
+        let twice = !joiner && joins(before);
+        in_flag = c == '\u{1f3f4}' || (in_flag && tag(c));
+        if (misleads(c) && !in_flag) || (joins(c) && (alone || twice)) {
             return true;
         }
         before = c;
@@ -27,9 +52,15 @@ pub fn is_misleading(text: &str) -> bool {
     false
 }
 
+/// Whether a name, by which somebody is known, holds what cannot be seen: in a name nothing is to be joined.
+#[must_use]
+pub fn is_misleading_name(name: &str) -> bool {
+    name.chars().any(|c| misleads(c) || joins(c))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::is_misleading;
+    use super::{is_misleading, is_misleading_name};
 
     #[test]
     fn what_hides_or_turns_is_told_from_what_joins() {
@@ -39,26 +70,29 @@ mod tests {
             "👩\u{200d}🚀 and 👩🏽\u{200d}🚀",
             "می\u{200c}خواهم",
             "क्\u{200d}ष",
-            "❤\u{fe0f}\u{200d}🔥",
+            "\u{1f3f4}\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f} wins",
+            "❤\u{fe0f}\u{200d}🔥 1\u{fe0f}\u{20e3}",
         ] {
             assert!(!is_misleading(text), "{text:?}");
         }
+        let hidden = "\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{180e}\u{200b}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\
+                      \u{202e}\u{2060}\u{2063}\u{2066}\u{2069}\u{206f}\u{3164}\u{feff}\u{ffa0}\u{fff9}\u{1d173}\u{e0001}\u{e0061}\u{e0100}";
+        for c in hidden.chars() {
+            assert!(is_misleading(&format!("a{c}b")) && is_misleading_name(&format!("a{c}b")), "{c:?}");
+        }
         for text in [
-            "\u{202e}gpj.exe",
-            "a\u{2066}b",
-            "a\u{200b}b",
-            "\u{feff}a",
-            "a\u{200f}",
-            "a\u{2060}b",
-            "a\u{61c}",
-            "a\u{2063}b",
             "\u{200d}a",
             "a\u{200c}",
             "a \u{200d}b",
+            "a\u{200d} b",
             "a\u{200d}\u{200d}b",
             "\u{200d}",
+            "\u{fe0f}a",
+            "a\u{fe0f}\u{fe0f}",
         ] {
             assert!(is_misleading(text), "{text:?}");
         }
+        assert!(is_misleading_name("an\u{200d}n") && is_misleading_name("ann\u{fe0f}"));
+        assert!(!is_misleading_name("auth0|Åsa Öberg"));
     }
 }

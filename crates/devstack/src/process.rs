@@ -2,8 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -39,6 +42,8 @@ pub struct Program {
     pub stop: Signal,
     /// When it is ready.
     pub ready: Ready,
+    /// A bound socket that is its standard input. It stays bound while the program is started again.
+    pub socket: Option<Arc<TcpListener>>,
     /// An address that answers with a success while the program lives, ready or not; None when nothing but readiness tells.
     pub alive: Option<String>,
 }
@@ -72,7 +77,11 @@ impl Program {
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         // A folder that every user may be in.
         command.current_dir("/").process_group(0).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(match &self.socket {
+            Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone()?)),
+            None => Stdio::null(),
+        });
+        command.stdout(log.try_clone()?).stderr(log);
         command.spawn().with_context(|| format!("starting {} ({})", self.name, self.path.display()))
     }
 

@@ -357,6 +357,7 @@ impl Starting<'_> {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("http://127.0.0.1:{ops}/readyz")),
+            socket: None,
             alive: Some(format!("http://127.0.0.1:{ops}/healthz")),
         };
         let unit = Unit { ops: Some(format!("127.0.0.1:{ops}")), ..self.unit(name, Kind::Service, port) };

@@ -427,6 +427,7 @@ mod tests {
             user: None,
             stop: Signal::SIGTERM,
             ready: Ready::Http(format!("http://{address}/readyz")),
+            socket: None,
             alive: Some(format!("http://{address}/healthz")),
         };
         let unit = Unit {

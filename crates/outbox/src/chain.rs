@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use uuid::Uuid;
 
 use crate::store::Row;
 use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
@@ -62,6 +63,9 @@ pub enum Fault {
 struct InFlight {
     seq: i64,
     created_at: DateTime<Utc>,
+    event_id: Uuid,
+    /// The hex digits of the command's trace.
+    trace_id: Option<[u8; 32]>,
     /// Open until an answer proves that the message is stored.
     _span: tracing::Span,
 }
@@ -149,6 +153,7 @@ impl Chain {
             self.last_answer = tokio::time::Instant::now();
         }
         let span = send_span(&row);
+        let trace_id = row.traceparent.as_deref().and_then(trace_id);
         if let Some(traceparent) = row.traceparent {
             headers.insert(TRACEPARENT, traceparent);
         }
@@ -168,7 +173,13 @@ impl Chain {
             }
             PublishErrorKind::Send => Fault::Stalled(error.to_string()),
         })?;
-        self.in_flight.push_back(InFlight { seq, created_at: row.created_at, _span: span });
+        self.in_flight.push_back(InFlight {
+            seq,
+            created_at: row.created_at,
+            event_id: row.event_id,
+            trace_id,
+            _span: span,
+        });
         Ok(())
     }
 
@@ -208,7 +219,7 @@ impl Chain {
     }
 
     fn stored_up_to(&mut self, newest: u64) -> Option<Stored> {
-        let mut stored = None;
+        let (mut stored, mut batch) = (None, Batch::begin());
         let now = now();
         while self.base < newest
             && let Some(front) = self.in_flight.pop_front()
@@ -217,10 +228,60 @@ impl Chain {
             let age = (now - front.created_at).to_std().unwrap_or_default();
             self.age.record(age.as_secs_f64());
             self.published.increment(1);
+            if let Some(batch) = &mut batch {
+                batch.add(&front);
+            }
             stored = Some(Stored { outbox_seq: front.seq, created_at: front.created_at, stream_seq: self.base });
+        }
+        if let (Some(batch), Some(stored)) = (batch, stored) {
+            batch.write(stored);
         }
         stored
     }
+}
+
+/// The log line of the rows that one answer proves to be stored (target `outbox::published`). A process that wants none of
+/// these switches it off at no cost.
+struct Batch {
+    rows: usize,
+    trace_ids: String,
+    first: Option<(i64, Uuid)>,
+    oldest: Option<DateTime<Utc>>,
+}
+
+impl Batch {
+    fn begin() -> Option<Self> {
+        let written = tracing::enabled!(target: "outbox::published", tracing::Level::INFO);
+        written.then(|| Self { rows: 0, trace_ids: String::new(), first: None, oldest: None })
+    }
+
+    fn add(&mut self, row: &InFlight) {
+        self.rows += 1;
+        self.first.get_or_insert((row.seq, row.event_id));
+        self.oldest.get_or_insert(row.created_at);
+        if let Some(trace_id) = &row.trace_id
+            && let Ok(trace_id) = str::from_utf8(trace_id)
+        {
+            if !self.trace_ids.is_empty() {
+                self.trace_ids.push(',');
+            }
+            self.trace_ids.push_str(trace_id);
+        }
+    }
+
+    fn write(self, stored: Stored) {
+        let Self { rows, trace_ids, first, oldest } = self;
+        let first_seq = first.map(|(seq, _)| seq);
+        let event_id = first.filter(|_| rows == 1).map(|(_, id)| id.to_string());
+        let duration_ms = oldest.map(|oldest| (now() - oldest).num_microseconds().unwrap_or_default() as f64 / 1e3);
+        let (last_seq, stream_seq) = (stored.outbox_seq, stored.stream_seq);
+        tracing::info!(target: "outbox::published", trace_ids, outcome = "done", duration_ms, event_id, rows, first_seq,
+            last_seq, stream_seq, "published");
+    }
+}
+
+fn trace_id(traceparent: &str) -> Option<[u8; 32]> {
+    traceparent.split('-').nth(1)?.as_bytes().try_into().ok()
 }
 
 /// The span of one publish, a child of the command that caused the event. The target lets a process that exports no

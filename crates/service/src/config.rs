@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use authz::JwksSource;
 use clap::Args;
+use http::HeaderValue;
 use secrecy::SecretString;
 
 use crate::limits::{Allowance, Allowances};
@@ -99,9 +100,52 @@ impl Problems {
     }
 }
 
+/// What a process is told of what it tells.
+#[derive(Debug, Clone, Args)]
+pub struct TelemetryArgs {
+    /// Which release or commit this is, for log lines, metrics, /healthz and the story of a dead letter.
+    #[arg(long, env = "FLOTILLA_RELEASE", default_value = env!("CARGO_PKG_VERSION"))]
+    pub release: String,
+    /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Of which share of all traces, 0 to 1, the spans are exported and the lines are logged that tell of what went well.
+    #[arg(long, env = "FLOTILLA_SAMPLE", default_value = "1")]
+    pub sample: String,
+    /// What to log: a level, or several as target=level, with commas.
+    #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
+    pub log: String,
+}
+
+impl TelemetryArgs {
+    /// [`Self::sample`] as a number; None when it is no share.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        self.sample.parse().ok().filter(|share| (0.0..=1.0).contains(share))
+    }
+
+    /// Checks the values.
+    pub fn check(&self, problems: &mut Problems) {
+        if let Some(endpoint) = &self.otlp_endpoint
+            && !endpoint.starts_with("http://")
+        {
+            problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
+        }
+        if self.share().is_none() {
+            problems.add(format!("FLOTILLA_SAMPLE: {:?} is not a share from 0 to 1, such as 0.05", self.sample));
+        }
+        if let Err(error) = self.log.parse::<tracing_subscriber::filter::Targets>() {
+            problems.add(format!("FLOTILLA_LOG: {error}"));
+        }
+    }
+}
+
 /// What every service is told.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
+    /// See [`TelemetryArgs`].
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
     /// Address of the service's own door, for example 127.0.0.1:7101; port 0 picks a free one.
     #[arg(long, env = "FLOTILLA_LISTEN")]
     pub listen: Option<String>,
@@ -117,12 +161,6 @@ pub struct CommonArgs {
     /// The audience that access tokens must name.
     #[arg(long, env = "FLOTILLA_AUDIENCE", default_value = "flotilla")]
     pub audience: String,
-    /// Which release or commit this is, for the story of a dead letter.
-    #[arg(long, env = "FLOTILLA_RELEASE", default_value = env!("CARGO_PKG_VERSION"))]
-    pub release: String,
-    /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
-    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
-    pub otlp_endpoint: Option<String>,
     /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
     #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500")]
     pub tenant_rate: String,
@@ -141,9 +179,9 @@ pub struct CommonArgs {
     /// Whether gRPC reflection is served, to anybody; the gateway has none.
     #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
     pub reflection: bool,
-    /// What to log: a level, or several as target=level, with commas.
-    #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
-    pub log: String,
+    /// Whether answers name the release, in the header flotilla-release.
+    #[arg(long, env = "FLOTILLA_RELEASE_HEADER", default_value = "false", action = clap::ArgAction::Set)]
+    pub release_header: bool,
 }
 
 /// [`CommonArgs`], checked.
@@ -159,8 +197,10 @@ pub struct Common {
     pub issuer: String,
     /// See [`CommonArgs::audience`].
     pub audience: String,
-    /// See [`CommonArgs::release`].
+    /// See [`TelemetryArgs::release`].
     pub release: String,
+    /// See [`CommonArgs::release_header`].
+    pub release_header: bool,
     /// What is let in at the service's own door.
     pub door: Door,
 }
@@ -191,6 +231,14 @@ impl Door {
     }
 }
 
+impl Common {
+    /// The release as a header of an answer, where answers are to name it.
+    #[must_use]
+    pub fn release_header(&self) -> Option<HeaderValue> {
+        self.release_header.then(|| HeaderValue::try_from(self.release.as_str()).ok()).flatten()
+    }
+}
+
 impl CommonArgs {
     /// Checks the values every service has.
     pub fn check(&self, problems: &mut Problems) -> Option<Common> {
@@ -199,21 +247,15 @@ impl CommonArgs {
         let jwks = problems.parse("FLOTILLA_JWKS", self.jwks.as_deref());
         let issuer = problems.parse::<String>("FLOTILLA_ISSUER", self.issuer.as_deref());
         let door = self.door(problems);
-        if let Some(endpoint) = &self.otlp_endpoint
-            && !endpoint.starts_with("http://")
-        {
-            problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
-        }
-        if let Err(error) = self.log.parse::<tracing_subscriber::filter::Targets>() {
-            problems.add(format!("FLOTILLA_LOG: {error}"));
-        }
+        self.telemetry.check(problems);
         Some(Common {
             listen: listen?,
             ops_listen: ops_listen?,
             jwks: jwks?,
             issuer: issuer?,
             audience: self.audience.clone(),
-            release: self.release.clone(),
+            release: self.telemetry.release.clone(),
+            release_header: self.release_header,
             door: door?,
         })
     }

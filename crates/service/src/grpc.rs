@@ -20,13 +20,16 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic_types::StatusExt as _;
 use tower::Service;
 use tracing::Instrument as _;
 
 use crate::config::Common;
 use crate::limits::{self, Limits};
+use crate::lines::{Line, Outcome};
+use crate::notes::{self, Notes};
 use crate::server::{self, Bounds};
-use crate::{Code, Failure, Lifecycle, idempotency, telemetry};
+use crate::{Code, Failure, Lifecycle, RELEASE, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -40,6 +43,15 @@ struct Guard {
     limits: Limits,
     /// By `package.Service/Method`.
     costs: HashMap<String, NonZeroU32>,
+    /// Where answers are to name it.
+    release: Option<HeaderValue>,
+}
+
+/// What is known of a call, for its line and its span.
+#[derive(Default)]
+struct Seen {
+    who: Option<Principal>,
+    notes: Notes,
 }
 
 /// Serves `service` until the process stops; the address it got. Health and reflection need no token, everything else does.
@@ -49,7 +61,7 @@ struct Guard {
 /// Fails when the address cannot be bound, or the descriptors cannot be read or do not hold the service.
 pub async fn serve<S>(
     lifecycle: &Lifecycle,
-    Common { listen, door, .. }: &Common,
+    common: &Common,
     verifier: Arc<Verifier>,
     descriptors: &'static [u8],
     service: S,
@@ -59,6 +71,7 @@ where
     S::Response: IntoResponse,
     S::Future: Send + 'static,
 {
+    let Common { listen, door, .. } = common;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
     let mut routes = Routes::new(service).add_service(health_service);
@@ -80,7 +93,8 @@ where
         .methods()
         .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), limits::cost(&rpc)))
         .collect();
-    let guard_state = Arc::new(Guard { verifier, limits: Limits::new(&door.allowances), costs });
+    let limits = Limits::new(&door.allowances);
+    let guard_state = Arc::new(Guard { verifier, limits, costs, release: common.release_header() });
     let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
@@ -149,40 +163,79 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
     let within = deadline(request.headers()).map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
+    let mut seen = Seen::default();
     let answer = async {
-        match tokio::time::timeout(within, guard.answer(&path, request, next)).await {
+        let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {
             Ok(answer) => answer,
             Err(_) => Err(Failure::new(
                 Code::DeadlineExceeded,
                 "DEADLINE_EXCEEDED",
                 "the call was not done in its time, and may have happened: ask, or try again with the same key",
             )),
+        };
+        let answer = answer.map(with_reason).map_err(Status::from);
+        let (called, mut response) =
+            answer.map_or_else(|status| (false, status.into_http()), |response| (true, response));
+        if let Some(release) = &guard.release {
+            response.headers_mut().insert(RELEASE, release.clone());
         }
-        .map(with_reason)
-        .map_err(Status::from)
+        let status = Status::from_header_map(response.headers());
+        let code = status.as_ref().map_or(tonic::Code::Ok, Status::code);
+        // Paths that no method answers are the caller's invention: they must not become label values, or lines.
+        let method = if called && code != tonic::Code::Unimplemented { path.clone() } else { "other".to_owned() };
+        report(&method, status.as_ref(), &seen, started.elapsed());
+        (method, code, response)
     };
-    let answer = answer.instrument(span.clone()).await;
-    let (called, response) = answer.map_or_else(|status| (false, status.into_http()), |response| (true, response));
-    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
+    let (method, code, response) = answer.instrument(span.clone()).await;
     telemetry::set(&span, "rpc.response.status_code", format!("{code:?}"));
-    // Paths that no method answers are the caller's invention: they must not become label values.
-    let method = if called && code != tonic::Code::Unimplemented { path } else { "other".to_owned() };
+    if let Some(who) = seen.who {
+        telemetry::set_caller(&span, &who);
+    }
     metrics::histogram!("rpc_server_call_duration_seconds", "method" => method, "code" => format!("{code:?}"))
         .record(started.elapsed().as_secs_f64());
     response
 }
 
+/// The line of a call: who called what, what came of it, and the events it has written. Nothing of what the caller wrote.
+fn report(method: &str, status: Option<&Status>, Seen { who, notes }: &Seen, took: Duration) {
+    let code = status.map_or(tonic::Code::Ok, Status::code);
+    let reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
+    let events = notes.events.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let line = Line {
+        kind: "call",
+        method,
+        who: who.as_ref(),
+        code: &reason.unwrap_or_else(|| if code == tonic::Code::Ok { "OK".to_owned() } else { format!("{code:?}") }),
+        status: code as u16,
+        outcome: match code {
+            tonic::Code::Ok => Outcome::Done,
+            tonic::Code::Internal
+            | tonic::Code::Unknown
+            | tonic::Code::Unavailable
+            | tonic::Code::DeadlineExceeded
+            | tonic::Code::DataLoss => Outcome::Failed,
+            _ => Outcome::Refused,
+        },
+        took,
+        events: Some(events).filter(|events| !events.is_empty()),
+        replayed: notes.replayed,
+    };
+    line.write();
+}
+
 impl Guard {
-    async fn answer(&self, path: &str, mut request: Request, next: Next) -> Result<Response, Failure> {
+    async fn answer(&self, path: &str, mut request: Request, next: Next, seen: &mut Seen) -> Result<Response, Failure> {
         let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
         let principal = self.verifier.verify(authorization).await?;
+        seen.who = Some(principal.clone());
         let cost = self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN);
         let _turn = self.limits.turn(&principal, cost).await?;
         request.extensions_mut().insert(principal);
-        let (mut response, replayed) = idempotency::noting(next.run(request)).await;
-        if replayed {
+        let (mut response, notes) = notes::noting(next.run(request)).await;
+        if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
         }
+        seen.notes = notes;
         Ok(response)
     }
 }
@@ -200,11 +253,9 @@ fn with_reason(response: Response) -> Response {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             Failure::new(Code::ResourceExhausted, "TOO_LARGE", "the request is larger than a message may be")
         }
-        tonic::Code::Unimplemented => Failure::new(
-            Code::Unimplemented,
-            "NO_SUCH_METHOD",
-            "this service has no such method, or does not take the compression of the request",
-        ),
+        tonic::Code::Unimplemented => {
+            Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", "this service has no such method")
+        }
         _ => return response,
     };
     tracing::debug!(%status, "a status of tonic's, given a reason");

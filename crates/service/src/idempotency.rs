@@ -5,7 +5,6 @@
 //! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
 //! committed answers are kept, for 24 hours: an error runs again.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Code, Db, Failure};
+use crate::{Code, Db, Failure, notes};
 use authz::Principal;
 
 /// The metadata entry (HTTP: `Idempotency-Key`).
@@ -61,20 +60,6 @@ impl Key {
 
 /// The metadata, and the header, of an answer that is an earlier request's with the same key: `true`.
 pub const REPLAYED_METADATA: &str = "idempotency-replayed";
-
-tokio::task_local! {
-    /// Whether the call that is being answered has happened before.
-    static REPLAYED: Cell<bool>;
-}
-
-/// Runs a call; its outcome, and whether that is an earlier request's.
-pub(crate) async fn noting<F: Future>(call: F) -> (F::Output, bool) {
-    let noted = async {
-        let outcome = call.await;
-        (outcome, REPLAYED.with(Cell::get))
-    };
-    REPLAYED.scope(Cell::new(false), noted).await
-}
 
 #[derive(sqlx::FromRow)]
 struct Kept {
@@ -130,7 +115,7 @@ impl<'a> Attempt<'a> {
                 "this Idempotency-Key was used for another request: use a new key for a new request",
             )),
             Some(kept) => {
-                REPLAYED.try_with(|replayed| replayed.set(true)).ok();
+                notes::replayed();
                 R::decode(kept.response.as_slice()).map(Some).map_err(Failure::internal)
             }
             None if locked => Ok(None),

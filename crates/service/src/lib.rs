@@ -22,6 +22,10 @@ pub mod config;
 
 pub mod telemetry;
 
+pub mod lines;
+
+pub mod notes;
+
 pub mod ops;
 
 pub mod nats;
@@ -35,6 +39,9 @@ pub mod retry;
 /// Cheaper than the system's under many small and short-lived requests (docs/adr/0001-dependencies.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The header, and the metadata, of answers that name the release (FLOTILLA_RELEASE_HEADER).
+pub const RELEASE: &str = "flotilla-release";
 
 pub use database::{Db, TenantTx};
 pub use failure::{Code, Failure};

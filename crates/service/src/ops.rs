@@ -46,7 +46,7 @@ impl Readiness {
     }
 }
 
-/// Serves the operations port until the process stops; the address it got.
+/// Serves the operations port until the process stops; the address it got. `/healthz` names the release.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
@@ -54,6 +54,7 @@ pub async fn serve(
     lifecycle: &Lifecycle,
     listen: SocketAddr,
     readiness: Readiness,
+    release: &str,
     metrics: Option<PrometheusHandle>,
 ) -> Result<SocketAddr, anyhow::Error> {
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the operations port {listen}: {e}"))?;
@@ -68,8 +69,9 @@ pub async fn serve(
             Ok::<_, anyhow::Error>(())
         });
     }
+    let health = format!("ok\nrelease {release}\n");
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(move || async move { health }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }));
     let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false };

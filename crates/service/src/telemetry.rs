@@ -5,17 +5,22 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
-use opentelemetry::{Context, global};
+use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use authz::Principal;
+
+use crate::config::TelemetryArgs;
+use crate::lines::Lines;
 
 /// Buckets for durations, in seconds.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -31,8 +36,11 @@ impl Telemetry {
     ///
     /// # Errors
     /// Fails when the exporter cannot be made, or when it was called before.
-    pub fn init(service: &'static str, log: &str, otlp_endpoint: Option<&str>) -> Result<Self, anyhow::Error> {
-        let spans = provider(service, otlp_endpoint)?;
+    pub fn init(service: &'static str, args: &TelemetryArgs) -> Result<Self, anyhow::Error> {
+        let TelemetryArgs { log, otlp_endpoint, release, .. } = args;
+        let share = args.share().unwrap_or(1.0);
+        let otlp_endpoint = otlp_endpoint.as_deref();
+        let spans = provider(service, release, otlp_endpoint, share)?;
         // Where nothing is exported, calls still have trace ids (events and problems carry them), but the spans that
         // serve tracing alone are not made at all.
         let traced = match otlp_endpoint {
@@ -53,11 +61,18 @@ impl Telemetry {
         let log: Targets = format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off").parse()?;
         tracing_subscriber::registry()
             .with(layer)
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_filter(log))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .event_format(Lines::new(service, release, share))
+                    .with_filter(log),
+            )
             .try_init()?;
         let metrics =
             PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?;
-        Ok(Self { metrics: metrics.install_recorder()?, spans })
+        let metrics = metrics.install_recorder()?;
+        metrics::gauge!("build_info", "service" => service, "release" => release.clone()).set(1.0);
+        Ok(Self { metrics, spans })
     }
 
     /// The metrics, for the operations port.
@@ -72,9 +87,17 @@ impl Telemetry {
     }
 }
 
-fn provider(service: &'static str, otlp_endpoint: Option<&str>) -> Result<SdkTracerProvider, anyhow::Error> {
+fn provider(
+    service: &'static str,
+    release: &str,
+    otlp_endpoint: Option<&str>,
+    share: f64,
+) -> Result<SdkTracerProvider, anyhow::Error> {
+    let release = KeyValue::new("service.version", release.to_owned());
+    let resource = Resource::builder().with_service_name(service).with_attribute(release).build();
+    // By the id alone, whatever the caller's flag says: the same traces as everywhere, and as in the log.
     let mut provider =
-        SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(service).build());
+        SdkTracerProvider::builder().with_resource(resource).with_sampler(Sampler::TraceIdRatioBased(share));
     if let Some(endpoint) = otlp_endpoint {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -123,6 +146,12 @@ pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
 /// then, the reading and writing of all its fields.)
 pub fn set(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
     span.set_attribute(key, value);
+}
+
+/// Says of a span who called.
+pub fn set_caller(span: &Span, who: &Principal) {
+    set(span, "user.id", who.user.to_string());
+    set(span, "flotilla.tenant", who.tenant.to_string());
 }
 
 /// Puts the current span into the headers of a request.

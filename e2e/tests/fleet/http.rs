@@ -97,6 +97,12 @@ fn head_and_conditions_are_as_http_has_them() {
         ] {
             assert_eq!(ask(&method, headers).await, wanted, "{method} {headers:?}");
         }
+        for (name, value, wanted) in [("if-match", "\"v1\"", 412), ("if-none-match", "*", 412), ("if-match", "*", 200)]
+        {
+            let request = ann.request(Method::POST, "/v1/todos").header(name, value).json(&json!({"title": "made?"}));
+            assert_eq!(request.send().await.unwrap().status(), wanted, "{name}: {value}");
+        }
+        assert_eq!(ann.send(Method::GET, "/v1/todos", None).await.body["todos"].as_array().unwrap().len(), 2);
     });
 }
 
@@ -232,7 +238,7 @@ fn nothing_a_client_sends_is_a_5xx() {
         let answer = Answer::of(reqwest::Client::new_no_proxy().execute(request).await.unwrap()).await;
         assert_eq!((answer.status, answer.code()), (400, "IDEMPOTENCY_KEY_MALFORMED"));
         let health = ann.send(Method::POST, "/healthz", None).await;
-        assert_eq!((health.status, health.code()), (405, "METHOD_NOT_ALLOWED"));
+        assert_eq!((health.status, health.code(), health.header("allow")), (405, "METHOD_NOT_ALLOWED", "GET, HEAD"));
         for value in ["v1", "\"v0,v1\"", "\"\"", "\"*\"", "W/\"v1\"", "\"v7\", \"v8\""] {
             let request = ann.request(Method::DELETE, &one).header("if-match", value);
             let answer = Answer::of(request.send().await.unwrap()).await;

@@ -4,6 +4,8 @@
 
 mod http;
 
+mod lines;
+
 mod operator;
 
 mod stranger;

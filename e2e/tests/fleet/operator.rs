@@ -256,8 +256,12 @@ fn what_a_stranger_has_written_steers_no_terminal() {
         let changed = sqlx::query("update todo set title = $1 where tenant = 'steer'").bind(title).execute(&mut db);
         assert_eq!(changed.await.unwrap().rows_affected(), 1);
         let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
-        let answer = ann.send(reqwest::Method::PATCH, &path, Some(serde_json::json!({"notes": "n"}))).await;
-        assert_eq!(answer.body["title"], title);
+        let mut whole = ann.send(reqwest::Method::GET, &path, None).await.body;
+        whole["notes"] = "n".into();
+        let answer = ann.send(reqwest::Method::PATCH, &path, Some(whole)).await;
+        assert_eq!((answer.status, &answer.body["title"]), (200, &title.into()));
+        let worse = serde_json::json!({"title": format!("{title}!")});
+        assert_eq!(ann.send(reqwest::Method::PATCH, &path, Some(worse)).await.status, 400);
         let tail = ["events", "tail", "--tenant", "steer", "--from-start", "--count", "2"];
         let text = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
         assert!(text.contains("safe\\u202efdp.exe\\u200b"), "{text}");

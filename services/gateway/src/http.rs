@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use authz::Verifier;
+use authz::{Principal, Verifier};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -16,9 +16,10 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use service::config::Common;
 use service::limits::Limits;
+use service::lines::{Line, Outcome};
 use service::ops::Readiness;
 use service::server::{self, Bounds};
-use service::{Failure, Lifecycle, idempotency, telemetry};
+use service::{Failure, Lifecycle, RELEASE, idempotency, telemetry};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -47,18 +48,20 @@ struct Edge {
 /// Fails when the address cannot be bound.
 pub async fn serve(
     lifecycle: &Lifecycle,
-    Common { listen, door, .. }: &Common,
+    common: &Common,
     readiness: Readiness,
     verifier: Arc<Verifier>,
     upstreams: Upstreams,
 ) -> Result<SocketAddr, anyhow::Error> {
+    let Common { listen, door, .. } = common;
+    let release = common.release_header();
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/problems", get(|| async { ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], PROBLEMS) }))
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET]) })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge {
             verifier,
@@ -66,14 +69,14 @@ pub async fn serve(
             bodies: Bodies::new(),
             upstreams,
         }))
-        .layer(middleware::from_fn(strict));
+        .layer(middleware::from_fn_with_state(release, strict));
     let bounds = Bounds { connections: door.connections, streams: 256, http2_only: false };
     lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }
 
 /// What is so for every request and every answer, whatever they are about.
-async fn strict(request: Request, next: Next) -> Response {
+async fn strict(State(release): State<Option<HeaderValue>>, request: Request, next: Next) -> Response {
     let mut response = match request::host(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -82,6 +85,9 @@ async fn strict(request: Request, next: Next) -> Response {
     // What a tenant is answered is for nobody else, and is what it says it is.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(release) = release {
+        headers.insert(RELEASE, release);
+    }
     response
 }
 
@@ -101,17 +107,39 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     );
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
+    let mut who = None;
     let response = async {
-        let answer = answer(&edge, found, request).await.unwrap_or_else(axum::response::IntoResponse::into_response);
-        with_trace_id(if method == "HEAD" { without_content(answer) } else { answer })
+        let (response, code) = match answer(&edge, found, request, &mut who).await {
+            Ok(response) => (response, "OK".to_owned()),
+            Err(problem) => {
+                let code = problem.code.clone();
+                (problem.into_response(), code)
+            }
+        };
+        report(&format!("{method} {pattern}"), who.as_ref(), &code, response.status(), started.elapsed());
+        with_trace_id(if method == "HEAD" { without_content(response) } else { response })
     }
     .instrument(span.clone())
     .await;
     telemetry::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
+    if let Some(who) = who {
+        telemetry::set_caller(&span, &who);
+    }
     metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern.to_owned(),
         "status" => response.status().as_u16().to_string())
     .record(started.elapsed().as_secs_f64());
     response
+}
+
+/// The line of a request.
+fn report(method: &str, who: Option<&Principal>, code: &str, status: StatusCode, took: Duration) {
+    let outcome = match status.as_u16() {
+        ..400 => Outcome::Done,
+        400..500 => Outcome::Refused,
+        _ => Outcome::Failed,
+    };
+    let status = status.as_u16();
+    Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed: false }.write();
 }
 
 /// Methods are the caller's to invent; label values are not.
@@ -135,7 +163,12 @@ fn with_trace_id(mut response: Response) -> Response {
     response
 }
 
-async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response, Problem> {
+async fn answer(
+    edge: &Edge,
+    found: Found,
+    request: Request,
+    caller: &mut Option<Principal>,
+) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
         Found::OtherMethods(methods) => return Err(Problem::method_not_allowed(&methods)),
@@ -151,9 +184,14 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
     let who = edge.verifier.verify(authorization.as_ref().and_then(|value| value.to_str().ok())).await;
     // Paid for and bounded before a body is read and taken apart.
     let who = who.map_err(|error| refused(error.into()))?;
-    let _turn = edge.limits.turn(&who, route.cost).await.map_err(refused)?;
+    let who = &*caller.insert(who);
+    let _turn = edge.limits.turn(who, route.cost).await.map_err(refused)?;
     let body = edge.bodies.read(&head.headers, body).await?;
     let conditions = Conditions::of(&head.method, &head.headers)?;
+    let reads = route.verb == Method::GET;
+    if !reads && fields.is_empty() {
+        conditions.of_collection()?;
+    }
     let if_match = conditions.etag();
     let parts = Parts {
         path: &fields,
@@ -169,7 +207,6 @@ async fn answer(edge: &Edge, found: Found, request: Request) -> Result<Response,
         }
     }
     let answer = call_upstream(edge, route, call).await?;
-    let reads = route.verb == Method::GET;
     let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
     // Said by the service, of an answer that is an earlier request's with the same key.
     if let Some(replayed) = answer.metadata().as_ref().get(idempotency::REPLAYED_METADATA) {

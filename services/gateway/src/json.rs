@@ -20,17 +20,18 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     reader.end().map(|()| value)
 }
 
-/// Names of fields as JSON has them: `due_time` is `dueTime`.
+/// Names of fields as JSON has them: `due_time` is `dueTime`. What is no such name stays as it is.
 pub fn camel(names: &str) -> String {
     let mut text = String::with_capacity(names.len());
-    let mut after_underscore = false;
-    for c in names.chars() {
-        if c == '_' {
-            after_underscore = true;
-        } else if std::mem::take(&mut after_underscore) {
-            text.push(c.to_ascii_uppercase());
-        } else {
-            text.push(c);
+    let mut chars = names.chars().peekable();
+    while let Some(c) = chars.next() {
+        let inside = text.chars().last().is_some_and(|before| before.is_ascii_alphanumeric());
+        match chars.peek() {
+            Some(next) if c == '_' && inside && next.is_ascii_lowercase() => {
+                text.push(next.to_ascii_uppercase());
+                chars.next();
+            }
+            _ => text.push(c),
         }
     }
     text

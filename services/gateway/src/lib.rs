@@ -95,10 +95,11 @@ impl Config {
 /// # Errors
 /// Fails when it cannot start.
 pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow::Error> {
-    let telemetry = Telemetry::init(NAME, &args.log, args.otlp_endpoint.as_deref())?;
+    let telemetry = Telemetry::init(NAME, &args.telemetry)?;
     let lifecycle = Lifecycle::default();
     let readiness = Readiness::default();
-    ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), Some(telemetry.metrics())).await?;
+    let (release, metrics) = (&config.common.release, Some(telemetry.metrics()));
+    ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), release, metrics).await?;
     let address = build(&config, &lifecycle, &readiness).await?;
     tracing::info!(%address, "serving");
     let code = lifecycle.run_to_end().await;

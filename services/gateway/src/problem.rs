@@ -36,6 +36,13 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", detail)
     }
 
+    /// A part of the request cannot be read: `pointer` says which.
+    pub fn invalid_at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        let (pointer, detail): (String, String) = (pointer.into(), detail.into());
+        let errors = vec![json!({"detail": detail, "pointer": pointer})];
+        Self { errors, ..Self::invalid(detail) }
+    }
+
     /// Our fault.
     #[must_use]
     pub fn internal() -> Self {

@@ -186,6 +186,19 @@ impl Conditions {
         }
     }
 
+    /// For a request to a collection, in which something is to be made: there is no entity tag to compare.
+    ///
+    /// # Errors
+    /// 412: what the caller wants to be so cannot be.
+    pub fn of_collection(&self) -> Result<(), Problem> {
+        let any = |tags: &Option<Tags>| matches!(tags, None | Some(Tags::Any));
+        if any(&self.matches) && self.none_matches.is_none() {
+            return Ok(());
+        }
+        let detail = "what is made has no entity tag yet: send this request without a condition";
+        Err(Problem::new(StatusCode::PRECONDITION_FAILED, "ETAG_MISMATCH", detail))
+    }
+
     /// For reading: whether the caller has the resource already.
     ///
     /// # Errors
@@ -214,16 +227,19 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Problem>
             any = true;
             continue;
         }
-        while !rest.is_empty() {
+        loop {
+            // A list may have empty elements (RFC 9110, 5.6.1.2).
+            rest = rest.trim_start_matches([',', ' ', '\t']);
+            if rest.is_empty() {
+                break;
+            }
             let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |rest| (true, rest));
             let (tag, after) = quoted.strip_prefix('"').and_then(|text| text.split_once('"')).ok_or_else(wrong)?;
             listed.push((weak, tag.to_owned()));
-            let after = after.trim_start();
-            rest = match after.strip_prefix(',') {
-                Some(more) => more.trim_start(),
-                None if after.is_empty() => after,
-                None => return Err(wrong()),
-            };
+            rest = after.trim_start();
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(wrong());
+            }
         }
     }
     match (any, listed.is_empty()) {
@@ -277,7 +293,8 @@ mod tests {
             (&[(IF_MATCH, "\"v1\"")][..], Ok(Some("v1"))),
             (&[(IF_MATCH, "*")][..], Ok(Some("*"))),
             (&[(IF_MATCH, "\"zz\", \"v1\"")][..], Ok(Some("zz,v1"))),
-            (&[(IF_MATCH, "\"zz\",,\"v1\"")][..], Err(StatusCode::BAD_REQUEST)),
+            (&[(IF_MATCH, ", \"zz\",,\"v1\" ,")][..], Ok(Some("zz,v1"))),
+            (&[(IF_MATCH, ",")][..], Err(StatusCode::BAD_REQUEST)),
             (&[(IF_MATCH, "\"zz\""), (IF_MATCH, "W/\"v2\" , \"v1\"")][..], Ok(Some("zz,v1"))),
             (&[(IF_MATCH, "W/\"v1\"")][..], Ok(Some("-"))),
             (&[(IF_MATCH, "\"\"")][..], Ok(Some("-"))),

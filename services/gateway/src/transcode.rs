@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::json::{self as strict, camel};
 use crate::problem::Problem;
@@ -44,7 +44,8 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
         for (name, value) in query {
             let first = name.split('.').next().unwrap_or_default();
             if !route.body.is_empty() && field(&input, first).is_some_and(|field| field.name() == route.body) {
-                return Err(Problem::invalid(format!("{name} is given by the body: send it there, not in the query")));
+                let detail = format!("{name} is given by the body: send it there, not in the query");
+                return Err(Problem::invalid_at(parameter(&name), detail));
             }
             insert(&mut object, &input, &name, &value, true)?;
         }
@@ -54,7 +55,8 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     for (name, value) in parts.path {
         let named = field(&input, name).and_then(|field| object.get(field.json_name()).or(object.get(field.name())));
         if named.is_some_and(|named| named != value) {
-            return Err(Problem::invalid(format!("{name} is given by the path: the body says something else")));
+            let detail = format!("{name} is given by the path: the body says something else");
+            return Err(Problem::invalid_at(parameter(name), detail));
         }
         insert(&mut object, &input, name, value, false)?;
     }
@@ -64,11 +66,11 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(Value::Object(object), &mut track);
     DynamicMessage::deserialize(input, tracked).map_err(|error| {
-        let mut problem = Problem::invalid(format!("the request does not fit: {error}"));
-        if let Some(pointer) = pointer(&track.path(), &route.body) {
-            problem.errors.push(json!({"detail": error.to_string(), "pointer": pointer}));
+        let detail = format!("the request does not fit: {error}");
+        match pointer(&track.path(), &route.body) {
+            Some(pointer) => Problem::invalid_at(pointer, detail),
+            None => Problem::invalid(detail),
         }
-        problem
     })
 }
 
@@ -130,11 +132,7 @@ fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str
     for (name, value) in fields {
         let short: String = name.chars().take(100).collect();
         let at = format!("{at}/{}", escaped(&short));
-        let wrong = |what: String| {
-            let mut problem = Problem::invalid(what.clone());
-            problem.errors.push(json!({"detail": what, "pointer": at}));
-            problem
-        };
+        let wrong = |what: String| Problem::invalid_at(at.clone(), what);
         let Some(field) = field(message, name) else {
             return Err(wrong(format!("there is no field {short:?}")));
         };
@@ -155,6 +153,12 @@ fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str
         }
     }
     Ok(())
+}
+
+/// A parameter of the query or the path, pointed at.
+fn parameter(path: &str) -> String {
+    let short: String = path.chars().take(100).collect();
+    format!("#/{}", escaped(&short).replace('.', "/"))
 }
 
 /// A name as a part of a JSON pointer (RFC 6901, 3).
@@ -209,7 +213,8 @@ fn insert(
     text: &str,
     append: bool,
 ) -> Result<(), Problem> {
-    let unknown = || Problem::invalid(format!("there is no parameter {path:?}"));
+    let wrong = |detail: String| Problem::invalid_at(parameter(path), detail);
+    let unknown = || wrong(format!("there is no parameter {:?}", path.chars().take(100).collect::<String>()));
     let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
     let field = field(message, name).ok_or_else(unknown)?;
     if let Some(rest) = rest {
@@ -221,14 +226,14 @@ fn insert(
         let Value::Object(child) = child else { return Err(unknown()) };
         return insert(child, &inner, rest, text, append);
     }
-    let value = leaf(&field, text).ok_or_else(|| Problem::invalid(format!("{text:?} is not a value of {path}")))?;
+    let value = leaf(&field, text).ok_or_else(|| wrong(format!("{text:?} is not a value of {path}")))?;
     if field.is_list() && append {
         match object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new())) {
             Value::Array(list) => list.push(value),
             _ => return Err(unknown()),
         }
     } else if append && object.contains_key(field.json_name()) {
-        return Err(Problem::invalid(format!("the parameter {path} is given twice")));
+        return Err(wrong(format!("the parameter {path} is given twice")));
     } else {
         object.remove(field.name());
         object.insert(field.json_name().to_owned(), value);
@@ -322,6 +327,14 @@ mod tests {
             assert_eq!(patch(&path, "{}")["updateMask"], "dueTime,title", "{mask}");
         }
         assert_eq!(patch("/v1/todos/1?updateMask=*", "{}")["updateMask"], "*");
+        for mask in ["title_", "_title", "due__time", "due_Time"] {
+            let path = format!("/v1/todos/1?updateMask={mask}");
+            let named = transcode(http::Method::PATCH, &path, "{}").map(|value| value["updateMask"].clone());
+            assert!(
+                named.is_err() || named.as_ref().is_ok_and(|named| named != "title" && named != "dueTime"),
+                "{named:?}"
+            );
+        }
     }
 
     #[test]
@@ -372,6 +385,10 @@ mod tests {
             (Method::GET, "/v1/todos?status=MAYBE", "", Some("#/status")),
             (Method::POST, "/v1/todos", r#"{"colour": "red"}"#, Some("#/colour")),
             (Method::POST, "/v1/todos", r#"{"a/b~": "red"}"#, Some("#/a~1b~0")),
+            (Method::GET, "/v1/todos?colour=red", "", Some("#/colour")),
+            (Method::GET, "/v1/todos?pageSize=1&page_size=2", "", Some("#/page_size")),
+            (Method::POST, "/v1/todos?todo.title=x", "{}", Some("#/todo/title")),
+            (Method::POST, "/v1/todos/1:complete", r#"{"id": "2"}"#, Some("#/id")),
             (Method::POST, "/v1/todos", "[]", None),
         ] {
             let problem = transcode(method, path, body).unwrap_err();

@@ -31,7 +31,7 @@ use std::time::Duration;
 use clap::Args;
 use consumer::{Keeper, Replayer};
 use secrecy::SecretString;
-use service::config::{ConfigError, Problems};
+use service::config::{ConfigError, Problems, TelemetryArgs};
 use service::nats::Record;
 use service::ops::{self, Readiness};
 use service::telemetry::Telemetry;
@@ -60,12 +60,9 @@ pub struct ConfigArgs {
     /// The credentials file of this service's login there.
     #[arg(long, env = "FLOTILLA_NATS_CREDS")]
     nats_creds: Option<PathBuf>,
-    /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
-    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
-    otlp_endpoint: Option<String>,
-    /// What to log: a level, or several as target=level, with commas.
-    #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
-    log: String,
+    /// See [`TelemetryArgs`].
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
 }
 
 /// [`ConfigArgs`], checked.
@@ -89,6 +86,7 @@ impl Config {
         let ops_listen = problems.parse("FLOTILLA_OPS_LISTEN", args.ops_listen.as_deref());
         let database_url =
             problems.secret("FLOTILLA_DATABASE_URL", args.database_url.as_deref(), args.database_url_file.as_deref());
+        args.telemetry.check(&mut problems);
         let nats = problems.nats(args.nats_url.as_deref(), args.nats_creds.as_deref());
         let config = || Some(Self { ops_listen: ops_listen?, database_url: database_url?, nats: nats? });
         let config = config();
@@ -123,10 +121,11 @@ pub async fn migrate(args: &MigrateArgs) -> Result<(), anyhow::Error> {
 /// # Errors
 /// Fails when it cannot start.
 pub async fn serve(config: Config, args: &ConfigArgs) -> Result<ExitCode, anyhow::Error> {
-    let telemetry = Telemetry::init(NAME, &args.log, args.otlp_endpoint.as_deref())?;
+    let telemetry = Telemetry::init(NAME, &args.telemetry)?;
     let lifecycle = Lifecycle::default();
     let readiness = Readiness::default();
-    ops::serve(&lifecycle, config.ops_listen, readiness.clone(), Some(telemetry.metrics())).await?;
+    let (release, metrics) = (&args.telemetry.release, Some(telemetry.metrics()));
+    ops::serve(&lifecycle, config.ops_listen, readiness.clone(), release, metrics).await?;
     build(&config, &lifecycle, &readiness).await?;
     tracing::info!("working");
     let code = lifecycle.run_to_end().await;

@@ -152,6 +152,8 @@ struct Noted {
     trimmed_unread: u64,
     /// It said less than before at the last look. Another process may have written an older note; it is looked at twice.
     fell_back: bool,
+    /// What was logged of mappings that are behind.
+    mapping_behind: Vec<String>,
 }
 
 async fn look_after(
@@ -162,7 +164,13 @@ async fn look_after(
 ) -> Result<(), anyhow::Error> {
     index.ensure().await?;
     let behind = index.add_fields().await?;
-    metrics::gauge!("search_index_mapping_behind").set(behind as f64);
+    metrics::gauge!("search_index_mapping_behind").set(behind.len() as f64);
+    if behind != noted.mapping_behind {
+        if !behind.is_empty() {
+            warn!(what = behind.join("; "), "the mapping is behind: `flotilla rebuild search`");
+        }
+        noted.mapping_behind = behind;
+    }
     let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
     if noted.index != name {
         *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };

@@ -41,16 +41,17 @@ impl SearchService for Search {
             .search(&who.tenant, &wanted)
             .await
             .map_err(|error| Failure::unavailable("the search index", error))?;
-        let found = hits.len();
+        let more = hits.len() > question.limit;
         hits.truncate(question.limit);
-        let places: Vec<(f64, TodoId)> = hits.iter().map(|hit| (hit.score, hit.document.id)).collect();
-        // A tombstone is no hit, and none is ever found.
-        let mut hits: Vec<pb::TodoHit> = hits.into_iter().filter_map(hit).collect();
+        let place = |hit: &Hit| (hit.score, hit.document.id);
+        let end = hits.last().map(place).filter(|_| more);
+        let (places, mut hits): (Vec<_>, Vec<_>) =
+            hits.into_iter().filter_map(|found| Some((place(&found), hit(found)?))).unzip();
         page::fit(&mut hits);
-        let next_page_token = match places.get(..hits.len()).and_then(<[_]>::last) {
-            Some(last) if hits.len() < found => self.pages.make(&asked, last)?,
-            _ => String::new(),
-        };
+        // Cut short, the page goes on behind the last hit that stayed; else behind the last one looked at.
+        let last =
+            if hits.len() < places.len() { places.get(..hits.len()).and_then(<[_]>::last) } else { end.as_ref() };
+        let next_page_token = last.map_or(Ok(String::new()), |last| self.pages.make(&asked, last))?;
         Ok(Response::new(pb::SearchTodosResponse {
             hits,
             next_page_token,
@@ -82,7 +83,7 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
 }
 
-/// A hit on the wire; a tombstone is never one.
+/// A hit on the wire; none where the document is a tombstone or cannot be read, as one that a newer release has written.
 fn hit(hit: Hit) -> Option<pb::TodoHit> {
     let document = hit.document;
     let content = document.content?;

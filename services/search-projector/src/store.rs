@@ -163,8 +163,10 @@ impl Index {
     pub async fn ensure(&self) -> Result<(), anyhow::Error> {
         let indices = self.client.indices();
         let exists = indices.exists_alias(IndicesExistsAliasParts::Name(&[&self.alias])).send().await?;
-        if exists.status_code() == StatusCode::OK {
-            return Ok(());
+        match exists.status_code() {
+            StatusCode::OK => return Ok(()),
+            StatusCode::NOT_FOUND => {}
+            other => bail!("OpenSearch does not say whether there is an index: {other}"),
         }
         let mut definition = self.definition();
         definition["aliases"] = json!({&self.alias: {"is_write_index": true}});

@@ -2,7 +2,7 @@
 
 use opensearch::http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::store::{Filled, Index};
 
@@ -41,27 +41,32 @@ impl Index {
     }
 
     /// Gives the indices behind this alias, and those of its rebuild and of before the last swap, the fields that this
-    /// release writes and they lack; how many indices take some of them not. An index takes new fields at any time; what
-    /// cannot be added needs a rebuild.
+    /// release writes and they lack; what they take not, or, where they are searched, take apart
+    /// otherwise, in words. An index takes new fields at any time; what cannot be added needs a rebuild.
     ///
     /// # Errors
     /// Fails when OpenSearch is away.
-    pub async fn add_fields(&self) -> Result<usize, anyhow::Error> {
+    pub async fn add_fields(&self) -> Result<Vec<String>, anyhow::Error> {
         let (next, previous) = (self.next(), self.previous());
         let path = format!("/{},{},{}/_mapping?ignore_unavailable=true", self.alias(), next.alias(), previous.alias());
         let response = self.ask(Method::Get, &path, None).await?;
         if response.status_code() == StatusCode::NOT_FOUND {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let answer: Value = response.error_for_status_code()?.json().await?;
         let wanted = self.definition()["mappings"]["properties"].take();
-        let mut behind = 0;
+        let searched = self.named().await?.map(|(name, _)| name);
+        let mut behind = Vec::new();
         for (name, index) in answer.as_object().into_iter().flatten() {
             let has = &index["mappings"]["properties"];
-            let mut whole = true;
             for (field, definition) in wanted.as_object().into_iter().flatten() {
                 if !has[field].is_null() {
-                    whole &= ["type", "analyzer"].iter().all(|what| has[field][what] == definition[what]);
+                    // Of the one before the last swap only what is written counts: nobody searches it.
+                    let counts: &[&str] =
+                        if searched.as_ref() == Some(name) { &["type", "analyzer"] } else { &["type"] };
+                    if let Some(what) = counts.iter().find(|what| has[field][*what] != definition[*what]) {
+                        behind.push(format!("{name} has {} as the {what} of {field}", has[field][*what]));
+                    }
                     continue;
                 }
                 let body = json!({"properties": {field: definition}});
@@ -69,11 +74,9 @@ impl Index {
                 if added.status_code().is_success() {
                     info!(index = name, field, "the index has a field more");
                 } else {
-                    warn!(index = name, field, status = %added.status_code(), "the index does not take the field");
-                    whole = false;
+                    behind.push(format!("{name} does not take {field} ({})", added.status_code()));
                 }
             }
-            behind += usize::from(!whole);
         }
         Ok(behind)
     }

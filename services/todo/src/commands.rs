@@ -8,9 +8,9 @@ use contracts::events::todo::{CompletedV1, CompletedV2, CreatedV1, DeletedV1, Re
 use outbox::NewEvent;
 use proto::todo as pb;
 use service::idempotency::Attempt;
-use service::{Code, Db, Failure, TenantTx, clock};
+use service::{Code, Db, Failure, TenantTx, clock, notes};
 
-use crate::todo::{Draft, Patch, Todo, TransitionError};
+use crate::todo::{Draft, Patch, TextError, Todo, TransitionError};
 use crate::{publish, store, wire};
 
 /// What commands need.
@@ -67,13 +67,14 @@ impl From<Error> for Failure {
 /// Creates a todo.
 ///
 /// # Errors
-/// Those of idempotency keys.
+/// Those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
 pub async fn create(app: &App, who: &Principal, attempt: Option<Attempt<'_>>, draft: Draft) -> Result<pb::Todo, Error> {
     let mut tx = app.db.begin(&who.tenant).await?;
     if let Some(answer) = replayed(attempt.as_ref(), &mut tx).await? {
         return Ok(answer);
     }
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, who.user.clone(), clock::now());
+    honest(&todo, None)?;
     store::insert(&mut tx, &who.tenant, &todo).await?;
     let data = CreatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
     let told = vec![publish::event(who, &todo, &data)?];
@@ -83,7 +84,7 @@ pub async fn create(app: &App, who: &Principal, attempt: Option<Attempt<'_>>, dr
 /// Changes what the patch says; nothing happens, and nothing is told, when that is as it was.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys.
+/// [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys; INVALID_ARGUMENT for a new text that looks like another one.
 pub async fn update(
     app: &App,
     who: &Principal,
@@ -99,6 +100,7 @@ pub async fn update(
     let before = load(&mut tx, who, id, etag).await?;
     let (todo, told) = match before.clone().update(patch, clock::now()) {
         Some(todo) => {
+            honest(&todo, Some(&before))?;
             store::save(&mut tx, &who.tenant, &before, &todo).await?;
             let data = UpdatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
             let told = vec![publish::event(who, &todo, &data)?];
@@ -203,6 +205,11 @@ pub async fn list(
     Ok(store::list(&mut tx, &who.tenant, filter, after, limit).await?)
 }
 
+/// Refuses what is new and looks like another text. Behind the look for an earlier answer: that one stands.
+fn honest(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
+    todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
+}
+
 /// The todo, locked until the transaction ends, if its etag still fits: none is asked for, any, or one of those between commas.
 async fn load(tx: &mut TenantTx, who: &Principal, id: TodoId, etag: &str) -> Result<Todo, Error> {
     let todo = store::get_for_update(tx, &who.tenant, id).await?.ok_or(Error::NotFound(id))?;
@@ -235,6 +242,8 @@ async fn finish<R: prost::Message>(
     if let Some(attempt) = attempt {
         attempt.remember(&mut tx, &answer).await?;
     }
+    let events: Vec<_> = told.iter().map(|event| event.id).collect();
     app.relay.commit(tx, told, TenantTx::commit).await?;
+    notes::wrote(events.into_iter());
     Ok(answer)
 }

@@ -188,10 +188,11 @@ pub async fn migrate(args: &MigrateArgs) -> Result<(), anyhow::Error> {
 /// # Errors
 /// Fails when it cannot start.
 pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow::Error> {
-    let telemetry = Telemetry::init(NAME, &args.log, args.otlp_endpoint.as_deref())?;
+    let telemetry = Telemetry::init(NAME, &args.telemetry)?;
     let lifecycle = Lifecycle::default();
     let readiness = Readiness::default();
-    ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), Some(telemetry.metrics())).await?;
+    let (release, metrics) = (&config.common.release, Some(telemetry.metrics()));
+    ops::serve(&lifecycle, config.common.ops_listen, readiness.clone(), release, metrics).await?;
     let app = build(&config, &lifecycle, &readiness).await?;
     let tenant = config.common.door.allowances.tenant.at_work;
     if u32::try_from(tenant).is_ok_and(|tenant| tenant >= config.database_connections) {

@@ -1,6 +1,7 @@
 //! What a todo is and what may happen to it. Pure: the time and new ids are arguments.
 
 use chrono::{DateTime, Utc};
+use contracts::text::{is_misleading, is_misleading_name};
 use contracts::{TodoId, UserId};
 
 /// The most labels a todo may carry.
@@ -18,8 +19,8 @@ pub enum TextError {
     /// A control character.
     #[error("must not contain control characters{0}")]
     Control(&'static str),
-    /// What turns the direction of writing, or hides.
-    #[error("must not contain what turns the direction of writing or has no width")]
+    /// It looks like another one.
+    #[error("must not contain what turns the direction of writing or cannot be seen")]
     Misleading,
     /// Too many labels.
     #[error("must be at most {MAX_LABELS}")]
@@ -234,6 +235,20 @@ impl Todo {
             ..self.clone()
         };
         (new != self).then(|| new.changed(now))
+    }
+
+    /// The first field of one line that is new, as against `before`, and looks like another text than it is. What was
+    /// stored before that was refused may stay, and be sent back.
+    #[must_use]
+    pub fn misleading(&self, before: Option<&Self>) -> Option<&'static str> {
+        let title = before.is_none_or(|before| before.title != self.title) && is_misleading(self.title.as_str());
+        let known = |label: &Label| before.is_some_and(|before| before.labels.0.contains(label));
+        let labels = self.labels.0.iter().any(|label| !known(label) && is_misleading(label.as_str()));
+        let assignee = self.assignee.as_ref().filter(|_| before.is_none_or(|before| before.assignee != self.assignee));
+        let assignee = assignee.is_some_and(|assignee| is_misleading_name(assignee.as_str()));
+        [(title, "title"), (labels, "labels"), (assignee, "assignee")]
+            .into_iter()
+            .find_map(|(is, field)| is.then_some(field))
     }
 
     /// Done.

@@ -1,7 +1,6 @@
 //! Between gRPC messages and the domain.
 
 use chrono::{DateTime, SubsecRound as _, Utc};
-use contracts::text::is_misleading;
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
 use proto::todo as pb;
@@ -15,25 +14,6 @@ const WRITABLE: [&str; 5] = ["title", "notes", "due_time", "labels", "assignee"]
 
 fn text<T>(field: &str, result: Result<T, TextError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::invalid(field, error))
-}
-
-/// Refuses a text of one line that looks like another one. Only what is written newly is asked: what is stored already,
-/// and filters for it, are taken as they are.
-fn honest<'a>(field: &str, text: &'a str) -> Result<&'a str, Failure> {
-    if is_misleading(text) { Err(Failure::invalid(field, TextError::Misleading)) } else { Ok(text) }
-}
-
-fn title(title: &str) -> Result<Title, Failure> {
-    text("title", Title::parse(honest("title", title)?))
-}
-
-fn labels(labels: &[String]) -> Result<Labels, Failure> {
-    labels.iter().try_for_each(|label| honest("labels", label).map(drop))?;
-    text("labels", Labels::parse(labels))
-}
-
-fn new_assignee(text: &str) -> Result<Option<UserId>, Failure> {
-    assignee(honest("assignee", text)?)
 }
 
 pub fn id(text: &str) -> Result<TodoId, Failure> {
@@ -65,11 +45,11 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
 pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {
     let todo = todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?;
     Ok(Draft {
-        title: title(&todo.title)?,
+        title: text("title", Title::parse(&todo.title))?,
         notes: text("notes", Notes::parse(&todo.notes))?,
         due_time: due_time(todo.due_time.as_ref())?,
-        labels: labels(&todo.labels)?,
-        assignee: new_assignee(&todo.assignee)?,
+        labels: text("labels", Labels::parse(&todo.labels))?,
+        assignee: assignee(&todo.assignee)?,
     })
 }
 
@@ -85,7 +65,7 @@ pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<P
     };
     let mut patch = Patch::default();
     if takes("title", !todo.title.is_empty()) {
-        patch.title = Some(title(&todo.title)?);
+        patch.title = Some(text("title", Title::parse(&todo.title))?);
     }
     if takes("notes", !todo.notes.is_empty()) {
         patch.notes = Some(text("notes", Notes::parse(&todo.notes))?);
@@ -94,10 +74,10 @@ pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<P
         patch.due_time = Some(due_time(todo.due_time.as_ref())?);
     }
     if takes("labels", !todo.labels.is_empty()) {
-        patch.labels = Some(labels(&todo.labels)?);
+        patch.labels = Some(text("labels", Labels::parse(&todo.labels))?);
     }
     if takes("assignee", !todo.assignee.is_empty()) {
-        patch.assignee = Some(new_assignee(&todo.assignee)?);
+        patch.assignee = Some(assignee(&todo.assignee)?);
     }
     Ok(patch)
 }

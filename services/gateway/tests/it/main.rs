@@ -39,6 +39,7 @@ async fn behind(door: Door) -> Edge {
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
             release: "test".to_owned(),
+            release_header: true,
             door,
         },
         upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
@@ -99,6 +100,7 @@ async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
         let headers = response.headers();
         assert_eq!(headers["cache-control"], "no-store", "{path}");
         assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(headers["flotilla-release"], "test", "{path}");
     }
 }
 

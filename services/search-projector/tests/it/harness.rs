@@ -47,21 +47,21 @@ impl Fleet {
         Self::start_with(None, &front.url).await
     }
 
-    /// With an index that an older release has made, which did not know this field.
-    pub async fn start_on(lacks: &str) -> Self {
-        Self::start_with(Some(lacks), &Parts::shared().opensearch).await
+    /// With an index that an older release has made: its definition is ours but for this.
+    pub async fn start_on(older: fn(&mut serde_json::Value)) -> Self {
+        Self::start_with(Some(older), &Parts::shared().opensearch).await
     }
 
-    async fn start_with(lacks: Option<&str>, opensearch: &str) -> Self {
+    async fn start_with(older: Option<fn(&mut serde_json::Value)>, opensearch: &str) -> Self {
         let nats = TestNats::start().await;
         let issuer = TestIssuer::new();
         let index = unique("todos-test-");
         Parts::remove_at_the_end(&format!("index {index}-v1"));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        if let Some(field) = lacks {
+        if let Some(older) = older {
             let url = &Parts::shared().opensearch;
             let mut definition = Index::new(url, &index, Duration::from_millis(200)).unwrap().definition();
-            definition["mappings"]["properties"].as_object_mut().unwrap().remove(field).unwrap();
+            older(&mut definition);
             definition["mappings"]["_meta"] = serde_json::json!({"filled_since": 1});
             definition["aliases"] = serde_json::json!({&index: {"is_write_index": true}});
             let made = http.put(format!("{url}/{index}-v1")).json(&definition).send().await.unwrap();
@@ -76,6 +76,7 @@ impl Fleet {
                 issuer: devstack::issuer::ISSUER.to_owned(),
                 audience: devstack::issuer::AUDIENCE.to_owned(),
                 release: "test".to_owned(),
+                release_header: true,
                 door: Door::wide(),
             },
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
@@ -157,6 +158,12 @@ impl Fleet {
     }
 
     /// Has the index refuse writes, or take them again.
+    /// What the index takes otherwise than this release means it.
+    pub async fn behind(&self) -> Vec<String> {
+        let index = Index::new(&Parts::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
+        index.add_fields().await.unwrap()
+    }
+
     pub async fn block_writes(&self, block: bool) {
         let url = format!("{}/{}/_settings", Parts::shared().opensearch, self.index);
         let body = serde_json::json!({"index.blocks.write": block});

@@ -93,11 +93,32 @@ async fn an_event_writes_no_other_todo_than_its_own_and_no_other_version() {
 
 #[tokio::test]
 async fn an_index_of_an_older_release_is_given_the_fields_it_lacks() {
-    let fleet = Fleet::start_on("created_by").await;
+    let lacks = |definition: &mut serde_json::Value| {
+        definition["mappings"]["properties"].as_object_mut().unwrap().remove("created_by").unwrap();
+    };
+    let fleet = Fleet::start_on(lacks).await;
     fleet.created("acme", &todo("by ann")).await;
     fleet.drain().await;
     assert_eq!(fleet.find("acme", "by").await, ["by ann"]);
     assert!(fleet.letters().await.is_empty(), "it is no fault of the events");
+    assert!(fleet.behind().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_index_of_an_older_release_is_searched_as_it_takes_words_apart_and_says_so() {
+    let plain = |definition: &mut serde_json::Value| {
+        definition["settings"].as_object_mut().unwrap().remove("analysis").unwrap();
+        for field in ["title", "notes", "labels"] {
+            definition["mappings"]["properties"][field].as_object_mut().unwrap().remove("analyzer").unwrap();
+        }
+    };
+    let fleet = Fleet::start_on(plain).await;
+    fleet.created("acme", &todo("Café")).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "CAFÉ").await, ["Café"]);
+    assert!(fleet.find("acme", "cafe").await.is_empty());
+    let behind = fleet.behind().await;
+    assert_eq!(behind.len(), 3, "{behind:?}");
 }
 
 #[tokio::test]

@@ -119,6 +119,11 @@ async fn pages_end_and_show_each_hit_once_while_others_write() {
         for tenant in ["acme", "globex", "globex"] {
             fleet.created(tenant, &todo("kelp kelp")).await;
         }
+        // One that comes later in the order than all there were.
+        let mut later = todo("something else");
+        later.notes = "kelp".to_owned();
+        fleet.created("acme", &later).await;
+        all.push(later.id.to_string());
         fleet.drain().await;
     }
     all.sort();
@@ -185,11 +190,13 @@ async fn snippets_are_short_and_pages_fit_into_an_answer_whatever_is_written() {
         fleet.created("globex", &one).await;
     }
     fleet.drain().await;
-    for query in ["漢", "𠮷", "find", "lamp", "漢 漢漢"] {
+    let word = "a".repeat(255);
+    for query in ["漢", "𠮷", "find", "lamp", "漢 漢漢", &word] {
+        assert!(!fleet.find("acme", query).await.is_empty(), "{query}");
         for hit in fleet.ask("acme", with(query, |_| {})).await.unwrap().hits {
             for snippet in hit.highlights.iter().flat_map(|highlight| &highlight.snippets) {
                 let plain = snippet.replace("<em>", "").replace("</em>", "");
-                assert!(plain.chars().count() <= 300, "{query}: {} characters", plain.chars().count());
+                assert!(plain.chars().count() <= 150 + 255, "{query}: {} characters", plain.chars().count());
                 assert!(snippet.len() <= 4_096, "{query}: {} bytes", snippet.len());
             }
         }

@@ -125,6 +125,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             issuer: devstack::issuer::ISSUER.to_owned(),
             audience: devstack::issuer::AUDIENCE.to_owned(),
             release: "test".to_owned(),
+            release_header: true,
             door: Door::wide(),
         },
         database_url: SecretString::from(database.app.clone()),

@@ -1,0 +1,230 @@
+//! Log lines: one JSON object each, which says of which service, release and trace it is.
+//!
+//! Beside what happens now and then there is one line for each request and call (target `request`), each event that was handled
+//! (`consumer::handled`) and each batch that was published (`outbox::published`). Of these, what was done or refused is written
+//! for a share of all traces only, the same in every service; what failed is always written.
+
+use std::fmt::{self, Debug};
+use std::time::Duration;
+
+use authz::Principal;
+use opentelemetry::trace::TraceId;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Format, Json, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::telemetry;
+
+/// The target of lines of requests and calls.
+pub const REQUEST: &str = "request";
+const SAMPLED: [&str; 3] = [REQUEST, "consumer::handled", "outbox::published"];
+
+/// What came of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was asked for.
+    Done,
+    /// It was the caller's to mend.
+    Refused,
+    /// It was ours.
+    Failed,
+}
+
+/// The line of a request or a call.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// `request` over HTTP, `call` over gRPC.
+    pub kind: &'static str,
+    /// The method and the path's template, or the method's full name; never what the caller has put into a path.
+    pub method: &'a str,
+    /// Who called, where that is known.
+    pub who: Option<&'a Principal>,
+    /// The stable code of docs/errors.md, or the status' name.
+    pub code: &'a str,
+    /// HTTP's or gRPC's status.
+    pub status: u16,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// From the first byte to the answer's head.
+    pub took: Duration,
+    /// The events it has written, with commas.
+    pub events: Option<String>,
+    /// It was answered with an earlier answer.
+    pub replayed: bool,
+}
+
+/// To the microsecond.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+impl Line<'_> {
+    /// Writes it, with the trace that it is in.
+    pub fn write(&self) {
+        let Self { kind, method, who, code, status, outcome, took, events, replayed } = self;
+        let (tenant, principal) = (who.map(|who| who.tenant.as_str()), who.map(|who| who.user.as_str()));
+        let (duration_ms, event_ids) = (millis(*took), events.as_deref());
+        let replayed = replayed.then_some(true);
+        macro_rules! line {
+            ($write:ident, $outcome:literal) => {
+                tracing::$write!(target: REQUEST, method, tenant, principal, outcome = $outcome, code, status, duration_ms,
+                    event_ids, replayed, "{kind}")
+            };
+        }
+        match outcome {
+            Outcome::Done => line!(info, "done"),
+            Outcome::Refused => line!(info, "refused"),
+            Outcome::Failed => line!(warn, "failed"),
+        }
+    }
+}
+
+/// Writes events as lines.
+pub struct Lines {
+    json: Format<Json>,
+    /// The first members of each line.
+    head: String,
+    share: f64,
+}
+
+impl Lines {
+    /// Those of this release of a service, of this share of traces (0 to 1).
+    pub fn new(service: &str, release: &str, share: f64) -> Self {
+        let head = format!("{{\"service\":{},\"release\":{}", json(service), json(release));
+        Self {
+            json: tracing_subscriber::fmt::format()
+                .json()
+                .flatten_event(true)
+                .with_span_list(false)
+                .with_current_span(false),
+            head,
+            share,
+        }
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    text.into()
+}
+
+/// Whether a trace is one of those whose lines and spans are kept: it follows from the id alone, in every service alike.
+/// As OpenTelemetry's ratio sampler has it: by the low eight bytes.
+#[must_use]
+pub fn is_sampled(trace_id: &str, share: f64) -> bool {
+    let Ok(id) = TraceId::from_hex(trace_id) else { return true };
+    let low = u128::from_be_bytes(id.to_bytes()) as u64 >> 1;
+    share >= 1.0 || low < (share * (1_u64 << 63) as f64) as u64
+}
+
+/// The traces that an event names itself.
+#[derive(Default)]
+struct Named(Option<String>);
+
+impl Visit for Named {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if ["trace_id", "trace_ids"].contains(&field.name()) {
+            self.0 = Some(value.to_owned());
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut named = Named::default();
+        event.record(&mut named);
+        let current = if named.0.is_none() { telemetry::trace_id() } else { None };
+        let metadata = event.metadata();
+        if self.share < 1.0 && *metadata.level() >= Level::INFO && SAMPLED.contains(&metadata.target()) {
+            let traces = named.0.as_deref().or(current.as_deref()).unwrap_or_default();
+            if !traces.split(',').any(|trace_id| is_sampled(trace_id, self.share)) {
+                return Ok(());
+            }
+        }
+        let mut line = String::with_capacity(512);
+        self.json.format_event(context, Writer::new(&mut line), event)?;
+        writer.write_str(&self.head)?;
+        if let Some(trace_id) = current {
+            write!(writer, ",\"trace_id\":\"{trace_id}\"")?;
+        }
+        // The line of the formatter is an object of its own: ours goes on with its members.
+        writer.write_char(',')?;
+        writer.write_str(line.strip_prefix('{').unwrap_or(&line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(share: f64, log: impl FnOnce()) -> Vec<serde_json::Value> {
+        let written = Written::default();
+        let to = written.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .json()
+            .event_format(Lines::new("todo", "1.2 \"x\"", share))
+            .with_writer(move || to.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_is_one_object_that_says_whose_it_is() {
+        let lines = lines(1.0, || {
+            tracing::info!(target: "outbox::published", trace_ids = "a,b", rows = 2, "published");
+            tracing::error!(reason = "a \"quote\"\nand a line", "it failed");
+        });
+        assert_eq!((&lines[0]["service"], &lines[0]["release"]), (&"todo".into(), &"1.2 \"x\"".into()));
+        assert_eq!((&lines[0]["trace_ids"], &lines[0]["rows"]), (&"a,b".into(), &2.into()));
+        assert_eq!((&lines[1]["level"], &lines[1]["reason"]), (&"ERROR".into(), &"a \"quote\"\nand a line".into()));
+    }
+
+    #[test]
+    fn of_what_goes_well_a_share_of_the_traces_is_written_and_of_what_fails_all() {
+        let trace = |n: u64| format!("0000000000000001{:016x}", n << 1);
+        let (kept, left) = (trace(1_u64 << 60), trace((1_u64 << 62) + 1));
+        assert!(is_sampled(&kept, 0.25) && !is_sampled(&left, 0.25));
+        assert!(!is_sampled(&kept, 0.0) && is_sampled(&left, 1.0));
+        let both = format!("{left},{kept}");
+        let lines = lines(0.25, || {
+            for trace_id in [&kept, &left] {
+                tracing::info!(target: "request", trace_id, "request");
+                tracing::warn!(target: "request", trace_id, "request");
+                tracing::info!(target: "other", trace_id, "other");
+            }
+            tracing::info!(target: "outbox::published", trace_ids = both, "published");
+            tracing::info!(target: "outbox::published", trace_ids = left, "published");
+        });
+        let written = |level: &str, target: &str| {
+            lines.iter().filter(|line| line["level"] == level && line["target"] == target).count()
+        };
+        assert_eq!((written("INFO", "request"), written("WARN", "request")), (1, 2));
+        assert_eq!((written("INFO", "other"), written("INFO", "outbox::published")), (2, 1));
+    }
+}
