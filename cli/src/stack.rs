@@ -58,11 +58,16 @@ struct TellingArgs {
     #[arg(long, env = "FLOTILLA_RELEASE_HEADER")]
     release_header: Option<bool>,
     /// Of which share of all traces, 0 to 1, spans are exported and lines are logged of what went well.
-    #[arg(long, env = "FLOTILLA_SAMPLE")]
+    #[arg(long, env = "FLOTILLA_SAMPLE", value_parser = share)]
     sample: Option<f64>,
     /// What the services log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG")]
     log: Option<String>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
 }
 
 impl TellingArgs {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Map, Value};
 
@@ -12,14 +12,14 @@ use crate::exit::Exit;
 use crate::stack::Context;
 use crate::table;
 
-/// The most lines that are shown.
+/// The most lines of one log that are shown: strangers name traces as they like.
 const MAX_LINES: usize = 10_000;
 /// The longest line that is looked at.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
-    /// 32 hex digits.
+    /// 32 hex digits, or a whole traceparent.
     #[arg(value_parser = trace_id)]
     id: String,
 }
@@ -39,8 +39,11 @@ pub fn run(context: &Context, args: &TraceArgs) -> Result<(), anyhow::Error> {
         let path = entry?.path();
         if path.extension().is_some_and(|end| end == "log") {
             let log = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
-            lines.extend(of(BufReader::new(log), &args.id)?);
-            ensure!(lines.len() <= MAX_LINES, "more than {MAX_LINES} lines name this trace");
+            let found = of(BufReader::new(log), &args.id)?;
+            if found.len() == MAX_LINES {
+                eprintln!("{} has more lines of this trace: the first {MAX_LINES} are shown", path.display());
+            }
+            lines.extend(found);
         }
     }
     // RFC 3339 in UTC with as many digits everywhere: as text, in the order of time.
@@ -72,6 +75,9 @@ fn of(mut log: impl std::io::BufRead, trace_id: &str) -> Result<Vec<Map<String, 
         let named = text(&line, "trace_id") == trace_id || text(&line, "trace_ids").split(',').any(|id| id == trace_id);
         if named {
             lines.push(line);
+        }
+        if lines.len() == MAX_LINES {
+            return Ok(lines);
         }
     }
 }

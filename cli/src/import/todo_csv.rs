@@ -96,7 +96,7 @@ pub fn rows<R: BufRead>(
     ignore_other_columns: bool,
 ) -> Result<impl Iterator<Item = Result<Numbered, anyhow::Error>>, anyhow::Error> {
     let delimiter = delimiter(text.fill_buf()?);
-    let bounded = BoundedRows { reader: text, left: MAX_ROW_BYTES, quotes: 0, at_end: false };
+    let bounded = BoundedRows { reader: text, left: MAX_ROW_BYTES, quoting: Quoting::new(delimiter) };
     let mut reader =
         csv::ReaderBuilder::new().flexible(false).delimiter(delimiter).trim(csv::Trim::Headers).from_reader(bounded);
     let head = reader.headers().context("the head of the CSV")?;
@@ -122,22 +122,24 @@ pub fn rows<R: BufRead>(
     }
     let between_labels = if delimiter == b';' { ',' } else { ';' };
     let mut record = csv::StringRecord::new();
+    let mut ended = false;
     Ok(std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
         reader.get_mut().left = MAX_ROW_BYTES;
-        match reader.read_record(&mut record) {
+        let read = reader.read_record(&mut record);
+        // Where it cannot be told which quote closes which, the parser makes values of whole rows.
+        let next_line = reader.position().line();
+        let wrong =
+            reader.get_ref().quoting.wrong.filter(|wrong| reader.get_ref().quoting.at_end || *wrong < next_line);
+        if let (Some(wrong), Ok(true)) = (wrong, &read) {
+            ended = true;
+            let why = format!("the quote on line {wrong} is not closed as it should be: nothing from here on is read");
+            return Some(Ok((record.position().map_or(0, csv::Position::line), Err(why))));
+        }
+        match read {
             Ok(false) => None,
-            // The parser takes the end of the file for that of a quote. (One inside a plain value is a character as others.)
-            Ok(true)
-                if reader.get_ref().at_end
-                    && reader.get_ref().quotes % 2 == 1
-                    && record.iter().any(|value| value.contains('\n')) =>
-            {
-                let line = record.position().map_or(0, csv::Position::line);
-                Some(Ok((
-                    line,
-                    Err("a quote is never closed, here or before: nothing from here on is read".to_owned()),
-                )))
-            }
             Ok(true) => {
                 let line = record.position().map_or(0, csv::Position::line);
                 let row = record.deserialize(Some(&head)).map(|row: Row| Row { between_labels, ..row });
@@ -156,20 +158,75 @@ fn delimiter(text: &[u8]) -> u8 {
     [b'\t', b';', b','].into_iter().max_by_key(|delimiter| count(*delimiter)).unwrap_or(b',')
 }
 
-/// Fails when a row has no end.
+/// Fails when a row has no end, and watches the quotes.
 struct BoundedRows<R> {
     reader: R,
     left: u64,
-    /// How many quotes there were.
-    quotes: u64,
+    quoting: Quoting,
+}
+
+/// Follows the quotes of a CSV (RFC 4180): a value in quotes ends with one that a delimiter, a line end or the end follows.
+struct Quoting {
+    delimiter: u8,
+    state: State,
+    line: u64,
+    /// The line of the quote that was opened last.
+    opened: u64,
+    /// The line of the first quote that is closed in the middle of a value, or never.
+    wrong: Option<u64>,
     at_end: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Begins,
+    Plain,
+    Quoted,
+    Closed,
+}
+
+impl Quoting {
+    const fn new(delimiter: u8) -> Self {
+        Self { delimiter, state: State::Begins, line: 1, opened: 0, wrong: None, at_end: false }
+    }
+
+    fn follow(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let ends = *byte == self.delimiter || matches!(byte, b'\n' | b'\r');
+            self.state = match (self.state, *byte) {
+                (State::Begins, b'"') => {
+                    self.opened = self.line;
+                    State::Quoted
+                }
+                (State::Closed, b'"') => State::Quoted,
+                (State::Quoted, b'"') => State::Closed,
+                (State::Quoted, _) => State::Quoted,
+                (State::Begins | State::Plain | State::Closed, _) if ends => State::Begins,
+                (State::Closed, _) => {
+                    self.wrong.get_or_insert(self.opened);
+                    State::Plain
+                }
+                (State::Begins | State::Plain, _) => State::Plain,
+            };
+            self.line += u64::from(*byte == b'\n');
+        }
+    }
+
+    fn end(&mut self) {
+        self.at_end = true;
+        if self.state == State::Quoted {
+            self.wrong.get_or_insert(self.opened);
+        }
+    }
 }
 
 impl<R: Read> Read for BoundedRows<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
-        self.at_end = read == 0;
-        self.quotes += buffer[..read].iter().filter(|byte| **byte == b'"').count() as u64;
+        self.quoting.follow(&buffer[..read]);
+        if read == 0 {
+            self.quoting.end();
+        }
         self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
             std::io::Error::new(ErrorKind::InvalidData, "a row has more than 1 MiB: is a quote never closed?")
         })?;
@@ -240,12 +297,19 @@ mod tests {
 
     #[test]
     fn a_quote_that_is_never_closed_does_not_take_the_whole_file() {
-        let rows_of = |text: &str| rows(text.as_bytes()).unwrap();
-        let tail = rows_of("title,notes\ngood,\"a \"\"b\"\"\"\na,\"half\nb,x\nc,y\n");
-        assert!(tail[0].1.is_ok());
-        assert!(tail.len() == 2 && tail[1].1.as_ref().unwrap_err().contains("quote"), "{tail:?}");
-        assert!(rows_of("title\n\"a\nb\"\n6\" nail").iter().all(|(_, row)| row.is_ok()));
-        assert!(rows_of("title\n\"closed\"").iter().all(|(_, row)| row.is_ok()));
+        let refused =
+            |text: &str| -> Vec<bool> { rows(text.as_bytes()).unwrap().iter().map(|(_, row)| row.is_err()).collect() };
+        for (text, wanted) in [
+            ("title,notes\ngood,\"a \"\"b\"\"\"\na,\"half\nb,x\nc,y\n", &[false, true][..]),
+            ("title,notes\n6\" nail,x\na,\"half\nb,x\nc,y\n", &[false, true]),
+            ("title,notes\na,\"half\nb,\"x\"\nc,y\n", &[true]),
+            ("title\na\n\"half", &[false, true]),
+            ("title,notes\n6\" nail,x\nfoo,\"a\nb\"", &[false, false]),
+            ("title\n\"a\nb\"\n6\" nail", &[false, false]),
+            ("title\r\n\"closed\"\r\n", &[false]),
+        ] {
+            assert_eq!(refused(text), wanted, "{text}");
+        }
         let text = format!("title\ngood\n\"open\n{}", "line\n".repeat(1 << 20));
         let error = rows(text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains("quote"), "{error}");

@@ -142,13 +142,15 @@ pub fn parse(line: &str) -> Result<Task, String> {
         // A finished task keeps its priority as pri:A.
         match word.strip_prefix("pri:") {
             Some(letter) if letter.len() == 1 && letter.as_bytes()[0].is_ascii_uppercase() => {
-                task.labels.insert(0, format!("priority-{}", letter.to_ascii_lowercase()));
+                task.labels.push(format!("priority-{}", letter.to_ascii_lowercase()));
             }
             _ => words.push(word),
         }
     }
-    // What no todo has room for as a label stays in the text, where it stands anyway; a priority is always the first.
-    let mut different = HashSet::new();
+    // What no todo has room for as a label stays in the text, where it stands anyway. A priority does not, so it is kept. (The
+    // order and repeats stay as they are: the keys of a run before follow from them.)
+    let mut different: HashSet<String> =
+        task.labels.iter().filter(|label| label.starts_with("priority-")).cloned().collect();
     task.labels.retain(|label| {
         label.chars().count() <= MAX_LABEL
             && (different.contains(label) || (different.len() < MAX_LABELS && different.insert(label.clone())))
@@ -217,8 +219,8 @@ mod tests {
         let many: Vec<String> = (0..25).map(|n| format!("+p{n}")).collect();
         let long = format!("@{}", "x".repeat(50));
         let task = parse(&format!("x {} {long} pri:C", many.join(" "))).unwrap();
-        assert_eq!(task.labels[0], "priority-c");
-        assert_eq!(task.labels[1..], many[..19]);
+        assert_eq!(task.labels[19], "priority-c");
+        assert_eq!(task.labels[..19], many[..19]);
         assert!(task.title.contains("+p24") && task.title.ends_with(&long));
     }
 

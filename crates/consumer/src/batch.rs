@@ -133,7 +133,7 @@ struct Batch {
     events: Vec<Event>,
     /// Of each event its message, its place in the stream, when it was stored, and its log line.
     messages: Vec<jetstream::Message>,
-    facts: Vec<(Place, DateTime<Utc>, Option<Line>)>,
+    facts: Vec<(Place, DateTime<Utc>, Line)>,
     /// Those of types that the handler does not know.
     unknown: Vec<(jetstream::Message, Event, Place)>,
     /// What is nothing for the handler, and why.
@@ -179,8 +179,9 @@ async fn handle(
         Err(reason) if messages.len() == 1 => vec![Verdict::Retry(reason)],
         Err(reason) => {
             error!(consumer = settler.config.durable, events = messages.len(), reason, "each is handled alone");
-            for (message, (place, ..)) in messages.drain(..).zip(facts.drain(..)) {
+            for (message, (place, _, line)) in messages.drain(..).zip(facts.drain(..)) {
                 settler.failures.suspect(place);
+                line.write(&settler.config.durable, "retry", started.elapsed());
                 settler.acknowledge(&message, "retry", AckKind::Nak(Some(delay(1)))).await?;
             }
             Vec::new()
@@ -190,9 +191,8 @@ async fn handle(
     let mut settled = Vec::new();
     let took = started.elapsed();
     for ((message, verdict), (place, stored_at, line)) in messages.iter().zip(verdicts).zip(facts) {
-        if let Some(line) = line {
-            line.write(&settler.config.durable, verdict.name(), took);
-        }
+        let outcome = if stop.is_cancelled() && matches!(verdict, Verdict::Retry(_)) { "left" } else { verdict.name() };
+        line.write(&settler.config.durable, outcome, took);
         if verdict == Verdict::Done && !place.0 {
             settler.record_age(now() - stored_at);
         }

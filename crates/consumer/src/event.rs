@@ -108,7 +108,10 @@ fn find<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 fn structured_mode(payload: &[u8]) -> Result<Parts, MalformedEvent> {
-    let malformed = |error: serde_json::Error| MalformedEvent::Json(error.to_string());
+    // Its own words may quote what was sent.
+    let malformed = |error: serde_json::Error| {
+        MalformedEvent::Json(format!("{:?} at line {}, column {}", error.classify(), error.line(), error.column()))
+    };
     let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(payload).map_err(malformed)?;
     let mut attributes = BTreeMap::new();
     let mut data = "null".to_owned();

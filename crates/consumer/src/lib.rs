@@ -26,6 +26,7 @@ pub use event::{Event, MalformedEvent, Replay};
 pub use handler::Failure;
 pub use inbox::{Inbox, unpark};
 pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};
+pub use lines::trace_id;
 pub use pull::{Config, Consumer, Status};
 pub use replay::{Replayer, Sending, Way};
 pub use rewind::{Acknowledged, Rewinder};

@@ -25,7 +25,7 @@ use crate::event::Event;
 use crate::floors::Floors;
 use crate::handler::{self, Failure, Handler};
 use crate::inbox::{Claim, Inbox, Lead};
-use crate::lines::Line;
+use crate::lines::{self, Line};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::rewind::reset;
@@ -69,9 +69,8 @@ impl Outcome {
             Self::Duplicate => "duplicate",
             Self::Discarded => "discarded",
             Self::Failed(Failure::Retry(_)) => "retry",
-            Self::Failed(Failure::Reject(_)) => "reject",
+            Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
             Self::Behind(_) => "behind",
-            Self::Dead(_) => "dead",
             Self::Lost => "lost",
         }
     }
@@ -419,9 +418,7 @@ impl Lanes<'_> {
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
-        if let Some(line) = Line::of(&held.event) {
-            line.write(&self.settler.config.durable, outcome.name(), started.elapsed());
-        }
+        Line::of(&held.event).write(&self.settler.config.durable, outcome.name(), started.elapsed());
         let after = self.settle(&held, outcome).await;
         (aggregate, after)
     }
@@ -460,21 +457,20 @@ impl Lanes<'_> {
     /// Acknowledges by the outcome.
     async fn settle(&self, held: &Held, outcome: Outcome) -> Result<After, anyhow::Error> {
         let durable = &self.settler.config.durable;
+        let trace_id = lines::trace_id(held.event.attribute("traceparent"));
         let again = |times| Ok(After::Again(delay(times)));
-        let (name, reason) = match outcome {
+        let name = outcome.name();
+        let reason = match outcome {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
                 if !held.place.0 {
                     self.settler.record_age(now() - held.event.stored_at);
                 }
-                ("done", None)
+                None
             }
-            Outcome::Duplicate => ("duplicate", None),
-            Outcome::Discarded => ("discarded", None),
-            Outcome::Dead(reason) => ("reject", Some(reason)),
-            Outcome::Behind(reason) => ("behind", Some(reason)),
-            Outcome::Failed(Failure::Retry(reason)) => ("retry", Some(reason)),
-            Outcome::Failed(Failure::Reject(reason)) => ("reject", Some(reason)),
+            Outcome::Duplicate | Outcome::Discarded => None,
+            Outcome::Dead(reason) | Outcome::Behind(reason) => Some(reason),
+            Outcome::Failed(Failure::Retry(reason) | Failure::Reject(reason)) => Some(reason),
         };
         let Some(reason) = reason else {
             self.settler.handled(&held.message, held.place, name).await?;
@@ -486,7 +482,7 @@ impl Lanes<'_> {
         let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
         if name == "retry" && (gives_up || failed.times < self.settler.config.max_attempts) {
             let (subject, attempts) = (&held.event.nats_subject, failed.times);
-            warn!(consumer = durable, subject, attempts, reason, "again later");
+            warn!(trace_id, consumer = durable, subject, attempts, reason, "again later");
             self.settler.count("retry");
             return again(failed.times);
         }
@@ -495,7 +491,7 @@ impl Lanes<'_> {
             Ok(true) => {}
             Ok(false) => anyhow::bail!("another process pulls by now"),
             Err(error) => {
-                warn!(%error, "the event's death could not be written down: again later");
+                warn!(trace_id, %error, "the event's death could not be written down: again later");
                 return again(failed.times);
             }
         }
@@ -504,7 +500,7 @@ impl Lanes<'_> {
         }
         let (source, id) = (held.event.attribute("source"), held.event.attribute("id"));
         if let Err(error) = self.inbox.remember_letter(durable, source, id).await {
-            warn!(%error, "the letter could not be remembered: again later");
+            warn!(trace_id, %error, "the letter could not be remembered: again later");
             return again(failed.times);
         }
         self.settler.acknowledge(&held.message, name, AckKind::Ack).await?;

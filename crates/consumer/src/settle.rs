@@ -369,6 +369,11 @@ impl Settler {
         if span.is_disabled() {
             return span;
         }
+        if let [event] = events {
+            span.set_attribute("cloudevents.event_id", event.attribute("id").to_owned());
+            span.set_attribute("cloudevents.event_type", event.event_type().to_owned());
+            span.set_attribute("flotilla.tenant", event.attribute("tenant").to_owned());
+        }
         let links = events.len();
         let contexts = events.iter().filter_map(|event| event.attributes.get("traceparent")).map(|traceparent| {
             let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);

@@ -17,13 +17,21 @@ pub const fn misleads(c: char) -> bool {
             | '\u{fff0}'..='\u{fffb}'
             | '\u{1bca0}'..='\u{1bca3}'
             | '\u{1d173}'..='\u{1d17a}'
-            | '\u{e0000}'..='\u{e0fff}'
+            | '\u{e0000}'..='\u{e00ff}'
+            | '\u{e01f0}'..='\u{e0fff}'
     )
 }
 
+/// With the tags for `gbeng`, `gbsct` and `gbwls`, and the one that ends them (UTS 51, Annex C).
+const FLAGS: [&str; 3] = [
+    "\u{1f3f4}\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+    "\u{1f3f4}\u{e0067}\u{e0062}\u{e0073}\u{e0063}\u{e0074}\u{e007f}",
+    "\u{1f3f4}\u{e0067}\u{e0062}\u{e0077}\u{e006c}\u{e0073}\u{e007f}",
+];
+
 /// What joins or varies the character before it.
 const fn joins(c: char) -> bool {
-    matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{180b}'..='\u{180d}' | '\u{180f}')
+    matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{180b}'..='\u{180d}' | '\u{180f}' | '\u{e0100}'..='\u{e01ef}')
 }
 
 /// Whether a text of one line holds what misleads, or a joiner (ZWJ, ZWNJ) or variation selector that has nothing to join or vary:
@@ -32,9 +40,9 @@ const fn joins(c: char) -> bool {
 /// For what is written newly. What was stored before this rule is still read.
 #[must_use]
 pub fn is_misleading(text: &str) -> bool {
-    // The flags of England, Scotland and Wales are a black one with tags, which cannot be seen, behind it.
-    let tag = |c: char| matches!(c, '\u{e0020}'..='\u{e007f}');
-    let mut in_flag = false;
+    // The flags of England, Scotland and Wales are a black one with tags behind it, which by themselves cannot be seen.
+    let flags = FLAGS.iter().fold(text.to_owned(), |text, flag| text.replace(flag, "\u{1f3f4}"));
+    let text = flags.as_str();
     let mut before = ' ';
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -43,8 +51,7 @@ pub fn is_misleading(text: &str) -> bool {
         let alone =
             before.is_whitespace() || matches!(before, '\u{200c}' | '\u{200d}') || (joiner && after.is_whitespace());
         let twice = !joiner && joins(before);
-        in_flag = c == '\u{1f3f4}' || (in_flag && tag(c));
-        if (misleads(c) && !in_flag) || (joins(c) && (alone || twice)) {
+        if misleads(c) || (joins(c) && (alone || twice)) {
             return true;
         }
         before = c;
@@ -58,9 +65,39 @@ pub fn is_misleading_name(name: &str) -> bool {
     name.chars().any(|c| misleads(c) || joins(c))
 }
 
+/// What a program says of a text it refuses, without what it quotes of it: everything from the first double quote to the
+/// last, and what follows `Preview of`, is left out. For logs and letters, which hold nothing of what a person wrote.
+#[must_use]
+pub fn without_quotations(said: &str) -> String {
+    let said = said.split("Preview of").next().unwrap_or_default();
+    match (said.find('"'), said.rfind('"')) {
+        (Some(first), Some(last)) if first < last => format!("{}…{}", &said[..first], &said[last + 1..]),
+        (Some(first), _) => format!("{}…", &said[..first]),
+        _ => said.trim_end().to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{is_misleading, is_misleading_name};
+
+    #[test]
+    fn what_is_refused_is_not_quoted() {
+        for (said, wanted) in [
+            (
+                "invalid type: string \"Buy \\\"milk\\\"\", expected i32 at line 1",
+                "invalid type: string …, expected i32 at line 1",
+            ),
+            ("missing field `title` at line 1", "missing field `title` at line 1"),
+            (
+                "failed to parse field [title] of type [integer] in document with id '7'. Preview of field's value: 'it's mine'",
+                "failed to parse field [title] of type [integer] in document with id '7'.",
+            ),
+            ("an open \"quote", "an open …"),
+        ] {
+            assert_eq!(super::without_quotations(said), wanted);
+        }
+    }
 
     #[test]
     fn what_hides_or_turns_is_told_from_what_joins() {
@@ -71,12 +108,12 @@ mod tests {
             "می\u{200c}خواهم",
             "क्\u{200d}ष",
             "\u{1f3f4}\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f} wins",
-            "❤\u{fe0f}\u{200d}🔥 1\u{fe0f}\u{20e3}",
+            "葛\u{e0100}城 ❤\u{fe0f}\u{200d}🔥 1\u{fe0f}\u{20e3}",
         ] {
             assert!(!is_misleading(text), "{text:?}");
         }
         let hidden = "\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{180e}\u{200b}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\
-                      \u{202e}\u{2060}\u{2063}\u{2066}\u{2069}\u{206f}\u{3164}\u{feff}\u{ffa0}\u{fff9}\u{1d173}\u{e0001}\u{e0061}\u{e0100}";
+                      \u{202e}\u{2060}\u{2063}\u{2066}\u{2069}\u{206f}\u{3164}\u{feff}\u{ffa0}\u{fff9}\u{1d173}\u{e0001}\u{e0061}";
         for c in hidden.chars() {
             assert!(is_misleading(&format!("a{c}b")) && is_misleading_name(&format!("a{c}b")), "{c:?}");
         }
@@ -89,6 +126,9 @@ mod tests {
             "\u{200d}",
             "\u{fe0f}a",
             "a\u{fe0f}\u{fe0f}",
+            "\u{1f3f4}\u{e0068}\u{e0069}",
+            "\u{1f3f4}\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}\u{e0061}",
+            "\u{e0100}a",
         ] {
             assert!(is_misleading(text), "{text:?}");
         }

@@ -219,7 +219,7 @@ impl Chain {
     }
 
     fn stored_up_to(&mut self, newest: u64) -> Option<Stored> {
-        let (mut stored, mut batch) = (None, Batch::begin());
+        let (mut stored, mut batch) = (None, Batch::default());
         let now = now();
         while self.base < newest
             && let Some(front) = self.in_flight.pop_front()
@@ -228,56 +228,52 @@ impl Chain {
             let age = (now - front.created_at).to_std().unwrap_or_default();
             self.age.record(age.as_secs_f64());
             self.published.increment(1);
-            if let Some(batch) = &mut batch {
-                batch.add(&front);
-            }
+            batch.add(&front);
             stored = Some(Stored { outbox_seq: front.seq, created_at: front.created_at, stream_seq: self.base });
         }
-        if let (Some(batch), Some(stored)) = (batch, stored) {
+        if let Some(stored) = stored {
             batch.write(stored);
         }
         stored
     }
 }
 
-/// The log line of the rows that one answer proves to be stored (target `outbox::published`). A process that wants none of
-/// these switches it off at no cost.
+/// The log line of the rows that one answer proves to be stored (target `outbox::published`).
+#[derive(Default)]
 struct Batch {
     rows: usize,
     trace_ids: String,
-    first: Option<(i64, Uuid)>,
+    event_ids: String,
+    first_seq: Option<i64>,
     oldest: Option<DateTime<Utc>>,
 }
 
 impl Batch {
-    fn begin() -> Option<Self> {
-        let written = tracing::enabled!(target: "outbox::published", tracing::Level::INFO);
-        written.then(|| Self { rows: 0, trace_ids: String::new(), first: None, oldest: None })
-    }
-
     fn add(&mut self, row: &InFlight) {
         self.rows += 1;
-        self.first.get_or_insert((row.seq, row.event_id));
+        self.first_seq.get_or_insert(row.seq);
         self.oldest.get_or_insert(row.created_at);
-        if let Some(trace_id) = &row.trace_id
-            && let Ok(trace_id) = str::from_utf8(trace_id)
-        {
-            if !self.trace_ids.is_empty() {
-                self.trace_ids.push(',');
-            }
-            self.trace_ids.push_str(trace_id);
-        }
+        let trace_id = row.trace_id.as_ref().and_then(|id| str::from_utf8(id).ok());
+        append(&mut self.trace_ids, trace_id);
+        let mut event_id = Uuid::encode_buffer();
+        append(&mut self.event_ids, Some(row.event_id.hyphenated().encode_lower(&mut event_id)));
     }
 
     fn write(self, stored: Stored) {
-        let Self { rows, trace_ids, first, oldest } = self;
-        let first_seq = first.map(|(seq, _)| seq);
-        let event_id = first.filter(|_| rows == 1).map(|(_, id)| id.to_string());
+        let Self { rows, trace_ids, event_ids, first_seq, oldest } = self;
         let duration_ms = oldest.map(|oldest| (now() - oldest).num_microseconds().unwrap_or_default() as f64 / 1e3);
         let (last_seq, stream_seq) = (stored.outbox_seq, stored.stream_seq);
-        tracing::info!(target: "outbox::published", trace_ids, outcome = "done", duration_ms, event_id, rows, first_seq,
+        tracing::info!(target: "outbox::published", trace_ids, outcome = "done", duration_ms, event_ids, rows, first_seq,
             last_seq, stream_seq, "published");
     }
+}
+
+fn append(list: &mut String, id: Option<&str>) {
+    let Some(id) = id else { return };
+    if !list.is_empty() {
+        list.push(',');
+    }
+    list.push_str(id);
 }
 
 fn trace_id(traceparent: &str) -> Option<[u8; 32]> {
@@ -296,6 +292,7 @@ fn send_span(row: &Row) -> tracing::Span {
         messaging.operation.name = "send",
         messaging.destination.name = row.subject,
         cloudevents.event_id = %row.event_id,
+        tenant = row.tenant,
     );
     if let (false, Some(traceparent)) = (span.is_disabled(), &row.traceparent) {
         let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);

@@ -322,7 +322,17 @@ impl<'a> Session<'a> {
         if !store::park(&self.relay.db, self.epoch, row, reason, actor).await? {
             return Err(Trouble::Lost("another relay took it"));
         }
-        error!(seq = row.seq, aggregate = row.aggregate_id, subject = row.subject, reason, "parked");
+        let trace_id = row.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1));
+        let event_id = row.event_id.to_string();
+        error!(
+            trace_id,
+            event_id,
+            seq = row.seq,
+            aggregate = row.aggregate_id,
+            subject = row.subject,
+            reason,
+            "parked"
+        );
         metrics::counter!("outbox_parked_rows_total").increment(1);
         self.parked.entry(row.aggregate_id.clone()).or_insert(row.seq);
         Ok(())

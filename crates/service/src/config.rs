@@ -131,6 +131,10 @@ impl TelemetryArgs {
         {
             problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
         }
+        let plain = |c: char| c.is_ascii_graphic() && c != ',';
+        if self.release.is_empty() || self.release.len() > 100 || !self.release.chars().all(plain) {
+            problems.add("FLOTILLA_RELEASE: must be 1 to 100 visible ASCII characters without a comma".to_owned());
+        }
         if self.share().is_none() {
             problems.add(format!("FLOTILLA_SAMPLE: {:?} is not a share from 0 to 1, such as 0.05", self.sample));
         }

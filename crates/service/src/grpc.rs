@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 
 use crate::config::Common;
 use crate::limits::{self, Limits};
-use crate::lines::{Line, Outcome};
+use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
 use crate::server::{self, Bounds};
 use crate::{Code, Failure, Lifecycle, RELEASE, idempotency, telemetry};
@@ -52,6 +52,8 @@ struct Guard {
 struct Seen {
     who: Option<Principal>,
     notes: Notes,
+    /// Its caller gave it less time than a call may take.
+    hurried: bool,
 }
 
 /// Serves `service` until the process stops; the address it got. Health and reflection need no token, everything else does.
@@ -158,13 +160,22 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     if open {
         return next.run(request).await;
     }
-    let span =
-        tracing::info_span!("rpc", otel.name = path, otel.kind = "server", rpc.system.name = "grpc", rpc.method = path);
+    // Paths that no method answers are the caller's invention: they become no label value, no span's name and no line.
+    let method = if guard.costs.contains_key(&path) { path.clone() } else { "_OTHER".to_owned() };
+    let span = tracing::info_span!(
+        "rpc",
+        otel.name = method,
+        otel.kind = "server",
+        rpc.system.name = "grpc",
+        rpc.method = method
+    );
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
-    let within = deadline(request.headers()).map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
-    let mut seen = Seen::default();
+    let callers = deadline(request.headers());
+    let within = callers.map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
+    let mut seen = Seen { hurried: within < DEADLINE, ..Seen::default() };
     let answer = async {
+        let unanswered = Unanswered::new("call", &method, started);
         let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {
             Ok(answer) => answer,
             Err(_) => Err(Failure::new(
@@ -174,20 +185,21 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
             )),
         };
         let answer = answer.map(with_reason).map_err(Status::from);
-        let (called, mut response) =
-            answer.map_or_else(|status| (false, status.into_http()), |response| (true, response));
+        let mut response = answer.unwrap_or_else(Status::into_http);
         if let Some(release) = &guard.release {
             response.headers_mut().insert(RELEASE, release.clone());
         }
         let status = Status::from_header_map(response.headers());
         let code = status.as_ref().map_or(tonic::Code::Ok, Status::code);
-        // Paths that no method answers are the caller's invention: they must not become label values, or lines.
-        let method = if called && code != tonic::Code::Unimplemented { path.clone() } else { "other".to_owned() };
         report(&method, status.as_ref(), &seen, started.elapsed());
-        (method, code, response)
+        unanswered.answered();
+        (code, response)
     };
-    let (method, code, response) = answer.instrument(span.clone()).await;
-    telemetry::set(&span, "rpc.response.status_code", format!("{code:?}"));
+    let (code, response) = answer.instrument(span.clone()).await;
+    telemetry::set(&span, "rpc.response.status_code", name_of(code));
+    if code != tonic::Code::Ok {
+        telemetry::set_error(&span, &name_of(code));
+    }
     if let Some(who) = seen.who {
         telemetry::set_caller(&span, &who);
     }
@@ -196,8 +208,20 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     response
 }
 
+/// A status as gRPC's specification spells it: `NotFound` in capitals, with an underscore between words.
+fn name_of(code: tonic::Code) -> String {
+    let mut name = String::with_capacity(20);
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
 /// The line of a call: who called what, what came of it, and the events it has written. Nothing of what the caller wrote.
-fn report(method: &str, status: Option<&Status>, Seen { who, notes }: &Seen, took: Duration) {
+fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &Seen, took: Duration) {
     let code = status.map_or(tonic::Code::Ok, Status::code);
     let reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
     let events = notes.events.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -205,10 +229,12 @@ fn report(method: &str, status: Option<&Status>, Seen { who, notes }: &Seen, too
         kind: "call",
         method,
         who: who.as_ref(),
-        code: &reason.unwrap_or_else(|| if code == tonic::Code::Ok { "OK".to_owned() } else { format!("{code:?}") }),
+        code: &reason.unwrap_or_else(|| name_of(code)),
         status: code as u16,
         outcome: match code {
             tonic::Code::Ok => Outcome::Done,
+            // Whoever gives a call no time does not make it our failure.
+            tonic::Code::DeadlineExceeded if *hurried => Outcome::Refused,
             tonic::Code::Internal
             | tonic::Code::Unknown
             | tonic::Code::Unavailable
@@ -281,6 +307,17 @@ fn deadline(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_spelled_as_everywhere() {
+        for (code, name) in [
+            (tonic::Code::Ok, "OK"),
+            (tonic::Code::Internal, "INTERNAL"),
+            (tonic::Code::InvalidArgument, "INVALID_ARGUMENT"),
+        ] {
+            assert_eq!(name_of(code), name);
+        }
+    }
 
     #[test]
     fn a_deadline_is_read_as_it_is_written() {

@@ -1,11 +1,11 @@
 //! Log lines: one JSON object each, which says of which service, release and trace it is.
 //!
 //! Beside what happens now and then there is one line for each request and call (target `request`), each event that was handled
-//! (`consumer::handled`) and each batch that was published (`outbox::published`). Of these, what was done or refused is written
-//! for a share of all traces only, the same in every service; what failed is always written.
+//! (`consumer::handled`) and each batch that was published (`outbox::published`). Of these, those at INFO (what was done or
+//! refused) are written for a share of all traces only, the same in every service; what failed is at WARN and always written.
 
 use std::fmt::{self, Debug};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use authz::Principal;
 use opentelemetry::trace::TraceId;
@@ -47,7 +47,7 @@ pub struct Line<'a> {
     pub status: u16,
     /// What came of it.
     pub outcome: Outcome,
-    /// From the first byte to the answer's head.
+    /// From the request's head to the answer's.
     pub took: Duration,
     /// The events it has written, with commas.
     pub events: Option<String>,
@@ -77,6 +77,37 @@ impl Line<'_> {
             Outcome::Done => line!(info, "done"),
             Outcome::Refused => line!(info, "refused"),
             Outcome::Failed => line!(warn, "failed"),
+        }
+    }
+}
+
+/// Writes the line of a request whose caller does not wait for its answer, unless it is answered.
+#[derive(Debug)]
+pub struct Unanswered<'a> {
+    kind: &'static str,
+    method: &'a str,
+    since: Instant,
+    answered: bool,
+}
+
+impl<'a> Unanswered<'a> {
+    /// From now on.
+    #[must_use]
+    pub fn new(kind: &'static str, method: &'a str, since: Instant) -> Self {
+        Self { kind, method, since, answered: false }
+    }
+
+    /// It has a line of its own.
+    pub fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let (kind, duration_ms) = (self.kind, millis(self.since.elapsed()));
+            tracing::info!(target: REQUEST, method = self.method, outcome = "gone", duration_ms, "{kind}");
         }
     }
 }
@@ -140,8 +171,10 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut named = Named::default();
         event.record(&mut named);
-        let current = if named.0.is_none() { telemetry::trace_id() } else { None };
         let metadata = event.metadata();
+        // The library of spans may log while it holds the span that would be asked.
+        let asked = named.0.is_none() && !metadata.target().starts_with("opentelemetry");
+        let current = if asked { telemetry::trace_id() } else { None };
         if self.share < 1.0 && *metadata.level() >= Level::INFO && SAMPLED.contains(&metadata.target()) {
             let traces = named.0.as_deref().or(current.as_deref()).unwrap_or_default();
             if !traces.split(',').any(|trace_id| is_sampled(trace_id, self.share)) {
@@ -203,6 +236,41 @@ mod tests {
         assert_eq!((&lines[0]["service"], &lines[0]["release"]), (&"todo".into(), &"1.2 \"x\"".into()));
         assert_eq!((&lines[0]["trace_ids"], &lines[0]["rows"]), (&"a,b".into(), &2.into()));
         assert_eq!((&lines[1]["level"], &lines[1]["reason"]), (&"ERROR".into(), &"a \"quote\"\nand a line".into()));
+    }
+
+    #[test]
+    fn a_request_leaves_one_line_whatever_becomes_of_it() {
+        let line = |outcome, status| {
+            let (method, took) = ("GET /v1/todos/{id}", Duration::from_micros(1_500));
+            Line {
+                kind: "request",
+                method,
+                who: None,
+                code: "C",
+                status,
+                outcome,
+                took,
+                events: None,
+                replayed: false,
+            }
+            .write();
+        };
+        let lines = lines(0.0, || {
+            line(Outcome::Done, 200);
+            line(Outcome::Refused, 404);
+            line(Outcome::Failed, 503);
+        });
+        assert_eq!(lines.len(), 3, "without a trace, nothing is left out: {lines:?}");
+        let told =
+            |n: usize| (lines[n]["outcome"].as_str(), lines[n]["level"].as_str(), lines[n]["duration_ms"].as_f64());
+        assert_eq!(told(0), (Some("done"), Some("INFO"), Some(1.5)));
+        assert_eq!(told(1), (Some("refused"), Some("INFO"), Some(1.5)));
+        assert_eq!(told(2), (Some("failed"), Some("WARN"), Some(1.5)));
+        let gone = super::tests::lines(1.0, || {
+            drop(Unanswered::new("call", "m", Instant::now()));
+            Unanswered::new("call", "m", Instant::now()).answered();
+        });
+        assert_eq!((gone.len(), &gone[0]["outcome"]), (1, &"gone".into()));
     }
 
     #[test]

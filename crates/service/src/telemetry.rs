@@ -44,7 +44,9 @@ impl Telemetry {
         // Where nothing is exported, calls still have trace ids (events and problems carry them), but the spans that
         // serve tracing alone are not made at all.
         let traced = match otlp_endpoint {
-            Some(_) => "info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off",
+            Some(_) => {
+                "info,request=off,outbox::published=off,consumer::handled=off,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off"
+            }
             None => "off,service::grpc=info,gateway::http=info",
         };
         let traced: Targets = traced.parse()?;
@@ -146,6 +148,11 @@ pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
 /// then, the reading and writing of all its fields.)
 pub fn set(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value>) {
     span.set_attribute(key, value);
+}
+
+/// Says of a span that what it covers was not done, and why: a code of docs/errors.md or a status.
+pub fn set_error(span: &Span, code: &str) {
+    set(span, "error.type", code.to_owned());
 }
 
 /// Says of a span who called.

@@ -8,6 +8,8 @@ use e2e::{Caller, Fleet};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
+use testkit::until_within;
 use tokio::time::Instant;
 
 use crate::clients::Client;
@@ -32,6 +34,8 @@ pub enum Fault {
     Wipe(&'static str),
     /// Taken back to what it held so long ago, as a restore from a backup does.
     Restore(&'static str, Duration),
+    /// A row that nobody can publish gets into the outbox; an operator discards it.
+    Poison,
 }
 
 /// What a fault proxy does to connections.
@@ -59,8 +63,11 @@ impl Fault {
     fn choose(random: &mut Random, number: usize) -> Self {
         let seconds =
             |random: &mut Random, most: usize| Duration::from_millis(1_000 + random.below(most * 1_000) as u64);
-        let kind =
-            if number < 5 { [0, 2, 4, 1, 3][number] } else { [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4][random.below(11)] };
+        let kind = if number < 6 {
+            [0, 2, 4, 1, 3, 5][number]
+        } else {
+            [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5][random.below(12)]
+        };
         let targets = [&SERVICES[..], &PARTS[..]].concat();
         match kind {
             0 => Self::Kill(targets[random.below(targets.len())]),
@@ -74,6 +81,7 @@ impl Fault {
                 Self::Disturb(door, toxic, seconds(random, 5))
             }
             3 => Self::Wipe(["nats", "opensearch"][random.below(2)]),
+            5 => Self::Poison,
             _ => {
                 let target = ["nats", "opensearch"][random.below(2)];
                 Self::Restore(target, seconds(random, 4))
@@ -131,6 +139,8 @@ pub struct Faults<'a> {
     random: Random,
     prober: Caller,
     http: reqwest::Client,
+    /// The token of an operator, who works what waits for a person.
+    operator: String,
     probes: usize,
 }
 
@@ -138,7 +148,9 @@ impl<'a> Faults<'a> {
     pub async fn new(fleet: &'a Fleet, random: Random) -> Self {
         let prober = fleet.caller("prober", "prober").await;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
-        Self { fleet, random, prober, http, probes: 0 }
+        let operator = fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout;
+        let operator = String::from_utf8(operator).unwrap().trim().to_owned();
+        Self { fleet, random, prober, http, operator, probes: 0 }
     }
 
     /// One fault after the other, now and then two at once, until then.
@@ -190,6 +202,7 @@ impl<'a> Faults<'a> {
                 self.kill(unit, || std::fs::create_dir_all(&data).unwrap()).await;
                 std::fs::remove_dir_all(&gone).ok();
             }
+            Fault::Poison => self.until_discarded(&self.poison().await).await,
             Fault::Restore("nats", ago) => {
                 let data = self.fleet.unit("nats").data_dir.unwrap();
                 let backup = data.with_extension(testkit::unique("backup-"));
@@ -215,6 +228,38 @@ impl<'a> Faults<'a> {
                 self.opensearch(Method::POST, "_aliases", &actions).await;
             }
         }
+    }
+
+    /// Puts a row into the outbox whose subject is none; its aggregate. Tried again while the database is away.
+    async fn poison(&self) -> String {
+        let aggregate = testkit::unique("poison-");
+        let insert = "insert into outbox (event_id, tenant, aggregate_id, subject, payload) select gen_random_uuid(), \
+                      'acme', $1, 'evt.todo.created.v1.*', '{}' where not exists (select from outbox where aggregate_id = $1)";
+        until_within(RECOVERED_WITHIN, "the row is written", || async {
+            let Some(mut db) = self.database().await else { return false };
+            sqlx::query(insert).bind(&aggregate).execute(&mut db).await.is_ok()
+        })
+        .await;
+        aggregate
+    }
+
+    /// Waits until the row is parked, with everything else going on, and gives it up as an operator does.
+    async fn until_discarded(&self, aggregate: &str) {
+        let parked = "select seq from outbox_parked where aggregate_id = $1 and state = 'parked'";
+        until_within(RECOVERED_WITHIN, "the row is parked and discarded", || async {
+            let Some(mut db) = self.database().await else { return false };
+            let seq: Option<i64> =
+                sqlx::query_scalar(parked).bind(aggregate).fetch_optional(&mut db).await.unwrap_or(None);
+            let Some(seq) = seq.map(|seq| seq.to_string()) else { return false };
+            let mut discard = self.fleet.command(&["outbox", "discard", &seq, "--reason", "poison", "--yes"]);
+            discard.env("FLOTILLA_OPERATOR_TOKEN", &self.operator).output().await.unwrap().status.success()
+        })
+        .await;
+    }
+
+    async fn database(&self) -> Option<PgConnection> {
+        let login = self.fleet.login("postgres");
+        tokio::time::timeout(Duration::from_secs(5), PgConnection::connect(login["url"].as_str()?)).await.ok()?.ok()
     }
 
     /// The index that is searched, and a copy of it as it is now; none while OpenSearch is away.

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::with_fleet;
 
-/// The lines of a trace, once these services have written theirs.
-async fn lines(fleet: &e2e::Fleet, trace_id: &str, services: &[&str]) -> Vec<Value> {
+/// The lines of a trace, once each of these services has written this one.
+async fn lines(fleet: &e2e::Fleet, trace_id: &str, wanted: &[(&str, &str)]) -> Vec<Value> {
     let read = async || {
         let output = fleet.run(&["trace", trace_id, "--json"]).await;
         let lines = String::from_utf8(output.stdout).unwrap();
@@ -14,7 +14,10 @@ async fn lines(fleet: &e2e::Fleet, trace_id: &str, services: &[&str]) -> Vec<Val
     };
     testkit::until("each service has written its lines", || async {
         let lines = read().await;
-        services.iter().all(|service| lines.iter().any(|line| line["service"] == *service))
+        let is = |line: &Value, (service, message): &(&str, &str)| {
+            line["service"] == *service && line["message"] == *message
+        };
+        wanted.iter().all(|wanted| lines.iter().any(|line| is(line, wanted)))
     })
     .await;
     read().await
@@ -30,11 +33,13 @@ fn line<'a>(lines: &'a [Value], service: &str, message: &str) -> &'a Value {
 fn a_request_that_succeeds_is_found_by_its_trace_in_each_service_from_the_edge_to_the_index() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("lines", "ann").await;
+        let releases = fleet.json(&["status"]).await["releases"].clone();
         let secret = "nobody-but-me";
         let body = json!({"title": secret, "notes": secret, "labels": [secret]});
         let answer = ann.send(Method::POST, "/v1/todos", Some(body)).await;
         let trace_id = answer.header("trace-id").to_owned();
-        let all = lines(fleet, &trace_id, &["gateway", "todo", "search-projector"]).await;
+        let wanted = [("gateway", "request"), ("todo", "call"), ("todo", "published"), ("search-projector", "event")];
+        let all = lines(fleet, &trace_id, &wanted).await;
         let request = line(&all, "gateway", "request");
         let call = line(&all, "todo", "call");
         let published = line(&all, "todo", "published");
@@ -45,7 +50,8 @@ fn a_request_that_succeeds_is_found_by_its_trace_in_each_service_from_the_edge_t
         }
         for line in [request, call, published, event] {
             assert!(line["duration_ms"].as_f64() > Some(0.0), "{line}");
-            assert!(line["release"].is_string() && line["timestamp"].is_string(), "{line}");
+            assert!(line["timestamp"].is_string(), "{line}");
+            assert_eq!(line["release"], releases[line["service"].as_str().unwrap()], "{line}");
         }
         for (line, method, status) in
             [(request, "POST /v1/todos", 200), (call, "flotilla.todo.v1.TodoService/CreateTodo", 0)]
@@ -55,6 +61,7 @@ fn a_request_that_succeeds_is_found_by_its_trace_in_each_service_from_the_edge_t
         }
         assert_eq!((&event["method"], &event["consumer"]), (&json!("todo.created.v1"), &json!("search-projector")));
         assert_eq!(call["event_ids"], event["event_id"], "one event, from the command to its consumer");
+        assert!(published["event_ids"].as_str().unwrap().contains(event["event_id"].as_str().unwrap()), "{published}");
         let text = format!("{all:?}");
         assert!(!text.contains(secret) && !text.contains("Bearer") && !text.contains("eyJ"), "{text}");
         let shown = String::from_utf8(fleet.run(&["trace", &trace_id]).await.stdout).unwrap();
@@ -76,7 +83,7 @@ fn a_request_that_fails_is_found_by_the_trace_that_its_problem_names() {
             let answer = ann.send(method, path, body).await;
             assert_eq!(answer.code(), code);
             let trace_id = answer.body["traceId"].as_str().unwrap().to_owned();
-            let all = lines(fleet, &trace_id, &["gateway", "todo"]).await;
+            let all = lines(fleet, &trace_id, &[("gateway", "request"), ("todo", "call")]).await;
             for line in [line(&all, "gateway", "request"), line(&all, "todo", "call")] {
                 assert_eq!((&line["outcome"], &line["code"]), (&json!("refused"), &json!(code)), "{line}");
                 assert_eq!(line["tenant"], "lines");
@@ -84,7 +91,7 @@ fn a_request_that_fails_is_found_by_the_trace_that_its_problem_names() {
         }
         let answer = fleet.stranger().send(Method::GET, "/v1/todos/secret-path", None).await;
         let trace_id = answer.header("trace-id").to_owned();
-        let all = lines(fleet, &trace_id, &["gateway"]).await;
+        let all = lines(fleet, &trace_id, &[("gateway", "request")]).await;
         let request = line(&all, "gateway", "request");
         assert_eq!((&request["code"], &request["method"]), (&json!("TOKEN_MISSING"), &json!("GET /v1/todos/{id}")));
         assert!(request["tenant"].is_null() && !request.to_string().contains("secret-path"), "{request}");

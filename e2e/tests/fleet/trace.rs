@@ -102,7 +102,10 @@ fn one_write_is_one_trace_from_the_edge_to_the_index() {
         // How a call ended is known only then.
         for (service, key, wanted) in [
             ("gateway", "http.response.status_code", Value::IntValue(200)),
-            ("todo", "rpc.response.status_code", Value::StringValue("Ok".to_owned())),
+            ("todo", "rpc.response.status_code", Value::StringValue("OK".to_owned())),
+            ("gateway", "user.id", Value::StringValue("ann".to_owned())),
+            ("todo", "flotilla.tenant", Value::StringValue("trace".to_owned())),
+            ("search-projector", "flotilla.tenant", Value::StringValue("trace".to_owned())),
         ] {
             let attributes = spans.iter().filter(|(from, _)| from == service).flat_map(|(_, span)| &span.attributes);
             let ended = attributes.filter(|attribute| attribute.key == key);

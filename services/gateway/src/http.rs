@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use service::config::Common;
 use service::limits::Limits;
-use service::lines::{Line, Outcome};
+use service::lines::{Line, Outcome, Unanswered};
 use service::ops::Readiness;
 use service::server::{self, Bounds};
 use service::{Failure, Lifecycle, RELEASE, idempotency, telemetry};
@@ -34,6 +34,9 @@ use crate::upstream::Upstreams;
 const PROBLEMS: &str = include_str!("../../../docs/errors.md");
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
+
+/// The code of what was answered as it was asked for.
+const OK: &str = "OK";
 
 struct Edge {
     verifier: Arc<Verifier>,
@@ -108,20 +111,26 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     telemetry::continue_trace(&span, request.headers());
     let started = Instant::now();
     let mut who = None;
-    let response = async {
+    let called = format!("{method} {pattern}");
+    let (response, code) = async {
+        let unanswered = Unanswered::new("request", &called, started);
         let (response, code) = match answer(&edge, found, request, &mut who).await {
-            Ok(response) => (response, "OK".to_owned()),
+            Ok(response) => (response, OK.to_owned()),
             Err(problem) => {
                 let code = problem.code.clone();
                 (problem.into_response(), code)
             }
         };
-        report(&format!("{method} {pattern}"), who.as_ref(), &code, response.status(), started.elapsed());
-        with_trace_id(if method == "HEAD" { without_content(response) } else { response })
+        report(&called, who.as_ref(), &code, &response, started.elapsed());
+        unanswered.answered();
+        (with_trace_id(if method == "HEAD" { without_content(response) } else { response }), code)
     }
     .instrument(span.clone())
     .await;
     telemetry::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
+    if code != OK {
+        telemetry::set_error(&span, &code);
+    }
     if let Some(who) = who {
         telemetry::set_caller(&span, &who);
     }
@@ -132,14 +141,15 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
 }
 
 /// The line of a request.
-fn report(method: &str, who: Option<&Principal>, code: &str, status: StatusCode, took: Duration) {
-    let outcome = match status.as_u16() {
+fn report(method: &str, who: Option<&Principal>, code: &str, response: &Response, took: Duration) {
+    let status = response.status().as_u16();
+    let outcome = match status {
         ..400 => Outcome::Done,
         400..500 => Outcome::Refused,
         _ => Outcome::Failed,
     };
-    let status = status.as_u16();
-    Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed: false }.write();
+    let replayed = response.headers().contains_key(idempotency::REPLAYED_METADATA);
+    Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed }.write();
 }
 
 /// Methods are the caller's to invent; label values are not.

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
 
+use crate::letters;
 use crate::store::Store;
 use crate::store_jobs;
 use crate::store_kept;
@@ -34,7 +35,14 @@ async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch
     }
     tx.commit().await?;
     for letter in told.iter().filter_map(|one| if let Told::Letter(letter) = one { Some(letter) } else { None }) {
-        info!(consumer = letter.consumer, subject = letter.subject, reason = letter.reason, "kept a dead letter");
+        let trace_id = letters::trace_id(&letter.attributes);
+        info!(
+            trace_id,
+            consumer = letter.consumer,
+            subject = letter.subject,
+            reason = letter.reason,
+            "kept a dead letter"
+        );
         metrics::counter!("dlq_deaths_total", "consumer" => letter.consumer.clone()).increment(1);
     }
     Ok(())

@@ -41,9 +41,7 @@ pub fn error_class(reason: &str) -> String {
 /// (<https://www.w3.org/TR/trace-context/#traceparent-header>).
 #[must_use]
 pub fn trace_id(attributes: &BTreeMap<String, String>) -> String {
-    let traceparent = attributes.get("traceparent").map(String::as_str).unwrap_or_default();
-    let id = traceparent.split('-').nth(1).unwrap_or_default();
-    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) { id.to_owned() } else { String::new() }
+    consumer::trace_id(attributes.get("traceparent").map(String::as_str).unwrap_or_default()).to_owned()
 }
 
 /// Why an edited event cannot take the place of a dead one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use consumer::{Consumer, Event as Delivered, Rewinder, Verdict};
 use contracts::TenantId;
 use contracts::events::todo::Event;
+use contracts::text::without_quotations;
 use service::clock;
 use service::retry::Delays;
 use tokio::sync::watch;
@@ -91,7 +92,8 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
     }
     let event = Event::decode(delivered.event_type(), &delivered.data)
         .map_err(|error| {
-            format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string))
+            let why = std::error::Error::source(&error).map_or(String::new(), ToString::to_string);
+            format!("{error}: {}", without_quotations(&why))
         })?
         .ok_or("its type is not known")?;
     // What is written goes by these: a letter that was mended must not write another todo, or a version of its own.

@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use service::clock;
 use tracing::{info, instrument};
 
+use crate::store_bulk::refusal;
+
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One todo as it is searched.
@@ -276,8 +278,7 @@ impl Index {
             .await?;
         let status = response.status_code();
         if !status.is_success() {
-            let why = response.text().await.unwrap_or_default();
-            bail!("OpenSearch answers a search with {status}: {}", why.chars().take(500).collect::<String>());
+            bail!("OpenSearch answers a search with {status}: {}", refusal(response).await);
         }
         let mut answer: Value = response.json().await.context("reading the answer to a search")?;
         if answer["timed_out"] == true {

@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use contracts::text::without_quotations;
 use opensearch::http::Method;
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use opensearch::http::response::Response;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::{instrument, warn};
@@ -96,9 +98,7 @@ impl Index {
         let response = transport.send(Method::Post, &path, headers, Some(&query), Some(body), Some(TIMEOUT)).await?;
         let status = response.status_code();
         if !status.is_success() {
-            let why = response.text().await.unwrap_or_default();
-            let reason =
-                format!("OpenSearch answers a bulk with {status}: {}", why.chars().take(500).collect::<String>());
+            let reason = format!("OpenSearch answers a bulk with {status}: {}", refusal(response).await);
             // What is wrong with the request is wrong with one of its documents, or with how many they are.
             return match status.as_u16() {
                 413 => Ok(Err(Refusal { reason, too_large: true })),
@@ -164,10 +164,19 @@ struct ItemResult {
     error: Option<Value>,
 }
 
+/// The kind of a refusal. OpenSearch's words may quote what was sent; those of a proxy before it do not.
+pub(crate) async fn refusal(response: Response) -> String {
+    let said = response.text().await.unwrap_or_default();
+    match serde_json::from_str::<Value>(&said) {
+        Ok(answer) => answer["error"]["type"].as_str().unwrap_or("it does not say why").to_owned(),
+        Err(_) => without_quotations(&said.chars().take(200).collect::<String>()),
+    }
+}
+
 fn outcome(item: ItemResult) -> Outcome {
     let error = item.error.unwrap_or_default();
     let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-    let why = || format!("{}: {}: {}", item.status, text("type"), text("reason"));
+    let why = || format!("{}: {}: {}", item.status, text("type"), without_quotations(&text("reason")));
     match item.status {
         200 | 201 => Outcome::Written,
         409 => Outcome::Newer,

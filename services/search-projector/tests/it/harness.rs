@@ -157,13 +157,13 @@ impl Fleet {
         self.consumer().await.unwrap().delivered.consumer_sequence
     }
 
-    /// Has the index refuse writes, or take them again.
     /// What the index takes otherwise than this release means it.
     pub async fn behind(&self) -> Vec<String> {
         let index = Index::new(&Parts::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
         index.add_fields().await.unwrap()
     }
 
+    /// Has the index refuse writes, or take them again.
     pub async fn block_writes(&self, block: bool) {
         let url = format!("{}/{}/_settings", Parts::shared().opensearch, self.index);
         let body = serde_json::json!({"index.blocks.write": block});

@@ -143,4 +143,5 @@ async fn a_service_tells_of_its_health_by_its_name_and_of_a_method_that_it_has_n
     let status = search.search_todos(request).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert_eq!(status.get_details_error_info().unwrap().reason, "NO_SUCH_METHOD");
+    assert_eq!(status.metadata().get("flotilla-release").unwrap(), "test", "as this door is told to");
 }
