@@ -76,19 +76,19 @@ impl OpenSearch {
     }
 
     /// Puts a login before it: the node in a network namespace of its own, made as `namespace` says, and `flotilla`'s proxy
-    /// outside.
+    /// outside, at `socket`, which is bound to the node's port.
     ///
     /// # Errors
-    /// The password's file cannot be written, or the port is taken.
+    /// The password's file cannot be written.
     pub fn behind_a_login(
         self,
         home: &Home,
         namespace: &'static [&'static str],
         flotilla: PathBuf,
+        socket: TcpListener,
     ) -> Result<Self, anyhow::Error> {
         let (password, file) = (home.secret("opensearch-password")?, home.path("secrets/opensearch-password"));
-        let socket = TcpListener::bind(("127.0.0.1", self.port));
-        let socket = Arc::new(socket.with_context(|| format!("taking port {}", self.port))?);
+        let socket = Arc::new(socket);
         Ok(Self { login: Some(Login { password, file, namespace, flotilla, socket }), ..self })
     }
 
@@ -163,12 +163,13 @@ mod tests {
     fn a_node_is_behind_a_login_or_open_and_never_both() {
         let folder = std::env::temp_dir().join(format!("flotilla-opensearch-{}", std::process::id()));
         let home = Home::open(&folder).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
         let open = OpenSearch::prepare(&home, Path::new("java"), Path::new("jars"), (port, 1)).unwrap();
         let program = open.program();
         assert_eq!((program.path.as_path(), program.socket.is_none()), (Path::new("java"), true));
         assert!(open.credentials().is_none() && !open.url(7).contains('@'));
-        let closed = open.behind_a_login(&home, &["--net"], "flotilla".into()).unwrap();
+        let closed = open.behind_a_login(&home, &["--net"], "flotilla".into(), socket).unwrap();
         let program = closed.program();
         assert_eq!((program.path.as_path(), program.socket.is_some()), (Path::new("flotilla"), true));
         let (user, password) = closed.credentials().unwrap();

@@ -48,19 +48,20 @@ impl Ports {
         }
     }
 
-    /// A free port of a range.
+    /// A port of a range, bound: nobody else has it as long as the socket is kept.
     ///
     /// # Errors
     /// All of them are taken.
-    pub fn within(&mut self, range: std::ops::RangeInclusive<u16>) -> Result<u16, anyhow::Error> {
+    pub fn within(&mut self, range: std::ops::RangeInclusive<u16>) -> Result<TcpListener, anyhow::Error> {
         let text = format!("{range:?}");
         // Spread by process, so that two stacks that start at once rarely want the same one.
         let start = std::process::id() as usize % range.len();
         let ports: Vec<u16> = range.collect();
-        let mut turned = ports[start..].iter().chain(&ports[..start]);
-        match turned.find(|port| free(**port).is_some() && self.0.insert(**port)) {
-            Some(port) => Ok(*port),
-            None => bail!("no port of {text} is free on 127.0.0.1"),
-        }
+        let mut turned = ports[start..].iter().chain(&ports[..start]).filter(|port| !self.0.contains(port));
+        let Some(socket) = turned.find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).ok()) else {
+            bail!("no port of {text} is free on 127.0.0.1");
+        };
+        self.0.insert(socket.local_addr()?.port());
+        Ok(socket)
     }
 }

@@ -140,7 +140,8 @@ impl Starting<'_> {
         let search_ports = (pick(17201)?, pick(17202)?);
         let gateway_ops = pick(17002)?;
         let operations_ops = pick(17302)?;
-        let opensearch_port = ports.within(opensearch::PORTS)?;
+        let opensearch_socket = ports.within(opensearch::PORTS)?;
+        let opensearch_port = opensearch_socket.local_addr()?.port();
         let behind = [
             ("postgres", postgres_port),
             ("nats", nats_port),
@@ -157,11 +158,15 @@ impl Starting<'_> {
         let mut node = OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, ports)?;
         match login::namespace().await {
             Some(namespace) => {
-                node = node.behind_a_login(self.home, namespace, self.options.programs.join("flotilla"))?;
+                let flotilla = self.options.programs.join("flotilla");
+                node = node.behind_a_login(self.home, namespace, flotilla, opensearch_socket)?;
             }
-            None => (self.say)(
-                "OpenSearch takes everybody: this machine lets us have no network namespace (docs/security.md#opensearch)",
-            ),
+            None => {
+                drop(opensearch_socket);
+                (self.say)(
+                    "OpenSearch takes everybody: this machine lets us have no network namespace (docs/security.md#opensearch)",
+                );
+            }
         }
         let accounts = nats::Layout::Fleet(Vec::new());
         let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
