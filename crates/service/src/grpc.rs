@@ -279,8 +279,10 @@ fn with_reason(response: Response) -> Response {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             Failure::new(Code::ResourceExhausted, "TOO_LARGE", "the request is larger than a message may be")
         }
+        // tonic has words where it does not take the compression, and none for a method.
         tonic::Code::Unimplemented => {
-            Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", "this service has no such method")
+            let what = Some(status.message()).filter(|what| !what.is_empty());
+            Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", what.unwrap_or("this service has no such method"))
         }
         _ => return response,
     };

@@ -45,6 +45,8 @@ async fn what_is_no_call_is_the_callers_fault() {
         let (code, reason) = refused(&fleet, &good, message).await;
         assert_eq!((code, reason.as_str()), wanted, "{:?}", &message[..message.len().min(8)]);
     }
+    let packed = [("authorization", ann.as_str()), ("grpc-encoding", "zstd")];
+    assert_eq!(refused(&fleet, &packed, &[]).await, (Code::Unimplemented, "NO_SUCH_METHOD".to_owned()));
     let twice = [("authorization", ann.as_str()), ("authorization", bob.as_str())];
     assert_eq!(refused(&fleet, &twice, &[]).await, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
 }
