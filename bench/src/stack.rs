@@ -80,8 +80,7 @@ impl Bench {
 
     /// OpenSearch, with its login.
     pub fn opensearch(&self) -> Result<String, anyhow::Error> {
-        let units = self.stack.board.read().units;
-        units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is up")?.login_url()
+        self.stack.board.read().unit("opensearch")?.login_url()
     }
 
     /// Stops units without ending them, so that they use no processor.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use clap::Args;
@@ -93,7 +93,7 @@ pub struct Answer {
 impl Api {
     pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
         let board = context.board()?;
-        let gateway = board.units.iter().find(|unit| unit.name == "gateway").context("the gateway is not up yet")?;
+        let gateway = board.unit("gateway")?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build()?;
         Ok(Self { http, base: format!("http://{}", gateway.address), token: token(context, tenant, user, 1440)? })
     }

@@ -77,10 +77,7 @@ enum OutboxCommand {
 
 /// A connection to a service's database as the operator.
 pub async fn database(context: &Context, service: &str) -> Result<PgConnection, anyhow::Error> {
-    let board = context.board()?;
-    let postgres = board.units.iter().find(|unit| unit.name == "postgres").and_then(|unit| unit.creds_file.clone());
-    let creds: Value = serde_json::from_slice(&std::fs::read(postgres.context("postgres is not up yet")?)?)?;
-    let url = creds["url"].as_str().unwrap_or_default();
+    let url = context.board()?.unit("postgres")?.login_url()?;
     let (server, _) = url.rsplit_once('/').context("the login of postgres names a database")?;
     let connection = PgConnection::connect(&format!("{server}/{service}")).await;
     connection.with_context(|| format!("connecting to the database of {service}"))

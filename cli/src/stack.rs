@@ -36,7 +36,7 @@ pub struct UpArgs {
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     #[command(flatten)]
-    telling: TellingArgs,
+    telemetry: TelemetryArgs,
     /// Take any free port for everything, not the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
@@ -48,9 +48,9 @@ pub struct UpArgs {
     no_demo: bool,
 }
 
-/// What the services are to tell of themselves.
+/// What the services log and export.
 #[derive(Debug, Clone, Default, Args)]
-struct TellingArgs {
+struct TelemetryArgs {
     /// Which release or commit this is: for log lines, metrics, status and dead letters.
     #[arg(long, env = "FLOTILLA_RELEASE")]
     release: Option<String>,
@@ -70,7 +70,7 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
 }
 
-impl TellingArgs {
+impl TelemetryArgs {
     /// As variables.
     fn env(&self) -> Vec<(String, String)> {
         let Self { release, release_header, sample, log } = self;
@@ -148,7 +148,7 @@ impl Context {
             otlp_endpoint: args.otlp_endpoint.clone(),
             fault_proxy: args.fault_proxy,
             parts_only: false,
-            env: args.telling.env(),
+            env: args.telemetry.env(),
         })
     }
 }
@@ -240,7 +240,7 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
         if args.any_ports {
             command.arg("--any-ports");
         }
-        command.envs(args.telling.env());
+        command.envs(args.telemetry.env());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let mut child = command.spawn()?;
         println!("Bringing the fleet up in {} ...", context.home.display());
@@ -360,14 +360,13 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
             any_ports: true,
             fault_proxy: false,
             no_demo: true,
-            telling: TellingArgs::default(),
+            telemetry: TelemetryArgs::default(),
         })?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;
     let roles = devstack::stack::roles(&stack.home, "todo")?;
     stack.postgres.provision("todo", &roles, "todo").await?;
-    let units = stack.board.read().units;
-    let opensearch = units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is up")?.login_url()?;
+    let opensearch = stack.board.read().unit("opensearch")?.login_url()?;
     let answer = serde_json::json!({
         "postgres": stack.postgres.superuser_url("postgres"),
         "owner": roles.owner, "app": roles.app, "relay": roles.relay,

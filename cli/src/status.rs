@@ -119,15 +119,15 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let units = context.board()?.units;
-    let (metrics, unready, releases, outbox, consumers, dead_letters) = tokio::join!(
+    let (metrics, unready, outbox, consumers, dead_letters) = tokio::join!(
         lag::metrics(context),
         unready(&units),
-        releases(&units),
         asked(outbox(context)),
         asked(async { consumers::all(&events::open(context).await?.1).await }),
         asked(letters(context)),
     );
     let metrics = metrics?;
+    let releases = releases(&metrics);
     let degraded = degraded(&units, &unready, &metrics, &outbox, &consumers, &dead_letters);
     let search_has_login = units.iter().any(|unit| unit.name == "opensearch" && unit.creds_file.is_some());
     Ok(Status {
@@ -167,20 +167,13 @@ async fn unready(units: &[Unit]) -> Vec<(String, String)> {
     futures::future::join_all(ask).await.into_iter().flatten().collect()
 }
 
-/// The release that each service that answers says it is.
-async fn releases(units: &[Unit]) -> BTreeMap<String, String> {
-    let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build() else {
-        return BTreeMap::new();
+/// The release of each service that answers, by its metric `build_info`.
+fn releases(metrics: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let release = |metrics: &String| {
+        let labels = metrics.lines().find(|line| line.starts_with("build_info{"))?;
+        Some(labels.split_once("release=\"")?.1.split_once('"')?.0.to_owned())
     };
-    let ask = units.iter().filter_map(|unit| {
-        let request = http.get(format!("http://{}/healthz", unit.ops.as_ref()?)).send();
-        Some(async move {
-            let said = request.await.ok()?.text().await.ok()?;
-            let release = said.lines().find_map(|line| line.strip_prefix("release "))?;
-            Some((unit.name.clone(), release.to_owned()))
-        })
-    });
-    futures::future::join_all(ask).await.into_iter().flatten().collect()
+    metrics.iter().filter_map(|(name, metrics)| Some((name.clone(), release(metrics)?))).collect()
 }
 
 async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {

@@ -103,7 +103,7 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
         let csv = args.file.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
         if csv { Format::Csv } else { Format::TodoTxt }
     });
-    let text = BufReader::new(Bounded { reader: bar.wrap_read(file), left: MAX_FILE_BYTES });
+    let text = BufReader::new(Bounded { reader: bar.wrap_read(file), left: MAX_FILE_BYTES, beyond: too_large });
     let (tenant, ignore) = (args.who.tenant.as_str().to_owned(), args.ignore_other_columns);
     let (sender, mut lines) = mpsc::channel(1_024);
     // A file may be a pipe that says nothing for long: what is under way goes on meanwhile.
@@ -203,19 +203,18 @@ fn too_large() -> String {
     )
 }
 
-/// Reads so much and fails beyond.
+/// Reads so much and fails beyond, with these words.
 struct Bounded<R> {
     reader: R,
     left: u64,
+    beyond: fn() -> String,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(read as u64)
-            .ok_or_else(|| std::io::Error::new(ErrorKind::FileTooLarge, too_large()))?;
+        let left = self.left.checked_sub(read as u64);
+        self.left = left.ok_or_else(|| std::io::Error::new(ErrorKind::FileTooLarge, (self.beyond)()))?;
         Ok(read)
     }
 }
@@ -360,7 +359,7 @@ mod tests {
     #[test]
     fn a_file_that_never_ends_is_read_to_its_bound() {
         for (byte, format) in [(b'a', Format::TodoTxt), (b'\n', Format::TodoTxt), (b'a', Format::Csv)] {
-            let endless = BufReader::new(Bounded { reader: std::io::repeat(byte), left: 3 << 20 });
+            let endless = BufReader::new(Bounded { reader: std::io::repeat(byte), left: 3 << 20, beyond: too_large });
             let error =
                 items(endless, format, false, "acme").and_then(|mut lines| lines.try_for_each(|line| line.map(drop)));
             let error = format!("{:#}", error.unwrap_err());

@@ -2,13 +2,13 @@
 //! values), `due` (a date or RFC 3339 time), `assignee` and `completed` (true or false). Commas, semicolons or tabs stand
 //! between the values, as the head has it.
 
-use std::io::{BufRead, ErrorKind, Read};
+use std::io::{BufRead, Read};
 
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
 
-use super::{MAX_LABEL, MAX_LABELS};
+use super::{Bounded, MAX_LABEL, MAX_LABELS};
 
 /// A row.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -96,7 +96,9 @@ pub fn rows<R: BufRead>(
     ignore_other_columns: bool,
 ) -> Result<impl Iterator<Item = Result<Numbered, anyhow::Error>>, anyhow::Error> {
     let delimiter = delimiter(text.fill_buf()?);
-    let bounded = BoundedRows { reader: text, left: MAX_ROW_BYTES, quoting: Quoting::new(delimiter) };
+    let reader = Watched { reader: text, quoting: Quoting::new(delimiter) };
+    let beyond = || "a row has more than 1 MiB: is a quote never closed?".to_owned();
+    let bounded = Bounded { reader, left: MAX_ROW_BYTES, beyond };
     let mut reader =
         csv::ReaderBuilder::new().flexible(false).delimiter(delimiter).trim(csv::Trim::Headers).from_reader(bounded);
     let head = reader.headers().context("the head of the CSV")?;
@@ -122,6 +124,7 @@ pub fn rows<R: BufRead>(
     }
     let between_labels = if delimiter == b';' { ',' } else { ';' };
     let mut record = csv::StringRecord::new();
+    let line_of = |position: Option<&csv::Position>| position.map_or(0, csv::Position::line);
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
         if ended {
@@ -131,22 +134,22 @@ pub fn rows<R: BufRead>(
         let read = reader.read_record(&mut record);
         // Where it cannot be told which quote closes which, the parser makes values of whole rows.
         let next_line = reader.position().line();
-        let wrong =
-            reader.get_ref().quoting.wrong.filter(|wrong| reader.get_ref().quoting.at_end || *wrong < next_line);
+        let quoting = &reader.get_ref().reader.quoting;
+        let wrong = quoting.wrong.filter(|wrong| quoting.at_end || *wrong < next_line);
         if let (Some(wrong), Ok(true)) = (wrong, &read) {
             ended = true;
             let why = format!("the quote on line {wrong} is not closed as it should be: nothing from here on is read");
-            return Some(Ok((record.position().map_or(0, csv::Position::line), Err(why))));
+            return Some(Ok((line_of(record.position()), Err(why))));
         }
         match read {
             Ok(false) => None,
             Ok(true) => {
-                let line = record.position().map_or(0, csv::Position::line);
+                let line = line_of(record.position());
                 let row = record.deserialize(Some(&head)).map(|row: Row| Row { between_labels, ..row });
                 Some(Ok((line, row.map_err(|error| error.to_string()))))
             }
             Err(error) if error.is_io_error() => Some(Err(error.into())),
-            Err(error) => Some(Ok((error.position().map_or(0, csv::Position::line), Err(error.to_string())))),
+            Err(error) => Some(Ok((line_of(error.position()), Err(error.to_string())))),
         }
     }))
 }
@@ -158,10 +161,9 @@ fn delimiter(text: &[u8]) -> u8 {
     [b'\t', b';', b','].into_iter().max_by_key(|delimiter| count(*delimiter)).unwrap_or(b',')
 }
 
-/// Fails when a row has no end, and watches the quotes.
-struct BoundedRows<R> {
+/// Follows the quotes of what is read.
+struct Watched<R> {
     reader: R,
-    left: u64,
     quoting: Quoting,
 }
 
@@ -220,16 +222,13 @@ impl Quoting {
     }
 }
 
-impl<R: Read> Read for BoundedRows<R> {
+impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
         self.quoting.follow(&buffer[..read]);
         if read == 0 {
             self.quoting.end();
         }
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
-            std::io::Error::new(ErrorKind::InvalidData, "a row has more than 1 MiB: is a quote never closed?")
-        })?;
         Ok(read)
     }
 }

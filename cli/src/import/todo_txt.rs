@@ -10,6 +10,7 @@ use super::{MAX_LABEL, MAX_LABELS};
 
 /// The longest line that is looked at.
 const MAX_LINE_BYTES: usize = 64 << 10;
+
 /// A task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {

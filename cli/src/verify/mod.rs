@@ -13,7 +13,6 @@ mod stream;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::TenantId;
@@ -199,6 +198,5 @@ fn print(report: &Report, took: Duration) {
 
 /// OpenSearch as the stack has it, with its login.
 pub fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
-    let units = context.board()?.units;
-    units.iter().find(|unit| unit.name == "opensearch").context("OpenSearch is not up")?.login_url()
+    context.board()?.unit("opensearch")?.login_url()
 }

@@ -41,6 +41,34 @@ impl<H> Handler for H where
 {
 }
 
+/// What came of an attempt in order.
+pub enum Outcome {
+    Done,
+    Duplicate,
+    Discarded,
+    Failed(Failure),
+    /// Why the aggregate waits, and the dead event that it waits behind.
+    Behind(String),
+    /// It is dead already; its letter may not have been stored.
+    Dead(String),
+    Lost,
+}
+
+impl Outcome {
+    /// The word for it in logs and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Duplicate => "duplicate",
+            Self::Discarded => "discarded",
+            Self::Failed(Failure::Retry(_)) => "retry",
+            Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
+            Self::Behind(_) => "behind",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// Begins an attempt.
 pub fn begin<F>(start: impl FnOnce() -> F) -> Result<F, String> {
     catch_unwind(AssertUnwindSafe(start)).map_err(panicked)

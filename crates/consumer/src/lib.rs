@@ -17,7 +17,6 @@ mod lines;
 mod settle;
 
 mod keep;
-
 mod replay;
 
 pub mod administer;

@@ -23,7 +23,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::backstop;
 use crate::event::Event;
 use crate::floors::Floors;
-use crate::handler::{self, Failure, Handler};
+use crate::handler::{self, Failure, Handler, Outcome};
 use crate::inbox::{Claim, Inbox, Lead};
 use crate::lines::{self, Line};
 use crate::pull::{self, Consumer, Messages, Status};
@@ -48,32 +48,6 @@ struct Held {
     message: jetstream::Message,
     event: Event,
     place: Place,
-}
-
-enum Outcome {
-    Done,
-    Duplicate,
-    Discarded,
-    Failed(Failure),
-    /// Why the aggregate waits, and the dead event that it waits behind.
-    Behind(String),
-    /// It is dead already; its letter may not have been stored.
-    Dead(String),
-    Lost,
-}
-
-impl Outcome {
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Duplicate => "duplicate",
-            Self::Discarded => "discarded",
-            Self::Failed(Failure::Retry(_)) => "retry",
-            Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
-            Self::Behind(_) => "behind",
-            Self::Lost => "lost",
-        }
-    }
 }
 
 /// What follows an attempt.

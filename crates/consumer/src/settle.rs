@@ -273,21 +273,16 @@ impl Settler {
         };
         let failed = self.failures.one_more(place);
         let again = AckKind::Nak(Some(delay(failed.times)));
-        let name = match verdict {
-            Verdict::Retry(_) if failed.times < self.config.max_attempts => {
-                let attempt = failed.times;
-                let trace_id = trace_of(message);
-                warn!(trace_id, consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
-                return self.acknowledge(message, "retry", again).await;
-            }
-            Verdict::Retry(_) => "retry",
-            Verdict::Done | Verdict::Reject(_) => "reject",
-        };
+        if matches!(verdict, Verdict::Retry(_)) && failed.times < self.config.max_attempts {
+            let (attempt, trace_id) = (failed.times, trace_of(message));
+            warn!(trace_id, consumer = self.config.durable, subject = %message.subject, attempt, reason, "again later");
+            return self.acknowledge(message, "retry", again).await;
+        }
         if !self.bury(message, reason, failed).await {
             return self.acknowledge(message, "retry", again).await;
         }
         self.failures.forget(place);
-        self.acknowledge(message, name, AckKind::Ack).await
+        self.acknowledge(message, verdict.name(), AckKind::Ack).await
     }
 
     /// Acknowledges what needs no more handling; of a replay it is told before.

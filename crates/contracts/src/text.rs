@@ -40,6 +40,9 @@ const fn joins(c: char) -> bool {
 /// For what is written newly. What was stored before this rule is still read.
 #[must_use]
 pub fn is_misleading(text: &str) -> bool {
+    if text.is_ascii() {
+        return false;
+    }
     // The flags of England, Scotland and Wales are a black one with tags behind it, which by themselves cannot be seen.
     let flags = FLAGS.iter().fold(text.to_owned(), |text, flag| text.replace(flag, "\u{1f3f4}"));
     let text = flags.as_str();

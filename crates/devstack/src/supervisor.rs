@@ -115,6 +115,16 @@ pub struct BoardFile {
     pub units: Vec<Unit>,
 }
 
+impl BoardFile {
+    /// A unit by its name.
+    ///
+    /// # Errors
+    /// There is none yet.
+    pub fn unit(&self, name: &str) -> Result<&Unit, anyhow::Error> {
+        self.units.iter().find(|unit| unit.name == name).with_context(|| format!("{name} is not up yet"))
+    }
+}
+
 /// How every unit is. Clones are the same board.
 #[derive(Clone)]
 pub struct Board {

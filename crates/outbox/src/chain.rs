@@ -153,7 +153,7 @@ impl Chain {
             self.last_answer = tokio::time::Instant::now();
         }
         let span = send_span(&row);
-        let trace_id = row.traceparent.as_deref().and_then(trace_id);
+        let trace_id = row.traceparent.as_deref().and_then(trace_id).and_then(|id| id.as_bytes().try_into().ok());
         if let Some(traceparent) = row.traceparent {
             headers.insert(TRACEPARENT, traceparent);
         }
@@ -276,8 +276,9 @@ fn append(list: &mut String, id: Option<&str>) {
     list.push_str(id);
 }
 
-fn trace_id(traceparent: &str) -> Option<[u8; 32]> {
-    traceparent.split('-').nth(1)?.as_bytes().try_into().ok()
+/// The trace of a W3C `traceparent`.
+pub fn trace_id(traceparent: &str) -> Option<&str> {
+    traceparent.split('-').nth(1).filter(|id| id.len() == 32)
 }
 
 /// The span of one publish, a child of the command that caused the event. The target lets a process that exports no

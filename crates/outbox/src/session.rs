@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::chain::{Chain, Fault, Stored};
+use crate::chain::{self, Chain, Fault, Stored};
 use crate::place::{self, micros};
 use crate::reader::{Next, Place, Reader};
 use crate::relay::{LOOK_EVERY, Relay, Role, Status, Trouble};
@@ -322,7 +322,7 @@ impl<'a> Session<'a> {
         if !store::park(&self.relay.db, self.epoch, row, reason, actor).await? {
             return Err(Trouble::Lost("another relay took it"));
         }
-        let trace_id = row.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1));
+        let trace_id = row.traceparent.as_deref().and_then(chain::trace_id);
         let event_id = row.event_id.to_string();
         error!(
             trace_id,

@@ -100,7 +100,7 @@ impl Problems {
     }
 }
 
-/// What a process is told of what it tells.
+/// What a process logs and exports, and as which release.
 #[derive(Debug, Clone, Args)]
 pub struct TelemetryArgs {
     /// Which release or commit this is, for log lines, metrics, /healthz and the story of a dead letter.

@@ -261,11 +261,11 @@ mod tests {
             line(Outcome::Failed, 503);
         });
         assert_eq!(lines.len(), 3, "without a trace, nothing is left out: {lines:?}");
-        let told =
+        let is =
             |n: usize| (lines[n]["outcome"].as_str(), lines[n]["level"].as_str(), lines[n]["duration_ms"].as_f64());
-        assert_eq!(told(0), (Some("done"), Some("INFO"), Some(1.5)));
-        assert_eq!(told(1), (Some("refused"), Some("INFO"), Some(1.5)));
-        assert_eq!(told(2), (Some("failed"), Some("WARN"), Some(1.5)));
+        assert_eq!(is(0), (Some("done"), Some("INFO"), Some(1.5)));
+        assert_eq!(is(1), (Some("refused"), Some("INFO"), Some(1.5)));
+        assert_eq!(is(2), (Some("failed"), Some("WARN"), Some(1.5)));
         let gone = super::tests::lines(1.0, || {
             drop(Unanswered::new("call", "m", Instant::now()));
             Unanswered::new("call", "m", Instant::now()).answered();

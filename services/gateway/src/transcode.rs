@@ -77,16 +77,14 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
 /// Where in the body, or under which parameter, a value stands (RFC 6901); None for the whole.
 fn pointer(path: &serde_path_to_error::Path, body: &str) -> Option<String> {
     use serde_path_to_error::Segment;
-    let mut parts = path.iter().map_while(|segment| match segment {
+    let parts = path.iter().map_while(|segment| match segment {
         Segment::Map { key } => Some(escaped(key)),
         Segment::Seq { index } => Some(index.to_string()),
         Segment::Enum { .. } | Segment::Unknown => None,
     });
-    let mut parts: Vec<String> = parts.by_ref().collect();
     // The body is this field: whoever wrote it does not know the field's name.
-    if parts.first().is_some_and(|first| first == body) {
-        parts.remove(0);
-    }
+    let parts: Vec<String> =
+        parts.enumerate().filter(|(at, part)| *at > 0 || part != body).map(|(_, part)| part).collect();
     (!parts.is_empty()).then(|| format!("#/{}", parts.join("/")))
 }
 

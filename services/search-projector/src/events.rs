@@ -165,7 +165,8 @@ async fn look_after(
     noted: &mut Noted,
 ) -> Result<(), anyhow::Error> {
     index.ensure().await?;
-    let behind = index.add_fields().await?;
+    let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
+    let behind = index.add_fields(&name).await?;
     metrics::gauge!("search_index_mapping_behind").set(behind.len() as f64);
     if behind != noted.mapping_behind {
         if !behind.is_empty() {
@@ -173,7 +174,6 @@ async fn look_after(
         }
         noted.mapping_behind = behind;
     }
-    let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
     if noted.index != name {
         *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
     }

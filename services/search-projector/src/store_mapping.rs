@@ -41,12 +41,12 @@ impl Index {
     }
 
     /// Gives the indices behind this alias, and those of its rebuild and of before the last swap, the fields that this
-    /// release writes and they lack; what they take not, or, where they are searched, take apart
-    /// otherwise, in words. An index takes new fields at any time; what cannot be added needs a rebuild.
+    /// release writes and they lack; in words, what they take not, or what `searched`, the index behind this alias, takes apart
+    /// otherwise. An index takes new fields at any time; what cannot be added needs a rebuild.
     ///
     /// # Errors
     /// Fails when OpenSearch is away.
-    pub async fn add_fields(&self) -> Result<Vec<String>, anyhow::Error> {
+    pub async fn add_fields(&self, searched: &str) -> Result<Vec<String>, anyhow::Error> {
         let (next, previous) = (self.next(), self.previous());
         let path = format!("/{},{},{}/_mapping?ignore_unavailable=true", self.alias(), next.alias(), previous.alias());
         let response = self.ask(Method::Get, &path, None).await?;
@@ -55,15 +55,13 @@ impl Index {
         }
         let answer: Value = response.error_for_status_code()?.json().await?;
         let wanted = self.definition()["mappings"]["properties"].take();
-        let searched = self.named().await?.map(|(name, _)| name);
         let mut behind = Vec::new();
         for (name, index) in answer.as_object().into_iter().flatten() {
             let has = &index["mappings"]["properties"];
             for (field, definition) in wanted.as_object().into_iter().flatten() {
                 if !has[field].is_null() {
                     // Of the one before the last swap only what is written counts: nobody searches it.
-                    let counts: &[&str] =
-                        if searched.as_ref() == Some(name) { &["type", "analyzer"] } else { &["type"] };
+                    let counts: &[&str] = if searched == name { &["type", "analyzer"] } else { &["type"] };
                     if let Some(what) = counts.iter().find(|what| has[field][*what] != definition[*what]) {
                         behind.push(format!("{name} has {} as the {what} of {field}", has[field][*what]));
                     }

@@ -160,7 +160,8 @@ impl Fleet {
     /// What the index takes otherwise than this release means it.
     pub async fn behind(&self) -> Vec<String> {
         let index = Index::new(&Parts::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
-        index.add_fields().await.unwrap()
+        let (searched, _) = index.named().await.unwrap().unwrap();
+        index.add_fields(&searched).await.unwrap()
     }
 
     /// Has the index refuse writes, or take them again.
