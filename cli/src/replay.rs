@@ -5,11 +5,10 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::Stream;
 use chrono::{DateTime, Utc};
 use clap::Args;
-use contracts::Envelope;
 use futures::StreamExt as _;
 use operations::store::Act;
-use operations::store_jobs;
-use serde_json::{Value, json};
+use operations::store_jobs::{self, Ranged};
+use serde_json::json;
 
 use crate::dlq::{self, PaceArgs};
 use crate::operator::ActArgs;
@@ -56,7 +55,8 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
         "the stream holds nothing of {} in that range that the consumer has had",
         args.subject
     );
-    let (first, last) = (events.first().map_or(0, |event| event.0), events.last().map_or(0, |event| event.0));
+    let (first, last) =
+        (events.first().map_or(0, |event| event.sequence), events.last().map_or(0, |event| event.sequence));
     let selection = json!({
         "stream": name, "streamCreatedAt": stream.cached_info().created, "subject": args.subject, "from": args.from, "to": args.to, "firstSequence": first, "lastSequence": last,
     });
@@ -77,8 +77,8 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
     dlq::started(context, db, job, args.pace.detach()).await
 }
 
-/// The sequences and aggregates of what is selected, as the stream holds it now.
-async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<(u64, String)>, anyhow::Error> {
+/// What is selected, as the stream holds it now.
+async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<Ranged>, anyhow::Error> {
     let state = &stream.cached_info().state;
     let mut selected = Vec::new();
     if state.messages == 0 {
@@ -101,8 +101,7 @@ async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<
             break;
         }
         anyhow::ensure!(selected.len() < MOST, "more than {MOST} events: replay a shorter range at a time");
-        let envelope = serde_json::from_slice::<Envelope<Value>>(&message.payload);
-        selected.push((info.stream_sequence, envelope.map(|event| event.partitionkey).unwrap_or_default()));
+        selected.push(Ranged::of(info.stream_sequence, &message.payload));
     }
     Ok(selected)
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::pace::{Progress, Step, step};
 use crate::store::Store;
-use crate::store_jobs::Job;
+use crate::store_jobs::{Job, Ranged};
 use crate::store_work::{OnItsWay, ToSend};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -132,6 +132,9 @@ impl Runner {
         let Some(sending) = self.sending(job, &item).await? else {
             return Ok(self.store.gone(job.id, item.n, "its stream no longer holds it").await?);
         };
+        if is_another(&item, &sending.payload) {
+            return Ok(self.store.gone(job.id, item.n, "its stream holds another event in its place").await?);
+        }
         let sequence = self.replayer.send(&sending).await?;
         self.store.sent(job.id, &item, sequence).await?;
         Ok(())
@@ -178,6 +181,11 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// Whether a range's event has given its place to another one, as in a stream that was restored.
+fn is_another(item: &ToSend, payload: &[u8]) -> bool {
+    item.event_id.is_some() && item.event_id != Ranged::of(0, payload).event_id
 }
 
 /// The name of a replay: job, place in it, try, and when the job was asked for. A database that was restored gives the numbers of

@@ -18,6 +18,8 @@ pub struct ToSend {
     pub tries: i32,
     /// Where the event is, or was, in its stream.
     pub stream_sequence: i64,
+    /// The id of the event that a range named there; none of a letter.
+    pub event_id: Option<String>,
     /// The letter's event; none in a job of a stream's range.
     pub subject: Option<String>,
     /// See `subject`.
@@ -75,8 +77,8 @@ impl Store {
              and e.aggregate_id = i.aggregate_id and e.n < i.n and e.state in ('waiting', 'sent'))) \
              and exists (select from job where id = $1 and epoch = $2 and state = 'running' for share) order by n limit $3), \
              taken as (update job_item i set state = 'sent', tries = tries + 1, sent_at = clock_timestamp() \
-             from next where i.job = $1 and i.n = next.n returning i.n, i.tries, i.letter, i.stream_sequence) \
-             select t.n, t.tries, t.stream_sequence, l.subject, l.headers, coalesce(l.edited, l.payload) as payload, \
+             from next where i.job = $1 and i.n = next.n returning i.n, i.tries, i.letter, i.stream_sequence, i.event_id) \
+             select t.n, t.tries, t.stream_sequence, t.event_id, l.subject, l.headers, coalesce(l.edited, l.payload) as payload, \
              l.stored_at from taken t left join letter l on l.id = t.letter",
         )
         .bind(job)

@@ -66,16 +66,9 @@ impl World {
     }
 
     async fn on(nats: impl Future<Output = Vec<TestNats>>) -> Self {
-        let scripts = [
-            ROLE,
-            include_str!("../../migrations/0001_operations.sql"),
-            include_str!("../../migrations/0002_audit_told.sql"),
-            include_str!("../../migrations/0003_kept.sql"),
-            include_str!("../../migrations/0004_job_counts.sql"),
-            include_str!("../../migrations/0005_keeper.sql"),
-            include_str!("../../../../crates/consumer/schema/inbox.sql"),
-            EFFECTS,
-        ];
+        let mut scripts = vec![ROLE];
+        scripts.extend(operations::store::MIGRATIONS.iter().map(|migration| migration.sql.as_str()));
+        scripts.extend([include_str!("../../../../crates/consumer/schema/inbox.sql"), EFFECTS]);
         let (nats, database) = tokio::join!(nats, TestDatabase::with(&scripts));
         let (js, records) = (nats[0].jetstream().await, nats[0].records().await);
         let world = Self {
