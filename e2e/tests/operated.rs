@@ -371,6 +371,17 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     let indices = world.opensearch(Method::GET, "_cat/indices/todos*?format=json", json!(null)).await;
     assert_eq!(indices.as_array().unwrap().len(), 2, "the one that is searched, and one to go back to: {indices}");
 
+    // A pause of an operator's own outlasts that of the swap.
+    let pause = ["consumers", "pause", "search-projector", "--minutes", "5"];
+    assert_eq!(world.operate(&pause).await.0, 0);
+    let (code, again) = world.operate(&["rebuild", "search"]).await;
+    assert_eq!(code, 0, "{again}");
+    let consumers = world.fleet.json(&["consumers"]).await;
+    let projector = consumers.as_array().unwrap().iter().find(|c| c["name"] == "search-projector").unwrap().clone();
+    assert_eq!(projector["paused"], true, "{projector}");
+    assert_eq!(world.operate(&["consumers", "resume", "search-projector"]).await.0, 0);
+    world.is_well().await;
+
     // What differs is not swapped in, and can be given up.
     devstack::process::signal(world.fleet.unit("search-projector").pid.unwrap(), Signal::SIGSTOP).unwrap();
     let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();

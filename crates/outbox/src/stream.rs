@@ -68,7 +68,57 @@ fn covers(wanted: &str, subject: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::covers;
+    use std::time::Duration;
+
+    use async_nats::jetstream::stream;
+    use uuid::Uuid;
+
+    use super::{covers, drift};
+    use crate::relay::{RelayConfig, StreamSpec};
+
+    #[test]
+    fn each_difference_from_what_was_asked_for_is_said() {
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        let spec = StreamSpec { name: "EVENTS".into(), subjects: vec!["evt.>".into()], max_age: days(30), replicas: 3 };
+        let config = RelayConfig {
+            stream: spec,
+            content_type: "application/json".to_owned(),
+            hint_subject: "hint".to_owned(),
+            holder: Uuid::nil(),
+            lease: Duration::from_secs(4),
+            poll: Duration::from_secs(2),
+            window: 1,
+            retention_days: Some(30),
+            max_bytes: 1,
+        };
+        let asked = stream::Config {
+            num_replicas: 3,
+            max_age: days(30),
+            subjects: vec!["evt.>".to_owned()],
+            discard: stream::DiscardPolicy::New,
+            ..Default::default()
+        };
+        assert_eq!(drift(&asked, &config), Vec::<String>::new());
+        let others = [
+            ("replicas", stream::Config { num_replicas: 1, ..asked.clone() }),
+            ("max_age", stream::Config { max_age: days(29), ..asked.clone() }),
+            ("subjects", stream::Config { subjects: vec!["evt.todo.>".to_owned()], ..asked.clone() }),
+            ("discard", stream::Config { discard: stream::DiscardPolicy::Old, ..asked.clone() }),
+            ("limits", stream::Config { max_bytes: 1_000, ..asked.clone() }),
+            ("limits", stream::Config { max_messages: 1_000, ..asked.clone() }),
+            ("limits", stream::Config { max_messages_per_subject: 1, ..asked.clone() }),
+        ];
+        for (what, is) in others {
+            let said = drift(&is, &config);
+            assert!(said.len() == 1 && said[0].starts_with(what), "{what}: {said:?}");
+        }
+        for kept in
+            [stream::Config { max_age: days(31), ..asked.clone() }, stream::Config { max_age: Duration::ZERO, ..asked }]
+        {
+            let said = drift(&kept, &config);
+            assert!(said.len() == 2 && said[1].contains("keeps its rows for less"), "{said:?}");
+        }
+    }
 
     #[test]
     fn a_stream_takes_what_its_subjects_cover() {

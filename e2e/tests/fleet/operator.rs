@@ -117,6 +117,7 @@ fn status_answers_the_first_questions_of_an_operator() {
         while screens < 2 {
             text.clear();
             assert!(tokio::io::AsyncBufReadExt::read_line(&mut shown, &mut text).await.unwrap() > 0, "it goes on");
+            assert!(!text.contains('\x1b'), "a pipe is no screen to be cleared: {text:?}");
             screens += usize::from(text.contains("Ctrl-C ends it"));
         }
         watch.kill().await.unwrap();

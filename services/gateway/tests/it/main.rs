@@ -89,7 +89,7 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let response = edge.send(Method::PUT, "/v1/todos/1").await;
     assert_eq!(response.status(), 405);
     let allow = response.headers()["allow"].to_str().unwrap().to_owned();
-    assert!(["GET", "PATCH", "DELETE"].iter().all(|method| allow.contains(method)), "{allow}");
+    assert!(["GET", "HEAD", "PATCH", "DELETE"].iter().all(|method| allow.contains(method)), "{allow}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use async_nats::jetstream::consumer::{PullConsumer, pull};
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use outbox::operate::{self, Act};
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use testkit::until;
 
 use crate::harness::Fleet;
@@ -50,6 +50,25 @@ pub async fn journal(fleet: &Fleet, kinds: &[&str]) -> Vec<(String, Option<i64>,
     lines.reverse();
     lines.retain(|line| kinds.contains(&line.kind.as_str()));
     lines.into_iter().map(|line| (line.kind, line.from_seq, line.to_seq, line.detail)).collect()
+}
+
+/// Puts a row into the outbox as of a day that many days ago, in a partition of its own; when that day began.
+pub async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> DateTime<Utc> {
+    let begins = "select date_trunc('day', clock_timestamp(), 'UTC') - make_interval(days => $1)";
+    let from: DateTime<Utc> = sqlx::query_scalar(begins).bind(back).fetch_one(&mut *admin).await.unwrap();
+    let (to, name) = (from + chrono::TimeDelta::days(1), from.format("%Y%m%d"));
+    for sql in [
+        format!("create table outbox_{name} (like outbox including all)"),
+        format!("alter table outbox_{name} owner to todo_owner"),
+        format!("alter table outbox attach partition outbox_{name} for values from ('{from}') to ('{to}')"),
+        format!(
+            "insert into outbox (seq, created_at, event_id, tenant, aggregate_id, subject, payload) \
+             values ({seq}, '{from}', gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '')"
+        ),
+    ] {
+        admin.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    from
 }
 
 /// Waits until the relay has written down how far it has come.
@@ -176,6 +195,25 @@ async fn o7_a_deleted_stream_is_made_anew_and_refilled() {
     assert_eq!(read(&consumer(&fleet).await, &all).await, all);
 }
 
+/// As after a halt of weeks, which somebody ended today: what was written then has been in the stream for no time at all.
+#[tokio::test]
+async fn o7_what_was_published_long_after_it_was_written_comes_again_into_a_stream_that_was_lost() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    admin.execute("select setval('outbox_seq', 1)").await.unwrap();
+    written_days_ago(&mut admin, fleet::STREAM_DAYS as i32 + 10, 1).await;
+    write(&fleet, 3).await;
+    until_checkpointed(&fleet).await;
+    let all = rows(&fleet).await;
+    assert_eq!((all.len(), stored(&fleet).await), (4, all.clone()));
+    // Retention's look, which notes when the day was stored.
+    admin.execute("select outbox_drop_partitions(1)").await.unwrap();
+    fleet.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
+    fleet.nats.provision(devstack::nats::Wanted::default()).await;
+    until_whole(&fleet).await;
+    assert_eq!(stored(&fleet).await, all);
+}
+
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -299,32 +337,16 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
     write(&fleet, 2).await;
     until_checkpointed(&fleet).await;
     let mut admin = fleet.database.admin().await;
-    let today: DateTime<Utc> =
-        sqlx::query_scalar("select date_trunc('day', clock_timestamp(), 'UTC')").fetch_one(&mut admin).await.unwrap();
     // Three days long gone: stored, stored, and parked on.
-    let day = |back: i64| today - chrono::TimeDelta::days(back);
+    let mut days = Vec::new();
     for (back, seq) in [(9, -3), (8, -2), (7, -1)] {
-        let (from, name) = (day(back), day(back).format("%Y%m%d"));
-        for sql in [
-            format!("create table outbox_{name} (like outbox including all)"),
-            format!("alter table outbox_{name} owner to todo_owner"),
-            format!(
-                "alter table outbox attach partition outbox_{name} for values from ('{from}') to ('{}')",
-                day(back - 1)
-            ),
-            format!(
-                "insert into outbox (seq, created_at, event_id, tenant, aggregate_id, subject, payload) \
-                 values ({seq}, '{from}', gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '')"
-            ),
-        ] {
-            admin.execute(AssertSqlSafe(sql)).await.unwrap();
-        }
+        days.push(written_days_ago(&mut admin, back, seq).await);
     }
     admin
         .execute(AssertSqlSafe(format!(
             "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
              values (-1, '{}', gen_random_uuid(), 'acme', 'a', 's', 'r', 1)",
-            day(7)
+            days[2]
         )))
         .await
         .unwrap();
@@ -342,18 +364,7 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
     let left: i64 = sqlx::query_scalar("select min(seq) from outbox").fetch_one(&mut admin).await.unwrap();
     assert_eq!(left, 1);
     // A row that is not known to be stored holds its day.
-    let (from, name) = (day(5), day(5).format("%Y%m%d"));
-    for sql in [
-        format!("create table outbox_{name} (like outbox including all)"),
-        format!("alter table outbox_{name} owner to todo_owner"),
-        format!("alter table outbox attach partition outbox_{name} for values from ('{from}') to ('{}')", day(4)),
-        format!(
-            "insert into outbox (seq, created_at, event_id, tenant, aggregate_id, subject, payload) \
-             values (1000000, '{from}', gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '')"
-        ),
-    ] {
-        admin.execute(AssertSqlSafe(sql)).await.unwrap();
-    }
+    written_days_ago(&mut admin, 5, 1_000_000).await;
     // And a partition under a name of somebody's own is not retention's.
     for sql in [
         "create table outbox_kept (like outbox including all)",

@@ -152,3 +152,32 @@ async fn o8_when_the_stream_takes_no_row_at_all_few_of_them_are_parked() {
     assert_eq!(titles(&fleet).await, ["before", "two", "three", "four", "five", "one"]);
     assert!(parked(&fleet).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_release_that_waits_for_a_writer_holds_up_no_other() {
+    let fleet = Fleet::start().await;
+    insert(&fleet, "parked", "evt.todo.created.v1.*").await;
+    until("it is parked", || async { parked(&fleet).await.len() == 1 }).await;
+    // A writer that has begun and does not end: a release must not go on beside it.
+    let mut app = PgConnection::connect(&fleet.database.app).await.unwrap();
+    app.execute("set app.tenant = 'acme'").await.unwrap();
+    let mut open = app.begin().await.unwrap();
+    open.execute("insert into outbox (event_id, tenant, aggregate_id, subject, payload) values (gen_random_uuid(), 'acme', 'a', 's', '{}')")
+        .await
+        .unwrap();
+    let mut releasing = fleet.database.admin().await;
+    let release = async { operate::release(&mut releasing, "parked", ACT).await.unwrap() };
+    let writing = async {
+        until("the release waits", || async {
+            let waits = "select exists (select from pg_locks where relation = 'outbox'::regclass and not granted)";
+            sqlx::query_scalar(waits).fetch_one(&mut fleet.database.admin().await).await.unwrap()
+        })
+        .await;
+        // Each would fail if it had to wait for as long as the release does.
+        for n in 0..10 {
+            fleet.client("acme", "ann").titled(&n.to_string()).await;
+        }
+        open.rollback().await.unwrap();
+    };
+    assert_eq!(tokio::join!(release, writing).0, 1);
+}
