@@ -8,7 +8,7 @@ help:
 	@echo "make reset    remove the stopped fleet's data, after asking"
 	@echo "make check    formatting, lints, contracts, generated files"
 	@echo "make bench    measure against this machine's raw limits (release build; allow an hour)"
-	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked"
+	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked; then stores restored in pairs, a cluster and two releases"
 	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
@@ -43,6 +43,7 @@ bench:
 # FLOTILLA_FAULTS_SECONDS=1800 and FLOTILLA_FAULTS_SEED=any say how long, and which run again.
 faults: build
 	@cargo test --workspace --test faults -- --ignored --nocapture
+	@cargo test --workspace --test restored -- --ignored --nocapture
 	@cargo test --package operations --test it cluster
 	@cargo test --package consumer --test consuming releases
 

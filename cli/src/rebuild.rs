@@ -369,8 +369,11 @@ impl Rebuild<'_> {
             Some((name, mut notes)) => {
                 // Should it be searched again, it lacks what follows.
                 notes["behind"] = json!(floor + 1);
-                // That says it for now; how far it is filled is noted again once it is searched again.
-                notes.as_object_mut().map(|notes| notes.remove("floor"));
+                // That says it for now; how far it is filled, and how it stands to its stream, is noted again once it is searched again,
+                // which it is only after it was compared.
+                for note in ["floor", "anchor"] {
+                    notes.as_object_mut().map(|notes| notes.remove(note));
+                }
                 self.index.note(&name, &notes).await?;
                 Some((name, notes))
             }

@@ -274,6 +274,9 @@ fn degraded(
     if raised("search_index_incomplete").is_some() {
         degraded.push("the search index is incomplete (docs/runbooks/search.md#incomplete)".to_owned());
     }
+    if raised("search_index_diverged").is_some() {
+        degraded.push("the search index holds what its stream does not (docs/runbooks/search.md#diverged)".to_owned());
+    }
     match letters.as_ref() {
         Err(error) => degraded.push(format!("the dead letters cannot be read: {error}")),
         Ok(Letters { stats, .. }) if stats.open + stats.failed_again > 0 => {

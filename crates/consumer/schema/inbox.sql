@@ -23,6 +23,9 @@ create table inbox_lease (
     floor             bigint,
     -- The same of what was replayed to this consumer, in the stream of replays.
     replays_floor     bigint,
+    -- An event that was handled, as JSON. While the stream lacks it, what the effects were made of was undone by a restore of the
+    -- producer's database: that is said until it is there again, or somebody sets this to null.
+    anchor            jsonb,
     -- How many events the stream dropped before this consumer had them. Set it to 0 when what it makes has been rebuilt.
     trimmed_unread    bigint not null default 0
 ) with (fillfactor = 50);

@@ -64,6 +64,7 @@ impl<'a> Backstop<'a> {
             "consumer_pending",
             "consumer_stalled_seconds",
             "consumer_paused",
+            "consumer_diverged",
             "consumer_refused",
             "consumer_config_drift",
         ] {
@@ -91,7 +92,9 @@ impl<'a> Backstop<'a> {
         let durable = self.config().durable.clone();
         metrics::gauge!("consumer_pending", "consumer" => durable.clone()).set(info.num_pending as f64);
         metrics::gauge!("consumer_stalled_seconds", "consumer" => durable.clone()).set(stalled_for.as_secs_f64());
-        metrics::gauge!("consumer_paused", "consumer" => durable).set(f64::from(u8::from(info.paused)));
+        metrics::gauge!("consumer_paused", "consumer" => durable.clone()).set(f64::from(u8::from(info.paused)));
+        let diverged = self.status.borrow().diverged;
+        metrics::gauge!("consumer_diverged", "consumer" => durable).set(f64::from(u8::from(diverged)));
         if stalled_for > STALLED && !floor.said {
             floor.said = true;
             error!(

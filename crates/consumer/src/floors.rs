@@ -38,6 +38,11 @@ impl Floors {
         self.state().events = Some((stream_created_at, sequence));
     }
 
+    /// The stream, by when it was created, and the sequence up to which all is settled.
+    pub fn events(&self) -> Option<(DateTime<Utc>, u64)> {
+        self.state().events
+    }
+
     /// Every replay up to this one is settled.
     pub fn replays_settled_up_to(&self, sequence: u64) {
         self.state().replays = Some(sequence);

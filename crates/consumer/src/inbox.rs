@@ -140,6 +140,27 @@ impl Inbox {
             .map(drop)
     }
 
+    /// The event that was noted last of those up to which all is settled, as JSON.
+    pub async fn anchor(&self, consumer: &str) -> Result<Option<String>, sqlx::Error> {
+        let anchor: Option<Option<String>> =
+            sqlx::query_scalar("select anchor::text from inbox_lease where consumer = $1")
+                .bind(consumer)
+                .fetch_optional(&self.db)
+                .await?;
+        Ok(anchor.flatten())
+    }
+
+    /// Notes an event up to which all is settled, unless another process leads by now.
+    pub async fn note_anchor(&self, consumer: &str, epoch: i64, anchor: &str) -> Result<(), sqlx::Error> {
+        sqlx::query("update inbox_lease set anchor = $3::jsonb where consumer = $1 and epoch = $2")
+            .bind(consumer)
+            .bind(epoch)
+            .bind(anchor)
+            .execute(&self.db)
+            .await
+            .map(drop)
+    }
+
     /// Claims an event for this transaction, and its other form with it, if it has one. A second transaction that claims
     /// either waits for the first to end. A replayed event is claimed although it is dead, once no event of its aggregate
     /// that died before it is left.
@@ -318,4 +339,113 @@ pub async fn unpark(db: &mut PgConnection, consumer: &str, aggregate_id: &str) -
     .execute(db)
     .await?;
     Ok(gone.rows_affected() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::{TestDatabase, until};
+
+    use super::*;
+
+    async fn inbox(database: &TestDatabase) -> Inbox {
+        let db = PgPool::connect(&database.superuser).await.unwrap();
+        Inbox { db, tenant_setting: None, holder: Uuid::from_u128(1), keep_days: 30 }
+    }
+
+    async fn database() -> TestDatabase {
+        TestDatabase::with(&[include_str!("../schema/inbox.sql")]).await
+    }
+
+    fn event(id: &str) -> Event {
+        let attributes = [("id", id), ("source", "/shop"), ("partitionkey", "a")];
+        Event {
+            attributes: attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            data: "{}".to_owned(),
+            nats_subject: "evt.shop.paid".to_owned(),
+            stream_sequence: 1,
+            stored_at: DateTime::UNIX_EPOCH,
+            delivered: 1,
+            replay: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lead_ends_when_its_database_is_another_server() {
+        let database = database().await;
+        let inbox = inbox(&database).await;
+        let lead = inbox.lease("ledger", 60.0).await.unwrap().unwrap();
+        let written = Written { floor: Some(0), replays_floor: Some(0), trimmed_unread: 0 };
+        assert!(inbox.renew("ledger", &lead, 60.0, written, None).await.unwrap());
+        // A promoted standby holds the same rows, and runs since another time.
+        let elsewhere = Lead { server_since: lead.server_since - chrono::TimeDelta::seconds(1), ..lead };
+        assert!(!inbox.renew("ledger", &elsewhere, 60.0, written, None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn whoever_leads_no_more_declares_nothing_dead_or_discarded_beside_the_next_lead() {
+        let database = database().await;
+        let inbox = inbox(&database).await;
+        let lead = inbox.lease("ledger", 60.0).await.unwrap().unwrap();
+        for declares_dead in [true, false] {
+            let epoch: i64 = sqlx::query_scalar("select epoch from inbox_lease").fetch_one(&inbox.db).await.unwrap();
+            assert!(epoch >= lead.epoch);
+            let mut next = inbox.db.begin().await.unwrap();
+            sqlx::query("update inbox_lease set epoch = epoch + 1").execute(&mut *next).await.unwrap();
+            let event = event("1");
+            let declaring = async {
+                if declares_dead {
+                    inbox.die("ledger", epoch, &event, "broken").await.unwrap()
+                } else {
+                    inbox.discard("ledger", epoch, &event).await.unwrap()
+                }
+            };
+            let leading = async {
+                until("it waits for the next lead", || async {
+                    let sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+                    sqlx::query_scalar::<_, i64>(sql).fetch_one(&inbox.db).await.unwrap() == 1
+                })
+                .await;
+                next.commit().await.unwrap();
+            };
+            assert!(!tokio::join!(declaring, leading).0, "declares_dead: {declares_dead}");
+        }
+        let written: i64 =
+            sqlx::query_scalar("select (select count(*) from inbox) + (select count(*) from inbox_dead)")
+                .fetch_one(&inbox.db)
+                .await
+                .unwrap();
+        assert_eq!(written, 0);
+    }
+
+    #[tokio::test]
+    async fn only_what_was_handled_long_ago_is_forgotten_whatever_the_look_begins_with() {
+        let database = database().await;
+        let inbox = inbox(&database).await;
+        sqlx::query(
+            "insert into inbox (consumer, source, event_id, handled_at) \
+             select c, '/shop', n::text, clock_timestamp() - make_interval(days => case when n % 2 = 0 then 31 else 29 end, secs => n) \
+             from generate_series(1, 3000) n, unnest('{ledger,other}'::text[]) c",
+        )
+        .execute(&inbox.db)
+        .await
+        .unwrap();
+        let (mut from, mut forgotten) = (None, Vec::new());
+        loop {
+            let (swept, up_to) = inbox.sweep("ledger", from).await.unwrap();
+            forgotten.push(swept);
+            from = up_to.or(from);
+            if swept < 1_000 {
+                break;
+            }
+        }
+        assert_eq!(forgotten, [1_000, 500], "a bounded number at once");
+        let left: Vec<(String, i64, bool)> = sqlx::query_as(
+            "select consumer, count(*), bool_and(consumer = 'other' or handled_at > clock_timestamp() - interval '30 days') \
+             from inbox group by consumer order by consumer",
+        )
+        .fetch_all(&inbox.db)
+        .await
+        .unwrap();
+        assert_eq!(left, [("ledger".to_owned(), 1_500, true), ("other".to_owned(), 3_000, true)]);
+    }
 }

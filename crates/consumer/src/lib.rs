@@ -2,6 +2,7 @@
 
 mod event;
 
+mod anchor;
 mod pull;
 mod rewind;
 
@@ -21,6 +22,7 @@ mod replay;
 
 pub mod administer;
 
+pub use anchor::Anchor;
 pub use event::{Event, MalformedEvent, Replay};
 pub use handler::Failure;
 pub use inbox::{Inbox, unpark};

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
+use crate::anchor::Anchored;
 use crate::backstop;
 use crate::event::Event;
 use crate::floors::Floors;
@@ -95,12 +96,17 @@ where
         floors: Floors::of(&lead),
         permits: Semaphore::new(at_once),
     };
+    let anchored =
+        Anchored { rewinder: consumer.rewinder(), inbox, epoch, floors: &lanes.floors, status: &consumer.status };
     let result = tokio::select! {
         result = lanes.work(consumer, &lead, handler, handled) => result,
         lost = lanes.keep_lease(&lead) => Err(lost),
         never = lanes.follow_replays() => never,
+        never = anchored.keep() => never,
         never = lanes.sweep() => never,
     };
+    // Whoever leads next says it.
+    consumer.status.send_modify(|status| status.diverged = false);
     // Also when it goes on: it may be cut off where another is well.
     let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
     tokio::time::timeout(GIVES_UP_WITHIN, inbox.give_up(durable, &lead, written, floor)).await.ok();

@@ -146,6 +146,9 @@ pub struct Status {
     /// How many events the stream dropped before this consumer had them, at most: what it makes of them is incomplete
     /// until it is rebuilt. With a filter, dropped events of others may be among them.
     pub trimmed_unread: u64,
+    /// What it has made, in order, is of events that the stream does not hold: a restore has undone them, or the stream is being
+    /// refilled. False for as long as another process leads.
+    pub diverged: bool,
     /// Whether an operator has paused it.
     pub paused: bool,
     /// It does not pull: the durable consumer was not made for this release, or for a newer one with another filter.

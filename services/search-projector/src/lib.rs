@@ -5,6 +5,8 @@
 
 pub mod events;
 
+mod upkeep;
+
 pub mod store;
 
 mod store_mapping;
@@ -177,7 +179,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     let (stop, kept, rewinder) = (lifecycle.stopping(), index.clone(), consumer.rewinder());
     let status = consumer.status();
     lifecycle.spawn("index keeper", async move {
-        events::keep_index(&kept, &rewinder, &status, &stop, &there).await;
+        upkeep::keep_index(&kept, &rewinder, &status, &stop, &there).await;
         Ok::<_, anyhow::Error>(())
     });
     let (stop, ready, projected) = (lifecycle.stopping(), readiness.clone(), index.clone());

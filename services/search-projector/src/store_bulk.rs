@@ -205,6 +205,9 @@ mod tests {
         assert!(matches!(item(400), Outcome::Refused(_)));
         let closed = Some(json!({"type": "index_closed_exception", "reason": "closed"}));
         assert!(matches!(outcome(ItemResult { status: 400, error: closed }), Outcome::Away(_)));
+        // An index of an older release, before it was given the field: a moment later it has it.
+        let strict = Some(json!({"type": "strict_dynamic_mapping_exception", "reason": "not allowed"}));
+        assert!(matches!(outcome(ItemResult { status: 400, error: strict }), Outcome::Away(_)));
         for away in [403, 404, 429, 503] {
             assert!(matches!(item(away), Outcome::Away(_)), "{away}");
         }

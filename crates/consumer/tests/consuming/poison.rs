@@ -10,7 +10,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy};
 use consumer::{Config, Consumer, Event, Failure, Verdict, administer};
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::{Executor as _, PgConnection};
-use testkit::until;
+use testkit::{TestProxy, until, until_within};
 
 use crate::world::{World, record, within};
 
@@ -201,4 +201,41 @@ async fn deaths_wait_together_for_a_stream_of_letters_that_does_not_answer() {
     world.drain().await;
     assert_eq!((world.letters().await.len(), handled.load(Ordering::SeqCst)), (DEAD, 2 * DEAD));
     world.stop().await;
+}
+
+#[tokio::test]
+async fn in_order_a_process_that_is_cut_off_from_nats_alone_leaves_the_events_to_another() {
+    let world = World::new().await;
+    let proxy = TestProxy::to(world.nats.port()).await;
+    world.in_order_through(proxy.port).await;
+    world.publish("a", 1).await;
+    world.drain().await;
+    let holder = || async {
+        let sql = "select holder from inbox_lease where expires_at > clock_timestamp()";
+        sqlx::query_scalar::<_, uuid::Uuid>(sql).fetch_optional(&world.db).await.unwrap()
+    };
+    let cut_off = holder().await;
+    assert!(cut_off.is_some());
+    world.in_order(5, |_| None).await;
+    proxy.cut().await;
+    world.publish("a", 2).await;
+    // A pull that falls silent is noticed by its missed heartbeats.
+    let other = || async { holder().await.is_some_and(|holder| Some(holder) != cut_off) };
+    until_within(Duration::from_secs(60), "another leads", other).await;
+    until("what came meanwhile is handled", || async { world.effects().await["a"].len() == 2 }).await;
+    proxy.mend().await;
+    world.publish("a", 3).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], [1, 2, 3]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_stops_does_not_wait_for_a_nats_that_is_away() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    world.publish("a", 1).await;
+    world.drain().await;
+    world.nats.kill().await;
+    tokio::time::timeout(Duration::from_secs(10), world.stop()).await.expect("within the time that a supervisor gives");
 }

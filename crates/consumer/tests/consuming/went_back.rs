@@ -4,10 +4,11 @@
 use serde_json::json;
 use sqlx::PgPool;
 use testkit::until;
+use tokio::sync::watch;
 
-use consumer::{Event, Failure, Replayer, Sending};
+use consumer::{Event, Failure, Replayer, Sending, Status};
 
-use crate::world::{STREAM, World, failing};
+use crate::world::{STREAM, World, failing, within};
 
 /// Everything that the database holds, to come back to.
 async fn backup(db: &PgPool) {
@@ -227,5 +228,87 @@ async fn what_jetstream_gave_up_on_holds_up_the_later_events_of_its_aggregate() 
     assert_eq!(letters[1].0, "shop.paid.v2-a-2");
     assert_eq!(world.effects().await.get("a"), None);
     assert_eq!(world.effects().await["b"], [1]);
+    world.stop().await;
+}
+
+async fn anchored_at(world: &World) -> Option<String> {
+    let sql = "select anchor ->> 'event' from inbox_lease";
+    sqlx::query_scalar::<_, Option<String>>(sql).fetch_optional(&world.db).await.unwrap().flatten()
+}
+
+async fn until_anchored_at(world: &World, event: &str) {
+    until("it is noted which event was the last", || async { anchored_at(world).await.as_deref() == Some(event) })
+        .await;
+}
+
+async fn until_diverged(status: &mut watch::Receiver<Status>, diverged: bool) {
+    within(status.wait_for(|status| status.diverged == diverged)).await;
+}
+
+/// The newest event is taken out, as `outbox accept` does when its row was undone by a restore, and others follow.
+#[tokio::test]
+async fn effects_of_events_that_the_stream_does_not_hold_are_said_until_they_are_mended() {
+    let mut world = World::new().await;
+    world.in_order(5, |_| None).await;
+    for version in 1..=3 {
+        world.publish_row(version, "a", version).await;
+    }
+    until_anchored_at(&world, "shop.paid.v2-a-3").await;
+    world.anew().await;
+    world.js.get_stream(STREAM).await.unwrap().delete_message(3).await.unwrap();
+    let mut status = world.in_order(5, |_| None).await;
+    until_diverged(&mut status, true).await;
+    world.publish_row(3, "b", 1).await;
+    until("what follows is handled", || async { world.effects().await.get("b").is_some_and(|b| *b == [1]) }).await;
+    world.anew().await;
+    let mut status = world.in_order(5, |_| None).await;
+    until_diverged(&mut status, true).await;
+    assert_eq!(anchored_at(&world).await.as_deref(), Some("shop.paid.v2-a-3"), "the evidence stays");
+    sqlx::query("update inbox_lease set anchor = null").execute(&world.db).await.unwrap();
+    until_diverged(&mut status, false).await;
+    until_anchored_at(&world, "shop.paid.v2-b-1").await;
+    assert!(!status.borrow().diverged);
+    world.stop().await;
+}
+
+/// A stream that was lost and is filled anew by its producer, row by row: as they were, and as a restore has left them.
+#[tokio::test]
+async fn a_stream_that_is_filled_anew_is_compared_by_its_producers_rows() {
+    let mut world = World::new().await;
+    for row in 1..=5 {
+        world.publish_row(row, "a", row).await;
+    }
+    world.in_order(5, |_| None).await;
+    until_anchored_at(&world, "shop.paid.v2-a-5").await;
+    world.anew().await;
+
+    // It begins with a later row, and lacks some that were taken out.
+    world.make_stream_anew().await;
+    for row in 2..=4 {
+        world.publish_row(row, "a", row).await;
+    }
+    let stream = world.js.get_stream(STREAM).await.unwrap();
+    stream.delete_message(2).await.unwrap();
+    let mut status = world.in_order(5, |_| None).await;
+    until_diverged(&mut status, true).await;
+    for row in 5..=7 {
+        world.publish_row(row, "a", row).await;
+    }
+    until_diverged(&mut status, false).await;
+    until_anchored_at(&world, "shop.paid.v2-a-7").await;
+    world.anew().await;
+
+    world.make_stream_anew().await;
+    for row in 1..=5 {
+        world.publish_row(row, "a", row).await;
+    }
+    for row in 6..=9 {
+        world.publish_row(row, "b", row).await;
+    }
+    let mut status = world.in_order(5, |_| None).await;
+    until_diverged(&mut status, true).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], (1..=7).collect::<Vec<_>>(), "nothing is taken back");
+    assert_eq!(anchored_at(&world).await.as_deref(), Some("shop.paid.v2-a-7"));
     world.stop().await;
 }

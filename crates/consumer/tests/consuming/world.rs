@@ -38,10 +38,19 @@ impl World {
         let (nats, database) =
             tokio::join!(TestNats::alone(), TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]));
         let js = nats.jetstream().await;
-        let config = stream::Config { name: STREAM.into(), subjects: vec!["evt.shop.>".into()], ..Default::default() };
-        js.create_stream(config).await.unwrap();
+        js.create_stream(Self::stream()).await.unwrap();
         let db = PgPool::connect(&database.superuser).await.unwrap();
         Self { consumers: TaskTracker::new(), stop: CancellationToken::new(), db, nats, database, js }
+    }
+
+    fn stream() -> stream::Config {
+        stream::Config { name: STREAM.into(), subjects: vec!["evt.shop.>".into()], ..Default::default() }
+    }
+
+    /// Loses the stream, and makes an empty one.
+    pub async fn make_stream_anew(&self) {
+        self.js.delete_stream(STREAM).await.unwrap();
+        self.js.create_stream(Self::stream()).await.unwrap();
     }
 
     pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
@@ -124,6 +133,18 @@ impl World {
         status
     }
 
+    /// Runs one in order that reaches NATS by this port.
+    pub async fn in_order_through(&self, port: u16) {
+        self.consumer(8, 5).await;
+        let password = self.nats.home().secret("nats-admin-password").unwrap();
+        let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), password);
+        let nats = options.connect(format!("nats://127.0.0.1:{port}")).await.unwrap();
+        let (consumer, stop, inbox) = (Consumer::new(nats, Self::config(8, 5)), self.stop.clone(), self.inbox());
+        self.consumers.spawn(async move {
+            consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed()).await;
+        });
+    }
+
     pub async fn batches(
         &self,
         batch: usize,
@@ -143,7 +164,16 @@ impl World {
         self.publish_as("shop.paid.v2", aggregate, version, json!({})).await;
     }
 
+    /// As from a row of an outbox.
+    pub async fn publish_row(&self, row: i32, aggregate: &str, version: i32) {
+        self.send("shop.paid.v2", aggregate, version, json!({}), Some(row)).await;
+    }
+
     pub async fn publish_as(&self, event_type: &str, aggregate: &str, version: i32, more: serde_json::Value) {
+        self.send(event_type, aggregate, version, more, None).await;
+    }
+
+    async fn send(&self, event_type: &str, aggregate: &str, version: i32, more: serde_json::Value, row: Option<i32>) {
         let mut event = json!({
             "specversion": "1.0", "id": format!("{event_type}-{aggregate}-{version}"), "source": "/shop",
             "type": event_type, "subject": aggregate, "sequence": format!("{version:020}"), "tenant": "acme",
@@ -153,6 +183,10 @@ impl World {
         let message = PublishMessage::build()
             .header("content-type", "application/cloudevents+json")
             .payload(event.to_string().into());
+        let message = match row {
+            Some(row) => message.header("Outbox-Seq", row.to_string().as_str()),
+            None => message,
+        };
         self.js.send_publish(format!("evt.{event_type}.acme"), message).await.unwrap().await.unwrap();
     }
 

@@ -26,13 +26,25 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Request, Status as GrpcStatus};
 
+/// One process of the service, once it is ready.
+async fn run(config: &Config) -> (Lifecycle, Channel) {
+    let (lifecycle, readiness) = (Lifecycle::default(), Readiness::default());
+    let address = search_projector::build(config, &lifecycle, &readiness).await.unwrap();
+    until("the projector is ready", || async { readiness.get().0 }).await;
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    (lifecycle, channel)
+}
+
 /// The service and its parts.
 pub struct Fleet {
+    config: Config,
     lifecycle: Lifecycle,
     pub nats: TestNats,
     pub issuer: TestIssuer,
     index: String,
     channel: Channel,
+    /// How many rows the outbox of the todos would have.
+    rows: AtomicUsize,
     producer: jetstream::Context,
     http: reqwest::Client,
 }
@@ -85,12 +97,18 @@ impl Fleet {
             todo_index: index.clone(),
             refresh: Duration::from_millis(200),
         };
-        let lifecycle = Lifecycle::default();
-        let readiness = Readiness::default();
-        let address = search_projector::build(&config, &lifecycle, &readiness).await.unwrap();
-        until("the projector is ready", || async { readiness.get().0 }).await;
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { lifecycle, nats, issuer, index, channel, producer, http }
+        let (lifecycle, channel) = run(&config).await;
+        Self { config, lifecycle, nats, issuer, index, channel, rows: AtomicUsize::new(0), producer, http }
+    }
+
+    /// Stops the projector; nothing more may happen.
+    pub async fn stop(&self) {
+        assert_eq!(self.lifecycle.shut_down().await, None);
+    }
+
+    /// Starts it again, as another process.
+    pub async fn start_again(&mut self) {
+        (self.lifecycle, self.channel) = run(&self.config).await;
     }
 
     /// Publishes an event about a todo.
@@ -121,6 +139,7 @@ impl Fleet {
     pub async fn publish_raw(&self, subject: &str, payload: Vec<u8>) {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", envelope::CONTENT_TYPE);
+        headers.insert("Outbox-Seq", (self.rows.fetch_add(1, Ordering::Relaxed) + 1).to_string());
         let sent = self.producer.publish_with_headers(subject.to_owned(), headers, payload.into()).await.unwrap();
         sent.await.unwrap();
     }
@@ -194,10 +213,49 @@ impl Fleet {
         self.noted("replays").await
     }
 
+    /// How many events the index notes to lack, because they were trimmed before they were read.
+    pub async fn trimmed_unread(&self) -> Option<u64> {
+        self.notes().await?["trimmed_unread"].as_u64()
+    }
+
+    /// Puts an index of an older release in the place of the one that was searched before the last swap.
+    pub async fn searched_before_the_swap(&self, older: fn(&mut serde_json::Value)) {
+        let (url, name) = (&Parts::shared().opensearch, format!("{}-older", self.index));
+        Parts::remove_at_the_end(&format!("index {name}"));
+        let previous = Index::new(url, &self.index, Duration::from_millis(200)).unwrap().previous();
+        let mut definition = previous.definition();
+        older(&mut definition);
+        definition["aliases"] = serde_json::json!({previous.alias(): {}});
+        let made = self.http.put(format!("{url}/{name}")).json(&definition).send().await.unwrap();
+        assert!(made.status().is_success());
+    }
+
+    /// Whether that one takes this field.
+    pub async fn has_field_before_the_swap(&self, field: &str) -> bool {
+        let url = format!("{}/{}-older/_mapping", Parts::shared().opensearch, self.index);
+        let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        answer[format!("{}-older", self.index)]["mappings"]["properties"][field].is_object()
+    }
+
+    /// The place of the event that the index notes as handled.
+    pub async fn anchor(&self) -> Option<u64> {
+        self.notes().await?["anchor"]["sequence"].as_u64()
+    }
+
     async fn noted(&self, what: &str) -> Option<u64> {
+        self.notes().await?["floor"][what].as_u64()
+    }
+
+    async fn notes(&self) -> Option<serde_json::Value> {
         let url = format!("{}/{}/_mapping", Parts::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
-        answer.as_object()?.values().next()?["mappings"]["_meta"]["floor"][what].as_u64()
+        Some(answer.as_object()?.values().next()?["mappings"]["_meta"].clone())
+    }
+
+    /// Removes the newest event from the stream, as `outbox accept` does with what a restore of the rows has undone.
+    pub async fn undo_newest(&self) {
+        let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+        stream.delete_message(stream.cached_info().state.last_sequence).await.unwrap();
     }
 
     /// A copy of the index, notes and all, as a snapshot has it.

@@ -105,6 +105,17 @@ async fn an_index_of_an_older_release_is_given_the_fields_it_lacks() {
 }
 
 #[tokio::test]
+async fn the_index_to_go_back_to_is_given_the_fields_it_lacks_as_well() {
+    let fleet = Fleet::start().await;
+    let lacks = |definition: &mut serde_json::Value| {
+        definition["mappings"]["properties"].as_object_mut().unwrap().remove("created_by").unwrap();
+    };
+    let has = || async { fleet.has_field_before_the_swap("created_by").await };
+    fleet.searched_before_the_swap(lacks).await;
+    testkit::until("it takes what a rollback would write into it", has).await;
+}
+
+#[tokio::test]
 async fn an_index_of_an_older_release_is_searched_as_it_takes_words_apart_and_says_so() {
     let plain = |definition: &mut serde_json::Value| {
         definition["settings"].as_object_mut().unwrap().remove("analysis").unwrap();
@@ -142,6 +153,46 @@ async fn an_index_that_was_restored_from_a_snapshot_has_again_what_came_since() 
     for (todo, title) in todos.iter().zip(["one", "two", "three", "four"]) {
         assert_eq!(fleet.document("acme", todo.id).await["_source"]["title"], title);
     }
+}
+
+#[tokio::test]
+async fn an_index_that_shows_what_its_stream_does_not_hold_keeps_the_evidence() {
+    let fleet = Fleet::start().await;
+    fleet.created("acme", &todo("kept")).await;
+    fleet.created("acme", &todo("undone")).await;
+    fleet.drain().await;
+    testkit::until("an event is noted as handled", || async { fleet.anchor().await == Some(2) }).await;
+    fleet.undo_newest().await;
+    for floor in 3..=4 {
+        fleet.created("acme", &todo("after")).await;
+        testkit::until("the floor goes on", || async { fleet.floor().await == Some(floor) }).await;
+        assert_eq!(fleet.anchor().await, Some(2), "what the stream lacks is what was noted");
+    }
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "undone").await, ["undone"], "a person looks before it goes");
+}
+
+#[tokio::test]
+async fn what_was_trimmed_before_it_was_read_is_noted_in_the_index_and_outlasts_the_projector() {
+    let mut fleet = Fleet::start().await;
+    fleet.created("acme", &todo("read")).await;
+    fleet.drain().await;
+    testkit::until("it is noted how far it is", || async { fleet.floor().await == Some(1) }).await;
+    fleet.stop().await;
+    for title in ["trimmed", "trimmed too", "there"] {
+        fleet.created("acme", &todo(title)).await;
+    }
+    fleet.forget_before(4).await;
+    fleet.start_again().await;
+    testkit::until("that is noted", || async { fleet.trimmed_unread().await == Some(2) }).await;
+    fleet.drain().await;
+    assert_eq!(fleet.find("acme", "there").await, ["there"]);
+    fleet.stop().await;
+    fleet.start_again().await;
+    fleet.created("acme", &todo("later")).await;
+    fleet.drain().await;
+    testkit::until("the floor goes on", || async { fleet.floor().await == Some(5) }).await;
+    assert_eq!(fleet.trimmed_unread().await, Some(2), "the note stands");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod backups;
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use e2e::Fleet;
@@ -132,6 +134,20 @@ async fn an_operator_works_with_the_outbox() {
     operate(&fleet, &operator, &["rebuild", "search"]).await.unwrap();
     assert!(ann.search("before 5").await.is_empty(), "the lost timeline is gone");
     assert!(!ann.search("meanwhile").await.is_empty());
+
+    // A hole in the stream, which `verify` names.
+    let stream = fleet.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+    let before = stream.get_info().await.unwrap().state;
+    let lost = stream.get_raw_message(before.first_sequence).await.unwrap();
+    stream.delete_message(lost.sequence).await.unwrap();
+    let seq = lost.headers.get("Outbox-Seq").unwrap().as_str();
+    let requeued = operate(&fleet, &operator, &["outbox", "requeue", seq]).await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&requeued).unwrap(), json!({"requeued": 1}));
+    until("it is in the stream again", || async {
+        let last = stream.get_raw_message(before.last_sequence + 1).await;
+        last.is_ok_and(|last| last.headers.get("Outbox-Event-Id") == lost.headers.get("Outbox-Event-Id"))
+    })
+    .await;
 
     // A sequence that fell behind, as after a failover by logical replication.
     db.execute("select setval('outbox_seq', 1)").await.unwrap();

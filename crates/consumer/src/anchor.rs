@@ -1,0 +1,174 @@
+//! Whether the stream still holds what effects were made of. A restore of the producer's database takes events back that
+//! were handled; once the stream is restored, emptied or made anew with it, only the effects still know of them.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{Info, RawMessageErrorKind, Stream};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{debug, error, info};
+
+use crate::event;
+use crate::floors::Floors;
+use crate::inbox::Inbox;
+use crate::pull::Status;
+use crate::rewind::Rewinder;
+use crate::settle::now;
+
+/// By this header a message says which row of its producer's outbox it is (crate `outbox`). The rows of a stream are in order,
+/// also when it is restored or made anew and filled again, at other places.
+const ROW: &str = "Outbox-Seq";
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// An event that was handled, as it is noted beside the effects. For as long as the stream lacks it, or has another event of
+/// its row, the effects are of a history that was undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Its place in the stream; where it is looked for first.
+    pub sequence: u64,
+    /// Its row in its producer's outbox.
+    pub row: u64,
+    /// Its id.
+    pub event: String,
+    /// When the stream stored it.
+    pub stored_at: DateTime<Utc>,
+}
+
+impl Anchor {
+    /// What a message says of itself; none of what comes from no outbox.
+    fn of(message: &StreamMessage) -> Option<Self> {
+        let row = message.headers.get(ROW)?.as_str().parse().ok()?;
+        let (mut attributes, _) = event::parse(Some(&message.headers), &message.payload).ok()?;
+        let event = attributes.remove("id")?;
+        Some(Self { sequence: message.sequence, row, event, stored_at: message.time })
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.row, &self.event) == (other.row, &other.event)
+    }
+}
+
+impl Rewinder {
+    /// The event at this place of the stream, up to which all was handled just now; none when there is none that could be
+    /// looked for again.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn anchor(&self, sequence: u64) -> Result<Option<Anchor>, anyhow::Error> {
+        Ok(at(&self.stream().await?, sequence).await?.as_ref().and_then(Anchor::of))
+    }
+
+    /// Whether the stream holds this event, or may have dropped it by age.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn holds(&self, anchor: &Anchor) -> Result<bool, anyhow::Error> {
+        let stream = self.stream().await?;
+        let there = at(&stream, anchor.sequence).await?.as_ref().and_then(Anchor::of);
+        if there.is_some_and(|there| there.is_same(anchor)) {
+            return Ok(true);
+        }
+        let info = stream.get_info().await.context("asking what the stream holds")?;
+        Ok(has_aged(anchor, &info) || by_row(&stream, &info, anchor.row).await?.is_some_and(|row| row.is_same(anchor)))
+    }
+
+    async fn stream(&self) -> Result<Stream<()>, anyhow::Error> {
+        self.js.get_stream_no_info(&self.stream).await.context("opening the stream")
+    }
+}
+
+fn has_aged(anchor: &Anchor, info: &Info) -> bool {
+    let max_age = info.config.max_age;
+    let age = (now() - anchor.stored_at).max(TimeDelta::zero()).to_std().unwrap_or_default();
+    !max_age.is_zero() && age >= max_age
+}
+
+async fn at(stream: &Stream<()>, sequence: u64) -> Result<Option<StreamMessage>, anyhow::Error> {
+    // The server takes 0 for no sequence at all.
+    if sequence == 0 {
+        return Ok(None);
+    }
+    match stream.get_raw_message(sequence).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error).context("reading an event of the stream"),
+    }
+}
+
+/// Looks for the message of a row, by halves.
+async fn by_row(stream: &Stream<()>, info: &Info, row: u64) -> Result<Option<Anchor>, anyhow::Error> {
+    let (mut from, mut to) = (info.state.first_sequence.max(1), info.state.last_sequence + 1);
+    while info.state.messages > 0 && from < to {
+        let middle = from + (to - from) / 2;
+        // Some may have been taken out: the next that is there.
+        let next = match stream.get_first_raw_message_by_subject(">", middle).await {
+            Ok(message) => Some(message).filter(|message| message.sequence < to),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => None,
+            Err(error) => return Err(error).context("looking for a row in the stream"),
+        };
+        let Some(next) = next else {
+            to = middle;
+            continue;
+        };
+        match Anchor::of(&next) {
+            Some(found) if found.row == row => return Ok(Some(found)),
+            Some(found) if found.row > row => to = middle,
+            // What comes from no outbox stands behind what was there when it came.
+            _ => from = next.sequence + 1,
+        }
+    }
+    Ok(None)
+}
+
+/// The effects of an in-order consumer, for as long as this process leads.
+pub struct Anchored<'a> {
+    pub rewinder: Rewinder,
+    pub inbox: &'a Inbox,
+    pub epoch: i64,
+    pub floors: &'a Floors,
+    pub status: &'a watch::Sender<Status>,
+}
+
+impl Anchored<'_> {
+    /// Looks whether the stream holds the anchor, and notes a newer one when it does; again and again.
+    pub async fn keep(&self) -> Result<(), anyhow::Error> {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // Nothing is noted before the stream is open, nor while NATS or the database is away.
+            if let Err(error) = self.look().await {
+                let consumer = &self.rewinder.durable;
+                debug!(consumer, error = format!("{error:#}"), "what was handled is not compared with the stream");
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(), anyhow::Error> {
+        let Some((_, floor)) = self.floors.events() else { return Ok(()) };
+        let consumer = &self.rewinder.durable;
+        // From the database each time: an operator takes it out there once the effects have been mended.
+        let noted = self.inbox.anchor(consumer).await?.and_then(|anchor| serde_json::from_str::<Anchor>(&anchor).ok());
+        let holds = match &noted {
+            Some(anchor) => self.rewinder.holds(anchor).await?,
+            None => true,
+        };
+        let changed = self.status.send_if_modified(|status| std::mem::replace(&mut status.diverged, !holds) == holds);
+        if changed && holds {
+            info!(consumer, "the stream holds what was handled");
+        } else if changed {
+            error!(consumer, anchor = ?noted, "what was handled is of events that the stream does not hold");
+        }
+        // The old one is the evidence for as long as the stream lacks it.
+        if holds
+            && noted.is_none_or(|noted| noted.sequence != floor)
+            && let Some(newer) = self.rewinder.anchor(floor).await?
+        {
+            self.inbox.note_anchor(consumer, self.epoch, &serde_json::to_string(&newer)?).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! Looking after the index that is searched: that there is one, how far it is filled, and how it stands to its stream.
+
+use std::time::Duration;
+
+use consumer::{Anchor, Rewinder};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::store::Index;
+
+/// Keeps an index behind the alias. One that had to be made anew (its data was wiped, somebody deleted it) is filled from
+/// the beginning of the stream: the consumer goes back there. Sends `true` once there is one to write to.
+pub(crate) async fn keep_index(
+    index: &Index,
+    rewinder: &Rewinder,
+    status: &watch::Receiver<consumer::Status>,
+    stop: &CancellationToken,
+    there: &watch::Sender<bool>,
+) {
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    metrics::counter!("search_index_refills_total").increment(0);
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = false;
+    let mut noted = Noted::default();
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let trimmed = status.borrow().trimmed_unread;
+        match look_after(index, rewinder, trimmed, &mut noted).await {
+            Ok(()) => {
+                there.send_if_modified(|there| !std::mem::replace(there, true));
+                said = false;
+            }
+            Err(error) if !said => {
+                warn!(error = format!("{error:#}"), "the index cannot be looked after: trying again");
+                said = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// How far this process knows an index to be filled, and when that was noted in it.
+#[derive(Default)]
+struct Noted {
+    index: String,
+    sequence: Option<u64>,
+    /// The same of what was replayed.
+    replays: Option<u64>,
+    /// What was replayed behind this is to come again; that stream has not been asked for it yet.
+    replays_owed: Option<u64>,
+    at: Option<Instant>,
+    /// How many events were found to be trimmed unread, as far as that is noted: in the index of that time.
+    trimmed_unread: u64,
+    /// It said less than before at the last look. Another process may have written an older note; it is looked at twice.
+    fell_back: bool,
+    /// The stream was found not to hold what the index does.
+    diverged: bool,
+    /// What was logged of mappings that are behind.
+    mapping_behind: Vec<String>,
+}
+
+async fn look_after(
+    index: &Index,
+    rewinder: &Rewinder,
+    trimmed_unread: u64,
+    noted: &mut Noted,
+) -> Result<(), anyhow::Error> {
+    index.ensure().await?;
+    let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
+    let behind = index.add_fields(&name).await?;
+    metrics::gauge!("search_index_mapping_behind").set(behind.len() as f64);
+    if behind != noted.mapping_behind {
+        if !behind.is_empty() {
+            warn!(what = behind.join("; "), "the mapping is behind: `flotilla rebuild search`");
+        }
+        noted.mapping_behind = behind;
+    }
+    if noted.index != name {
+        *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
+    }
+    if !notes["filled_since"].is_u64() {
+        // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
+        let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
+        let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
+        if first > 1 {
+            error!(
+                first,
+                "the index is new, and the stream does not begin with the first event: `flotilla rebuild search`"
+            );
+        } else {
+            info!("the index is new: filling it from the beginning of the stream");
+        }
+        metrics::counter!("search_index_refills_total").increment(1);
+        // An event that was mended is only there.
+        noted.replays_owed = Some(0);
+        let since = serde_json::json!({"filled_since": first});
+        index.note_beside(&name, &notes, &since).await?;
+        notes["filled_since"] = since["filled_since"].clone();
+    }
+    keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
+    // While the stream of replays is away the events go on.
+    if let Some(behind) = noted.replays_owed
+        && rewinder.rewind_replays_behind(behind).await.is_ok()
+    {
+        (noted.replays, noted.replays_owed) = (Some(behind), None);
+    }
+    let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
+        || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
+    metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
+    Ok(())
+}
+
+/// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
+/// was acknowledged since, which comes again. So does, after each start, what was acknowledged behind the newest note.
+async fn keep_floor(
+    index: &Index,
+    rewinder: &Rewinder,
+    (name, notes): (&str, &serde_json::Value),
+    trimmed_unread: u64,
+    noted: &mut Noted,
+) -> Result<(), anyhow::Error> {
+    const NOTE_EVERY: Duration = Duration::from_secs(5);
+    let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
+    let said = notes["floor"]["sequence"].as_u64();
+    // Of another stream the index holds nothing.
+    let stream = is.stream_created_at.to_rfc3339();
+    let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
+    let said_of_replays = notes["floor"]["replays"].as_u64();
+    let known_of_replays = noted.replays.or(is.replays).filter(|_| noted.replays_owed.is_none());
+    let replays = noted.replays_owed.or(is.replays).or(said_of_replays).unwrap_or(0);
+    let replays_fell_back = said_of_replays.filter(|said| known_of_replays.is_some_and(|known| *said < known));
+    let fell_back = said.filter(|said| replays_fell_back.is_some() || *said < noted.sequence.unwrap_or(is.sequence));
+    let acts = noted.fell_back || noted.sequence.is_none();
+    noted.fell_back = fell_back.is_some();
+    if let Some(said) = fell_back {
+        if !acts {
+            return Ok(());
+        }
+        if noted.sequence.is_some() {
+            error!(
+                index = name,
+                filled = said,
+                acknowledged = is.sequence,
+                "the index is older than what it was filled with: was it restored? Events of between come again"
+            );
+            metrics::counter!("search_index_refills_total").increment(1);
+        }
+        let missing = rewinder.rewind_behind(said).await?;
+        noted.replays_owed = said_of_replays.or(noted.replays_owed);
+        (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
+        if missing > 0 {
+            let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
+            index.note_beside(name, notes, &serde_json::json!({"trimmed_unread": missing})).await?;
+        }
+        return Ok(());
+    }
+    (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
+    let trimmed = trimmed_unread > noted.trimmed_unread;
+    if !trimmed && noted.at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
+        return Ok(());
+    }
+    noted.at = Some(Instant::now());
+    let mut more = serde_json::json!({});
+    if let Some(anchor) = next_anchor(rewinder, &notes["anchor"], is.sequence, noted).await? {
+        more["anchor"] = serde_json::to_value(anchor)?;
+    }
+    if said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < replays) {
+        let sequence = is.sequence.max(said.unwrap_or(0));
+        more["floor"] = serde_json::json!({"stream_created_at": stream, "sequence": sequence, "replays": replays});
+    }
+    if trimmed {
+        more["trimmed_unread"] = trimmed_unread.into();
+    }
+    if more.as_object().is_some_and(|more| !more.is_empty()) {
+        index.note_beside(name, notes, &more).await?;
+        (noted.sequence, noted.replays) = (Some(is.sequence.max(said.unwrap_or(0))), Some(replays));
+        noted.trimmed_unread = trimmed_unread;
+    }
+    Ok(())
+}
+
+/// Looks whether the stream holds the event that is noted in the index as handled. As long as it does, a newer one is to be noted;
+/// while it does not, the index shows what was undone, and the old one is the evidence.
+async fn next_anchor(
+    rewinder: &Rewinder,
+    noted_in_index: &serde_json::Value,
+    floor: u64,
+    noted: &mut Noted,
+) -> Result<Option<Anchor>, anyhow::Error> {
+    let anchor = serde_json::from_value::<Anchor>(noted_in_index.clone()).ok();
+    let holds = match &anchor {
+        Some(anchor) => rewinder.holds(anchor).await?,
+        None => true,
+    };
+    metrics::gauge!("search_index_diverged").set(f64::from(u8::from(!holds)));
+    let said = std::mem::replace(&mut noted.diverged, !holds);
+    if !holds {
+        if !said {
+            error!(?anchor, "the index holds what its stream does not: was that restored? `flotilla rebuild search`");
+        }
+        return Ok(None);
+    }
+    if said {
+        info!("the stream holds what the index does");
+    }
+    if anchor.is_some_and(|anchor| anchor.sequence == floor) {
+        return Ok(None);
+    }
+    rewinder.anchor(floor).await
+}
