@@ -107,6 +107,8 @@ fn the_release_is_seen_everywhere_and_by_callers_only_where_it_is_asked_for() {
             let release = status["releases"][name].as_str().unwrap_or_else(|| panic!("{name}: {status}"));
             let ops = fleet.unit(name).ops.unwrap();
             let metrics = http.get(format!("http://{ops}/metrics")).send().await.unwrap().text().await.unwrap();
+            let health = http.get(format!("http://{ops}/healthz")).send().await.unwrap().text().await.unwrap();
+            assert!(health.lines().any(|line| line == format!("release {release}")), "{health}");
             let gauge = metrics.lines().find(|line| line.starts_with("build_info{")).unwrap();
             assert!(gauge.contains(&format!("release=\"{release}\"")) && gauge.contains(name), "{gauge}");
         }

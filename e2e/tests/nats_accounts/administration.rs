@@ -26,6 +26,11 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
             js.publish(subject, "{}".into()).await.unwrap().await.unwrap();
         }
     }
+    // An advisory, as the server gives one.
+    let advisory = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_TODO.gone";
+    js.publish(advisory, "{}".into()).await.unwrap();
+    let kept = js.get_stream("ADVISORIES").await.unwrap();
+    testkit::until("it is kept", || async { kept.get_info().await.unwrap().state.messages == 1 }).await;
     let stream = js.get_stream("EVENTS_TODO").await.unwrap();
     let durable: PullConsumer = stream.get_consumer(fleet::PROJECTOR).await.unwrap();
     let mut batch = durable.fetch().max_messages(2).messages().await.unwrap();
@@ -43,12 +48,15 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     let durable = stream.consumer_info(fleet::PROJECTOR).await.unwrap();
     assert_eq!((durable.ack_floor.stream_sequence, durable.num_pending, durable.paused), (2, 1, true));
     let records = nats.records().await;
-    for (name, messages) in [("DLQ", 3), ("REPLAY", 3)] {
+    for (name, messages) in [("DLQ", 3), ("REPLAY", 3), ("ADVISORIES", 1)] {
         let stream = records.get_stream(name).await.unwrap();
         assert_eq!(stream.get_info().await.unwrap().state.messages, messages, "{name}");
     }
     let replays = records.get_stream("REPLAY").await.unwrap().consumer_info(fleet::PROJECTOR).await.unwrap();
     assert_eq!(replays.num_pending, 3, "they reach it yet");
+    // Nobody's pull stays at the server for ever.
+    let pulled = [stream.consumer_info(fleet::PROJECTOR).await.unwrap(), replays];
+    assert!(pulled.iter().all(|durable| !durable.config.max_expires.is_zero()), "{pulled:?}");
     // What is stored in both is nobody's to choose between.
     let before = nats.store().join("jetstream/$G/streams/DLQ");
     nats.kill().await;
@@ -99,6 +107,9 @@ async fn an_account_has_its_limits_and_takes_nothing_from_another() {
     let too_large = json!({"name": "LARGE", "subjects": ["large"], "max_bytes": 1_u64 << 40});
     let refused = api(world.admin("RECORDS"), "STREAM.CREATE.LARGE", too_large).await;
     assert!(!refused["error"].is_null(), "{refused}");
+    // What the server does not know is refused, not passed over.
+    let unknown = api(world.admin("TODO"), "STREAM.INFO.EVENTS_TODO", json!({"no_such_field": true})).await;
+    assert!(!unknown["error"].is_null(), "{unknown}");
     world.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
     // Nor more connections than it is given.
     let mut clients = Vec::new();

@@ -195,6 +195,21 @@ async fn is_bounded(rows: i64) {
     let blocks = history.blocks_since(&before).await;
     let sum: i64 = blocks.iter().sum();
     assert!(sum > 0 && sum < 400, "{blocks:?}");
+
+    // Retention drops days as a whole.
+    let mut admin = fleet.database.admin().await;
+    admin.execute("update outbox_passed set at = at - interval '40 days'").await.unwrap();
+    admin.close().await.unwrap();
+    let before = history.all_read().await;
+    let mut admin = fleet.database.admin().await;
+    let dropped: i32 = sqlx::query_scalar("select outbox_drop_partitions(5)").fetch_one(&mut admin).await.unwrap();
+    admin.close().await.unwrap();
+    assert_eq!(i64::from(dropped), DAYS - 5);
+    for back in 1..=5 {
+        let (before, now) = (before[usize::try_from(back).unwrap()], history.read(back).await);
+        assert_eq!(now.scans, before.scans, "{} is scanned", history.partition(back));
+        assert!(now.blocks - before.blocks < 400, "{back} days ago: {before:?}, {now:?}");
+    }
 }
 
 #[tokio::test]
