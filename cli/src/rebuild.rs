@@ -171,12 +171,17 @@ impl Rebuild<'_> {
 
     async fn begin_rollback(&self, next: &Index) -> Result<(String, Value), anyhow::Error> {
         let previous = self.index.previous().named().await?;
-        let (name, notes) = previous.context("there is no index from before a swap to go back to")?;
+        let (name, mut notes) = previous.context("there is no index from before a swap to go back to")?;
         let behind = notes["behind"].as_u64().context("the index before does not say how far it is")?;
         let first = self.stream.cached_info().state.first_sequence;
         ensure!(first <= behind, "the stream has dropped what {name} lacks: build a new one instead");
         self.args.act.confirm(&format!("Bring {name} up to date, and search it again?"))?;
         self.durable(behind).await?;
+        // What an older release has left there of how it was filled is no longer so.
+        for note in ["floor", "anchor"] {
+            notes.as_object_mut().map(|notes| notes.remove(note));
+        }
+        self.index.note(&name, &notes).await?;
         next.point_to(&name).await?;
         self.audit("roll back search", 1, &json!({"index": name, "from": behind})).await?;
         self.tell(&format!("{name} is brought up to date from the stream."));
@@ -369,11 +374,8 @@ impl Rebuild<'_> {
             Some((name, mut notes)) => {
                 // Should it be searched again, it lacks what follows.
                 notes["behind"] = json!(floor + 1);
-                // That says it for now; how far it is filled, and how it stands to its stream, is noted again once it is searched again,
-                // which it is only after it was compared.
-                for note in ["floor", "anchor"] {
-                    notes.as_object_mut().map(|notes| notes.remove(note));
-                }
+                // That says it for now; how far it is filled is noted again once it is searched again.
+                notes.as_object_mut().map(|notes| notes.remove("floor"));
                 self.index.note(&name, &notes).await?;
                 Some((name, notes))
             }
@@ -385,11 +387,13 @@ impl Rebuild<'_> {
             "not swapped: the projector was given events meanwhile; run the command again"
         );
         self.index.swap(current.as_ref().map(|(name, _)| name.as_str()), target).await?;
-        // The projector notes things in the same place, and may have done so at the same moment.
-        if let Some((name, notes)) = current
-            && self.index.previous().named().await?.is_some_and(|(is, now)| is == name && now != notes)
-        {
-            self.index.note(&name, &notes).await?;
+        // The projector notes things in the same place, and may have done so at the same moment. Until now the event that it had noted
+        // was evidence of what the index showed; it is searched again only after it was compared.
+        if let Some((name, mut notes)) = current {
+            notes.as_object_mut().map(|notes| notes.remove("anchor"));
+            if self.index.previous().named().await?.is_some_and(|(is, now)| is == name && now != notes) {
+                self.index.note(&name, &notes).await?;
+            }
         }
         Ok(())
     }

@@ -9,17 +9,18 @@ use async_nats::jetstream::stream::{Info, RawMessageErrorKind, Stream};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tracing::{debug, error, info};
+use tracing::{error, info, warn};
 
 use crate::event;
 use crate::floors::Floors;
 use crate::inbox::Inbox;
 use crate::pull::Status;
 use crate::rewind::Rewinder;
-use crate::settle::now;
+use crate::settle::{micros, now};
 
 /// By this header a message says which row of its producer's outbox it is (crate `outbox`). The rows of a stream are in order,
-/// also when it is restored or made anew and filled again, at other places.
+/// also when it is restored or made anew and filled again, at other places; but for newer ones at its beginning, which came
+/// between a purge and the refill.
 const ROW: &str = "Outbox-Seq";
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,41 +39,55 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// What a message says of itself; none of what comes from no outbox.
+    /// What a message says of itself; none of what is no event, or comes from no outbox.
     fn of(message: &StreamMessage) -> Option<Self> {
-        let row = message.headers.get(ROW)?.as_str().parse().ok()?;
         let (mut attributes, _) = event::parse(Some(&message.headers), &message.payload).ok()?;
         let event = attributes.remove("id")?;
-        Some(Self { sequence: message.sequence, row, event, stored_at: message.time })
+        Some(Self { sequence: message.sequence, row: row(message)?, event, stored_at: message.time })
     }
 
-    fn is_same(&self, other: &Self) -> bool {
-        (self.row, &self.event) == (other.row, &other.event)
+    fn is(&self, message: &StreamMessage) -> bool {
+        Self::of(message).is_some_and(|of| (of.row, &of.event) == (self.row, &self.event))
     }
+}
+
+fn row(message: &StreamMessage) -> Option<u64> {
+    message.headers.get(ROW)?.as_str().parse().ok()
 }
 
 impl Rewinder {
     /// The event at this place of the stream, up to which all was handled just now; none when there is none that could be
-    /// looked for again.
+    /// looked for again, or the stream is another one by now.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it.
-    pub async fn anchor(&self, sequence: u64) -> Result<Option<Anchor>, anyhow::Error> {
-        Ok(at(&self.stream().await?, sequence).await?.as_ref().and_then(Anchor::of))
+    pub async fn anchor(
+        &self,
+        stream_created_at: DateTime<Utc>,
+        sequence: u64,
+    ) -> Result<Option<Anchor>, anyhow::Error> {
+        let stream = self.stream().await?;
+        let anchor = at(&stream, sequence).await?.as_ref().and_then(Anchor::of);
+        let created = stream.get_info().await.context("asking when the stream was created")?.created;
+        Ok(anchor.filter(|_| micros(created) == stream_created_at))
     }
 
-    /// Whether the stream holds this event, or may have dropped it by age.
+    /// Whether the stream holds this event, or may have dropped it as others before it.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it.
     pub async fn holds(&self, anchor: &Anchor) -> Result<bool, anyhow::Error> {
         let stream = self.stream().await?;
-        let there = at(&stream, anchor.sequence).await?.as_ref().and_then(Anchor::of);
-        if there.is_some_and(|there| there.is_same(anchor)) {
+        if at(&stream, anchor.sequence).await?.is_some_and(|message| anchor.is(&message)) {
             return Ok(true);
         }
         let info = stream.get_info().await.context("asking what the stream holds")?;
-        Ok(has_aged(anchor, &info) || by_row(&stream, &info, anchor.row).await?.is_some_and(|row| row.is_same(anchor)))
+        if has_aged(anchor, &info) || by_row(&stream, &info, anchor.row).await?.is_some_and(|found| anchor.is(&found)) {
+            return Ok(true);
+        }
+        // One that begins with a newer row: what was before is gone, whatever it was.
+        let first = at(&stream, info.state.first_sequence).await?;
+        Ok(first.as_ref().and_then(row).is_some_and(|first| first > anchor.row))
     }
 
     async fn stream(&self) -> Result<Stream<()>, anyhow::Error> {
@@ -99,7 +114,7 @@ async fn at(stream: &Stream<()>, sequence: u64) -> Result<Option<StreamMessage>,
 }
 
 /// Looks for the message of a row, by halves.
-async fn by_row(stream: &Stream<()>, info: &Info, row: u64) -> Result<Option<Anchor>, anyhow::Error> {
+async fn by_row(stream: &Stream<()>, info: &Info, wanted: u64) -> Result<Option<StreamMessage>, anyhow::Error> {
     let (mut from, mut to) = (info.state.first_sequence.max(1), info.state.last_sequence + 1);
     while info.state.messages > 0 && from < to {
         let middle = from + (to - from) / 2;
@@ -113,9 +128,9 @@ async fn by_row(stream: &Stream<()>, info: &Info, row: u64) -> Result<Option<Anc
             to = middle;
             continue;
         };
-        match Anchor::of(&next) {
-            Some(found) if found.row == row => return Ok(Some(found)),
-            Some(found) if found.row > row => to = middle,
+        match row(&next) {
+            Some(row) if row == wanted => return Ok(Some(next)),
+            Some(row) if row > wanted => to = middle,
             // What comes from no outbox stands behind what was there when it came.
             _ => from = next.sequence + 1,
         }
@@ -135,20 +150,25 @@ pub struct Anchored<'a> {
 impl Anchored<'_> {
     /// Looks whether the stream holds the anchor, and notes a newer one when it does; again and again.
     pub async fn keep(&self) -> Result<(), anyhow::Error> {
-        let mut tick = tokio::time::interval(LOOK_EVERY);
+        let (mut tick, mut said) = (tokio::time::interval(LOOK_EVERY), false);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             // Nothing is noted before the stream is open, nor while NATS or the database is away.
-            if let Err(error) = self.look().await {
+            let looked = self.look().await;
+            let failed = looked.is_err();
+            if let Err(error) = looked
+                && !said
+            {
                 let consumer = &self.rewinder.durable;
-                debug!(consumer, error = format!("{error:#}"), "what was handled is not compared with the stream");
+                warn!(consumer, error = format!("{error:#}"), "what was handled cannot be compared with the stream");
             }
+            said = failed;
         }
     }
 
     async fn look(&self) -> Result<(), anyhow::Error> {
-        let Some((_, floor)) = self.floors.events() else { return Ok(()) };
+        let Some((created, floor)) = self.floors.events() else { return Ok(()) };
         let consumer = &self.rewinder.durable;
         // From the database each time: an operator takes it out there once the effects have been mended.
         let noted = self.inbox.anchor(consumer).await?.and_then(|anchor| serde_json::from_str::<Anchor>(&anchor).ok());
@@ -165,7 +185,7 @@ impl Anchored<'_> {
         // The old one is the evidence for as long as the stream lacks it.
         if holds
             && noted.is_none_or(|noted| noted.sequence != floor)
-            && let Some(newer) = self.rewinder.anchor(floor).await?
+            && let Some(newer) = self.rewinder.anchor(created, floor).await?
         {
             self.inbox.note_anchor(consumer, self.epoch, &serde_json::to_string(&newer)?).await?;
         }

@@ -74,6 +74,8 @@ where
 {
     let durable = &consumer.settler.config.durable;
     let Some(lead) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
+        // Whoever leads says how the effects stand.
+        consumer.status.send_modify(|status| status.diverged = false);
         stop.run_until_cancelled(tokio::time::sleep(LEASE / 4)).await;
         *handled = true;
         return Ok(());
@@ -105,8 +107,6 @@ where
         never = anchored.keep() => never,
         never = lanes.sweep() => never,
     };
-    // Whoever leads next says it.
-    consumer.status.send_modify(|status| status.diverged = false);
     // Also when it goes on: it may be cut off where another is well.
     let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
     tokio::time::timeout(GIVES_UP_WITHIN, inbox.give_up(durable, &lead, written, floor)).await.ok();

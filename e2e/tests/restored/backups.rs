@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use testkit::{unique, until, until_within};
 use tokio::process::Command;
 
-use crate::{operate, outbox, token, until_published};
+use crate::{database, operate, outbox, token, until_published};
 
 const STORES: [&str; 3] = ["postgres", "nats", "opensearch"];
 const SERVICES: [&str; 4] = ["todo", "search-projector", "operations", "gateway"];
@@ -35,6 +35,8 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     let changed = ann.create(json!({"title": format!("{word} before")})).await["id"].as_str().unwrap().to_owned();
     until_settled(fleet, &ann, &format!("{word} before")).await;
 
+    let letters = die(fleet).await;
+
     let backups = backup(fleet).await;
     let title = json!({"title": format!("{word} changed")});
     let answer = ann.send(Method::PATCH, &format!("/v1/todos/{changed}"), Some(title)).await;
@@ -42,11 +44,13 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     let made = ann.create(json!({"title": format!("{word} made")})).await["id"].as_str().unwrap().to_owned();
     until_settled(fleet, &ann, &format!("{word} made")).await;
     let written = Written { changed, made, word };
+    assert_eq!(die(fleet).await, letters + 1);
 
     put_back(fleet, restored, backups).await;
     let after = format!("{} after", written.word);
     until_within(RESTORED_WITHIN, "the fleet takes writes", || async {
-        ann.send(Method::POST, "/v1/todos", Some(json!({"title": after}))).await.status == 200
+        let create = ann.request(Method::POST, "/v1/todos").json(&json!({"title": after})).build().unwrap();
+        ann.execute(create).await.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
 
@@ -65,6 +69,9 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     }
     let index_is_newer = !restored.contains(&"opensearch") || stream_is_newer;
     if is_lost && index_is_newer {
+        // Not for the moment of a refill only: also when all that there is is there, and was looked at.
+        until_published(fleet).await;
+        until_within(RESTORED_WITHIN, "the index is filled", || has_reached_the_end(fleet, "floor")).await;
         let says = "the search index holds what its stream does not";
         until_within(RESTORED_WITHIN, says, || async { degraded(fleet).await.iter().any(|line| line.contains(says)) })
             .await;
@@ -72,6 +79,10 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     }
     until_within(RESTORED_WITHIN, "everything is as it should be", || async { degraded(fleet).await.is_empty() }).await;
     until_settled(fleet, &ann, &after).await;
+
+    // A letter is in the stream of letters and in the database of operations: one of them suffices.
+    let kept = if is_lost && !stream_is_newer { letters } else { letters + 1 };
+    until_within(RESTORED_WITHIN, "the letters are there", || async { letters_of(fleet).await == kept }).await;
 
     let found = ann.search(&written.word).await;
     let finds = |title: &str| found.contains(&format!("{} {title}", written.word));
@@ -90,14 +101,45 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
 /// What `flotilla status` says is wrong.
 async fn degraded(fleet: &Fleet) -> Vec<String> {
     let status = fleet.json(&["status"]).await;
-    status["degraded"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+    let lines = status["degraded"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned());
+    lines.filter(|line| !line.contains("dead letters wait")).collect()
+}
+
+/// How many letters of the projector there are; a rebuild has its own of the same events.
+async fn letters_of(fleet: &Fleet) -> usize {
+    let letters = fleet.json(&["dlq", "list", "--consumer", "search-projector", "--limit", "1000"]).await;
+    letters.as_array().unwrap().len()
+}
+
+/// Has an event die whose data are none, and waits for its letter; how many letters there are then.
+async fn die(fleet: &Fleet) -> usize {
+    let before = letters_of(fleet).await;
+    let aggregate = unique("dies-");
+    let event = json!({
+        "specversion": "1.0", "id": aggregate, "source": "/flotilla/todo", "type": "todo.created.v1", "subject": aggregate,
+        "partitionkey": aggregate, "sequence": format!("{:020}", 1), "tenant": "acme", "time": "2026-11-26T00:00:00Z",
+        "datacontenttype": "application/json", "dataschema": "https://flotilla.example/none", "data": {},
+    });
+    sqlx::query(
+        "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
+         values (gen_random_uuid(), 'acme', $1, 'evt.todo.created.v1.acme', convert_to($2, 'UTF8'))",
+    )
+    .bind(&aggregate)
+    .bind(event.to_string())
+    .execute(&mut database(fleet).await)
+    .await
+    .unwrap();
+    until("its letter is kept", || async { letters_of(fleet).await == before + 1 }).await;
+    until("the index has noted it", || index_is_level(fleet)).await;
+    before + 1
 }
 
 /// A todo of this title is published and found.
 async fn until_settled(fleet: &Fleet, caller: &Caller, title: &str) {
     until("it is found", || async {
         let request = caller.request(Method::GET, "/v1/todos:search").query(&[("query", title)]).build().unwrap();
-        caller.execute(request).await.unwrap().text().await.unwrap().contains(title)
+        let Ok(answer) = caller.execute(request).await else { return false };
+        answer.text().await.is_ok_and(|text| text.contains(title))
     })
     .await;
     until_published(fleet).await;
@@ -107,10 +149,14 @@ async fn until_settled(fleet: &Fleet, caller: &Caller, title: &str) {
 
 /// Whether the index notes the stream's newest event as handled.
 async fn index_is_level(fleet: &Fleet) -> bool {
+    has_reached_the_end(fleet, "floor").await && has_reached_the_end(fleet, "anchor").await
+}
+
+/// Whether a note of the index names the stream's newest place, or one behind it.
+async fn has_reached_the_end(fleet: &Fleet, note: &str) -> bool {
     let Some(notes) = notes(fleet).await else { return false };
     let stream = fleet.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
-    let last = stream.cached_info().state.last_sequence;
-    [&notes["floor"], &notes["anchor"]].iter().all(|note| note["sequence"].as_u64() == Some(last))
+    notes[note]["sequence"].as_u64() >= Some(stream.cached_info().state.last_sequence)
 }
 
 /// What the index that is searched notes of itself.
@@ -139,17 +185,19 @@ fn all(fleet: &Fleet, units: &[&str], what: Signal) {
 
 /// The files of all three stores, as a power failure at one moment would leave them.
 async fn backup(fleet: &Fleet) -> Vec<(&'static str, PathBuf)> {
-    all(fleet, &STORES, Signal::SIGSTOP);
-    let mut backups = Vec::new();
-    for store in STORES {
+    let folders = STORES.map(|store| {
         let data = fleet.unit(store).data_dir.unwrap();
-        let backup = data.with_extension(unique("backup-"));
-        let copied = Command::new("cp").arg("-a").arg(&data).arg(&backup).status().await.unwrap();
-        assert!(copied.success(), "{store} cannot be copied");
-        backups.push((store, backup));
+        (store, data.with_extension(unique("backup-")), data)
+    });
+    all(fleet, &STORES, Signal::SIGSTOP);
+    let mut copied = Vec::new();
+    for (_, backup, data) in &folders {
+        copied.push(Command::new("cp").arg("-a").arg(data).arg(backup).status().await);
     }
+    // Before anything may fail: a stopped process of PostgreSQL would outlive its fleet.
     all(fleet, &STORES, Signal::SIGCONT);
-    backups
+    assert!(copied.iter().all(|copied| copied.as_ref().is_ok_and(std::process::ExitStatus::success)), "{copied:?}");
+    folders.map(|(store, backup, _)| (store, backup)).into()
 }
 
 /// Puts the files of these stores back, while nobody looks. One that is `lost` had no backup.
@@ -168,9 +216,12 @@ async fn put_back(fleet: &Fleet, restored: &[&str], backups: Vec<(&str, PathBuf)
         let before = fleet.unit(store);
         let data = before.data_dir.unwrap();
         let gone = data.with_extension(unique("gone-"));
-        processes(fleet, store).into_iter().for_each(|pid| drop(signal(pid, Signal::SIGKILL)));
+        // Stopped first, so that it is started again on what was put back.
+        all(fleet, &[store], Signal::SIGSTOP);
+        let processes = processes(fleet, store);
         std::fs::rename(&data, &gone).unwrap();
         std::fs::rename(&backup, &data).unwrap();
+        processes.into_iter().for_each(|pid| drop(signal(pid, Signal::SIGKILL)));
         until_within(RESTORED_WITHIN, "it runs again", || async {
             let now = fleet.unit(store);
             now.restarts > before.restarts && now.state == State::Ready

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consumer::{Anchor, Rewinder};
+use consumer::{Acknowledged, Anchor, Rewinder};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -163,8 +163,11 @@ async fn keep_floor(
     }
     noted.at = Some(Instant::now());
     let mut more = serde_json::json!({});
-    if let Some(anchor) = next_anchor(rewinder, &notes["anchor"], is.sequence, noted).await? {
-        more["anchor"] = serde_json::to_value(anchor)?;
+    // What cannot be compared is no reason not to fill the index.
+    match next_anchor(rewinder, &notes["anchor"], &is, noted).await {
+        Ok(Some(anchor)) => more["anchor"] = serde_json::to_value(anchor)?,
+        Ok(None) => {}
+        Err(error) => warn!(error = format!("{error:#}"), "the index cannot be compared with the stream"),
     }
     if said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < replays) {
         let sequence = is.sequence.max(said.unwrap_or(0));
@@ -186,7 +189,7 @@ async fn keep_floor(
 async fn next_anchor(
     rewinder: &Rewinder,
     noted_in_index: &serde_json::Value,
-    floor: u64,
+    is: &Acknowledged,
     noted: &mut Noted,
 ) -> Result<Option<Anchor>, anyhow::Error> {
     let anchor = serde_json::from_value::<Anchor>(noted_in_index.clone()).ok();
@@ -205,8 +208,8 @@ async fn next_anchor(
     if said {
         info!("the stream holds what the index does");
     }
-    if anchor.is_some_and(|anchor| anchor.sequence == floor) {
+    if anchor.is_some_and(|anchor| anchor.sequence == is.sequence) {
         return Ok(None);
     }
-    rewinder.anchor(floor).await
+    rewinder.anchor(is.stream_created_at, is.sequence).await
 }
