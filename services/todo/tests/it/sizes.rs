@@ -219,7 +219,7 @@ async fn o6_at_half_a_million_rows_nothing_reads_the_history() {
 
 /// `make sizes`.
 #[tokio::test]
-#[ignore = "twenty million rows take ten minutes and some gigabytes"]
+#[ignore = "twenty million rows take some minutes and gigabytes"]
 async fn o6_at_twenty_million_rows_nothing_reads_the_history() {
     Box::pin(is_bounded(20_000_000)).await;
 }
