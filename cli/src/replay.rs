@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use futures::StreamExt as _;
 use operations::store::Act;
-use operations::store_jobs::{self, Ranged};
+use operations::store_range::{self, Ranged};
 use serde_json::json;
 
 use crate::dlq::{self, PaceArgs};
@@ -73,7 +73,7 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
     args.act.confirm(&format!("{what}: replay them?"))?;
     let db = &mut database(context, "operations").await?;
     let act = Act { actor: &actor, reason: &args.act.reason };
-    let job = store_jobs::create_range(db, &args.consumer, &selection, &events, args.pace.pace()?, act).await?;
+    let job = store_range::create_range(db, &args.consumer, &selection, &events, args.pace.pace()?, act).await?;
     dlq::started(context, db, job, args.pace.detach()).await
 }
 

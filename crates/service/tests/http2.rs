@@ -27,8 +27,8 @@ const END_HEADERS: u8 = 4;
 const REFUSED_STREAM: u32 = 7;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// A gRPC door, and one client of it. Time passes at once when everybody waits.
-struct Door {
+/// A gRPC server, and one client of it. Time passes at once when everybody waits.
+struct Served {
     client: TcpStream,
     began: Instant,
     stop: CancellationToken,
@@ -41,7 +41,7 @@ struct Frame {
     payload: Vec<u8>,
 }
 
-impl Door {
+impl Served {
     async fn open(sends: &[u8]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -135,66 +135,66 @@ async fn whoever_asks_for_nothing_is_closed_whatever_frames_it_sends() {
     let greeting = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
     let half_a_head = [&greeting[..], &frame(HEADERS, END_STREAM, 1, &fields("/"))].concat();
     for sends in [&b""[..], &PREFACE[..10], PREFACE, &greeting, &half_a_head] {
-        let after = Door::open(sends).await.closed_after().await;
+        let after = Served::open(sends).await.closed_after().await;
         assert!(about(after, FIRST_HEAD_WITHIN), "{sends:?}: after {after:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn pings_are_no_work() {
-    let mut door = Door::greeted(&[]).await;
-    door.send(&request(1, "/")).await;
-    while door.next_of(HEADERS).await.stream != 1 {}
+    let mut served = Served::greeted(&[]).await;
+    served.send(&request(1, "/")).await;
+    while served.next_of(HEADERS).await.stream != 1 {}
     // Every few seconds, until it is closed.
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     loop {
         tokio::select! {
-            frame = door.next() => if frame.is_none() { break },
-            _ = tick.tick() => if door.client.write_all(&frame(PING, 0, 0, &[0; 8])).await.is_err() { break },
+            frame = served.next() => if frame.is_none() { break },
+            _ = tick.tick() => if served.client.write_all(&frame(PING, 0, 0, &[0; 8])).await.is_err() { break },
         }
     }
-    let after = door.began.elapsed();
+    let after = served.began.elapsed();
     assert!(about(after, REST), "after {after:?}");
-    door.end().await;
+    served.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_connection_has_so_many_requests_at_work_and_one_more_is_refused() {
-    let mut door = Door::greeted(&[]).await;
+    let mut served = Served::greeted(&[]).await;
     for number in 0..=STREAMS {
-        door.send(&request(2 * number + 1, "/never")).await;
+        served.send(&request(2 * number + 1, "/never")).await;
     }
-    let refused = door.next_of(RESET).await;
+    let refused = served.next_of(RESET).await;
     assert_eq!(refused.stream, 2 * STREAMS + 1);
     assert_eq!(refused.payload, REFUSED_STREAM.to_be_bytes());
-    door.end().await;
+    served.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_head_that_is_too_large_when_it_is_unpacked_reaches_nobody() {
-    let mut door = Door::greeted(&[]).await;
+    let mut served = Served::greeted(&[]).await;
     // One field of 20 KiB: a name and a value with their lengths, that of the value in four bytes.
     let value = vec![b'x'; 20 * 1024];
     let length = [0x7f, 0x81, 0x9f, 0x01];
     let large = [&fields("/")[..], &[0x00, 1, b'a'], &length, &value].concat();
     let (first, rest) = large.split_at(16_000);
-    door.send(&frame(HEADERS, END_STREAM, 1, first)).await;
-    door.send(&frame(CONTINUATION, END_HEADERS, 1, rest)).await;
-    let answer = door.next_of(HEADERS).await;
+    served.send(&frame(HEADERS, END_STREAM, 1, first)).await;
+    served.send(&frame(CONTINUATION, END_HEADERS, 1, rest)).await;
+    let answer = served.next_of(HEADERS).await;
     assert_eq!(answer.stream, 1);
     // :status 200 is entry 8 of the static table.
     assert_ne!(answer.payload[0], 0x88, "it is refused with a status of its own");
     // And the connection goes on.
-    door.send(&request(3, "/")).await;
-    let answer = door.next_of(HEADERS).await;
+    served.send(&request(3, "/")).await;
+    let answer = served.next_of(HEADERS).await;
     assert_eq!((answer.stream, answer.payload[0]), (3, 0x88));
-    door.end().await;
+    served.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_never_opens_its_window_is_closed() {
-    let mut door = Door::greeted(&[(INITIAL_WINDOW_SIZE, 0)]).await;
-    door.send(&request(1, "/large")).await;
-    let after = door.closed_after().await;
+    let mut served = Served::greeted(&[(INITIAL_WINDOW_SIZE, 0)]).await;
+    served.send(&request(1, "/large")).await;
+    let after = served.closed_after().await;
     assert!(about(after, LONGEST), "after {after:?}");
 }

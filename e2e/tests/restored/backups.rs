@@ -19,15 +19,6 @@ const STORES: [&str; 3] = ["postgres", "nats", "opensearch"];
 const SERVICES: [&str; 4] = ["todo", "search-projector", "operations", "gateway"];
 const RESTORED_WITHIN: Duration = Duration::from_secs(240);
 
-/// Two todos that were there when the backup was taken, and what was written since.
-struct Written {
-    /// Was changed since.
-    changed: String,
-    /// Was made since.
-    made: String,
-    word: String,
-}
-
 /// What becomes of a fleet of which these stores are put back.
 async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     let ann = fleet.caller("acme", "ann").await;
@@ -43,11 +34,10 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     assert_eq!(answer.status, 200, "{answer:?}");
     let made = ann.create(json!({"title": format!("{word} made")})).await["id"].as_str().unwrap().to_owned();
     until_settled(fleet, &ann, &format!("{word} made")).await;
-    let written = Written { changed, made, word };
     assert_eq!(die(fleet).await, letters + 1);
 
     put_back(fleet, restored, backups).await;
-    let after = format!("{} after", written.word);
+    let after = format!("{word} after");
     until_within(RESTORED_WITHIN, "the fleet takes writes", || async {
         let create = ann.request(Method::POST, "/v1/todos").json(&json!({"title": after})).build().unwrap();
         ann.execute(create).await.is_ok_and(|answer| answer.status() == 200)
@@ -84,14 +74,14 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     let kept = if is_lost && !stream_is_newer { letters } else { letters + 1 };
     until_within(RESTORED_WITHIN, "the letters are there", || async { letters_of(fleet).await == kept }).await;
 
-    let found = ann.search(&written.word).await;
-    let finds = |title: &str| found.contains(&format!("{} {title}", written.word));
+    let found = ann.search(&word).await;
+    let finds = |title: &str| found.contains(&format!("{word} {title}"));
     assert!(finds("after"), "{restored:?}: {found:?}");
     assert_eq!(finds("made"), !is_lost, "{restored:?}: {found:?}");
     assert_eq!((finds("before"), finds("changed")), (is_lost, !is_lost), "{restored:?}: {found:?}");
-    let made = ann.send(Method::GET, &format!("/v1/todos/{}", written.made), None).await;
+    let made = ann.send(Method::GET, &format!("/v1/todos/{made}"), None).await;
     assert_eq!(made.status, if is_lost { 404 } else { 200 }, "{restored:?}");
-    let kept = ann.send(Method::GET, &format!("/v1/todos/{}", written.changed), None).await;
+    let kept = ann.send(Method::GET, &format!("/v1/todos/{changed}"), None).await;
     assert_eq!(kept.body["version"], if is_lost { 1 } else { 2 }, "{restored:?}: {kept:?}");
     assert_eq!(degraded(fleet).await, Vec::<String>::new(), "{restored:?}");
     let verified = fleet.run(&["verify", "--patience", "60"]).await;

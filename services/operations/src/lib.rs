@@ -15,6 +15,8 @@ pub mod store_kept;
 
 pub mod store_jobs;
 
+pub mod store_range;
+
 mod store_work;
 
 mod events;

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::pace::{Progress, Step, step};
 use crate::store::Store;
-use crate::store_jobs::{Job, Ranged};
+use crate::store_jobs::Job;
+use crate::store_range::Ranged;
 use crate::store_work::{OnItsWay, ToSend};
 
 const TICK: Duration = Duration::from_millis(100);

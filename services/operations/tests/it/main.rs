@@ -5,13 +5,14 @@
 
 mod cluster;
 mod harness;
+mod ranges;
 
 use async_nats::jetstream::stream::Stream;
 use harness::{ACT, PACE, World, aggregate, consumer_of};
 use operations::letters::NotTheEvent;
 use operations::pace::Pace;
 use operations::store::{self, Refused, Selection};
-use operations::store_jobs::{self, Order, Ranged, Steer};
+use operations::store_jobs::{self, Order, Steer};
 use serde_json::json;
 use sqlx::Executor as _;
 use testkit::until;
@@ -288,67 +289,6 @@ async fn names_that_no_index_takes_are_letters_all_the_same_and_two_stay_two() {
     world.stop(service).await;
 }
 
-/// The first so many events of the stream, as a range has them.
-async fn ranged(world: &World, count: u64) -> Vec<Ranged> {
-    let stream = stream(world, "EVENTS_TODO").await;
-    let mut events = Vec::new();
-    for sequence in 1..=count {
-        events.push(Ranged::of(sequence, &stream.get_raw_message(sequence).await.unwrap().payload));
-    }
-    events
-}
-
-#[tokio::test]
-async fn an_event_whose_place_another_one_has_taken_is_not_replayed_in_its_stead() {
-    let world = World::new().await;
-    let service = world.operations().await;
-    world.mend();
-    let handled = world.consumer("printer", never).await;
-    for version in 1..=3 {
-        world.publish("a", version).await;
-    }
-    until("all are handled", || async { handled.lock().unwrap().len() == 3 }).await;
-    // As in a stream that was restored, and went on with other events: the last place is another's.
-    let mut events = ranged(&world, 3).await;
-    events[2].event_id = events[0].event_id.clone();
-    let pace = Pace { max_failures: 0.5, ..PACE };
-    let selection = json!({"stream": "EVENTS_TODO"});
-    let job = store_jobs::create_range(&mut world.db().await, "printer", &selection, &events, pace, ACT).await.unwrap();
-    let job = world.until_ended(job).await;
-    assert_eq!((job.handled, job.failed), (2, 1), "{job:?}");
-    let versions: Vec<i32> = handled.lock().unwrap().iter().map(|one| one.1).collect();
-    assert_eq!(versions, [1, 2, 3, 1, 2]);
-    world.stop(service).await;
-}
-
-#[tokio::test]
-async fn a_range_of_a_stream_goes_to_one_consumer_again() {
-    let world = World::new().await;
-    let service = world.operations().await;
-    world.mend();
-    let handled = world.consumer("printer", never).await;
-    let bystander = world.consumer("bystander", never).await;
-    for version in 1..=3 {
-        world.publish("a", version).await;
-    }
-    until("both have them", || async { handled.lock().unwrap().len() + bystander.lock().unwrap().len() == 6 }).await;
-    // The second is gone from the stream by the time it is to be sent.
-    let mut events = ranged(&world, 3).await;
-    // Those of one aggregate would wait for each other.
-    (events[0].aggregate_id, events[1].aggregate_id) = ("b".to_owned(), String::new());
-    stream(&world, "EVENTS_TODO").await.delete_message(2).await.unwrap();
-    let selection = json!({"stream": "EVENTS_TODO"});
-    let pace = Pace { max_failures: 0.5, ..PACE };
-    let mut db = world.db().await;
-    let job = store_jobs::create_range(&mut db, "printer", &selection, &events, pace, ACT).await.unwrap();
-    let job = world.until_ended(job).await;
-    assert_eq!((job.handled, job.failed), (2, 1), "{job:?}");
-    let versions: Vec<i32> = handled.lock().unwrap().iter().map(|one| one.1).collect();
-    assert_eq!((versions.as_slice(), bystander.lock().unwrap().len()), (&[1, 2, 3, 1, 3][..], 3));
-    assert_eq!(world.stats().await.letters, 0);
-    world.stop(service).await;
-}
-
 #[tokio::test]
 async fn letters_that_a_restore_of_the_database_took_are_read_again() {
     let world = World::new().await;
@@ -438,31 +378,6 @@ async fn what_was_shown_is_given_up_and_nothing_that_came_since() {
     world.until_letters(7).await;
     let changed = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap_err();
     assert!(matches!(changed, Refused::Changed { settled: 0, more: 1 }), "{changed:?}");
-    world.stop(service).await;
-}
-
-#[tokio::test]
-async fn a_range_of_a_stream_that_was_made_anew_is_not_replayed() {
-    let world = World::new().await;
-    let service = world.operations().await;
-    world.mend();
-    let handled = world.consumer("printer", never).await;
-    for version in 1..=3 {
-        world.publish("a", version).await;
-    }
-    until("all are handled", || async { handled.lock().unwrap().len() == 3 }).await;
-    let created = stream(&world, "EVENTS_TODO").await.get_info().await.unwrap().created;
-    let of = |created: chrono::DateTime<chrono::Utc>| json!({"stream": "EVENTS_TODO", "streamCreatedAt": created});
-    let events = ranged(&world, 3).await;
-    let mut db = world.db().await;
-    let other = created - chrono::TimeDelta::seconds(1);
-    let wrong = store_jobs::create_range(&mut db, "printer", &of(other), &events, PACE, ACT).await.unwrap();
-    let wrong = world.until_ended(wrong).await;
-    assert_eq!((wrong.state.as_str(), wrong.handled), ("aborted", 0), "{wrong:?}");
-    assert!(wrong.story.contains("made anew"), "{wrong:?}");
-    let right = store_jobs::create_range(&mut db, "printer", &of(created), &events, PACE, ACT).await.unwrap();
-    assert_eq!(world.until_ended(right).await.handled, 3);
-    assert_eq!(handled.lock().unwrap().len(), 6);
     world.stop(service).await;
 }
 

@@ -1,16 +1,15 @@
 //! O7: a broker that lost what it had acknowledged, and a Postgres that lost what was published.
 
 use async_nats::jetstream::consumer::{PullConsumer, pull};
-use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use outbox::operate::{self, Act};
-use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Executor as _};
 use testkit::until;
 
 use crate::harness::Fleet;
 use crate::relay::{ids, rows, until_halted};
 
-const STREAM: &str = "EVENTS_TODO";
+pub const STREAM: &str = "EVENTS_TODO";
 pub const ACT: Act<'static> = Act { actor: "ann", reason: "a test" };
 
 /// A durable consumer as anybody's.
@@ -52,25 +51,6 @@ pub async fn journal(fleet: &Fleet, kinds: &[&str]) -> Vec<(String, Option<i64>,
     lines.into_iter().map(|line| (line.kind, line.from_seq, line.to_seq, line.detail)).collect()
 }
 
-/// Puts a row into the outbox as of a day that many days ago, in a partition of its own; when that day began.
-pub async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> DateTime<Utc> {
-    let begins = "select date_trunc('day', clock_timestamp(), 'UTC') - make_interval(days => $1)";
-    let from: DateTime<Utc> = sqlx::query_scalar(begins).bind(back).fetch_one(&mut *admin).await.unwrap();
-    let (to, name) = (from + chrono::TimeDelta::days(1), from.format("%Y%m%d"));
-    for sql in [
-        format!("create table outbox_{name} (like outbox including all)"),
-        format!("alter table outbox_{name} owner to todo_owner"),
-        format!("alter table outbox attach partition outbox_{name} for values from ('{from}') to ('{to}')"),
-        format!(
-            "insert into outbox (seq, created_at, event_id, tenant, aggregate_id, subject, payload) \
-             values ({seq}, '{from}', gen_random_uuid(), 'acme', 'a', 'evt.todo.created.v1.acme', '')"
-        ),
-    ] {
-        admin.execute(AssertSqlSafe(sql)).await.unwrap();
-    }
-    from
-}
-
 /// Waits until the relay has written down how far it has come.
 pub async fn until_checkpointed(fleet: &Fleet) {
     fleet.drain().await;
@@ -85,7 +65,7 @@ pub async fn until_checkpointed(fleet: &Fleet) {
     .await;
 }
 
-async fn until_whole(fleet: &Fleet) {
+pub async fn until_whole(fleet: &Fleet) {
     let rows = rows(fleet).await;
     until("the stream holds every row", || async {
         let Ok(stream) = fleet.nats.jetstream().await.get_stream(STREAM).await else { return false };
@@ -193,25 +173,6 @@ async fn o7_a_deleted_stream_is_made_anew_and_refilled() {
     // A consumer that is made anew has everything again.
     let all = rows(&fleet).await;
     assert_eq!(read(&consumer(&fleet).await, &all).await, all);
-}
-
-/// As after a halt of weeks, which somebody ended today: what was written then has been in the stream for no time at all.
-#[tokio::test]
-async fn o7_what_was_published_long_after_it_was_written_comes_again_into_a_stream_that_was_lost() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
-    admin.execute("select setval('outbox_seq', 1)").await.unwrap();
-    written_days_ago(&mut admin, fleet::STREAM_DAYS as i32 + 10, 1).await;
-    write(&fleet, 3).await;
-    until_checkpointed(&fleet).await;
-    let all = rows(&fleet).await;
-    assert_eq!((all.len(), stored(&fleet).await), (4, all.clone()));
-    // Retention's look, which notes when the day was stored.
-    admin.execute("select outbox_drop_partitions(1)").await.unwrap();
-    fleet.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
-    fleet.nats.provision(devstack::nats::Wanted::default()).await;
-    until_whole(&fleet).await;
-    assert_eq!(stored(&fleet).await, all);
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
@@ -329,51 +290,6 @@ async fn o7_what_neither_stream_nor_outbox_holds_is_named() {
     assert_eq!((said[1].0.as_str(), said[1].1, said[1].2), ("refill", Some(13), Some(15)), "{said:?}");
     write(&fleet, 1).await;
     assert_eq!(ids(&fleet.events().await)[5..], rows(&fleet).await);
-}
-
-#[tokio::test]
-async fn retention_drops_only_what_is_old_and_safely_stored() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 2).await;
-    until_checkpointed(&fleet).await;
-    let mut admin = fleet.database.admin().await;
-    // Three days long gone: stored, stored, and parked on.
-    let mut days = Vec::new();
-    for (back, seq) in [(9, -3), (8, -2), (7, -1)] {
-        days.push(written_days_ago(&mut admin, back, seq).await);
-    }
-    admin
-        .execute(AssertSqlSafe(format!(
-            "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
-             values (-1, '{}', gen_random_uuid(), 'acme', 'a', 's', 'r', 1)",
-            days[2]
-        )))
-        .await
-        .unwrap();
-    let drop = async |keep: i32| -> i32 {
-        let mut admin = fleet.database.admin().await;
-        sqlx::query_scalar("select outbox_drop_partitions($1)").bind(keep).fetch_one(&mut admin).await.unwrap()
-    };
-    assert_eq!(drop(1).await, 0, "old as they are, they were seen to be stored only now");
-    admin.execute("update outbox_passed set at = at - interval '8 days'").await.unwrap();
-    assert_eq!(drop(8).await, 1, "older than eight days after its end, and stored as long ago: one");
-    assert_eq!(drop(1).await, 1, "not the day with a parked row, and nothing behind it");
-    admin.execute("update outbox_parked set state = 'discarded'").await.unwrap();
-    assert_eq!(drop(1).await, 1);
-    assert_eq!(drop(1).await, 0, "today stays, whatever is asked");
-    let left: i64 = sqlx::query_scalar("select min(seq) from outbox").fetch_one(&mut admin).await.unwrap();
-    assert_eq!(left, 1);
-    // A row that is not known to be stored holds its day.
-    written_days_ago(&mut admin, 5, 1_000_000).await;
-    // And a partition under a name of somebody's own is not retention's.
-    for sql in [
-        "create table outbox_kept (like outbox including all)",
-        "alter table outbox attach partition outbox_kept for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')",
-    ] {
-        admin.execute(sql).await.unwrap();
-    }
-    assert_eq!(drop(1).await, 0);
-    assert_eq!(journal(&fleet, &["dropped"]).await.len(), 3);
 }
 
 #[tokio::test]

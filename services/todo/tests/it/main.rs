@@ -22,6 +22,8 @@ mod poison;
 
 mod relay;
 
+mod retention;
+
 mod sizes;
 
 mod leading;
