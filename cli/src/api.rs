@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use authz::Role;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use clap::Args;
@@ -39,6 +40,15 @@ pub struct TokenArgs {
     /// The user.
     #[arg(long)]
     user: UserId,
+    /// What the user is in the tenant: owner, admin, billing, member or viewer.
+    #[arg(long, default_value = "owner", conflicts_with = "operator")]
+    role: Role,
+    /// What the token is limited to, with spaces between, such as "todo:read todo:write"; without it the role alone counts.
+    #[arg(long, conflicts_with = "operator")]
+    scope: Option<String>,
+    /// The name of an agent that acts for the user.
+    #[arg(long, conflicts_with = "operator")]
+    agent: Option<UserId>,
     /// How long the token is valid, in minutes.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1440))]
     minutes: u16,
@@ -57,7 +67,17 @@ fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
 
 pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
     let token = match &who.tenant {
-        Some(tenant) => token(context, tenant.as_str(), who.user.as_str(), who.minutes)?,
+        Some(tenant) => {
+            let mut claims = serde_json::json!({"role": who.role.as_str()});
+            if let Some(scope) = &who.scope {
+                claims["scope"] = scope.as_str().into();
+            }
+            if let Some(agent) = &who.agent {
+                claims["act"] = serde_json::json!({"sub": agent, "kind": "agent"});
+            }
+            let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
+            issuer(context)?.token_with(tenant.as_str(), who.user.as_str(), &claims, lifetime)?
+        }
         None => {
             let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
             issuer(context)?.operator_token(who.user.as_str(), lifetime)?

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use authz::{JwksSource, Verifier};
 use clap::Args;
+use contracts::{Actor, ActorKind};
 use devstack::issuer::{ISSUER, OPERATORS};
 
 use crate::stack::Context;
@@ -45,8 +46,11 @@ impl ActArgs {
         let issuer = board.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
         let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
         let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
-        let principal = verifier.verify(Some(&format!("Bearer {}", token.trim()))).await?;
-        Ok(principal.user.to_string())
+        let caller = verifier.verify(Some(&format!("Bearer {}", token.trim()))).await?;
+        Ok(match &caller.actor {
+            Actor { kind: ActorKind::User, id, acts_for: None } => id.to_string(),
+            actor => actor.to_string(),
+        })
     }
 
     /// Asks, unless told not to.

@@ -19,10 +19,10 @@ const EDGES: [(&str, &[&str]); 17] = [
     ("fleet", &["consumer", "contracts", "outbox"]),
     ("devstack", &["consumer", "contracts", "fleet", "outbox"]),
     ("authz", &["contracts"]),
-    ("service", &["authz", "contracts"]),
+    ("service", &["authz", "consumer", "contracts", "outbox"]),
     ("testkit", &["authz", "devstack", "fleet"]),
     ("gateway", &["authz", "contracts", "proto", "service"]),
-    ("todo", &["authz", "contracts", "fleet", "outbox", "proto", "service"]),
+    ("todo", &["authz", "consumer", "contracts", "fleet", "outbox", "proto", "service"]),
     ("search-projector", &["authz", "consumer", "contracts", "fleet", "proto", "service"]),
     ("operations", &["consumer", "contracts", "service"]),
     // Letters and indices are worked by the command and by their services, by the same functions.

@@ -1,17 +1,18 @@
-//! Who is calling: RFC 9068 access tokens, verified offline against a JSON Web Key Set.
+//! Who is calling, and what the role in its token allows: RFC 9068 access tokens, verified offline against a JSON Web Key Set.
 //!
-//! The tenant comes from the verified token and from nowhere else. What a caller may do inside a tenant is decided by
-//! the commands; this crate only says who calls.
+//! The tenant comes from the verified token and from nowhere else. Each command checks a [`Permission`] first.
 
 mod jwks;
+mod permission;
 mod verified;
 
 pub use jwks::{JwksError, JwksSource};
+pub use permission::{Denied, Permission, Role};
 
 use std::time::Duration;
 
 use contracts::text::is_misleading_name;
-use contracts::{TenantId, UserId};
+use contracts::{Actor, ActorKind, TenantId, UserId, actor};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
@@ -27,11 +28,33 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// A verified caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    /// The tenant the caller acts in.
+pub struct Caller {
+    /// The tenant it acts in.
     pub tenant: TenantId,
-    /// The caller.
-    pub user: UserId,
+    /// Who acts, and for whom.
+    pub actor: Actor,
+    /// Its role in the tenant. Without one it may do nothing.
+    pub role: Option<Role>,
+    /// What its token is limited to; none where the role alone counts.
+    pub scopes: Option<Vec<String>>,
+}
+
+impl Caller {
+    /// A service of the fleet that acts on its own behalf, in a handler of a tenant's event.
+    #[must_use]
+    pub const fn service(tenant: TenantId, name: UserId) -> Self {
+        Self { tenant, actor: Actor::new(ActorKind::Service, name), role: None, scopes: None }
+    }
+
+    /// The caller as one text, different for each of a tenant. A person is its bare id; no id holds the control character that
+    /// tells the others from it.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match &self.actor {
+            Actor { kind: ActorKind::User, id, acts_for: None } => id.to_string(),
+            actor => format!("\u{1f}{actor}"),
+        }
+    }
 }
 
 /// Why a token does not say who is calling. The texts are for the caller; none holds a part of the token.
@@ -66,6 +89,12 @@ pub struct Verifier {
 struct Claims {
     sub: UserId,
     tenant: TenantId,
+    /// What `sub` is; a person unless it says otherwise.
+    kind: Option<ActorKind>,
+    /// Who acts for `sub` (RFC 8693, 4.1).
+    act: Option<Act>,
+    role: Option<Role>,
+    scope: Option<String>,
     #[serde(rename = "client_id")]
     _client_id: String,
     #[serde(rename = "jti")]
@@ -75,6 +104,26 @@ struct Claims {
     _iss: String,
     iat: f64,
     exp: f64,
+}
+
+/// An actor, and within it the one that it acts for; the innermost acts for the token's subject.
+#[derive(Deserialize)]
+struct Act {
+    sub: UserId,
+    kind: ActorKind,
+    act: Option<Box<Act>>,
+}
+
+impl Act {
+    /// The chain that ends in `subject`; none when it is too long.
+    fn chain(self, subject: Actor, room: usize) -> Option<Actor> {
+        let room = room.checked_sub(1)?;
+        let acts_for = match self.act {
+            Some(inner) => inner.chain(subject, room)?,
+            None => subject,
+        };
+        Some(Actor { kind: self.kind, id: self.sub, acts_for: Some(Box::new(acts_for)) })
+    }
 }
 
 impl Verifier {
@@ -104,7 +153,7 @@ impl Verifier {
     ///
     /// # Errors
     /// See [`TokenError`].
-    pub async fn verify(&self, authorization: Option<&str>) -> Result<Principal, TokenError> {
+    pub async fn verify(&self, authorization: Option<&str>) -> Result<Caller, TokenError> {
         let (scheme, token) = authorization.and_then(|value| value.split_once(' ')).ok_or(TokenError::Missing)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(TokenError::Missing);
@@ -114,8 +163,8 @@ impl Verifier {
             return Err(TokenError::Malformed("it is too long"));
         }
         let now = verified::Now::read();
-        if let Some(principal) = self.verified.get(token, now) {
-            return Ok(principal);
+        if let Some(caller) = self.verified.get(token, now) {
+            return Ok(caller);
         }
         let header = decode_header(token).map_err(|_| TokenError::Malformed("its header is not that of a JWT"))?;
         let access_token =
@@ -144,19 +193,27 @@ impl Verifier {
         validation.leeway = LEEWAY_SECONDS;
         validation.validate_nbf = true;
         let claims = decode::<Claims>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
-        // In a log or a list it would look like somebody else.
-        if is_misleading_name(claims.sub.as_str()) {
-            return Err(TokenError::Malformed("its sub holds what cannot be seen"));
-        }
         if claims.iat > now.unix_seconds() + LEEWAY_SECONDS as f64 {
             return Err(TokenError::Expired);
         }
         if claims.exp - claims.iat > MAX_LIFETIME_SECONDS {
             return Err(TokenError::Untrusted("it is valid for more than a day"));
         }
-        let principal = Principal { tenant: claims.tenant, user: claims.sub };
-        self.verified.put(token, principal.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
-        Ok(principal)
+        let subject = Actor::new(claims.kind.unwrap_or(ActorKind::User), claims.sub);
+        let actor = match claims.act {
+            Some(act) => act
+                .chain(subject, actor::MAX_CHAIN - 1)
+                .ok_or(TokenError::Malformed("its act names more actors than one acts through"))?,
+            None => subject,
+        };
+        // In a log or a list it would look like somebody else.
+        if actor.chain().any(|actor| is_misleading_name(actor.id.as_str())) {
+            return Err(TokenError::Malformed("a sub of it holds what cannot be seen"));
+        }
+        let scopes = claims.scope.map(|scope| scope.split(' ').map(ToOwned::to_owned).collect());
+        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes };
+        self.verified.put(token, caller.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
+        Ok(caller)
     }
 }
 
@@ -168,7 +225,7 @@ fn rejection(kind: &ErrorKind) -> TokenError {
         ErrorKind::InvalidSignature => TokenError::Untrusted("its signature does not fit"),
         ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) | ErrorKind::Json(_) => {
             TokenError::Malformed(
-                "a claim of sub, tenant, client_id, iss, aud, exp, iat or jti is missing or malformed",
+                "a claim of sub, tenant, client_id, iss, aud, exp, iat or jti is missing, or one of them or of role, scope, kind and act is malformed",
             )
         }
         _ => TokenError::Malformed("it is not a JWT"),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::Principal;
+use crate::Caller;
 
 /// For how long the signature is not checked again, should the keys have been fetched anew meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ impl Now {
 }
 
 struct Entry {
-    principal: Principal,
+    caller: Caller,
     expires_unix_seconds: f64,
     checked: Instant,
 }
@@ -43,20 +43,20 @@ pub struct Verified(RwLock<HashMap<String, Entry>>);
 
 impl Verified {
     /// Who sends this very token, if it was verified within the last minute and has not expired.
-    pub fn get(&self, token: &str, now: Now) -> Option<Principal> {
+    pub fn get(&self, token: &str, now: Now) -> Option<Caller> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let entry = known.get(token)?;
         let fresh = now.steady.saturating_duration_since(entry.checked) < AGAIN_AFTER;
-        (fresh && now.unix_seconds < entry.expires_unix_seconds).then(|| entry.principal.clone())
+        (fresh && now.unix_seconds < entry.expires_unix_seconds).then(|| entry.caller.clone())
     }
 
     /// Keeps a token that has just been verified; `expires_unix_seconds` is when it is refused.
-    pub fn put(&self, token: &str, principal: Principal, expires_unix_seconds: f64, now: Now) {
+    pub fn put(&self, token: &str, caller: Caller, expires_unix_seconds: f64, now: Now) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(token.to_owned(), Entry { principal, expires_unix_seconds, checked: now.steady });
+        known.insert(token.to_owned(), Entry { caller, expires_unix_seconds, checked: now.steady });
     }
 }
 
@@ -70,8 +70,8 @@ mod tests {
         Now { unix_seconds, steady: *ORIGIN.get_or_init(Instant::now) + after }
     }
 
-    fn ann() -> Principal {
-        Principal { tenant: "acme".parse().unwrap(), user: "ann".parse().unwrap() }
+    fn ann() -> Caller {
+        Caller { tenant: "acme".parse().unwrap(), actor: "user:ann".parse().unwrap(), role: None, scopes: None }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use authz::{JwksSource, TokenError, Verifier};
+use authz::{JwksSource, Role, TokenError, Verifier};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
@@ -66,8 +66,23 @@ fn bearer(header: &Header, claims: &Value, key: &EncodingKey) -> String {
 #[tokio::test]
 async fn a_good_token_says_who_calls() {
     let (issuer, verifier) = issuer("good");
-    let principal = verifier.verify(Some(&bearer(&header("k1"), &claims(), &issuer.key))).await.unwrap();
-    assert_eq!((principal.tenant.as_str(), principal.user.as_str()), ("acme", "ann"));
+    let caller = verifier.verify(Some(&bearer(&header("k1"), &claims(), &issuer.key))).await.unwrap();
+    let said = (caller.tenant.as_str(), caller.actor.to_string(), caller.role, caller.scopes);
+    assert_eq!(said, ("acme", "user:ann".to_owned(), None, None));
+}
+
+#[tokio::test]
+async fn a_token_says_who_acts_for_whom_and_what_it_is_limited_to() {
+    let (issuer, verifier) = issuer("act");
+    let mut claims = claims();
+    claims["role"] = json!("member");
+    claims["scope"] = json!("todo:read todo:write");
+    // The outermost acts; within it is whom it acts for, and the subject last (RFC 8693, 4.1).
+    claims["act"] = json!({"sub": "planner", "kind": "agent", "act": {"sub": "desk", "kind": "service_account"}});
+    let caller = verifier.verify(Some(&bearer(&header("k1"), &claims, &issuer.key))).await.unwrap();
+    assert_eq!(caller.actor.to_string(), "agent:planner service_account:desk user:ann");
+    assert_eq!(caller.role, Some(Role::Member));
+    assert_eq!(caller.scopes.unwrap(), ["todo:read", "todo:write"]);
 }
 
 #[tokio::test]
@@ -97,6 +112,17 @@ async fn each_claim_counts() {
         ("tenant", json!("evt.>")),
         ("sub", json!("")),
         ("sub", json!("ann\u{200b}")),
+        ("role", json!("root")),
+        ("kind", json!("god")),
+        ("scope", json!(["todo:read"])),
+        ("act", json!({"sub": "planner"})),
+        ("act", json!({"kind": "agent"})),
+        ("act", json!({"sub": "plan\u{200b}ner", "kind": "agent"})),
+        (
+            "act",
+            json!({"sub": "a", "kind": "agent", "act": {"sub": "b", "kind": "agent", "act":
+            {"sub": "c", "kind": "agent", "act": {"sub": "d", "kind": "agent"}}}}),
+        ),
     ] {
         let mut claims = claims();
         claims[claim] = value.clone();

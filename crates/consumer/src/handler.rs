@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use sqlx::PgConnection;
 
-use crate::event::Event;
+use crate::claim::Claim;
 
 /// Why a handler did not handle an event. Its transaction is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,16 +29,10 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// What [`Consumer::run_in_order`] asks of a handler, written once.
-pub trait Handler:
-    for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
-{
-}
+/// What [`crate::Consumer::run_claims`] asks of a handler, written once.
+pub trait Handler: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
 
-impl<H> Handler for H where
-    H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync
-{
-}
+impl<H> Handler for H where H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
 
 /// What came of an attempt in order.
 pub enum Outcome {

@@ -24,7 +24,7 @@ pub struct Inbox {
 
 /// What the inbox says of an event, in the transaction that is to handle it.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum Claimed {
     /// Nobody has handled it: it is this transaction's.
     New,
     /// It was handled, or is a stored letter.
@@ -170,7 +170,7 @@ impl Inbox {
         consumer: &str,
         epoch: i64,
         event: &Event,
-    ) -> Result<Claim, sqlx::Error> {
+    ) -> Result<Claimed, sqlx::Error> {
         if let Some(setting) = self.tenant_setting {
             sqlx::query("select set_config($1, $2, true)")
                 .bind(setting)
@@ -207,14 +207,14 @@ impl Inbox {
             .fetch_one(tx)
             .await?;
         Ok(match (itself, first) {
-            _ if !leads => Claim::Lost,
-            _ if handled => Claim::Handled,
-            _ if claimed => Claim::New,
-            (Some(_), _) if stored && !replayed => Claim::Handled,
-            (Some(reason), _) if !replayed => Claim::Dead(reason),
-            (_, Some(id)) => Claim::Behind(id),
+            _ if !leads => Claimed::Lost,
+            _ if handled => Claimed::Handled,
+            _ if claimed => Claimed::New,
+            (Some(_), _) if stored && !replayed => Claimed::Handled,
+            (Some(reason), _) if !replayed => Claimed::Dead(reason),
+            (_, Some(id)) => Claimed::Behind(id),
             // Handled by a transaction that ended while this one waited.
-            _ => Claim::Handled,
+            _ => Claimed::Handled,
         })
     }
 

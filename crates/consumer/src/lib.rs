@@ -7,6 +7,7 @@ mod pull;
 mod rewind;
 
 mod batch;
+mod claim;
 mod floors;
 mod handler;
 mod ordered;
@@ -23,6 +24,7 @@ mod replay;
 pub mod administer;
 
 pub use anchor::Anchor;
+pub use claim::{Claim, NotClaimed};
 pub use event::{Event, MalformedEvent, Replay};
 pub use handler::Failure;
 pub use inbox::{Inbox, unpark};

@@ -22,10 +22,11 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::anchor::Anchored;
 use crate::backstop;
+use crate::claim;
 use crate::event::Event;
 use crate::floors::Floors;
-use crate::handler::{self, Failure, Handler, Outcome};
-use crate::inbox::{Claim, Inbox, Lead};
+use crate::handler::{Failure, Handler, Outcome};
+use crate::inbox::{Inbox, Lead};
 use crate::lines::{self, Line};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
@@ -414,24 +415,8 @@ impl Lanes<'_> {
         if !self.settler.knows(event.event_type()) {
             return Ok(Outcome::Failed(Failure::Retry(unknown_here(event.event_type()))));
         }
-        let mut tx = self.inbox.db.begin().await?;
-        match self.inbox.claim(&mut tx, &self.settler.config.durable, self.epoch, event).await? {
-            Claim::New => {}
-            Claim::Handled => return Ok(Outcome::Duplicate),
-            Claim::Lost => return Ok(Outcome::Lost),
-            Claim::Dead(reason) => return Ok(Outcome::Dead(reason)),
-            Claim::Behind(id) => {
-                return Ok(Outcome::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")));
-            }
-        }
-        let begun = handler::begin(|| handler(&mut tx, event));
-        match handler::outcome(begun, self.settler.config.handle_within).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => return Ok(Outcome::Failed(failure)),
-            Err(reason) => return Ok(Outcome::Failed(Failure::Retry(reason))),
-        }
-        tx.commit().await?;
-        Ok(Outcome::Done)
+        let Settler { config, .. } = self.settler;
+        claim::attempt(self.inbox, &config.durable, self.epoch, event, handler, config.handle_within).await
     }
 
     /// Acknowledges by the outcome.

@@ -2,6 +2,7 @@
 //! to a handler, `settle` acknowledges, `backstop` looks after what JetStream itself gives up on.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use async_nats::jetstream::consumer::{self, PullConsumer};
 use async_nats::jetstream::{self, stream};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self as streams, BoxStream, StreamExt as _};
 use sqlx::PgConnection;
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::backstop::{Backstop, look_for_trimmed};
+use crate::claim::Claim;
 use crate::event::Event;
 use crate::handler::Failure;
 use crate::inbox::Inbox;
@@ -214,7 +217,29 @@ impl Consumer {
     /// `|tx, event| on_paid(tx, event).boxed()`.
     pub async fn run_in_order<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
     where
-        H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync,
+        H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync + 'static,
+    {
+        let (db, handler) = (inbox.db.clone(), Arc::new(handler));
+        let claimed = move |claim: Claim| {
+            let (db, handler) = (db.clone(), Arc::clone(&handler));
+            async move {
+                let mut tx = db.begin().await?;
+                claim.take(&mut tx).await?;
+                handler(&mut tx, claim.event()).await?;
+                tx.commit().await?;
+                claim.committed();
+                Ok(())
+            }
+            .boxed()
+        };
+        self.run_claims(stop, inbox, claimed).await;
+    }
+
+    /// The same, for a handler whose transactions are its own, such as a command that also answers requests: it begins one in
+    /// the database of the inbox, calls [`Claim::take`] first, commits, and says so by [`Claim::committed`].
+    pub async fn run_claims<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
+    where
+        H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync,
     {
         let backstop = Backstop::new(&self.settler, &self.status, Some(&inbox));
         let work = async {

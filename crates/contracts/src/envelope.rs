@@ -5,7 +5,8 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{EventId, TenantId};
+use crate::events::EventType;
+use crate::{Actor, EventId, TenantId};
 
 /// The `content-type` header of an event on NATS.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -47,6 +48,15 @@ pub struct Envelope<D> {
     pub partitionkey: String,
     /// Whose event it is.
     pub tenant: TenantId,
+    /// Who acted, and for whom: `user:ann`, `service:todo`, `agent:planner user:ann`. Absent in events from before it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    /// The id of the event that caused this one; absent where a request did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causationid: Option<EventId>,
+    /// The same for all that follows from one request: its trace id, or an id of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlationid: Option<String>,
     /// Of an event that is told in two versions: the id of the other form. Whoever has handled one has handled both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twinof: Option<EventId>,
@@ -70,6 +80,42 @@ pub struct Envelope<D> {
 #[must_use]
 pub fn sequence(version: i32) -> String {
     format!("{version:020}")
+}
+
+impl<D: EventType> Envelope<D> {
+    /// The envelope of an event about an aggregate as it is after the change: its id, version and the time of the change. Who acted
+    /// and why is for the caller to add.
+    #[must_use]
+    pub fn new(
+        id: EventId,
+        tenant: TenantId,
+        source: &str,
+        (aggregate, version, time): (String, i32, DateTime<Utc>),
+        data: D,
+    ) -> Self {
+        Self {
+            specversion: "1.0".to_owned(),
+            id,
+            source: source.to_owned(),
+            event_type: D::TYPE.to_owned(),
+            subject: aggregate.clone(),
+            time,
+            datacontenttype: "application/json".to_owned(),
+            dataschema: schema_id(D::TYPE),
+            sequence: sequence(version),
+            partitionkey: aggregate,
+            tenant,
+            actor: None,
+            causationid: None,
+            correlationid: None,
+            twinof: None,
+            supersededby: None,
+            supersedes: None,
+            traceparent: None,
+            tracestate: None,
+            data,
+        }
+    }
 }
 
 impl<D> Envelope<D> {

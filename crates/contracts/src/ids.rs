@@ -17,7 +17,7 @@ pub enum IdError {
     #[error("a user id is 1 to 200 characters without control characters")]
     User,
     /// All other ids are UUIDs in their hyphenated form.
-    #[error("a {0} is a UUID such as 0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f")]
+    #[error("{0} is a UUID such as 0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f")]
     Uuid(&'static str),
 }
 
@@ -64,9 +64,9 @@ macro_rules! uuid_ids {
 
 uuid_ids! {
     /// A todo.
-    TodoId: "todo id";
+    TodoId: "a todo id";
     /// One event: the CloudEvents `id`.
-    EventId: "event id";
+    EventId: "an event id";
 }
 
 /// A tenant: an immutable slug that is safe as a NATS subject token.
@@ -166,7 +166,7 @@ mod tests {
     fn only_the_hyphenated_form_is_an_id() {
         assert!("0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse::<TodoId>().is_ok());
         for text in ["", "x", "0193a5b07a527c3e9b1e6a1f0c9d2e4f", "{0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f}"] {
-            assert_eq!(text.parse::<TodoId>(), Err(IdError::Uuid("todo id")), "{text}");
+            assert_eq!(text.parse::<TodoId>(), Err(IdError::Uuid("a todo id")), "{text}");
         }
     }
 }

@@ -5,6 +5,8 @@
 
 pub mod ids;
 
+pub mod actor;
+
 pub mod envelope;
 
 pub mod subject;
@@ -13,5 +15,6 @@ pub mod events;
 
 pub mod text;
 
+pub use actor::{Actor, ActorKind};
 pub use envelope::Envelope;
 pub use ids::{EventId, TenantId, TodoId, UserId};

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -55,12 +55,26 @@ impl Issuer {
         Ok(Self { key, jwk })
     }
 
-    /// An access token of RFC 9068's shape.
+    /// An access token of RFC 9068's shape, of an owner of the tenant.
     ///
     /// # Errors
     /// It cannot be signed.
     pub fn token(&self, tenant: &str, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
-        self.signed(AUDIENCE, tenant, user, lifetime)
+        self.token_with(tenant, user, &json!({"role": "owner"}), lifetime)
+    }
+
+    /// The same with these further claims: `role`, `scope`, `kind`, `act`.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn token_with(
+        &self,
+        tenant: &str,
+        user: &str,
+        claims: &Value,
+        lifetime: chrono::TimeDelta,
+    ) -> Result<String, anyhow::Error> {
+        self.signed(AUDIENCE, tenant, user, claims, lifetime)
     }
 
     /// A token for the operator commands: another audience, of no use at the fleet's doors.
@@ -68,7 +82,7 @@ impl Issuer {
     /// # Errors
     /// It cannot be signed.
     pub fn operator_token(&self, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
-        self.signed(OPERATORS, "operators", user, lifetime)
+        self.signed(OPERATORS, "operators", user, &Value::Null, lifetime)
     }
 
     fn signed(
@@ -76,10 +90,11 @@ impl Issuer {
         audience: &str,
         tenant: &str,
         user: &str,
+        further: &Value,
         lifetime: chrono::TimeDelta,
     ) -> Result<String, anyhow::Error> {
         let now = supervisor::now();
-        let claims = json!({
+        let mut claims = json!({
             "iss": ISSUER,
             "aud": audience,
             "sub": user,
@@ -89,6 +104,9 @@ impl Issuer {
             "exp": (now + lifetime).timestamp(),
             "jti": format!("{:x}", now.timestamp_nanos_opt().unwrap_or_default()),
         });
+        for (name, value) in further.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some("at+jwt".to_owned());
         header.kid.clone_from(&self.jwk.common.key_id);

@@ -1,12 +1,14 @@
-//! The service's database. The only way to a transaction is [`Db::begin`], which says whose it is: row-level security
-//! does the rest, with a role that cannot bypass it.
+//! The service's database. The only ways to a transaction are [`Db::begin`] and [`Db::read`], whose [`Call`] says whose it is:
+//! row-level security does the rest, with a role that cannot bypass it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use consumer::NotClaimed;
 use contracts::TenantId;
+use prost::Message as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
@@ -14,6 +16,10 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::Failure;
+use crate::call::{Call, Once};
+use crate::idempotency::Answer;
 
 /// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
 /// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
@@ -66,18 +72,48 @@ impl Db {
         Ok(Self(Arc::new(Connections { pool, permits, warm: Mutex::default() })))
     }
 
-    /// Begins the transaction of one tenant.
+    /// Begins the transaction of a command: its tenant's, with its idempotency key or its event claimed.
     ///
     /// # Errors
-    /// Fails when no connection can be had.
+    /// No connection is to be had, the key is in use or was used for something else, or the event is not to be handled.
+    pub async fn begin(&self, call: &Call) -> Result<TenantTx, Failure> {
+        let mut tx = self.tenant("begin", &call.caller.tenant).await?;
+        match &call.once {
+            Once::No => {}
+            Once::Key(attempt) => tx.stored = attempt.claim(&mut tx).await?,
+            Once::Event(claim) => claim.take(&mut tx).await.map_err(|error| match error {
+                NotClaimed::Database(error) => error.into(),
+                refused => Failure::internal(refused),
+            })?,
+        }
+        tx.once = call.once.clone();
+        Ok(tx)
+    }
+
+    /// Begins a transaction that reads what is its tenant's, and cannot write.
+    ///
+    /// # Errors
+    /// No connection is to be had.
+    pub async fn read(&self, call: &Call) -> Result<TenantTx, Failure> {
+        Ok(self.tenant("begin read only", &call.caller.tenant).await?)
+    }
+
     #[tracing::instrument(target = "service::trace", name = "begin", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
-    pub async fn begin(&self, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
+    async fn tenant(&self, begin: &str, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
         let (taken, permit) = self.take().await?;
         // From here on a drop rolls back, should this not come to its end.
-        let mut tx = TenantTx { taken: Some(taken), begun: false, home: Arc::clone(&self.0), _permit: permit };
+        let mut tx = TenantTx {
+            taken: Some(taken),
+            begun: false,
+            home: Arc::clone(&self.0),
+            _permit: permit,
+            tenant: tenant.clone(),
+            once: Once::No,
+            stored: None,
+        };
         // One round trip. A tenant id holds nothing but a-z, 0-9 and -.
-        let begin = format!("begin; set local app.tenant = '{tenant}'");
+        let begin = format!("{begin}; set local app.tenant = '{tenant}'");
         Transactions::begin(&mut tx, Some(AssertSqlSafe(begin).into_sql_str())).await?;
         tx.begun = true;
         Ok(tx)
@@ -144,9 +180,40 @@ pub struct TenantTx {
     begun: bool,
     home: Arc<Connections>,
     _permit: OwnedSemaphorePermit,
+    tenant: TenantId,
+    pub(crate) once: Once,
+    /// The answer that an earlier call with the same key was given.
+    stored: Option<Vec<u8>>,
 }
 
 impl TenantTx {
+    /// Whose it is.
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.tenant.clone()
+    }
+
+    /// The answer of an earlier call with the same key: the command returns it and does nothing. A command that does not ask
+    /// cannot commit.
+    ///
+    /// # Errors
+    /// What is stored cannot be read.
+    pub fn replayed<A: Answer>(&mut self) -> Result<Option<A>, Failure> {
+        let Some(stored) = self.stored.take() else { return Ok(None) };
+        // Whatever the command does with it: nothing is stored a second time.
+        self.once = Once::No;
+        let message = A::Message::decode(stored.as_slice()).map_err(Failure::internal)?;
+        A::from_message(message).map(Some)
+    }
+
+    /// Ends a transaction that has only read. Dropped instead, it costs its connection a question of the pool's.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn end(self) -> Result<(), sqlx::Error> {
+        self.commit().await
+    }
+
     /// Makes it so, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a
     /// rollback, which is no error here. So whoever goes on after a failed statement must not call this.
     ///
@@ -154,8 +221,14 @@ impl TenantTx {
     /// Fails when it is not known to have happened.
     #[tracing::instrument(target = "service::trace", name = "commit", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "COMMIT"))]
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if self.stored.is_some() {
+            return Err(sqlx::Error::Protocol("a command went on although its key has an answer".to_owned()));
+        }
         Transactions::commit(&mut self).await?;
+        if let Once::Event(claim) = &self.once {
+            claim.committed();
+        }
         // The end of a savepoint, should one have been left open, is not that of the transaction.
         if Transactions::get_transaction_depth(&self) == 0
             && let Some(taken) = self.taken.take()

@@ -4,11 +4,16 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
+use authz::Denied;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
 
 use crate::database::LOCK_NOT_AVAILABLE;
+
+/// Two transactions that wait for each other, and one that cannot be put in a row with others (SQLSTATE): repeating it helps.
+const DEADLOCK: &str = "40P01";
+const SERIALIZATION: &str = "40001";
 
 /// The kinds of failure. Each is one gRPC code; the gateway makes the HTTP status of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +22,12 @@ pub enum Code {
     InvalidArgument,
     /// No valid access token.
     Unauthenticated,
+    /// The caller may not do it.
+    PermissionDenied,
     /// There is none, or it is not the caller's to see.
     NotFound,
+    /// There is one already.
+    AlreadyExists,
     /// The state does not allow it; trying again will not help.
     FailedPrecondition,
     /// It changed meanwhile, or is being changed: read it again, or try again.
@@ -40,7 +49,9 @@ impl Code {
         match self {
             Self::InvalidArgument => tonic::Code::InvalidArgument,
             Self::Unauthenticated => tonic::Code::Unauthenticated,
+            Self::PermissionDenied => tonic::Code::PermissionDenied,
             Self::NotFound => tonic::Code::NotFound,
+            Self::AlreadyExists => tonic::Code::AlreadyExists,
             Self::FailedPrecondition => tonic::Code::FailedPrecondition,
             Self::Aborted => tonic::Code::Aborted,
             Self::ResourceExhausted => tonic::Code::ResourceExhausted,
@@ -107,9 +118,20 @@ impl Failure {
     }
 }
 
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        let reason = match denied {
+            Denied::Scope(_) => "INSUFFICIENT_SCOPE",
+            Denied::Role { .. } => "PERMISSION_DENIED",
+        };
+        Self::new(Code::PermissionDenied, reason, denied)
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        if error.as_database_error().and_then(|db| db.code()).as_deref() == Some(LOCK_NOT_AVAILABLE) {
+        let code = error.as_database_error().and_then(|db| db.code());
+        if code.is_some_and(|code| [LOCK_NOT_AVAILABLE, DEADLOCK, SERIALIZATION].contains(&&*code)) {
             // Without a source: a caller can make as many of these as it likes, and none is our fault.
             let what = "something else is changing the same at this moment: try again";
             return Self::new(Code::Aborted, "LOCKED", what).retry_after(Duration::from_secs(1));

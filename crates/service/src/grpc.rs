@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use authz::{Principal, TokenError, Verifier};
+use authz::{Caller, TokenError, Verifier};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue};
+use prost::Message;
 use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
 use tonic::Status;
@@ -24,7 +25,9 @@ use tonic_types::StatusExt as _;
 use tower::Service;
 use tracing::Instrument as _;
 
+use crate::call::Call;
 use crate::config::Common;
+use crate::idempotency::{Attempt, Key};
 use crate::limits::{self, Limits};
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
@@ -50,7 +53,7 @@ struct Guard {
 /// What is known of a call, for its line and its span.
 #[derive(Default)]
 struct Seen {
-    who: Option<Principal>,
+    who: Option<Caller>,
     notes: Notes,
     /// Its caller gave it less time than a call may take.
     hurried: bool,
@@ -113,16 +116,38 @@ where
     Ok(address)
 }
 
-/// The caller of a request that came through [`serve`].
+/// The call and the message of a request that came through [`serve`], for a method that reads.
 ///
 /// # Errors
-/// INTERNAL when it did not: a service that forgets the guard answers nothing.
-pub fn principal<T>(request: &tonic::Request<T>) -> Result<Principal, Failure> {
-    request
-        .extensions()
-        .get::<Principal>()
-        .cloned()
-        .ok_or_else(|| Failure::internal(anyhow::anyhow!("a call reached its handler without a verified caller")))
+/// INTERNAL when it did not come through it: a service that forgets the guard answers nothing.
+pub fn reading<T>(request: tonic::Request<T>) -> Result<(Call, T), Failure> {
+    let caller = caller(&request)?;
+    Ok((Call::of_request(caller, None), request.into_inner()))
+}
+
+/// The same for a method that writes, and takes an idempotency key.
+///
+/// # Errors
+/// As [`reading`]; INVALID_ARGUMENT for a key that is malformed.
+pub fn writing<T: Message>(request: tonic::Request<T>, method: &'static str) -> Result<(Call, T), Failure> {
+    let (caller, key) = (caller(&request)?, Key::of(&request)?);
+    let request = request.into_inner();
+    let attempt = key.map(|key| Attempt::new(&caller, method, key, &request));
+    Ok((Call::of_request(caller, attempt), request))
+}
+
+/// The same for a method that must have a key: repeated without one, it would happen twice.
+///
+/// # Errors
+/// As [`writing`]; INVALID_ARGUMENT without a key.
+pub fn writing_once<T: Message>(request: tonic::Request<T>, method: &'static str) -> Result<(Call, T), Failure> {
+    Key::required(&request)?;
+    writing(request, method)
+}
+
+fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Failure> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Failure::internal(anyhow::anyhow!("a call reached its handler without a verified caller")))
 }
 
 impl From<TokenError> for Failure {
@@ -252,11 +277,11 @@ fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &
 impl Guard {
     async fn answer(&self, path: &str, mut request: Request, next: Next, seen: &mut Seen) -> Result<Response, Failure> {
         let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
-        let principal = self.verifier.verify(authorization).await?;
-        seen.who = Some(principal.clone());
+        let caller = self.verifier.verify(authorization).await?;
+        seen.who = Some(caller.clone());
         let cost = self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN);
-        let _turn = self.limits.turn(&principal, cost).await?;
-        request.extensions_mut().insert(principal);
+        let _turn = self.limits.turn(&caller, cost).await?;
+        request.extensions_mut().insert(caller);
         let (mut response, notes) = notes::noting(next.run(request)).await;
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Code, Db, Failure, notes};
-use authz::Principal;
+use authz::Caller;
 
 /// The metadata entry (HTTP: `Idempotency-Key`).
 pub const METADATA: &str = "idempotency-key";
@@ -62,61 +62,80 @@ impl Key {
 pub const REPLAYED_METADATA: &str = "idempotency-replayed";
 
 #[derive(sqlx::FromRow)]
-struct Kept {
+struct Stored {
     fingerprint: Vec<u8>,
     response: Vec<u8>,
 }
 
-/// One use of a key: for this caller, this method and this very request.
-#[derive(Debug, Clone)]
-pub struct Attempt<'a> {
-    principal: &'a Principal,
+/// What a command answers, as it is stored with its key: a message that every release of the service reads.
+pub trait Answer: Sized {
+    /// The message.
+    type Message: Message + Default;
+
+    /// The answer as a message.
+    fn to_message(&self) -> Self::Message;
+
+    /// # Errors
+    /// The message is none of this service's.
+    fn from_message(message: Self::Message) -> Result<Self, Failure>;
+}
+
+impl Answer for () {
+    type Message = ();
+
+    fn to_message(&self) {}
+
+    fn from_message((): ()) -> Result<Self, Failure> {
+        Ok(())
+    }
+}
+
+/// One use of a key: by this caller, of this method and for this very request.
+#[derive(Debug)]
+pub struct Attempt {
+    tenant: String,
+    principal: String,
     method: &'static str,
     key: Key,
     fingerprint: Vec<u8>,
 }
 
-impl<'a> Attempt<'a> {
-    /// What is attempted; `None` without a key, and then nothing is remembered.
-    pub fn new(
-        principal: &'a Principal,
-        method: &'static str,
-        key: Option<Key>,
-        request: &impl Message,
-    ) -> Option<Self> {
+impl Attempt {
+    /// What is attempted.
+    pub fn new(caller: &Caller, method: &'static str, key: Key, request: &impl Message) -> Self {
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
-        key.map(|key| Self { principal, method, key, fingerprint })
+        Self { tenant: caller.tenant.to_string(), principal: caller.key(), method, key, fingerprint }
     }
 
-    /// Takes the key for this transaction, and tells the answer if the command has happened already.
+    /// Takes the key for this transaction; the stored answer, as its bytes, if the command has happened already.
     ///
     /// # Errors
     /// ABORTED while another request with this key runs; INVALID_ARGUMENT when it was used for another request.
     #[tracing::instrument(target = "service::trace", name = "idempotency", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT"))]
-    pub async fn begin<R: Message + Default>(&self, tx: &mut PgConnection) -> Result<Option<R>, Failure> {
+    pub(crate) async fn claim(&self, tx: &mut PgConnection) -> Result<Option<Vec<u8>>, Failure> {
         let lock = i64::from_be_bytes(self.lock());
         let locked: bool =
             sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut *tx).await?;
-        let kept: Option<Kept> = sqlx::query_as(
+        let stored: Option<Stored> = sqlx::query_as(
             "select fingerprint, response from idempotency \
              where tenant = $1 and principal = $2 and method = $3 and key = $4",
         )
-        .bind(self.principal.tenant.as_str())
-        .bind(self.principal.user.as_str())
+        .bind(&self.tenant)
+        .bind(&self.principal)
         .bind(self.method)
         .bind(&self.key.0)
         .fetch_optional(&mut *tx)
         .await?;
-        match kept {
-            Some(kept) if kept.fingerprint != self.fingerprint => Err(Failure::new(
+        match stored {
+            Some(stored) if stored.fingerprint != self.fingerprint => Err(Failure::new(
                 Code::InvalidArgument,
                 "IDEMPOTENCY_KEY_REUSED",
                 "this Idempotency-Key was used for another request: use a new key for a new request",
             )),
-            Some(kept) => {
+            Some(stored) => {
                 notes::replayed();
-                R::decode(kept.response.as_slice()).map(Some).map_err(Failure::internal)
+                Ok(Some(stored.response))
             }
             None if locked => Ok(None),
             None => Err(Failure::new(
@@ -128,30 +147,30 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Keeps the answer, to be committed with the command.
+    /// Stores the answer, to be committed with the command.
     ///
     /// # Errors
     /// Fails as any insert does.
-    #[tracing::instrument(target = "service::trace", name = "remember", skip_all, err(level = "debug"),
+    #[tracing::instrument(target = "service::trace", name = "store answer", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
-    pub async fn remember(&self, tx: &mut PgConnection, response: &impl Message) -> Result<(), Failure> {
+    pub(crate) async fn store(&self, tx: &mut PgConnection, response: Vec<u8>) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into idempotency (tenant, principal, method, key, fingerprint, response) values ($1, $2, $3, $4, $5, $6)",
         )
-        .bind(self.principal.tenant.as_str())
-        .bind(self.principal.user.as_str())
+        .bind(&self.tenant)
+        .bind(&self.principal)
         .bind(self.method)
         .bind(&self.key.0)
         .bind(&self.fingerprint)
-        .bind(response.encode_to_vec())
+        .bind(response)
         .execute(tx)
-        .await?;
-        Ok(())
+        .await
+        .map(drop)
     }
 
     fn lock(&self) -> [u8; 8] {
         let mut hash = Sha256::new();
-        for part in [self.principal.tenant.as_str(), self.principal.user.as_str(), self.method, &self.key.0] {
+        for part in [self.tenant.as_str(), self.principal.as_str(), self.method, &self.key.0] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }

@@ -6,7 +6,15 @@
 
 pub mod lifecycle;
 
+pub mod call;
+
 pub mod database;
+
+pub mod outbox;
+
+pub mod handlers;
+
+pub mod store;
 
 pub mod idempotency;
 
@@ -30,6 +38,8 @@ pub mod ops;
 
 pub mod nats;
 
+pub mod if_match;
+
 pub mod page;
 
 pub mod clock;
@@ -43,6 +53,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The header, and the metadata, of answers that name the release (FLOTILLA_RELEASE_HEADER).
 pub const RELEASE: &str = "flotilla-release";
 
+pub use call::Call;
 pub use database::{Db, TenantTx};
 pub use failure::{Code, Failure};
+pub use if_match::IfMatch;
 pub use lifecycle::Lifecycle;
+pub use outbox::Outbox;
+pub use store::StoreError;

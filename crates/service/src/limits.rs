@@ -7,7 +7,6 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use authz::Principal;
 use governor::clock::Clock;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
@@ -76,9 +75,9 @@ impl Limits {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when that is not within a second.
-    pub async fn turn(&self, who: &Principal, cost: NonZeroU32) -> Result<Turn, Failure> {
+    pub async fn turn(&self, who: &authz::Caller, cost: NonZeroU32) -> Result<Turn, Failure> {
         let until = Instant::now() + PATIENCE;
-        let principal = format!("{}/{}", who.tenant.as_str(), who.user.as_str());
+        let principal = format!("{}/{}", who.tenant, who.key());
         let (principals, tenants) = (&self.principals, &self.tenants);
         let (principal, tenant) = match (principals.enter(principal), tenants.enter(who.tenant.as_str().to_owned())) {
             (Ok(principal), Ok(tenant)) => (principal, tenant),
@@ -214,11 +213,12 @@ mod tests {
         Allowances { tenant, principal: allowance }
     }
 
-    fn who(tenant: &str, user: &str) -> Principal {
-        Principal { tenant: tenant.parse().unwrap(), user: user.parse().unwrap() }
+    fn who(tenant: &str, user: &str) -> authz::Caller {
+        let actor = format!("user:{user}").parse().unwrap();
+        authz::Caller { tenant: tenant.parse().unwrap(), actor, role: None, scopes: None }
     }
 
-    async fn call(limits: &Limits, who: &Principal, cost: u32) -> Result<Turn, (&'static str, Option<Duration>)> {
+    async fn call(limits: &Limits, who: &authz::Caller, cost: u32) -> Result<Turn, (&'static str, Option<Duration>)> {
         let turn = limits.turn(who, NonZeroU32::new(cost).unwrap()).await;
         turn.map_err(|refused: Failure| (refused.reason, refused.retry_after))
     }

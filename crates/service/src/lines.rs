@@ -7,7 +7,7 @@
 use std::fmt::{self, Debug};
 use std::time::{Duration, Instant};
 
-use authz::Principal;
+use authz::Caller;
 use opentelemetry::trace::TraceId;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -40,7 +40,7 @@ pub struct Line<'a> {
     /// The method and the path's template, or the method's full name; never what the caller has put into a path.
     pub method: &'a str,
     /// Who called, where that is known.
-    pub who: Option<&'a Principal>,
+    pub who: Option<&'a Caller>,
     /// The stable code of docs/errors.md, or the status' name.
     pub code: &'a str,
     /// HTTP's or gRPC's status.
@@ -64,12 +64,12 @@ impl Line<'_> {
     /// Writes it, with the trace that it is in.
     pub fn write(&self) {
         let Self { kind, method, who, code, status, outcome, took, events, replayed } = self;
-        let (tenant, principal) = (who.map(|who| who.tenant.as_str()), who.map(|who| who.user.as_str()));
+        let (tenant, actor) = (who.map(|who| who.tenant.as_str()), who.map(|who| who.actor.to_string()));
         let (duration_ms, event_ids) = (millis(*took), events.as_deref());
         let replayed = replayed.then_some(true);
         macro_rules! line {
             ($write:ident, $outcome:literal) => {
-                tracing::$write!(target: REQUEST, method, tenant, principal, outcome = $outcome, code, status, duration_ms,
+                tracing::$write!(target: REQUEST, method, tenant, actor, outcome = $outcome, code, status, duration_ms,
                     event_ids, replayed, "{kind}")
             };
         }

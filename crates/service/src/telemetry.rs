@@ -17,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use authz::Principal;
+use authz::Caller;
 
 use crate::config::TelemetryArgs;
 use crate::lines::Lines;
@@ -156,8 +156,9 @@ pub fn set_error(span: &Span, code: &str) {
 }
 
 /// Says of a span who called.
-pub fn set_caller(span: &Span, who: &Principal) {
-    set(span, "user.id", who.user.to_string());
+pub fn set_caller(span: &Span, who: &Caller) {
+    set(span, "user.id", who.actor.subject().id.to_string());
+    set(span, "flotilla.actor", who.actor.to_string());
     set(span, "flotilla.tenant", who.tenant.to_string());
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use chrono::TimeDelta;
 use devstack::Home;
 use devstack::issuer::Issuer;
+use serde_json::Value;
 
 use crate::unique;
 
@@ -37,7 +38,16 @@ impl TestIssuer {
         authz::JwksSource::File(self.folder.join("jwks.json"))
     }
 
-    /// The value of an `Authorization` header.
+    /// The value of an `Authorization` header with these further claims: `role`, `scope`, `kind`, `act`.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn bearer_with(&self, tenant: &str, user: &str, claims: &Value) -> String {
+        format!("Bearer {}", self.issuer.token_with(tenant, user, claims, TimeDelta::minutes(10)).unwrap())
+    }
+
+    /// The value of an `Authorization` header, of an owner of the tenant.
     ///
     /// # Panics
     /// The token cannot be signed.

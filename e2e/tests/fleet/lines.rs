@@ -56,7 +56,7 @@ fn a_request_that_succeeds_is_found_by_its_trace_in_each_service_from_the_edge_t
         for (line, method, status) in
             [(request, "POST /v1/todos", 200), (call, "flotilla.todo.v1.TodoService/CreateTodo", 0)]
         {
-            assert_eq!((&line["principal"], &line["code"]), (&json!("ann"), &json!("OK")));
+            assert_eq!((&line["actor"], &line["code"]), (&json!("user:ann"), &json!("OK")));
             assert_eq!((&line["method"], &line["status"]), (&json!(method), &json!(status)));
         }
         assert_eq!((&event["method"], &event["consumer"]), (&json!("todo.created.v1"), &json!("search-projector")));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use authz::{Principal, Verifier};
+use authz::{Caller, Verifier};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -141,7 +141,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
 }
 
 /// The line of a request.
-fn report(method: &str, who: Option<&Principal>, code: &str, response: &Response, took: Duration) {
+fn report(method: &str, who: Option<&Caller>, code: &str, response: &Response, took: Duration) {
     let status = response.status().as_u16();
     let outcome = match status {
         ..400 => Outcome::Done,
@@ -173,12 +173,7 @@ fn with_trace_id(mut response: Response) -> Response {
     response
 }
 
-async fn answer(
-    edge: &Edge,
-    found: Found,
-    request: Request,
-    caller: &mut Option<Principal>,
-) -> Result<Response, Problem> {
+async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option<Caller>) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
         Found::OtherMethods(methods) => return Err(Problem::method_not_allowed(&methods)),

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use consumer::{Consumer, Event as Delivered, Verdict};
-use contracts::TenantId;
 use contracts::events::todo::Event;
-use contracts::text::without_quotations;
-use service::clock;
 use service::retry::Delays;
+use service::{clock, handlers};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -86,27 +84,21 @@ impl Projector {
 
 /// The document that an event makes of its todo.
 fn document(delivered: &Delivered) -> Result<Document, String> {
-    let tenant: TenantId = delivered.attribute("tenant").parse().map_err(|error| format!("the tenant: {error}"))?;
-    if !delivered.nats_subject.ends_with(&format!(".{tenant}")) {
-        return Err("the tenant is not that of the subject it was published on".to_owned());
-    }
-    let event = Event::decode(delivered.event_type(), &delivered.data)
-        .map_err(|error| {
-            let why = std::error::Error::source(&error).map_or(String::new(), ToString::to_string);
-            format!("{error}: {}", without_quotations(&why))
-        })?
+    let envelope = handlers::envelope(delivered)?;
+    let event = Event::decode(&envelope.event_type, envelope.data)
+        .map_err(|error| handlers::reason(&error))?
         .ok_or("its type is not known")?;
     // What is written goes by these: a letter that was mended must not write another todo, or a version of its own.
     let todo = event.todo();
     let id = todo.id.to_string();
-    if [delivered.attribute("subject"), delivered.attribute("partitionkey")].iter().any(|&named| named != id) {
+    if envelope.subject != id || envelope.partitionkey != id {
         return Err(format!("its todo is {id}, and its subject or partitionkey another"));
     }
-    if todo.version < 1 || delivered.attribute("sequence") != contracts::envelope::sequence(todo.version) {
+    if todo.version < 1 || envelope.sequence != contracts::envelope::sequence(todo.version) {
         return Err(format!("its todo is at version {}, and its sequence says otherwise", todo.version));
     }
     let deleted = matches!(event, Event::Deleted(_));
-    Ok(Document::new(tenant, event.todo(), deleted, clock::now()))
+    Ok(Document::new(envelope.tenant, event.todo(), deleted, clock::now()))
 }
 
 /// Writes events into the index that is being rebuilt, whenever there is one behind this alias.

@@ -1,4 +1,4 @@
-//! The gRPC door: searches.
+//! The gRPC server: searches.
 
 use chrono::{DateTime, Utc};
 use contracts::TodoId;
@@ -7,13 +7,14 @@ use prost_types::Timestamp;
 use proto::search as pb;
 use proto::search::search_service_server::SearchService;
 use service::Failure;
-use service::grpc::principal;
+use service::grpc::reading;
 use service::page::{self, PageTokens};
 use tonic::{Request, Response, Status as GrpcStatus};
 
+use crate::permissions;
 use crate::store::{Hit, Index, Question};
 
-/// The service behind the door.
+/// The service that answers.
 pub struct Search {
     /// The index.
     pub index: Index,
@@ -27,18 +28,19 @@ impl SearchService for Search {
         &self,
         request: Request<pb::SearchTodosRequest>,
     ) -> Result<Response<pb::SearchTodosResponse>, GrpcStatus> {
-        let who = principal(&request)?;
-        let request = request.into_inner();
+        let (call, request) = reading(request)?;
+        let caller = &call.caller;
+        permissions::SEARCH.check(caller).map_err(Failure::from)?;
         // The order is part of the question: a place in another one is none in this.
         let asked =
-            (who.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");
+            (caller.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");
         let question =
             Question { after: self.pages.read::<(f64, TodoId)>(&asked, &request.page_token)?, ..question(&request)? };
         // One more than asked for tells whether there is a next page.
         let wanted = Question { limit: question.limit + 1, ..question.clone() };
         let (mut hits, total) = self
             .index
-            .search(&who.tenant, &wanted)
+            .search(&caller.tenant, &wanted)
             .await
             .map_err(|error| Failure::unavailable("the search index", error))?;
         let more = hits.len() > question.limit;

@@ -17,6 +17,8 @@ pub mod store_rebuild;
 
 pub mod grpc;
 
+pub mod permissions;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

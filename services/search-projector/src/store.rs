@@ -74,19 +74,33 @@ impl Document {
     /// The document of a todo after a change.
     #[must_use]
     pub fn new(tenant: TenantId, todo: &Todo, deleted: bool, now: DateTime<Utc>) -> Self {
+        let Todo {
+            id,
+            title,
+            notes,
+            status,
+            due_time,
+            labels,
+            assignee,
+            create_time,
+            update_time,
+            complete_time,
+            created_by,
+            version,
+        } = todo;
         let content = (!deleted).then(|| Content {
-            title: todo.title.clone(),
-            notes: todo.notes.clone(),
-            status: todo.status,
-            labels: todo.labels.clone(),
-            due_time: todo.due_time,
-            assignee: todo.assignee.as_ref().map(ToString::to_string),
-            create_time: todo.create_time,
-            update_time: todo.update_time,
-            complete_time: todo.complete_time,
-            created_by: todo.created_by.to_string(),
+            title: title.clone(),
+            notes: notes.clone(),
+            status: *status,
+            labels: labels.clone(),
+            due_time: *due_time,
+            assignee: assignee.as_ref().map(ToString::to_string),
+            create_time: *create_time,
+            update_time: *update_time,
+            complete_time: *complete_time,
+            created_by: created_by.to_string(),
         });
-        Self { tenant, id: todo.id, version: todo.version, deleted, index_time: now, content }
+        Self { tenant, id: *id, version: *version, deleted, index_time: now, content }
     }
 }
 

@@ -1,33 +1,33 @@
-//! What the service can be told to do. One function per command, one transaction in each:
-//! begin, idempotency key, load, decide, save, remember, append to the outbox, commit. Nothing is called or published
+//! What the service does. One function per command, one transaction in each: authorize, begin (with the idempotency key or the
+//! event that it handles), load, decide, save, and commit together with the events and the answer. Nothing is called or published
 //! in between; the relay gets the events afterwards.
 
-use authz::Principal;
+use authz::{Denied, Permission};
 use contracts::TodoId;
 use contracts::events::todo::{CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
-use outbox::NewEvent;
-use proto::todo as pb;
-use service::idempotency::Attempt;
-use service::{Code, Db, Failure, TenantTx, clock, notes};
+use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
-use crate::todo::{Draft, Patch, TextError, Todo, TransitionError};
-use crate::{publish, store, wire};
+use crate::todo::{Draft, Filter, Patch, TextError, Todo, TransitionError};
+use crate::{outgoing, permissions, store};
 
 /// What commands need.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct App {
     /// The database.
     pub db: Db,
     /// Ends each command's transaction, and publishes its events.
-    pub relay: outbox::Handle,
+    pub outbox: Outbox,
 }
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such todo in the caller's tenant, or it is deleted.
+    /// There is no such todo in the caller's tenant, or it is deleted, or the caller may not see any.
     #[error("there is no todo {0}")]
     NotFound(TodoId),
+    /// The caller may not do it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// It has changed since the caller read it.
     #[error("the todo has changed: its etag is {is} now; read it again")]
     EtagMismatch {
@@ -42,6 +42,12 @@ pub enum Error {
     Failure(#[from] Failure),
 }
 
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         Self::Failure(error.into())
@@ -52,6 +58,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound(_) => Self::new(Code::NotFound, "TODO_NOT_FOUND", error),
+            Error::Denied(denied) => denied.into(),
             Error::EtagMismatch { .. } => Self::new(Code::Aborted, "ETAG_MISMATCH", error),
             Error::Transition(TransitionError::AlreadyCompleted) => {
                 Self::new(Code::FailedPrecondition, "TODO_ALREADY_COMPLETED", error)
@@ -67,183 +74,151 @@ impl From<Error> for Failure {
 /// Creates a todo.
 ///
 /// # Errors
-/// Those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
-pub async fn create(app: &App, who: &Principal, attempt: Option<Attempt<'_>>, draft: Draft) -> Result<pb::Todo, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    if let Some(answer) = replayed(attempt.as_ref(), &mut tx).await? {
-        return Ok(answer);
+/// [`Error::Denied`], those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
+pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error> {
+    authorize(call, &permissions::CREATE, None)?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(todo) = tx.replayed()? {
+        return Ok(todo);
     }
-    let todo = Todo::create(TodoId::new(clock::new_id()), draft, who.user.clone(), clock::now());
-    honest(&todo, None)?;
-    store::insert(&mut tx, &who.tenant, &todo).await?;
-    let data = CreatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data)?];
-    finish(app, tx, attempt, wire::todo(&todo), told).await
+    let by = call.caller.actor.subject().id.clone();
+    let todo = Todo::create(TodoId::new(clock::new_id()), draft, by, clock::now());
+    refuse_misleading(&todo, None)?;
+    store::insert(&mut tx, &todo).await?;
+    let events = outgoing::event(call, &todo, |todo, actor| CreatedV1 { todo, actor })?;
+    app.outbox.commit(tx, events, &todo).await?;
+    Ok(todo)
 }
 
-/// Changes what the patch says; nothing happens, and nothing is told, when that is as it was.
+/// Changes what the patch says. When all is so already, nothing happens and no event is written.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys; INVALID_ARGUMENT for a new text that looks like another one.
-pub async fn update(
-    app: &App,
-    who: &Principal,
-    attempt: Option<Attempt<'_>>,
-    id: TodoId,
-    etag: &str,
-    patch: Patch,
-) -> Result<pb::Todo, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    if let Some(answer) = replayed(attempt.as_ref(), &mut tx).await? {
-        return Ok(answer);
+/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys; INVALID_ARGUMENT for a new text that
+/// looks like another one.
+pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patch: Patch) -> Result<Todo, Error> {
+    authorize(call, &permissions::UPDATE, Some(id))?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(todo) = tx.replayed()? {
+        return Ok(todo);
     }
-    let before = load(&mut tx, who, id, etag).await?;
-    let (todo, told) = match before.clone().update(patch, clock::now()) {
-        Some(todo) => {
-            honest(&todo, Some(&before))?;
-            store::save(&mut tx, &who.tenant, &before, &todo).await?;
-            let data = UpdatedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-            let told = vec![publish::event(who, &todo, &data)?];
-            (todo, told)
-        }
-        None => (before, Vec::new()),
+    let before = load(&mut tx, id, if_match).await?;
+    let Some(todo) = before.update(patch, clock::now()) else {
+        app.outbox.commit(tx, Vec::new(), &before).await?;
+        return Ok(before);
     };
-    finish(app, tx, attempt, wire::todo(&todo), told).await
+    refuse_misleading(&todo, Some(&before))?;
+    store::save(&mut tx, &before, &todo).await?;
+    let events = outgoing::event(call, &todo, |todo, actor| UpdatedV1 { todo, actor })?;
+    app.outbox.commit(tx, events, &todo).await?;
+    Ok(todo)
 }
 
-/// Completes an open todo. Told in two versions: the older is in its sunset.
+/// Completes an open todo. Its event has two versions: the older is deprecated.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
-pub async fn complete(
-    app: &App,
-    who: &Principal,
-    attempt: Option<Attempt<'_>>,
-    id: TodoId,
-    etag: &str,
-) -> Result<pb::Todo, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    if let Some(answer) = replayed(attempt.as_ref(), &mut tx).await? {
-        return Ok(answer);
+/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
+pub async fn complete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
+    authorize(call, &permissions::COMPLETE, Some(id))?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(todo) = tx.replayed()? {
+        return Ok(todo);
     }
-    let before = load(&mut tx, who, id, etag).await?;
-    let todo = before.clone().complete(clock::now())?;
-    store::save(&mut tx, &who.tenant, &before, &todo).await?;
-    let old = CompletedV1 { todo: publish::state(&todo), completed_by: who.user.clone() };
-    let data = CompletedV2 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = publish::twins(who, &todo, &old, &data)?;
-    finish(app, tx, attempt, wire::todo(&todo), told).await
+    let before = load(&mut tx, id, if_match).await?;
+    let todo = before.complete(clock::now())?;
+    store::save(&mut tx, &before, &todo).await?;
+    let by = call.caller.actor.subject().id.clone();
+    let old = |todo, _| CompletedV1 { todo, completed_by: by };
+    let events = outgoing::twins(call, &todo, old, |todo, actor| CompletedV2 { todo, actor })?;
+    app.outbox.commit(tx, events, &todo).await?;
+    Ok(todo)
 }
 
 /// Opens a completed todo again.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
-pub async fn reopen(
-    app: &App,
-    who: &Principal,
-    attempt: Option<Attempt<'_>>,
-    id: TodoId,
-    etag: &str,
-) -> Result<pb::Todo, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    if let Some(answer) = replayed(attempt.as_ref(), &mut tx).await? {
-        return Ok(answer);
+/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
+pub async fn reopen(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
+    authorize(call, &permissions::REOPEN, Some(id))?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(todo) = tx.replayed()? {
+        return Ok(todo);
     }
-    let before = load(&mut tx, who, id, etag).await?;
-    let todo = before.clone().reopen(clock::now())?;
-    store::save(&mut tx, &who.tenant, &before, &todo).await?;
-    let data = ReopenedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data)?];
-    finish(app, tx, attempt, wire::todo(&todo), told).await
+    let before = load(&mut tx, id, if_match).await?;
+    let todo = before.reopen(clock::now())?;
+    store::save(&mut tx, &before, &todo).await?;
+    let events = outgoing::event(call, &todo, |todo, actor| ReopenedV1 { todo, actor })?;
+    app.outbox.commit(tx, events, &todo).await?;
+    Ok(todo)
 }
 
 /// Deletes a todo: the row stays, for nobody to see, and the event carries its last state.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys.
-pub async fn delete(
-    app: &App,
-    who: &Principal,
-    attempt: Option<Attempt<'_>>,
-    id: TodoId,
-    etag: &str,
-) -> Result<(), Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    if replayed::<()>(attempt.as_ref(), &mut tx).await?.is_some() {
+/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys.
+pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<(), Error> {
+    authorize(call, &permissions::DELETE, Some(id))?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(()) = tx.replayed()? {
         return Ok(());
     }
-    let todo = load(&mut tx, who, id, etag).await?.delete(clock::now());
-    store::mark_deleted(&mut tx, &who.tenant, &todo).await?;
-    let data = DeletedV1 { todo: publish::state(&todo), actor: publish::actor(who) };
-    let told = vec![publish::event(who, &todo, &data)?];
-    finish(app, tx, attempt, (), told).await
+    let before = load(&mut tx, id, if_match).await?;
+    permissions::delete_this(&call.caller, &before)?;
+    let todo = before.delete(clock::now());
+    store::mark_deleted(&mut tx, &before, &todo).await?;
+    let events = outgoing::event(call, &todo, |todo, actor| DeletedV1 { todo, actor })?;
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
 }
 
 /// Reads one todo.
 ///
 /// # Errors
-/// [`Error::NotFound`]
-pub async fn get(app: &App, who: &Principal, id: TodoId) -> Result<pb::Todo, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    let todo = store::get(&mut tx, &who.tenant, id).await?.ok_or(Error::NotFound(id))?;
-    Ok(wire::todo(&todo))
+/// [`Error::Denied`] for want of a scope, [`Error::NotFound`]
+pub async fn get(app: &App, call: &Call, id: TodoId) -> Result<Todo, Error> {
+    authorize(call, &permissions::GET, Some(id))?;
+    let mut tx = app.db.read(call).await?;
+    let todo = store::get(&mut tx, id).await?;
+    tx.end().await?;
+    todo.ok_or(Error::NotFound(id))
 }
 
 /// Reads a page of todos, newest first, that come after `after`.
 ///
 /// # Errors
-/// Those of the database.
+/// [`Error::Denied`], those of the database.
 pub async fn list(
     app: &App,
-    who: &Principal,
-    filter: &store::Filter,
+    call: &Call,
+    filter: &Filter,
     after: Option<TodoId>,
     limit: i64,
 ) -> Result<Vec<Todo>, Error> {
-    let mut tx = app.db.begin(&who.tenant).await?;
-    Ok(store::list(&mut tx, &who.tenant, filter, after, limit).await?)
+    authorize(call, &permissions::LIST, None)?;
+    let mut tx = app.db.read(call).await?;
+    let todos = store::list(&mut tx, filter, after, limit).await?;
+    tx.end().await?;
+    Ok(todos)
+}
+
+/// The first line of every command: may the caller see the todo that it names, and may it do this? Role and scopes decide. Relations
+/// (OpenFGA: whose list is it, who shares it) are to be asked here as well, before the transaction. What depends on the row is
+/// checked once more when the row is locked.
+fn authorize(call: &Call, permission: &Permission, id: Option<TodoId>) -> Result<(), Error> {
+    match (permissions::GET.check(&call.caller), id) {
+        // Whoever may see nothing is told nothing of what there is.
+        (Err(Denied::Role { .. }), Some(id)) => Err(Error::NotFound(id)),
+        _ => Ok(permission.check(&call.caller)?),
+    }
 }
 
 /// Refuses what is new and looks like another text. Behind the look for an earlier answer: that one stands.
-fn honest(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
+fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
     todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
 }
 
-/// The todo, locked until the transaction ends, if its etag still fits: none is asked for, any, or one of those between commas.
-async fn load(tx: &mut TenantTx, who: &Principal, id: TodoId, etag: &str) -> Result<Todo, Error> {
-    let todo = store::get_for_update(tx, &who.tenant, id).await?.ok_or(Error::NotFound(id))?;
+/// The todo, locked until the transaction ends, if it is as the caller has read it.
+async fn load(tx: &mut TenantTx, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
+    let todo = store::get_for_update(tx, id).await?.ok_or(Error::NotFound(id))?;
     let is = todo.etag();
-    if etag.is_empty() || etag == "*" || etag.split(',').any(|etag| etag.trim() == is) {
-        Ok(todo)
-    } else {
-        Err(Error::EtagMismatch { is })
-    }
-}
-
-async fn replayed<R: prost::Message + Default>(
-    attempt: Option<&Attempt<'_>>,
-    tx: &mut TenantTx,
-) -> Result<Option<R>, Error> {
-    match attempt {
-        Some(attempt) => Ok(attempt.begin(tx).await?),
-        None => Ok(None),
-    }
-}
-
-/// The end of every command: the answer and the events are kept with the change, and only then is anyone told.
-async fn finish<R: prost::Message>(
-    app: &App,
-    mut tx: TenantTx,
-    attempt: Option<Attempt<'_>>,
-    answer: R,
-    told: Vec<NewEvent>,
-) -> Result<R, Error> {
-    if let Some(attempt) = attempt {
-        attempt.remember(&mut tx, &answer).await?;
-    }
-    let events: Vec<_> = told.iter().map(|event| event.id).collect();
-    app.relay.commit(tx, told, TenantTx::commit).await?;
-    notes::wrote(events.into_iter());
-    Ok(answer)
+    if if_match.allows(&is) { Ok(todo) } else { Err(Error::EtagMismatch { is }) }
 }

@@ -1,19 +1,21 @@
 //! The todo service, the exemplar: every pattern of the fleet appears here first.
 //!
-//! A call comes in at `grpc`, becomes domain types, and runs one function of `commands`: one visible transaction that
-//! loads from `store`, decides in `todo` (pure), saves, and appends to the outbox through `publish`.
+//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of `commands`: one visible transaction that
+//! asks `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
 
 pub mod grpc;
 
+mod wire;
+
 pub mod commands;
+
+pub mod permissions;
 
 pub mod todo;
 
-pub mod publish;
+mod outgoing;
 
 pub mod store;
-
-mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ use service::config::{Common, CommonArgs, ConfigError, Problems};
 use service::ops::{self, Readiness};
 use service::page::PageTokens;
 use service::telemetry::Telemetry;
-use service::{Db, Lifecycle, clock, database, idempotency, nats, retry};
+use service::{Db, Lifecycle, Outbox, clock, database, idempotency, nats, retry};
 
 /// The service's name.
 pub const NAME: &str = "todo";
@@ -231,7 +233,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     watch(lifecycle, readiness, db.clone(), Arc::clone(&verifier));
     lifecycle.spawn("sweep", idempotency::sweep(db.clone(), lifecycle.stopping()));
     let todos = grpc::Todos {
-        app: commands::App { db, relay: handle.clone() },
+        app: commands::App { db, outbox: Outbox::new(handle.clone()) },
         pages: PageTokens::new(config.page_token_key.clone()),
     };
     let service = TodoServiceServer::new(todos);

@@ -4,24 +4,17 @@
 //! are better than one.
 
 use chrono::{DateTime, Utc};
-use contracts::{TenantId, TodoId, UserId};
-use service::TenantTx;
-use sqlx::{FromRow, Postgres, QueryBuilder};
+use contracts::{TodoId, UserId};
+use service::{StoreError, TenantTx};
+use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
 use uuid::Uuid;
 
-use crate::todo::{Label, Labels, Notes, State, Title, Todo};
+use crate::todo::{Filter, Labels, Notes, State, Status, Title, Todo};
 
-/// Which todos to list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Filter {
-    /// Only those in this status.
-    pub status: Option<&'static str>,
-    /// Only those with this label.
-    pub label: Option<Label>,
-    /// Only those of this assignee.
-    pub assignee: Option<UserId>,
-}
+/// What [`Row`] reads, of `todo t`.
+const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.create_time, t.update_time, \
+    t.complete_time, t.created_by, t.version";
 
 #[derive(FromRow)]
 struct Row {
@@ -40,69 +33,93 @@ struct Row {
 }
 
 impl TryFrom<Row> for Todo {
-    type Error = sqlx::Error;
+    type Error = StoreError;
 
-    fn try_from(row: Row) -> Result<Self, sqlx::Error> {
-        let state = match (row.status.as_str(), row.complete_time) {
-            ("OPEN", None) => State::Open,
-            ("COMPLETED", Some(at)) => State::Completed { at },
-            (status, at) => return Err(impossible(format!("a todo that is {status}, completed at {at:?}"))),
-        };
-        Ok(Self {
-            id: TodoId::new(row.id),
-            title: Title::parse(&row.title).map_err(impossible)?,
-            notes: Notes::parse(&row.notes).map_err(impossible)?,
-            state,
-            due_time: row.due_time,
-            labels: Labels::parse(&row.labels).map_err(impossible)?,
-            assignee: row.assignee.map(|user| user.parse::<UserId>()).transpose().map_err(impossible)?,
-            create_time: row.create_time,
-            update_time: row.update_time,
-            created_by: row.created_by.parse().map_err(impossible)?,
-            version: row.version,
-        })
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let id = row.id;
+        todo(row).map_err(|error| StoreError::inconsistent("todo", id, error))
     }
 }
 
-fn impossible(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {
-    sqlx::Error::Decode(what.into())
+fn todo(row: Row) -> Result<Todo, anyhow::Error> {
+    let Row {
+        id,
+        title,
+        notes,
+        status,
+        due_time,
+        labels,
+        assignee,
+        create_time,
+        update_time,
+        complete_time,
+        created_by,
+        version,
+    } = row;
+    let state = match (status.as_str(), complete_time) {
+        (OPEN, None) => State::Open,
+        (COMPLETED, Some(at)) => State::Completed { at },
+        (status, at) => anyhow::bail!("it is {status}, completed at {at:?}"),
+    };
+    Ok(Todo {
+        id: TodoId::new(id),
+        title: Title::parse(&title)?,
+        notes: Notes::parse(&notes)?,
+        state,
+        due_time,
+        labels: Labels::parse(&labels)?,
+        assignee: assignee.map(|user| user.parse()).transpose()?,
+        create_time,
+        update_time,
+        created_by: created_by.parse()?,
+        version,
+    })
 }
+
+const OPEN: &str = "OPEN";
+const COMPLETED: &str = "COMPLETED";
 
 const fn status(todo: &Todo) -> (&'static str, Option<DateTime<Utc>>) {
     match todo.state {
-        State::Open => ("OPEN", None),
-        State::Completed { at } => ("COMPLETED", Some(at)),
+        State::Open => (OPEN, None),
+        State::Completed { at } => (COMPLETED, Some(at)),
     }
 }
 
 /// Inserts a new todo.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "todo"))]
-pub async fn insert(tx: &mut TenantTx, tenant: &TenantId, todo: &Todo) -> Result<(), sqlx::Error> {
+pub async fn insert(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
     let (status, complete_time) = status(todo);
+    let Todo { id, title, notes, state: _, due_time, labels, assignee, create_time, update_time, created_by, version } =
+        todo;
     sqlx::query(
-        "insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
-         complete_time, created_by, version) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        r"
+        insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time,
+                          complete_time, created_by, version)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(tenant.as_str())
-    .bind(todo.id.uuid())
-    .bind(todo.title.as_str())
-    .bind(todo.notes.as_str())
+    .bind(id.uuid())
+    .bind(title.as_str())
+    .bind(notes.as_str())
     .bind(status)
-    .bind(todo.due_time)
-    .bind(todo.labels.to_strings())
-    .bind(todo.assignee.as_ref().map(UserId::as_str))
-    .bind(todo.create_time)
-    .bind(todo.update_time)
+    .bind(due_time)
+    .bind(labels.to_strings())
+    .bind(assignee.as_ref().map(UserId::as_str))
+    .bind(create_time)
+    .bind(update_time)
     .bind(complete_time)
-    .bind(todo.created_by.as_str())
-    .bind(todo.version)
+    .bind(created_by.as_str())
+    .bind(version)
     .execute(&mut **tx)
     .await?;
-    insert_labels(tx, tenant, todo).await
+    insert_labels(tx, todo).await
 }
 
-async fn insert_labels(tx: &mut TenantTx, tenant: &TenantId, todo: &Todo) -> Result<(), sqlx::Error> {
+async fn insert_labels(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
     let labels = todo.labels.to_strings();
     if labels.is_empty() {
         return Ok(());
@@ -116,7 +133,8 @@ async fn insert_labels(tx: &mut TenantTx, tenant: &TenantId, todo: &Todo) -> Res
     Ok(())
 }
 
-async fn delete_labels(tx: &mut TenantTx, tenant: &TenantId, id: TodoId) -> Result<(), sqlx::Error> {
+async fn delete_labels(tx: &mut TenantTx, id: TodoId) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
     sqlx::query("delete from todo_label where tenant = $1 and todo_id = $2")
         .bind(tenant.as_str())
         .bind(id.uuid())
@@ -128,67 +146,75 @@ async fn delete_labels(tx: &mut TenantTx, tenant: &TenantId, id: TodoId) -> Resu
 /// Reads a todo that is not deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
-pub async fn get(tx: &mut TenantTx, tenant: &TenantId, id: TodoId) -> Result<Option<Todo>, sqlx::Error> {
-    sqlx::query_as::<_, Row>(
-        "select id, title, notes, status, due_time, labels, assignee, create_time, update_time, complete_time, \
-         created_by, version from todo where tenant = $1 and id = $2 and delete_time is null",
-    )
-    .bind(tenant.as_str())
-    .bind(id.uuid())
-    .fetch_optional(&mut **tx)
-    .await?
-    .map(TryInto::try_into)
-    .transpose()
+pub async fn get(tx: &mut TenantTx, id: TodoId) -> Result<Option<Todo>, StoreError> {
+    one(tx, id, "").await
 }
 
 /// Reads a todo that is not deleted and locks it: whoever appends to its events next waits for this transaction.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
-pub async fn get_for_update(tx: &mut TenantTx, tenant: &TenantId, id: TodoId) -> Result<Option<Todo>, sqlx::Error> {
-    sqlx::query_as::<_, Row>(
-        "select id, title, notes, status, due_time, labels, assignee, create_time, update_time, complete_time, \
-         created_by, version from todo where tenant = $1 and id = $2 and delete_time is null for update",
-    )
-    .bind(tenant.as_str())
-    .bind(id.uuid())
-    .fetch_optional(&mut **tx)
-    .await?
-    .map(TryInto::try_into)
-    .transpose()
+pub async fn get_for_update(tx: &mut TenantTx, id: TodoId) -> Result<Option<Todo>, StoreError> {
+    one(tx, id, "for update").await
+}
+
+async fn one(tx: &mut TenantTx, id: TodoId, lock: &'static str) -> Result<Option<Todo>, StoreError> {
+    let tenant = tx.tenant();
+    let sql =
+        format!("select {COLUMNS} from todo t where t.tenant = $1 and t.id = $2 and t.delete_time is null {lock}");
+    let row: Option<Row> =
+        sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(id.uuid()).fetch_optional(&mut **tx).await?;
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Writes the next version of a todo.
 ///
 /// # Errors
-/// `RowNotFound` when the row does not stand at the version before it.
+/// [`StoreError::Conflict`] when the row is not at the version before it.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
-pub async fn save(tx: &mut TenantTx, tenant: &TenantId, before: &Todo, todo: &Todo) -> Result<(), sqlx::Error> {
+pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
     let (status, complete_time) = status(todo);
+    let Todo {
+        id,
+        title,
+        notes,
+        state: _,
+        due_time,
+        labels,
+        assignee,
+        create_time: _,
+        update_time,
+        created_by: _,
+        version,
+    } = todo;
     let saved = sqlx::query(
-        "update todo set title = $4, notes = $5, status = $6, due_time = $7, labels = $8, assignee = $9, \
-         update_time = $10, complete_time = $11, version = $12 where tenant = $1 and id = $2 and version = $3",
+        r"
+        update todo
+        set title = $4, notes = $5, status = $6, due_time = $7, labels = $8, assignee = $9, update_time = $10,
+            complete_time = $11, version = $12
+        where tenant = $1 and id = $2 and version = $3",
     )
     .bind(tenant.as_str())
-    .bind(todo.id.uuid())
+    .bind(id.uuid())
     .bind(before.version)
-    .bind(todo.title.as_str())
-    .bind(todo.notes.as_str())
+    .bind(title.as_str())
+    .bind(notes.as_str())
     .bind(status)
-    .bind(todo.due_time)
-    .bind(todo.labels.to_strings())
-    .bind(todo.assignee.as_ref().map(UserId::as_str))
-    .bind(todo.update_time)
+    .bind(due_time)
+    .bind(labels.to_strings())
+    .bind(assignee.as_ref().map(UserId::as_str))
+    .bind(update_time)
     .bind(complete_time)
-    .bind(todo.version)
+    .bind(version)
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() != 1 {
-        return Err(sqlx::Error::RowNotFound);
+        return Err(StoreError::Conflict);
     }
-    if before.labels != todo.labels {
-        delete_labels(tx, tenant, todo.id).await?;
-        insert_labels(tx, tenant, todo).await?;
+    if before.labels != *labels {
+        delete_labels(tx, *id).await?;
+        insert_labels(tx, todo).await?;
     }
     Ok(())
 }
@@ -196,24 +222,28 @@ pub async fn save(tx: &mut TenantTx, tenant: &TenantId, before: &Todo, todo: &To
 /// Marks a todo as deleted, at its last version.
 ///
 /// # Errors
-/// `RowNotFound` when the row does not stand at the version before it.
+/// [`StoreError::Conflict`] when the row is not at the version before it.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
-pub async fn mark_deleted(tx: &mut TenantTx, tenant: &TenantId, todo: &Todo) -> Result<(), sqlx::Error> {
+pub async fn mark_deleted(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
     let marked = sqlx::query(
-        "update todo set delete_time = $4, update_time = $4, version = $3 \
-         where tenant = $1 and id = $2 and version = $3 - 1 and delete_time is null",
+        r"
+        update todo
+        set delete_time = $5, update_time = $5, version = $4
+        where tenant = $1 and id = $2 and version = $3 and delete_time is null",
     )
     .bind(tenant.as_str())
     .bind(todo.id.uuid())
+    .bind(before.version)
     .bind(todo.version)
     .bind(todo.update_time)
     .execute(&mut **tx)
     .await?;
     if marked.rows_affected() != 1 {
-        return Err(sqlx::Error::RowNotFound);
+        return Err(StoreError::Conflict);
     }
-    delete_labels(tx, tenant, todo.id).await
+    delete_labels(tx, todo.id).await
 }
 
 /// A page of todos that are not deleted, newest first.
@@ -221,47 +251,41 @@ pub async fn mark_deleted(tx: &mut TenantTx, tenant: &TenantId, todo: &Todo) -> 
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
 pub async fn list(
     tx: &mut TenantTx,
-    tenant: &TenantId,
     filter: &Filter,
     after: Option<TodoId>,
     limit: i64,
-) -> Result<Vec<Todo>, sqlx::Error> {
-    let mut query = list_query("", tenant, filter, after, limit);
+) -> Result<Vec<Todo>, StoreError> {
+    let mut query = QueryBuilder::new("");
+    push_list(&mut query, tx.tenant().as_str(), filter, after, limit);
     let rows: Vec<Row> = query.build_query_as().fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// The query of [`list`], behind a `prefix` such as `explain `.
-pub fn list_query(
-    prefix: &str,
-    tenant: &TenantId,
-    filter: &Filter,
-    after: Option<TodoId>,
-    limit: i64,
-) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new(prefix);
-    query.push(
-        "select t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.create_time, t.update_time, \
-         t.complete_time, t.created_by, t.version from todo t",
-    );
+/// Writes the query of [`list`] behind what `query` holds.
+pub fn push_list(query: &mut QueryBuilder<Postgres>, tenant: &str, filter: &Filter, after: Option<TodoId>, limit: i64) {
+    let Filter { status, label, assignee } = filter;
+    query.push(format!("select {COLUMNS} from todo t"));
     // By label, the label's index gives the order; else one of the todo's.
-    let order = if let Some(label) = &filter.label {
+    let order = if let Some(label) = label {
         query.push(" join todo_label l on l.tenant = t.tenant and l.todo_id = t.id and l.label = ");
-        query.push_bind(label.as_str()).push(" and l.tenant = ").push_bind(tenant.as_str());
+        query.push_bind(label.as_str().to_owned()).push(" and l.tenant = ").push_bind(tenant.to_owned());
         "l.todo_id"
     } else {
         "t.id"
     };
-    query.push(" where t.delete_time is null and t.tenant = ").push_bind(tenant.as_str());
-    if let Some(status) = filter.status {
+    query.push(" where t.delete_time is null and t.tenant = ").push_bind(tenant.to_owned());
+    if let Some(status) = status {
+        let status = match status {
+            Status::Open => OPEN,
+            Status::Completed => COMPLETED,
+        };
         query.push(" and t.status = ").push_bind(status);
     }
-    if let Some(assignee) = &filter.assignee {
-        query.push(" and t.assignee = ").push_bind(assignee.as_str());
+    if let Some(assignee) = assignee {
+        query.push(" and t.assignee = ").push_bind(assignee.as_str().to_owned());
     }
     if let Some(after) = after {
         query.push(format!(" and {order} < ")).push_bind(after.uuid());
     }
     query.push(format!(" order by {order} desc limit ")).push_bind(limit);
-    query
 }

@@ -193,6 +193,26 @@ pub struct Patch {
     pub assignee: Option<Option<UserId>>,
 }
 
+/// Which todos to list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// Only open, or only completed ones.
+    pub status: Option<Status>,
+    /// Only those with this label.
+    pub label: Option<Label>,
+    /// Only those of this assignee.
+    pub assignee: Option<UserId>,
+}
+
+/// A [`State`] without what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// See [`State::Open`].
+    Open,
+    /// See [`State::Completed`].
+    Completed,
+}
+
 /// A change that the state does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TransitionError {
@@ -225,16 +245,17 @@ impl Todo {
 
     /// The todo with the patch applied; `None` when that changes nothing.
     #[must_use]
-    pub fn update(self, patch: Patch, now: DateTime<Utc>) -> Option<Self> {
+    pub fn update(&self, patch: Patch, now: DateTime<Utc>) -> Option<Self> {
+        let Patch { title, notes, due_time, labels, assignee } = patch;
         let new = Self {
-            title: patch.title.unwrap_or_else(|| self.title.clone()),
-            notes: patch.notes.unwrap_or_else(|| self.notes.clone()),
-            due_time: patch.due_time.unwrap_or(self.due_time),
-            labels: patch.labels.unwrap_or_else(|| self.labels.clone()),
-            assignee: patch.assignee.unwrap_or_else(|| self.assignee.clone()),
+            title: title.unwrap_or_else(|| self.title.clone()),
+            notes: notes.unwrap_or_else(|| self.notes.clone()),
+            due_time: due_time.unwrap_or(self.due_time),
+            labels: labels.unwrap_or_else(|| self.labels.clone()),
+            assignee: assignee.unwrap_or_else(|| self.assignee.clone()),
             ..self.clone()
         };
-        (new != self).then(|| new.changed(now))
+        (new != *self).then(|| new.changed(now))
     }
 
     /// The first field of one line that is new, as against `before`, and looks like another text than it is. What was
@@ -255,9 +276,9 @@ impl Todo {
     ///
     /// # Errors
     /// It is completed already.
-    pub fn complete(self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
+    pub fn complete(&self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
         match self.state {
-            State::Open => Ok(Self { state: State::Completed { at: now }, ..self }.changed(now)),
+            State::Open => Ok(Self { state: State::Completed { at: now }, ..self.changed(now) }),
             State::Completed { .. } => Err(TransitionError::AlreadyCompleted),
         }
     }
@@ -266,16 +287,16 @@ impl Todo {
     ///
     /// # Errors
     /// It is open already.
-    pub fn reopen(self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
+    pub fn reopen(&self, now: DateTime<Utc>) -> Result<Self, TransitionError> {
         match self.state {
-            State::Completed { .. } => Ok(Self { state: State::Open, ..self }.changed(now)),
+            State::Completed { .. } => Ok(Self { state: State::Open, ..self.changed(now) }),
             State::Open => Err(TransitionError::AlreadyOpen),
         }
     }
 
     /// Its last version: whoever holds it knows that it is gone.
     #[must_use]
-    pub fn delete(self, now: DateTime<Utc>) -> Self {
+    pub fn delete(&self, now: DateTime<Utc>) -> Self {
         self.changed(now)
     }
 
@@ -285,9 +306,9 @@ impl Todo {
         format!("v{}", self.version)
     }
 
-    fn changed(self, now: DateTime<Utc>) -> Self {
+    fn changed(&self, now: DateTime<Utc>) -> Self {
         // Time never runs backwards within a todo, whatever the clock does.
-        Self { version: self.version + 1, update_time: now.max(self.update_time), ..self }
+        Self { version: self.version + 1, update_time: now.max(self.update_time), ..self.clone() }
     }
 }
 
@@ -363,10 +384,10 @@ mod tests {
                 let (before, now) = (todo.clone(), at(n as i64 + 2));
                 let after = match step {
                     Step::Update(title) => {
-                        before.clone().update(Patch { title: Title::parse(&title).ok(), ..Patch::default() }, now)
+                        before.update(Patch { title: Title::parse(&title).ok(), ..Patch::default() }, now)
                     }
-                    Step::Complete => before.clone().complete(now).ok(),
-                    Step::Reopen => before.clone().reopen(now).ok(),
+                    Step::Complete => before.complete(now).ok(),
+                    Step::Reopen => before.reopen(now).ok(),
                 };
                 if let Some(after) = after {
                     prop_assert_eq!(after.version, before.version + 1);
@@ -376,7 +397,7 @@ mod tests {
                 }
             }
             let completed = matches!(todo.state, State::Completed { .. });
-            prop_assert_eq!(completed, todo.clone().complete(at(99)).is_err());
+            prop_assert_eq!(completed, todo.complete(at(99)).is_err());
             prop_assert_eq!(completed, todo.reopen(at(99)).is_ok());
         }
     }

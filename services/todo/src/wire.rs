@@ -1,13 +1,13 @@
-//! Between gRPC messages and the domain.
+//! Between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
 use proto::todo as pb;
 use service::Failure;
+use service::idempotency::Answer;
 
-use crate::store::Filter;
-use crate::todo::{Draft, Label, Labels, Notes, Patch, State, TextError, Title, Todo};
+use crate::todo::{Draft, Filter, Label, Labels, Notes, Patch, State, Status, TextError, Title, Todo};
 
 /// The fields that can be changed.
 const WRITABLE: [&str; 5] = ["title", "notes", "due_time", "labels", "assignee"];
@@ -85,8 +85,8 @@ pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<P
 pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
     let status = match pb::Status::try_from(request.status) {
         Ok(pb::Status::Unspecified) => None,
-        Ok(pb::Status::Open) => Some("OPEN"),
-        Ok(pb::Status::Completed) => Some("COMPLETED"),
+        Ok(pb::Status::Open) => Some(Status::Open),
+        Ok(pb::Status::Completed) => Some(Status::Completed),
         Err(_) => return Err(Failure::invalid("status", "must be OPEN or COMPLETED")),
     };
     let label = match request.label.as_str() {
@@ -97,23 +97,101 @@ pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
 }
 
 pub fn todo(todo: &Todo) -> pb::Todo {
-    let (status, complete_time) = match todo.state {
+    let Todo { id, title, notes, state, due_time, labels, assignee, create_time, update_time, created_by, version } =
+        todo;
+    let (status, complete_time) = match state {
         State::Open => (pb::Status::Open, None),
-        State::Completed { at } => (pb::Status::Completed, Some(timestamp(at))),
+        State::Completed { at } => (pb::Status::Completed, Some(timestamp(*at))),
     };
     pb::Todo {
-        id: todo.id.to_string(),
-        title: todo.title.as_str().to_owned(),
-        notes: todo.notes.as_str().to_owned(),
+        id: id.to_string(),
+        title: title.as_str().to_owned(),
+        notes: notes.as_str().to_owned(),
         status: status.into(),
-        due_time: todo.due_time.map(timestamp),
-        labels: todo.labels.to_strings(),
-        assignee: todo.assignee.as_ref().map(ToString::to_string).unwrap_or_default(),
-        create_time: Some(timestamp(todo.create_time)),
-        update_time: Some(timestamp(todo.update_time)),
+        due_time: due_time.map(timestamp),
+        labels: labels.to_strings(),
+        assignee: assignee.as_ref().map(ToString::to_string).unwrap_or_default(),
+        create_time: Some(timestamp(*create_time)),
+        update_time: Some(timestamp(*update_time)),
         complete_time,
-        created_by: todo.created_by.to_string(),
-        version: todo.version,
+        created_by: created_by.to_string(),
+        version: *version,
         etag: todo.etag(),
+    }
+}
+
+/// A stored answer, of this release or another.
+impl Answer for Todo {
+    type Message = pb::Todo;
+
+    fn to_message(&self) -> pb::Todo {
+        todo(self)
+    }
+
+    fn from_message(message: pb::Todo) -> Result<Self, Failure> {
+        let pb::Todo {
+            id: todo_id,
+            title,
+            notes,
+            status,
+            due_time: due,
+            labels,
+            assignee: assigned,
+            create_time,
+            update_time,
+            complete_time,
+            created_by,
+            version,
+            etag: _,
+        } = message;
+        let always = |time: Option<Timestamp>| {
+            let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.cast_unsigned()));
+            time.ok_or_else(|| Failure::internal(anyhow::anyhow!("a stored answer lacks a time")))
+        };
+        let state = match pb::Status::try_from(status) {
+            Ok(pb::Status::Completed) => State::Completed { at: always(complete_time)? },
+            Ok(pb::Status::Open) => State::Open,
+            _ => return Err(Failure::internal(anyhow::anyhow!("a stored answer has the status {status}"))),
+        };
+        Ok(Self {
+            id: id(&todo_id)?,
+            title: Title::parse(&title).map_err(Failure::internal)?,
+            notes: Notes::parse(&notes).map_err(Failure::internal)?,
+            state,
+            due_time: due_time(due.as_ref())?,
+            labels: Labels::parse(&labels).map_err(Failure::internal)?,
+            assignee: assignee(&assigned)?,
+            create_time: always(create_time)?,
+            update_time: always(update_time)?,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_answer_is_read_as_it_was_given() {
+        let at = |micros| DateTime::from_timestamp_micros(micros).unwrap();
+        let open = Todo {
+            id: id("0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f").unwrap(),
+            title: Title::parse("Splice the line").unwrap(),
+            notes: Notes::parse("by hand\n").unwrap(),
+            state: State::Open,
+            due_time: Some(at(5_000_007)),
+            labels: Labels::parse(&["x".to_owned()]).unwrap(),
+            assignee: Some("bob".parse().unwrap()),
+            create_time: at(1_000_001),
+            update_time: at(2_000_002),
+            created_by: "ann".parse().unwrap(),
+            version: 3,
+        };
+        let completed = Todo { state: State::Completed { at: at(-3) }, due_time: None, assignee: None, ..open.clone() };
+        for todo in [open, completed] {
+            assert_eq!(Todo::from_message(todo.to_message()).unwrap(), todo);
+        }
     }
 }

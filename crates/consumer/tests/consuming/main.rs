@@ -331,7 +331,9 @@ async fn what_is_in_hand_is_finished_when_asked_to_stop() {
     let (consumer, stop, inbox) = (world.consumer(8, 5).await, world.stop.clone(), world.inbox());
     let (inside, opened) = (Arc::clone(&entered), Arc::clone(&gate));
     world.consumers.spawn(async move {
-        consumer.run_in_order(stop, inbox, |tx, event| gated(tx, event, inside.clone(), opened.clone()).boxed()).await;
+        consumer
+            .run_in_order(stop, inbox, move |tx, event| gated(tx, event, inside.clone(), opened.clone()).boxed())
+            .await;
     });
     world.publish("a", 1).await;
     world.publish("a", 2).await;

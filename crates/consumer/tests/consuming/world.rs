@@ -127,8 +127,7 @@ impl World {
         let status = consumer.status();
         let (stop, inbox) = (self.stop.clone(), self.inbox());
         self.consumers.spawn(async move {
-            let fault = &fault;
-            consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, fault(event)).boxed()).await;
+            consumer.run_in_order(stop, inbox, move |tx, event| handled(tx, event, fault(event)).boxed()).await;
         });
         status
     }

@@ -8,6 +8,10 @@ pub trait EventType: serde::Serialize {
     const TYPE: &'static str;
 }
 
+impl<T: EventType> EventType for &T {
+    const TYPE: &'static str = T::TYPE;
+}
+
 /// The JSON Schema (2020-12) of an event type, envelope included; none for a type that the fleet does not have.
 #[must_use]
 pub fn schema(event_type: &str) -> Option<&'static str> {

@@ -57,13 +57,26 @@ pub enum Status {
     Completed,
 }
 
-/// Who made a change.
+/// On whose behalf a change was made. The envelope's `actor` says who made it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Actor {
     /// A person or a program.
     pub kind: ActorKind,
-    /// The subject of the access token.
+    /// The subject of the access token, or the name of a service.
     pub id: UserId,
+}
+
+impl From<&crate::Actor> for Actor {
+    fn from(actor: &crate::Actor) -> Self {
+        let subject = actor.subject();
+        let kind = match subject.kind {
+            crate::ActorKind::User => ActorKind::User,
+            crate::ActorKind::ServiceAccount | crate::ActorKind::Service | crate::ActorKind::Agent => {
+                ActorKind::Service
+            }
+        };
+        Self { kind, id: subject.id.clone() }
+    }
 }
 
 /// What kind of actor made a change.

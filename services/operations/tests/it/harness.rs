@@ -157,9 +157,8 @@ impl World {
         let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
         let (stop, broken) = (self.stop.clone(), Arc::clone(&self.broken));
         self.consumers.spawn(async move {
-            let broken = &broken;
             consumer
-                .run_in_order(stop, inbox, |tx, event| record(tx, event, broken.load(Ordering::SeqCst)).boxed())
+                .run_in_order(stop, inbox, move |tx, event| record(tx, event, broken.load(Ordering::SeqCst)).boxed())
                 .await;
         });
     }

@@ -113,24 +113,10 @@ impl Fleet {
 
     /// Publishes an event about a todo.
     pub async fn publish<D: EventType>(&self, tenant: &str, data: &D, todo: &event::Todo, newer: Option<&str>) {
+        let (id, about) = (EventId::new(clock::new_id()), (todo.id.to_string(), todo.version, todo.update_time));
         let envelope = Envelope {
-            specversion: "1.0".to_owned(),
-            id: EventId::new(clock::new_id()),
-            source: event::SOURCE.to_owned(),
-            event_type: D::TYPE.to_owned(),
-            subject: todo.id.to_string(),
-            time: todo.update_time,
-            datacontenttype: "application/json".to_owned(),
-            dataschema: envelope::schema_id(D::TYPE),
-            sequence: envelope::sequence(todo.version),
-            partitionkey: todo.id.to_string(),
-            tenant: tenant.parse().unwrap(),
-            twinof: None,
             supersededby: newer.map(ToOwned::to_owned),
-            supersedes: None,
-            traceparent: None,
-            tracestate: None,
-            data,
+            ..Envelope::new(id, tenant.parse().unwrap(), event::SOURCE, about, data)
         };
         let subject = subject::of(D::TYPE, &envelope.tenant);
         self.publish_raw(&subject, serde_json::to_vec(&envelope).unwrap()).await;

@@ -7,3 +7,5 @@ mod harness;
 mod projecting;
 
 mod searching;
+
+mod permissions;

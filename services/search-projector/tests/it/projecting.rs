@@ -230,7 +230,7 @@ async fn what_is_unknown_is_skipped_and_what_is_broken_becomes_a_dead_letter() {
     let fleet = Fleet::start().await;
     let event = |event_type: &str, tenant: &str, data: serde_json::Value| {
         let todo = data["todo"]["id"].as_str().unwrap_or("a").to_owned();
-        json!({"specversion": "1.0", "id": "1", "subject": todo, "partitionkey": todo, "sequence": "00000000000000000001", "source": "/flotilla/todo", "type": event_type, "tenant": tenant, "data": data})
+        json!({"specversion": "1.0", "id": "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f", "time": "2026-01-01T00:00:00Z", "subject": todo, "partitionkey": todo, "sequence": "00000000000000000001", "source": "/flotilla/todo", "type": event_type, "tenant": tenant, "data": data})
             .to_string()
             .into_bytes()
     };

@@ -64,6 +64,11 @@ impl Fleet {
         Client { inner: TodoServiceClient::new(self.channel.clone()), bearer: Some(bearer), key: None }
     }
 
+    /// A client whose token has these claims: `role`, `scope`, `kind`, `act`.
+    pub fn client_as(&self, tenant: &str, user: &str, claims: &serde_json::Value) -> Client {
+        self.client_with(Some(self.issuer.bearer_with(tenant, user, claims)))
+    }
+
     pub fn client_with(&self, bearer: Option<String>) -> Client {
         Client { inner: TodoServiceClient::new(self.channel.clone()), bearer, key: None }
     }

@@ -11,6 +11,9 @@ use sqlx::Executor as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use authz::Caller;
+use service::Call;
+
 use crate::harness::{Fleet, reason};
 
 /// A call as bytes, and how it was refused.
@@ -59,7 +62,8 @@ async fn what_another_is_changing_is_answered_soon_and_a_deadline_is_kept() {
     let mut admin = fleet.database.admin().await;
     admin.execute("begin; select * from todo for update").await.unwrap();
     let db = service::Db::lazy(&fleet.database.app.clone().into(), "test", 1).unwrap();
-    let mut tx = db.begin(&"acme".parse().unwrap()).await.unwrap();
+    let call = Call::of_request(Caller::service("acme".parse().unwrap(), "test".parse().unwrap()), None);
+    let mut tx = db.begin(&call).await.unwrap();
     let patience: String = sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(patience, "1s");
     let locked = ann.rename(&todo.id, "y").await.unwrap_err();

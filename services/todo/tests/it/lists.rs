@@ -3,9 +3,10 @@
 use contracts::{TenantId, TodoId};
 use proto::todo::{ListTodosRequest, Status, Todo};
 use serde_json::Value;
+use sqlx::QueryBuilder;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use todo::store::{Filter, list_query};
-use todo::todo::Label;
+use todo::store;
+use todo::todo::{Filter, Label, Status as Todos};
 
 use crate::harness::{Client, Fleet, reason};
 
@@ -121,12 +122,13 @@ async fn no_list_scans_a_table() {
     let mut service = PgConnection::connect(&fleet.database.app).await.unwrap();
     service.execute("set app.tenant = 'tenant-7'").await.unwrap();
     let after: TodoId = "ffffffff-ffff-7fff-bfff-ffffffffffff".parse().unwrap();
-    for status in [None, Some("OPEN")] {
+    for status in [None, Some(Todos::Open)] {
         for label in [None, Some(Label::parse("label-3").unwrap())] {
             for assignee in [None, Some("user-5".parse().unwrap())] {
                 for after in [None, Some(after)] {
                     let filter = Filter { status, label: label.clone(), assignee: assignee.clone() };
-                    let mut query = list_query("explain (format json) ", &tenant, &filter, after, 51);
+                    let mut query = QueryBuilder::new("explain (format json) ");
+                    store::push_list(&mut query, tenant.as_str(), &filter, after, 51);
                     let plan: Value = query.build_query_scalar().fetch_one(&mut service).await.unwrap();
                     let mut found = Vec::new();
                     nodes(&plan[0]["Plan"], &mut found);

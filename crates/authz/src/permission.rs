@@ -1,0 +1,141 @@
+//! What a caller may do: a pure decision over the role and the scopes in its token, by rows that each service writes down.
+//!
+//! Relations ("whose list is it?") are not decided here.
+
+use contracts::ActorKind;
+use serde::Deserialize;
+
+use crate::Caller;
+
+/// What a person, or a program with a key, is in a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Everything.
+    Owner,
+    /// Everything but what ends the tenant.
+    Admin,
+    /// Invoices and payment, nothing of what the tenant works on.
+    Billing,
+    /// Works on what the tenant has.
+    Member,
+    /// Reads what the tenant has.
+    Viewer,
+}
+
+impl Role {
+    /// All roles, those that may do most first.
+    pub const ALL: [Self; 5] = [Self::Owner, Self::Admin, Self::Billing, Self::Member, Self::Viewer];
+
+    /// As tokens spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Admin => "admin",
+            Self::Billing => "billing",
+            Self::Member => "member",
+            Self::Viewer => "viewer",
+        }
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let role = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        role.ok_or("a role is owner, admin, billing, member or viewer")
+    }
+}
+
+/// One row of the permission matrix: who may do one thing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// What is done, for messages and the matrix: `todo.complete`.
+    pub action: &'static str,
+    /// The scope that a token with scopes must have for it: `todo:write`.
+    pub scope: &'static str,
+    /// The roles that may.
+    pub roles: &'static [Role],
+    /// The services of the fleet that may, on their own behalf: in a handler of an event.
+    pub services: &'static [&'static str],
+}
+
+/// Why a caller may not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// Its token's scopes leave it out.
+    #[error("the access token lacks the scope {0}")]
+    Scope(&'static str),
+    /// Its role does not allow it.
+    #[error("{who} may not do this ({action})")]
+    Role {
+        /// The role, or the service.
+        who: String,
+        /// [`Permission::action`]
+        action: &'static str,
+    },
+}
+
+impl Permission {
+    /// Whether this caller may. A service of the fleet that acts on its own behalf has its row; everybody else has a role, and
+    /// whoever has none may do nothing.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn check(&self, caller: &Caller) -> Result<(), Denied> {
+        if caller.scopes.as_ref().is_some_and(|scopes| !scopes.iter().any(|scope| scope == self.scope)) {
+            return Err(Denied::Scope(self.scope));
+        }
+        let actor = &caller.actor;
+        let (may, who) = if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
+            (self.services.contains(&actor.id.as_str()), format!("the service {}", actor.id))
+        } else {
+            let role = caller.role;
+            let who =
+                role.map_or_else(|| "a token without a role".to_owned(), |role| format!("the role {}", role.as_str()));
+            (role.is_some_and(|role| self.roles.contains(&role)), who)
+        };
+        if may { Ok(()) } else { Err(Denied::Role { who, action: self.action }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERMISSION: Permission =
+        Permission { action: "todo.create", scope: "todo:write", roles: &[Role::Owner], services: &["todo"] };
+
+    fn caller(actor: &str, role: Option<Role>, scopes: Option<&str>) -> Caller {
+        let scopes = scopes.map(|scopes| scopes.split(' ').map(ToOwned::to_owned).collect());
+        Caller { tenant: "acme".parse().unwrap(), actor: actor.parse().unwrap(), role, scopes }
+    }
+
+    #[test]
+    fn a_role_and_the_scopes_must_both_allow_it() {
+        let check = |role, scopes| PERMISSION.check(&caller("user:ann", role, scopes));
+        assert_eq!(check(Some(Role::Owner), None), Ok(()));
+        assert_eq!(check(Some(Role::Owner), Some("other todo:write")), Ok(()));
+        assert_eq!(check(Some(Role::Owner), Some("todo:read")), Err(Denied::Scope("todo:write")));
+        assert_eq!(check(Some(Role::Owner), Some("")), Err(Denied::Scope("todo:write")));
+        let denied = |role, who: &str| {
+            assert_eq!(check(role, None), Err(Denied::Role { who: who.to_owned(), action: "todo.create" }))
+        };
+        denied(Some(Role::Viewer), "the role viewer");
+        denied(None, "a token without a role");
+    }
+
+    #[test]
+    fn a_service_has_its_own_row_and_lends_it_to_nobody() {
+        let check = |actor: &str, role| PERMISSION.check(&caller(actor, role, None)).is_ok();
+        assert!(check("service:todo", None));
+        assert!(!check("service:billing", None) && !check("service:billing", Some(Role::Owner)));
+        // In somebody's name it may do what that one may.
+        assert!(
+            !check("service:todo user:ann", Some(Role::Viewer)) && check("service:todo user:ann", Some(Role::Owner))
+        );
+        assert!(!check("user:todo", None) && !check("service_account:todo", None) && !check("agent:todo", None));
+    }
+}

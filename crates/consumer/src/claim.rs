@@ -1,0 +1,148 @@
+//! An event as a handler that has transactions of its own gets it: claimed within one of them, so that the effect happens if and
+//! only if the event counts as handled.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use crate::event::Event;
+use crate::handler::{self, Failure, Handler, Outcome};
+use crate::inbox::{Claimed, Inbox};
+
+/// The right to handle an event once. Clones are the same claim.
+#[derive(Debug, Clone)]
+pub struct Claim(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    inbox: Inbox,
+    consumer: String,
+    epoch: i64,
+    event: Event,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Default)]
+enum State {
+    #[default]
+    Open,
+    Refused(Refused),
+    Committed,
+}
+
+/// Why a claim was not had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Refused {
+    Handled,
+    Lost,
+    Behind(String),
+    Dead(String),
+}
+
+impl From<Refused> for Outcome {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Handled => Self::Duplicate,
+            Refused::Lost => Self::Lost,
+            Refused::Behind(id) => Self::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")),
+            Refused::Dead(reason) => Self::Dead(reason),
+        }
+    }
+}
+
+/// An event that is not this transaction's to handle: roll it back and return. The consumer knows why, and whether the event comes
+/// again; what the handler says of it is not asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NotClaimed {
+    /// It was handled, its aggregate waits, or another process pulls.
+    #[error("the event is not this handler's to handle")]
+    Refused,
+    /// A transaction of this handler has committed already: one handler, one transaction.
+    #[error("the event was claimed by a transaction that has committed")]
+    Committed,
+    /// The database did not answer.
+    #[error("the event could not be claimed")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<NotClaimed> for Failure {
+    fn from(error: NotClaimed) -> Self {
+        Self::Retry(error.to_string())
+    }
+}
+
+impl Claim {
+    /// The event.
+    #[must_use]
+    pub fn event(&self) -> &Event {
+        &self.0.event
+    }
+
+    /// Claims the event for this transaction, as the first that it does. A second one that claims it waits for the first to end.
+    ///
+    /// # Errors
+    /// See [`NotClaimed`].
+    pub async fn take(&self, tx: &mut PgConnection) -> Result<(), NotClaimed> {
+        if matches!(*self.state(), State::Committed) {
+            return Err(NotClaimed::Committed);
+        }
+        let Inner { inbox, consumer, epoch, event, .. } = &*self.0;
+        let refused = match inbox.claim(tx, consumer, *epoch, event).await? {
+            Claimed::New => return Ok(()),
+            Claimed::Handled => Refused::Handled,
+            Claimed::Lost => Refused::Lost,
+            Claimed::Behind(id) => Refused::Behind(id),
+            Claimed::Dead(reason) => Refused::Dead(reason),
+        };
+        *self.state() = State::Refused(refused);
+        Err(NotClaimed::Refused)
+    }
+
+    /// Says that the transaction that claimed the event has committed. Without it the event is claimed once more when the handler
+    /// has ended: so is one that needed no transaction.
+    pub fn committed(&self) {
+        *self.state() = State::Committed;
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One attempt: the handler, and what came of its claim.
+pub async fn attempt<H: Handler>(
+    inbox: &Inbox,
+    consumer: &str,
+    epoch: i64,
+    event: &Event,
+    handler: &H,
+    within: Option<Duration>,
+) -> Result<Outcome, sqlx::Error> {
+    let inner = Inner {
+        inbox: inbox.clone(),
+        consumer: consumer.to_owned(),
+        epoch,
+        event: event.clone(),
+        state: Mutex::default(),
+    };
+    let claim = Claim(Arc::new(inner));
+    let begun = handler::begin(|| handler(claim.clone()));
+    let ended = handler::outcome(begun, within).await;
+    let state = claim.state().clone();
+    match (state, ended) {
+        (State::Refused(refused), _) => return Ok(refused.into()),
+        (State::Committed, _) => return Ok(Outcome::Done),
+        (State::Open, Ok(Err(failure))) => return Ok(Outcome::Failed(failure)),
+        (State::Open, Err(reason)) => return Ok(Outcome::Failed(Failure::Retry(reason))),
+        (State::Open, Ok(Ok(()))) => {}
+    }
+    let mut tx = inbox.db.begin().await?;
+    match claim.take(&mut tx).await {
+        Ok(()) => tx.commit().await?,
+        Err(NotClaimed::Database(error)) => return Err(error),
+        Err(NotClaimed::Refused | NotClaimed::Committed) => {}
+    }
+    let state = claim.state().clone();
+    Ok(if let State::Refused(refused) = state { refused.into() } else { Outcome::Done })
+}

@@ -1,0 +1,95 @@
+//! Handlers of events: where an event of the stream becomes a call of a command. Here, and nowhere else, is its tenant compared
+//! with its subject, and its envelope typed.
+
+use authz::Caller;
+use consumer::{Claim, Event};
+use contracts::text::without_quotations;
+use contracts::{Actor, Envelope, EventId, TenantId, UserId};
+
+use crate::call::{Call, Once};
+use crate::{Code, Failure};
+
+/// The envelope of an event that was delivered; its data as they came.
+///
+/// # Errors
+/// An attribute is missing or malformed, or names another tenant than the subject that it was published on: for a dead letter.
+pub fn envelope(event: &Event) -> Result<Envelope<&str>, String> {
+    fn read<T: std::str::FromStr<Err: std::fmt::Display>>(event: &Event, name: &str) -> Result<T, String> {
+        event.attribute(name).parse().map_err(|error| format!("the attribute {name}: {error}"))
+    }
+    fn optional<T: std::str::FromStr<Err: std::fmt::Display>>(event: &Event, name: &str) -> Result<Option<T>, String> {
+        if event.attribute(name).is_empty() { Ok(None) } else { read(event, name).map(Some) }
+    }
+    let tenant: TenantId = read(event, "tenant")?;
+    let text = |name: &str| event.attribute(name).to_owned();
+    let envelope = Envelope {
+        specversion: text("specversion"),
+        id: read(event, "id")?,
+        source: text("source"),
+        event_type: text("type"),
+        subject: text("subject"),
+        time: read(event, "time")?,
+        datacontenttype: text("datacontenttype"),
+        dataschema: text("dataschema"),
+        sequence: text("sequence"),
+        partitionkey: text("partitionkey"),
+        tenant,
+        actor: optional::<Actor>(event, "actor")?,
+        causationid: optional::<EventId>(event, "causationid")?,
+        correlationid: optional(event, "correlationid")?,
+        twinof: optional(event, "twinof")?,
+        supersededby: optional(event, "supersededby")?,
+        supersedes: optional(event, "supersedes")?,
+        traceparent: optional(event, "traceparent")?,
+        tracestate: optional(event, "tracestate")?,
+        data: event.data.as_str(),
+    };
+    if event.nats_subject != contracts::subject::of(&envelope.event_type, &envelope.tenant) {
+        return Err("the type or the tenant is not that of the subject it was published on".to_owned());
+    }
+    Ok(envelope)
+}
+
+/// The words of an error that may quote what was sent, without it.
+#[must_use]
+pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let why = error.source().map_or(String::new(), |source| format!(": {}", without_quotations(&source.to_string())));
+    format!("{error}{why}")
+}
+
+impl Call {
+    /// The call that a handler of this service makes of an event: in the event's tenant, as the service itself.
+    ///
+    /// # Errors
+    /// The event is not one that can be handled: see [`envelope`].
+    pub fn of_event<'a>(service: &UserId, claim: &'a Claim) -> Result<(Self, Envelope<&'a str>), consumer::Failure> {
+        let envelope = envelope(claim.event()).map_err(consumer::Failure::Reject)?;
+        let call = Self {
+            caller: Caller::service(envelope.tenant.clone(), service.clone()),
+            causation: Some(envelope.id),
+            correlation: envelope.correlationid.clone().unwrap_or_else(|| envelope.id.to_string()),
+            once: Once::Event(claim.clone()),
+        };
+        Ok((call, envelope))
+    }
+}
+
+/// A command that a handler called has failed: again later, or a dead letter.
+impl From<Failure> for consumer::Failure {
+    fn from(failure: Failure) -> Self {
+        let why = failure.source.as_ref().map_or(String::new(), |source| format!(": {source:#}"));
+        let reason = format!("{} ({}){why}", failure.message, failure.reason);
+        match failure.code {
+            Code::Aborted | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unavailable | Code::Internal => {
+                Self::Retry(reason)
+            }
+            Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Unimplemented => Self::Reject(reason),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The end of every command: its events, its answer and its change are one commit, and only then is anyone sent anything.
+
+use ::outbox::{Handle, NewEvent};
+use chrono::{DateTime, Utc};
+use contracts::Envelope;
+use contracts::events::EventType;
+use contracts::{EventId, subject};
+use prost::Message as _;
+
+use crate::call::{Call, Once};
+use crate::idempotency::Answer;
+use crate::{Failure, TenantTx, clock, notes, telemetry};
+
+/// Where commands leave their events.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    relay: Handle,
+}
+
+impl Outbox {
+    /// That of this relay.
+    #[must_use]
+    pub const fn new(relay: Handle) -> Self {
+        Self { relay }
+    }
+
+    /// Ends a command: appends the events in their order, stores the answer with the idempotency key, commits, and hands the events to
+    /// the relay. An aggregate's row must be locked before.
+    ///
+    /// # Errors
+    /// Nothing was committed, or that is not known; a repeat with the same key tells.
+    pub async fn commit<A: Answer>(&self, mut tx: TenantTx, events: Vec<NewEvent>, answer: &A) -> Result<(), Failure> {
+        if let Once::Key(attempt) = tx.once.clone() {
+            attempt.store(&mut tx, answer.to_message().encode_to_vec()).await?;
+        }
+        let written: Vec<_> = events.iter().map(|event| event.id).collect();
+        self.relay.commit(tx, events, TenantTx::commit).await?;
+        notes::wrote(written.into_iter());
+        Ok(())
+    }
+}
+
+impl Call {
+    /// An event that this call makes happen, of the service whose CloudEvents `source` this is, about an aggregate as it is after the
+    /// change: its id, version and the time of the change.
+    pub fn envelope<D: EventType>(&self, source: &str, about: (String, i32, DateTime<Utc>), data: D) -> Envelope<D> {
+        let id = EventId::new(clock::new_id());
+        Envelope {
+            actor: Some(self.caller.actor.clone()),
+            causationid: self.causation,
+            correlationid: Some(self.correlation.clone()),
+            traceparent: telemetry::traceparent(),
+            ..Envelope::new(id, self.caller.tenant.clone(), source, about, data)
+        }
+    }
+}
+
+/// An event as the outbox takes it.
+///
+/// # Errors
+/// It cannot be serialized.
+pub fn new_event<D: serde::Serialize>(envelope: &Envelope<D>) -> Result<NewEvent, Failure> {
+    Ok(NewEvent {
+        id: envelope.id.uuid(),
+        tenant: envelope.tenant.to_string(),
+        aggregate_id: envelope.partitionkey.clone(),
+        subject: subject::of(&envelope.event_type, &envelope.tenant),
+        traceparent: envelope.traceparent.clone(),
+        payload: serde_json::to_vec(envelope).map_err(Failure::internal)?,
+    })
+}
+
+/// One event in two versions, while the older one is deprecated: each names the other, so that consumers take them for one.
+///
+/// # Errors
+/// They cannot be serialized.
+pub fn twins<Old: EventType, New: EventType>(
+    mut old: Envelope<Old>,
+    mut new: Envelope<New>,
+) -> Result<Vec<NewEvent>, Failure> {
+    (old.twinof, old.supersededby) = (Some(new.id), Some(New::TYPE.to_owned()));
+    (new.twinof, new.supersedes) = (Some(old.id), Some(Old::TYPE.to_owned()));
+    Ok(vec![new_event(&old)?, new_event(&new)?])
+}

@@ -1,0 +1,64 @@
+//! The events that commands write: the todo as they carry it, and who acted.
+
+use contracts::Envelope;
+use contracts::events::EventType;
+use contracts::events::todo::{self as event, Actor, Status};
+use outbox::NewEvent;
+use service::outbox as outgoing;
+use service::{Call, Failure};
+
+use crate::todo::{State, Todo};
+
+/// The todo as events carry it.
+fn state(todo: &Todo) -> event::Todo {
+    let Todo { id, title, notes, state, due_time, labels, assignee, create_time, update_time, created_by, version } =
+        todo;
+    let (status, complete_time) = match state {
+        State::Open => (Status::Open, None),
+        State::Completed { at } => (Status::Completed, Some(*at)),
+    };
+    event::Todo {
+        id: *id,
+        title: title.as_str().to_owned(),
+        notes: notes.as_str().to_owned(),
+        status,
+        due_time: *due_time,
+        labels: labels.to_strings(),
+        assignee: assignee.clone(),
+        create_time: *create_time,
+        update_time: *update_time,
+        complete_time,
+        created_by: created_by.clone(),
+        version: *version,
+    }
+}
+
+/// One event about `todo`; `data` makes it of the todo's state and of the one on whose behalf the caller acts.
+///
+/// # Errors
+/// It cannot be serialized.
+pub(crate) fn event<D: EventType>(
+    call: &Call,
+    todo: &Todo,
+    data: impl FnOnce(event::Todo, Actor) -> D,
+) -> Result<Vec<NewEvent>, Failure> {
+    Ok(vec![outgoing::new_event(&envelope(call, todo, data))?])
+}
+
+/// One event in two versions, while the older one is deprecated.
+///
+/// # Errors
+/// They cannot be serialized.
+pub(crate) fn twins<Old: EventType, New: EventType>(
+    call: &Call,
+    todo: &Todo,
+    old: impl FnOnce(event::Todo, Actor) -> Old,
+    new: impl FnOnce(event::Todo, Actor) -> New,
+) -> Result<Vec<NewEvent>, Failure> {
+    outgoing::twins(envelope(call, todo, old), envelope(call, todo, new))
+}
+
+fn envelope<D: EventType>(call: &Call, todo: &Todo, data: impl FnOnce(event::Todo, Actor) -> D) -> Envelope<D> {
+    let about = (todo.id.to_string(), todo.version, todo.update_time);
+    call.envelope(event::SOURCE, about, data(state(todo), Actor::from(&call.caller.actor)))
+}

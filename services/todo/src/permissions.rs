@@ -1,0 +1,60 @@
+//! Who may do what: the todo service's rows of the permission matrix, one for each RPC.
+
+use authz::{Caller, Denied, Permission, Role};
+
+use crate::todo::Todo;
+
+use Role::{Admin, Member, Owner, Viewer};
+
+/// Reads todos.
+const READ: &str = "todo:read";
+/// Changes todos.
+const WRITE: &str = "todo:write";
+
+/// Creates a todo; the service itself creates the next one of a series.
+pub const CREATE: Permission =
+    Permission { action: "todo.create", scope: WRITE, roles: &[Owner, Admin, Member], services: &[crate::NAME] };
+/// Reads one todo: whoever may not, is told that there is none.
+pub const GET: Permission =
+    Permission { action: "todo.get", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
+/// Lists todos.
+pub const LIST: Permission =
+    Permission { action: "todo.list", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
+/// Changes a todo.
+pub const UPDATE: Permission =
+    Permission { action: "todo.update", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
+/// Deletes a todo. A member deletes only what it has created: [`delete_this`].
+pub const DELETE: Permission =
+    Permission { action: "todo.delete", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
+/// Completes a todo.
+pub const COMPLETE: Permission =
+    Permission { action: "todo.complete", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
+/// Opens a completed todo again.
+pub const REOPEN: Permission =
+    Permission { action: "todo.reopen", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
+
+/// The row of each RPC, by its name.
+pub const MATRIX: [(&str, &Permission); 7] = [
+    ("CreateTodo", &CREATE),
+    ("GetTodo", &GET),
+    ("ListTodos", &LIST),
+    ("UpdateTodo", &UPDATE),
+    ("DeleteTodo", &DELETE),
+    ("CompleteTodo", &COMPLETE),
+    ("ReopenTodo", &REOPEN),
+];
+
+/// Whether this caller, who may delete, may delete this todo.
+///
+/// # Errors
+/// A member has not created it.
+pub fn delete_this(caller: &Caller, todo: &Todo) -> Result<(), Denied> {
+    let own = todo.created_by == caller.actor.subject().id;
+    if caller.role == Some(Member) && !own {
+        return Err(Denied::Role {
+            who: "a member".to_owned(),
+            action: "todo.delete, of what somebody else has created",
+        });
+    }
+    Ok(())
+}

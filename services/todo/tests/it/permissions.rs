@@ -1,0 +1,146 @@
+//! Who may do what: by role, by scope, and by what the todo is.
+
+use authz::{Permission, Role};
+use proto::todo::Todo;
+use serde_json::{Value, json};
+use todo::permissions::MATRIX;
+
+use crate::harness::{Client, Fleet, reason};
+use crate::tenancy::{call, rpcs};
+
+/// The matrix as a reviewer reads it; a change of it is a change of who may do what.
+const REVIEWED: &str = "\
+todo.create    todo:write  owner admin member         service:todo
+todo.get       todo:read   owner admin member viewer
+todo.list      todo:read   owner admin member viewer
+todo.update    todo:write  owner admin member
+todo.delete    todo:write  owner admin member
+todo.complete  todo:write  owner admin member
+todo.reopen    todo:write  owner admin member
+";
+
+#[test]
+fn the_matrix_is_as_it_was_reviewed() {
+    let row = |Permission { action, scope, roles, services }: &Permission| {
+        let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
+        let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
+        format!("{action:<14} {scope:<11} {roles:<26} {services}").trim_end().to_owned() + "\n"
+    };
+    let matrix: String = MATRIX.iter().map(|(_, permission)| row(permission)).collect();
+    assert_eq!(matrix, REVIEWED);
+    assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
+}
+
+/// What each call is refused with, by its RPC; nothing where it is done.
+async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)> {
+    let mut refusals = Vec::new();
+    // A todo of its own for each call: one may be deleted, and one must be completed before.
+    let owner = fleet.client("acme", "olga");
+    for (rpc, _) in MATRIX {
+        let todo = owner.titled("shared").await;
+        if rpc == "ReopenTodo" {
+            owner.complete(&todo.id, "").await.unwrap();
+        }
+        let result = call(client, rpc, &todo.id).await;
+        refusals.push((rpc, if result.is_ok() { String::new() } else { reason(result) }));
+    }
+    refusals
+}
+
+#[tokio::test]
+async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
+    let fleet = Fleet::start().await;
+    let roles = Role::ALL.into_iter().map(Some).chain([None]);
+    for role in roles {
+        let claims = role.map_or(json!({}), |role| json!({"role": role.as_str()}));
+        let sees = role.is_some_and(|role| MATRIX[1].1.roles.contains(&role));
+        for (name, refused) in refusals(&fleet, &fleet.client_as("acme", "mel", &claims)).await {
+            let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
+            let names_a_todo = !["CreateTodo", "ListTodos"].contains(&name);
+            let wanted = match role {
+                // She has not created it.
+                Some(Role::Member) if name == "DeleteTodo" => "PERMISSION_DENIED",
+                Some(role) if permission.roles.contains(&role) => "",
+                _ if names_a_todo && !sees => "TODO_NOT_FOUND",
+                _ => "PERMISSION_DENIED",
+            };
+            assert_eq!(refused, wanted, "{name} as {role:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_with_scopes_does_no_more_than_they_say() {
+    let fleet = Fleet::start().await;
+    for scope in ["todo:read", "todo:write", "todo:read todo:write other", "", "billing:read"] {
+        let claims = json!({"role": "owner", "scope": scope});
+        for (name, refused) in refusals(&fleet, &fleet.client_as("acme", "ann", &claims)).await {
+            let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
+            let wanted =
+                if scope.split(' ').any(|scope| scope == permission.scope) { "" } else { "INSUFFICIENT_SCOPE" };
+            assert_eq!(refused, wanted, "{name} with {scope:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_deletes_what_it_has_created_and_nothing_else() {
+    let fleet = Fleet::start().await;
+    let member = |user: &str| fleet.client_as("acme", user, &json!({"role": "member"}));
+    let (mel, bob) = (member("mel"), member("bob"));
+    let todo = mel.create(Todo { title: "mine".to_owned(), ..Todo::default() }).await.unwrap();
+    assert_eq!(reason(bob.delete(&todo.id, "").await), "PERMISSION_DENIED");
+    assert_eq!(bob.rename(&todo.id, "ours").await.unwrap().title, "ours");
+    mel.delete(&todo.id, "").await.unwrap();
+    let todo = mel.titled("mine too").await;
+    fleet.client_as("acme", "ada", &json!({"role": "admin"})).delete(&todo.id, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_acts_for_somebody_may_do_what_that_one_may_and_is_named() {
+    let fleet = Fleet::start().await;
+    let act = json!({"sub": "planner", "kind": "agent", "act": {"sub": "desk", "kind": "service_account"}});
+    let agent = |role: &str| fleet.client_as("acme", "ann", &json!({"role": role, "act": act}));
+    assert_eq!(
+        reason(agent("viewer").create(Todo { title: "x".to_owned(), ..Todo::default() }).await),
+        "PERMISSION_DENIED"
+    );
+    let todo = agent("member").titled("planned").await;
+    assert_eq!(todo.created_by, "ann");
+    let program = json!({"role": "member", "kind": "service_account"});
+    fleet.client_as("acme", "importer", &program).titled("imported").await;
+    fleet.client("acme", "ann").titled("by hand").await;
+    let envelopes = fleet.events().await.into_iter().map(|stored| stored.envelope);
+    let written: Vec<(String, Value)> = envelopes
+        .map(|envelope| {
+            assert_eq!(
+                (envelope.causationid, envelope.correlationid.is_some()),
+                (None, true),
+                "a request has caused it"
+            );
+            let data: Value = serde_json::from_str(envelope.data.get()).unwrap();
+            (envelope.actor.unwrap().to_string(), data["actor"].clone())
+        })
+        .collect();
+    assert_eq!(
+        written,
+        [
+            ("agent:planner service_account:desk user:ann".to_owned(), json!({"kind": "user", "id": "ann"})),
+            ("service_account:importer".to_owned(), json!({"kind": "service", "id": "importer"})),
+            ("user:ann".to_owned(), json!({"kind": "user", "id": "ann"})),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_whoever_acts() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("k");
+    let act = json!({"sub": "planner", "kind": "agent"});
+    let agent = fleet.client_as("acme", "ann", &json!({"role": "owner", "act": act})).with_key("k");
+    let todo = || Todo { title: "once".to_owned(), ..Todo::default() };
+    let (first, again) = (ann.create(todo()).await.unwrap(), ann.create(todo()).await.unwrap());
+    let other = agent.create(todo()).await.unwrap();
+    assert_eq!(first, again);
+    assert_ne!(first.id, other.id, "another actor's key is another key");
+}
