@@ -239,24 +239,36 @@ fn degraded(
             }
         }
     }
+    for (service, metrics) in metrics {
+        let raised = |name: &str| gauge(metrics, name).filter(|value| *value > 0.0);
+        if let Some(seconds) = raised("consumer_stalled_seconds").filter(|seconds| *seconds > 60.0) {
+            degraded.push(format!(
+                "a consumer of {service} has acknowledged nothing for {seconds:.0} s (docs/runbooks/consumers.md#stalled)"
+            ));
+        }
+        if raised("consumer_refused").is_some() {
+            degraded.push(format!(
+                "a release of {service} does not pull: its durable consumer was made for another one \
+                 (docs/runbooks/consumers.md#refused)"
+            ));
+        } else if raised("consumer_config_drift").is_some() {
+            degraded.push(format!(
+                "a durable consumer is not as {service} asked for it (docs/runbooks/consumers.md#drift)"
+            ));
+        }
+        if let Some(events) = raised("consumer_trimmed_unread") {
+            degraded.push(format!(
+                "{events} events were trimmed before {service} had them (docs/runbooks/consumers.md#trimmed-unread)"
+            ));
+        }
+        if raised("consumer_diverged").is_some() {
+            degraded.push(format!(
+                "{service} has handled what its stream does not hold (docs/runbooks/consumers.md#diverged)"
+            ));
+        }
+    }
     let projector = metrics.get("search-projector").map_or("", String::as_str);
     let raised = |name: &str| gauge(projector, name).filter(|value| *value > 0.0);
-    if let Some(seconds) = raised("consumer_stalled_seconds").filter(|seconds| *seconds > 60.0) {
-        degraded.push(format!(
-            "the projector has acknowledged nothing for {seconds:.0} s (docs/runbooks/consumers.md#stalled)"
-        ));
-    }
-    if raised("consumer_refused").is_some() {
-        degraded.push(
-            "a release of a consumer does not pull: its durable consumer was made for another one \
-             (docs/runbooks/consumers.md#refused)"
-                .to_owned(),
-        );
-    } else if raised("consumer_config_drift").is_some() {
-        degraded.push(
-            "a durable consumer is not as its service asked for it (docs/runbooks/consumers.md#drift)".to_owned(),
-        );
-    }
     let todo = metrics.get("todo").map_or("", String::as_str);
     if gauge(todo, "outbox_stream_drift").is_some_and(|differences| differences > 0.0) {
         degraded.push("the stream is not as the service was told (docs/runbooks/outbox.md#drift)".to_owned());
@@ -265,11 +277,6 @@ fn degraded(
         degraded.push(
             "a search index does not take a field as it is meant (docs/runbooks/search.md#mapping-behind)".to_owned(),
         );
-    }
-    if let Some(events) = raised("consumer_trimmed_unread") {
-        degraded.push(format!(
-            "{events} events were trimmed before the projector had them (docs/runbooks/consumers.md#trimmed-unread)"
-        ));
     }
     if raised("search_index_incomplete").is_some() {
         degraded.push("the search index is incomplete (docs/runbooks/search.md#incomplete)".to_owned());

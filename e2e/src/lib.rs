@@ -159,7 +159,15 @@ impl Fleet {
     /// # Panics
     /// No token can be had.
     pub async fn caller(&self, tenant: &str, user: &str) -> Caller {
-        let output = self.run(&["token", "--tenant", tenant, "--user", user]).await;
+        self.caller_as(tenant, user, &[]).await
+    }
+
+    /// A caller whose token is minted with these arguments more: `--role`, `--scope`, `--agent`.
+    ///
+    /// # Panics
+    /// No token can be had.
+    pub async fn caller_as(&self, tenant: &str, user: &str, more: &[&str]) -> Caller {
+        let output = self.run(&[&["token", "--tenant", tenant, "--user", user], more].concat()).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         let base = format!("http://{}", self.unit("gateway").address);

@@ -68,23 +68,24 @@ struct Item {
     key: Uuid,
     body: Value,
     completed: bool,
+    remarks: Vec<String>,
 }
 
 /// What became of a line.
 enum Outcome {
-    /// It is there; whether it was before.
-    Written(bool),
+    /// It is there; whether it was before, and what is to be said of it.
+    Written(bool, u64, Vec<String>),
     Refused(u64, String),
 }
 
-/// The lines that were left out.
+/// Lines of which something is to be said.
 #[derive(Default)]
-struct LeftOut {
+struct Said {
     count: u64,
     reasons: Vec<(u64, String)>,
 }
 
-impl LeftOut {
+impl Said {
     fn add(&mut self, line: u64, why: String) {
         self.count += 1;
         if self.reasons.len() < MAX_REASONS {
@@ -117,7 +118,8 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
     });
     let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str())?;
     let started = Instant::now();
-    let (mut written, mut replayed, mut left_out) = (0_u64, 0_u64, LeftOut::default());
+    let (mut written, mut replayed) = (0_u64, 0_u64);
+    let (mut left_out, mut remarks) = (Said::default(), Said::default());
     let sent = {
         let lines = futures::stream::poll_fn(|cx| lines.poll_recv(cx)).map(Ok::<_, anyhow::Error>);
         let write_one = async |line| match line {
@@ -127,9 +129,10 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
         let mut outcomes = std::pin::pin!(lines.map_ok(write_one).try_buffer_unordered(usize::from(args.concurrency)));
         loop {
             match outcomes.try_next().await {
-                Ok(Some(Outcome::Written(before))) => {
+                Ok(Some(Outcome::Written(before, line, said))) => {
                     written += 1;
                     replayed += u64::from(before);
+                    said.into_iter().for_each(|what| remarks.add(line, what));
                 }
                 Ok(Some(Outcome::Refused(line, why))) => left_out.add(line, why),
                 Ok(None) => break Ok(()),
@@ -145,7 +148,8 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
         Err(_) => Ok(()),
     };
     left_out.reasons.sort();
-    report(context, args, (written, replayed), &left_out, started.elapsed().as_secs_f64());
+    remarks.reasons.sort();
+    report(context, args, (written, replayed), (&left_out, &remarks), started.elapsed().as_secs_f64());
     sent.and(read)?;
     if left_out.count > 0 {
         return Err(Exit::unfinished(format!("{} lines were left out", left_out.count)).into());
@@ -157,13 +161,16 @@ fn report(
     context: &Context,
     args: &ImportArgs,
     (written, replayed): (u64, u64),
-    LeftOut { count, reasons }: &LeftOut,
+    (Said { count, reasons }, remarks): (&Said, &Said),
     seconds: f64,
 ) {
     if context.json {
-        let refused: Vec<Value> = reasons.iter().map(|(line, why)| json!({"line": line, "reason": why})).collect();
-        let counts =
-            json!({"written": written, "replayed": replayed, "leftOut": count, "refused": refused, "seconds": seconds});
+        let lines = |said: &[(u64, String)]| {
+            said.iter().map(|(line, why)| json!({"line": line, "reason": why})).collect::<Vec<Value>>()
+        };
+        let (refused, remarks) = (lines(reasons), lines(&remarks.reasons));
+        let counts = json!({"written": written, "replayed": replayed, "leftOut": count, "refused": refused,
+            "remarks": remarks, "seconds": seconds});
         println!("{counts}");
         return;
     }
@@ -172,6 +179,12 @@ fn report(
     }
     if *count > reasons.len() as u64 {
         println!("and {} more", count - reasons.len() as u64);
+    }
+    for (line, what) in &remarks.reasons {
+        println!("line {line}: taken, but {what}");
+    }
+    if remarks.count > remarks.reasons.len() as u64 {
+        println!("and {} more", remarks.count - remarks.reasons.len() as u64);
     }
     println!(
         "{written} todos written to {} in {seconds:.1} s ({:.0} a second), {count} lines left out.",
@@ -219,8 +232,10 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// A line, and what to write for it and whether it is completed, or what is wrong with it.
-type Body = (u64, Result<(Value, bool), String>);
+/// What to write for a line, whether it is completed, and what is to be said of it.
+type Wanted = (Value, bool, Vec<String>);
+/// A line, and what to write for it, or what is wrong with it.
+type Body = (u64, Result<Wanted, String>);
 /// What to write, or the line that is left out and why.
 type Line = Result<Item, (u64, String)>;
 
@@ -237,17 +252,18 @@ fn items(
     let bodies: Box<dyn Iterator<Item = Result<Body, anyhow::Error>>> = match format {
         Format::TodoTxt => Box::new(todo_txt::tasks(text).map(|task| {
             let (line, task) = task?;
-            Ok((line, task.map(|task| task_body(&task))))
+            Ok((line, task.map(task_body)))
         })),
         Format::Csv => Box::new(todo_csv::rows(text, ignore_other_columns)?.map(|row| {
             let (line, row) = row?;
-            Ok((line, row.and_then(|row| row_body(&row))))
+            Ok((line, row.and_then(|row| row_body(&row)).map(|(body, completed)| (body, completed, Vec::new()))))
         })),
     };
     let (tenant, mut seen) = (tenant.to_owned(), HashMap::<Uuid, u32>::new());
     Ok(bodies.map(move |body| {
         let (line, body) = body?;
-        let (body, completed) = match body.and_then(|(body, completed)| checked(body).map(|body| (body, completed))) {
+        let checked = |(body, completed, remarks)| Ok((checked(body)?, completed, remarks));
+        let (body, completed, remarks) = match body.and_then(checked) {
             Ok(body) => body,
             Err(why) => return Ok(Err((line, why))),
         };
@@ -256,7 +272,7 @@ fn items(
         ensure!(seen.len() < MAX_ITEMS, "it holds more than {MAX_ITEMS} todos: split it");
         let count = seen.entry(Uuid::new_v5(&KEYS, content.as_bytes())).and_modify(|count| *count += 1).or_insert(1);
         let key = Uuid::new_v5(&KEYS, format!("{tenant}\n{count}\n{content}").as_bytes());
-        Ok(Ok(Item { line, key, body, completed }))
+        Ok(Ok(Item { line, key, body, completed, remarks }))
     }))
 }
 
@@ -270,7 +286,7 @@ fn checked(body: Value) -> Result<Value, String> {
     }
 }
 
-fn task_body(task: &todo_txt::Task) -> (Value, bool) {
+fn task_body(task: todo_txt::Task) -> Wanted {
     let mut dates = Vec::new();
     dates.extend(task.created.map(|date| format!("created {date}")));
     dates.extend(task.completed_on.map(|date| format!("completed {date}")));
@@ -279,7 +295,12 @@ fn task_body(task: &todo_txt::Task) -> (Value, bool) {
     if let Some(due) = task.due {
         body["dueTime"] = due.and_time(NaiveTime::MIN).and_utc().to_rfc3339_opts(SecondsFormat::Secs, true).into();
     }
-    (body, task.completed)
+    if let Some(todo_txt::Recurs { rule, from_due }) = &task.recurs {
+        // Dates are taken as midnight UTC, and so go on by that clock.
+        let basis = if *from_due { "DUE_TIME" } else { "COMPLETION" };
+        body["recurrence"] = json!({"rule": rule, "timeZone": "UTC", "basis": basis});
+    }
+    (body, task.completed, task.remarks)
 }
 
 fn row_body(row: &todo_csv::Row) -> Result<(Value, bool), String> {
@@ -313,7 +334,7 @@ async fn write(api: &Api, item: Item) -> Result<Outcome, anyhow::Error> {
             return refused(&completed);
         }
     }
-    Ok(Outcome::Written(created.replayed))
+    Ok(Outcome::Written(created.replayed, item.line, item.remarks))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::io::BufRead;
 
-use chrono::NaiveDate;
+use chrono::{Datelike as _, NaiveDate};
 
 use super::{MAX_LABEL, MAX_LABELS};
 
@@ -14,18 +14,53 @@ const MAX_LINE_BYTES: usize = 64 << 10;
 /// A task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// The text, without the marks before it and without `due:`.
+    /// The text, without the marks before it, without `due:` and without a `rec:` that is taken.
     pub title: String,
     /// `+project`, `@context`, and the priority as `priority-a`.
     pub labels: Vec<String>,
     /// `due:2026-12-01`
     pub due: Option<NaiveDate>,
+    /// `rec:+1w`
+    pub recurs: Option<Recurs>,
+    /// What was taken otherwise than somebody may expect.
+    pub remarks: Vec<String>,
     /// `x` at the start.
     pub completed: bool,
     /// The creation date.
     pub created: Option<NaiveDate>,
     /// The completion date.
     pub completed_on: Option<NaiveDate>,
+}
+
+/// How a task recurs, as the apps that write `rec:` have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recurs {
+    /// An RFC 5545 rule.
+    pub rule: String,
+    /// From when it was due (`rec:+1w`), and not from when it is completed (`rec:1w`).
+    pub from_due: bool,
+}
+
+/// Reads what follows `rec:`: a plus sign or none, a number, and d, b (business days), w, m or y.
+///
+/// # Errors
+/// Says why no todo recurs so.
+fn recurs(text: &str) -> Result<Recurs, &'static str> {
+    let (from_due, text) = text.strip_prefix('+').map_or((false, text), |rest| (true, rest));
+    let unit = text.chars().last().unwrap_or_default();
+    let number = text.strip_suffix(unit).and_then(|number| number.parse::<u16>().ok()).filter(|number| *number > 0);
+    let number = number.ok_or("it is not a number above 0 and one of d, b, w, m, y")?;
+    let freq = match unit {
+        'd' => "DAILY",
+        'w' => "WEEKLY",
+        'm' => "MONTHLY",
+        'y' => "YEARLY",
+        'b' if number == 1 => return Ok(Recurs { rule: "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR".to_owned(), from_due }),
+        'b' => return Err("no rule counts business days"),
+        _ => return Err("it is not a number above 0 and one of d, b, w, m, y"),
+    };
+    let interval = if number == 1 { String::new() } else { format!(";INTERVAL={number}") };
+    Ok(Recurs { rule: format!("FREQ={freq}{interval}"), from_due })
 }
 
 /// The tasks of a file, each with its line, or what is wrong there. Empty lines are left out.
@@ -101,6 +136,8 @@ pub fn parse(line: &str) -> Result<Task, String> {
         title: String::new(),
         labels: Vec::new(),
         due: None,
+        recurs: None,
+        remarks: Vec::new(),
         completed: false,
         created: None,
         completed_on: None,
@@ -148,6 +185,7 @@ pub fn parse(line: &str) -> Result<Task, String> {
             _ => words.push(word),
         }
     }
+    take_recurrence(&mut task, &mut words);
     // What no todo has room for as a label stays in the text, where it stands anyway. A priority does not, so it is kept. (The
     // order and repeats stay as they are: the keys of a run before follow from them.)
     let mut different: HashSet<String> =
@@ -161,6 +199,31 @@ pub fn parse(line: &str) -> Result<Task, String> {
         return Err("there is no text".to_owned());
     }
     Ok(task)
+}
+
+/// Takes the first `rec:` out of the words, where a todo recurs so; else it stays there, and that is said.
+fn take_recurrence(task: &mut Task, words: &mut Vec<&str>) {
+    let is_one = |word: &&str| word.strip_prefix("rec:").is_some_and(|text| !text.is_empty());
+    let Some(index) = words.iter().position(is_one) else { return };
+    let word = words[index];
+    let taken = match (task.due, recurs(&word["rec:".len()..])) {
+        // Whoever completed it has written the next one on a line of its own.
+        _ if task.completed => return,
+        (_, Err(why)) => Err(why),
+        (None, Ok(_)) => Err("a todo recurs from its due date, and there is none"),
+        (Some(due), Ok(recurs)) => Ok((due, recurs)),
+    };
+    match taken {
+        Err(why) => task.remarks.push(format!("{word} stays in the text: {why}")),
+        Ok((due, recurs)) => {
+            let day = due.day();
+            if day > 28 && (recurs.rule.contains("MONTHLY") || recurs.rule.contains("YEARLY")) {
+                task.remarks.push(format!("{word} leaves out what has no day {day}"));
+            }
+            words.remove(index);
+            task.recurs = Some(recurs);
+        }
+    }
 }
 
 fn priority(text: &str) -> Option<(char, &str)> {
@@ -186,6 +249,38 @@ mod tests {
 
     fn date(text: &str) -> Option<NaiveDate> {
         Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_recurrence_is_taken_where_a_todo_recurs_so_and_else_stays_in_the_text_and_is_said() {
+        for (word, rule, from_due) in [
+            ("rec:+1w", "FREQ=WEEKLY", true),
+            ("rec:1w", "FREQ=WEEKLY", false),
+            ("rec:3d", "FREQ=DAILY;INTERVAL=3", false),
+            ("rec:+2m", "FREQ=MONTHLY;INTERVAL=2", true),
+            ("rec:1y", "FREQ=YEARLY", false),
+            ("rec:+1b", "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR", true),
+        ] {
+            let task = parse(&format!("Air the sails {word} due:2026-12-01 please")).unwrap();
+            assert_eq!(task.recurs, Some(Recurs { rule: rule.to_owned(), from_due }), "{word}");
+            assert_eq!((task.title.as_str(), task.remarks.len()), ("Air the sails please", 0));
+        }
+        for (line, remark) in [
+            ("Air the sails rec:1w", Some("there is none")),
+            ("Air the sails rec:2b due:2026-12-01", Some("business days")),
+            ("Air the sails rec:often due:2026-12-01", Some("one of d, b, w, m, y")),
+            ("Air the sails rec:+0d due:2026-12-01", Some("above 0")),
+            ("Air the sails rec:1é due:2026-12-01", Some("one of")),
+            ("Air the sails rec: due:2026-12-01", None),
+            ("x Air the sails rec:1w due:2026-12-01", None),
+        ] {
+            let task = parse(line).unwrap();
+            let said = task.remarks.first().is_some_and(|said| remark.is_some_and(|remark| said.contains(remark)));
+            assert!(task.recurs.is_none() && task.title.contains("rec:"), "{line}");
+            assert_eq!(said, remark.is_some(), "{line}: {:?}", task.remarks);
+        }
+        let last = parse("Pay the berth rec:+1m due:2026-01-31").unwrap();
+        assert!(last.recurs.is_some() && last.remarks[0].contains("no day 31"), "{:?}", last.remarks);
     }
 
     #[test]

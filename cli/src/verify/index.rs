@@ -54,6 +54,9 @@ impl Row {
             due_time: self.due_time,
             labels: self.labels.clone(),
             assignee: self.assignee.as_ref().map(user).transpose()?,
+            // The index does not hold these.
+            recurrence: None,
+            occurrence: None,
             create_time: self.create_time,
             update_time: self.update_time,
             complete_time: self.complete_time,

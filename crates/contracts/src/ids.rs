@@ -65,6 +65,8 @@ macro_rules! uuid_ids {
 uuid_ids! {
     /// A todo.
     TodoId: "a todo id";
+    /// A series of recurring todos: the id of its first.
+    SeriesId: "a series id";
     /// One event: the CloudEvents `id`.
     EventId: "an event id";
 }

@@ -17,4 +17,4 @@ pub mod text;
 
 pub use actor::{Actor, ActorKind};
 pub use envelope::Envelope;
-pub use ids::{EventId, TenantId, TodoId, UserId};
+pub use ids::{EventId, SeriesId, TenantId, TodoId, UserId};

@@ -239,6 +239,8 @@ impl Starting<'_> {
         ];
         let mut env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
         env.extend(self.nats_login(nats, "todo"));
+        let consumer = nats::credentials_file(self.home, &fleet::consumer_login("todo"));
+        env.push(("FLOTILLA_CONSUMER_NATS_CREDS".to_owned(), consumer.display().to_string()));
         self.service("todo", port, ops, issuer_port, env).await
     }
 

@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use consumer::Config;
-use contracts::events::todo;
+use contracts::events::EventType as _;
+use contracts::events::todo::{self, CompletedV1, CompletedV2};
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
@@ -22,6 +23,8 @@ pub const PRODUCERS: [&str; 1] = [todo::SERVICE];
 pub const PROJECTOR: &str = "search-projector";
 /// The durable consumer that fills an index that is being rebuilt.
 pub const REBUILDER: &str = "search-projector-rebuild";
+/// The durable consumer by which a completed todo brings forth its next occurrence.
+pub const TODO_RECURRENCE: &str = "todo-recurrence";
 /// The login and the durable consumers that keep dead letters.
 pub const OPERATIONS: &str = "operations";
 
@@ -158,11 +161,35 @@ pub fn projector(durable: &str, version: String) -> Config {
     }
 }
 
+/// The durable consumer of the todo service's handlers, as this release asks for it.
+#[must_use]
+pub fn todo_recurrence(version: String) -> Config {
+    Config {
+        stream: subject::stream(todo::SERVICE),
+        durable: TODO_RECURRENCE.to_owned(),
+        filter: format!("evt.{}.completed.>", todo::SERVICE),
+        types: vec![CompletedV1::TYPE.to_owned(), CompletedV2::TYPE.to_owned()],
+        revision: 1,
+        batch: 4,
+        linger: Duration::ZERO,
+        in_flight: 1,
+        max_attempts: 12,
+        handle_within: Some(Duration::from_secs(15)),
+        version,
+    }
+}
+
+/// The login by which a producing service reads: an account owns streams or reads, never both.
+#[must_use]
+pub fn consumer_login(service: &str) -> String {
+    format!("{service}-consumer")
+}
+
 /// Every durable consumer that a service of the fleet always has, as this release asks for it. [`REBUILDER`] is made by whoever
 /// rebuilds.
 #[must_use]
 pub fn consumers() -> Vec<Config> {
-    vec![projector(PROJECTOR, String::new())]
+    vec![projector(PROJECTOR, String::new()), todo_recurrence(String::new())]
 }
 
 /// A producing service: its own stream, and the hints between its processes. It has no consumer of its own stream and does
@@ -226,6 +253,7 @@ pub fn logins() -> Vec<Login> {
     };
     let mut logins: Vec<Login> = PRODUCERS.iter().map(|service| producer(service)).collect();
     logins.push(reader(PROJECTOR, &[(&todos, PROJECTOR), (&todos, REBUILDER)]));
+    logins.push(reader(&consumer_login(todo::SERVICE), &[(&todos, TODO_RECURRENCE)]));
     logins.push(operations);
     logins
 }

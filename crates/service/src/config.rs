@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use authz::JwksSource;
@@ -70,14 +70,20 @@ impl Problems {
             Some(Err(error)) => self.0.push(format!("FLOTILLA_NATS_URL: {error:#}")),
             Some(Ok(_)) => {}
         }
-        match credentials.map(|path| (path, std::fs::metadata(path))) {
-            Some((path, Ok(_))) => Some(Login { url: url?.to_owned(), credentials: path.to_owned() }),
-            Some((path, Err(error))) => {
-                self.0.push(format!("FLOTILLA_NATS_CREDS: {}: {error}", path.display()));
-                None
-            }
-            None => {
-                self.0.push("FLOTILLA_NATS_CREDS: is missing: set it to the service's credentials file".to_owned());
+        let credentials = self.file("FLOTILLA_NATS_CREDS", credentials);
+        Some(Login { url: url?.to_owned(), credentials: credentials? })
+    }
+
+    /// A file that is there.
+    pub fn file(&mut self, name: &str, path: Option<&Path>) -> Option<PathBuf> {
+        let Some(path) = path else {
+            self.0.push(format!("{name}: is missing: set it to the path of a file"));
+            return None;
+        };
+        match std::fs::metadata(path) {
+            Ok(_) => Some(path.to_owned()),
+            Err(error) => {
+                self.0.push(format!("{name}: {}: {error}", path.display()));
                 None
             }
         }

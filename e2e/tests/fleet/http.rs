@@ -57,6 +57,38 @@ fn a_todo_lives_over_http() {
     });
 }
 
+#[test]
+fn a_recurring_todo_comes_again_and_a_role_says_who_may_do_what() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-recurring", "ann").await;
+        let recurrence = json!({"rule": "FREQ=MONTHLY;BYMONTHDAY=-1", "timeZone": "Europe/Berlin"});
+        let body = json!({"title": "Pay the berth", "dueTime": "2026-01-31T08:00:00Z", "recurrence": recurrence});
+        let first = ann.create(body).await;
+        assert_eq!(first["occurrence"], json!({"seriesId": first["id"], "number": 1}));
+        assert_eq!(first["recurrence"]["wallTime"], "2026-01-31T09:00:00");
+        // What a client has read it may send back.
+        let whole = ann.send(Method::PATCH, &path(&first), Some(first.clone())).await;
+        assert_eq!((whole.status, &whole.body), (200, &first));
+
+        let vic = fleet.caller_as("http-recurring", "vic", &["--role", "viewer"]).await;
+        let refused = vic.send(Method::POST, &format!("{}:complete", path(&first)), None).await;
+        assert_eq!((refused.status, refused.code()), (403, "PERMISSION_DENIED"));
+        let agent = fleet.caller_as("http-recurring", "ann", &["--agent", "planner", "--scope", "todo:read"]).await;
+        assert_eq!(agent.send(Method::DELETE, &path(&first), None).await.code(), "INSUFFICIENT_SCOPE");
+
+        assert_eq!(ann.send(Method::POST, &format!("{}:complete", path(&first)), None).await.status, 200);
+        let open = async || vic.send(Method::GET, "/v1/todos?status=OPEN", None).await.body["todos"][0].clone();
+        testkit::until("the next occurrence is there", || async { open().await["id"].is_string() }).await;
+        let next = open().await;
+        assert_eq!((&next["dueTime"], &next["createdBy"]), (&json!("2026-02-28T08:00:00Z"), &json!("ann")));
+        assert_eq!(next["occurrence"], json!({"seriesId": first["id"], "number": 2}));
+        testkit::until("the search finds both", || async { ann.search("berth").await.len() == 2 }).await;
+        let wrong = json!({"title": "x", "dueTime": "2026-01-31T08:00:00Z", "recurrence": {"rule": "FREQ=HOURLY", "timeZone": "UTC"}});
+        let wrong = ann.send(Method::POST, "/v1/todos", Some(wrong)).await;
+        assert_eq!((wrong.status, wrong.code()), (400, "INVALID_ARGUMENT"));
+    });
+}
+
 /// RFC 9110, 9.3.2 and 13.1.
 #[test]
 fn head_and_conditions_are_as_http_has_them() {

@@ -82,6 +82,9 @@ impl Document {
             due_time,
             labels,
             assignee,
+            // Not searched for.
+            recurrence: _,
+            occurrence: _,
             create_time,
             update_time,
             complete_time,

@@ -37,6 +37,9 @@ pub enum Error {
     /// The state does not allow it.
     #[error(transparent)]
     Transition(#[from] TransitionError),
+    /// The series has this occurrence already.
+    #[error("the series has this occurrence already")]
+    OccurrenceExists,
     /// What every service can fail with.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -44,7 +47,7 @@ pub enum Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Self::Failure(error.into())
+        if error.is_constraint(store::OCCURRENCE_ONCE) { Self::OccurrenceExists } else { Self::Failure(error.into()) }
     }
 }
 
@@ -66,6 +69,7 @@ impl From<Error> for Failure {
             Error::Transition(TransitionError::AlreadyOpen) => {
                 Self::new(Code::FailedPrecondition, "TODO_ALREADY_OPEN", error)
             }
+            Error::OccurrenceExists => Self::new(Code::AlreadyExists, "OCCURRENCE_EXISTS", error),
             Error::Failure(failure) => failure,
         }
     }
@@ -74,7 +78,7 @@ impl From<Error> for Failure {
 /// Creates a todo.
 ///
 /// # Errors
-/// [`Error::Denied`], those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
+/// [`Error::Denied`], [`Error::OccurrenceExists`], those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
 pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error> {
     authorize(call, &permissions::CREATE, None)?;
     let mut tx = app.db.begin(call).await?;
@@ -82,8 +86,12 @@ pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error>
         return Ok(todo);
     }
     let by = call.caller.actor.subject().id.clone();
+    let goes_on = draft.follows.is_some();
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, by, clock::now());
-    refuse_misleading(&todo, None)?;
+    // A series goes on with the texts that it has.
+    if !goes_on {
+        refuse_misleading(&todo, None)?;
+    }
     store::insert(&mut tx, &todo).await?;
     let events = outgoing::event(call, &todo, |todo, actor| CreatedV1 { todo, actor })?;
     app.outbox.commit(tx, events, &todo).await?;
@@ -102,7 +110,8 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
         return Ok(todo);
     }
     let before = load(&mut tx, id, if_match).await?;
-    let Some(todo) = before.update(patch, clock::now()) else {
+    let updated = before.update(patch, clock::now()).map_err(|error| Failure::invalid("recurrence", error))?;
+    let Some(todo) = updated else {
         app.outbox.commit(tx, Vec::new(), &before).await?;
         return Ok(before);
     };

@@ -13,9 +13,13 @@ pub mod permissions;
 
 pub mod todo;
 
+pub mod recurrence;
+
 mod outgoing;
 
 pub mod store;
+
+mod events;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,7 +29,9 @@ use std::time::Duration;
 
 use authz::Verifier;
 use clap::Args;
-use contracts::{envelope, events};
+use consumer::{Claim, Consumer, Inbox};
+use contracts::envelope;
+use futures::FutureExt as _;
 use outbox::{Relay, RelayConfig};
 use proto::todo::todo_service_server::TodoServiceServer;
 use secrecy::SecretString;
@@ -36,7 +42,7 @@ use service::telemetry::Telemetry;
 use service::{Db, Lifecycle, Outbox, clock, database, idempotency, nats, retry};
 
 /// The service's name.
-pub const NAME: &str = "todo";
+pub const NAME: &str = contracts::events::todo::SERVICE;
 
 /// The schema, in steps.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
@@ -65,6 +71,9 @@ pub struct ConfigArgs {
     /// The credentials file of this service's login there.
     #[arg(long, env = "FLOTILLA_NATS_CREDS")]
     nats_creds: Option<PathBuf>,
+    /// The credentials file of the login by which its handlers read events.
+    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS")]
+    consumer_nats_creds: Option<PathBuf>,
     /// The key for page tokens, the same for all replicas.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
     page_token_key: Option<String>,
@@ -96,6 +105,8 @@ pub struct Config {
     pub relay_database_url: SecretString,
     /// Where NATS is, and this service's credentials there.
     pub nats: nats::Login,
+    /// The same for its handlers, which read events.
+    pub consumer_nats: nats::Login,
     /// The key for page tokens.
     pub page_token_key: SecretString,
     /// At most so many connections.
@@ -129,6 +140,7 @@ impl Config {
             args.relay_database_url_file.as_deref(),
         );
         let nats = problems.nats(args.nats_url.as_deref(), args.nats_creds.as_deref());
+        let consumer_nats = problems.file("FLOTILLA_CONSUMER_NATS_CREDS", args.consumer_nats_creds.as_deref());
         let page_token_key = problems.secret(
             "FLOTILLA_PAGE_TOKEN_KEY",
             args.page_token_key.as_deref(),
@@ -153,6 +165,7 @@ impl Config {
             common: common?,
             database_url: database_url?,
             relay_database_url: relay_database_url?,
+            consumer_nats: nats::Login { credentials: consumer_nats?, ..nats.clone()? },
             nats: nats?,
             page_token_key: page_token_key?,
             database_connections: connections?,
@@ -232,13 +245,36 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     });
     watch(lifecycle, readiness, db.clone(), Arc::clone(&verifier));
     lifecycle.spawn("sweep", idempotency::sweep(db.clone(), lifecycle.stopping()));
-    let todos = grpc::Todos {
-        app: commands::App { db, outbox: Outbox::new(handle.clone()) },
-        pages: PageTokens::new(config.page_token_key.clone()),
-    };
+    let app = commands::App { db, outbox: Outbox::new(handle.clone()) };
+    handle_events(config, lifecycle, app.clone()).await?;
+    let todos = grpc::Todos { app, pages: PageTokens::new(config.page_token_key.clone()) };
     let service = TodoServiceServer::new(todos);
     let address = service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, service).await?;
     Ok(App { address, relay: handle })
+}
+
+/// Runs the handlers of events.
+async fn handle_events(config: &Config, lifecycle: &Lifecycle, app: commands::App) -> Result<(), anyhow::Error> {
+    let nats = nats::connect(&fleet::consumer_login(NAME), &config.consumer_nats).await?;
+    let recurrence = fleet::todo_recurrence(format!("{NAME} {}", config.common.release));
+    // One connection for the lease, and one for each event that is handled at once.
+    let connections = u32::try_from(recurrence.batch + 1)?;
+    let inbox = Inbox {
+        db: database::pool(&config.database_url, "todo-inbox", connections)?,
+        tenant_setting: None,
+        holder: clock::new_id(),
+        keep_days: config.outbox_days,
+    };
+    let (consumer, service, stop) = (Consumer::new(nats, recurrence), Arc::new(NAME.parse()?), lifecycle.stopping());
+    lifecycle.spawn("recurrence", async move {
+        let handler = |claim: Claim| {
+            let (app, service) = (app.clone(), Arc::clone(&service));
+            async move { events::on_event(&app, &service, &claim).await }.boxed()
+        };
+        consumer.run_claims(stop, inbox, handler).await;
+        Ok::<_, anyhow::Error>(())
+    });
+    Ok(())
 }
 
 fn relay_config(config: &Config) -> RelayConfig {
@@ -275,5 +311,4 @@ fn watch(lifecycle: &Lifecycle, readiness: &Readiness, db: Db, verifier: Arc<Ver
         }
         Ok::<_, anyhow::Error>(())
     });
-    debug_assert_eq!(events::todo::SERVICE, NAME);
 }

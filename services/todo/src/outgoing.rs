@@ -7,12 +7,26 @@ use outbox::NewEvent;
 use service::outbox as outgoing;
 use service::{Call, Failure};
 
+use crate::recurrence::{Basis, Occurrence, Recurrence};
 use crate::todo::{State, Todo};
 
 /// The todo as events carry it.
 fn state(todo: &Todo) -> event::Todo {
-    let Todo { id, title, notes, state, due_time, labels, assignee, create_time, update_time, created_by, version } =
-        todo;
+    let Todo {
+        id,
+        title,
+        notes,
+        state,
+        due_time,
+        labels,
+        assignee,
+        recurrence,
+        occurrence,
+        create_time,
+        update_time,
+        created_by,
+        version,
+    } = todo;
     let (status, complete_time) = match state {
         State::Open => (Status::Open, None),
         State::Completed { at } => (Status::Completed, Some(*at)),
@@ -25,6 +39,16 @@ fn state(todo: &Todo) -> event::Todo {
         due_time: *due_time,
         labels: labels.to_strings(),
         assignee: assignee.clone(),
+        recurrence: recurrence.as_ref().map(|Recurrence { pattern, wall_time }| event::Recurrence {
+            rule: pattern.rule.as_str().to_owned(),
+            time_zone: pattern.time_zone.name().to_owned(),
+            basis: match pattern.basis {
+                Basis::DueTime => event::Basis::DueTime,
+                Basis::Completion => event::Basis::Completion,
+            },
+            wall_time: *wall_time,
+        }),
+        occurrence: occurrence.map(|Occurrence { series, number }| event::Occurrence { series_id: series, number }),
         create_time: *create_time,
         update_time: *update_time,
         complete_time,

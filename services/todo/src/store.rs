@@ -3,17 +3,22 @@
 //! Every statement names the tenant although row-level security would do: the indexes begin with it, and two guards
 //! are better than one.
 
-use chrono::{DateTime, Utc};
-use contracts::{TodoId, UserId};
+use chrono::{DateTime, NaiveDateTime, Utc};
+use contracts::{SeriesId, TodoId, UserId};
 use service::{StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
 use uuid::Uuid;
 
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, Rule, time_zone};
 use crate::todo::{Filter, Labels, Notes, State, Status, Title, Todo};
 
+/// The constraint by which a place in a series is one todo's.
+pub const OCCURRENCE_ONCE: &str = "todo_occurrence_once";
+
 /// What [`Row`] reads, of `todo t`.
-const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.create_time, t.update_time, \
+const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.recurrence_rule, \
+    t.recurrence_zone, t.recurrence_basis, t.recurrence_wall_time, t.series_id, t.occurrence, t.create_time, t.update_time, \
     t.complete_time, t.created_by, t.version";
 
 #[derive(FromRow)]
@@ -25,6 +30,12 @@ struct Row {
     due_time: Option<DateTime<Utc>>,
     labels: Vec<String>,
     assignee: Option<String>,
+    recurrence_rule: Option<String>,
+    recurrence_zone: Option<String>,
+    recurrence_basis: Option<String>,
+    recurrence_wall_time: Option<NaiveDateTime>,
+    series_id: Option<Uuid>,
+    occurrence: Option<i32>,
     create_time: DateTime<Utc>,
     update_time: DateTime<Utc>,
     complete_time: Option<DateTime<Utc>>,
@@ -50,6 +61,12 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
         due_time,
         labels,
         assignee,
+        recurrence_rule,
+        recurrence_zone,
+        recurrence_basis,
+        recurrence_wall_time,
+        series_id,
+        occurrence,
         create_time,
         update_time,
         complete_time,
@@ -61,6 +78,20 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
         (COMPLETED, Some(at)) => State::Completed { at },
         (status, at) => anyhow::bail!("it is {status}, completed at {at:?}"),
     };
+    let recurrence = match (recurrence_rule, recurrence_zone, recurrence_basis, recurrence_wall_time) {
+        (None, None, None, None) => None,
+        (Some(rule), Some(zone), Some(basis), Some(wall_time)) => {
+            let basis = match basis.as_str() {
+                DUE_TIME => Basis::DueTime,
+                COMPLETION => Basis::Completion,
+                other => anyhow::bail!("it recurs by {other}"),
+            };
+            let pattern = Pattern { rule: Rule::parse(&rule)?, time_zone: time_zone(&zone)?, basis };
+            Some(Recurrence { pattern, wall_time })
+        }
+        parts => anyhow::bail!("it recurs in part: {parts:?}"),
+    };
+    let occurrence = series_id.zip(occurrence);
     Ok(Todo {
         id: TodoId::new(id),
         title: Title::parse(&title)?,
@@ -69,6 +100,8 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
         due_time,
         labels: Labels::parse(&labels)?,
         assignee: assignee.map(|user| user.parse()).transpose()?,
+        recurrence,
+        occurrence: occurrence.map(|(series, number)| Occurrence { series: SeriesId::new(series), number }),
         create_time,
         update_time,
         created_by: created_by.parse()?,
@@ -78,6 +111,22 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
 
 const OPEN: &str = "OPEN";
 const COMPLETED: &str = "COMPLETED";
+const DUE_TIME: &str = "DUE_TIME";
+const COMPLETION: &str = "COMPLETION";
+
+/// A recurrence as its columns hold it.
+type Recurs<'a> = (Option<&'a str>, Option<&'static str>, Option<&'static str>, Option<NaiveDateTime>);
+
+fn recurs(recurrence: Option<&Recurrence>) -> Recurs<'_> {
+    let Some(Recurrence { pattern: Pattern { rule, time_zone, basis }, wall_time }) = recurrence else {
+        return (None, None, None, None);
+    };
+    let basis = match basis {
+        Basis::DueTime => DUE_TIME,
+        Basis::Completion => COMPLETION,
+    };
+    (Some(rule.as_str()), Some(time_zone.name()), Some(basis), Some(*wall_time))
+}
 
 const fn status(todo: &Todo) -> (&'static str, Option<DateTime<Utc>>) {
     match todo.state {
@@ -92,13 +141,28 @@ const fn status(todo: &Todo) -> (&'static str, Option<DateTime<Utc>>) {
 pub async fn insert(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
     let tenant = tx.tenant();
     let (status, complete_time) = status(todo);
-    let Todo { id, title, notes, state: _, due_time, labels, assignee, create_time, update_time, created_by, version } =
-        todo;
+    let Todo {
+        id,
+        title,
+        notes,
+        state: _,
+        due_time,
+        labels,
+        assignee,
+        recurrence,
+        occurrence,
+        create_time,
+        update_time,
+        created_by,
+        version,
+    } = todo;
+    let (rule, zone, basis, wall_time) = recurs(recurrence.as_ref());
     sqlx::query(
         r"
         insert into todo (tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time,
-                          complete_time, created_by, version)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                          complete_time, created_by, version, recurrence_rule, recurrence_zone, recurrence_basis,
+                          recurrence_wall_time, series_id, occurrence)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     )
     .bind(tenant.as_str())
     .bind(id.uuid())
@@ -113,9 +177,30 @@ pub async fn insert(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
     .bind(complete_time)
     .bind(created_by.as_str())
     .bind(version)
+    .bind(rule)
+    .bind(zone)
+    .bind(basis)
+    .bind(wall_time)
+    .bind(occurrence.map(|occurrence| occurrence.series.uuid()))
+    .bind(occurrence.map(|occurrence| occurrence.number))
     .execute(&mut **tx)
     .await?;
+    insert_occurrence(tx, todo).await?;
     insert_labels(tx, todo).await
+}
+
+/// Takes the todo's place in its series, which only one can have ([`OCCURRENCE_ONCE`]).
+async fn insert_occurrence(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
+    let Some(Occurrence { series, number }) = todo.occurrence else { return Ok(()) };
+    let tenant = tx.tenant();
+    sqlx::query("insert into todo_occurrence (tenant, series_id, occurrence, todo_id) values ($1, $2, $3, $4)")
+        .bind(tenant.as_str())
+        .bind(series.uuid())
+        .bind(number)
+        .bind(todo.id.uuid())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
 }
 
 async fn insert_labels(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
@@ -183,16 +268,20 @@ pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), S
         due_time,
         labels,
         assignee,
+        recurrence,
+        occurrence,
         create_time: _,
         update_time,
         created_by: _,
         version,
     } = todo;
+    let (rule, zone, basis, wall_time) = recurs(recurrence.as_ref());
     let saved = sqlx::query(
         r"
         update todo
         set title = $4, notes = $5, status = $6, due_time = $7, labels = $8, assignee = $9, update_time = $10,
-            complete_time = $11, version = $12
+            complete_time = $11, version = $12, recurrence_rule = $13, recurrence_zone = $14, recurrence_basis = $15,
+            recurrence_wall_time = $16, series_id = $17, occurrence = $18
         where tenant = $1 and id = $2 and version = $3",
     )
     .bind(tenant.as_str())
@@ -207,10 +296,19 @@ pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), S
     .bind(update_time)
     .bind(complete_time)
     .bind(version)
+    .bind(rule)
+    .bind(zone)
+    .bind(basis)
+    .bind(wall_time)
+    .bind(occurrence.map(|occurrence| occurrence.series.uuid()))
+    .bind(occurrence.map(|occurrence| occurrence.number))
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() != 1 {
         return Err(StoreError::Conflict);
+    }
+    if before.occurrence != *occurrence {
+        insert_occurrence(tx, todo).await?;
     }
     if before.labels != *labels {
         delete_labels(tx, *id).await?;

@@ -2,7 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use contracts::text::{is_misleading, is_misleading_name};
-use contracts::{TodoId, UserId};
+use contracts::{SeriesId, TodoId, UserId};
+
+use crate::recurrence::{Occurrence, Pattern, Recurrence, RecurrenceError};
 
 /// The most labels a todo may carry.
 pub const MAX_LABELS: usize = 20;
@@ -153,6 +155,10 @@ pub struct Todo {
     pub labels: Labels,
     /// Who should do it.
     pub assignee: Option<UserId>,
+    /// How it recurs.
+    pub recurrence: Option<Recurrence>,
+    /// Which todo of a series it is, since it first had a recurrence.
+    pub occurrence: Option<Occurrence>,
     /// When it was created.
     pub create_time: DateTime<Utc>,
     /// When it was last changed.
@@ -176,6 +182,10 @@ pub struct Draft {
     pub labels: Labels,
     /// Who should do it.
     pub assignee: Option<UserId>,
+    /// How it recurs; it then has a due time.
+    pub recurrence: Option<Recurrence>,
+    /// The place in a series that this todo goes on with, and who has begun that.
+    pub follows: Option<(Occurrence, UserId)>,
 }
 
 /// What is to change; `None` stays as it is.
@@ -191,6 +201,8 @@ pub struct Patch {
     pub labels: Option<Labels>,
     /// A new assignee, or nobody any more.
     pub assignee: Option<Option<UserId>>,
+    /// How it is to recur, or not any more.
+    pub recurrence: Option<Option<Pattern>>,
 }
 
 /// Which todos to list.
@@ -225,37 +237,76 @@ pub enum TransitionError {
 }
 
 impl Todo {
-    /// A new, open todo.
+    /// A new, open todo; the next one of a series is whose the series is.
     #[must_use]
     pub fn create(id: TodoId, draft: Draft, by: UserId, now: DateTime<Utc>) -> Self {
+        let Draft { title, notes, due_time, labels, assignee, recurrence, follows } = draft;
+        let (occurrence, created_by) = match follows {
+            Some((occurrence, begun_by)) => (Some(occurrence), begun_by),
+            None => (recurrence.as_ref().map(|_| first_of_series(id)), by),
+        };
         Self {
             id,
-            title: draft.title,
-            notes: draft.notes,
+            title,
+            notes,
             state: State::Open,
-            due_time: draft.due_time,
-            labels: draft.labels,
-            assignee: draft.assignee,
+            due_time,
+            labels,
+            assignee,
+            recurrence,
+            occurrence,
             create_time: now,
             update_time: now,
-            created_by: by,
+            created_by,
             version: 1,
         }
     }
 
-    /// The todo with the patch applied; `None` when that changes nothing.
-    #[must_use]
-    pub fn update(&self, patch: Patch, now: DateTime<Utc>) -> Option<Self> {
-        let Patch { title, notes, due_time, labels, assignee } = patch;
+    /// The todo with the patch applied; `None` when that changes nothing. A new due time is the series' from there on.
+    ///
+    /// # Errors
+    /// It would recur without a due time, or never again.
+    pub fn update(&self, patch: Patch, now: DateTime<Utc>) -> Result<Option<Self>, RecurrenceError> {
+        let Patch { title, notes, due_time, labels, assignee, recurrence } = patch;
+        let due_time = due_time.unwrap_or(self.due_time);
+        let pattern = recurrence.unwrap_or_else(|| self.recurrence.as_ref().map(|was| was.pattern.clone()));
+        let recurrence = match (pattern, due_time, &self.recurrence) {
+            (None, _, _) => None,
+            (Some(_), None, _) => return Err(RecurrenceError::NeedsDueTime),
+            (Some(pattern), _, Some(was)) if due_time == self.due_time && pattern == was.pattern => Some(was.clone()),
+            (Some(pattern), Some(due_time), _) => Some(Recurrence::new(pattern, due_time).checked()?),
+        };
         let new = Self {
             title: title.unwrap_or_else(|| self.title.clone()),
             notes: notes.unwrap_or_else(|| self.notes.clone()),
-            due_time: due_time.unwrap_or(self.due_time),
+            due_time,
             labels: labels.unwrap_or_else(|| self.labels.clone()),
             assignee: assignee.unwrap_or_else(|| self.assignee.clone()),
+            occurrence: self.occurrence.or_else(|| recurrence.as_ref().map(|_| first_of_series(self.id))),
+            recurrence,
             ..self.clone()
         };
-        (new != *self).then(|| new.changed(now))
+        Ok((new != *self).then(|| new.changed(now)))
+    }
+
+    /// The todo that follows when this one, of a series, was completed. None when it does not recur, or its series ends.
+    #[must_use]
+    pub fn next_of_series(&self) -> Option<Draft> {
+        let State::Completed { at } = self.state else { return None };
+        let (recurrence, occurrence) = (self.recurrence.as_ref()?, self.occurrence?);
+        let (next, due_time) = recurrence.next(occurrence.number, at)?;
+        Some(Draft {
+            title: self.title.clone(),
+            notes: self.notes.clone(),
+            due_time: Some(due_time),
+            labels: self.labels.clone(),
+            assignee: self.assignee.clone(),
+            recurrence: Some(next),
+            follows: Some((
+                Occurrence { number: occurrence.number.checked_add(1)?, ..occurrence },
+                self.created_by.clone(),
+            )),
+        })
     }
 
     /// The first field of one line that is new, as against `before`, and looks like another text than it is. What was
@@ -312,6 +363,10 @@ impl Todo {
     }
 }
 
+fn first_of_series(id: TodoId) -> Occurrence {
+    Occurrence { series: SeriesId::new(id.uuid()), number: 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +383,8 @@ mod tests {
             due_time: None,
             labels: Labels::default(),
             assignee: None,
+            recurrence: None,
+            follows: None,
         };
         let id = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse().unwrap();
         Todo::create(id, draft, "ann".parse().unwrap(), at(1))
@@ -361,7 +418,54 @@ mod tests {
     #[test]
     fn an_update_that_changes_nothing_is_none() {
         let same = Patch { title: Some(Title::parse("Splice the line").unwrap()), ..Patch::default() };
-        assert_eq!(todo().update(same, at(2)), None);
+        assert_eq!(todo().update(same, at(2)), Ok(None));
+    }
+
+    fn recurring(rule: &str) -> Patch {
+        let pattern = Pattern {
+            rule: crate::recurrence::Rule::parse(rule).unwrap(),
+            time_zone: chrono_tz::Europe::Berlin,
+            basis: crate::recurrence::Basis::DueTime,
+        };
+        Patch { recurrence: Some(Some(pattern)), ..Patch::default() }
+    }
+
+    #[test]
+    fn a_place_in_a_series_stays_whatever_becomes_of_the_recurrence() {
+        assert_eq!(todo().update(recurring("FREQ=DAILY"), at(2)), Err(RecurrenceError::NeedsDueTime));
+        let due = Patch { due_time: Some(Some(at(1_000))), ..recurring("FREQ=DAILY") };
+        let first = todo().update(due, at(2)).unwrap().unwrap();
+        let next = Todo::create(
+            "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e50".parse().unwrap(),
+            first.complete(at(3)).unwrap().next_of_series().unwrap(),
+            "todo".parse().unwrap(),
+            at(4),
+        );
+        assert_eq!((next.due_time, next.created_by.as_str()), (Some(at(87_400)), "ann"));
+        let place = Occurrence { series: SeriesId::new(first.id.uuid()), number: 2 };
+        let no_more = Patch { recurrence: Some(None), ..Patch::default() };
+        let ended = next.update(no_more, at(5)).unwrap().unwrap();
+        assert_eq!((next.occurrence, ended.occurrence, &ended.recurrence), (Some(place), Some(place), &None));
+        assert_eq!(ended.complete(at(6)).unwrap().next_of_series(), None);
+        let again = ended.update(recurring("FREQ=WEEKLY"), at(6)).unwrap().unwrap();
+        assert_eq!(again.occurrence, Some(place), "or another could take it");
+        let without = Patch { due_time: Some(None), ..Patch::default() };
+        assert_eq!(next.update(without, at(5)), Err(RecurrenceError::NeedsDueTime));
+    }
+
+    #[test]
+    fn a_new_due_time_is_the_series_from_there_on_and_another_change_keeps_its_wall_clock() {
+        let (gap, later) = (at(1_774_747_800), at(1_774_911_600));
+        // 02:30 in Berlin on the day on which there is none: due at 03:30.
+        let wall_time = chrono::NaiveDate::from_ymd_opt(2026, 3, 29).unwrap().and_hms_opt(2, 30, 0).unwrap();
+        let pattern = recurring("FREQ=DAILY").recurrence.unwrap().unwrap();
+        let recurrence = Some(Recurrence { pattern, wall_time });
+        let todo = Todo { due_time: Some(gap), recurrence, occurrence: Some(first_of_series(todo().id)), ..todo() };
+        let renamed = Patch { title: Some(Title::parse("x").unwrap()), ..Patch::default() };
+        let renamed = todo.update(renamed, at(2)).unwrap().unwrap();
+        assert_eq!(renamed.recurrence, todo.recurrence, "not 03:30 from now on");
+        let moved = todo.update(Patch { due_time: Some(Some(later)), ..Patch::default() }, at(2)).unwrap().unwrap();
+        assert_eq!(moved.recurrence.unwrap().wall_time.to_string(), "2026-03-31 01:00:00");
     }
 
     #[derive(Debug, Clone)]
@@ -384,7 +488,7 @@ mod tests {
                 let (before, now) = (todo.clone(), at(n as i64 + 2));
                 let after = match step {
                     Step::Update(title) => {
-                        before.update(Patch { title: Title::parse(&title).ok(), ..Patch::default() }, now)
+                        before.update(Patch { title: Title::parse(&title).ok(), ..Patch::default() }, now).unwrap()
                     }
                     Step::Complete => before.complete(now).ok(),
                     Step::Reopen => before.reopen(now).ok(),

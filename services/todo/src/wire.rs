@@ -1,16 +1,17 @@
 //! Between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, NaiveDateTime, SubsecRound as _, Utc};
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
 use proto::todo as pb;
 use service::Failure;
 use service::idempotency::Answer;
 
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError, Rule, time_zone};
 use crate::todo::{Draft, Filter, Label, Labels, Notes, Patch, State, Status, TextError, Title, Todo};
 
 /// The fields that can be changed.
-const WRITABLE: [&str; 5] = ["title", "notes", "due_time", "labels", "assignee"];
+const WRITABLE: [&str; 6] = ["title", "notes", "due_time", "labels", "assignee", "recurrence"];
 
 fn text<T>(field: &str, result: Result<T, TextError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::invalid(field, error))
@@ -44,12 +45,37 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
 
 pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {
     let todo = todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?;
+    let due_time = due_time(todo.due_time.as_ref())?;
+    let recurrence = match (todo.recurrence.as_ref(), due_time) {
+        (None, _) => None,
+        (Some(_), None) => return Err(Failure::invalid("recurrence", RecurrenceError::NeedsDueTime)),
+        (Some(recurrence), Some(due_time)) => {
+            let recurrence = Recurrence::new(pattern(recurrence)?, due_time).checked();
+            Some(recurrence.map_err(|error| Failure::invalid("recurrence.rule", error))?)
+        }
+    };
     Ok(Draft {
         title: text("title", Title::parse(&todo.title))?,
         notes: text("notes", Notes::parse(&todo.notes))?,
-        due_time: due_time(todo.due_time.as_ref())?,
+        due_time,
         labels: text("labels", Labels::parse(&todo.labels))?,
         assignee: assignee(&todo.assignee)?,
+        recurrence,
+        follows: None,
+    })
+}
+
+/// How somebody asks for a todo to recur.
+fn pattern(recurrence: &pb::Recurrence) -> Result<Pattern, Failure> {
+    let basis = match pb::Basis::try_from(recurrence.basis) {
+        Ok(pb::Basis::Unspecified | pb::Basis::DueTime) => Basis::DueTime,
+        Ok(pb::Basis::Completion) => Basis::Completion,
+        Err(_) => return Err(Failure::invalid("recurrence.basis", "must be DUE_TIME or COMPLETION")),
+    };
+    Ok(Pattern {
+        rule: Rule::parse(&recurrence.rule).map_err(|error| Failure::invalid("recurrence.rule", error))?,
+        time_zone: time_zone(&recurrence.time_zone).map_err(|error| Failure::invalid("recurrence.time_zone", error))?,
+        basis,
     })
 }
 
@@ -79,6 +105,9 @@ pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<P
     if takes("assignee", !todo.assignee.is_empty()) {
         patch.assignee = Some(assignee(&todo.assignee)?);
     }
+    if takes("recurrence", todo.recurrence.is_some()) {
+        patch.recurrence = Some(todo.recurrence.as_ref().map(pattern).transpose()?);
+    }
     Ok(patch)
 }
 
@@ -97,8 +126,21 @@ pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
 }
 
 pub fn todo(todo: &Todo) -> pb::Todo {
-    let Todo { id, title, notes, state, due_time, labels, assignee, create_time, update_time, created_by, version } =
-        todo;
+    let Todo {
+        id,
+        title,
+        notes,
+        state,
+        due_time,
+        labels,
+        assignee,
+        recurrence,
+        occurrence,
+        create_time,
+        update_time,
+        created_by,
+        version,
+    } = todo;
     let (status, complete_time) = match state {
         State::Open => (pb::Status::Open, None),
         State::Completed { at } => (pb::Status::Completed, Some(timestamp(*at))),
@@ -117,8 +159,23 @@ pub fn todo(todo: &Todo) -> pb::Todo {
         created_by: created_by.to_string(),
         version: *version,
         etag: todo.etag(),
+        recurrence: recurrence.as_ref().map(|Recurrence { pattern, wall_time }| pb::Recurrence {
+            rule: pattern.rule.as_str().to_owned(),
+            time_zone: pattern.time_zone.name().to_owned(),
+            basis: match pattern.basis {
+                Basis::DueTime => pb::Basis::DueTime,
+                Basis::Completion => pb::Basis::Completion,
+            }
+            .into(),
+            wall_time: wall_time.format(WALL_TIME).to_string(),
+        }),
+        occurrence: occurrence
+            .map(|Occurrence { series, number }| pb::Occurrence { series_id: series.to_string(), number }),
     }
 }
+
+/// A wall-clock time, to the microsecond where it has any.
+const WALL_TIME: &str = "%Y-%m-%dT%H:%M:%S%.f";
 
 /// A stored answer, of this release or another.
 impl Answer for Todo {
@@ -143,7 +200,17 @@ impl Answer for Todo {
             created_by,
             version,
             etag: _,
+            recurrence: recurrence_of,
+            occurrence: occurrence_of,
         } = message;
+        let recurrence = |recurrence: pb::Recurrence| {
+            let wall_time =
+                NaiveDateTime::parse_from_str(&recurrence.wall_time, WALL_TIME).map_err(Failure::internal)?;
+            Ok::<_, Failure>(Recurrence { pattern: pattern(&recurrence)?, wall_time })
+        };
+        let occurrence = |pb::Occurrence { series_id, number }| {
+            Ok::<_, Failure>(Occurrence { series: series_id.parse().map_err(Failure::internal)?, number })
+        };
         let always = |time: Option<Timestamp>| {
             let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.cast_unsigned()));
             time.ok_or_else(|| Failure::internal(anyhow::anyhow!("a stored answer lacks a time")))
@@ -161,6 +228,8 @@ impl Answer for Todo {
             due_time: due_time(due.as_ref())?,
             labels: Labels::parse(&labels).map_err(Failure::internal)?,
             assignee: assignee(&assigned)?,
+            recurrence: recurrence_of.map(recurrence).transpose()?,
+            occurrence: occurrence_of.map(occurrence).transpose()?,
             create_time: always(create_time)?,
             update_time: always(update_time)?,
             created_by: created_by.parse().map_err(Failure::internal)?,
@@ -184,12 +253,27 @@ mod tests {
             due_time: Some(at(5_000_007)),
             labels: Labels::parse(&["x".to_owned()]).unwrap(),
             assignee: Some("bob".parse().unwrap()),
+            recurrence: Some(Recurrence {
+                pattern: Pattern {
+                    rule: Rule::parse("FREQ=MONTHLY;BYDAY=-1FR").unwrap(),
+                    time_zone: time_zone("America/New_York").unwrap(),
+                    basis: Basis::Completion,
+                },
+                wall_time: at(5_000_007).naive_utc(),
+            }),
+            occurrence: Some(Occurrence { series: "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse().unwrap(), number: 7 }),
             create_time: at(1_000_001),
             update_time: at(2_000_002),
             created_by: "ann".parse().unwrap(),
             version: 3,
         };
-        let completed = Todo { state: State::Completed { at: at(-3) }, due_time: None, assignee: None, ..open.clone() };
+        let completed = Todo {
+            state: State::Completed { at: at(-3) },
+            due_time: None,
+            assignee: None,
+            recurrence: None,
+            ..open.clone()
+        };
         for todo in [open, completed] {
             assert_eq!(Todo::from_message(todo.to_message()).unwrap(), todo);
         }

@@ -2,12 +2,12 @@
 //!
 //! Each carries the todo's full state after the change, so that a projection never has to ask back.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DecodeError, EventType};
-use crate::{TodoId, UserId};
+use crate::{SeriesId, TodoId, UserId};
 
 /// The service's name in types, subjects and streams.
 pub const SERVICE: &str = "todo";
@@ -33,6 +33,12 @@ pub struct Todo {
     /// Who should do it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignee: Option<UserId>,
+    /// How it recurs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recurrence: Option<Recurrence>,
+    /// Which todo of a series it is, since it first had a recurrence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurrence: Option<Occurrence>,
     /// When it was created.
     pub create_time: DateTime<Utc>,
     /// When it was changed to be so.
@@ -45,6 +51,39 @@ pub struct Todo {
     /// Counts the changes, from 1.
     #[schemars(range(min = 1))]
     pub version: i32,
+}
+
+/// How a todo recurs: completed, it brings forth its next occurrence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Recurrence {
+    /// An RFC 5545 recurrence rule, daily or slower: `FREQ=WEEKLY;BYDAY=MO`.
+    pub rule: String,
+    /// The time zone whose wall clock counts, by its name in the IANA database.
+    pub time_zone: String,
+    /// From when the next occurrence is reckoned.
+    pub basis: Basis,
+    /// When it is due by that wall clock, whether there is such a time on that day or not: `2026-03-29T02:30:00`.
+    pub wall_time: NaiveDateTime,
+}
+
+/// From when the next occurrence of a todo is reckoned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Basis {
+    /// From when this one was due.
+    DueTime,
+    /// From the day on which this one was completed.
+    Completion,
+}
+
+/// Which todo of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Occurrence {
+    /// The series: the id of its first todo.
+    pub series_id: SeriesId,
+    /// Counts from 1.
+    #[schemars(range(min = 1))]
+    pub number: i32,
 }
 
 /// Where a todo is in its life.

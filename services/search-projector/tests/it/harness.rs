@@ -376,6 +376,8 @@ pub fn todo(title: &str) -> event::Todo {
         due_time: None,
         labels: Vec::new(),
         assignee: None,
+        recurrence: None,
+        occurrence: None,
         create_time: now,
         update_time: now,
         complete_time: None,

@@ -136,6 +136,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         database_url: SecretString::from(database.app.clone()),
         relay_database_url: SecretString::from(database.relay.clone()),
         nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
+        consumer_nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo-consumer") },
         page_token_key: SecretString::from("a key for page tokens"),
         database_connections: 8,
         stream_max_age: std::time::Duration::from_secs(fleet::STREAM_DAYS * 86_400),

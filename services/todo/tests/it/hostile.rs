@@ -151,3 +151,32 @@ async fn a_service_tells_of_its_health_by_its_name_and_of_a_method_that_it_has_n
     assert_eq!(status.get_details_error_info().unwrap().reason, "NO_SUCH_METHOD");
     assert_eq!(status.metadata().get("flotilla-release").unwrap(), "test", "as this door is told to");
 }
+
+#[tokio::test]
+async fn two_changes_that_wait_for_each_other_are_told_apart_and_the_call_may_be_repeated() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann").with_key("once");
+    let todo =
+        ann.create(Todo { title: "x".to_owned(), labels: vec!["x".to_owned()], ..Todo::default() }).await.unwrap();
+    let mut admin = fleet.database.admin().await;
+    // The service's connections look soonest, so it is their transaction that is given up.
+    let soon = format!("alter role todo_app in database {} set deadlock_timeout = '20ms'", fleet.database.name);
+    admin.execute(sqlx::AssertSqlSafe(soon)).await.unwrap();
+    admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'todo_app' and datname = current_database()").await.unwrap();
+    testkit::until("the service has new connections", || async { ann.get(&todo.id).await.is_ok() }).await;
+    admin.execute("set deadlock_timeout = '30s'; begin; select * from todo_label for update").await.unwrap();
+    let change = || Todo { labels: vec!["y".to_owned()], ..Todo::default() };
+    let other = async {
+        testkit::until("the call waits for the labels", || async {
+            let sql = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and usename = 'todo_app' and datname = current_database())";
+            sqlx::query_scalar(sql).fetch_one(&mut fleet.database.admin().await).await.unwrap()
+        })
+        .await;
+        admin.execute("select * from todo for update; rollback").await.unwrap();
+    };
+    let (refused, ()) = join(ann.update(&todo.id, change(), &[]), other).await;
+    let refused = refused.unwrap_err();
+    assert!(refused.get_details_retry_info().is_some());
+    assert_eq!((refused.code(), reason(Err::<(), _>(refused))), (Code::Aborted, "LOCKED".to_owned()));
+    assert_eq!(ann.update(&todo.id, change(), &[]).await.unwrap().labels, ["y"]);
+}

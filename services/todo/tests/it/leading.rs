@@ -47,6 +47,7 @@ impl Relays {
             ("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port)),
             ("FLOTILLA_NATS_URL", through(self.nats[0].address(), nats_port)),
             ("FLOTILLA_NATS_CREDS", self.nats[0].credentials("todo").display().to_string()),
+            ("FLOTILLA_CONSUMER_NATS_CREDS", self.nats[0].credentials("todo-consumer").display().to_string()),
             ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
             ("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string()),
         ] {

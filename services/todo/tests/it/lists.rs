@@ -8,7 +8,11 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use todo::store;
 use todo::todo::{Filter, Label, Status as Todos};
 
+use proto::todo::Basis;
+
 use crate::harness::{Client, Fleet, reason};
+use crate::recurring::recurring;
+use crate::tenancy::{call, rpcs};
 
 async fn walk(client: &Client, list: ListTodosRequest) -> Vec<String> {
     let mut titles = Vec::new();
@@ -147,4 +151,69 @@ async fn no_list_scans_a_table() {
     let mut found = Vec::new();
     nodes(&plan[0]["Plan"], &mut found);
     assert!(!found.is_empty());
+}
+
+/// Every statement of the service, by what the database counts of them.
+#[tokio::test]
+async fn no_call_scans_a_table() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    // Large enough that a scan would be chosen for none of them.
+    admin
+        .execute(
+            "insert into todo (tenant, id, title, notes, status, labels, create_time, update_time, created_by, version) \
+             select 'tenant-' || n % 50, gen_random_uuid(), 'title', '', 'OPEN', array['x'], now(), now(), 'ann', 1 \
+             from generate_series(1, 50000) n; \
+             insert into todo_label (tenant, label, todo_id) select tenant, labels[1], id from todo; \
+             insert into todo_occurrence (tenant, series_id, occurrence, todo_id) select tenant, id, 1, id from todo; \
+             insert into idempotency (tenant, principal, method, key, fingerprint, response) \
+             select 'acme', 'ann', 'CreateTodo', n::text, '', '' from generate_series(1, 50000) n; \
+             insert into inbox (consumer, source, event_id) select 'todo-recurrence', '/flotilla/todo', n::text from generate_series(1, 50000) n; \
+             analyze todo, todo_label, todo_occurrence, idempotency, inbox",
+        )
+        .await
+        .unwrap();
+    // A connection's counts are whole when it has ended.
+    admin.close().await.unwrap();
+    let mut admin = fleet.database.admin().await;
+    admin.execute("select pg_stat_reset()").await.unwrap();
+    let ann = fleet.client("tenant-7", "ann");
+    for rpc in rpcs() {
+        let todo = ann
+            .create(Todo { labels: vec!["x".to_owned()], ..recurring("x", "FREQ=DAILY", Basis::DueTime) })
+            .await
+            .unwrap();
+        if rpc == "ReopenTodo" {
+            ann.complete(&todo.id, "").await.unwrap();
+        }
+        call(&ann, &rpc, &todo.id).await.unwrap();
+        let labels = Todo { labels: vec!["y".to_owned()], ..Todo::default() };
+        ann.update(&todo.id, labels, &["labels", "recurrence"]).await.ok();
+    }
+    // Not by the tables: that would be a scan.
+    testkit::until("the handler has run", || async {
+        let bobs = ListTodosRequest { assignee: "bob".to_owned(), ..ListTodosRequest::default() };
+        let todos = ann.list(bobs).await.unwrap().todos;
+        todos.iter().any(|todo| todo.occurrence.as_ref().is_some_and(|place| place.number == 2))
+    })
+    .await;
+    fleet.drain().await;
+    fleet.stop().await;
+    let close = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'todo_app' and datname = current_database()";
+    testkit::until("its connections are closed", || async {
+        let mut admin = fleet.database.admin().await;
+        sqlx::query_scalar::<_, bool>(close).fetch_all(&mut admin).await.unwrap().is_empty()
+    })
+    .await;
+    let counted: Vec<(String, i64, i64)> = sqlx::query_as(
+        "select relname::text, coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
+         where relname = any('{todo,todo_label,todo_occurrence,idempotency,inbox}') order by relname",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    let scanned: Vec<_> = counted.iter().filter(|(_, scans, _)| *scans > 0).collect();
+    assert!(scanned.is_empty(), "{counted:?}");
+    let read = counted.iter().filter(|(_, _, by_index)| *by_index > 0).map(|(table, ..)| table.as_str());
+    assert_eq!(read.collect::<Vec<_>>(), ["idempotency", "inbox", "todo", "todo_label"], "{counted:?}");
 }

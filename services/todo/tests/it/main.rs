@@ -24,6 +24,8 @@ mod poison;
 
 mod relay;
 
+mod recurring;
+
 mod retention;
 
 mod sizes;

@@ -84,6 +84,24 @@ async fn a_token_with_scopes_does_no_more_than_they_say() {
 }
 
 #[tokio::test]
+async fn a_service_on_its_own_behalf_does_what_its_row_says_whatever_its_token_says_more() {
+    let fleet = Fleet::start().await;
+    for service in ["todo", "billing"] {
+        for claims in [json!({"kind": "service"}), json!({"kind": "service", "role": "owner"})] {
+            for (name, refused) in refusals(&fleet, &fleet.client_as("acme", service, &claims)).await {
+                let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
+                let wanted = match name {
+                    _ if permission.services.contains(&service) => "",
+                    "CreateTodo" | "ListTodos" => "PERMISSION_DENIED",
+                    _ => "TODO_NOT_FOUND",
+                };
+                assert_eq!(refused, wanted, "{name} as service:{service}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_member_deletes_what_it_has_created_and_nothing_else() {
     let fleet = Fleet::start().await;
     let member = |user: &str| fleet.client_as("acme", user, &json!({"role": "member"}));

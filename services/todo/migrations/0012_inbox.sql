@@ -1,0 +1,1 @@
+../../../crates/consumer/schema/inbox.sql

@@ -1,0 +1,84 @@
+//! Handlers of events: each runs a command, as the service itself.
+
+use consumer::{Claim, Failure as Unhandled};
+use contracts::UserId;
+use contracts::events::todo::{self as event, CompletedV2, Event};
+use service::handlers::reason;
+use service::{Call, Failure};
+
+use crate::commands::{self, App, Error};
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, Rule, time_zone};
+use crate::todo::{Labels, Notes, State, Title, Todo};
+
+/// Handles an event of the durable consumer `todo-recurrence`.
+///
+/// # Errors
+/// Says whether the event comes again or is a dead letter.
+pub(crate) async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unhandled> {
+    let (call, envelope) = Call::of_event(service, claim)?;
+    let event =
+        Event::decode(&envelope.event_type, envelope.data).map_err(|error| Unhandled::Reject(reason(&error)))?;
+    match event {
+        Some(Event::Completed(completed)) => on_completed(app, &call, &completed).await,
+        // Nothing follows from it.
+        Some(Event::Created(_) | Event::Updated(_) | Event::Reopened(_) | Event::Deleted(_)) | None => Ok(()),
+    }
+}
+
+/// A recurring todo that was completed brings forth its next occurrence: once, however often that is said.
+async fn on_completed(app: &App, call: &Call, completed: &CompletedV2) -> Result<(), Unhandled> {
+    let todo = todo(&completed.todo).map_err(|error| Unhandled::Reject(format!("{error:#}")))?;
+    let Some(next) = todo.next_of_series() else { return Ok(()) };
+    match commands::create(app, call, next).await {
+        Ok(_) | Err(Error::OccurrenceExists) => Ok(()),
+        Err(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// The todo as an event carries it.
+fn todo(todo: &event::Todo) -> Result<Todo, anyhow::Error> {
+    let event::Todo {
+        id,
+        title,
+        notes,
+        status,
+        due_time,
+        labels,
+        assignee,
+        recurrence,
+        occurrence,
+        create_time,
+        update_time,
+        complete_time,
+        created_by,
+        version,
+    } = todo.clone();
+    let state = match (status, complete_time) {
+        (event::Status::Open, None) => State::Open,
+        (event::Status::Completed, Some(at)) => State::Completed { at },
+        (status, at) => anyhow::bail!("its todo is {status:?}, completed at {at:?}"),
+    };
+    let read = |event::Recurrence { rule, time_zone: zone, basis, wall_time }| {
+        let basis = match basis {
+            event::Basis::DueTime => Basis::DueTime,
+            event::Basis::Completion => Basis::Completion,
+        };
+        let pattern = Pattern { rule: Rule::parse(&rule)?, time_zone: time_zone(&zone)?, basis };
+        Ok::<_, anyhow::Error>(Recurrence { pattern, wall_time })
+    };
+    Ok(Todo {
+        id,
+        title: Title::parse(&title)?,
+        notes: Notes::parse(&notes)?,
+        state,
+        due_time,
+        labels: Labels::parse(&labels)?,
+        assignee,
+        recurrence: recurrence.map(read).transpose()?,
+        occurrence: occurrence.map(|event::Occurrence { series_id, number }| Occurrence { series: series_id, number }),
+        create_time,
+        update_time,
+        created_by,
+        version,
+    })
+}
