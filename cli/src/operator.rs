@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use authz::{JwksSource, Verifier};
 use clap::Args;
-use contracts::{Actor, ActorKind};
 use devstack::issuer::{ISSUER, OPERATORS};
 
 use crate::stack::Context;
@@ -47,10 +46,7 @@ impl ActArgs {
         let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
         let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
         let caller = verifier.verify(Some(&format!("Bearer {}", token.trim()))).await?;
-        Ok(match &caller.actor {
-            Actor { kind: ActorKind::User, id, acts_for: None } => id.to_string(),
-            actor => actor.to_string(),
-        })
+        Ok(caller.actor.name())
     }
 
     /// Asks, unless told not to.

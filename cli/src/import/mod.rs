@@ -38,7 +38,8 @@ const MAX_REASONS: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
-    /// The file: todo.txt, or CSV with a head of title, notes, labels, due, assignee, completed.
+    /// The file: todo.txt (with `rec:1w` or `rec:+1w` beside `due:`, a task recurs), or CSV with a head of title, notes, labels,
+    /// due, assignee, completed.
     file: PathBuf,
     #[command(flatten)]
     who: Who,

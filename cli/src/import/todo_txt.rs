@@ -203,12 +203,14 @@ pub fn parse(line: &str) -> Result<Task, String> {
 
 /// Takes the first `rec:` out of the words, where a todo recurs so; else it stays there, and that is said.
 fn take_recurrence(task: &mut Task, words: &mut Vec<&str>) {
-    let is_one = |word: &&str| word.strip_prefix("rec:").is_some_and(|text| !text.is_empty());
+    let is_one = |word: &&str| word.starts_with("rec:");
     let Some(index) = words.iter().position(is_one) else { return };
     let word = words[index];
+    for more in words[index + 1..].iter().filter(|word| is_one(word)) {
+        task.remarks.push(format!("{more} stays in the text: a todo recurs in one way"));
+    }
     let taken = match (task.due, recurs(&word["rec:".len()..])) {
-        // Whoever completed it has written the next one on a line of its own.
-        _ if task.completed => return,
+        _ if task.completed => Err("it is completed, and the next one is a task of its own"),
         (_, Err(why)) => Err(why),
         (None, Ok(_)) => Err("a todo recurs from its due date, and there is none"),
         (Some(due), Ok(recurs)) => Ok((due, recurs)),
@@ -216,9 +218,12 @@ fn take_recurrence(task: &mut Task, words: &mut Vec<&str>) {
     match taken {
         Err(why) => task.remarks.push(format!("{word} stays in the text: {why}")),
         Ok((due, recurs)) => {
-            let day = due.day();
-            if day > 28 && (recurs.rule.contains("MONTHLY") || recurs.rule.contains("YEARLY")) {
+            let (day, monthly, yearly) = (due.day(), recurs.rule.contains("MONTHLY"), recurs.rule.contains("YEARLY"));
+            if recurs.from_due && (monthly && day > 28 || yearly && (due.month(), day) == (2, 29)) {
                 task.remarks.push(format!("{word} leaves out what has no day {day}"));
+            } else if !recurs.from_due && (monthly || yearly) {
+                task.remarks
+                    .push(format!("{word} leaves out what has no such day as the one on which it is completed"));
             }
             words.remove(index);
             task.recurs = Some(recurs);
@@ -258,7 +263,6 @@ mod tests {
             ("rec:1w", "FREQ=WEEKLY", false),
             ("rec:3d", "FREQ=DAILY;INTERVAL=3", false),
             ("rec:+2m", "FREQ=MONTHLY;INTERVAL=2", true),
-            ("rec:1y", "FREQ=YEARLY", false),
             ("rec:+1b", "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR", true),
         ] {
             let task = parse(&format!("Air the sails {word} due:2026-12-01 please")).unwrap();
@@ -266,21 +270,31 @@ mod tests {
             assert_eq!((task.title.as_str(), task.remarks.len()), ("Air the sails please", 0));
         }
         for (line, remark) in [
-            ("Air the sails rec:1w", Some("there is none")),
-            ("Air the sails rec:2b due:2026-12-01", Some("business days")),
-            ("Air the sails rec:often due:2026-12-01", Some("one of d, b, w, m, y")),
-            ("Air the sails rec:+0d due:2026-12-01", Some("above 0")),
-            ("Air the sails rec:1é due:2026-12-01", Some("one of")),
-            ("Air the sails rec: due:2026-12-01", None),
-            ("x Air the sails rec:1w due:2026-12-01", None),
+            ("Air the sails rec:1w", "there is none"),
+            ("Air the sails rec:2b due:2026-12-01", "business days"),
+            ("Air the sails rec:often due:2026-12-01", "one of d, b, w, m, y"),
+            ("Air the sails rec:+0d due:2026-12-01", "above 0"),
+            ("Air the sails rec:1é due:2026-12-01", "one of"),
+            ("Air the sails rec: due:2026-12-01", "above 0"),
+            ("x Air the sails rec:1w due:2026-12-01", "completed"),
         ] {
             let task = parse(line).unwrap();
-            let said = task.remarks.first().is_some_and(|said| remark.is_some_and(|remark| said.contains(remark)));
             assert!(task.recurs.is_none() && task.title.contains("rec:"), "{line}");
-            assert_eq!(said, remark.is_some(), "{line}: {:?}", task.remarks);
+            assert!(task.remarks.len() == 1 && task.remarks[0].contains(remark), "{line}: {:?}", task.remarks);
         }
-        let last = parse("Pay the berth rec:+1m due:2026-01-31").unwrap();
-        assert!(last.recurs.is_some() && last.remarks[0].contains("no day 31"), "{:?}", last.remarks);
+        for (line, remark) in [
+            ("Pay the berth rec:+1m due:2026-01-31", Some("no day 31")),
+            ("Pay the berth rec:+1m due:2026-01-28", None),
+            ("Pay the berth rec:1m due:2026-01-28", Some("on which it is completed")),
+            ("Pay the berth rec:+1y due:2026-03-30", None),
+            ("Pay the berth rec:+1y due:2028-02-29", Some("no day 29")),
+            ("Pay the berth rec:+1d rec:+2d due:2028-02-29", Some("in one way")),
+        ] {
+            let task = parse(line).unwrap();
+            assert!(task.recurs.is_some(), "{line}");
+            assert_eq!(task.remarks.len(), usize::from(remark.is_some()), "{line}: {:?}", task.remarks);
+            assert!(remark.is_none_or(|remark| task.remarks[0].contains(remark)), "{line}: {:?}", task.remarks);
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorith
 const LEEWAY_SECONDS: u64 = 30;
 /// The longest that a token may be valid: whoever needs longer asks for a new one.
 const MAX_LIFETIME_SECONDS: f64 = 24.0 * 3_600.0;
+/// The longest chain of actors, in bytes of its text: it is a part of keys.
+const MAX_ACTOR_BYTES: usize = 2_000;
 /// The longest token that is looked at, in bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
@@ -50,10 +52,7 @@ impl Caller {
     /// tells the others from it.
     #[must_use]
     pub fn key(&self) -> String {
-        match &self.actor {
-            Actor { kind: ActorKind::User, id, acts_for: None } => id.to_string(),
-            actor => format!("\u{1f}{actor}"),
-        }
+        if self.actor.is_person() { self.actor.id.to_string() } else { format!("\u{1f}{}", self.actor) }
     }
 }
 
@@ -206,6 +205,13 @@ impl Verifier {
                 .ok_or(TokenError::Malformed("its act names more actors than one acts through"))?,
             None => subject,
         };
+        // Only a process of the fleet itself is a service on its own behalf; nobody is one by a token.
+        if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
+            return Err(TokenError::Untrusted("it names a service that acts for nobody"));
+        }
+        if actor.to_string().len() > MAX_ACTOR_BYTES {
+            return Err(TokenError::Malformed("the names of those who act are too long together"));
+        }
         // In a log or a list it would look like somebody else.
         if actor.chain().any(|actor| is_misleading_name(actor.id.as_str())) {
             return Err(TokenError::Malformed("a sub of it holds what cannot be seen"));

@@ -76,6 +76,9 @@ pub enum Denied {
         /// [`Permission::action`]
         action: &'static str,
     },
+    /// Its role allows it, but not of this: what would be.
+    #[error("{0}")]
+    This(&'static str),
 }
 
 impl Permission {

@@ -115,6 +115,12 @@ async fn each_claim_counts() {
         ("role", json!("root")),
         ("kind", json!("god")),
         ("scope", json!(["todo:read"])),
+        ("kind", json!("service")),
+        (
+            "act",
+            json!({"sub": "🚢".repeat(200), "kind": "agent", "act":
+            {"sub": "🚢".repeat(200), "kind": "agent", "act": {"sub": "%".repeat(200), "kind": "agent"}}}),
+        ),
         ("act", json!({"sub": "planner"})),
         ("act", json!({"kind": "agent"})),
         ("act", json!({"sub": "plan\u{200b}ner", "kind": "agent"})),

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull as jetstream_pull};
 use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
-use crate::pull::{ACK_WAIT, Config};
+use crate::pull::{self, ACK_WAIT, Config};
 use crate::{backstop, dead_letter, keep, replay};
 
 /// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
@@ -104,7 +104,10 @@ pub async fn durables(
     from: Option<u64>,
 ) -> Result<(), anyhow::Error> {
     let Config { stream, durable, .. } = config;
-    let new = pull::Config {
+    let state = events.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
+    let first = state.cached_info().state.first_sequence;
+    let begins = (pull::BEGINS_BEHIND.to_owned(), from.unwrap_or(first).saturating_sub(1).to_string());
+    let new = jetstream_pull::Config {
         durable_name: Some(durable.clone()),
         filter_subject: config.filter.clone(),
         deliver_policy: from
@@ -114,7 +117,7 @@ pub async fn durables(
         max_deliver: -1,
         max_ack_pending: config.most_in_hand(),
         max_expires: MAX_EXPIRES,
-        metadata: config.told(&HashMap::new()),
+        metadata: config.told(&HashMap::from([begins])),
         ..Default::default()
     };
     let ours = |is: &consumer::Config, wanted: consumer::Config| {
@@ -126,7 +129,7 @@ pub async fn durables(
         }
     };
     make(events, stream, new, ours).await?;
-    let replays = pull::Config {
+    let replays = jetstream_pull::Config {
         durable_name: Some(durable.clone()),
         filter_subject: format!("replay.{durable}.>"),
         ack_policy: AckPolicy::Explicit,
@@ -137,7 +140,7 @@ pub async fn durables(
         ..Default::default()
     };
     self::durable(records, replay::STREAM, replays).await?;
-    let given_up = pull::Config {
+    let given_up = jetstream_pull::Config {
         durable_name: Some(backstop::durable(stream, durable)),
         filter_subjects: backstop::KINDS
             .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
@@ -158,7 +161,7 @@ pub async fn durables(
 /// NATS does not answer, or refuses.
 pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), anyhow::Error> {
     for (stream, filter) in [(dead_letter::STREAM, "dlq.>"), (replay::STREAM, "replayed.*")] {
-        let new = pull::Config {
+        let new = jetstream_pull::Config {
             durable_name: Some(durable.to_owned()),
             filter_subject: filter.to_owned(),
             ack_policy: AckPolicy::Explicit,
@@ -210,7 +213,11 @@ pub async fn forget(
 ///
 /// # Errors
 /// It has no name, or NATS does not answer, or refuses.
-pub async fn durable(js: &jetstream::Context, stream: &str, wanted: pull::Config) -> Result<(), anyhow::Error> {
+pub async fn durable(
+    js: &jetstream::Context,
+    stream: &str,
+    wanted: jetstream_pull::Config,
+) -> Result<(), anyhow::Error> {
     make(js, stream, wanted, |_, wanted| wanted).await
 }
 
@@ -218,7 +225,7 @@ pub async fn durable(js: &jetstream::Context, stream: &str, wanted: pull::Config
 async fn make(
     js: &jetstream::Context,
     stream: &str,
-    new: pull::Config,
+    new: jetstream_pull::Config,
     ours: impl Fn(&consumer::Config, consumer::Config) -> consumer::Config,
 ) -> Result<(), anyhow::Error> {
     let durable = new.durable_name.as_deref().context("a durable consumer without a name")?;

@@ -27,6 +27,8 @@ struct Inner {
 enum State {
     #[default]
     Open,
+    /// A transaction has claimed it; whether that has committed is not known.
+    Taken,
     Refused(Refused),
     Committed,
 }
@@ -89,7 +91,10 @@ impl Claim {
         }
         let Inner { inbox, consumer, epoch, event, .. } = &*self.0;
         let refused = match inbox.claim(tx, consumer, *epoch, event).await? {
-            Claimed::New => return Ok(()),
+            Claimed::New => {
+                *self.state() = State::Taken;
+                return Ok(());
+            }
             Claimed::Handled => Refused::Handled,
             Claimed::Lost => Refused::Lost,
             Claimed::Behind(id) => Refused::Behind(id),
@@ -130,19 +135,27 @@ pub async fn attempt<H: Handler>(
     let begun = handler::begin(|| handler(claim.clone()));
     let ended = handler::outcome(begun, within).await;
     let state = claim.state().clone();
-    match (state, ended) {
+    let failed = match (state, ended) {
         (State::Refused(refused), _) => return Ok(refused.into()),
         (State::Committed, _) => return Ok(Outcome::Done),
-        (State::Open, Ok(Err(failure))) => return Ok(Outcome::Failed(failure)),
-        (State::Open, Err(reason)) => return Ok(Outcome::Failed(Failure::Retry(reason))),
-        (State::Open, Ok(Ok(()))) => {}
+        (State::Taken, Ok(Err(failure))) => return Ok(Outcome::Failed(failure)),
+        (State::Taken, Err(reason)) => return Ok(Outcome::Failed(Failure::Retry(reason))),
+        (State::Open, Ok(Err(failure))) => Some(failure),
+        (State::Open, Err(reason)) => Some(Failure::Retry(reason)),
+        (State::Open | State::Taken, Ok(Ok(()))) => None,
+    };
+    // It has said so before it claimed anything: what the inbox knows comes first.
+    let asked = async {
+        let mut tx = inbox.db.begin().await?;
+        let claimed = claim.take(&mut tx).await;
+        claimed.map(|()| tx)
+    };
+    let (asked, state) = (asked.await, claim.state().clone());
+    match (asked, state, failed) {
+        (_, State::Refused(refused), _) => Ok(refused.into()),
+        (_, _, Some(failure)) => Ok(Outcome::Failed(failure)),
+        (Ok(tx), ..) => tx.commit().await.map(|()| Outcome::Done),
+        (Err(NotClaimed::Database(error)), ..) => Err(error),
+        (Err(NotClaimed::Refused | NotClaimed::Committed), ..) => Ok(Outcome::Duplicate),
     }
-    let mut tx = inbox.db.begin().await?;
-    match claim.take(&mut tx).await {
-        Ok(()) => tx.commit().await?,
-        Err(NotClaimed::Database(error)) => return Err(error),
-        Err(NotClaimed::Refused | NotClaimed::Committed) => {}
-    }
-    let state = claim.state().clone();
-    Ok(if let State::Refused(refused) = state { refused.into() } else { Outcome::Done })
 }

@@ -17,6 +17,9 @@ pub enum Failure {
     /// Not this time: again later.
     #[error("{0}")]
     Retry(String),
+    /// What it needs is away, or in somebody else's hands: again later, however often. This counts as no attempt.
+    #[error("{0}")]
+    Away(String),
     /// Never: a dead letter, now.
     #[error("{0}")]
     Reject(String),
@@ -54,7 +57,7 @@ impl Outcome {
             Self::Done => "done",
             Self::Duplicate => "duplicate",
             Self::Discarded => "discarded",
-            Self::Failed(Failure::Retry(_)) => "retry",
+            Self::Failed(Failure::Retry(_) | Failure::Away(_)) => "retry",
             Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
             Self::Behind(_) => "behind",
             Self::Lost => "lost",

@@ -37,6 +37,17 @@ pub enum Claimed {
     Dead(String),
 }
 
+/// What came of declaring an event dead.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Death {
+    /// It is dead.
+    Written,
+    /// It was handled.
+    Handled,
+    /// Another process pulls by now.
+    Lost,
+}
+
 /// The right to pull, and what the database knows of how far its effects go.
 #[derive(Debug, Clone, FromRow)]
 pub struct Lead {
@@ -193,7 +204,7 @@ impl Inbox {
                  where not exists (select from first) and ($6 or not exists (select from itself)) \
                  on conflict do nothing returning 1), \
                  alive as (delete from inbox_dead where consumer = $1 and source = $4 and event_id = any($5) \
-                 and exists (select from claimed)) \
+                 and (exists (select from claimed) or exists (select from done))) \
                  select exists (select from lead), exists (select from done), (select reason from itself), \
                  coalesce((select letter_stored from itself), false), (select event_id from first), \
                  (select count(*) = cardinality($5) from claimed)",
@@ -218,13 +229,17 @@ impl Inbox {
         })
     }
 
-    /// Writes down that an event is dead: its aggregate waits behind it. False when another process pulls by now.
-    pub async fn die(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<bool, sqlx::Error> {
-        let dead = sqlx::query(
+    /// Writes down that an event is dead: its aggregate waits behind it. Unless it was handled, by a transaction of which nobody
+    /// heard that it committed.
+    pub async fn die(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<Death, sqlx::Error> {
+        let (leads, handled): (bool, bool) = sqlx::query_as(
             // The lock makes this and a new lead wait for each other.
-            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2 for share) \
-             insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) \
-             select $1, $3, $4, $5, $6 from lead on conflict (consumer, source, event_id) do update set reason = excluded.reason",
+            "with lead as (select from inbox_lease where consumer = $1 and epoch = $2 for share), \
+             done as (select from inbox where consumer = $1 and source = $4 and event_id = any($7)), \
+             died as (insert into inbox_dead (consumer, aggregate_id, source, event_id, reason) \
+             select $1, $3, $4, $5, $6 from lead where not exists (select from done) \
+             on conflict (consumer, source, event_id) do update set reason = excluded.reason) \
+             select exists (select from lead), exists (select from done)",
         )
         .bind(consumer)
         .bind(epoch)
@@ -232,9 +247,14 @@ impl Inbox {
         .bind(event.attribute("source"))
         .bind(event.attribute("id"))
         .bind(reason.replace('\0', "\u{fffd}"))
-        .execute(&self.db)
+        .bind(forms(event))
+        .fetch_one(&self.db)
         .await?;
-        Ok(dead.rows_affected() == 1)
+        Ok(match (leads, handled) {
+            (false, _) => Death::Lost,
+            (true, true) => Death::Handled,
+            (true, false) => Death::Written,
+        })
     }
 
     /// Remembers that a dead event's letter is stored: delivered again, it is no second letter.
@@ -394,7 +414,7 @@ mod tests {
             let event = event("1");
             let declaring = async {
                 if declares_dead {
-                    inbox.die("ledger", epoch, &event, "broken").await.unwrap()
+                    inbox.die("ledger", epoch, &event, "broken").await.unwrap() != Death::Lost
                 } else {
                     inbox.discard("ledger", epoch, &event).await.unwrap()
                 }
@@ -415,6 +435,24 @@ mod tests {
                 .await
                 .unwrap();
         assert_eq!(written, 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_handled_is_not_declared_dead_and_a_replay_of_it_lets_its_aggregate_go_on() {
+        let database = database().await;
+        let inbox = inbox(&database).await;
+        let lead = inbox.lease("ledger", 60.0).await.unwrap().unwrap();
+        let event = event("1");
+        assert_eq!(inbox.die("ledger", lead.epoch, &event, "broken").await.unwrap(), Death::Written);
+        // A commit of which nobody has heard.
+        let handled = "insert into inbox (consumer, source, event_id) values ('ledger', '/shop', '1')";
+        sqlx::query(handled).execute(&inbox.db).await.unwrap();
+        assert_eq!(inbox.die("ledger", lead.epoch, &event, "broken").await.unwrap(), Death::Handled);
+        let mut tx = inbox.db.begin().await.unwrap();
+        assert_eq!(inbox.claim(&mut tx, "ledger", lead.epoch, &event).await.unwrap(), Claimed::Handled);
+        tx.commit().await.unwrap();
+        let dead: i64 = sqlx::query_scalar("select count(*) from inbox_dead").fetch_one(&inbox.db).await.unwrap();
+        assert_eq!(dead, 0);
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use crate::claim;
 use crate::event::Event;
 use crate::floors::Floors;
 use crate::handler::{Failure, Handler, Outcome};
-use crate::inbox::{Inbox, Lead};
+use crate::inbox::{Death, Inbox, Lead};
 use crate::lines::{self, Line};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
@@ -37,6 +37,8 @@ use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_h
 const LEASE: Duration = Duration::from_secs(5);
 /// How long it may take to give the lease back; it ends by itself.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
+/// The pause before an event is tried again whose handler's needs are away.
+const AWAY_PAUSE: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// After so many sweeps the next one begins with the oldest again.
 const SWEEPS_OVER: u32 = 144;
@@ -246,7 +248,8 @@ impl Lanes<'_> {
         let acknowledged = durable.cached_info().ack_floor.stream_sequence;
         // Of another stream nothing is written down, whatever was acknowledged.
         let same = lead.stream_created_at.is_none_or(|of| of == created);
-        let effects = lead.floor.map(|floor| if same { floor.max(0).cast_unsigned() } else { 0 });
+        let begins = pull::begins_behind(&durable.cached_info().config);
+        let effects = lead.floor.map(|floor| if same { floor.max(0).cast_unsigned().max(begins) } else { 0 });
         let back = effects.filter(|effects| *effects < acknowledged);
         if let Some(effects) = back {
             // A moment's worth after a crash; more after the database was restored, or a standby took over.
@@ -424,7 +427,7 @@ impl Lanes<'_> {
         let durable = &self.settler.config.durable;
         let trace_id = lines::trace_id(held.event.attribute("traceparent"));
         let again = |times| Ok(After::Again(delay(times)));
-        let name = outcome.name();
+        let (name, away) = (outcome.name(), matches!(outcome, Outcome::Failed(Failure::Away(_))));
         let reason = match outcome {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
@@ -435,13 +438,18 @@ impl Lanes<'_> {
             }
             Outcome::Duplicate | Outcome::Discarded => None,
             Outcome::Dead(reason) | Outcome::Behind(reason) => Some(reason),
-            Outcome::Failed(Failure::Retry(reason) | Failure::Reject(reason)) => Some(reason),
+            Outcome::Failed(Failure::Retry(reason) | Failure::Away(reason) | Failure::Reject(reason)) => Some(reason),
         };
         let Some(reason) = reason else {
             self.settler.handled(&held.message, held.place, name).await?;
             self.settler.failures.forget(held.place);
             return Ok(After::Next);
         };
+        if away {
+            warn!(trace_id, consumer = durable, subject = held.event.nats_subject, reason, "what it needs is away");
+            self.settler.count("retry");
+            return Ok(After::Again(AWAY_PAUSE));
+        }
         let failed = self.settler.failures.one_more(held.place);
         // To give an event up cannot fail for good.
         let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
@@ -453,8 +461,14 @@ impl Lanes<'_> {
         }
         // Before the letter, so that no later event of the aggregate slips by.
         match self.inbox.die(durable, self.epoch, &held.event, &reason).await {
-            Ok(true) => {}
-            Ok(false) => anyhow::bail!("another process pulls by now"),
+            Ok(Death::Written) => {}
+            Ok(Death::Lost) => anyhow::bail!("another process pulls by now"),
+            // Its commit had come through, though nobody heard of it.
+            Ok(Death::Handled) => {
+                self.settler.handled(&held.message, held.place, "duplicate").await?;
+                self.settler.failures.forget(held.place);
+                return Ok(After::Next);
+            }
             Err(error) => {
                 warn!(trace_id, %error, "the event's death could not be written down: again later");
                 return again(failed.times);

@@ -32,6 +32,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Where a durable consumer's metadata say by which revision of [`Config`] it is as it is.
 const REVISION: &str = "revision";
+/// Where a durable consumer's metadata say behind which sequence it began: what the stream had dropped by then was never its.
+pub const BEGINS_BEHIND: &str = "begins-behind";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 
@@ -335,6 +337,11 @@ impl Consumer {
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
     }
+}
+
+/// Behind which sequence a durable consumer began, as far as it says so.
+pub(crate) fn begins_behind(is: &consumer::Config) -> u64 {
+    is.metadata.get(BEGINS_BEHIND).and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// What a durable consumer gives; an error when the pull is broken: after two missed heartbeats, or at its end.

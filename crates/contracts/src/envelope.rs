@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::events::EventType;
-use crate::{Actor, EventId, TenantId};
+use crate::{Actor, EventId, TenantId, actor};
 
 /// The `content-type` header of an event on NATS.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -49,7 +49,7 @@ pub struct Envelope<D> {
     /// Whose event it is.
     pub tenant: TenantId,
     /// Who acted, and for whom: `user:ann`, `service:todo`, `agent:planner user:ann`. Absent in events from before it was written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "actor::known")]
     pub actor: Option<Actor>,
     /// The id of the event that caused this one; absent where a request did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::Failure;
 use crate::call::{Call, Once};
-use crate::idempotency::Answer;
+use crate::idempotency::StoredResponse;
 
 /// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
 /// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
@@ -198,7 +198,7 @@ impl TenantTx {
     ///
     /// # Errors
     /// What is stored cannot be read.
-    pub fn replayed<A: Answer>(&mut self) -> Result<Option<A>, Failure> {
+    pub fn replayed<A: StoredResponse>(&mut self) -> Result<Option<A>, Failure> {
         let Some(stored) = self.stored.take() else { return Ok(None) };
         // Whatever the command does with it: nothing is stored a second time.
         self.once = Once::No;
@@ -209,8 +209,11 @@ impl TenantTx {
     /// Ends a transaction that has only read. Dropped instead, it costs its connection a question of the pool's.
     ///
     /// # Errors
-    /// The database does not answer.
+    /// The database does not answer, or the call has a key or an event that would be lost.
     pub async fn end(self) -> Result<(), sqlx::Error> {
+        if !matches!(self.once, Once::No) {
+            return Err(sqlx::Error::Protocol("a command that takes effect once ends by its outbox".to_owned()));
+        }
         self.commit().await
     }
 

@@ -122,7 +122,7 @@ impl From<Denied> for Failure {
     fn from(denied: Denied) -> Self {
         let reason = match denied {
             Denied::Scope(_) => "INSUFFICIENT_SCOPE",
-            Denied::Role { .. } => "PERMISSION_DENIED",
+            Denied::Role { .. } | Denied::This(_) => "PERMISSION_DENIED",
         };
         Self::new(Code::PermissionDenied, reason, denied)
     }

@@ -34,8 +34,9 @@ pub fn envelope(event: &Event) -> Result<Envelope<&str>, String> {
         sequence: text("sequence"),
         partitionkey: text("partitionkey"),
         tenant,
-        actor: optional::<Actor>(event, "actor")?,
-        causationid: optional::<EventId>(event, "causationid")?,
+        // What only a newer release writes so is no fault of the event's.
+        actor: event.attribute("actor").parse::<Actor>().ok(),
+        causationid: event.attribute("causationid").parse::<EventId>().ok(),
         correlationid: optional(event, "correlationid")?,
         twinof: optional(event, "twinof")?,
         supersededby: optional(event, "supersededby")?,
@@ -80,9 +81,8 @@ impl From<Failure> for consumer::Failure {
         let why = failure.source.as_ref().map_or(String::new(), |source| format!(": {source:#}"));
         let reason = format!("{} ({}){why}", failure.message, failure.reason);
         match failure.code {
-            Code::Aborted | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unavailable | Code::Internal => {
-                Self::Retry(reason)
-            }
+            Code::Aborted | Code::Unavailable => Self::Away(reason),
+            Code::ResourceExhausted | Code::DeadlineExceeded | Code::Internal => Self::Retry(reason),
             Code::InvalidArgument
             | Code::Unauthenticated
             | Code::PermissionDenied

@@ -1,7 +1,7 @@
 //! Idempotency keys: the answer of a command is a row in the command's own transaction, so the same key finds it if
 //! and only if the command has happened.
 //!
-//! Rules: draft-ietf-httpapi-idempotency-key-header-07. A key is the caller's, per tenant, user and method. While the
+//! Rules: draft-ietf-httpapi-idempotency-key-header-07. A key is the caller's, per tenant, actor (with the chain it acts for) and method. While the
 //! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
 //! committed answers are kept, for 24 hours: an error runs again.
 
@@ -68,7 +68,7 @@ struct Stored {
 }
 
 /// What a command answers, as it is stored with its key: a message that every release of the service reads.
-pub trait Answer: Sized {
+pub trait StoredResponse: Sized {
     /// The message.
     type Message: Message + Default;
 
@@ -80,7 +80,7 @@ pub trait Answer: Sized {
     fn from_message(message: Self::Message) -> Result<Self, Failure>;
 }
 
-impl Answer for () {
+impl StoredResponse for () {
     type Message = ();
 
     fn to_message(&self) {}

@@ -8,7 +8,7 @@ use contracts::{EventId, subject};
 use prost::Message as _;
 
 use crate::call::{Call, Once};
-use crate::idempotency::Answer;
+use crate::idempotency::StoredResponse;
 use crate::{Failure, TenantTx, clock, notes, telemetry};
 
 /// Where commands leave their events.
@@ -29,7 +29,12 @@ impl Outbox {
     ///
     /// # Errors
     /// Nothing was committed, or that is not known; a repeat with the same key tells.
-    pub async fn commit<A: Answer>(&self, mut tx: TenantTx, events: Vec<NewEvent>, answer: &A) -> Result<(), Failure> {
+    pub async fn commit<A: StoredResponse>(
+        &self,
+        mut tx: TenantTx,
+        events: Vec<NewEvent>,
+        answer: &A,
+    ) -> Result<(), Failure> {
         if let Once::Key(attempt) = tx.once.clone() {
             attempt.store(&mut tx, answer.to_message().encode_to_vec()).await?;
         }

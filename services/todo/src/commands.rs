@@ -7,7 +7,8 @@ use contracts::TodoId;
 use contracts::events::todo::{CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
-use crate::todo::{Draft, Filter, Patch, TextError, Todo, TransitionError};
+use crate::texts::TextError;
+use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
 /// What commands need.

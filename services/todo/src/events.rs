@@ -7,8 +7,9 @@ use service::handlers::reason;
 use service::{Call, Failure};
 
 use crate::commands::{self, App, Error};
-use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, Rule, time_zone};
-use crate::todo::{Labels, Notes, State, Title, Todo};
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
+use crate::texts::{Labels, Notes, Title};
+use crate::todo::{State, Todo};
 
 /// Handles an event of the durable consumer `todo-recurrence`.
 ///
@@ -27,7 +28,11 @@ pub(crate) async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Resu
 
 /// A recurring todo that was completed brings forth its next occurrence: once, however often that is said.
 async fn on_completed(app: &App, call: &Call, completed: &CompletedV2) -> Result<(), Unhandled> {
-    let todo = todo(&completed.todo).map_err(|error| Unhandled::Reject(format!("{error:#}")))?;
+    if completed.todo.recurrence.is_none() {
+        return Ok(());
+    }
+    // The error's words may quote what somebody wrote.
+    let todo = todo(&completed.todo).map_err(|_| Unhandled::Reject("its todo is none that recurs here".to_owned()))?;
     let Some(next) = todo.next_of_series() else { return Ok(()) };
     match commands::create(app, call, next).await {
         Ok(_) | Err(Error::OccurrenceExists) => Ok(()),
@@ -63,8 +68,7 @@ fn todo(todo: &event::Todo) -> Result<Todo, anyhow::Error> {
             event::Basis::DueTime => Basis::DueTime,
             event::Basis::Completion => Basis::Completion,
         };
-        let pattern = Pattern { rule: Rule::parse(&rule)?, time_zone: time_zone(&zone)?, basis };
-        Ok::<_, anyhow::Error>(Recurrence { pattern, wall_time })
+        Ok::<_, anyhow::Error>(Recurrence { pattern: Pattern::parse(&rule, &zone, basis)?, wall_time })
     };
     Ok(Todo {
         id,

@@ -59,9 +59,8 @@ impl TodoService for Todos {
     async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> Answer<pb::Todo> {
         let (call, request) = writing(request, "UpdateTodo")?;
         let id = wire::id(&request.id)?;
-        let todo = request.todo.as_ref().ok_or_else(|| Failure::invalid("todo", "is missing"))?;
-        let patch = wire::patch(todo, request.update_mask.as_ref())?;
-        answer(commands::update(&self.app, &call, id, &IfMatch::parse(&todo.etag), patch).await)
+        let (if_match, patch) = wire::patch(request.todo.as_ref(), request.update_mask.as_ref())?;
+        answer(commands::update(&self.app, &call, id, &if_match, patch).await)
     }
 
     async fn delete_todo(&self, request: Request<pb::DeleteTodoRequest>) -> Answer<()> {

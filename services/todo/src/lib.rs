@@ -15,6 +15,8 @@ pub mod todo;
 
 pub mod recurrence;
 
+pub mod texts;
+
 mod outgoing;
 
 pub mod store;

@@ -1,6 +1,7 @@
 //! Who may do what: the todo service's rows of the permission matrix, one for each RPC.
 
 use authz::{Caller, Denied, Permission, Role};
+use contracts::ActorKind;
 
 use crate::todo::Todo;
 
@@ -14,7 +15,7 @@ const WRITE: &str = "todo:write";
 /// Creates a todo; the service itself creates the next one of a series.
 pub const CREATE: Permission =
     Permission { action: "todo.create", scope: WRITE, roles: &[Owner, Admin, Member], services: &[crate::NAME] };
-/// Reads one todo: whoever may not, is told that there is none.
+/// Reads one todo: whoever may not gets NOT_FOUND.
 pub const GET: Permission =
     Permission { action: "todo.get", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
 /// Lists todos.
@@ -47,14 +48,12 @@ pub const MATRIX: [(&str, &Permission); 7] = [
 /// Whether this caller, who may delete, may delete this todo.
 ///
 /// # Errors
-/// A member has not created it.
+/// A member has not created it, or is a program: a todo holds the id of who has created it, and not whether that is a person.
 pub fn delete_this(caller: &Caller, todo: &Todo) -> Result<(), Denied> {
-    let own = todo.created_by == caller.actor.subject().id;
+    let subject = caller.actor.subject();
+    let own = subject.kind == ActorKind::User && todo.created_by == subject.id;
     if caller.role == Some(Member) && !own {
-        return Err(Denied::Role {
-            who: "a member".to_owned(),
-            action: "todo.delete, of what somebody else has created",
-        });
+        return Err(Denied::This("a member may delete only the todos that it has created"));
     }
     Ok(())
 }

@@ -101,14 +101,20 @@ impl Rule {
         &self.text
     }
 
-    /// The first wall-clock time after `from` that the rule gives when it begins there. Its COUNT and UNTIL are not asked.
-    fn after(&self, from: NaiveDateTime) -> Option<NaiveDateTime> {
+    /// The first wall-clock time after `than` that the rule gives when it begins at `from`. Its COUNT and UNTIL are not asked.
+    fn after(&self, from: NaiveDateTime, than: NaiveDateTime) -> Option<NaiveDateTime> {
         let start = rrule::Tz::UTC.from_utc_datetime(&from.with_nanosecond(0)?);
-        let horizon = start.checked_add_signed(HORIZON)?;
+        let than = rrule::Tz::UTC.from_utc_datetime(&than.with_nanosecond(0)?);
+        let horizon = than.checked_add_signed(HORIZON)?;
         // Neither can be unset, so both are set out of reach.
         let rule = self.rule.clone().count(u32::MAX).until(horizon).validate(start).ok()?;
-        let next = RRuleSet::new(start).rrule(rule).limit().into_iter().find(|at| *at > start);
+        let next = RRuleSet::new(start).rrule(rule).limit().into_iter().find(|at| *at > start && *at > than);
         next.map(|at| at.naive_utc())
+    }
+
+    /// Whether it names days or months, beside its interval.
+    fn names_days(&self) -> bool {
+        self.text.split(';').any(|part| part.len() > 2 && part.as_bytes()[..2].eq_ignore_ascii_case(b"BY"))
     }
 }
 
@@ -140,18 +146,21 @@ pub struct Pattern {
     pub basis: Basis,
 }
 
-/// A time zone by its name in the IANA database.
-///
-/// # Errors
-/// There is none of this name.
-pub fn time_zone(name: &str) -> Result<Tz, RecurrenceError> {
-    Tz::from_str(name).map_err(|_| RecurrenceError::TimeZone)
+impl Pattern {
+    /// Reads a rule and the name of a time zone in the IANA database.
+    ///
+    /// # Errors
+    /// One of them is none, or no todo recurs so.
+    pub fn parse(rule: &str, time_zone: &str, basis: Basis) -> Result<Self, RecurrenceError> {
+        let time_zone = Tz::from_str(time_zone).map_err(|_| RecurrenceError::TimeZone)?;
+        Ok(Self { rule: Rule::parse(rule)?, time_zone, basis })
+    }
 }
 
 /// A pattern, and the wall-clock time that it has given to this todo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recurrence {
-    /// The pattern.
+    /// As it was asked for.
     pub pattern: Pattern,
     /// When this todo is due by the wall clock, whether there is such a time on that day or not.
     pub wall_time: NaiveDateTime,
@@ -160,7 +169,7 @@ pub struct Recurrence {
 /// Which todo of a series it is. It stays so, whatever becomes of its recurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occurrence {
-    /// The series.
+    /// The id of its first todo.
     pub series: SeriesId,
     /// Counts from 1.
     pub number: i32,
@@ -174,29 +183,36 @@ impl Recurrence {
         Self { pattern, wall_time }
     }
 
-    /// The same, refused when there is no occurrence after the first although nothing ends the series.
+    /// The same, refused for the `number`th todo of a series when nothing follows it.
     ///
     /// # Errors
     /// [`RecurrenceError::Never`]
-    pub fn checked(self) -> Result<Self, RecurrenceError> {
-        let rule = &self.pattern.rule;
-        let ends = rule.rule.get_count().is_some() || rule.rule.get_until().is_some();
-        if ends || rule.after(self.wall_time).is_some() { Ok(self) } else { Err(RecurrenceError::Never) }
+    pub fn checked(self, number: i32) -> Result<Self, RecurrenceError> {
+        let due_time = instant(self.pattern.time_zone, self.wall_time).ok_or(RecurrenceError::Never)?;
+        if self.next(number, due_time).is_some() { Ok(self) } else { Err(RecurrenceError::Never) }
+    }
+
+    /// Whether a todo that is due then is due by this wall-clock time.
+    #[must_use]
+    pub fn is_due(&self, due_time: DateTime<Utc>) -> bool {
+        instant(self.pattern.time_zone, self.wall_time) == Some(due_time)
     }
 
     /// What follows when the todo that is the `number`th of its series was completed at `completed`: its recurrence, and when it is
-    /// due. None when the series ends.
+    /// due. None when the series ends. By completion, an interval is reckoned from the day of completion; a rule that names days keeps
+    /// them, and goes on behind both that day and when this one was due.
     #[must_use]
     pub fn next(&self, number: i32, completed: DateTime<Utc>) -> Option<(Self, DateTime<Utc>)> {
         let Pattern { rule, time_zone, basis } = &self.pattern;
         if rule.rule.get_count().is_some_and(|count| i64::from(number) >= i64::from(count)) {
             return None;
         }
-        let from = match basis {
-            Basis::DueTime => self.wall_time,
-            Basis::Completion => completed.with_timezone(time_zone).date_naive().and_time(self.wall_time.time()),
-        };
-        let wall_time = rule.after(from)?;
+        let completed = completed.with_timezone(time_zone).date_naive().and_time(self.wall_time.time());
+        let wall_time = match basis {
+            Basis::DueTime => rule.after(self.wall_time, self.wall_time),
+            Basis::Completion if rule.names_days() => rule.after(self.wall_time, completed),
+            Basis::Completion => rule.after(completed, completed),
+        }?;
         let due_time = instant(*time_zone, wall_time).filter(|due| due.year() < 10_000)?;
         let until = rule.rule.get_until().map(DateTime::to_utc);
         let next = Self { pattern: self.pattern.clone(), wall_time };
@@ -205,8 +221,7 @@ impl Recurrence {
 }
 
 /// The instant of a wall-clock time, by RFC 5545, 3.3.5.
-#[must_use]
-pub fn instant(zone: Tz, wall: NaiveDateTime) -> Option<DateTime<Utc>> {
+fn instant(zone: Tz, wall: NaiveDateTime) -> Option<DateTime<Utc>> {
     match zone.from_local_datetime(&wall) {
         LocalResult::Single(at) | LocalResult::Ambiguous(at, _) => Some(at.to_utc()),
         LocalResult::None => {
@@ -227,7 +242,7 @@ mod tests {
     }
 
     fn recurrence(rule: &str, zone: &str, basis: Basis, at: &str) -> Recurrence {
-        let pattern = Pattern { rule: Rule::parse(rule).unwrap(), time_zone: time_zone(zone).unwrap(), basis };
+        let pattern = Pattern::parse(rule, zone, basis).unwrap();
         Recurrence { pattern, wall_time: wall(at) }
     }
 
@@ -335,10 +350,17 @@ mod tests {
             );
         }
         for zone in ["", "Mars/Olympus", "+02:00", "europe/berlin"] {
-            assert_eq!(time_zone(zone), Err(RecurrenceError::TimeZone), "{zone:?}");
+            assert_eq!(Pattern::parse("FREQ=DAILY", zone, Basis::DueTime), Err(RecurrenceError::TimeZone), "{zone:?}");
         }
-        let never = recurrence("FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30", "UTC", Basis::DueTime, "2026-01-01 09:00");
-        assert_eq!(never.checked(), Err(RecurrenceError::Never));
+        for rule in [
+            "FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30",
+            "FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30;COUNT=5",
+            "FREQ=DAILY;COUNT=1",
+            "FREQ=DAILY;UNTIL=20250101T000000Z",
+        ] {
+            let never = recurrence(rule, "UTC", Basis::DueTime, "2026-01-01 09:00");
+            assert_eq!(never.checked(1), Err(RecurrenceError::Never), "{rule}");
+        }
     }
 
     fn part() -> impl Strategy<Value = String> {
@@ -360,7 +382,7 @@ mod tests {
             let text = [format!("FREQ={freq}")].into_iter().chain(parts).collect::<Vec<_>>().join(";");
             if let Ok(rule) = Rule::parse(&text) {
                 let from = wall("2026-01-31 09:00");
-                let next = rule.after(from);
+                let next = rule.after(from, from);
                 prop_assert!(next.is_none_or(|next| next > from && next.time() == from.time()), "{} {:?}", text, next);
                 prop_assert_eq!(Rule::parse(rule.as_str()).unwrap(), rule);
             }

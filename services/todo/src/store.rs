@@ -10,10 +10,11 @@ use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
 use uuid::Uuid;
 
-use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, Rule, time_zone};
-use crate::todo::{Filter, Labels, Notes, State, Status, Title, Todo};
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
+use crate::texts::{Labels, Notes, Title};
+use crate::todo::{Filter, State, Status, Todo};
 
-/// The constraint by which a place in a series is one todo's.
+/// The constraint by which each occurrence of a series is one todo.
 pub const OCCURRENCE_ONCE: &str = "todo_occurrence_once";
 
 /// What [`Row`] reads, of `todo t`.
@@ -86,8 +87,7 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
                 COMPLETION => Basis::Completion,
                 other => anyhow::bail!("it recurs by {other}"),
             };
-            let pattern = Pattern { rule: Rule::parse(&rule)?, time_zone: time_zone(&zone)?, basis };
-            Some(Recurrence { pattern, wall_time })
+            Some(Recurrence { pattern: Pattern::parse(&rule, &zone, basis)?, wall_time })
         }
         parts => anyhow::bail!("it recurs in part: {parts:?}"),
     };
@@ -189,7 +189,7 @@ pub async fn insert(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
     insert_labels(tx, todo).await
 }
 
-/// Takes the todo's place in its series, which only one can have ([`OCCURRENCE_ONCE`]).
+/// Claims the todo's occurrence of its series, which only one todo can have ([`OCCURRENCE_ONCE`]).
 async fn insert_occurrence(tx: &mut TenantTx, todo: &Todo) -> Result<(), StoreError> {
     let Some(Occurrence { series, number }) = todo.occurrence else { return Ok(()) };
     let tenant = tx.tenant();
@@ -353,14 +353,14 @@ pub async fn list(
     after: Option<TodoId>,
     limit: i64,
 ) -> Result<Vec<Todo>, StoreError> {
-    let mut query = QueryBuilder::new("");
-    push_list(&mut query, tx.tenant().as_str(), filter, after, limit);
-    let rows: Vec<Row> = query.build_query_as().fetch_all(&mut **tx).await?;
+    let rows: Vec<Row> = list_query(tx, filter, after, limit).build_query_as().fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Writes the query of [`list`] behind what `query` holds.
-pub fn push_list(query: &mut QueryBuilder<Postgres>, tenant: &str, filter: &Filter, after: Option<TodoId>, limit: i64) {
+fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: i64) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new("");
+    let tenant = tx.tenant();
+    let tenant = tenant.as_str();
     let Filter { status, label, assignee } = filter;
     query.push(format!("select {COLUMNS} from todo t"));
     // By label, the label's index gives the order; else one of the todo's.
@@ -386,4 +386,5 @@ pub fn push_list(query: &mut QueryBuilder<Postgres>, tenant: &str, filter: &Filt
         query.push(format!(" and {order} < ")).push_bind(after.uuid());
     }
     query.push(format!(" order by {order} desc limit ")).push_bind(limit);
+    query
 }

@@ -5,126 +5,7 @@ use contracts::text::{is_misleading, is_misleading_name};
 use contracts::{SeriesId, TodoId, UserId};
 
 use crate::recurrence::{Occurrence, Pattern, Recurrence, RecurrenceError};
-
-/// The most labels a todo may carry.
-pub const MAX_LABELS: usize = 20;
-
-/// A text that cannot be taken; the message goes on after the field's name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TextError {
-    /// Nothing but white space.
-    #[error("must not be empty")]
-    Empty,
-    /// Too many characters.
-    #[error("must have at most {0} characters")]
-    TooLong(usize),
-    /// A control character.
-    #[error("must not contain control characters{0}")]
-    Control(&'static str),
-    /// It looks like another one.
-    #[error("must not contain what turns the direction of writing or cannot be seen")]
-    Misleading,
-    /// Too many labels.
-    #[error("must be at most {MAX_LABELS}")]
-    TooMany,
-}
-
-fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
-    if text.chars().count() > most {
-        return Err(TextError::TooLong(most));
-    }
-    if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
-}
-
-/// What is to be done: 1 to 500 characters, trimmed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Title(String);
-
-impl Title {
-    /// # Errors
-    /// See [`TextError`].
-    pub fn parse(text: &str) -> Result<Self, TextError> {
-        let text = text.trim();
-        check(text, 500, char::is_control, "")?;
-        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// More about it: up to 10,000 characters, with line breaks and tabs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Notes(String);
-
-impl Notes {
-    /// # Errors
-    /// See [`TextError`].
-    pub fn parse(text: &str) -> Result<Self, TextError> {
-        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
-        check(text, 10_000, control, " except line breaks and tabs")?;
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// One label: 1 to 50 characters, trimmed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Label(String);
-
-impl Label {
-    /// # Errors
-    /// See [`TextError`].
-    pub fn parse(text: &str) -> Result<Self, TextError> {
-        let text = text.trim();
-        check(text, 50, char::is_control, "")?;
-        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Up to 20 different labels, in the order they were given.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Labels(Vec<Label>);
-
-impl Labels {
-    /// Takes each label once.
-    ///
-    /// # Errors
-    /// See [`TextError`].
-    pub fn parse(texts: &[String]) -> Result<Self, TextError> {
-        let mut labels: Vec<Label> = Vec::new();
-        for text in texts {
-            let label = Label::parse(text)?;
-            if !labels.contains(&label) {
-                if labels.len() == MAX_LABELS {
-                    return Err(TextError::TooMany);
-                }
-                labels.push(label);
-            }
-        }
-        Ok(Self(labels))
-    }
-
-    /// The texts.
-    #[must_use]
-    pub fn to_strings(&self) -> Vec<String> {
-        self.0.iter().map(|label| label.0.clone()).collect()
-    }
-}
+use crate::texts::{Label, Labels, Notes, Title};
 
 /// Where a todo is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +65,7 @@ pub struct Draft {
     pub assignee: Option<UserId>,
     /// How it recurs; it then has a due time.
     pub recurrence: Option<Recurrence>,
-    /// The place in a series that this todo goes on with, and who has begun that.
+    /// Which todo of a series it is, and who has begun that.
     pub follows: Option<(Occurrence, UserId)>,
 }
 
@@ -270,11 +151,16 @@ impl Todo {
         let Patch { title, notes, due_time, labels, assignee, recurrence } = patch;
         let due_time = due_time.unwrap_or(self.due_time);
         let pattern = recurrence.unwrap_or_else(|| self.recurrence.as_ref().map(|was| was.pattern.clone()));
+        let number = self.occurrence.map_or(1, |occurrence| occurrence.number);
         let recurrence = match (pattern, due_time, &self.recurrence) {
             (None, _, _) => None,
-            (Some(_), None, _) => return Err(RecurrenceError::NeedsDueTime),
+            // Also where a release that knows nothing of it has taken the due time away.
             (Some(pattern), _, Some(was)) if due_time == self.due_time && pattern == was.pattern => Some(was.clone()),
-            (Some(pattern), Some(due_time), _) => Some(Recurrence::new(pattern, due_time).checked()?),
+            (Some(_), None, _) => return Err(RecurrenceError::NeedsDueTime),
+            (Some(pattern), Some(due_time), Some(was)) if pattern == was.pattern => {
+                Some(Recurrence::new(pattern, due_time))
+            }
+            (Some(pattern), Some(due_time), _) => Some(Recurrence::new(pattern, due_time).checked(number)?),
         };
         let new = Self {
             title: title.unwrap_or_else(|| self.title.clone()),
@@ -293,8 +179,10 @@ impl Todo {
     #[must_use]
     pub fn next_of_series(&self) -> Option<Draft> {
         let State::Completed { at } = self.state else { return None };
-        let (recurrence, occurrence) = (self.recurrence.as_ref()?, self.occurrence?);
-        let (next, due_time) = recurrence.next(occurrence.number, at)?;
+        let (recurrence, occurrence, due_time) = (self.recurrence.as_ref()?, self.occurrence?, self.due_time?);
+        // A release that knows nothing of recurrence may have moved it.
+        let moved = (!recurrence.is_due(due_time)).then(|| Recurrence::new(recurrence.pattern.clone(), due_time));
+        let (next, due_time) = moved.as_ref().unwrap_or(recurrence).next(occurrence.number, at)?;
         Some(Draft {
             title: self.title.clone(),
             notes: self.notes.clone(),
@@ -314,8 +202,8 @@ impl Todo {
     #[must_use]
     pub fn misleading(&self, before: Option<&Self>) -> Option<&'static str> {
         let title = before.is_none_or(|before| before.title != self.title) && is_misleading(self.title.as_str());
-        let known = |label: &Label| before.is_some_and(|before| before.labels.0.contains(label));
-        let labels = self.labels.0.iter().any(|label| !known(label) && is_misleading(label.as_str()));
+        let known = |label: &Label| before.is_some_and(|before| before.labels.iter().any(|old| old == label));
+        let labels = self.labels.iter().any(|label| !known(label) && is_misleading(label.as_str()));
         let assignee = self.assignee.as_ref().filter(|_| before.is_none_or(|before| before.assignee != self.assignee));
         let assignee = assignee.is_some_and(|assignee| is_misleading_name(assignee.as_str()));
         [(title, "title"), (labels, "labels"), (assignee, "assignee")]
@@ -391,31 +279,6 @@ mod tests {
     }
 
     #[test]
-    fn a_title_is_trimmed_and_never_empty() {
-        assert_eq!(Title::parse("  a b ").unwrap().as_str(), "a b");
-        assert_eq!(Title::parse(" \t "), Err(TextError::Empty));
-        assert_eq!(Title::parse(&"é".repeat(501)), Err(TextError::TooLong(500)));
-        assert!(Title::parse(&"é".repeat(500)).is_ok());
-        assert_eq!(Title::parse("a\0b"), Err(TextError::Control("")));
-    }
-
-    #[test]
-    fn notes_keep_line_breaks_and_refuse_other_control_characters() {
-        assert!(Notes::parse("a\r\n\tb").is_ok());
-        assert!(Notes::parse("a\u{1b}b").is_err());
-        assert_eq!(Notes::parse(&"x".repeat(10_001)), Err(TextError::TooLong(10_000)));
-    }
-
-    #[test]
-    fn labels_are_taken_once_and_bounded() {
-        let strings = |labels: &[&str]| labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>();
-        assert_eq!(Labels::parse(&strings(&["a", " a ", "b"])).unwrap().to_strings(), ["a", "b"]);
-        let many: Vec<String> = (0..21).map(|n| n.to_string()).collect();
-        assert_eq!(Labels::parse(&many), Err(TextError::TooMany));
-        assert!(Labels::parse(&many[..20]).is_ok());
-    }
-
-    #[test]
     fn an_update_that_changes_nothing_is_none() {
         let same = Patch { title: Some(Title::parse("Splice the line").unwrap()), ..Patch::default() };
         assert_eq!(todo().update(same, at(2)), Ok(None));
@@ -431,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_in_a_series_stays_whatever_becomes_of_the_recurrence() {
+    fn a_number_in_a_series_stays_whatever_becomes_of_the_recurrence() {
         assert_eq!(todo().update(recurring("FREQ=DAILY"), at(2)), Err(RecurrenceError::NeedsDueTime));
         let due = Patch { due_time: Some(Some(at(1_000))), ..recurring("FREQ=DAILY") };
         let first = todo().update(due, at(2)).unwrap().unwrap();
@@ -466,6 +329,19 @@ mod tests {
         assert_eq!(renamed.recurrence, todo.recurrence, "not 03:30 from now on");
         let moved = todo.update(Patch { due_time: Some(Some(later)), ..Patch::default() }, at(2)).unwrap().unwrap();
         assert_eq!(moved.recurrence.unwrap().wall_time.to_string(), "2026-03-31 01:00:00");
+    }
+
+    #[test]
+    fn what_a_release_without_recurrence_has_made_of_it_is_gone_on_with() {
+        let due = Patch { due_time: Some(Some(at(1_000))), ..recurring("FREQ=DAILY") };
+        let todo = todo().update(due, at(2)).unwrap().unwrap();
+        let moved = Todo { due_time: Some(at(1_000 + 3_600)), ..todo.clone() };
+        let next = moved.complete(at(3)).unwrap().next_of_series().unwrap();
+        assert_eq!(next.due_time, Some(at(1_000 + 3_600 + 86_400)));
+        let without = Todo { due_time: None, ..todo };
+        let renamed = Patch { title: Some(Title::parse("x").unwrap()), ..Patch::default() };
+        assert!(without.update(renamed, at(3)).unwrap().is_some());
+        assert_eq!(without.complete(at(3)).unwrap().next_of_series(), None);
     }
 
     #[derive(Debug, Clone)]

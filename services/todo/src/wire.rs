@@ -4,11 +4,12 @@ use chrono::{DateTime, NaiveDateTime, SubsecRound as _, Utc};
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
 use proto::todo as pb;
-use service::Failure;
-use service::idempotency::Answer;
+use service::idempotency::StoredResponse;
+use service::{Failure, IfMatch};
 
-use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError, Rule, time_zone};
-use crate::todo::{Draft, Filter, Label, Labels, Notes, Patch, State, Status, TextError, Title, Todo};
+use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError};
+use crate::texts::{Label, Labels, Notes, TextError, Title};
+use crate::todo::{Draft, Filter, Patch, State, Status, Todo};
 
 /// The fields that can be changed.
 const WRITABLE: [&str; 6] = ["title", "notes", "due_time", "labels", "assignee", "recurrence"];
@@ -44,42 +45,81 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
 }
 
 pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {
-    let todo = todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?;
-    let due_time = due_time(todo.due_time.as_ref())?;
-    let recurrence = match (todo.recurrence.as_ref(), due_time) {
+    let Writable { title, notes, due_time: due, labels, assignee: assigned, recurrence, etag: _ } =
+        writable(todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?);
+    let due_time = due_time(due)?;
+    let recurrence = match (recurrence, due_time) {
         (None, _) => None,
         (Some(_), None) => return Err(Failure::invalid("recurrence", RecurrenceError::NeedsDueTime)),
         (Some(recurrence), Some(due_time)) => {
-            let recurrence = Recurrence::new(pattern(recurrence)?, due_time).checked();
+            let recurrence = Recurrence::new(pattern(recurrence)?, due_time).checked(1);
             Some(recurrence.map_err(|error| Failure::invalid("recurrence.rule", error))?)
         }
     };
     Ok(Draft {
-        title: text("title", Title::parse(&todo.title))?,
-        notes: text("notes", Notes::parse(&todo.notes))?,
+        title: text("title", Title::parse(title))?,
+        notes: text("notes", Notes::parse(notes))?,
         due_time,
-        labels: text("labels", Labels::parse(&todo.labels))?,
-        assignee: assignee(&todo.assignee)?,
+        labels: text("labels", Labels::parse(labels))?,
+        assignee: assignee(assigned)?,
         recurrence,
         follows: None,
     })
 }
 
+/// The fields of a todo that a caller writes.
+struct Writable<'a> {
+    title: &'a str,
+    notes: &'a str,
+    due_time: Option<&'a Timestamp>,
+    labels: &'a [String],
+    assignee: &'a str,
+    recurrence: Option<&'a pb::Recurrence>,
+    /// Not written: the condition of a change.
+    etag: &'a str,
+}
+
+/// Takes a todo apart whole, so that no new field is forgotten here.
+fn writable(todo: &pb::Todo) -> Writable<'_> {
+    let pb::Todo {
+        title,
+        notes,
+        due_time,
+        labels,
+        assignee,
+        recurrence,
+        etag,
+        id: _,
+        status: _,
+        create_time: _,
+        update_time: _,
+        complete_time: _,
+        created_by: _,
+        version: _,
+        occurrence: _,
+    } = todo;
+    let (due_time, recurrence) = (due_time.as_ref(), recurrence.as_ref());
+    Writable { title, notes, due_time, labels, assignee, recurrence, etag }
+}
+
 /// How somebody asks for a todo to recur.
 fn pattern(recurrence: &pb::Recurrence) -> Result<Pattern, Failure> {
-    let basis = match pb::Basis::try_from(recurrence.basis) {
+    let pb::Recurrence { rule, time_zone, basis, wall_time: _ } = recurrence;
+    let basis = match pb::Basis::try_from(*basis) {
         Ok(pb::Basis::Unspecified | pb::Basis::DueTime) => Basis::DueTime,
         Ok(pb::Basis::Completion) => Basis::Completion,
         Err(_) => return Err(Failure::invalid("recurrence.basis", "must be DUE_TIME or COMPLETION")),
     };
-    Ok(Pattern {
-        rule: Rule::parse(&recurrence.rule).map_err(|error| Failure::invalid("recurrence.rule", error))?,
-        time_zone: time_zone(&recurrence.time_zone).map_err(|error| Failure::invalid("recurrence.time_zone", error))?,
-        basis,
+    Pattern::parse(rule, time_zone, basis).map_err(|error| {
+        let field = if error == RecurrenceError::TimeZone { "recurrence.time_zone" } else { "recurrence.rule" };
+        Failure::invalid(field, error)
     })
 }
 
-pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<Patch, Failure> {
+/// What a request changes, and the etag that must still match.
+pub fn patch(todo: Option<&pb::Todo>, mask: Option<&prost_types::FieldMask>) -> Result<(IfMatch, Patch), Failure> {
+    let Writable { title, notes, due_time: due, labels, assignee: assigned, recurrence, etag } =
+        writable(todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?);
     let paths: Vec<&str> = mask.into_iter().flat_map(|mask| &mask.paths).map(String::as_str).collect();
     if let Some(unknown) = paths.iter().find(|path| **path != "*" && !WRITABLE.contains(path)) {
         let what = format!("names {unknown}: it may name {} or *", WRITABLE.join(", "));
@@ -90,39 +130,40 @@ pub fn patch(todo: &pb::Todo, mask: Option<&prost_types::FieldMask>) -> Result<P
         named => named.iter().any(|path| *path == "*" || *path == field),
     };
     let mut patch = Patch::default();
-    if takes("title", !todo.title.is_empty()) {
-        patch.title = Some(text("title", Title::parse(&todo.title))?);
+    if takes("title", !title.is_empty()) {
+        patch.title = Some(text("title", Title::parse(title))?);
     }
-    if takes("notes", !todo.notes.is_empty()) {
-        patch.notes = Some(text("notes", Notes::parse(&todo.notes))?);
+    if takes("notes", !notes.is_empty()) {
+        patch.notes = Some(text("notes", Notes::parse(notes))?);
     }
-    if takes("due_time", todo.due_time.is_some()) {
-        patch.due_time = Some(due_time(todo.due_time.as_ref())?);
+    if takes("due_time", due.is_some()) {
+        patch.due_time = Some(due_time(due)?);
     }
-    if takes("labels", !todo.labels.is_empty()) {
-        patch.labels = Some(text("labels", Labels::parse(&todo.labels))?);
+    if takes("labels", !labels.is_empty()) {
+        patch.labels = Some(text("labels", Labels::parse(labels))?);
     }
-    if takes("assignee", !todo.assignee.is_empty()) {
-        patch.assignee = Some(assignee(&todo.assignee)?);
+    if takes("assignee", !assigned.is_empty()) {
+        patch.assignee = Some(assignee(assigned)?);
     }
-    if takes("recurrence", todo.recurrence.is_some()) {
-        patch.recurrence = Some(todo.recurrence.as_ref().map(pattern).transpose()?);
+    if takes("recurrence", recurrence.is_some()) {
+        patch.recurrence = Some(recurrence.map(pattern).transpose()?);
     }
-    Ok(patch)
+    Ok((IfMatch::parse(etag), patch))
 }
 
 pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
-    let status = match pb::Status::try_from(request.status) {
+    let pb::ListTodosRequest { status, label, assignee: assigned, page_size: _, page_token: _ } = request;
+    let status = match pb::Status::try_from(*status) {
         Ok(pb::Status::Unspecified) => None,
         Ok(pb::Status::Open) => Some(Status::Open),
         Ok(pb::Status::Completed) => Some(Status::Completed),
         Err(_) => return Err(Failure::invalid("status", "must be OPEN or COMPLETED")),
     };
-    let label = match request.label.as_str() {
+    let label = match label.as_str() {
         "" => None,
         label => Some(text("label", Label::parse(label))?),
     };
-    Ok(Filter { status, label, assignee: assignee(&request.assignee)? })
+    Ok(Filter { status, label, assignee: assignee(assigned)? })
 }
 
 pub fn todo(todo: &Todo) -> pb::Todo {
@@ -178,7 +219,7 @@ pub fn todo(todo: &Todo) -> pb::Todo {
 const WALL_TIME: &str = "%Y-%m-%dT%H:%M:%S%.f";
 
 /// A stored answer, of this release or another.
-impl Answer for Todo {
+impl StoredResponse for Todo {
     type Message = pb::Todo;
 
     fn to_message(&self) -> pb::Todo {
@@ -254,11 +295,7 @@ mod tests {
             labels: Labels::parse(&["x".to_owned()]).unwrap(),
             assignee: Some("bob".parse().unwrap()),
             recurrence: Some(Recurrence {
-                pattern: Pattern {
-                    rule: Rule::parse("FREQ=MONTHLY;BYDAY=-1FR").unwrap(),
-                    time_zone: time_zone("America/New_York").unwrap(),
-                    basis: Basis::Completion,
-                },
+                pattern: Pattern::parse("FREQ=MONTHLY;BYDAY=-1FR", "America/New_York", Basis::Completion).unwrap(),
                 wall_time: at(5_000_007).naive_utc(),
             }),
             occurrence: Some(Occurrence { series: "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse().unwrap(), number: 7 }),

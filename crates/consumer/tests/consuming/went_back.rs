@@ -312,3 +312,19 @@ async fn a_stream_that_is_filled_anew_is_compared_by_its_producers_rows() {
     assert_eq!(anchored_at(&world).await.as_deref(), Some("shop.paid.v2-a-7"));
     world.stop().await;
 }
+
+#[tokio::test]
+async fn what_the_stream_had_dropped_before_a_consumer_was_made_was_never_its() {
+    let world = World::new().await;
+    for version in 1..=4 {
+        world.publish("a", version).await;
+    }
+    world.js.get_stream(STREAM).await.unwrap().purge().sequence(3).await.unwrap();
+    let status = world.in_order(5, |_| None).await;
+    world.drain().await;
+    assert_eq!(world.effects().await["a"], [3, 4]);
+    world.stop().await;
+    assert_eq!(status.borrow().trimmed_unread, 0);
+    let noted: i64 = sqlx::query_scalar("select trimmed_unread from inbox_lease").fetch_one(&world.db).await.unwrap();
+    assert_eq!(noted, 0);
+}

@@ -53,6 +53,11 @@ impl World {
         self.js.create_stream(Self::stream()).await.unwrap();
     }
 
+    /// The broker forgets what was acknowledged: the next consumer has everything again.
+    pub async fn forget_acknowledgements(&self) {
+        self.js.get_stream(STREAM).await.unwrap().delete_consumer("ledger").await.unwrap();
+    }
+
     pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
         self.deployed(Self::config(batch, max_attempts)).await
     }

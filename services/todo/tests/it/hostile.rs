@@ -153,14 +153,14 @@ async fn a_service_tells_of_its_health_by_its_name_and_of_a_method_that_it_has_n
 }
 
 #[tokio::test]
-async fn two_changes_that_wait_for_each_other_are_told_apart_and_the_call_may_be_repeated() {
+async fn of_two_changes_that_wait_for_each_other_one_is_refused_and_may_be_repeated() {
     let fleet = Fleet::start().await;
     let ann = fleet.client("acme", "ann").with_key("once");
     let todo =
         ann.create(Todo { title: "x".to_owned(), labels: vec!["x".to_owned()], ..Todo::default() }).await.unwrap();
     let mut admin = fleet.database.admin().await;
-    // The service's connections look soonest, so it is their transaction that is given up.
-    let soon = format!("alter role todo_app in database {} set deadlock_timeout = '20ms'", fleet.database.name);
+    // The database asks the service's transaction first, before its wait for the lock ends, and so gives it up.
+    let soon = format!("alter role todo_app in database {} set deadlock_timeout = '500ms'", fleet.database.name);
     admin.execute(sqlx::AssertSqlSafe(soon)).await.unwrap();
     admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'todo_app' and datname = current_database()").await.unwrap();
     testkit::until("the service has new connections", || async { ann.get(&todo.id).await.is_ok() }).await;
@@ -178,5 +178,10 @@ async fn two_changes_that_wait_for_each_other_are_told_apart_and_the_call_may_be
     let refused = refused.unwrap_err();
     assert!(refused.get_details_retry_info().is_some());
     assert_eq!((refused.code(), reason(Err::<(), _>(refused))), (Code::Aborted, "LOCKED".to_owned()));
+    testkit::until("the database has counted a deadlock", || async {
+        let sql = "select deadlocks = 1 from pg_stat_database where datname = current_database()";
+        sqlx::query_scalar(sql).fetch_one(&mut fleet.database.admin().await).await.unwrap()
+    })
+    .await;
     assert_eq!(ann.update(&todo.id, change(), &[]).await.unwrap().labels, ["y"]);
 }

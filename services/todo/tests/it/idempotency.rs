@@ -4,6 +4,10 @@ use futures::future::join_all;
 use proto::todo::Todo;
 use sqlx::Executor as _;
 
+use authz::Caller;
+use service::idempotency::{Attempt, Key};
+use service::{Call, Db, Outbox};
+
 use crate::harness::{Fleet, reason};
 
 fn titled(title: &str) -> Todo {
@@ -33,6 +37,34 @@ async fn a_key_belongs_to_a_caller_a_method_and_a_request() {
     assert_ne!(fleet.client("globex", "ann").with_key("one").create(titled("x")).await.unwrap().id, first.id);
     ann.complete(&first.id, "").await.unwrap();
     assert_eq!(fleet.count("todo").await, 3);
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_ask_for_an_earlier_answer_cannot_commit_and_a_read_cannot_write() {
+    let fleet = Fleet::start().await;
+    let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
+    let outbox = Outbox::new(fleet.app.relay.clone());
+    let caller = Caller::service("acme".parse().unwrap(), "test".parse().unwrap());
+    let mut request = tonic::Request::new(());
+    request.metadata_mut().insert("idempotency-key", "k".parse().unwrap());
+    let key = Key::required(&request).unwrap();
+    let call = || Call::of_request(caller.clone(), Some(Attempt::new(&caller, "Test", key.clone(), &())));
+    outbox.commit(db.begin(&call()).await.unwrap(), Vec::new(), &()).await.unwrap();
+    let forgetful = db.begin(&call()).await.unwrap();
+    assert_eq!(outbox.commit(forgetful, Vec::new(), &()).await.unwrap_err().reason, "INTERNAL");
+    let mut tx = db.begin(&call()).await.unwrap();
+    assert_eq!(tx.replayed::<()>().unwrap(), Some(()));
+    tx.end().await.unwrap();
+
+    let mut read = db.read(&call()).await.unwrap();
+    let refused =
+        sqlx::query("insert into todo_label (tenant, label, todo_id) values ('acme', 'x', gen_random_uuid())")
+            .execute(&mut *read)
+            .await
+            .unwrap_err();
+    assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("25006"), "{refused}");
+    drop(read);
+    outbox.commit(db.begin(&Call::of_request(caller, None)).await.unwrap(), Vec::new(), &()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A recurring todo that is completed brings forth its next occurrence: once, whatever happens.
 
-use consumer::{Replayer, Sending};
+use consumer::{Replayer, Sending, Way};
 use contracts::events::EventType as _;
 use contracts::events::todo::{CompletedV2, Event};
 use prost_types::Timestamp;
@@ -124,8 +124,13 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
         fleet.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
     let found = replayer.find("EVENTS_TODO", sequence as u64 + 1).await.unwrap().unwrap();
     let sending = Sending { consumer: fleet::TODO_RECURRENCE.to_owned(), id: "1.1.1".to_owned(), ..found };
-    replayer.send(&sending).await.unwrap();
-    // Deleted, it is not made anew; and what follows it goes on.
+    let replayed = replayer.send(&sending).await.unwrap();
+    until("the replay is settled", || async {
+        replayer.way(fleet::TODO_RECURRENCE, "1.1.1", replayed).await.unwrap() == Way::Settled
+    })
+    .await;
+    assert_eq!(all(&ann).await.len(), 2);
+    // Deleted, it is not made a second time; and what follows it goes on.
     ann.complete(&second.id, "").await.unwrap();
     let third = next(&ann, &second).await;
     ann.delete(&third.id, "").await.unwrap();
