@@ -139,6 +139,14 @@ struct Opened<'a> {
     acknowledged: u64,
 }
 
+/// A pull, and from where it goes on.
+struct Pulling {
+    durable: PullConsumer,
+    acknowledged: u64,
+    messages: Messages<'static>,
+    progress: Progress,
+}
+
 struct Lanes<'a> {
     settler: &'a Settler,
     inbox: &'a Inbox,
@@ -242,6 +250,17 @@ impl Lanes<'_> {
     where
         H: Handler,
     {
+        // A broker that is away may take its time to say so: whoever stops does not wait for that.
+        let Some(pulling) = self.stop.run_until_cancelled(Box::pin(self.open(consumer, lead))).await else {
+            return Ok(());
+        };
+        let Pulling { durable, acknowledged, messages, progress } = pulling?;
+        let opened = Opened { lead, durable: &durable, acknowledged };
+        self.events(&opened, messages, progress, handler, handled).await
+    }
+
+    /// Opens the stream, goes back to where the effects end, and pulls.
+    async fn open(&self, consumer: &Consumer, lead: &Lead) -> Result<Pulling, anyhow::Error> {
         let (stream, durable) = consumer.open().await?;
         let config = &self.settler.config;
         let (created, first) = (micros(stream.cached_info().created), stream.cached_info().state.first_sequence);
@@ -266,8 +285,7 @@ impl Lanes<'_> {
         self.floors.settled_up_to(created, floor);
         let messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        let opened = Opened { lead, durable: &durable, acknowledged };
-        self.events(&opened, messages, progress, handler, handled).await
+        Ok(Pulling { durable, acknowledged, messages, progress })
     }
 
     async fn events<'a, H>(
@@ -370,8 +388,11 @@ impl Lanes<'_> {
                         held.message.ack_with(AckKind::Progress).await.ok();
                     }
                     // What was acknowledged last may be none of this consumer's, or gone.
-                    if replays_after.is_some() && in_hand == 0 && opened.durable.get_info().await?.num_pending == 0 {
-                        replays_after = Some(0);
+                    if replays_after.is_some() && in_hand == 0 {
+                        let info = self.stop.run_until_cancelled(opened.durable.get_info()).await.transpose()?;
+                        if info.is_some_and(|info| info.num_pending == 0) {
+                            replays_after = Some(0);
+                        }
                     }
                 }
                 () = self.stop.cancelled(), if !stopping => {}

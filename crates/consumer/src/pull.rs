@@ -265,8 +265,13 @@ impl Consumer {
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let (_, consumer) = self.open().await?;
-        let events = self.pull_events(&consumer).await?;
+        let open = async {
+            let (_, consumer) = self.open().await?;
+            self.pull_events(&consumer).await
+        };
+        // A broker that is away may take its time to say so: whoever stops does not wait for that.
+        let Some(events) = stop.run_until_cancelled(open).await else { return Ok(()) };
+        let events = events?;
         let Settler { js, config, .. } = &self.settler;
         let replays = replays(&config.durable, || async {
             messages(&replay::consumer(js, &config.durable).await?, config.batch).await

@@ -12,7 +12,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use sqlx::{Executor as _, PgConnection};
 use testkit::{TestProxy, until, until_within};
 
-use crate::world::{World, record, within};
+use crate::world::{World, handled, record, within};
 
 const BAD: &str = "shop.paid.v2-bad-1";
 
@@ -238,4 +238,20 @@ async fn whoever_stops_does_not_wait_for_a_nats_that_is_away() {
     world.drain().await;
     world.nats.kill().await;
     tokio::time::timeout(Duration::from_secs(10), world.stop()).await.expect("within the time that a supervisor gives");
+}
+
+#[tokio::test]
+async fn whoever_stops_while_it_opens_its_stream_does_not_wait_for_an_answer() {
+    let mut world = World::new().await;
+    let (consumer, stop, inbox) = (world.consumer(8, 5).await, world.stop.clone(), world.inbox());
+    world.nats.kill().await;
+    world.consumers.spawn(async move {
+        consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed()).await;
+    });
+    testkit::until("it leads", || async {
+        sqlx::query_scalar("select exists (select from inbox_lease)").fetch_one(&world.db).await.unwrap()
+    })
+    .await;
+    // JetStream's answers are waited for, for ten.
+    tokio::time::timeout(Duration::from_secs(5), world.stop()).await.expect("at once");
 }
