@@ -69,10 +69,10 @@ pub enum Denied {
     #[error("the access token lacks the scope {0}")]
     Scope(&'static str),
     /// Its role does not allow it.
-    #[error("{who} may not do this ({action})")]
+    #[error("{subject} may not do this ({action})")]
     Role {
         /// The role, or the service.
-        who: String,
+        subject: String,
         /// [`Permission::action`]
         action: &'static str,
     },
@@ -92,15 +92,15 @@ impl Permission {
             return Err(Denied::Scope(self.scope));
         }
         let actor = &caller.actor;
-        let (may, who) = if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
+        let (may, subject) = if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
             (self.services.contains(&actor.id.as_str()), format!("the service {}", actor.id))
         } else {
             let role = caller.role;
-            let who =
+            let subject =
                 role.map_or_else(|| "a token without a role".to_owned(), |role| format!("the role {}", role.as_str()));
-            (role.is_some_and(|role| self.roles.contains(&role)), who)
+            (role.is_some_and(|role| self.roles.contains(&role)), subject)
         };
-        if may { Ok(()) } else { Err(Denied::Role { who, action: self.action }) }
+        if may { Ok(()) } else { Err(Denied::Role { subject, action: self.action }) }
     }
 }
 
@@ -123,8 +123,8 @@ mod tests {
         assert_eq!(check(Some(Role::Owner), Some("other todo:write")), Ok(()));
         assert_eq!(check(Some(Role::Owner), Some("todo:read")), Err(Denied::Scope("todo:write")));
         assert_eq!(check(Some(Role::Owner), Some("")), Err(Denied::Scope("todo:write")));
-        let denied = |role, who: &str| {
-            assert_eq!(check(role, None), Err(Denied::Role { who: who.to_owned(), action: "todo.create" }))
+        let denied = |role, subject: &str| {
+            assert_eq!(check(role, None), Err(Denied::Role { subject: subject.to_owned(), action: "todo.create" }))
         };
         denied(Some(Role::Viewer), "the role viewer");
         denied(None, "a token without a role");

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status as GrpcStatus};
 use crate::permissions;
 use crate::store::{Hit, Index, Question};
 
-/// The service that answers.
+/// The implementation of `flotilla.search.v1.SearchService`.
 pub struct Search {
     /// The index.
     pub index: Index,

@@ -215,13 +215,13 @@ pub async fn list(
 /// checked once more when the row is locked.
 fn authorize(call: &Call, permission: &Permission, id: Option<TodoId>) -> Result<(), Error> {
     match (permissions::GET.check(&call.caller), id) {
-        // Whoever may see nothing is told nothing of what there is.
+        // Whoever may see nothing learns nothing of what there is.
         (Err(Denied::Role { .. }), Some(id)) => Err(Error::NotFound(id)),
         _ => Ok(permission.check(&call.caller)?),
     }
 }
 
-/// Refuses what is new and looks like another text. Behind the look for an earlier answer: that one stands.
+/// Refuses what is new and looks like another text. Called behind `replayed`: an earlier answer stands.
 fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
     todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
 }

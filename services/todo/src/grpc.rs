@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{commands, wire};
 
-/// The service that answers.
+/// The implementation of `flotilla.todo.v1.TodoService`.
 pub struct Todos {
     /// What commands need.
     pub app: commands::App,
@@ -18,22 +18,22 @@ pub struct Todos {
     pub pages: PageTokens,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl TodoService for Todos {
-    async fn create_todo(&self, request: Request<pb::CreateTodoRequest>) -> Answer<pb::Todo> {
+    async fn create_todo(&self, request: Request<pb::CreateTodoRequest>) -> RpcResult<pb::Todo> {
         let (call, request) = writing_once(request, "CreateTodo")?;
         let draft = wire::draft(request.todo.as_ref())?;
-        answer(commands::create(&self.app, &call, draft).await)
+        response(commands::create(&self.app, &call, draft).await)
     }
 
-    async fn get_todo(&self, request: Request<pb::GetTodoRequest>) -> Answer<pb::Todo> {
+    async fn get_todo(&self, request: Request<pb::GetTodoRequest>) -> RpcResult<pb::Todo> {
         let (call, request) = reading(request)?;
-        answer(commands::get(&self.app, &call, wire::id(&request.id)?).await)
+        response(commands::get(&self.app, &call, wire::id(&request.id)?).await)
     }
 
-    async fn list_todos(&self, request: Request<pb::ListTodosRequest>) -> Answer<pb::ListTodosResponse> {
+    async fn list_todos(&self, request: Request<pb::ListTodosRequest>) -> RpcResult<pb::ListTodosResponse> {
         let (call, request) = reading(request)?;
         let filter = wire::filter(&request)?;
         let size = match request.page_size {
@@ -47,42 +47,42 @@ impl TodoService for Todos {
         let mut todos = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
         let found = todos.len();
         todos.truncate(usize::try_from(size).unwrap_or_default());
-        let mut answer: Vec<pb::Todo> = todos.iter().map(wire::todo).collect();
-        page::fit(&mut answer);
-        let next_page_token = match todos.get(..answer.len()).and_then(<[_]>::last) {
-            Some(last) if answer.len() < found => self.pages.make(&question, &last.id)?,
+        let mut listed: Vec<pb::Todo> = todos.iter().map(wire::todo).collect();
+        page::fit(&mut listed);
+        let next_page_token = match todos.get(..listed.len()).and_then(<[_]>::last) {
+            Some(last) if listed.len() < found => self.pages.make(&question, &last.id)?,
             _ => String::new(),
         };
-        Ok(Response::new(pb::ListTodosResponse { todos: answer, next_page_token }))
+        Ok(Response::new(pb::ListTodosResponse { todos: listed, next_page_token }))
     }
 
-    async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> Answer<pb::Todo> {
+    async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> RpcResult<pb::Todo> {
         let (call, request) = writing(request, "UpdateTodo")?;
         let id = wire::id(&request.id)?;
         let (if_match, patch) = wire::patch(request.todo.as_ref(), request.update_mask.as_ref())?;
-        answer(commands::update(&self.app, &call, id, &if_match, patch).await)
+        response(commands::update(&self.app, &call, id, &if_match, patch).await)
     }
 
-    async fn delete_todo(&self, request: Request<pb::DeleteTodoRequest>) -> Answer<()> {
+    async fn delete_todo(&self, request: Request<pb::DeleteTodoRequest>) -> RpcResult<()> {
         let (call, request) = writing(request, "DeleteTodo")?;
         let (id, if_match) = (wire::id(&request.id)?, IfMatch::parse(&request.etag));
         let deleted = commands::delete(&self.app, &call, id, &if_match).await;
         Ok(Response::new(deleted.map_err(Failure::from)?))
     }
 
-    async fn complete_todo(&self, request: Request<pb::CompleteTodoRequest>) -> Answer<pb::Todo> {
+    async fn complete_todo(&self, request: Request<pb::CompleteTodoRequest>) -> RpcResult<pb::Todo> {
         let (call, request) = writing_once(request, "CompleteTodo")?;
         let (id, if_match) = (wire::id(&request.id)?, IfMatch::parse(&request.etag));
-        answer(commands::complete(&self.app, &call, id, &if_match).await)
+        response(commands::complete(&self.app, &call, id, &if_match).await)
     }
 
-    async fn reopen_todo(&self, request: Request<pb::ReopenTodoRequest>) -> Answer<pb::Todo> {
+    async fn reopen_todo(&self, request: Request<pb::ReopenTodoRequest>) -> RpcResult<pb::Todo> {
         let (call, request) = writing_once(request, "ReopenTodo")?;
         let (id, if_match) = (wire::id(&request.id)?, IfMatch::parse(&request.etag));
-        answer(commands::reopen(&self.app, &call, id, &if_match).await)
+        response(commands::reopen(&self.app, &call, id, &if_match).await)
     }
 }
 
-fn answer(result: Result<crate::todo::Todo, commands::Error>) -> Answer<pb::Todo> {
+fn response(result: Result<crate::todo::Todo, commands::Error>) -> RpcResult<pb::Todo> {
     result.map(|todo| Response::new(wire::todo(&todo))).map_err(|error| Failure::from(error).into())
 }

@@ -181,3 +181,33 @@ async fn an_older_release_starts_on_a_newer_schema() {
     let changed = service::database::migrate(&owner, &todo::MIGRATIONS).await.unwrap_err();
     assert!(changed.to_string().contains("has been modified"), "{changed}");
 }
+
+/// Tables that belong to no tenant: what consumers know of how far they are, by the service's role, and the relay's own.
+const OF_NO_TENANT: [&str; 3] = ["inbox", "inbox_dead", "inbox_lease"];
+const OF_THE_RELAY: [&str; 4] = ["outbox_journal", "outbox_parked", "outbox_passed", "outbox_relay"];
+
+#[tokio::test]
+async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    // Partitions are reached through their parent alone: the service's role has no grant on one.
+    let tables: Vec<(String, bool, bool, bool)> = sqlx::query_as(
+        "select relname::text, relrowsecurity and relforcerowsecurity, exists (select from pg_policies p \
+         where p.tablename = relname and 'todo_app' = any(p.roles) \
+         and coalesce(p.qual, p.with_check) = '(tenant = current_setting(''app.tenant''::text, true))'), \
+         has_table_privilege('todo_app', oid, 'select, insert, update, delete') \
+         from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') and not relispartition \
+         order by relname",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    let named = |wanted: fn(&(String, bool, bool, bool)) -> bool| {
+        tables.iter().filter(|table| wanted(table)).map(|(table, ..)| table.as_str()).collect::<Vec<_>>()
+    };
+    let tenants = named(|(_, forced, policy, _)| *forced && *policy);
+    assert_eq!(tenants, ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence"], "{tables:?}");
+    assert_eq!(named(|(_, forced, policy, reached)| *reached && !(*forced && *policy)), OF_NO_TENANT, "{tables:?}");
+    let others = named(|(_, forced, policy, reached)| !*reached && !(*forced && *policy));
+    assert_eq!(others, [&["_sqlx_migrations"], &OF_THE_RELAY[..]].concat(), "{tables:?}");
+}
