@@ -91,16 +91,22 @@ impl Permission {
         if caller.scopes.as_ref().is_some_and(|scopes| !scopes.iter().any(|scope| scope == self.scope)) {
             return Err(Denied::Scope(self.scope));
         }
-        let actor = &caller.actor;
-        let (may, subject) = if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
-            (self.services.contains(&actor.id.as_str()), format!("the service {}", actor.id))
+        let (actor, role) = (&caller.actor, caller.role);
+        let service = actor.kind == ActorKind::Service && actor.acts_for.is_none();
+        let may = if service {
+            self.services.contains(&actor.id.as_str())
         } else {
-            let role = caller.role;
-            let subject =
-                role.map_or_else(|| "a token without a role".to_owned(), |role| format!("the role {}", role.as_str()));
-            (role.is_some_and(|role| self.roles.contains(&role)), subject)
+            role.is_some_and(|role| self.roles.contains(&role))
         };
-        if may { Ok(()) } else { Err(Denied::Role { subject, action: self.action }) }
+        if may {
+            return Ok(());
+        }
+        let subject = match role {
+            _ if service => format!("the service {}", actor.id),
+            Some(role) => format!("the role {}", role.as_str()),
+            None => "a token without a role".to_owned(),
+        };
+        Err(Denied::Role { subject, action: self.action })
     }
 }
 

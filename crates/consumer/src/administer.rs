@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull as jetstream_pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
-use crate::pull::{self, ACK_WAIT, Config};
+use crate::pull::{ACK_WAIT, BEGINS_BEHIND, Config};
 use crate::{backstop, dead_letter, keep, replay};
 
 /// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
@@ -104,10 +104,10 @@ pub async fn durables(
     from: Option<u64>,
 ) -> Result<(), anyhow::Error> {
     let Config { stream, durable, .. } = config;
-    let state = events.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
-    let first = state.cached_info().state.first_sequence;
-    let begins = (pull::BEGINS_BEHIND.to_owned(), from.unwrap_or(first).saturating_sub(1).to_string());
-    let new = jetstream_pull::Config {
+    let of = open(events, stream).await?;
+    let first = of.cached_info().state.first_sequence;
+    let begins = (BEGINS_BEHIND.to_owned(), from.unwrap_or(first).saturating_sub(1).to_string());
+    let new = pull::Config {
         durable_name: Some(durable.clone()),
         filter_subject: config.filter.clone(),
         deliver_policy: from
@@ -117,19 +117,19 @@ pub async fn durables(
         max_deliver: -1,
         max_ack_pending: config.most_in_hand(),
         max_expires: MAX_EXPIRES,
-        metadata: config.told(&HashMap::from([begins])),
+        metadata: config.merged(&HashMap::from([begins])),
         ..Default::default()
     };
     let ours = |is: &consumer::Config, wanted: consumer::Config| {
         let newer = config.is_older(is).map(|_| is.filter_subject.clone());
         consumer::Config {
             filter_subject: newer.unwrap_or(wanted.filter_subject),
-            metadata: config.told(&is.metadata),
+            metadata: config.merged(&is.metadata),
             ..wanted
         }
     };
-    make(events, stream, new, ours).await?;
-    let replays = jetstream_pull::Config {
+    make(&of, new, ours).await?;
+    let replays = pull::Config {
         durable_name: Some(durable.clone()),
         filter_subject: format!("replay.{durable}.>"),
         ack_policy: AckPolicy::Explicit,
@@ -140,7 +140,7 @@ pub async fn durables(
         ..Default::default()
     };
     self::durable(records, replay::STREAM, replays).await?;
-    let given_up = jetstream_pull::Config {
+    let given_up = pull::Config {
         durable_name: Some(backstop::durable(stream, durable)),
         filter_subjects: backstop::KINDS
             .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
@@ -161,7 +161,7 @@ pub async fn durables(
 /// NATS does not answer, or refuses.
 pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), anyhow::Error> {
     for (stream, filter) in [(dead_letter::STREAM, "dlq.>"), (replay::STREAM, "replayed.*")] {
-        let new = jetstream_pull::Config {
+        let new = pull::Config {
             durable_name: Some(durable.to_owned()),
             filter_subject: filter.to_owned(),
             ack_policy: AckPolicy::Explicit,
@@ -213,23 +213,21 @@ pub async fn forget(
 ///
 /// # Errors
 /// It has no name, or NATS does not answer, or refuses.
-pub async fn durable(
-    js: &jetstream::Context,
-    stream: &str,
-    wanted: jetstream_pull::Config,
-) -> Result<(), anyhow::Error> {
-    make(js, stream, wanted, |_, wanted| wanted).await
+pub async fn durable(js: &jetstream::Context, stream: &str, wanted: pull::Config) -> Result<(), anyhow::Error> {
+    make(&open(js, stream).await?, wanted, |_, wanted| wanted).await
+}
+
+async fn open(js: &jetstream::Context, stream: &str) -> Result<stream::Stream, anyhow::Error> {
+    js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))
 }
 
 /// The same; `ours` has the last word about what is asked for.
 async fn make(
-    js: &jetstream::Context,
-    stream: &str,
-    new: jetstream_pull::Config,
+    stream: &stream::Stream,
+    new: pull::Config,
     ours: impl Fn(&consumer::Config, consumer::Config) -> consumer::Config,
 ) -> Result<(), anyhow::Error> {
     let durable = new.durable_name.as_deref().context("a durable consumer without a name")?;
-    let stream = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
     let consumer: PullConsumer = stream
         .get_or_create_consumer(durable, new.clone())
         .await

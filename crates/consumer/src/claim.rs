@@ -19,7 +19,7 @@ struct Inner {
     inbox: Inbox,
     consumer: String,
     epoch: i64,
-    event: Event,
+    event: Arc<Event>,
     state: Mutex<State>,
 }
 
@@ -29,27 +29,17 @@ enum State {
     Open,
     /// A transaction has claimed it; whether that has committed is not known.
     Taken,
-    Refused(Refused),
+    Refused(Claimed),
     Committed,
 }
 
-/// Why a claim was not had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Refused {
-    Handled,
-    Lost,
-    Behind(String),
-    Dead(String),
-}
-
-impl From<Refused> for Outcome {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Handled => Self::Duplicate,
-            Refused::Lost => Self::Lost,
-            Refused::Behind(id) => Self::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")),
-            Refused::Dead(reason) => Self::Dead(reason),
-        }
+/// What is made of an event that was not to be claimed.
+fn refusal(refused: Claimed) -> Outcome {
+    match refused {
+        Claimed::New | Claimed::Handled => Outcome::Duplicate,
+        Claimed::Lost => Outcome::Lost,
+        Claimed::Behind(id) => Outcome::Behind(format!("an earlier event of its aggregate is a dead letter: {id}")),
+        Claimed::Dead(reason) => Outcome::Dead(reason),
     }
 }
 
@@ -90,17 +80,12 @@ impl Claim {
             return Err(NotClaimed::Committed);
         }
         let Inner { inbox, consumer, epoch, event, .. } = &*self.0;
-        let refused = match inbox.claim(tx, consumer, *epoch, event).await? {
-            Claimed::New => {
-                *self.state() = State::Taken;
-                return Ok(());
-            }
-            Claimed::Handled => Refused::Handled,
-            Claimed::Lost => Refused::Lost,
-            Claimed::Behind(id) => Refused::Behind(id),
-            Claimed::Dead(reason) => Refused::Dead(reason),
-        };
-        *self.state() = State::Refused(refused);
+        let claimed = inbox.claim(tx, consumer, *epoch, event).await?;
+        if claimed == Claimed::New {
+            *self.state() = State::Taken;
+            return Ok(());
+        }
+        *self.state() = State::Refused(claimed);
         Err(NotClaimed::Refused)
     }
 
@@ -120,7 +105,7 @@ pub async fn attempt<H: Handler>(
     inbox: &Inbox,
     consumer: &str,
     epoch: i64,
-    event: &Event,
+    event: &Arc<Event>,
     handler: &H,
     within: Option<Duration>,
 ) -> Result<Outcome, sqlx::Error> {
@@ -128,7 +113,7 @@ pub async fn attempt<H: Handler>(
         inbox: inbox.clone(),
         consumer: consumer.to_owned(),
         epoch,
-        event: event.clone(),
+        event: Arc::clone(event),
         state: Mutex::default(),
     };
     let claim = Claim(Arc::new(inner));
@@ -136,7 +121,7 @@ pub async fn attempt<H: Handler>(
     let ended = handler::outcome(begun, within).await;
     let state = claim.state().clone();
     let failed = match (state, ended) {
-        (State::Refused(refused), _) => return Ok(refused.into()),
+        (State::Refused(refused), _) => return Ok(refusal(refused)),
         (State::Committed, _) => return Ok(Outcome::Done),
         (State::Taken, Ok(Err(failure))) => return Ok(Outcome::Failed(failure)),
         (State::Taken, Err(reason)) => return Ok(Outcome::Failed(Failure::Retry(reason))),
@@ -152,7 +137,7 @@ pub async fn attempt<H: Handler>(
     };
     let (asked, state) = (asked.await, claim.state().clone());
     match (asked, state, failed) {
-        (_, State::Refused(refused), _) => Ok(refused.into()),
+        (_, State::Refused(refused), _) => Ok(refusal(refused)),
         (_, _, Some(failure)) => Ok(Outcome::Failed(failure)),
         (Ok(tx), ..) => tx.commit().await.map(|()| Outcome::Done),
         (Err(NotClaimed::Database(error)), ..) => Err(error),

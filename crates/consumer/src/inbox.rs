@@ -23,7 +23,7 @@ pub struct Inbox {
 }
 
 /// What the inbox says of an event, in the transaction that is to handle it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
     /// Nobody has handled it: it is this transaction's.
     New,

@@ -17,6 +17,7 @@ mod dead_letter;
 mod inbox;
 mod lines;
 mod settle;
+mod sweep;
 
 mod keep;
 mod replay;

@@ -6,6 +6,7 @@
 //! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -32,6 +33,7 @@ use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::rewind::reset;
 use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
+use crate::sweep;
 
 /// For how long the right to pull is had without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -39,10 +41,6 @@ const LEASE: Duration = Duration::from_secs(5);
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// The pause before an event is tried again whose handler's needs are away.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// After so many sweeps the next one begins with the oldest again.
-const SWEEPS_OVER: u32 = 144;
-const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 /// So many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
 
@@ -50,7 +48,7 @@ pub const IN_HAND: usize = 4;
 #[derive(Clone)]
 struct Held {
     message: jetstream::Message,
-    event: Event,
+    event: Arc<Event>,
     place: Place,
 }
 
@@ -64,17 +62,25 @@ enum After {
     Left,
 }
 
-/// Stands by for the lease, and pulls for as long as it holds.
+/// Stands by for the lease, and pulls for as long as it holds. Whoever `has_failed` asks first whether the broker answers: it may be
+/// cut off where another is well, and would take the lease from under that one again and again.
 pub async fn lead<H>(
     consumer: &Consumer,
     stop: &CancellationToken,
     inbox: &Inbox,
     handler: &H,
+    has_failed: bool,
     handled: &mut bool,
 ) -> Result<(), anyhow::Error>
 where
     H: Handler,
 {
+    if has_failed {
+        match stop.run_until_cancelled(consumer.open()).await {
+            Some(opened) => drop(opened?),
+            None => return Ok(()),
+        }
+    }
     let durable = &consumer.settler.config.durable;
     let Some(lead) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
         // Whoever leads says how the effects stand.
@@ -108,7 +114,7 @@ where
         lost = lanes.keep_lease(&lead) => Err(lost),
         never = lanes.follow_replays() => never,
         never = anchored.keep() => never,
-        never = lanes.sweep() => never,
+        never = sweep::run(inbox, durable) => never,
     };
     // Also when it goes on: it may be cut off where another is well.
     let (written, floor) = lanes.floors.to_write(lanes.status.borrow().trimmed_unread);
@@ -134,17 +140,9 @@ impl Progress {
 /// What is pulled from.
 struct Opened<'a> {
     lead: &'a Lead,
-    durable: &'a PullConsumer,
+    durable: PullConsumer,
     /// Up to where it was acknowledged before.
     acknowledged: u64,
-}
-
-/// A pull, and from where it goes on.
-struct Pulling {
-    durable: PullConsumer,
-    acknowledged: u64,
-    messages: Messages<'static>,
-    progress: Progress,
 }
 
 struct Lanes<'a> {
@@ -219,27 +217,6 @@ impl Lanes<'_> {
         pull::messages(&replays, config.batch).await
     }
 
-    /// Forgets what was handled long ago, for as long as this process leads. Each look goes on where the last one ended: while
-    /// a long transaction holds on to what was deleted, the index still has it.
-    async fn sweep(&self) -> Result<(), anyhow::Error> {
-        let mut from = None;
-        for round in 0_u32.. {
-            tokio::time::sleep(SWEEP_EVERY).await;
-            // What a clock that ran back has put behind.
-            if round.is_multiple_of(SWEEPS_OVER) {
-                from = None;
-            }
-            while let Ok((swept, up_to)) = self.inbox.sweep(&self.settler.config.durable, from).await {
-                from = up_to.or(from);
-                if swept < 1_000 {
-                    break;
-                }
-                tokio::time::sleep(SWEEP_PAUSE).await;
-            }
-        }
-        Ok(())
-    }
-
     async fn work<H>(
         &self,
         consumer: &Consumer,
@@ -251,16 +228,19 @@ impl Lanes<'_> {
         H: Handler,
     {
         // A broker that is away may take its time to say so: whoever stops does not wait for that.
-        let Some(pulling) = self.stop.run_until_cancelled(Box::pin(self.open(consumer, lead))).await else {
+        let Some(opened) = self.stop.run_until_cancelled(Box::pin(self.open(consumer, lead))).await else {
             return Ok(());
         };
-        let Pulling { durable, acknowledged, messages, progress } = pulling?;
-        let opened = Opened { lead, durable: &durable, acknowledged };
+        let (opened, messages, progress) = opened?;
         self.events(&opened, messages, progress, handler, handled).await
     }
 
     /// Opens the stream, goes back to where the effects end, and pulls.
-    async fn open(&self, consumer: &Consumer, lead: &Lead) -> Result<Pulling, anyhow::Error> {
+    async fn open<'a>(
+        &self,
+        consumer: &Consumer,
+        lead: &'a Lead,
+    ) -> Result<(Opened<'a>, Messages<'static>, Progress), anyhow::Error> {
         let (stream, durable) = consumer.open().await?;
         let config = &self.settler.config;
         let (created, first) = (micros(stream.cached_info().created), stream.cached_info().state.first_sequence);
@@ -285,7 +265,7 @@ impl Lanes<'_> {
         self.floors.settled_up_to(created, floor);
         let messages = consumer.pull_events(&durable).await?;
         let progress = Progress { created, newest: floor, in_hand: BTreeSet::new() };
-        Ok(Pulling { durable, acknowledged, messages, progress })
+        Ok((Opened { lead, durable, acknowledged }, messages, progress))
     }
 
     async fn events<'a, H>(
@@ -350,7 +330,7 @@ impl Lanes<'_> {
                                 settled.in_hand.insert(place.1);
                             }
                             let aggregate = event.aggregate().to_owned();
-                            let held = Held { message, event, place };
+                            let held = Held { message, event: Arc::new(event), place };
                             let lane = lanes.entry(aggregate.clone()).or_default();
                             lane.push_back(held.clone());
                             if lane.len() == 1 {
@@ -418,7 +398,7 @@ impl Lanes<'_> {
         let Some(permit) = self.stop.run_until_cancelled(ready).await else {
             return (aggregate, Ok(After::Left));
         };
-        let span = self.settler.span(std::slice::from_ref(&held.event));
+        let span = self.settler.span(std::slice::from_ref(&*held.event));
         let started = Instant::now();
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
@@ -428,7 +408,7 @@ impl Lanes<'_> {
         (aggregate, after)
     }
 
-    async fn handle<H>(&self, event: &Event, handler: &H) -> Result<Outcome, sqlx::Error>
+    async fn handle<H>(&self, event: &Arc<Event>, handler: &H) -> Result<Outcome, sqlx::Error>
     where
         H: Handler,
     {
@@ -441,6 +421,12 @@ impl Lanes<'_> {
         }
         let Settler { config, .. } = self.settler;
         claim::attempt(self.inbox, &config.durable, self.epoch, event, handler, config.handle_within).await
+    }
+
+    async fn handled(&self, held: &Held, outcome: &'static str) -> Result<After, anyhow::Error> {
+        self.settler.handled(&held.message, held.place, outcome).await?;
+        self.settler.failures.forget(held.place);
+        Ok(After::Next)
     }
 
     /// Acknowledges by the outcome.
@@ -462,9 +448,7 @@ impl Lanes<'_> {
             Outcome::Failed(Failure::Retry(reason) | Failure::Away(reason) | Failure::Reject(reason)) => Some(reason),
         };
         let Some(reason) = reason else {
-            self.settler.handled(&held.message, held.place, name).await?;
-            self.settler.failures.forget(held.place);
-            return Ok(After::Next);
+            return self.handled(held, name).await;
         };
         if away {
             warn!(trace_id, consumer = durable, subject = held.event.nats_subject, reason, "what it needs is away");
@@ -485,11 +469,7 @@ impl Lanes<'_> {
             Ok(Death::Written) => {}
             Ok(Death::Lost) => anyhow::bail!("another process pulls by now"),
             // Its commit had come through, though nobody heard of it.
-            Ok(Death::Handled) => {
-                self.settler.handled(&held.message, held.place, "duplicate").await?;
-                self.settler.failures.forget(held.place);
-                return Ok(After::Next);
-            }
+            Ok(Death::Handled) => return self.handled(held, Outcome::Duplicate.name()).await,
             Err(error) => {
                 warn!(trace_id, %error, "the event's death could not be written down: again later");
                 return again(failed.times);

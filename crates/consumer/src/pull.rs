@@ -90,7 +90,7 @@ impl Config {
             ack_wait: ACK_WAIT,
             // The attempts are counted here; the server must never give up on its own.
             max_deliver: -1,
-            metadata: self.told(&is.metadata),
+            metadata: self.merged(&is.metadata),
             ..is.clone()
         }
     }
@@ -129,15 +129,15 @@ impl Config {
     }
 
     /// A durable consumer's metadata with what this release has to say in them.
-    pub(crate) fn told(&self, metadata: &HashMap<String, String>) -> HashMap<String, String> {
+    pub(crate) fn merged(&self, metadata: &HashMap<String, String>) -> HashMap<String, String> {
         let mut types: Vec<&str> = settle::types(metadata).chain(self.types.iter().map(String::as_str)).collect();
         types.sort_unstable();
         types.dedup();
         let was = metadata.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or_default();
-        let mut told = metadata.clone();
-        told.insert(settle::TYPES.to_owned(), types.join(" "));
-        told.insert(REVISION.to_owned(), self.revision.max(was).to_string());
-        told
+        let mut merged = metadata.clone();
+        merged.insert(settle::TYPES.to_owned(), types.join(" "));
+        merged.insert(REVISION.to_owned(), self.revision.max(was).to_string());
+        merged
     }
 }
 
@@ -245,10 +245,11 @@ impl Consumer {
     {
         let backstop = Backstop::new(&self.settler, &self.status, Some(&inbox));
         let work = async {
-            let mut pauses = pauses();
+            let (mut pauses, mut has_failed) = (pauses(), false);
             while !stop.is_cancelled() {
                 let mut handled = false;
-                let worked = Box::pin(ordered::lead(&self, &stop, &inbox, &handler, &mut handled)).await;
+                let worked = Box::pin(ordered::lead(&self, &stop, &inbox, &handler, has_failed, &mut handled)).await;
+                has_failed = worked.is_err();
                 self.rest(&stop, worked, handled, &mut pauses).await;
             }
         };

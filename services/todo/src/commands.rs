@@ -214,11 +214,13 @@ pub async fn list(
 /// (OpenFGA: whose list is it, who shares it) are to be asked here as well, before the transaction. What depends on the row is
 /// checked once more when the row is locked.
 fn authorize(call: &Call, permission: &Permission, id: Option<TodoId>) -> Result<(), Error> {
-    match (permissions::GET.check(&call.caller), id) {
+    if let Some(id) = id
+        && let Err(Denied::Role { .. }) = permissions::GET.check(&call.caller)
+    {
         // Whoever may see nothing learns nothing of what there is.
-        (Err(Denied::Role { .. }), Some(id)) => Err(Error::NotFound(id)),
-        _ => Ok(permission.check(&call.caller)?),
+        return Err(Error::NotFound(id));
     }
+    Ok(permission.check(&call.caller)?)
 }
 
 /// Refuses what is new and looks like another text. Called behind `replayed`: an earlier answer stands.

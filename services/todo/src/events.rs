@@ -20,19 +20,19 @@ pub(crate) async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Resu
     let event =
         Event::decode(&envelope.event_type, envelope.data).map_err(|error| Unhandled::Reject(reason(&error)))?;
     match event {
-        Some(Event::Completed(completed)) => on_completed(app, &call, &completed).await,
+        Some(Event::Completed(completed)) => on_completed(app, &call, completed).await,
         // Nothing follows from it.
         Some(Event::Created(_) | Event::Updated(_) | Event::Reopened(_) | Event::Deleted(_)) | None => Ok(()),
     }
 }
 
 /// A recurring todo that was completed brings forth its next occurrence: once, however often that is said.
-async fn on_completed(app: &App, call: &Call, completed: &CompletedV2) -> Result<(), Unhandled> {
+async fn on_completed(app: &App, call: &Call, completed: CompletedV2) -> Result<(), Unhandled> {
     if completed.todo.recurrence.is_none() {
         return Ok(());
     }
     // The error's words may quote what somebody wrote.
-    let todo = todo(&completed.todo).map_err(|_| Unhandled::Reject("its todo is none that recurs here".to_owned()))?;
+    let todo = todo(completed.todo).map_err(|_| Unhandled::Reject("its todo is none that recurs here".to_owned()))?;
     let Some(next) = todo.next_of_series() else { return Ok(()) };
     match commands::create(app, call, next).await {
         Ok(_) | Err(Error::OccurrenceExists) => Ok(()),
@@ -41,7 +41,7 @@ async fn on_completed(app: &App, call: &Call, completed: &CompletedV2) -> Result
 }
 
 /// The todo as an event carries it.
-fn todo(todo: &event::Todo) -> Result<Todo, anyhow::Error> {
+fn todo(todo: event::Todo) -> Result<Todo, anyhow::Error> {
     let event::Todo {
         id,
         title,
@@ -57,7 +57,7 @@ fn todo(todo: &event::Todo) -> Result<Todo, anyhow::Error> {
         complete_time,
         created_by,
         version,
-    } = todo.clone();
+    } = todo;
     let state = match (status, complete_time) {
         (event::Status::Open, None) => State::Open,
         (event::Status::Completed, Some(at)) => State::Completed { at },

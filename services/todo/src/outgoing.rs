@@ -4,7 +4,7 @@ use contracts::Envelope;
 use contracts::events::EventType;
 use contracts::events::todo::{self as event, Actor, Status};
 use outbox::NewEvent;
-use service::outbox as outgoing;
+use service::outbox::{self as service_outbox, new_event};
 use service::{Call, Failure};
 
 use crate::recurrence::{Basis, Occurrence, Recurrence};
@@ -66,7 +66,7 @@ pub(crate) fn event<D: EventType>(
     todo: &Todo,
     data: impl FnOnce(event::Todo, Actor) -> D,
 ) -> Result<Vec<NewEvent>, Failure> {
-    Ok(vec![outgoing::new_event(&envelope(call, todo, data))?])
+    Ok(vec![new_event(&envelope(call, todo, data))?])
 }
 
 /// One event in two versions, while the older one is deprecated.
@@ -79,7 +79,7 @@ pub(crate) fn twins<Old: EventType, New: EventType>(
     old: impl FnOnce(event::Todo, Actor) -> Old,
     new: impl FnOnce(event::Todo, Actor) -> New,
 ) -> Result<Vec<NewEvent>, Failure> {
-    outgoing::twins(envelope(call, todo, old), envelope(call, todo, new))
+    service_outbox::twins(envelope(call, todo, old), envelope(call, todo, new))
 }
 
 fn envelope<D: EventType>(call: &Call, todo: &Todo, data: impl FnOnce(event::Todo, Actor) -> D) -> Envelope<D> {

@@ -358,20 +358,18 @@ pub async fn list(
 }
 
 fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: i64) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new("");
-    let tenant = tx.tenant();
-    let tenant = tenant.as_str();
+    let mut query = QueryBuilder::new(format!("select {COLUMNS} from todo t"));
+    let tenant = tx.tenant().to_string();
     let Filter { status, label, assignee } = filter;
-    query.push(format!("select {COLUMNS} from todo t"));
     // By label, the label's index gives the order; else one of the todo's.
     let order = if let Some(label) = label {
         query.push(" join todo_label l on l.tenant = t.tenant and l.todo_id = t.id and l.label = ");
-        query.push_bind(label.as_str().to_owned()).push(" and l.tenant = ").push_bind(tenant.to_owned());
+        query.push_bind(label.as_str().to_owned()).push(" and l.tenant = ").push_bind(tenant.clone());
         "l.todo_id"
     } else {
         "t.id"
     };
-    query.push(" where t.delete_time is null and t.tenant = ").push_bind(tenant.to_owned());
+    query.push(" where t.delete_time is null and t.tenant = ").push_bind(tenant);
     if let Some(status) = status {
         let status = match status {
             Status::Open => OPEN,
