@@ -41,6 +41,7 @@ fn all() -> Vec<Described> {
         describe::<todo::CompletedV1>(Some(todo::CompletedV2::TYPE)),
         describe::<todo::CompletedV2>(None),
         describe::<todo::ReopenedV1>(None),
+        describe::<todo::BecameDueV1>(None),
         describe::<todo::DeletedV1>(None),
     ]
 }

@@ -144,7 +144,7 @@ impl Postgres {
         format!("postgres://{role}:{password}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Makes the roles of a service (owner, app, relay) and its database, if they are not there. The app role cannot
+    /// Makes the roles of a service (owner, app, relay, operator) and its database, if they are not there. The app role cannot
     /// bypass row-level security, and no statement or idle transaction of it lasts long.
     ///
     /// # Errors
@@ -163,6 +163,18 @@ impl Postgres {
             let limits = "nosuperuser nobypassrls nocreatedb nocreaterole login";
             execute(&mut connection, format!("{verb} role {name} {limits} password '{password}'")).await?;
         }
+        // What is of no tenant: the service takes this role on for one transaction, and logs in as it never.
+        let operator = format!("{service}_operator");
+        let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+            .bind(&operator)
+            .fetch_one(&mut connection)
+            .await?;
+        if !exists {
+            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole nologin";
+            execute(&mut connection, format!("create role {operator} {limits}")).await?;
+        }
+        execute(&mut connection, format!("alter role {service}_app noinherit")).await?;
+        execute(&mut connection, format!("grant {operator} to {service}_app")).await?;
         for setting in
             ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '10s'"]
         {

@@ -1,75 +1,43 @@
-//! The service's database. The only ways to a transaction are [`Db::begin`] and [`Db::read`], whose [`Call`] says whose it is:
-//! row-level security does the rest, with a role that cannot bypass it.
+//! The service's database. The only ways to a transaction are [`Db::begin`] and [`Db::read`], whose [`Call`] says whose it is, and
+//! [`Db::begin_operator`], for what is of no tenant: row-level security does the rest, with roles that cannot bypass it.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use consumer::NotClaimed;
 use contracts::TenantId;
 use prost::Message as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
-use sqlx_core::transaction::TransactionManager as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::Failure;
 use crate::call::{Call, Once};
+use crate::connections::{Connections, Transaction};
 use crate::idempotency::StoredResponse;
 
-/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
-/// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
-/// change.
-const LIMITS: [(&str, &str); 4] = [
-    ("statement_timeout", "5s"),
-    ("lock_timeout", "1s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-    ("synchronous_commit", "on"),
-];
+pub use crate::connections::pool;
 
 /// The database as the service's own role sees it.
-///
-/// A connection whose transaction has committed goes straight to the next one: the pool would ask the database whether it
-/// is still alive first, a round trip for every transaction. All others go back through the pool, which asks, rolls back, and
-/// replaces; so does each that was not used for a second or not in the pool for 30, when the next is asked for.
 #[derive(Debug, Clone)]
-pub struct Db(Arc<Connections>);
-
-#[derive(Debug)]
-struct Connections {
-    pool: PgPool,
-    /// As many as the pool has connections: whoever has one of these finds one in `warm` or in the pool.
-    permits: Arc<Semaphore>,
-    warm: Mutex<Vec<Taken>>,
-}
-
-/// A connection out of the pool, which counts it among its own all the while.
-#[derive(Debug)]
-struct Taken {
-    connection: PoolConnection<Postgres>,
-    since: Instant,
-    used: Instant,
-}
-
-impl Taken {
-    fn may_go_on(&self, now: Instant) -> bool {
-        now.duration_since(self.used) < FRESH && now.duration_since(self.since) < TURN
-    }
+pub struct Db {
+    connections: Arc<Connections>,
+    /// What [`Db::begin_operator`] begins with.
+    operator: Arc<str>,
 }
 
 impl Db {
-    /// A pool of up to `connections`, made when they are needed.
+    /// The database of this service, with up to so many connections, made when they are needed.
     ///
     /// # Errors
     /// Fails when the address cannot be read.
-    pub fn lazy(url: &SecretString, name: &str, connections: u32) -> Result<Self, sqlx::Error> {
-        let pool = pool(url, name, connections)?;
-        let permits = Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self(Arc::new(Connections { pool, permits, warm: Mutex::default() })))
+    pub fn lazy(url: &SecretString, service: &str, connections: u32) -> Result<Self, sqlx::Error> {
+        let role = operator_role(service);
+        Ok(Self {
+            connections: Connections::lazy(url, service, connections)?,
+            operator: format!(r#"begin; set local role "{role}""#).into(),
+        })
     }
 
     /// Begins the transaction of a command: its tenant's, with its idempotency key or its event claimed.
@@ -98,25 +66,25 @@ impl Db {
         Ok(self.tenant("begin read only", &call.caller.tenant).await?)
     }
 
+    /// Begins a transaction for what is of no tenant, or for a question about all of them: in the role `<service>_operator`, which
+    /// may use the tables and functions that are listed for it, and sees no tenant's rows. The reason is for the trace.
+    ///
+    /// # Errors
+    /// No connection is to be had, or the service's role may not take on the operator's.
+    #[tracing::instrument(target = "service::trace", name = "begin operator", skip(self), err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
+    pub async fn begin_operator(&self, reason: &'static str) -> Result<OperatorTx, sqlx::Error> {
+        // The setting is of the session's last transaction, or empty.
+        Ok(OperatorTx(self.connections.begin(self.operator.to_string()).await?))
+    }
+
     #[tracing::instrument(target = "service::trace", name = "begin", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     async fn tenant(&self, begin: &str, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
-        let (taken, permit) = self.take().await?;
-        // From here on a drop rolls back, should this not come to its end.
-        let mut tx = TenantTx {
-            taken: Some(taken),
-            begun: false,
-            home: Arc::clone(&self.0),
-            _permit: permit,
-            tenant: tenant.clone(),
-            once: Once::No,
-            stored: None,
-        };
         // One round trip. A tenant id holds nothing but a-z, 0-9 and -.
         let begin = format!("{begin}; set local app.tenant = '{tenant}'");
-        Transactions::begin(&mut tx, Some(AssertSqlSafe(begin).into_sql_str())).await?;
-        tx.begun = true;
-        Ok(tx)
+        let tx = self.connections.begin(begin).await?;
+        Ok(TenantTx { tx, tenant: tenant.clone(), once: Once::No, stored: None })
     }
 
     /// Whether the database answers.
@@ -124,62 +92,48 @@ impl Db {
     /// # Errors
     /// Fails when it does not.
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
-        let (mut taken, _permit) = self.take().await?;
-        taken.connection.ping().await
+        self.connections.ping().await
     }
+}
 
-    /// Forgets up to 1,000 idempotency records that are older than a day, the oldest at or behind `from` first; how many it
-    /// forgot, and when the last of them was made.
+/// The role of [`Db::begin_operator`] in a service's database.
+#[must_use]
+pub fn operator_role(service: &str) -> String {
+    format!("{}_operator", service.replace('-', "_"))
+}
+
+/// A transaction of no tenant; rolled back unless committed.
+#[derive(Debug)]
+pub struct OperatorTx(Transaction);
+
+impl OperatorTx {
+    /// Commits. As with a tenant's, whoever goes on after a failed statement must not call this.
     ///
     /// # Errors
-    /// Fails as any statement does.
-    pub async fn sweep_idempotency(
-        &self,
-        from: Option<DateTime<Utc>>,
-    ) -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
-        let (mut taken, _permit) = self.take().await?;
-        sqlx::query_as("select swept, up_to from idempotency_sweep(1000, $1)")
-            .bind(from)
-            .fetch_one(&mut *taken.connection)
-            .await
-    }
-
-    async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {
-        let take = async {
-            let permit = Arc::clone(&self.0.permits).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-            let now = Instant::now();
-            let (fresh, stale) = self.0.warm(|warm| {
-                let stale: Vec<Taken> = warm.extract_if(.., |taken| !taken.may_go_on(now)).collect();
-                (warm.pop(), stale)
-            });
-            // Back to the pool.
-            drop(stale);
-            let taken = match fresh {
-                Some(taken) => taken,
-                None => Taken { connection: self.0.pool.acquire().await?, since: now, used: now },
-            };
-            Ok((taken, permit))
-        };
-        tokio::time::timeout(ACQUIRE, take).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+    /// Fails when it is not known to have happened.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.0.commit().await
     }
 }
 
-impl Connections {
-    fn warm<T>(&self, with: impl FnOnce(&mut Vec<Taken>) -> T) -> T {
-        with(&mut self.warm.lock().unwrap_or_else(PoisonError::into_inner))
+impl Deref for OperatorTx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
     }
 }
 
-type Transactions = <Postgres as sqlx::Database>::TransactionManager;
+impl DerefMut for OperatorTx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
 
 /// A transaction of one tenant; rolled back unless committed.
 #[derive(Debug)]
 pub struct TenantTx {
-    /// There until the commit.
-    taken: Option<Taken>,
-    begun: bool,
-    home: Arc<Connections>,
-    _permit: OwnedSemaphorePermit,
+    tx: Transaction,
     tenant: TenantId,
     pub(crate) once: Once,
     /// The answer that an earlier call with the same key was given.
@@ -217,88 +171,36 @@ impl TenantTx {
         self.commit().await
     }
 
-    /// Makes it so, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a
-    /// rollback, which is no error here. So whoever goes on after a failed statement must not call this.
+    /// Commits, as its transaction does.
     ///
     /// # Errors
     /// Fails when it is not known to have happened.
     #[tracing::instrument(target = "service::trace", name = "commit", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "COMMIT"))]
-    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
         if self.stored.is_some() {
             return Err(sqlx::Error::Protocol("a command went on although its key has an answer".to_owned()));
         }
-        Transactions::commit(&mut self).await?;
+        self.tx.commit().await?;
         if let Once::Event(claim) = &self.once {
             claim.committed();
-        }
-        // The end of a savepoint, should one have been left open, is not that of the transaction.
-        if Transactions::get_transaction_depth(&self) == 0
-            && let Some(taken) = self.taken.take()
-        {
-            self.home.warm(|warm| warm.push(Taken { used: Instant::now(), ..taken }));
         }
         Ok(())
     }
 }
 
-impl Drop for TenantTx {
-    fn drop(&mut self) {
-        if let Some(taken) = &mut self.taken {
-            if self.begun {
-                // Sent when the pool looks whether the connection is alive.
-                Transactions::start_rollback(&mut taken.connection);
-            } else {
-                // Whether the database has begun one is not known to sqlx.
-                taken.connection.close_on_drop();
-            }
-        }
-    }
-}
-
-#[expect(clippy::expect_used, reason = "only `commit` takes it, and that ends the transaction")]
 impl Deref for TenantTx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.taken.as_ref().expect("a transaction has its connection").connection
+        &self.tx
     }
 }
 
-#[expect(clippy::expect_used, reason = "as above")]
 impl DerefMut for TenantTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.taken.as_mut().expect("a transaction has its connection").connection
+        &mut self.tx
     }
-}
-
-/// A connection that was used so recently is taken to be alive.
-const FRESH: Duration = Duration::from_secs(1);
-/// How long a connection may go from transaction to transaction before the pool sees it again.
-const TURN: Duration = Duration::from_secs(30);
-/// After so long a connection is replaced: after a switchover it may lead to a server that only reads by now, and says so to
-/// nobody who does not write.
-const LIFETIME: Duration = Duration::from_secs(20);
-/// How long to wait for a connection.
-const ACQUIRE: Duration = Duration::from_secs(5);
-
-/// A pool for another role of the service, such as the relay's.
-///
-/// # Errors
-/// Fails when the address cannot be read.
-pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
-    let options: PgConnectOptions = url.expose_secret().parse()?;
-    Ok(PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
-        .max_lifetime(LIFETIME)
-        // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
-        // database left dead.
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
-        })
-        .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
 
 /// A lock was not had within `lock_timeout` (SQLSTATE).

@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
@@ -181,6 +182,8 @@ impl Attempt {
 
 /// How often old records are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How many records to forget in one transaction.
+const AT_ONCE: i32 = 1_000;
 /// The pause between two thousand records: callers need the connection too.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// After so many looks the next one begins with the oldest again: what another process had locked may lie behind.
@@ -201,10 +204,12 @@ pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
         }
         round = round.wrapping_add(1);
         loop {
-            match db.sweep_idempotency(from).await {
+            match sweep_some(&db, from).await {
                 Ok((swept, up_to)) => {
                     from = up_to.or(from);
-                    if swept < 1_000 || stop.run_until_cancelled(tokio::time::sleep(SWEEP_PAUSE)).await.is_none() {
+                    if swept < i64::from(AT_ONCE)
+                        || stop.run_until_cancelled(tokio::time::sleep(SWEEP_PAUSE)).await.is_none()
+                    {
                         break;
                     }
                 }
@@ -216,6 +221,22 @@ pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
         }
     }
     Ok(())
+}
+
+/// Forgets up to a thousand records that are older than a day, the oldest at or behind `from` first; how many it forgot, and when the
+/// last of them was made. They are of all tenants, and no command is to be done for one: the database deletes them by itself.
+///
+/// # Errors
+/// Fails as any statement does.
+pub async fn sweep_some(db: &Db, from: Option<DateTime<Utc>>) -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
+    let mut tx = db.begin_operator("old idempotency records").await?;
+    let swept = sqlx::query_as("select swept, up_to from idempotency_sweep($1, $2)")
+        .bind(AT_ONCE)
+        .bind(from)
+        .fetch_one(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(swept)
 }
 
 #[cfg(test)]

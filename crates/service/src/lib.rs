@@ -10,11 +10,15 @@ pub mod call;
 
 pub mod database;
 
+mod connections;
+
 pub mod outbox;
 
 pub mod handlers;
 
 pub mod store;
+
+pub mod due;
 
 pub mod idempotency;
 
@@ -54,7 +58,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub const RELEASE: &str = "flotilla-release";
 
 pub use call::Call;
-pub use database::{Db, TenantTx};
+pub use database::{Db, OperatorTx, TenantTx};
+pub use due::Work;
 pub use failure::{Code, Failure};
 pub use if_match::IfMatch;
 pub use lifecycle::Lifecycle;

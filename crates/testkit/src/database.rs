@@ -13,6 +13,8 @@ pub struct TestDatabase {
     pub app: String,
     /// The login of `todo_relay`.
     pub relay: String,
+    /// The login of `todo_owner`.
+    pub owner: String,
     /// The login of the superuser, who sees all rows.
     pub superuser: String,
 }
@@ -52,6 +54,7 @@ impl TestDatabase {
         Self {
             app: login("todo_app", &parts.app, &name),
             relay: login("todo_relay", &parts.relay, &name),
+            owner: login("todo_owner", &parts.owner, &name),
             superuser: superuser(&name),
             name,
         }
@@ -73,7 +76,7 @@ impl TestDatabase {
             connection.execute(*script).await.unwrap();
         }
         connection.close().await.unwrap();
-        Self { app: url.clone(), relay: url.clone(), superuser: url, name }
+        Self { app: url.clone(), relay: url.clone(), owner: url.clone(), superuser: url, name }
     }
 
     /// A connection as the superuser.

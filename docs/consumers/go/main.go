@@ -34,8 +34,8 @@ type event struct {
 
 // The types it knows. One whose newer twin it knows is passed over: the twin tells the same.
 var known = map[string]bool{
-	"todo.created.v1": true, "todo.updated.v1": true, "todo.reopened.v1": true, "todo.deleted.v1": true,
-	"todo.completed.v1": true, "todo.completed.v2": true,
+	"todo.created.v1": true, "todo.updated.v1": true, "todo.reopened.v1": true, "todo.became_due.v1": true,
+	"todo.deleted.v1": true, "todo.completed.v1": true, "todo.completed.v2": true,
 }
 
 func main() {

@@ -14,13 +14,13 @@ fn path(todo: &Value) -> String {
 fn a_todo_lives_over_http() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("http-life", "ann").await;
-        let body = json!({"title": "Caulk the deck", "labels": ["hull"], "dueTime": "2026-12-24T18:00:00Z"});
+        let body = json!({"title": "Caulk the deck", "labels": ["hull"], "dueTime": "2035-12-24T18:00:00Z"});
         let created = ann.send(Method::POST, "/v1/todos", Some(body)).await;
         assert_eq!((created.status, created.header("etag")), (200, "\"v1\""));
         assert_eq!(created.header("trace-id").len(), 32);
         let todo = created.body;
         assert_eq!(todo["status"], "OPEN");
-        assert_eq!(todo["dueTime"], "2026-12-24T18:00:00Z");
+        assert_eq!(todo["dueTime"], "2035-12-24T18:00:00Z");
         assert_eq!((&todo["createdBy"], &todo["version"]), (&json!("ann"), &json!(1)));
         assert_eq!(todo["completeTime"], Value::Null);
         let path = path(&todo);
@@ -62,10 +62,10 @@ fn a_recurring_todo_comes_again_and_a_role_says_who_may_do_what() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("http-recurring", "ann").await;
         let recurrence = json!({"rule": "FREQ=MONTHLY;BYMONTHDAY=-1", "timeZone": "Europe/Berlin"});
-        let body = json!({"title": "Pay the berth", "dueTime": "2026-01-31T08:00:00Z", "recurrence": recurrence});
+        let body = json!({"title": "Pay the berth", "dueTime": "2035-01-31T08:00:00Z", "recurrence": recurrence});
         let first = ann.create(body).await;
         assert_eq!(first["occurrence"], json!({"seriesId": first["id"], "number": 1}));
-        assert_eq!(first["recurrence"]["wallTime"], "2026-01-31T09:00:00");
+        assert_eq!(first["recurrence"]["wallTime"], "2035-01-31T09:00:00");
         // What a client has read it may send back.
         let whole = ann.send(Method::PATCH, &path(&first), Some(first.clone())).await;
         assert_eq!((whole.status, &whole.body), (200, &first));
@@ -80,12 +80,25 @@ fn a_recurring_todo_comes_again_and_a_role_says_who_may_do_what() {
         let open = async || vic.send(Method::GET, "/v1/todos?status=OPEN", None).await.body["todos"][0].clone();
         testkit::until("the next occurrence is there", || async { open().await["id"].is_string() }).await;
         let next = open().await;
-        assert_eq!((&next["dueTime"], &next["createdBy"]), (&json!("2026-02-28T08:00:00Z"), &json!("ann")));
+        assert_eq!((&next["dueTime"], &next["createdBy"]), (&json!("2035-02-28T08:00:00Z"), &json!("ann")));
         assert_eq!(next["occurrence"], json!({"seriesId": first["id"], "number": 2}));
         testkit::until("the search finds both", || async { ann.search("berth").await.len() == 2 }).await;
-        let wrong = json!({"title": "x", "dueTime": "2026-01-31T08:00:00Z", "recurrence": {"rule": "FREQ=HOURLY", "timeZone": "UTC"}});
+        let wrong = json!({"title": "x", "dueTime": "2035-01-31T08:00:00Z", "recurrence": {"rule": "FREQ=HOURLY", "timeZone": "UTC"}});
         let wrong = ann.send(Method::POST, "/v1/todos", Some(wrong)).await;
         assert_eq!((wrong.status, wrong.code()), (400, "INVALID_ARGUMENT"));
+    });
+}
+
+#[test]
+fn an_overdue_todo_is_announced() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-due", "ann").await;
+        let todo = ann.create(json!({"title": "Pay the berth", "dueTime": "2001-01-31T08:00:00Z"})).await;
+        let etag = async || ann.send(Method::GET, &path(&todo), None).await.body["etag"].clone();
+        testkit::until("it has become due", || async { etag().await == "v2" }).await;
+        let tail = ["events", "tail", "--tenant", "http-due", "--from-start", "--count", "2", "--json"];
+        let tail = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
+        assert!(tail.contains("todo.became_due.v1") && tail.contains("service:todo"), "{tail}");
     });
 }
 
@@ -144,7 +157,7 @@ fn what_is_wrong_is_pointed_at_by_the_names_that_json_has() {
         let ann = fleet.caller("http-pointers", "ann").await;
         let todo = ann.create(json!({"title": "Splice"})).await;
         let path = path(&todo);
-        let due = json!({"dueTime": "2026-12-24T18:00:00Z"});
+        let due = json!({"dueTime": "2035-12-24T18:00:00Z"});
         for mask in ["due_time", "dueTime"] {
             let answer = ann.send(Method::PATCH, &format!("{path}?updateMask={mask}"), Some(due.clone())).await;
             assert_eq!((answer.status, &answer.body["dueTime"]), (200, &due["dueTime"]), "{mask}");

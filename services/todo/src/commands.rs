@@ -2,9 +2,11 @@
 //! event that it handles), load, decide, save, and commit together with the events and the answer. Nothing is called or published
 //! in between; the relay gets the events afterwards.
 
+use std::time::Duration;
+
 use authz::{Denied, Permission};
 use contracts::TodoId;
-use contracts::events::todo::{CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
+use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
 use crate::texts::TextError;
@@ -177,6 +179,41 @@ pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
     store::mark_deleted(&mut tx, &before, &todo).await?;
     let events = outgoing::event(call, &todo, |todo, actor| DeletedV1 { todo, actor })?;
     app.outbox.commit(tx, events, &()).await?;
+    Ok(())
+}
+
+/// Announces that an open todo's due time has come, for the timer that was claimed. Nothing happens when that timer is gone or was
+/// set anew: somebody else has announced it, or the due time was moved.
+///
+/// # Errors
+/// [`Error::Denied`], those of the database.
+pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
+    authorize(call, &permissions::BECOME_DUE, None)?;
+    let mut tx = app.db.begin(call).await?;
+    // Locked first: whoever changes the todo sets its timer.
+    let before = store::get_for_update(&mut tx, id).await?;
+    let due = store::take_due_timer(&mut tx, id).await?;
+    let now = clock::now();
+    let Some((before, todo)) =
+        before.filter(|_| due).and_then(|before| before.become_due(now).map(|todo| (before, todo)))
+    else {
+        return Ok(tx.end().await?);
+    };
+    store::save(&mut tx, &before, &todo).await?;
+    let events = outgoing::event(call, &todo, |todo, actor| BecameDueV1 { todo, actor })?;
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
+}
+
+/// Removes what is left of a todo that was deleted more than `after` ago. No event says so: the todo has long been gone for all.
+///
+/// # Errors
+/// [`Error::Denied`], those of the database.
+pub async fn purge(app: &App, call: &Call, id: TodoId, after: Duration) -> Result<(), Error> {
+    authorize(call, &permissions::PURGE, None)?;
+    let mut tx = app.db.begin(call).await?;
+    store::purge(&mut tx, id, after).await?;
+    tx.end().await?;
     Ok(())
 }
 

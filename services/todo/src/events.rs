@@ -22,7 +22,8 @@ pub(crate) async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Resu
     match event {
         Some(Event::Completed(completed)) => on_completed(app, &call, completed).await,
         // Nothing follows from it.
-        Some(Event::Created(_) | Event::Updated(_) | Event::Reopened(_) | Event::Deleted(_)) | None => Ok(()),
+        Some(Event::Created(_) | Event::Updated(_) | Event::Reopened(_) | Event::BecameDue(_) | Event::Deleted(_))
+        | None => Ok(()),
     }
 }
 

@@ -23,6 +23,8 @@ pub mod store;
 
 mod events;
 
+mod schedule;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,6 +96,9 @@ pub struct ConfigArgs {
     /// How long the outbox keeps its rows, in days; at least as long as the stream keeps events.
     #[arg(long, env = "FLOTILLA_OUTBOX_DAYS", default_value = "31")]
     outbox_days: String,
+    /// How long the row of a deleted todo stays, in days; at least as long as the stream keeps events.
+    #[arg(long, env = "FLOTILLA_DELETED_DAYS", default_value = "31")]
+    deleted_days: String,
 }
 
 /// [`ConfigArgs`], checked.
@@ -119,6 +124,8 @@ pub struct Config {
     pub stream_replicas: usize,
     /// How many days the outbox keeps its rows.
     pub outbox_days: i32,
+    /// How long the row of a deleted todo stays.
+    pub keep_deleted: Duration,
 }
 
 impl Config {
@@ -163,6 +170,14 @@ impl Config {
         {
             problems.add(format!("FLOTILLA_OUTBOX_DAYS: must not be less than the stream's {stream} days"));
         }
+        let deleted_days: Option<u32> = problems.parse("FLOTILLA_DELETED_DAYS", Some(&args.deleted_days));
+        if let (Some(deleted), Some(stream)) = (deleted_days, days)
+            && (u64::from(deleted) < stream || deleted > 36_500)
+        {
+            problems.add(format!(
+                "FLOTILLA_DELETED_DAYS: must be 36500 at most, and not less than the stream's {stream} days"
+            ));
+        }
         Some(Self {
             common: common?,
             database_url: database_url?,
@@ -174,6 +189,7 @@ impl Config {
             stream_max_age: Duration::from_secs(days.filter(|days| (1..=3_650).contains(days))? * 86_400),
             stream_replicas: stream_replicas?,
             outbox_days: outbox_days?,
+            keep_deleted: Duration::from_secs(u64::from(deleted_days?) * 86_400),
         })
     }
 }
@@ -249,6 +265,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
     lifecycle.spawn("sweep", idempotency::sweep(db.clone(), lifecycle.stopping()));
     let app = commands::App { db, outbox: Outbox::new(handle.clone()) };
     handle_events(config, lifecycle, app.clone()).await?;
+    schedule::run(lifecycle, &app, &NAME.parse()?, config.keep_deleted);
     let todos = grpc::Todos { app, pages: PageTokens::new(config.page_token_key.clone()) };
     let service = TodoServiceServer::new(todos);
     let address = service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, service).await?;

@@ -1,4 +1,5 @@
-//! Who may do what: the todo service's rows of the permission matrix, one for each RPC.
+//! Who may do what: the todo service's rows of the permission matrix, one for each RPC, and one for each
+//! thing that the service does by itself.
 
 use authz::{Caller, Denied, Permission, Role};
 use contracts::ActorKind;
@@ -34,6 +35,12 @@ pub const COMPLETE: Permission =
 pub const REOPEN: Permission =
     Permission { action: "todo.reopen", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
 
+/// Announces that a todo's due time has come: nobody but the service, when it has.
+pub const BECOME_DUE: Permission =
+    Permission { action: "todo.become_due", scope: WRITE, roles: &[], services: &[crate::NAME] };
+/// Removes the row of a todo that was deleted long ago.
+pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[crate::NAME] };
+
 /// The row of each RPC, by its name.
 pub const MATRIX: [(&str, &Permission); 7] = [
     ("CreateTodo", &CREATE),
@@ -44,6 +51,9 @@ pub const MATRIX: [(&str, &Permission); 7] = [
     ("CompleteTodo", &COMPLETE),
     ("ReopenTodo", &REOPEN),
 ];
+
+/// The rows of what the service does by itself, by the command.
+pub const BY_ITSELF: [(&str, &Permission); 2] = [("become_due", &BECOME_DUE), ("purge", &PURGE)];
 
 /// Whether this caller, who may delete, may delete this todo.
 ///

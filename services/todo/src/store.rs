@@ -3,6 +3,8 @@
 //! Every statement names the tenant although row-level security would do: the indexes begin with it, and two guards
 //! are better than one.
 
+use std::time::Duration;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use contracts::{SeriesId, TodoId, UserId};
 use service::{StoreError, TenantTx};
@@ -342,6 +344,45 @@ pub async fn mark_deleted(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Resu
         return Err(StoreError::Conflict);
     }
     delete_labels(tx, todo.id).await
+}
+
+/// Takes the timer of a due time that has come, by the database's clock; whether there was one. The todo is locked.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "DELETE", db.collection.name = "todo_timer"))]
+pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, StoreError> {
+    let tenant = tx.tenant();
+    let taken = sqlx::query(
+        r"
+        delete from todo_timer
+        where tenant = $1 and kind = 'DUE' and todo_id = $2 and time <= clock_timestamp()",
+    )
+    .bind(tenant.as_str())
+    .bind(id.uuid())
+    .execute(&mut **tx)
+    .await?;
+    Ok(taken.rows_affected() == 1)
+}
+
+/// Removes the row of a todo that was deleted more than `after` ago, and its timer.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "DELETE", db.collection.name = "todo"))]
+pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Duration) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
+    sqlx::query(
+        r"
+        with gone as (
+            delete from todo
+            where tenant = $1 and id = $2 and delete_time <= clock_timestamp() - make_interval(secs => $3)
+            returning id
+        )
+        delete from todo_timer using gone where tenant = $1 and kind = 'PURGE' and todo_id = gone.id",
+    )
+    .bind(tenant.as_str())
+    .bind(id.uuid())
+    .bind(after.as_secs_f64())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 /// A page of todos that are not deleted, newest first.

@@ -233,6 +233,12 @@ impl Todo {
         }
     }
 
+    /// Open, and its due time has come, which is said as a change of it; `None` where it is not so.
+    #[must_use]
+    pub fn become_due(&self, now: DateTime<Utc>) -> Option<Self> {
+        (self.state == State::Open && self.due_time.is_some()).then(|| self.changed(now))
+    }
+
     /// Its last version: whoever holds it knows that it is gone.
     #[must_use]
     pub fn delete(&self, now: DateTime<Utc>) -> Self {

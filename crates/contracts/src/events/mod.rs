@@ -23,7 +23,7 @@ pub fn schema(event_type: &str) -> Option<&'static str> {
             }
         };
     }
-    schemas!("todo.created.v1" "todo.updated.v1" "todo.completed.v1" "todo.completed.v2" "todo.reopened.v1" "todo.deleted.v1")
+    schemas!("todo.created.v1" "todo.updated.v1" "todo.completed.v1" "todo.completed.v2" "todo.reopened.v1" "todo.became_due.v1" "todo.deleted.v1")
 }
 
 /// Why an event could not be read.

@@ -154,6 +154,10 @@ events! {
     CompletedV2 = "todo.completed.v2";
     /// A completed todo was opened again.
     ReopenedV1 = "todo.reopened.v1";
+    /// The due time of an open todo has come: once for each time that it comes, and again for one that was opened again or given a
+    /// time that has passed. Where something kept the service from saying so in time, it is said late; what happened to the todo
+    /// before that comes first.
+    BecameDueV1 = "todo.became_due.v1";
     /// A todo was deleted; the state is its last.
     DeletedV1 = "todo.deleted.v1";
 }
@@ -190,13 +194,22 @@ pub enum Event {
     Completed(CompletedV2),
     /// See [`ReopenedV1`].
     Reopened(ReopenedV1),
+    /// See [`BecameDueV1`].
+    BecameDue(BecameDueV1),
     /// See [`DeletedV1`].
     Deleted(DeletedV1),
 }
 
 /// Every type that [`Event::decode`] knows.
-pub const TYPES: [&str; 6] =
-    [CreatedV1::TYPE, UpdatedV1::TYPE, CompletedV1::TYPE, CompletedV2::TYPE, ReopenedV1::TYPE, DeletedV1::TYPE];
+pub const TYPES: [&str; 7] = [
+    CreatedV1::TYPE,
+    UpdatedV1::TYPE,
+    CompletedV1::TYPE,
+    CompletedV2::TYPE,
+    ReopenedV1::TYPE,
+    BecameDueV1::TYPE,
+    DeletedV1::TYPE,
+];
 
 impl Event {
     /// Reads the data of a CloudEvent of this type, older versions through their upcaster. `Ok(None)` is a type that
@@ -214,6 +227,7 @@ impl Event {
             CompletedV1::TYPE => Self::Completed(read::<CompletedV1>(event_type, data)?.into()),
             CompletedV2::TYPE => Self::Completed(read(event_type, data)?),
             ReopenedV1::TYPE => Self::Reopened(read(event_type, data)?),
+            BecameDueV1::TYPE => Self::BecameDue(read(event_type, data)?),
             DeletedV1::TYPE => Self::Deleted(read(event_type, data)?),
             _ => return Ok(None),
         }))
@@ -227,6 +241,7 @@ impl Event {
             Self::Updated(e) => &e.todo,
             Self::Completed(e) => &e.todo,
             Self::Reopened(e) => &e.todo,
+            Self::BecameDue(e) => &e.todo,
             Self::Deleted(e) => &e.todo,
         }
     }

@@ -33,10 +33,11 @@ struct Todo {
 }
 
 /// The types it knows. One whose newer twin it knows is passed over: the twin tells the same.
-const KNOWN: [&str; 6] = [
+const KNOWN: [&str; 7] = [
     "todo.created.v1",
     "todo.updated.v1",
     "todo.reopened.v1",
+    "todo.became_due.v1",
     "todo.deleted.v1",
     "todo.completed.v1",
     "todo.completed.v2",

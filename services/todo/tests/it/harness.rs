@@ -142,6 +142,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         stream_max_age: std::time::Duration::from_secs(fleet::STREAM_DAYS * 86_400),
         stream_replicas: 1,
         outbox_days: 1,
+        keep_deleted: std::time::Duration::from_secs(31 * 86_400),
     }
 }
 

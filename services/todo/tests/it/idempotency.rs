@@ -5,7 +5,7 @@ use proto::todo::Todo;
 use sqlx::Executor as _;
 
 use authz::Caller;
-use service::idempotency::{Attempt, Key};
+use service::idempotency::{Attempt, Key, sweep_some};
 use service::{Call, Db, Outbox};
 
 use crate::harness::{Fleet, reason};
@@ -104,9 +104,9 @@ async fn old_answers_are_forgotten() {
         .execute(&mut admin)
         .await
         .unwrap();
-    let db = service::Db::lazy(&fleet.database.app.clone().into(), "test", 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
     // The service sweeps too: whoever comes first.
-    db.sweep_idempotency(None).await.unwrap();
+    sweep_some(&db, None).await.unwrap();
     testkit::until("the old answer is gone", || async { fleet.count("idempotency").await == 0 }).await;
     let again = ann.create(titled("another")).await.unwrap();
     assert_eq!(again.title, "another", "the key is free again");
@@ -126,9 +126,9 @@ async fn a_look_for_old_answers_does_not_walk_over_those_that_are_gone() {
         )
         .await
         .unwrap();
-    let db = service::Db::lazy(&fleet.database.app.clone().into(), "test", 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
     let mut from = None;
-    while let (1.., up_to) = db.sweep_idempotency(from).await.unwrap() {
+    while let (1.., up_to) = sweep_some(&db, from).await.unwrap() {
         from = up_to.or(from);
     }
     testkit::until("all are gone", || async { fleet.count("idempotency").await == 0 }).await;

@@ -107,10 +107,12 @@ async fn no_call_scans_a_table() {
              from generate_series(1, 50000) n; \
              insert into todo_label (tenant, label, todo_id) select tenant, labels[1], id from todo; \
              insert into todo_occurrence (tenant, series_id, occurrence, todo_id) select tenant, id, 1, id from todo; \
+             insert into todo_timer (tenant, kind, todo_id, time, claim_time) \
+             select tenant, kind, id, time, time from todo, unnest('{DUE,PURGE}'::text[]) kind, (values (timestamptz '2100-01-01')) t (time); \
              insert into idempotency (tenant, principal, method, key, fingerprint, response) \
              select 'acme', 'ann', 'CreateTodo', n::text, '', '' from generate_series(1, 50000) n; \
              insert into inbox (consumer, source, event_id) select 'todo-recurrence', '/flotilla/todo', n::text from generate_series(1, 50000) n; \
-             analyze todo, todo_label, todo_occurrence, idempotency, inbox",
+             analyze todo, todo_label, todo_occurrence, todo_timer, idempotency, inbox",
         )
         .await
         .unwrap();
@@ -156,7 +158,7 @@ async fn no_call_scans_a_table() {
     .await;
     let counted: Vec<(String, i64, i64)> = sqlx::query_as(
         "select relname::text, coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
-         where relname = any('{todo,todo_label,todo_occurrence,idempotency,inbox}') order by relname",
+         where relname = any('{todo,todo_label,todo_occurrence,todo_timer,idempotency,inbox}') order by relname",
     )
     .fetch_all(&mut admin)
     .await
@@ -164,5 +166,5 @@ async fn no_call_scans_a_table() {
     let scanned: Vec<_> = counted.iter().filter(|(_, scans, _)| *scans > 0).collect();
     assert!(scanned.is_empty(), "{counted:?}");
     let read = counted.iter().filter(|(_, _, by_index)| *by_index > 0).map(|(table, ..)| table.as_str());
-    assert_eq!(read.collect::<Vec<_>>(), ["idempotency", "inbox", "todo", "todo_label"], "{counted:?}");
+    assert_eq!(read.collect::<Vec<_>>(), ["idempotency", "inbox", "todo", "todo_label", "todo_timer"], "{counted:?}");
 }

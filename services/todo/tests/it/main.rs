@@ -14,6 +14,8 @@ mod idempotency;
 
 mod tenancy;
 
+mod timers;
+
 mod permissions;
 
 mod went_back;

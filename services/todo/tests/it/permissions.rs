@@ -6,7 +6,7 @@ use proto::todo::Todo;
 use serde_json::{Value, json};
 use service::{Call, Db, Failure, IfMatch, Outbox};
 use todo::commands::{self, App, Error};
-use todo::permissions::{self, MATRIX};
+use todo::permissions::{self, BY_ITSELF, MATRIX};
 use todo::texts::{Labels, Notes, Title};
 use todo::todo::{Draft, Filter, Patch};
 
@@ -15,13 +15,15 @@ use crate::tenancy::{call, rpcs};
 
 /// The matrix as a reviewer reads it; a change of it is a change of who may do what.
 const REVIEWED: &str = "\
-todo.create    todo:write  owner admin member         service:todo
-todo.get       todo:read   owner admin member viewer
-todo.list      todo:read   owner admin member viewer
-todo.update    todo:write  owner admin member
-todo.delete    todo:write  owner admin member
-todo.complete  todo:write  owner admin member
-todo.reopen    todo:write  owner admin member
+todo.create     todo:write  owner admin member         service:todo
+todo.get        todo:read   owner admin member viewer
+todo.list       todo:read   owner admin member viewer
+todo.update     todo:write  owner admin member
+todo.delete     todo:write  owner admin member
+todo.complete   todo:write  owner admin member
+todo.reopen     todo:write  owner admin member
+todo.become_due todo:write                             service:todo
+todo.purge      todo:write                             service:todo
 ";
 
 #[test]
@@ -29,9 +31,9 @@ fn the_matrix_is_as_it_was_reviewed() {
     let row = |Permission { action, scope, roles, services }: &Permission| {
         let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
         let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
-        format!("{action:<14} {scope:<11} {roles:<26} {services}").trim_end().to_owned() + "\n"
+        format!("{action:<15} {scope:<11} {roles:<26} {services}").trim_end().to_owned() + "\n"
     };
-    let matrix: String = MATRIX.iter().map(|(_, permission)| row(permission)).collect();
+    let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
     assert_eq!(matrix, REVIEWED);
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
@@ -107,6 +109,8 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
         "DeleteTodo" => commands::delete(app, call, id, &IfMatch::Any).await,
         "CompleteTodo" => commands::complete(app, call, id, &IfMatch::Any).await.map(drop),
         "ReopenTodo" => commands::reopen(app, call, id, &IfMatch::Any).await.map(drop),
+        "become_due" => commands::become_due(app, call, id).await,
+        "purge" => commands::purge(app, call, id, std::time::Duration::ZERO).await,
         other => panic!("{other}: say here how a handler calls it"),
     }
 }
@@ -117,13 +121,23 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
     let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
     let app = App { db, outbox: Outbox::new(fleet.app.relay.clone()) };
     let id = fleet.client("acme", "olga").titled("shared").await.id.parse().unwrap();
+    // No person does what the service does by itself, whatever their role.
+    let owner = Caller {
+        role: Some(Role::Owner),
+        actor: contracts::Actor::new(contracts::ActorKind::User, "olga".parse().unwrap()),
+        ..Caller::service("acme".parse().unwrap(), "todo".parse().unwrap())
+    };
+    for (name, _) in BY_ITSELF {
+        let refused = command(&app, &Call::of_request(owner.clone(), None), name, id).await.map_err(Failure::from);
+        assert_eq!(refused.unwrap_err().reason, "PERMISSION_DENIED", "{name}");
+    }
     for service in ["todo", "billing"] {
         let call = Call::of_request(Caller::service("acme".parse().unwrap(), service.parse().unwrap()), None);
-        for (rpc, permission) in MATRIX {
+        for (rpc, permission) in MATRIX.into_iter().chain(BY_ITSELF) {
             let refused = command(&app, &call, rpc, id).await.map_err(Failure::from).map_err(|failure| failure.reason);
             let wanted = match rpc {
                 _ if permission.services.contains(&service) => Ok(()),
-                "CreateTodo" | "ListTodos" => Err("PERMISSION_DENIED"),
+                "CreateTodo" | "ListTodos" | "become_due" | "purge" => Err("PERMISSION_DENIED"),
                 _ => Err("TODO_NOT_FOUND"),
             };
             assert_eq!(refused, wanted, "{rpc} as service:{service}");

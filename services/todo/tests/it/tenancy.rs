@@ -1,6 +1,7 @@
 //! Nobody sees or changes another tenant's todos: by the service, and by the database alone.
 
 use proto::todo::{ListTodosRequest, Todo};
+use service::{Call, Db};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tonic::Code;
 
@@ -119,7 +120,7 @@ async fn the_service_s_role_can_do_no_more_than_the_service() {
         format!(
             "insert into {partition} (event_id, tenant, aggregate_id, subject, payload) values (gen_random_uuid(), 'globex', 'a', 'b', '')"
         ),
-        "delete from todo".to_owned(),
+        "select todo_timer_claim('DUE', 0, '', 1)".to_owned(),
         "alter table todo disable row level security".to_owned(),
         "select outbox_create_partitions(1)".to_owned(),
         "update outbox_relay set epoch = 0".to_owned(),
@@ -129,6 +130,11 @@ async fn the_service_s_role_can_do_no_more_than_the_service() {
         let code = refused.unwrap_err().as_database_error().and_then(|error| error.code().map(|code| code.to_string()));
         assert_eq!(code.as_deref(), Some("42501"), "{sql}");
     }
+    // The row of a deleted todo may go after a day, and no other.
+    fleet.client("acme", "ann").titled("secret").await;
+    let deleted = fleet.client("acme", "ann").titled("deleted").await;
+    fleet.client("acme", "ann").delete(&deleted.id, "").await.unwrap();
+    assert_eq!(connection.execute("delete from todo").await.unwrap().rows_affected(), 0);
     let bypass: bool = sqlx::query_scalar("select rolbypassrls or rolsuper from pg_roles where rolname = current_user")
         .fetch_one(&mut connection)
         .await
@@ -182,8 +188,35 @@ async fn an_older_release_starts_on_a_newer_schema() {
     assert!(changed.to_string().contains("has been modified"), "{changed}");
 }
 
-/// Tables that belong to no tenant: what consumers know of how far they are, by the service's role, and the relay's own.
-const OF_NO_TENANT: [&str; 3] = ["inbox", "inbox_dead", "inbox_lease"];
+#[tokio::test]
+async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
+    let fleet = Fleet::start().await;
+    fleet.client("acme", "ann").titled("secret").await;
+    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    for sql in ["select from todo", "select from todo_timer", "select from inbox", "insert into outbox default values"]
+    {
+        let mut tx = db.begin_operator("a test").await.unwrap();
+        let refused = tx.execute(sql).await.unwrap_err();
+        assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("42501"), "{sql}");
+    }
+    let mut tx = db.begin_operator("a test").await.unwrap();
+    tx.execute("select todo_timer_claim('DUE', 0, '', 1), todo_timer_late('DUE', 0)").await.unwrap();
+    tx.commit().await.unwrap();
+    // On the same connection.
+    let call = Call::of_schedule("acme".parse().unwrap(), "todo".parse().unwrap());
+    let mut tx = db.read(&call).await.unwrap();
+    let role: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(role, "todo_app");
+    let mut admin = fleet.database.admin().await;
+    let (bypass, login): (bool, bool) =
+        sqlx::query_as("select rolbypassrls or rolsuper, rolcanlogin from pg_roles where rolname = 'todo_operator'")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+    assert_eq!((bypass, login), (false, false));
+}
+
+/// Tables that only the relay reaches.
 const OF_THE_RELAY: [&str; 4] = ["outbox_journal", "outbox_parked", "outbox_passed", "outbox_relay"];
 
 #[tokio::test]
@@ -205,9 +238,10 @@ async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
     let named = |wanted: fn(&(String, bool, bool, bool)) -> bool| {
         tables.iter().filter(|table| wanted(table)).map(|(table, ..)| table.as_str()).collect::<Vec<_>>()
     };
+    let (_, of_no_tenant) = fleet::TABLES_OF_NO_TENANT.iter().find(|(service, _)| *service == todo::NAME).unwrap();
     let tenants = named(|(_, forced, policy, _)| *forced && *policy);
-    assert_eq!(tenants, ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence"], "{tables:?}");
-    assert_eq!(named(|(_, forced, policy, reached)| *reached && !(*forced && *policy)), OF_NO_TENANT, "{tables:?}");
+    assert_eq!(tenants, ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence", "todo_timer"], "{tables:?}");
+    assert_eq!(named(|(_, forced, policy, reached)| *reached && !(*forced && *policy)), *of_no_tenant, "{tables:?}");
     let others = named(|(_, forced, policy, reached)| !(*reached || *forced && *policy));
     assert_eq!(others, [&["_sqlx_migrations"], &OF_THE_RELAY[..]].concat(), "{tables:?}");
 }

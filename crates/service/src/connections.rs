@@ -1,0 +1,183 @@
+//! The connections of a service's own role, and a transaction on one.
+//!
+//! A connection whose transaction has committed goes straight to the next one: the pool would ask the database whether it
+//! is still alive first, a round trip for every transaction. All others go back through the pool, which asks, rolls back, and
+//! replaces; so does each that was not used for a second or not in the pool for 30, when the next is asked for.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
+use sqlx_core::transaction::TransactionManager as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
+/// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
+/// change.
+const LIMITS: [(&str, &str); 4] = [
+    ("statement_timeout", "5s"),
+    ("lock_timeout", "1s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("synchronous_commit", "on"),
+];
+
+/// The connections of one role.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    pool: PgPool,
+    /// As many as the pool has connections: whoever has one of these finds one in `warm` or in the pool.
+    permits: Arc<Semaphore>,
+    warm: Mutex<Vec<Taken>>,
+}
+
+/// A connection out of the pool, which counts it among its own all the while.
+#[derive(Debug)]
+struct Taken {
+    connection: PoolConnection<Postgres>,
+    since: Instant,
+    used: Instant,
+}
+
+impl Taken {
+    fn may_go_on(&self, now: Instant) -> bool {
+        now.duration_since(self.used) < FRESH && now.duration_since(self.since) < TURN
+    }
+}
+
+impl Connections {
+    /// Up to so many, made when they are needed.
+    pub(crate) fn lazy(url: &SecretString, name: &str, connections: u32) -> Result<Arc<Self>, sqlx::Error> {
+        let pool = pool(url, name, connections)?;
+        let permits = Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(Semaphore::MAX_PERMITS)));
+        Ok(Arc::new(Self { pool, permits, warm: Mutex::default() }))
+    }
+
+    /// Begins a transaction with this statement and what follows it in the same round trip.
+    pub(crate) async fn begin(self: &Arc<Self>, begin: String) -> Result<Transaction, sqlx::Error> {
+        let (taken, permit) = self.take().await?;
+        // From here on a drop rolls back, should this not come to its end.
+        let mut tx = Transaction { taken: Some(taken), begun: false, home: Arc::clone(self), _permit: permit };
+        Transactions::begin(&mut tx, Some(AssertSqlSafe(begin).into_sql_str())).await?;
+        tx.begun = true;
+        Ok(tx)
+    }
+
+    /// Whether the database answers.
+    pub(crate) async fn ping(self: &Arc<Self>) -> Result<(), sqlx::Error> {
+        let (mut taken, _permit) = self.take().await?;
+        taken.connection.ping().await
+    }
+
+    async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {
+        let take = async {
+            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let now = Instant::now();
+            let (fresh, stale) = self.warm(|warm| {
+                let stale: Vec<Taken> = warm.extract_if(.., |taken| !taken.may_go_on(now)).collect();
+                (warm.pop(), stale)
+            });
+            // Back to the pool.
+            drop(stale);
+            let taken = match fresh {
+                Some(taken) => taken,
+                None => Taken { connection: self.pool.acquire().await?, since: now, used: now },
+            };
+            Ok((taken, permit))
+        };
+        tokio::time::timeout(ACQUIRE, take).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+    }
+
+    fn warm<T>(&self, with: impl FnOnce(&mut Vec<Taken>) -> T) -> T {
+        with(&mut self.warm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+type Transactions = <Postgres as sqlx::Database>::TransactionManager;
+
+/// A transaction; rolled back unless committed.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    /// There until the commit.
+    taken: Option<Taken>,
+    begun: bool,
+    home: Arc<Connections>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Transaction {
+    /// Commits, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a rollback,
+    /// which is no error here. So whoever goes on after a failed statement must not call this.
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        Transactions::commit(&mut self).await?;
+        // The end of a savepoint, should one have been left open, is not that of the transaction.
+        if Transactions::get_transaction_depth(&self) == 0
+            && let Some(taken) = self.taken.take()
+        {
+            self.home.warm(|warm| warm.push(Taken { used: Instant::now(), ..taken }));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Some(taken) = &mut self.taken {
+            if self.begun {
+                // Sent when the pool looks whether the connection is alive.
+                Transactions::start_rollback(&mut taken.connection);
+            } else {
+                // Whether the database has begun one is not known to sqlx.
+                taken.connection.close_on_drop();
+            }
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "only `commit` takes it, and that ends the transaction")]
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.taken.as_ref().expect("a transaction has its connection").connection
+    }
+}
+
+#[expect(clippy::expect_used, reason = "as above")]
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.taken.as_mut().expect("a transaction has its connection").connection
+    }
+}
+
+/// A connection that was used so recently is taken to be alive.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection may go from transaction to transaction before the pool sees it again.
+const TURN: Duration = Duration::from_secs(30);
+/// After so long a connection is replaced: after a switchover it may lead to a server that only reads by now, and says so to
+/// nobody who does not write.
+const LIFETIME: Duration = Duration::from_secs(20);
+/// How long to wait for a connection.
+const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// A pool for another role of the service, such as the relay's.
+///
+/// # Errors
+/// Fails when the address cannot be read.
+pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
+    let options: PgConnectOptions = url.expose_secret().parse()?;
+    Ok(PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        .max_lifetime(LIFETIME)
+        // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
+        // database left dead.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
+        })
+        .connect_lazy_with(options.application_name(name).options(LIMITS)))
+}

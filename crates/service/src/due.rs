@@ -1,0 +1,138 @@
+//! Work across tenants: what is due at a time, whoever's it is. A SECURITY DEFINER function, which only the operator's role may
+//! call, claims some of it, fairly over tenants, and returns tenants and ids, nothing else. Each is then done by a command in
+//! its own tenant's transaction, as the service itself.
+//!
+//! A claim is for a minute, and keeps processes out of each other's way. That the work is done once is the command's to see to:
+//! it takes the claimed row out of its table in the transaction that does the work. Whoever dies in the middle leaves the row,
+//! and it is claimed again.
+
+use std::time::Duration;
+
+use authz::Caller;
+use contracts::{TenantId, UserId};
+use futures::future::BoxFuture;
+use metrics::{counter, gauge};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::call::{Call, Once};
+use crate::{Code, Db, Failure, clock};
+
+/// How often to ask what is due.
+const EVERY: Duration = Duration::from_secs(1);
+/// How much to claim at once: little enough to be done within a claim's minute.
+const AT_MOST: i32 = 200;
+
+/// One kind of work.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Its name in metrics and logs.
+    pub name: &'static str,
+    /// Claims what is due and returns (tenant, id). `$1`: how many seconds after its time it is due. `$2`: the tenant to go on
+    /// behind when there is more than `$3`, the most to claim.
+    pub claim: &'static str,
+    /// How many seconds ago the oldest that is not claimed was due. `$1` as above.
+    pub late: &'static str,
+    /// How long after its time it is due.
+    pub after: Duration,
+}
+
+impl Work {
+    /// Does what is due until `stop`: `act` with each id. What fails is claimed again a minute later.
+    pub async fn run<A>(self, db: &Db, service: &UserId, stop: &CancellationToken, act: A)
+    where
+        A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
+    {
+        self.count("done", 0);
+        self.count("failed", 0);
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Each turn goes on behind the tenant at which the last one ended.
+        let mut behind = String::new();
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            if let Err(error) = self.until_none_is_due(db, service, stop, &mut behind, &act).await {
+                self.count("failed", 1);
+                tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
+            }
+        }
+    }
+
+    async fn until_none_is_due<A>(
+        &self,
+        db: &Db,
+        service: &UserId,
+        stop: &CancellationToken,
+        behind: &mut String,
+        act: &A,
+    ) -> Result<(), Failure>
+    where
+        A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
+    {
+        loop {
+            let claimed = self.claim(db, behind).await?;
+            let full = i32::try_from(claimed.len()).is_ok_and(|claimed| claimed >= AT_MOST);
+            if claimed.is_empty() && behind.is_empty() {
+                return Ok(());
+            }
+            let last = claimed.iter().map(|(tenant, _)| tenant).max();
+            *behind = last.filter(|_| full).cloned().unwrap_or_default();
+            for (tenant, id) in claimed {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                self.act(service, &tenant, id, act).await?;
+            }
+        }
+    }
+
+    async fn claim(&self, db: &Db, behind: &str) -> Result<Vec<(String, Uuid)>, sqlx::Error> {
+        let mut tx = db.begin_operator(self.name).await?;
+        let late: f64 = sqlx::query_scalar(self.late).bind(self.after.as_secs_f64()).fetch_one(&mut *tx).await?;
+        gauge!("due_work_late_seconds", "work" => self.name).set(late);
+        let claimed = sqlx::query_as(self.claim)
+            .bind(self.after.as_secs_f64())
+            .bind(behind)
+            .bind(AT_MOST)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(claimed)
+    }
+
+    /// Does one; fails only when the others would fail as well.
+    #[tracing::instrument(name = "due", skip_all, fields(work = self.name, flotilla.tenant = tenant, %id))]
+    async fn act<A>(&self, service: &UserId, tenant: &str, id: Uuid, act: &A) -> Result<(), Failure>
+    where
+        A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
+    {
+        let tenant: TenantId = tenant.parse().map_err(|error| Failure::internal(anyhow::anyhow!("{error}")))?;
+        match act(Call::of_schedule(tenant.clone(), service.clone()), id).await {
+            Ok(()) => self.count("done", 1),
+            Err(failure) if failure.code == Code::Unavailable => return Err(failure),
+            Err(failure) => {
+                self.count("failed", 1);
+                let why = failure.source.as_ref().map(|source| format!("{source:#}"));
+                tracing::warn!(work = self.name, %tenant, %id, %failure, why, "not done; it is tried again in a minute");
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, outcome: &'static str, by: u64) {
+        counter!("due_work_total", "work" => self.name, "outcome" => outcome).increment(by);
+    }
+}
+
+impl Call {
+    /// The call that a service makes because something is due. The command itself sees to it that this happens once.
+    #[must_use]
+    pub fn of_schedule(tenant: TenantId, service: UserId) -> Self {
+        Self {
+            caller: Caller::service(tenant, service),
+            causation: None,
+            correlation: clock::new_id().to_string(),
+            once: Once::No,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+drop policy set_first_timers on todo;

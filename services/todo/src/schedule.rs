@@ -1,0 +1,53 @@
+//! What the service does by itself when its time comes: each is a row of `todo_timer`, claimed over all tenants and done as a command.
+
+use std::time::Duration;
+
+use contracts::{TodoId, UserId};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use service::{Call, Failure, Lifecycle, Work};
+
+use crate::commands::{self, App};
+
+/// The due time of a todo has come.
+const DUE: Work = Work {
+    name: "todo-due",
+    claim: "select of_tenant, id from todo_timer_claim('DUE', $1, $2, $3)",
+    late: "select todo_timer_late('DUE', $1)",
+    after: Duration::ZERO,
+};
+
+/// The row of a todo that was deleted so long ago is to go.
+const fn purge(after: Duration) -> Work {
+    Work {
+        name: "todo-purge",
+        claim: "select of_tenant, id from todo_timer_claim('PURGE', $1, $2, $3)",
+        late: "select todo_timer_late('PURGE', $1)",
+        after,
+    }
+}
+
+/// Does all of it until the service stops.
+pub(crate) fn run(lifecycle: &Lifecycle, app: &App, service: &UserId, keep_deleted: Duration) {
+    spawn(lifecycle, app, service, DUE, |app, call, id| {
+        async move { Ok(commands::become_due(&app, &call, id).await?) }.boxed()
+    });
+    spawn(lifecycle, app, service, purge(keep_deleted), move |app, call, id| {
+        async move { Ok(commands::purge(&app, &call, id, keep_deleted).await?) }.boxed()
+    });
+}
+
+fn spawn(
+    lifecycle: &Lifecycle,
+    app: &App,
+    service: &UserId,
+    work: Work,
+    command: impl Fn(App, Call, TodoId) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync + 'static,
+) {
+    let (app, service, stop) = (app.clone(), service.clone(), lifecycle.stopping());
+    lifecycle.spawn(work.name, async move {
+        let act = |call, id| command(app.clone(), call, TodoId::new(id));
+        work.run(&app.db, &service, &stop, act).await;
+        Ok::<_, anyhow::Error>(())
+    });
+}

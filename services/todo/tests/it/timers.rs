@@ -1,0 +1,259 @@
+//! What happens to a todo by itself when its time comes: once, whatever happens, and in each tenant's turn.
+
+use std::collections::HashSet;
+
+use contracts::events::todo::Event;
+use prost_types::Timestamp;
+use proto::todo::Todo;
+use service::Db;
+use sqlx::Executor as _;
+use sqlx::migrate::Migrator;
+use testkit::{TestDatabase, until};
+
+use crate::harness::{Client, Fleet, Stored, reason};
+use crate::recurring::recurring;
+
+/// 2001 and 2101.
+const LONG_AGO: Option<Timestamp> = Some(Timestamp { seconds: 1_000_000_000, nanos: 0 });
+const FAR_OFF: Option<Timestamp> = Some(Timestamp { seconds: 4_135_000_000, nanos: 0 });
+
+fn due(title: &str, due_time: Option<Timestamp>) -> Todo {
+    Todo { title: title.to_owned(), due_time, ..Todo::default() }
+}
+
+async fn timers(fleet: &Fleet, kind: &str) -> i64 {
+    let mut admin = fleet.database.admin().await;
+    let sql = "select count(*) from todo_timer where kind = $1";
+    sqlx::query_scalar(sql).bind(kind).fetch_one(&mut admin).await.unwrap()
+}
+
+/// The announcements, once no due time waits for one.
+async fn announced(fleet: &Fleet) -> Vec<Stored> {
+    until("all that is due is announced", || async {
+        let mut admin = fleet.database.admin().await;
+        let sql = "select not exists (select from todo_timer where kind = 'DUE' and time < now())";
+        sqlx::query_scalar(sql).fetch_one(&mut admin).await.unwrap()
+    })
+    .await;
+    fleet.events().await.into_iter().filter(|stored| matches!(stored.event, Event::BecameDue(_))).collect()
+}
+
+async fn titles(fleet: &Fleet) -> Vec<String> {
+    let mut titles: Vec<_> = announced(fleet).await.iter().map(|stored| stored.event.todo().title.clone()).collect();
+    titles.sort();
+    titles
+}
+
+#[tokio::test]
+async fn of_two_processes_one_announces_each_due_time_that_comes() {
+    let fleet = Fleet::start().await;
+    let (_second, lifecycle) = fleet.second().await;
+    let mut ids = HashSet::new();
+    for n in 0..60 {
+        let client = fleet.client(["acme", "globex"][n % 2], "ann");
+        ids.insert(client.create(due(&n.to_string(), LONG_AGO)).await.unwrap().id);
+    }
+    fleet.client("acme", "ann").create(due("later", FAR_OFF)).await.unwrap();
+    let announced = announced(&fleet).await;
+    assert_eq!(announced.len(), 60);
+    assert_eq!(announced.iter().map(|stored| stored.event.todo().id.to_string()).collect::<HashSet<_>>(), ids);
+    for stored in &announced {
+        let todo = stored.event.todo();
+        assert_eq!((todo.version, todo.due_time.unwrap().timestamp()), (2, 1_000_000_000));
+        assert_eq!(stored.envelope.actor.as_ref().unwrap().to_string(), "service:todo");
+        assert!(stored.subject.ends_with(&format!("became_due.v1.{}", stored.envelope.tenant)), "{}", stored.subject);
+    }
+    assert_eq!(timers(&fleet, "DUE").await, 1, "the one that comes later");
+    assert_eq!(lifecycle.shut_down().await, None);
+}
+
+#[tokio::test]
+async fn a_due_time_is_that_of_the_todo_as_it_is() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let set_due = async |id: &str, due_time| ann.update(id, due("", due_time), &["due_time"]).await.unwrap();
+    let made = async |title: &str| ann.create(due(title, FAR_OFF)).await.unwrap().id;
+    let (completed, deleted, none, moved) = (made("a").await, made("b").await, made("c").await, made("d").await);
+    ann.complete(&completed, "").await.unwrap();
+    ann.delete(&deleted, "").await.unwrap();
+    set_due(&none, None).await;
+    assert_eq!(timers(&fleet, "DUE").await, 1);
+    // Not of one that is open no more.
+    set_due(&completed, LONG_AGO).await;
+    set_due(&moved, LONG_AGO).await;
+    assert_eq!(titles(&fleet).await, ["d"]);
+    // Other changes of it say nothing anew.
+    ann.rename(&moved, "d again").await.unwrap();
+    assert_eq!(timers(&fleet, "DUE").await, 0);
+    // It is open again, and overdue.
+    ann.reopen(&completed).await.unwrap();
+    assert_eq!(titles(&fleet).await, ["a", "d"]);
+    assert_eq!(ann.get(&moved).await.unwrap().version, 4);
+}
+
+#[tokio::test]
+async fn what_a_process_left_undone_when_it_died_is_done_by_another() {
+    let mut fleet = Fleet::start().await;
+    let id = fleet.client("acme", "ann").create(due("x", FAR_OFF)).await.unwrap().id;
+    let mut admin = fleet.database.admin().await;
+    // A lock keeps the announcement in the middle of its transaction, where its connection is cut.
+    let mut lock = fleet.database.admin().await;
+    lock.execute("begin; select from todo for update").await.unwrap();
+    admin.execute("update todo_timer set time = now(), claim_time = now()").await.unwrap();
+    until("the announcement waits for the lock", || async {
+        let mut admin = fleet.database.admin().await;
+        let sql = "select coalesce(bool_or(pg_terminate_backend(pid)), false) from pg_stat_activity \
+                   where datname = current_database() and usename = 'todo_app' and wait_event_type = 'Lock'";
+        sqlx::query_scalar(sql).fetch_one(&mut admin).await.unwrap()
+    })
+    .await;
+    lock.execute("rollback").await.unwrap();
+    fleet.stop().await;
+    assert_eq!(timers(&fleet, "DUE").await, 1, "it was claimed, and not done");
+    // The claim's minute has passed.
+    admin.execute("update todo_timer set claim_time = claim_time - interval '1 minute'").await.unwrap();
+    let (second, lifecycle) = fleet.second().await;
+    until("it is announced", || async { timers(&fleet, "DUE").await == 0 }).await;
+    fleet.app = second;
+    let announced = announced(&fleet).await;
+    assert_eq!(announced.iter().map(|stored| stored.event.todo().id.to_string()).collect::<Vec<_>>(), [id]);
+    assert_eq!(lifecycle.shut_down().await, None);
+}
+
+#[tokio::test]
+async fn a_claim_keeps_others_away_for_its_minute() {
+    let fleet = Fleet::start().await;
+    fleet.stop().await;
+    let mut admin = fleet.database.admin().await;
+    insert_timers(&mut admin, "acme", 3).await;
+    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 2).unwrap();
+    assert_eq!(claimed(&db, "", 10).await, [("acme".to_owned(), 3)]);
+    assert_eq!(claimed(&db, "", 10).await, []);
+    admin.execute("update todo_timer set claim_time = claim_time - interval '1 minute'").await.unwrap();
+    // One that is being done is passed over, not waited for.
+    let mut done = fleet.database.admin().await;
+    done.execute("begin; delete from todo_timer where todo_id = (select min(todo_id::text)::uuid from todo_timer)")
+        .await
+        .unwrap();
+    assert_eq!(claimed(&db, "", 10).await, [("acme".to_owned(), 2)]);
+}
+
+#[tokio::test]
+async fn what_came_due_while_no_process_ran_is_announced_when_one_does() {
+    let mut fleet = Fleet::start().await;
+    fleet.client("acme", "ann").create(due("of a todo", FAR_OFF)).await.unwrap();
+    fleet.stop().await;
+    // More than are claimed at once. The hand of an older release, or a person's, sets timers as well.
+    let mut admin = fleet.database.admin().await;
+    admin
+        .execute(
+            "insert into todo (tenant, id, title, notes, status, labels, create_time, update_time, created_by, version, due_time) \
+             select 'acme', gen_random_uuid(), 'by hand', '', 'OPEN', '{}', now(), now(), 'ann', 1, now() - interval '1 day' \
+             from generate_series(1, 250); \
+             update todo set due_time = now() - interval '1 hour' where title = 'of a todo'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(timers(&fleet, "DUE").await, 251);
+    let (second, lifecycle) = fleet.second().await;
+    fleet.app = second;
+    let announced = announced(&fleet).await;
+    assert_eq!(announced.len(), 251);
+    assert_eq!(announced.iter().map(|stored| stored.event.todo().id).collect::<HashSet<_>>().len(), 251);
+    assert_eq!(lifecycle.shut_down().await, None);
+}
+
+async fn insert_timers(admin: &mut sqlx::PgConnection, tenant: &str, count: i32) {
+    sqlx::query(
+        "insert into todo_timer (tenant, kind, todo_id, time, claim_time) \
+         select $1, 'DUE', gen_random_uuid(), at, at from generate_series(1, $2) n, lateral (select now() - interval '1 day' + n * interval '1 ms') t (at)",
+    )
+    .bind(tenant)
+    .bind(count)
+    .execute(admin)
+    .await
+    .unwrap();
+}
+
+/// Claims, and counts by tenant.
+async fn claimed(db: &Db, behind: &str, at_most: i32) -> Vec<(String, i64)> {
+    let mut tx = db.begin_operator("a test").await.unwrap();
+    let counts = sqlx::query_as(
+        "select of_tenant, count(*) from todo_timer_claim('DUE', 0, $1, $2) group by of_tenant order by of_tenant",
+    )
+    .bind(behind)
+    .bind(at_most)
+    .fetch_all(&mut *tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+    counts
+}
+
+#[tokio::test]
+async fn a_tenant_with_very_much_to_do_lets_others_have_their_turn() {
+    let fleet = Fleet::start().await;
+    fleet.stop().await;
+    let mut admin = fleet.database.admin().await;
+    for (tenant, count) in [("acme", 5_000), ("globex", 30), ("initech", 5_000), ("zoo", 1)] {
+        insert_timers(&mut admin, tenant, count).await;
+    }
+    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let of = |tenant: &str, count| (tenant.to_owned(), count);
+    assert_eq!(claimed(&db, "", 60).await, [of("acme", 25), of("globex", 25), of("initech", 10)]);
+    assert_eq!(claimed(&db, "initech", 60).await, [of("zoo", 1)]);
+    assert_eq!(claimed(&db, "", 200).await, [of("acme", 25), of("globex", 5), of("initech", 25)]);
+    let mut tx = db.begin_operator("a test").await.unwrap();
+    let late: f64 = sqlx::query_scalar("select todo_timer_late('DUE', 0)").fetch_one(&mut *tx).await.unwrap();
+    assert!((86_000.0..87_000.0).contains(&late), "{late}");
+}
+
+#[tokio::test]
+async fn the_row_of_a_todo_goes_when_it_was_deleted_long_ago() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let deleted = async |client: &Client, todo| {
+        let todo = client.create(todo).await.unwrap();
+        client.delete(&todo.id, "").await.unwrap();
+        todo.id
+    };
+    let basis = proto::todo::Basis::DueTime;
+    let old = deleted(&ann, recurring("old", "FREQ=DAILY", basis)).await;
+    deleted(&ann, due("new", None)).await;
+    ann.titled("not deleted").await;
+    let mut admin = fleet.database.admin().await;
+    let long_ago = "update todo set delete_time = delete_time - interval '31 days' where title = 'old'";
+    admin.execute(long_ago).await.unwrap();
+    until("the row has gone", || async { fleet.count("todo").await == 2 }).await;
+    assert_eq!(timers(&fleet, "PURGE").await, 1);
+    assert_eq!(fleet.count("todo_occurrence").await, 1, "the occurrence stays taken");
+    assert_eq!(reason(ann.get(&old).await), "TODO_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn todos_of_before_the_timers_have_theirs() {
+    const BEFORE: usize = 14;
+    let older = Migrator::with_migrations(todo::MIGRATIONS.iter().take(BEFORE).cloned().collect());
+    let database = TestDatabase::todo(&older).await;
+    let mut admin = database.admin().await;
+    admin
+        .execute(
+            "insert into todo (tenant, id, title, notes, status, labels, create_time, update_time, complete_time, created_by, version, due_time, delete_time) \
+             select 'acme', gen_random_uuid(), title, '', case when completed is null then 'OPEN' else 'COMPLETED' end, '{}', now(), now(), completed, 'ann', 1, due, deleted \
+             from (values ('to come', now() + interval '1 day', null::timestamptz, null::timestamptz), ('overdue', now() - interval '1 day', null, null), \
+                   ('completed', now() + interval '1 day', now(), null), ('deleted', now() + interval '1 day', null, now()), ('none', null, null, null)) \
+             t (title, due, completed, deleted)",
+        )
+        .await
+        .unwrap();
+    // As the owner, whom row-level security binds as well.
+    service::database::migrate(&database.owner.clone().into(), &todo::MIGRATIONS).await.unwrap();
+    let timers: Vec<(String, String)> = sqlx::query_as(
+        "select title, kind from todo_timer join todo on (todo.tenant, id) = (todo_timer.tenant, todo_id) order by title",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    let timers: Vec<_> = timers.iter().map(|(title, kind)| (title.as_str(), kind.as_str())).collect();
+    assert_eq!(timers, [("deleted", "PURGE"), ("to come", "DUE")]);
+}
