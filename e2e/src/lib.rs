@@ -216,6 +216,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The same, at another gateway.
+    #[must_use]
+    pub fn at(&self, address: &str) -> Self {
+        Self { base: format!("http://{address}"), ..self.clone() }
+    }
+
     /// A request with this caller's token; POST gets a new idempotency key.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));

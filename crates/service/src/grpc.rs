@@ -14,6 +14,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
@@ -32,7 +34,7 @@ use crate::limits::{self, Limits};
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
 use crate::server::{self, Bounds};
-use crate::{Code, Failure, Lifecycle, RELEASE, idempotency, telemetry};
+use crate::{Code, DEGRADED, Failure, Lifecycle, RELEASE, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -270,6 +272,7 @@ fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &
         took,
         events: Some(events).filter(|events| !events.is_empty()),
         replayed: notes.replayed,
+        degraded: notes.degraded(),
     };
     line.write();
 }
@@ -278,17 +281,35 @@ impl Guard {
     async fn answer(&self, path: &str, mut request: Request, next: Next, seen: &mut Seen) -> Result<Response, Failure> {
         let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
         let caller = self.verifier.verify(authorization).await?;
+        let authorization = request.headers().get(AUTHORIZATION).cloned();
         seen.who = Some(caller.clone());
         let cost = self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN);
         let _turn = self.limits.turn(&caller, cost).await?;
         request.extensions_mut().insert(caller);
-        let (mut response, notes) = notes::noting(next.run(request)).await;
+        let (mut response, notes) = notes::noting(authorization, next.run(request)).await;
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
+        }
+        if let Some(parts) = notes.degraded() {
+            response = with_trailer(response, DEGRADED, parts);
         }
         seen.notes = notes;
         Ok(response)
     }
+}
+
+/// An answer with a trailer more. One that consists of its head alone is none that was made without something.
+fn with_trailer(response: Response, name: &'static str, value: String) -> Response {
+    let Ok(value) = HeaderValue::try_from(value) else { return response };
+    response.map(|body| {
+        axum::body::Body::new(body.map_frame(move |frame| match frame.into_trailers() {
+            Ok(mut trailers) => {
+                trailers.insert(name, value.clone());
+                Frame::trailers(trailers)
+            }
+            Err(frame) => frame,
+        }))
+    })
 }
 
 /// An answer that no handler of ours has made, with a reason: ours all carry details.
@@ -316,7 +337,7 @@ fn with_reason(response: Response) -> Response {
 }
 
 /// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. One that cannot be read is none.
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;

@@ -30,6 +30,10 @@ pub mod limits;
 
 pub mod server;
 
+pub mod client;
+
+mod breaker;
+
 pub mod config;
 
 pub mod telemetry;
@@ -56,6 +60,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The header, and the metadata, of answers that name the release (FLOTILLA_RELEASE_HEADER).
 pub const RELEASE: &str = "flotilla-release";
+
+/// The header of an HTTP answer, and the trailer of a gRPC one, that was made without all that belongs to it: the part that is
+/// wanting, as `search-index`.
+pub const DEGRADED: &str = "flotilla-degraded";
 
 pub use call::Call;
 pub use database::{Db, OperatorTx, TenantTx};

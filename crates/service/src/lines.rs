@@ -53,6 +53,8 @@ pub struct Line<'a> {
     pub events: Option<String>,
     /// It was answered with an earlier answer.
     pub replayed: bool,
+    /// The parts that the answer was made without, with commas.
+    pub degraded: Option<String>,
 }
 
 /// To the microsecond.
@@ -63,14 +65,14 @@ fn millis(duration: Duration) -> f64 {
 impl Line<'_> {
     /// Writes it, with the trace that it is in.
     pub fn write(&self) {
-        let Self { kind, method, who, code, status, outcome, took, events, replayed } = self;
+        let Self { kind, method, who, code, status, outcome, took, events, replayed, degraded } = self;
         let (tenant, actor) = (who.map(|who| who.tenant.as_str()), who.map(|who| who.actor.to_string()));
         let (duration_ms, event_ids) = (millis(*took), events.as_deref());
         let replayed = replayed.then_some(true);
         macro_rules! line {
             ($write:ident, $outcome:literal) => {
                 tracing::$write!(target: REQUEST, method, tenant, actor, outcome = $outcome, code, status, duration_ms,
-                    event_ids, replayed, "{kind}")
+                    event_ids, replayed, degraded, "{kind}")
             };
         }
         match outcome {
@@ -252,6 +254,7 @@ mod tests {
                 took,
                 events: None,
                 replayed: false,
+                degraded: None,
             }
             .write();
         };

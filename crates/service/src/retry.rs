@@ -9,6 +9,7 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tracing::warn;
 
 /// A source of delays.
+#[derive(Debug)]
 pub struct Delays(ExponentialBackoff);
 
 impl Delays {

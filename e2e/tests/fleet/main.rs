@@ -8,6 +8,8 @@ mod lines;
 
 mod operator;
 
+mod replicas;
+
 mod stranger;
 
 mod tenants;

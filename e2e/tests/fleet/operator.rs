@@ -135,17 +135,17 @@ fn every_metric_that_an_alert_speaks_of_is_told() {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("expr: "))
             .flat_map(|expr| expr.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(ToOwned::to_owned));
-        let ours = ["outbox_", "consumer_", "dlq_", "search_"];
+        let ours = ["outbox_", "consumer_", "dlq_", "search_", "due_", "upstream_", "degraded_"];
         let metrics: std::collections::BTreeSet<String> =
             words.filter(|word| ours.iter().any(|prefix| word.starts_with(prefix))).collect();
-        assert!(metrics.len() > 12, "{metrics:?}");
+        assert!(metrics.len() > 16, "{metrics:?}");
         // Told by the kind of letter, once there is one: the tests of operations see to that.
         let later = ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"];
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         for metric in metrics.iter().filter(|metric| !later.contains(&metric.as_str())) {
             testkit::until(&format!("{metric} is told"), || async {
                 let mut told = false;
-                for service in ["todo", "search-projector", "operations"] {
+                for service in ["todo", "search-projector", "operations", "gateway"] {
                     let url = format!("http://{}/metrics", fleet.unit(service).ops.unwrap());
                     let text = http.get(url).send().await.unwrap().text().await.unwrap();
                     told |= text.lines().any(|line| line.starts_with(metric.as_str()));

@@ -77,7 +77,7 @@ fn one_write_is_one_trace_from_the_edge_to_the_index() {
         assert_eq!((answer.status, answer.header("trace-id")), (200, parent.0), "the caller's trace goes on");
         let wanted = [
             ("gateway", "POST /v1/todos"),
-            ("gateway", "flotilla.todo.v1.TodoService.CreateTodo"),
+            ("gateway", "flotilla.todo.v1.TodoService/CreateTodo"),
             ("todo", "flotilla.todo.v1.TodoService/CreateTodo"),
             ("todo", "begin"),
             ("todo", "insert"),

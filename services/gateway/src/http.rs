@@ -14,19 +14,20 @@ use axum::routing::get;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
+use service::client::ReadsOnly;
 use service::config::Common;
 use service::limits::Limits;
 use service::lines::{Line, Outcome, Unanswered};
 use service::ops::Readiness;
 use service::server::{self, Bounds};
-use service::{Failure, Lifecycle, RELEASE, idempotency, telemetry};
+use service::{DEGRADED, Failure, Lifecycle, RELEASE, idempotency, telemetry};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
 
 use crate::problem::Problem;
 use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
-use crate::routes::{self, Found, Route};
+use crate::routes::{self, Found};
 use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
 
@@ -149,7 +150,8 @@ fn report(method: &str, who: Option<&Caller>, code: &str, response: &Response, t
         _ => Outcome::Failed,
     };
     let replayed = response.headers().contains_key(idempotency::REPLAYED_METADATA);
-    Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed }.write();
+    let degraded = response.headers().get(DEGRADED).and_then(|parts| parts.to_str().ok()).map(ToOwned::to_owned);
+    Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed, degraded }.write();
 }
 
 /// Methods are the caller's to invent; label values are not.
@@ -211,28 +213,18 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
             metadata.insert(name, value);
         }
     }
-    let answer = call_upstream(edge, route, call).await?;
+    if reads {
+        call.extensions_mut().insert(ReadsOnly);
+    }
+    let answer = edge.upstreams.call(&route.rpc, call).await?;
     let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
-    // Said by the service, of an answer that is an earlier request's with the same key.
-    if let Some(replayed) = answer.metadata().as_ref().get(idempotency::REPLAYED_METADATA) {
-        response.headers_mut().insert(idempotency::REPLAYED_METADATA, replayed.clone());
+    // Said by the service: of an answer that is an earlier request's with the same key, and of one that was made without something.
+    for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
+        if let Some(said) = answer.metadata().as_ref().get(name) {
+            response.headers_mut().insert(name, said.clone());
+        }
     }
     Ok(response)
-}
-
-async fn call_upstream(
-    edge: &Edge,
-    route: &Route,
-    mut call: tonic::Request<prost_reflect::DynamicMessage>,
-) -> Result<tonic::Response<prost_reflect::DynamicMessage>, Problem> {
-    let span = tracing::info_span!(target: "service::trace", "call", otel.name = route.rpc.full_name(),
-        otel.kind = "client", rpc.system.name = "grpc", rpc.method = route.rpc.full_name());
-    async {
-        telemetry::pass_trace(call.metadata_mut().as_mut());
-        edge.upstreams.call(&route.rpc, call).await.map_err(Problem::from)
-    }
-    .instrument(span)
-    .await
 }
 
 /// The answer as JSON; for reading, by the request's conditions.

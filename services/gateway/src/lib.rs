@@ -41,7 +41,8 @@ pub struct ConfigArgs {
     /// What every service is told.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Where each gRPC service is: flotilla.todo.v1.TodoService=http://host:port, several with commas.
+    /// Where each gRPC service is: flotilla.todo.v1.TodoService=http://host:port, with commas between. A service that is named several
+    /// times has so many replicas; so has one whose host is a name with several addresses.
     #[arg(long, env = "FLOTILLA_UPSTREAMS", value_delimiter = ',')]
     upstreams: Vec<String>,
 }
@@ -51,8 +52,8 @@ pub struct ConfigArgs {
 pub struct Config {
     /// What every service is told.
     pub common: Common,
-    /// The address of each gRPC service, by its full name.
-    pub upstreams: BTreeMap<String, String>,
+    /// The addresses of each gRPC service, by its full name.
+    pub upstreams: BTreeMap<String, Vec<String>>,
 }
 
 impl Config {
@@ -68,14 +69,14 @@ impl Config {
 
     fn parse(args: &ConfigArgs, problems: &mut Problems) -> Option<Self> {
         let common = args.common.check(problems);
-        let mut upstreams = BTreeMap::new();
+        let mut upstreams: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for upstream in &args.upstreams {
             match upstream.split_once('=') {
                 Some((name, address)) if proto::POOL.get_service_by_name(name).is_none() => {
                     problems.add(format!("FLOTILLA_UPSTREAMS: there is no service {name} (for {address})"));
                 }
                 Some((name, address)) if address.starts_with("http://") => {
-                    upstreams.insert(name.to_owned(), address.to_owned());
+                    upstreams.entry(name.to_owned()).or_default().push(address.to_owned());
                 }
                 _ => problems.add(format!("FLOTILLA_UPSTREAMS: {upstream} is not <service>=http://<host>:<port>")),
             }
@@ -83,7 +84,7 @@ impl Config {
         for route in routes::all() {
             if !upstreams.contains_key(route.service()) {
                 problems.add(format!("FLOTILLA_UPSTREAMS: names no address for {}", route.service()));
-                upstreams.insert(route.service().to_owned(), String::new());
+                upstreams.insert(route.service().to_owned(), Vec::new());
             }
         }
         Some(Self { common: common?, upstreams })
@@ -113,7 +114,7 @@ pub async fn serve(config: Config, args: &CommonArgs) -> Result<ExitCode, anyhow
 /// Fails when a port cannot be bound or an address cannot be read. An upstream that is down is waited for.
 pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness) -> Result<SocketAddr, anyhow::Error> {
     let verifier = Arc::new(Verifier::new(config.common.jwks.clone(), &config.common.issuer, &config.common.audience)?);
-    let upstreams = upstream::Upstreams::new(&config.upstreams)?;
+    let upstreams = upstream::Upstreams::new(lifecycle, &config.upstreams)?;
     readiness.set("keys", false);
     let (stop, ready, keys) = (lifecycle.stopping(), readiness.clone(), Arc::clone(&verifier));
     lifecycle.spawn("keys", async move {

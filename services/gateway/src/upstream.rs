@@ -1,40 +1,30 @@
 //! Calls to the services, with messages that are known by their descriptors only.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
+use service::Lifecycle;
+use service::client::Upstream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-/// How long a call may take from here.
-const DEADLINE: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// The services behind the gateway.
 #[derive(Debug, Clone)]
-pub struct Upstreams(BTreeMap<String, Channel>);
+pub struct Upstreams(BTreeMap<String, Upstream>);
 
 impl Upstreams {
-    /// Connects when a call is made, and again when the connection is lost.
+    /// The services with their addresses; connections are made when they are needed.
     ///
     /// # Errors
     /// Fails when an address cannot be read.
-    pub fn new(addresses: &BTreeMap<String, String>) -> Result<Self, tonic::transport::Error> {
-        let channel = |(name, address): (&String, &String)| {
-            let endpoint = Endpoint::from_shared(address.clone())?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .timeout(DEADLINE)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(5));
-            Ok((name.clone(), endpoint.connect_lazy()))
-        };
-        addresses.iter().map(channel).collect::<Result<_, _>>().map(Self)
+    pub fn new(lifecycle: &Lifecycle, addresses: &BTreeMap<String, Vec<String>>) -> Result<Self, anyhow::Error> {
+        let upstream =
+            |(name, addresses): (&String, &Vec<String>)| Ok((name.clone(), Upstream::new(lifecycle, name, addresses)?));
+        addresses.iter().map(upstream).collect::<Result<_, _>>().map(Self)
     }
 
     /// Calls an RPC.
@@ -44,18 +34,15 @@ impl Upstreams {
     pub async fn call(
         &self,
         rpc: &MethodDescriptor,
-        mut request: Request<DynamicMessage>,
+        request: Request<DynamicMessage>,
     ) -> Result<tonic::Response<DynamicMessage>, Status> {
         let service = rpc.parent_service();
-        let channel =
+        let upstream =
             self.0.get(service.full_name()).ok_or_else(|| Status::unavailable("no address for the service"))?;
         let path = PathAndQuery::try_from(format!("/{}/{}", service.full_name(), rpc.name()))
             .map_err(|error| Status::internal(error.to_string()))?;
-        let mut client = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
-        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        request.set_timeout(DEADLINE);
-        let codec = Dynamic { output: rpc.output() };
-        client.unary(request, path, codec).await
+        let mut client = tonic::client::Grpc::new(upstream.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
+        client.unary(request, path, Dynamic { output: rpc.output() }).await
     }
 }
 

@@ -6,9 +6,10 @@ use contracts::events::todo::Status;
 use prost_types::Timestamp;
 use proto::search as pb;
 use proto::search::search_service_server::SearchService;
-use service::Failure;
 use service::grpc::reading;
 use service::page::{self, PageTokens};
+use service::{Failure, notes};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status as GrpcStatus};
 
 use crate::permissions;
@@ -18,6 +19,8 @@ use crate::store::{Hit, Index, Question};
 pub struct Search {
     /// The index.
     pub index: Index,
+    /// Whether it shows all that it should.
+    pub is_whole: watch::Receiver<bool>,
     /// For long answers.
     pub pages: PageTokens,
 }
@@ -43,6 +46,9 @@ impl SearchService for Search {
             .search(&caller.tenant, &wanted)
             .await
             .map_err(|error| Failure::unavailable("the search index", error))?;
+        if !*self.is_whole.borrow() {
+            notes::degraded("search-index");
+        }
         let more = hits.len() > question.limit;
         hits.truncate(question.limit);
         let place = |hit: &Hit| (hit.score, hit.document.id);

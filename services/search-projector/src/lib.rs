@@ -178,10 +178,11 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
 
     let consumer = Consumer::new(nats.clone(), consumer_config(NAME, &config.common.release));
     let (there, mut is_there) = tokio::sync::watch::channel(false);
+    let (whole, is_whole) = tokio::sync::watch::channel(true);
     let (stop, kept, rewinder) = (lifecycle.stopping(), index.clone(), consumer.rewinder());
     let status = consumer.status();
     lifecycle.spawn("index keeper", async move {
-        upkeep::keep_index(&kept, &rewinder, &status, &stop, &there).await;
+        upkeep::keep_index(&kept, &rewinder, &status, &stop, &there, &whole).await;
         Ok::<_, anyhow::Error>(())
     });
     let (stop, ready, projected) = (lifecycle.stopping(), readiness.clone(), index.clone());
@@ -209,7 +210,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
         Ok::<_, anyhow::Error>(())
     });
 
-    let search = grpc::Search { index, pages: PageTokens::new(config.page_token_key.clone()) };
+    let search = grpc::Search { index, is_whole, pages: PageTokens::new(config.page_token_key.clone()) };
     let service = SearchServiceServer::new(search);
     service::grpc::serve(lifecycle, &config.common, verifier, proto::DESCRIPTORS, service).await
 }

@@ -11,16 +11,19 @@ use tracing::{error, info, warn};
 use crate::store::Index;
 
 /// Keeps an index behind the alias. One that had to be made anew (its data was wiped, somebody deleted it) is filled from
-/// the beginning of the stream: the consumer goes back there. Sends `true` once there is one to write to.
+/// the beginning of the stream: the consumer goes back there. Sends `true` to `there` once there is one to write to, and to `whole`
+/// whether it shows all that it should, as far as that is known.
 pub(crate) async fn keep_index(
     index: &Index,
     rewinder: &Rewinder,
     status: &watch::Receiver<consumer::Status>,
     stop: &CancellationToken,
     there: &watch::Sender<bool>,
+    whole: &watch::Sender<bool>,
 ) {
     const LOOK_EVERY: Duration = Duration::from_secs(1);
     metrics::counter!("search_index_refills_total").increment(0);
+    metrics::counter!("degraded_answers_total", "part" => "search-index").increment(0);
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = false;
@@ -28,7 +31,8 @@ pub(crate) async fn keep_index(
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let trimmed = status.borrow().trimmed_unread;
         match look_after(index, rewinder, trimmed, &mut noted).await {
-            Ok(()) => {
+            Ok(is_whole) => {
+                whole.send_if_modified(|whole| std::mem::replace(whole, is_whole) != is_whole);
                 there.send_if_modified(|there| !std::mem::replace(there, true));
                 said = false;
             }
@@ -57,6 +61,8 @@ struct Noted {
     fell_back: bool,
     /// The stream was found not to hold what the index does.
     diverged: bool,
+    /// It was made anew, and shows less than before until it is filled up to here.
+    filling_to: Option<u64>,
     /// What was logged of mappings that are behind.
     mapping_behind: Vec<String>,
 }
@@ -66,9 +72,9 @@ async fn look_after(
     rewinder: &Rewinder,
     trimmed_unread: u64,
     noted: &mut Noted,
-) -> Result<(), anyhow::Error> {
+) -> Result<bool, anyhow::Error> {
     index.ensure().await?;
-    let Some((name, mut notes)) = index.named().await? else { return Ok(()) };
+    let Some((name, mut notes)) = index.named().await? else { return Ok(false) };
     let behind = index.add_fields(&name).await?;
     metrics::gauge!("search_index_mapping_behind").set(behind.len() as f64);
     if behind != noted.mapping_behind {
@@ -81,6 +87,7 @@ async fn look_after(
         *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
     }
     if !notes["filled_since"].is_u64() {
+        noted.filling_to = rewinder.acknowledged().await?.map(|is| is.sequence);
         // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
         let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
         let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
@@ -109,7 +116,7 @@ async fn look_after(
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
         || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
-    Ok(())
+    Ok(!incomplete && !noted.diverged && noted.filling_to.is_none())
 }
 
 /// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
@@ -123,6 +130,7 @@ async fn keep_floor(
 ) -> Result<(), anyhow::Error> {
     const NOTE_EVERY: Duration = Duration::from_secs(5);
     let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
+    noted.filling_to = noted.filling_to.filter(|end| is.sequence < *end);
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let stream = is.stream_created_at.to_rfc3339();

@@ -42,7 +42,7 @@ async fn behind(door: Door) -> Edge {
             release_header: true,
             door,
         },
-        upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), format!("http://{gone}")))),
+        upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")]))),
     };
     let (lifecycle, readiness) = (Lifecycle::default(), Readiness::default());
     let address = gateway::build(&config, &lifecycle, &readiness).await.unwrap();

@@ -101,6 +101,14 @@ impl Fleet {
         Self { config, lifecycle, nats, issuer, index, channel, rows: AtomicUsize::new(0), producer, http }
     }
 
+    /// What a search is answered without, as its trailer says.
+    pub async fn degraded(&self) -> Option<String> {
+        let mut request = tonic::Request::new(SearchTodosRequest::default());
+        request.metadata_mut().insert("authorization", self.issuer.bearer("acme", "ann").parse().unwrap());
+        let answer = SearchServiceClient::new(self.channel.clone()).search_todos(request).await.unwrap();
+        answer.metadata().get(service::DEGRADED).map(|part| part.to_str().unwrap().to_owned())
+    }
+
     /// Stops the projector; nothing more may happen.
     pub async fn stop(&self) {
         assert_eq!(self.lifecycle.shut_down().await, None);

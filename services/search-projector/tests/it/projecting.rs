@@ -189,6 +189,7 @@ async fn what_was_trimmed_before_it_was_read_is_noted_in_the_index_and_outlasts_
     assert_eq!(fleet.find("acme", "there").await, ["there"]);
     fleet.stop().await;
     fleet.start_again().await;
+    testkit::until("answers say so", || async { fleet.degraded().await == Some("search-index".to_owned()) }).await;
     fleet.created("acme", &todo("later")).await;
     fleet.drain().await;
     testkit::until("the floor goes on", || async { fleet.floor().await == Some(5) }).await;
@@ -375,6 +376,7 @@ async fn a_lost_index_is_filled_while_the_stream_of_replays_is_away() {
     fleet.nats.records().await.delete_stream("REPLAY").await.unwrap();
     fleet.lose_index().await;
     testkit::until("it is made anew and filled", || async { fleet.floor().await == Some(1) }).await;
+    testkit::until("answers are whole again", || async { fleet.degraded().await.is_none() }).await;
     fleet.created("acme", &todo("after")).await;
     testkit::until("the floor has moved", || async { fleet.floor().await == Some(2) }).await;
     assert_eq!(fleet.floor_of_replays().await, Some(0), "what was replayed is still to come again");

@@ -90,6 +90,11 @@ impl Fleet {
     /// Drains, and reads everything that the stream holds.
     pub async fn events(&self) -> Vec<Stored> {
         self.drain().await;
+        self.stored().await
+    }
+
+    /// Reads everything that the stream holds.
+    pub async fn stored(&self) -> Vec<Stored> {
         let stream = self.stream().await;
         let state = stream.get_info().await.unwrap().state;
         let mut events = Vec::new();

@@ -35,7 +35,11 @@ async fn announced(fleet: &Fleet) -> Vec<Stored> {
         sqlx::query_scalar(sql).fetch_one(&mut admin).await.unwrap()
     })
     .await;
-    fleet.events().await.into_iter().filter(|stored| matches!(stored.event, Event::BecameDue(_))).collect()
+    // Whichever process relays.
+    let rows = u64::try_from(fleet.count("outbox").await).unwrap();
+    let stream = fleet.stream().await;
+    until("all is stored", || async { stream.get_info().await.unwrap().state.messages >= rows }).await;
+    fleet.stored().await.into_iter().filter(|stored| matches!(stored.event, Event::BecameDue(_))).collect()
 }
 
 async fn titles(fleet: &Fleet) -> Vec<String> {

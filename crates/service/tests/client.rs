@@ -1,0 +1,292 @@
+//! Calls between processes, to replicas that answer, are gone, break off or say nothing.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use authz::Verifier;
+use axum::Router;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use proto::search::SearchTodosRequest;
+use proto::search::search_service_client::SearchServiceClient;
+use service::client::{ReadsOnly, Upstream};
+use service::config::{Common, Door};
+use service::server::{Bounds, serve};
+use service::{DEGRADED, Lifecycle, notes};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tower::Service;
+
+/// What is called; stops when it is dropped.
+struct World {
+    lifecycle: Lifecycle,
+    /// How many calls, or connections that break off, came.
+    came: Arc<AtomicUsize>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.lifecycle.stopping().cancel();
+    }
+}
+
+/// An answer without a message's fields.
+fn empty_answer() -> Response<Body> {
+    let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+    let body = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async move { Some(Ok(trailers)) });
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+impl World {
+    fn new() -> Self {
+        Self { lifecycle: Lifecycle::default(), came: Arc::default() }
+    }
+
+    fn came(&self) -> usize {
+        self.came.load(Ordering::SeqCst)
+    }
+
+    /// One that answers each call by this.
+    async fn replica(
+        &self,
+        answer: impl Fn(HeaderMap) -> BoxFuture<'static, Response<Body>> + Clone + Send + Sync + 'static,
+    ) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, came) = (listener.local_addr().unwrap(), Arc::clone(&self.came));
+        let router = Router::new().fallback(move |request: axum::extract::Request| {
+            came.fetch_add(1, Ordering::SeqCst);
+            answer(request.headers().clone())
+        });
+        let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true };
+        self.lifecycle.spawn("replica", serve(listener, router, bounds, self.lifecycle.stopping()));
+        address
+    }
+
+    async fn live(&self) -> SocketAddr {
+        self.replica(|_| async { empty_answer() }.boxed()).await
+    }
+
+    async fn silent(&self) -> SocketAddr {
+        self.replica(|_| std::future::pending().boxed()).await
+    }
+
+    /// One that takes a connection, reads of it, and breaks off.
+    async fn breaking_off(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, came, stop) = (listener.local_addr().unwrap(), Arc::clone(&self.came), self.lifecycle.stopping());
+        self.lifecycle.spawn("breaks off", async move {
+            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                came.fetch_add(1, Ordering::SeqCst);
+                accepted.unwrap().0.read_exact(&mut [0; 64]).await.ok();
+            }
+            Ok::<_, Infallible>(())
+        });
+        address
+    }
+
+    fn upstream(&self, addresses: &[SocketAddr]) -> Client {
+        let addresses: Vec<_> = addresses.iter().map(|address| format!("http://{address}")).collect();
+        SearchServiceClient::new(Upstream::new(&self.lifecycle, "searches", &addresses).unwrap())
+    }
+}
+
+type Client = SearchServiceClient<Upstream>;
+
+/// Nobody listens there any more.
+fn gone() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn request(within: Duration) -> tonic::Request<SearchTodosRequest> {
+    let mut request = tonic::Request::new(SearchTodosRequest::default());
+    request.set_timeout(within);
+    request
+}
+
+fn reading(within: Duration) -> tonic::Request<SearchTodosRequest> {
+    let mut request = request(within);
+    request.extensions_mut().insert(ReadsOnly);
+    request
+}
+
+async fn send(client: &Client, request: tonic::Request<SearchTodosRequest>) -> Result<(), Status> {
+    client.clone().search_todos(request).await.map(drop)
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_replica_that_is_gone_is_left_out_and_no_call_fails() {
+    let world = World::new();
+    let client = world.upstream(&[gone(), world.live().await, gone()]);
+    for call in 0..300 {
+        send(&client, request(LONG)).await.unwrap_or_else(|status| panic!("call {call}: {status}"));
+    }
+    assert_eq!(world.came(), 300);
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_is_sent_again_only_where_that_does_no_harm() {
+    let world = World::new();
+    let client = world.upstream(&[world.breaking_off().await]);
+    let lost = send(&client, request(LONG)).await.unwrap_err();
+    assert_eq!((lost.code(), world.came()), (Code::Unavailable, 1));
+    // With a key it happens once, however often it is sent; what only reads may be sent again. The breaker lets no more than four through.
+    let world = World::new();
+    let client = world.upstream(&[world.breaking_off().await]);
+    let mut keyed = request(LONG);
+    keyed.metadata_mut().insert("idempotency-key", "k".parse().unwrap());
+    assert_eq!(send(&client, keyed).await.unwrap_err().code(), Code::Unavailable);
+    assert!((2..=4).contains(&world.came()), "{}", world.came());
+    let world = World::new();
+    let client = world.upstream(&[world.breaking_off().await, world.live().await]);
+    for _ in 0..100 {
+        send(&client, reading(LONG)).await.unwrap();
+    }
+    assert!(world.came() < 120, "what breaks off is left out: {}", world.came());
+}
+
+#[tokio::test]
+async fn a_replica_that_says_nothing_leaves_time_for_another() {
+    let world = World::new();
+    let client = world.upstream(&[world.silent().await, world.live().await]);
+    for _ in 0..4 {
+        send(&client, reading(Duration::from_millis(600))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_call_ends_at_its_deadline_and_says_so() {
+    let world = World::new();
+    let client = world.upstream(&[world.silent().await]);
+    for request in [request(Duration::from_millis(50)), reading(Duration::from_millis(50))] {
+        let late = send(&client, request).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    }
+    // Callers that give no time do not have others find the replica left out.
+    for _ in 0..10 {
+        send(&client, reading(Duration::from_millis(1))).await.unwrap_err();
+    }
+    let late = send(&client, reading(Duration::from_millis(50))).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "it was asked");
+}
+
+#[tokio::test]
+async fn repeats_are_a_share_of_all_calls() {
+    let world = World::new();
+    let client = world.upstream(&[world.silent().await, world.silent().await]);
+    let late = join_all((0..400).map(|_| send(&client, reading(Duration::from_millis(900))))).await;
+    assert!(late.iter().all(Result::is_err));
+    // A hundred in reserve, and a fifth of all.
+    assert!((420..=400 + 100 + 80 + 20).contains(&world.came()), "{}", world.came());
+}
+
+#[tokio::test]
+async fn a_replica_that_is_back_is_used_again() {
+    let world = World::new();
+    let address = gone();
+    let client = world.upstream(&[address]);
+    let away = send(&client, request(LONG)).await.unwrap_err();
+    assert_eq!(away.code(), Code::Unavailable);
+    assert!(!away.message().contains("127.0.0.1"), "no internals: {away}");
+    let listener = TcpListener::bind(address).await.unwrap();
+    let bounds = Bounds { connections: 10, streams: 10, http2_only: true };
+    let router = Router::new().fallback(|| async { empty_answer() });
+    world.lifecycle.spawn("back", serve(listener, router, bounds, world.lifecycle.stopping()));
+    testkit::until("it answers", || async { send(&client, request(LONG)).await.is_ok() }).await;
+}
+
+#[tokio::test]
+async fn a_host_with_a_name_is_looked_up() {
+    let world = World::new();
+    let port = world.live().await.port();
+    let upstream = Upstream::new(&world.lifecycle, "searches", &[format!("http://localhost:{port}")]).unwrap();
+    let client = SearchServiceClient::new(upstream);
+    testkit::until("it is found", || async { send(&client, reading(LONG)).await.is_ok() }).await;
+    for wrong in ["localhost:1", "https://localhost:1", "http://localhost", ""] {
+        assert!(Upstream::new(&world.lifecycle, "searches", &[wrong.to_owned()]).is_err(), "{wrong:?}");
+    }
+}
+
+/// A service that is degraded, and calls another one for each call.
+#[derive(Clone)]
+struct Calling(Upstream);
+
+impl NamedService for Calling {
+    const NAME: &'static str = "flotilla.search.v1.SearchService";
+}
+
+impl Service<Request<Body>> for Calling {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        let mut other = SearchServiceClient::new(self.0.clone());
+        async move {
+            notes::degraded("search-index");
+            Ok(other
+                .search_todos(SearchTodosRequest::default())
+                .await
+                .map_or_else(Status::into_http, |_| empty_answer()))
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
+    let world = World::new();
+    let issuer = testkit::TestIssuer::new();
+    let bearer = issuer.bearer("acme", "ann");
+    let wanted = bearer.clone();
+    let behind = world
+        .replica(move |headers| {
+            let authorized = headers.get("authorization").is_some_and(|value| value.to_str().unwrap() == wanted);
+            let bounded = headers.contains_key("grpc-timeout");
+            async move {
+                if authorized && bounded { empty_answer() } else { Status::unauthenticated("nobody").into_http() }
+            }
+            .boxed()
+        })
+        .await;
+    let common = Common {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ops_listen: "127.0.0.1:0".parse().unwrap(),
+        jwks: issuer.jwks(),
+        issuer: devstack::issuer::ISSUER.to_owned(),
+        audience: devstack::issuer::AUDIENCE.to_owned(),
+        release: "test".to_owned(),
+        release_header: false,
+        door: Door::wide(),
+    };
+    let verifier = Arc::new(Verifier::new(common.jwks.clone(), &common.issuer, &common.audience).unwrap());
+    let upstream = Upstream::new(&world.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
+    let address =
+        service::grpc::serve(&world.lifecycle, &common, verifier, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
+    let mut client = world.upstream(&[address]);
+    let mut request = reading(LONG);
+    request.metadata_mut().insert("authorization", bearer.parse().unwrap());
+    let answer = client.search_todos(request).await.unwrap();
+    assert_eq!(answer.metadata().get(DEGRADED).unwrap(), "search-index");
+    assert_eq!(world.came(), 1);
+    assert_eq!(send(&client, reading(LONG)).await.unwrap_err().code(), Code::Unauthenticated);
+}
