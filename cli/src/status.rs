@@ -266,6 +266,14 @@ fn degraded(
                 "{service} has handled what its stream does not hold (docs/runbooks/consumers.md#diverged)"
             ));
         }
+        let late =
+            metrics.lines().filter(|line| line.starts_with("due_work_late_seconds") && !line.contains("-purge\""));
+        let seconds = late.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).fold(0.0, f64::max);
+        if seconds > 300.0 {
+            degraded.push(format!(
+                "what {service} does when its time comes is {seconds:.0} s late (docs/runbooks/service.md#due-work)"
+            ));
+        }
     }
     let projector = metrics.get("search-projector").map_or("", String::as_str);
     let raised = |name: &str| gauge(projector, name).filter(|value| *value > 0.0);

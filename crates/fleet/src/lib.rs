@@ -28,9 +28,12 @@ pub const TODO_RECURRENCE: &str = "todo-recurrence";
 /// The login and the durable consumers that keep dead letters.
 pub const OPERATIONS: &str = "operations";
 
-/// Tables of a service's database that belong to no tenant, and which its own role reaches: of what its handlers have done.
-/// All others it reaches are a tenant's, behind a policy. What only the relay or the owner reaches is not named.
-pub const TABLES_OF_NO_TENANT: [(&str, &[&str]); 1] = [(todo::SERVICE, &["inbox", "inbox_dead", "inbox_lease"])];
+/// Tables of a service's database that belong to no tenant and that its own role reaches: what its handlers have done, and what
+/// operators work on. All others that it reaches are a tenant's, behind a policy. What only the relay or the owner reaches is not named.
+pub const TABLES_OF_NO_TENANT: [(&str, &[&str]); 2] = [
+    (OPERATIONS, &["audit", "audit_told", "death", "job", "job_item", "kept", "letter"]),
+    (todo::SERVICE, &["inbox", "inbox_dead", "inbox_lease"]),
+];
 
 /// For how long a stream keeps an event, unless a deployment says otherwise.
 pub const STREAM_DAYS: u64 = 30;

@@ -74,7 +74,6 @@ impl Db {
     #[tracing::instrument(target = "service::trace", name = "begin operator", skip(self), err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     pub async fn begin_operator(&self, reason: &'static str) -> Result<OperatorTx, sqlx::Error> {
-        // The setting is of the session's last transaction, or empty.
         Ok(OperatorTx(self.connections.begin(self.operator.to_string()).await?))
     }
 
@@ -160,7 +159,8 @@ impl TenantTx {
         A::from_message(message).map(Some)
     }
 
-    /// Ends a transaction that has only read. Dropped instead, it costs its connection a question of the pool's.
+    /// Ends a transaction without an event or an answer to keep: one that has read, or done what nobody is told of. Dropped instead, it
+    /// costs its connection a question of the pool's, and its changes are gone.
     ///
     /// # Errors
     /// The database does not answer, or the call has a key or an event that would be lost.

@@ -6,7 +6,7 @@
 //! it takes the claimed row out of its table in the transaction that does the work. Whoever dies in the middle leaves the row,
 //! and it is claimed again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use authz::Caller;
 use contracts::{TenantId, UserId};
@@ -21,18 +21,18 @@ use crate::{Code, Db, Failure, clock};
 
 /// How often to ask what is due.
 const EVERY: Duration = Duration::from_secs(1);
-/// How much to claim at once: little enough to be done within a claim's minute.
-const AT_MOST: i32 = 200;
+/// How much to claim at once: little enough to be done within a claim's minute, and to be left for one by a process that stops.
+const AT_MOST: i32 = 50;
 
 /// One kind of work.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
     /// Its name in metrics and logs.
     pub name: &'static str,
-    /// Claims what is due and returns (tenant, id). `$1`: how many seconds after its time it is due. `$2`: the tenant to go on
-    /// behind when there is more than `$3`, the most to claim.
+    /// Claims up to `$3` of what is due, and returns (tenant, id); in the last row the tenant to go on behind, without an id. `$1`: how many
+    /// seconds after its time it is due. `$2`: the tenant to go on behind when there is more.
     pub claim: &'static str,
-    /// How many seconds ago the oldest that is not claimed was due. `$1` as above.
+    /// For how many seconds the oldest that is not claimed might have been. `$1` as above.
     pub late: &'static str,
     /// How long after its time it is due.
     pub after: Duration,
@@ -50,10 +50,16 @@ impl Work {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Each turn goes on behind the tenant at which the last one ended.
         let mut behind = String::new();
+        let mut went_well = Instant::now();
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            if let Err(error) = self.until_none_is_due(db, service, stop, &mut behind, &act).await {
-                self.count("failed", 1);
-                tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
+            match self.until_none_is_due(db, service, stop, &mut behind, &act).await {
+                Ok(()) => went_well = Instant::now(),
+                Err(error) => {
+                    self.count("failed", 1);
+                    // How late it is cannot be asked.
+                    self.is_late(went_well.elapsed().as_secs_f64());
+                    tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
+                }
             }
         }
     }
@@ -70,26 +76,30 @@ impl Work {
         A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
     {
         loop {
+            let was_behind = behind.clone();
             let claimed = self.claim(db, behind).await?;
-            let full = i32::try_from(claimed.len()).is_ok_and(|claimed| claimed >= AT_MOST);
-            if claimed.is_empty() && behind.is_empty() {
-                return Ok(());
-            }
-            let last = claimed.iter().map(|(tenant, _)| tenant).max();
-            *behind = last.filter(|_| full).cloned().unwrap_or_default();
+            let mut any = false;
             for (tenant, id) in claimed {
+                let Some(id) = id else {
+                    *behind = tenant;
+                    continue;
+                };
                 if stop.is_cancelled() {
                     return Ok(());
                 }
+                any = true;
                 self.act(service, &tenant, id, act).await?;
+            }
+            if !any && behind.is_empty() && was_behind.is_empty() {
+                return Ok(());
             }
         }
     }
 
-    async fn claim(&self, db: &Db, behind: &str) -> Result<Vec<(String, Uuid)>, sqlx::Error> {
+    async fn claim(&self, db: &Db, behind: &str) -> Result<Vec<(String, Option<Uuid>)>, sqlx::Error> {
         let mut tx = db.begin_operator(self.name).await?;
         let late: f64 = sqlx::query_scalar(self.late).bind(self.after.as_secs_f64()).fetch_one(&mut *tx).await?;
-        gauge!("due_work_late_seconds", "work" => self.name).set(late);
+        self.is_late(late);
         let claimed = sqlx::query_as(self.claim)
             .bind(self.after.as_secs_f64())
             .bind(behind)
@@ -106,17 +116,24 @@ impl Work {
     where
         A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
     {
-        let tenant: TenantId = tenant.parse().map_err(|error| Failure::internal(anyhow::anyhow!("{error}")))?;
-        match act(Call::of_schedule(tenant.clone(), service.clone()), id).await {
+        let outcome = match tenant.parse::<TenantId>() {
+            Ok(tenant) => act(Call::of_schedule(tenant, service.clone()), id).await,
+            Err(error) => Err(Failure::internal(anyhow::anyhow!("{error}"))),
+        };
+        match outcome {
             Ok(()) => self.count("done", 1),
             Err(failure) if failure.code == Code::Unavailable => return Err(failure),
             Err(failure) => {
                 self.count("failed", 1);
                 let why = failure.source.as_ref().map(|source| format!("{source:#}"));
-                tracing::warn!(work = self.name, %tenant, %id, %failure, why, "not done; it is tried again in a minute");
+                tracing::warn!(work = self.name, tenant, %id, %failure, why, "not done; it is tried again in a minute");
             }
         }
         Ok(())
+    }
+
+    fn is_late(&self, seconds: f64) {
+        gauge!("due_work_late_seconds", "work" => self.name).set(seconds);
     }
 
     fn count(&self, outcome: &'static str, by: u64) {

@@ -221,6 +221,12 @@ const TOO_MUCH: &str = "
         unnest(array['lo_creat(integer)', 'lo_create(oid)', 'lo_from_bytea(oid, bytea)']) lo
         where current_database() <> 'postgres' and has_function_privilege(login.oid, lo, 'EXECUTE')
     union all
+    select o.rolname || ' logs in, bypasses or owns' from pg_roles o where o.rolname ~ '_operator$'
+        and (o.rolcanlogin or o.rolbypassrls or o.rolsuper or exists (select from pg_class where relowner = o.oid))
+    union all
+    select m.rolname || ' has the rights of ' || o.rolname || ' without taking it on' from pg_roles o
+        join pg_auth_members on roleid = o.oid join pg_roles m on m.oid = member where o.rolname ~ '_operator$' and m.rolinherit
+    union all
     select proname || ' runs as its owner and looks for a caller''s temporary tables first' from pg_proc, own
         where prosecdef and pronamespace = own.oid
         and not exists (select from unnest(proconfig) setting where setting ~ '^search_path=.*, pg_temp$')";
@@ -241,6 +247,18 @@ fn no_login_of_a_database_may_do_what_it_need_not() {
             let mut connection = PgConnection::connect(&format!("{server}/{database}")).await.unwrap();
             let wrong: Vec<String> = sqlx::query_scalar(TOO_MUCH).fetch_all(&mut connection).await.unwrap();
             assert_eq!(wrong, [""; 0], "in {database}");
+            let Some((_, listed)) = fleet::TABLES_OF_NO_TENANT.iter().find(|(service, _)| *service == database) else {
+                continue;
+            };
+            let open: Vec<String> = sqlx::query_scalar(
+                "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') \
+                 and not relispartition and not relforcerowsecurity \
+                 and has_table_privilege(current_database() || '_app', oid, 'select, insert, update, delete') order by relname",
+            )
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+            assert_eq!(open, *listed, "in {database}: a tenant's table has a policy, and any other is listed");
         }
     });
 }

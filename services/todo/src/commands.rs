@@ -205,7 +205,7 @@ pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error>
     Ok(())
 }
 
-/// Removes what is left of a todo that was deleted more than `after` ago. No event says so: the todo has long been gone for all.
+/// Removes what a todo held that was deleted more than `after` ago. No event says so: the todo has long been gone for all.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.

@@ -96,7 +96,7 @@ pub struct ConfigArgs {
     /// How long the outbox keeps its rows, in days; at least as long as the stream keeps events.
     #[arg(long, env = "FLOTILLA_OUTBOX_DAYS", default_value = "31")]
     outbox_days: String,
-    /// How long the row of a deleted todo stays, in days; at least as long as the stream keeps events.
+    /// After how many days what a deleted todo held is removed; not before the stream has forgotten its events.
     #[arg(long, env = "FLOTILLA_DELETED_DAYS", default_value = "31")]
     deleted_days: String,
 }
@@ -124,7 +124,7 @@ pub struct Config {
     pub stream_replicas: usize,
     /// How many days the outbox keeps its rows.
     pub outbox_days: i32,
-    /// How long the row of a deleted todo stays.
+    /// After how long what a deleted todo held is removed.
     pub keep_deleted: Duration,
 }
 

@@ -38,7 +38,7 @@ pub const REOPEN: Permission =
 /// Announces that a todo's due time has come: nobody but the service, when it has.
 pub const BECOME_DUE: Permission =
     Permission { action: "todo.become_due", scope: WRITE, roles: &[], services: &[crate::NAME] };
-/// Removes the row of a todo that was deleted long ago.
+/// Removes what a todo held that was deleted long ago.
 pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[crate::NAME] };
 
 /// The row of each RPC, by its name.

@@ -8,23 +8,14 @@ use futures::future::BoxFuture;
 use service::{Call, Failure, Lifecycle, Work};
 
 use crate::commands::{self, App};
+use crate::store;
 
 /// The due time of a todo has come.
-const DUE: Work = Work {
-    name: "todo-due",
-    claim: "select of_tenant, id from todo_timer_claim('DUE', $1, $2, $3)",
-    late: "select todo_timer_late('DUE', $1)",
-    after: Duration::ZERO,
-};
+const DUE: Work = Work { name: "todo-due", claim: store::CLAIM_DUE, late: store::DUE_LATE, after: Duration::ZERO };
 
-/// The row of a todo that was deleted so long ago is to go.
+/// What a todo held that was deleted so long ago is to go.
 const fn purge(after: Duration) -> Work {
-    Work {
-        name: "todo-purge",
-        claim: "select of_tenant, id from todo_timer_claim('PURGE', $1, $2, $3)",
-        late: "select todo_timer_late('PURGE', $1)",
-        after,
-    }
+    Work { name: "todo-purge", claim: store::CLAIM_PURGE, late: store::PURGE_LATE, after }
 }
 
 /// Does all of it until the service stops.

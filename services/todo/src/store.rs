@@ -19,6 +19,12 @@ use crate::todo::{Filter, State, Status, Todo};
 /// The constraint by which each occurrence of a series is one todo.
 pub const OCCURRENCE_ONCE: &str = "todo_occurrence_once";
 
+/// The questions to all tenants of [`service::Work`]: which due times have come, and what was deleted so long ago.
+pub const CLAIM_DUE: &str = "select of_tenant, id from todo_timer_claim('DUE', $1, $2, $3)";
+pub const DUE_LATE: &str = "select todo_timer_late('DUE', $1)";
+pub const CLAIM_PURGE: &str = "select of_tenant, id from todo_timer_claim('PURGE', $1, $2, $3)";
+pub const PURGE_LATE: &str = "select todo_timer_late('PURGE', $1)";
+
 /// What [`Row`] reads, of `todo t`.
 const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.recurrence_rule, \
     t.recurrence_zone, t.recurrence_basis, t.recurrence_wall_time, t.series_id, t.occurrence, t.create_time, t.update_time, \
@@ -363,19 +369,28 @@ pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, Store
     Ok(taken.rows_affected() == 1)
 }
 
-/// Removes the row of a todo that was deleted more than `after` ago, and its timer.
+/// Empties the row of a todo that was deleted more than `after` ago, and takes its timer. The row stays, as a tombstone: that there was
+/// such a todo, up to which version, and when it was deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
-    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "DELETE", db.collection.name = "todo"))]
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
 pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Duration) -> Result<(), StoreError> {
     let tenant = tx.tenant();
     sqlx::query(
         r"
-        with gone as (
-            delete from todo
-            where tenant = $1 and id = $2 and delete_time <= clock_timestamp() - make_interval(secs => $3)
-            returning id
-        )
-        delete from todo_timer using gone where tenant = $1 and kind = 'PURGE' and todo_id = gone.id",
+        update todo
+        set title = '(deleted)', notes = '', due_time = null, labels = '{}', assignee = null, created_by = '(deleted)',
+            recurrence_rule = null, recurrence_zone = null, recurrence_basis = null, recurrence_wall_time = null
+        where tenant = $1 and id = $2 and delete_time <= clock_timestamp() - make_interval(secs => $3)",
+    )
+    .bind(tenant.as_str())
+    .bind(id.uuid())
+    .bind(after.as_secs_f64())
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        r"
+        delete from todo_timer
+        where tenant = $1 and kind = 'PURGE' and todo_id = $2 and time <= clock_timestamp() - make_interval(secs => $3)",
     )
     .bind(tenant.as_str())
     .bind(id.uuid())

@@ -155,7 +155,7 @@ events! {
     /// A completed todo was opened again.
     ReopenedV1 = "todo.reopened.v1";
     /// The due time of an open todo has come: once for each time that it comes, and again for one that was opened again or given a
-    /// time that has passed. Where something kept the service from saying so in time, it is said late; what happened to the todo
+    /// time that has passed. What was overdue before the service could say so is not announced. Where something kept the service from saying so in time, it is said late; what happened to the todo
     /// before that comes first.
     BecameDueV1 = "todo.became_due.v1";
     /// A todo was deleted; the state is its last.
