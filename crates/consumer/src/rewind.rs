@@ -28,6 +28,8 @@ pub struct Acknowledged {
     pub stream_created_at: DateTime<Utc>,
     /// Up to this sequence.
     pub sequence: u64,
+    /// The last one that the stream has.
+    pub last: u64,
     /// And what was replayed, up to this sequence of the stream of replays; none while that stream is away.
     pub replays: Option<u64>,
 }
@@ -45,6 +47,7 @@ impl Rewinder {
                 Ok(Some(Acknowledged {
                     stream_created_at: settle::micros(stream.cached_info().created),
                     sequence: info.ack_floor.stream_sequence,
+                    last: stream.cached_info().state.last_sequence,
                     replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
                 }))
             }

@@ -175,8 +175,7 @@ impl Postgres {
         }
         execute(&mut connection, format!("alter role {service}_app noinherit")).await?;
         execute(&mut connection, format!("grant {operator} to {service}_app")).await?;
-        for setting in
-            ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '10s'"]
+        for setting in ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '5s'"]
         {
             execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;
         }

@@ -6,9 +6,11 @@ use crate::retry::Delays;
 
 /// So many failures in a row open it.
 const FAILURES: u32 = 3;
-/// How long it stays open, the first time and at most.
+/// How long it stays open, the first time and at most, each by half more or less.
 const FIRST: Duration = Duration::from_millis(250);
-const MOST: Duration = Duration::from_secs(2);
+const MOST: Duration = Duration::from_secs(1);
+/// A probe that has no outcome within this is no reason to wait for it.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// Closed: calls go to the replica. Open: none does. Half open: one does, to see how it is.
 #[derive(Debug)]
@@ -16,17 +18,34 @@ pub(crate) struct Breaker {
     state: State,
     failures: u32,
     delays: Delays,
+    probes: u64,
 }
 
 /// As it is told in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Closed,
-    /// Until its probe has an outcome.
-    HalfOpen,
+    HalfOpen {
+        /// Then another probe may go.
+        until: Instant,
+        probe: u64,
+    },
     Open {
         until: Instant,
     },
+}
+
+/// A call that was let through: its outcome must be told with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    /// Which probe it is, if it is one.
+    probe: Option<u64>,
+}
+
+impl Ticket {
+    pub(crate) const fn is_probe(self) -> bool {
+        self.probe.is_some()
+    }
 }
 
 impl State {
@@ -34,7 +53,7 @@ impl State {
     pub(crate) const fn gauge(self) -> f64 {
         match self {
             Self::Closed => 0.0,
-            Self::HalfOpen => 1.0,
+            Self::HalfOpen { .. } => 1.0,
             Self::Open { .. } => 2.0,
         }
     }
@@ -42,7 +61,7 @@ impl State {
 
 impl Breaker {
     pub(crate) fn new() -> Self {
-        Self { state: State::Closed, failures: 0, delays: Delays::new(FIRST, MOST) }
+        Self { state: State::Closed, failures: 0, delays: Delays::new(FIRST, MOST), probes: 0 }
     }
 
     pub(crate) const fn state(&self) -> State {
@@ -53,38 +72,49 @@ impl Breaker {
     pub(crate) fn would_admit(&self, now: Instant) -> bool {
         match self.state {
             State::Closed => true,
-            State::HalfOpen => false,
-            State::Open { until } => now >= until,
+            State::HalfOpen { until, .. } | State::Open { until } => now >= until,
         }
     }
 
-    /// Lets a call through if it may: then its outcome must be told.
-    pub(crate) fn admit(&mut self, now: Instant) -> bool {
-        let admits = self.would_admit(now);
-        if admits && self.state != State::Closed {
-            self.state = State::HalfOpen;
+    /// Lets a call through, if it may.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<Ticket> {
+        if !self.would_admit(now) {
+            return None;
         }
-        admits
+        if self.state == State::Closed {
+            return Some(Ticket { probe: None });
+        }
+        self.probes += 1;
+        self.state = State::HalfOpen { until: now + PROBE, probe: self.probes };
+        Some(Ticket { probe: Some(self.probes) })
     }
 
-    /// A call was answered, whatever the answer.
+    /// A call was answered, whatever the answer: the replica lives.
     pub(crate) fn answered(&mut self) {
-        *self = Self::new();
+        *self = Self { probes: self.probes, ..Self::new() };
     }
 
     /// A call was not answered. `away`: nobody listens there, which needs no second proof.
-    pub(crate) fn failed(&mut self, now: Instant, away: bool) {
-        self.failures = self.failures.saturating_add(1);
-        // What was let through before it opened says nothing new.
-        let proven = away || self.failures >= FAILURES || self.state == State::HalfOpen;
-        if proven && !matches!(self.state, State::Open { until } if until > now) {
+    pub(crate) fn failed(&mut self, ticket: Ticket, now: Instant, away: bool) {
+        let opens = match self.state {
+            State::Closed => {
+                self.failures += 1;
+                away || self.failures >= FAILURES
+            }
+            State::HalfOpen { probe, .. } => ticket.probe == Some(probe),
+            // What was let through before says nothing new.
+            State::Open { .. } => false,
+        };
+        if opens {
             self.state = State::Open { until: now + self.delays.next_delay() };
         }
     }
 
-    /// A call was given up by whoever waited for it: that says nothing. Another one may probe.
-    pub(crate) fn abandoned(&mut self, now: Instant) {
-        if self.state == State::HalfOpen {
+    /// A call was given up by whoever waited for it: that says nothing, and another one may probe.
+    pub(crate) fn abandoned(&mut self, ticket: Ticket, now: Instant) {
+        if let State::HalfOpen { probe, .. } = self.state
+            && ticket.probe == Some(probe)
+        {
             self.state = State::Open { until: now };
         }
     }
@@ -98,54 +128,75 @@ mod tests {
     #[test]
     fn it_opens_after_failures_in_a_row_and_closes_by_its_probe() {
         let (mut breaker, start) = (Breaker::new(), Instant::now());
-        breaker.failed(start, false);
-        breaker.failed(start, false);
+        let ticket = breaker.admit(start).unwrap();
+        breaker.failed(ticket, start, false);
+        breaker.failed(ticket, start, false);
         breaker.answered();
         for _ in 0..2 {
-            breaker.failed(start, false);
-            assert!(breaker.admit(start), "not in a row");
+            breaker.failed(ticket, start, false);
+            assert!(breaker.admit(start).is_some(), "not in a row");
         }
-        breaker.failed(start, false);
-        assert!(!breaker.admit(start));
+        breaker.failed(ticket, start, false);
+        assert_eq!(breaker.admit(start), None);
         let later = start + MOST;
-        assert!(breaker.admit(later), "the probe");
-        assert!(!breaker.admit(later), "one at a time");
-        breaker.abandoned(later);
-        assert!(breaker.admit(later), "another one");
+        let probe = breaker.admit(later).unwrap();
+        assert_eq!(breaker.admit(later), None, "one at a time");
+        breaker.failed(ticket, later, false);
+        breaker.abandoned(ticket, later);
+        assert_eq!(breaker.admit(later), None, "an older call is no probe");
+        breaker.abandoned(probe, later);
+        let second = breaker.admit(later).unwrap();
+        assert!(breaker.admit(later + PROBE).is_some(), "a probe that hangs");
+        breaker.failed(second, later + PROBE, true);
+        assert!(matches!(breaker.state(), State::HalfOpen { .. }), "it was given up");
         breaker.answered();
         assert_eq!(breaker.state(), State::Closed);
-        breaker.failed(later, true);
-        assert!(!breaker.admit(later), "nobody listens");
+        breaker.failed(ticket, later, true);
+        assert_eq!(breaker.admit(later), None, "nobody listens");
     }
 
     proptest! {
-        /// Whatever happens, a replica that answers is used again, and one that does not is asked no more often than once in each
-        /// time that it is left out.
+        /// Calls come, take their time and end in any order. A replica that is left out is asked by one call in each time; one that
+        /// answers is used again.
         #[test]
         fn whatever_happens_it_never_stays_shut_and_never_lets_a_crowd_through(
-            steps in prop::collection::vec((0_u8..4, 0_u64..3_000, any::<bool>()), 1..200)
+            steps in prop::collection::vec((0_u8..4, any::<prop::sample::Index>(), 0_u64..1_500, any::<bool>()), 1..300)
         ) {
             let (mut breaker, mut now) = (Breaker::new(), Instant::now());
-            let mut probing = false;
-            for (step, passed, away) in steps {
+            let (mut at_work, mut last_probe): (Vec<Ticket>, Option<Instant>) = (Vec::new(), None);
+            for (step, which, passed, away) in steps {
                 now += Duration::from_millis(passed);
-                match step {
-                    0 => {
-                        let was = breaker.state();
-                        let admitted = breaker.admit(now);
-                        prop_assert!(!(probing && admitted && was != State::Closed), "a second probe");
-                        probing = breaker.state() == State::HalfOpen;
+                if step == 0 {
+                    let was = breaker.state();
+                    if let Some(ticket) = breaker.admit(now) {
+                        if was == State::Closed {
+                            prop_assert_eq!(ticket.probe, None);
+                        } else {
+                            let hangs = last_probe.is_none_or(|last| now >= last + PROBE);
+                            let over = matches!(was, State::Open { .. });
+                            prop_assert!(hangs || over, "a second probe");
+                            last_probe = Some(now);
+                        }
+                        at_work.push(ticket);
                     }
-                    1 => { breaker.answered(); probing = false; }
-                    2 => { breaker.failed(now, away); probing = breaker.state() == State::HalfOpen; }
-                    _ => { breaker.abandoned(now); probing = false; }
+                } else if !at_work.is_empty() {
+                    let ticket = at_work.swap_remove(which.index(at_work.len()));
+                    let was = breaker.state();
+                    match step {
+                        1 => breaker.answered(),
+                        2 => breaker.failed(ticket, now, away),
+                        _ => breaker.abandoned(ticket, now),
+                    }
+                    let ended = matches!(was, State::HalfOpen { probe, .. } if ticket.probe == Some(probe));
+                    prop_assert!(ended || step == 1 || was == State::Closed || was == breaker.state(), "another's outcome");
                 }
-                if let State::Open { until } = breaker.state() {
-                    prop_assert!(until <= now + MOST * 2, "open for {:?}", until - now);
+                if let State::Open { until } | State::HalfOpen { until, .. } = breaker.state() {
+                    prop_assert!(until <= now + MOST * 2, "shut for {:?}", until - now);
                 }
             }
-            breaker.abandoned(now);
-            prop_assert!(breaker.admit(now + MOST * 2));
+            prop_assert!(breaker.admit(now + MOST * 2).is_some());
+            breaker.answered();
+            prop_assert_eq!(breaker.state(), State::Closed);
         }
     }
 }

@@ -25,18 +25,23 @@ use tower::Service;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::Instrument as _;
 
-use crate::breaker::{Breaker, State};
+use crate::breaker::{Breaker, State, Ticket};
 use crate::retry::Delays;
 use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Not to be answered within less is no sign of a replica that is away.
-const TIME_ENOUGH: Duration = Duration::from_secs(1);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// A replica that says nothing for so long while calls are at work is asked whether it lives, and has as long to say so.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
+const PATIENCE: Duration = Duration::from_secs(2);
+const ASK_EVERY: Duration = Duration::from_millis(25);
+/// How much of a call's time a probe may cost it while another replica is known to live.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// The largest answer.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
-/// How often a call is sent at most, unless an attempt that was lost is waited out.
+/// How often a call is sent at most, unless the key of an attempt that was lost is waited for.
 const ATTEMPTS: usize = 4;
 /// The pauses between, where there is no other replica to turn to at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -77,18 +82,22 @@ struct Replica {
     breaker: Mutex<Breaker>,
 }
 
-/// What came of one attempt.
-enum Attempt {
-    Answered(Response<Body>),
+/// Why, for the log, where the time of an attempt is over.
+const LATE: &str = "it was not answered in its time";
+
+/// Why an attempt has no answer.
+enum Unanswered {
     /// Nothing was sent: it may always be sent again.
     NotSent(String),
     /// It may have been done.
     Lost(String),
+    /// The same: its time is over. That says nothing of the replica.
+    Late,
 }
 
 impl Upstream {
-    /// The replicas at these addresses: `http://host:port`. A host that is a name is looked up now and then, and each address
-    /// behind it is a replica. Connections are made when they are needed.
+    /// The replicas at these addresses: `http://host:port`. A host that is a name is looked up every five seconds, and each address
+    /// behind it, of the family of the first, is a replica. Connections are made when they are needed.
     ///
     /// # Errors
     /// An address cannot be read.
@@ -103,15 +112,15 @@ impl Upstream {
         for outcome in ["answered", "not_sent", "lost", "repeated", "over_budget", "nobody"] {
             upstream.0.count(outcome, 0);
         }
-        let fixed: Option<Vec<SocketAddr>> = targets.iter().map(Target::address).collect();
-        if let Some(fixed) = fixed {
-            upstream.0.set(&fixed)?;
-        } else {
+        let mut known: Vec<Vec<SocketAddr>> =
+            targets.iter().map(|target| target.address().into_iter().collect()).collect();
+        upstream.0.set(&known.concat())?;
+        if known.iter().any(Vec::is_empty) {
             let (shared, stop) = (Arc::clone(&upstream.0), lifecycle.stopping());
             lifecycle.spawn("names of upstreams", async move {
                 let mut tick = tokio::time::interval(RESOLVE_EVERY);
                 while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                    shared.resolve(&targets).await;
+                    stop.run_until_cancelled(shared.resolve(&targets, &mut known)).await;
                 }
                 Ok::<_, anyhow::Error>(())
             });
@@ -141,19 +150,21 @@ impl Target {
 }
 
 impl Shared {
-    async fn resolve(&self, targets: &[Target]) {
-        let mut addresses = Vec::new();
-        for target in targets {
+    /// Looks the names up; of one that cannot be looked up what was `known` stays in use.
+    async fn resolve(&self, targets: &[Target], known: &mut [Vec<SocketAddr>]) {
+        for (target, known) in targets.iter().zip(known.iter_mut()).filter(|(target, _)| target.address().is_none()) {
             match tokio::net::lookup_host((target.host.as_str(), target.port)).await {
-                Ok(found) => addresses.extend(found),
-                // Those that are known stay in use.
+                Ok(found) => {
+                    let found: Vec<SocketAddr> = found.collect();
+                    let family = found.first().map(SocketAddr::is_ipv4);
+                    *known = found.into_iter().filter(|address| Some(address.is_ipv4()) == family).collect();
+                }
                 Err(error) => {
                     tracing::warn!(upstream = %self.name, host = target.host, %error, "the name cannot be looked up");
-                    return;
                 }
             }
         }
-        if let Err(error) = self.set(&addresses) {
+        if let Err(error) = self.set(&known.concat()) {
             tracing::warn!(upstream = %self.name, error = format!("{error:#}"), "an address cannot be used");
         }
     }
@@ -177,27 +188,43 @@ impl Shared {
         Ok(())
     }
 
-    /// A replica for the next attempt, with its breaker's leave: the one with the least at work, one that this call has not tried
-    /// rather than one it has.
-    fn admit(&self, tried: &[SocketAddr]) -> Option<Admitted> {
+    /// A replica for the next attempt, with its breaker's leave: one that this call has not tried rather than one it has, and of these
+    /// the one with the least at work. A call that may not be `repeated` is no probe where another replica is known to live.
+    fn admit(&self, tried: &[SocketAddr], repeatable: bool) -> Option<Admitted> {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (now, turn) = (Instant::now(), self.turn.fetch_add(1, Ordering::Relaxed));
-        let (count, tried) = (replicas.len(), |replica: &Replica| tried.contains(&replica.address));
-        let mut best: Option<&Arc<Replica>> = None;
-        for replica in replicas.iter().cycle().skip(turn % count.max(1)).take(count) {
-            let rank = |replica: &Replica| (tried(replica), replica.at_work.load(Ordering::Relaxed));
-            if replica.breaker().would_admit(now) && best.is_none_or(|best| rank(replica) < rank(best)) {
-                best = Some(replica);
+        let (count, turn) = (replicas.len(), self.turn.fetch_add(1, Ordering::Relaxed));
+        loop {
+            let now = Instant::now();
+            let in_turn = replicas.iter().cycle().skip(turn % count.max(1)).take(count);
+            let best = in_turn.filter(|replica| replica.breaker().would_admit(now)).min_by_key(|replica| {
+                let probes = !repeatable && replica.breaker().state() != State::Closed;
+                (tried.contains(&replica.address), probes, replica.at_work.load(Ordering::Relaxed))
+            });
+            // Another call may have been let through meanwhile: then choose again.
+            if let Some(admitted) = Admitted::new(best?, now) {
+                return Some(admitted);
             }
         }
-        best.and_then(|replica| Admitted::new(replica, now))
     }
 
-    /// Whether another replica than these would take a call now.
+    /// Waits while all replicas are left out, but not for long.
+    async fn next_replica(&self, tried: &[SocketAddr], repeatable: bool, ends: Instant) -> Option<Admitted> {
+        let until = ends.min(Instant::now() + PATIENCE);
+        loop {
+            if let Some(admitted) = self.admit(tried, repeatable) {
+                return Some(admitted);
+            }
+            if Instant::now() + ASK_EVERY >= until {
+                return None;
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Whether another replica than these is known to live.
     fn has_another(&self, tried: &[SocketAddr]) -> bool {
-        let now = Instant::now();
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        replicas.iter().any(|replica| !tried.contains(&replica.address) && replica.breaker().would_admit(now))
+        replicas.iter().any(|replica| !tried.contains(&replica.address) && replica.breaker().state() == State::Closed)
     }
 
     fn count(&self, outcome: &'static str, by: u64) {
@@ -218,53 +245,70 @@ impl Shared {
             head.extensions.get::<ReadsOnly>().is_some() || head.headers.contains_key(idempotency::METADATA);
         self.budget.deposit();
         let mut delays = Delays::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let (mut tried, mut attempts, mut lost) = (Vec::new(), 0, false);
-        loop {
-            let Some(replica) = self.admit(&tried) else {
+        let (mut tried, mut lost, mut why) = (Vec::new(), false, "no address is known".to_owned());
+        for attempt in 1.. {
+            let Some(replica) = self.next_replica(&tried, repeatable, ends).await else {
                 self.count("nobody", 1);
-                return Err(self.gave_up(ends, "no replica answers"));
+                break;
             };
-            attempts += 1;
             tried.push(replica.address());
             let left = ends.saturating_duration_since(Instant::now());
-            // Time for another replica stays, should this one not answer.
-            let within = if repeatable && attempts < ATTEMPTS && self.has_another(&tried) { left / 2 } else { left };
-            let outcome = replica.attempt(copy(&head, &body, within), within).await;
-            let (again, last) = match outcome {
-                Attempt::Answered(response) => {
+            let probes = repeatable && replica.is_probe() && self.has_another(&tried);
+            let within = if probes { left.min(PROBE_WITHIN) } else { left };
+            let again = match replica.attempt(copy(&head, &body, within), within, probes).await {
+                Ok(response) => {
                     self.count("answered", 1);
                     // The attempt that was lost holds the key until the database has seen that its process is gone.
-                    (lost && holds_the_key(&response), Ok(response))
+                    let pause = delays.next_delay();
+                    if !(lost && holds_the_key(&response)) || Instant::now() + pause >= ends {
+                        return Ok(response);
+                    }
+                    tokio::time::sleep(pause).await;
+                    continue;
                 }
-                Attempt::NotSent(why) => {
+                Err(Unanswered::NotSent(reason)) => {
                     self.count("not_sent", 1);
-                    (attempts < ATTEMPTS, Err(why))
+                    why = reason;
+                    true
                 }
-                Attempt::Lost(why) => {
+                Err(Unanswered::Lost(reason)) => {
                     self.count("lost", 1);
-                    lost = true;
-                    (repeatable && attempts < ATTEMPTS, Err(why))
+                    (lost, why) = (true, reason);
+                    repeatable
+                }
+                Err(Unanswered::Late) => {
+                    self.count("lost", 1);
+                    if !probes {
+                        return Err(self.gave_up(true, true, LATE));
+                    }
+                    (lost, why) = (true, LATE.to_owned());
+                    true
                 }
             };
-            let pause = if last.is_err() && self.has_another(&tried) { Duration::ZERO } else { delays.next_delay() };
-            let again = again && Instant::now() + pause < ends;
-            if !again || !self.budget.withdraw() {
-                self.count("over_budget", u64::from(again));
-                return last.map_err(|why| self.gave_up(ends, &why));
+            if !again || attempt >= ATTEMPTS || Instant::now() >= ends {
+                break;
+            }
+            if !self.budget.withdraw() {
+                self.count("over_budget", 1);
+                break;
             }
             self.count("repeated", 1);
-            tokio::time::sleep(pause).await;
         }
+        Err(self.gave_up(Instant::now() >= ends, lost, &why))
     }
 
     /// What the caller is told; the log has why.
-    fn gave_up(&self, ends: Instant, why: &str) -> Status {
+    fn gave_up(&self, late: bool, lost: bool, why: &str) -> Status {
         tracing::warn!(upstream = %self.name, why, "a call did not get through");
-        let failure = if ends <= Instant::now() {
+        let failure = if late {
             let what = "the call was not done in its time, and may have happened: ask, or try again with the same key";
             Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", what)
         } else {
-            let what = "the service is away for the moment: try again";
+            let what = if lost {
+                "the service went away, and the call may have happened: ask, or try again with the same key"
+            } else {
+                "the service is away for the moment: try again"
+            };
             Failure::new(Code::Unavailable, "UNAVAILABLE", what).retry_after(Duration::from_secs(1))
         };
         failure.into()
@@ -296,8 +340,8 @@ impl Replica {
         let channel = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(ALIVE_EVERY)
+            .keep_alive_timeout(ALIVE_EVERY)
             .connect_lazy();
         let breaker = Mutex::new(Breaker::new());
         let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
@@ -325,34 +369,50 @@ impl Drop for Replica {
 /// One call to a replica that its breaker has let through.
 struct Admitted {
     replica: Arc<Replica>,
-    settled: bool,
+    /// There until its outcome is known.
+    ticket: Option<Ticket>,
 }
 
 impl Admitted {
     fn new(replica: &Arc<Replica>, now: Instant) -> Option<Self> {
-        let admitted = {
-            let mut breaker = replica.breaker();
-            let (was, admitted) = (breaker.state(), breaker.admit(now));
-            (was != breaker.state()).then(|| replica.tell(breaker.state()));
-            admitted
-        };
-        admitted.then(|| {
-            replica.at_work.fetch_add(1, Ordering::Relaxed);
-            Self { replica: Arc::clone(replica), settled: false }
-        })
+        let mut breaker = replica.breaker();
+        let ticket = breaker.admit(now)?;
+        if breaker.state() != State::Closed {
+            replica.tell(breaker.state());
+        }
+        drop(breaker);
+        replica.at_work.fetch_add(1, Ordering::Relaxed);
+        Some(Self { replica: Arc::clone(replica), ticket: Some(ticket) })
     }
 
     fn address(&self) -> SocketAddr {
         self.replica.address
     }
 
-    async fn attempt(mut self, request: Request<Body>, within: Duration) -> Attempt {
+    fn is_probe(&self) -> bool {
+        self.ticket.is_some_and(Ticket::is_probe)
+    }
+
+    /// Sends it once. One that is `hurried` must be answered in its time; a replica that lives may else be slow, and that it is gone
+    /// is found by asking it whether it lives.
+    async fn attempt(
+        mut self,
+        request: Request<Body>,
+        within: Duration,
+        hurried: bool,
+    ) -> Result<Response<Body>, Unanswered> {
         let mut channel = self.replica.channel.clone();
         let answer = async {
             std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| failed(&error))?;
             let response = channel.call(request).await.map_err(|error| failed(&error))?;
-            if response.status() != http::StatusCode::OK {
-                return Err(Attempt::Lost(format!("it was answered {}", response.status())));
+            let status = response.status();
+            if status.is_client_error() {
+                // The replica lives, and would say so again.
+                let error = anyhow::anyhow!("it was answered {status}");
+                return Ok(Status::from(Failure::internal(error)).into_http());
+            }
+            if status != http::StatusCode::OK {
+                return Err(Unanswered::Lost(format!("it was answered {status}")));
             }
             let (head, body) = response.into_parts();
             let body = match Limited::new(body, MAX_ANSWER_BYTES).collect().await {
@@ -365,47 +425,44 @@ impl Admitted {
                     );
                     return Ok(Status::from(failure).into_http());
                 }
-                Err(error) => return Err(Attempt::Lost(error.to_string())),
+                Err(error) => return Err(Unanswered::Lost(error.to_string())),
             };
             let response = Response::from_parts(head, Body::new(body));
             // A status that no service of ours has made: of a proxy, or of a server that goes.
             match Status::from_header_map(response.headers()) {
                 Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
-                    Err(Attempt::Lost(status.message().to_owned()))
+                    Err(Unanswered::Lost(status.message().to_owned()))
                 }
                 _ => Ok(response),
             }
         };
-        let outcome = match tokio::time::timeout(within, answer).await {
-            Ok(Ok(response)) => Attempt::Answered(response),
-            Ok(Err(failed)) => failed,
-            Err(_) => Attempt::Lost("it was not answered in its time".to_owned()),
-        };
-        self.settle(|breaker| match &outcome {
-            Attempt::Answered(_) => breaker.answered(),
-            Attempt::NotSent(_) => breaker.failed(Instant::now(), true),
-            // Whoever gives a call no time does not make it the replica's failure.
-            Attempt::Lost(_) if within < TIME_ENOUGH => breaker.abandoned(Instant::now()),
-            Attempt::Lost(_) => breaker.failed(Instant::now(), false),
-        });
+        let outcome = tokio::time::timeout(within, answer).await.unwrap_or(Err(Unanswered::Late));
+        let now = Instant::now();
+        match &outcome {
+            Ok(_) => self.settle("", |breaker, _| breaker.answered()),
+            Err(Unanswered::NotSent(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, true)),
+            Err(Unanswered::Lost(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, false)),
+            Err(Unanswered::Late) if hurried => self.settle(LATE, |breaker, ticket| breaker.failed(ticket, now, false)),
+            Err(Unanswered::Late) => self.settle(LATE, |breaker, ticket| breaker.abandoned(ticket, now)),
+        }
         outcome
     }
 
-    fn settle(&mut self, tell: impl FnOnce(&mut Breaker)) {
-        self.settled = true;
+    fn settle(&mut self, why: &str, tell: impl FnOnce(&mut Breaker, Ticket)) {
+        let Some(ticket) = self.ticket.take() else { return };
         let mut breaker = self.replica.breaker();
         let was = breaker.state();
-        tell(&mut breaker);
+        tell(&mut breaker, ticket);
         let state = breaker.state();
         if was != state {
             self.replica.tell(state);
             let (upstream, replica) = (&*self.replica.upstream, self.replica.address);
             match state {
                 State::Open { .. } if was == State::Closed => {
-                    tracing::warn!(upstream, %replica, "the replica does not answer: it is left out");
+                    tracing::warn!(upstream, %replica, why, "the replica does not answer: it is left out");
                 }
                 State::Closed => tracing::info!(upstream, %replica, "the replica answers again"),
-                State::Open { .. } | State::HalfOpen => {}
+                State::Open { .. } | State::HalfOpen { .. } => {}
             }
         }
     }
@@ -414,22 +471,26 @@ impl Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.replica.at_work.fetch_sub(1, Ordering::Relaxed);
-        if !self.settled {
-            self.settle(|breaker| breaker.abandoned(Instant::now()));
-        }
+        self.settle("", |breaker, ticket| breaker.abandoned(ticket, Instant::now()));
     }
 }
 
-fn failed(error: &tonic::transport::Error) -> Attempt {
+fn failed(error: &tonic::transport::Error) -> Unanswered {
     let mut why = error.to_string();
-    let mut not_sent = false;
+    let (mut not_sent, mut late) = (false, false);
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = cause {
         why = format!("{why}: {error}");
         not_sent |= error.is::<tonic::ConnectError>();
+        // tonic counts the same time as we do.
+        late |= error.is::<tonic::TimeoutExpired>();
         cause = error.source();
     }
-    if not_sent { Attempt::NotSent(why) } else { Attempt::Lost(why) }
+    match (not_sent, late) {
+        (true, _) => Unanswered::NotSent(why),
+        (_, true) => Unanswered::Late,
+        _ => Unanswered::Lost(why),
+    }
 }
 
 impl Service<Request<Body>> for Upstream {

@@ -22,6 +22,8 @@ use authz::Caller;
 use crate::config::TelemetryArgs;
 use crate::lines::Lines;
 
+/// The longest `tracestate` that is passed on.
+const MAX_TRACESTATE_BYTES: usize = 512;
 /// Buckets for durations, in seconds.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -166,6 +168,10 @@ pub fn set_caller(span: &Span, who: &Caller) {
 pub fn pass_trace(headers: &mut http::HeaderMap) {
     let context = Span::current().context();
     global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
+    // What a caller has put there goes no further than the specification asks (W3C Trace Context, 3.3.1.5): heads are bounded.
+    if headers.get("tracestate").is_some_and(|state| state.len() > MAX_TRACESTATE_BYTES) {
+        headers.remove("tracestate");
+    }
 }
 
 /// The current span as a `traceparent`, where it is traced.

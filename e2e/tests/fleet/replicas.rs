@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use crate::with_fleet;
 
 /// One more process of a service, like the fleet's own but for its ports and these variables.
-async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child, String) {
+async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child, String, String) {
     let own = std::fs::read(format!("/proc/{}/environ", fleet.unit(service).pid.unwrap())).unwrap();
     let own = String::from_utf8(own).unwrap();
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -31,19 +31,19 @@ async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child
         ready.is_ok_and(|ready| ready.status().is_success())
     })
     .await;
-    (child, listen)
+    (child, listen, ops)
 }
 
 #[test]
 fn of_two_replicas_one_is_killed_under_load_and_no_idempotent_call_fails() {
     with_fleet(|fleet, _| async {
-        let (mut victim, first) = one_more(fleet, "todo", &[]).await;
-        let (_survivor, second) = one_more(fleet, "todo", &[]).await;
+        let (mut victim, first, _) = one_more(fleet, "todo", &[]).await;
+        let (_survivor, second, _) = one_more(fleet, "todo", &[]).await;
         let search = format!("http://{}", fleet.unit("search-projector").address);
         let todo = "flotilla.todo.v1.TodoService";
         let upstreams =
             format!("{todo}=http://{first},{todo}=http://{second},flotilla.search.v1.SearchService={search}");
-        let (_gateway, address) = one_more(fleet, "gateway", &[("FLOTILLA_UPSTREAMS", &upstreams)]).await;
+        let (_gateway, address, ops) = one_more(fleet, "gateway", &[("FLOTILLA_UPSTREAMS", &upstreams)]).await;
         let ann = fleet.caller("replicas", "ann").await.at(&address);
         let shown = ann.create(json!({"title": "shown"})).await;
         let path = format!("/v1/todos/{}", shown["id"].as_str().unwrap());
@@ -78,6 +78,17 @@ fn of_two_replicas_one_is_killed_under_load_and_no_idempotent_call_fails() {
         };
         let (created, ()) =
             tokio::time::timeout(Duration::from_secs(120), async { tokio::join!(load, kill) }).await.unwrap();
+        let metrics = reqwest::get(format!("http://{ops}/metrics")).await.unwrap().text().await.unwrap();
+        let told = |start: &str, label: &str| {
+            let line = metrics.lines().find(|line| line.starts_with(start) && line.contains(label)).unwrap();
+            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+        };
+        let outcome = |outcome: &str| {
+            told(&format!(r#"upstream_attempts_total{{upstream="{todo}""#), &format!(r#"outcome="{outcome}""#))
+        };
+        assert!(outcome("lost") + outcome("not_sent") > 0.0 && outcome("repeated") > 0.0, "{metrics}");
+        let state = |replica: &str| told("upstream_breaker_state", &format!(r#"replica="{replica}""#));
+        assert!(state(&first) > 0.0 && state(&second) == 0.0, "{metrics}");
         // Each write happened, and none twice.
         let mut wanted: Vec<String> = created.into_iter().flatten().chain(["shown".to_owned()]).collect();
         let (mut there, mut page) = (Vec::new(), String::new());

@@ -20,7 +20,7 @@ use service::limits::Limits;
 use service::lines::{Line, Outcome, Unanswered};
 use service::ops::Readiness;
 use service::server::{self, Bounds};
-use service::{DEGRADED, Failure, Lifecycle, RELEASE, idempotency, telemetry};
+use service::{DEGRADED, Failure, Lifecycle, RELEASE, clock, idempotency, telemetry};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -208,7 +208,11 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     };
     let mut call = tonic::Request::new(transcode::request(route, parts)?);
     let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
-    for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), request::one_key(&head.headers)?)] {
+    let key = request::one_key(&head.headers)?;
+    let own_key = key.is_none() && [Method::PATCH, Method::DELETE].contains(&route.verb);
+    // A change that names no key gets one here, so that it can be sent to another replica.
+    let key = if own_key { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
+    for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key)] {
         if let Some(value) = value {
             metadata.insert(name, value);
         }
@@ -220,7 +224,8 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
     // Said by the service: of an answer that is an earlier request's with the same key, and of one that was made without something.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
-        if let Some(said) = answer.metadata().as_ref().get(name) {
+        let meant = !(own_key && name == idempotency::REPLAYED_METADATA);
+        if let Some(said) = answer.metadata().as_ref().get(name).filter(|_| meant) {
             response.headers_mut().insert(name, said.clone());
         }
     }

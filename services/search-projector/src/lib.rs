@@ -178,7 +178,7 @@ pub async fn build(config: &Config, lifecycle: &Lifecycle, readiness: &Readiness
 
     let consumer = Consumer::new(nats.clone(), consumer_config(NAME, &config.common.release));
     let (there, mut is_there) = tokio::sync::watch::channel(false);
-    let (whole, is_whole) = tokio::sync::watch::channel(true);
+    let (whole, is_whole) = tokio::sync::watch::channel(false);
     let (stop, kept, rewinder) = (lifecycle.stopping(), index.clone(), consumer.rewinder());
     let status = consumer.status();
     lifecycle.spawn("index keeper", async move {

@@ -61,8 +61,6 @@ struct Noted {
     fell_back: bool,
     /// The stream was found not to hold what the index does.
     diverged: bool,
-    /// It was made anew, and shows less than before until it is filled up to here.
-    filling_to: Option<u64>,
     /// What was logged of mappings that are behind.
     mapping_behind: Vec<String>,
 }
@@ -87,7 +85,7 @@ async fn look_after(
         *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
     }
     if !notes["filled_since"].is_u64() {
-        noted.filling_to = rewinder.acknowledged().await?.map(|is| is.sequence);
+        let last = rewinder.acknowledged().await?.map_or(0, |is| is.last);
         // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
         let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
         let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
@@ -102,9 +100,10 @@ async fn look_after(
         metrics::counter!("search_index_refills_total").increment(1);
         // An event that was mended is only there.
         noted.replays_owed = Some(0);
-        let since = serde_json::json!({"filled_since": first});
+        let since = serde_json::json!({"filled_since": first, "filling_to": last});
         index.note_beside(&name, &notes, &since).await?;
         notes["filled_since"] = since["filled_since"].clone();
+        notes["filling_to"] = since["filling_to"].clone();
     }
     keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
     // While the stream of replays is away the events go on.
@@ -116,7 +115,7 @@ async fn look_after(
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
         || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
-    Ok(!incomplete && !noted.diverged && noted.filling_to.is_none())
+    Ok(!incomplete && !noted.diverged && notes["filling_to"].as_u64().unwrap_or_default() == 0)
 }
 
 /// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
@@ -130,7 +129,6 @@ async fn keep_floor(
 ) -> Result<(), anyhow::Error> {
     const NOTE_EVERY: Duration = Duration::from_secs(5);
     let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
-    noted.filling_to = noted.filling_to.filter(|end| is.sequence < *end);
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let stream = is.stream_created_at.to_rfc3339();
@@ -158,15 +156,14 @@ async fn keep_floor(
         let missing = rewinder.rewind_behind(said).await?;
         noted.replays_owed = said_of_replays.or(noted.replays_owed);
         (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
-        if missing > 0 {
-            let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
-            index.note_beside(name, notes, &serde_json::json!({"trimmed_unread": missing})).await?;
-        }
-        return Ok(());
+        let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
+        let more = serde_json::json!({"trimmed_unread": missing, "filling_to": is.last});
+        return index.note_beside(name, notes, &more).await;
     }
     (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let trimmed = trimmed_unread > noted.trimmed_unread;
-    if !trimmed && noted.at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
+    let filled = notes["filling_to"].as_u64().is_some_and(|end| end > 0 && is.sequence >= end.min(is.last));
+    if !trimmed && !filled && noted.at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
         return Ok(());
     }
     noted.at = Some(Instant::now());
@@ -180,6 +177,9 @@ async fn keep_floor(
     if said.is_none_or(|said| said < is.sequence) || said_of_replays.is_none_or(|said| said < replays) {
         let sequence = is.sequence.max(said.unwrap_or(0));
         more["floor"] = serde_json::json!({"stream_created_at": stream, "sequence": sequence, "replays": replays});
+    }
+    if filled {
+        more["filling_to"] = 0.into();
     }
     if trimmed {
         more["trimmed_unread"] = trimmed_unread.into();

@@ -105,8 +105,17 @@ impl Fleet {
     pub async fn degraded(&self) -> Option<String> {
         let mut request = tonic::Request::new(SearchTodosRequest::default());
         request.metadata_mut().insert("authorization", self.issuer.bearer("acme", "ann").parse().unwrap());
-        let answer = SearchServiceClient::new(self.channel.clone()).search_todos(request).await.unwrap();
+        // While there is no index at all, there is no answer either.
+        let answer = SearchServiceClient::new(self.channel.clone()).search_todos(request).await.ok()?;
         answer.metadata().get(service::DEGRADED).map(|part| part.to_str().unwrap().to_owned())
+    }
+
+    /// Has JetStream deliver nothing to the projector until then.
+    pub async fn pause(&self, until: &str) {
+        let subject = "$JS.API.CONSUMER.PAUSE.EVENTS_TODO.search-projector";
+        let request = serde_json::json!({"pause_until": until}).to_string();
+        let answer = self.nats.client("todo-admin").await.request(subject, request.into()).await.unwrap();
+        assert!(!String::from_utf8_lossy(&answer.payload).contains("error"), "{answer:?}");
     }
 
     /// Stops the projector; nothing more may happen.

@@ -369,6 +369,26 @@ async fn what_refuses_everything_before_the_index_makes_no_letters() {
 }
 
 #[tokio::test]
+async fn while_an_index_is_filled_again_answers_say_what_they_lack() {
+    let mut fleet = Fleet::start().await;
+    fleet.created("acme", &todo("before")).await;
+    fleet.drain().await;
+    testkit::until("answers are whole", || async { fleet.degraded().await.is_none() }).await;
+    fleet.pause("2100-01-01T00:00:00Z").await;
+    fleet.lose_index().await;
+    testkit::until("answers say so", || async { fleet.degraded().await == Some("search-index".to_owned()) }).await;
+    // Also those of a process that has not made the index.
+    fleet.stop().await;
+    fleet.start_again().await;
+    testkit::until("answers say so still", || async { fleet.degraded().await == Some("search-index".to_owned()) })
+        .await;
+    fleet.pause("2001-01-01T00:00:00Z").await;
+    fleet.drain().await;
+    testkit::until("answers are whole once more", || async { fleet.degraded().await.is_none() }).await;
+    assert_eq!(fleet.find("acme", "before").await, ["before"]);
+}
+
+#[tokio::test]
 async fn a_lost_index_is_filled_while_the_stream_of_replays_is_away() {
     let fleet = Fleet::start().await;
     fleet.created("acme", &todo("before")).await;
