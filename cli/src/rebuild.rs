@@ -162,7 +162,9 @@ impl Rebuild<'_> {
             .confirm(&format!("Build {name} from the {} beside what is searched, and swap it in?", source.name()))?;
         let from = if source == Source::Stream { 1 } else { state.last_sequence + 1 };
         self.durable(from).await?;
-        let notes = json!({"filled_since": 1, "source": source.name()});
+        // Where the projector is still filling what is searched, it has that to pass before it shows what is new.
+        let filling = self.index.named().await?.map(|(_, notes)| notes["filling"].clone());
+        let notes = json!({"filled_since": 1, "source": source.name(), "filling": filling});
         next.create(&name, &notes).await?;
         self.audit("rebuild search", 1, &json!({"index": name, "source": source.name(), "from": from})).await?;
         self.tell(&format!("{name} is filled from the {}.", source.name()));

@@ -28,8 +28,8 @@ pub struct Acknowledged {
     pub stream_created_at: DateTime<Utc>,
     /// Up to this sequence.
     pub sequence: u64,
-    /// The last one that the stream has.
-    pub last: u64,
+    /// How many events are still to be acknowledged.
+    pub pending: u64,
     /// And what was replayed, up to this sequence of the stream of replays; none while that stream is away.
     pub replays: Option<u64>,
 }
@@ -47,13 +47,23 @@ impl Rewinder {
                 Ok(Some(Acknowledged {
                     stream_created_at: settle::micros(stream.cached_info().created),
                     sequence: info.ack_floor.stream_sequence,
-                    last: stream.cached_info().state.last_sequence,
+                    pending: info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0),
                     replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
                 }))
             }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("asking for the durable consumer"),
         }
+    }
+
+    /// The last sequence of the stream, and when that was created.
+    ///
+    /// # Errors
+    /// NATS does not answer.
+    pub async fn end(&self) -> Result<(DateTime<Utc>, u64), anyhow::Error> {
+        let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
+        let info = stream.cached_info();
+        Ok((settle::micros(info.created), info.state.last_sequence))
     }
 
     /// Everything behind this sequence is delivered again; how many events of those the stream has dropped.

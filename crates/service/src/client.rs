@@ -43,7 +43,7 @@ const PROBE_WITHIN: Duration = Duration::from_secs(1);
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How often a call is sent at most, unless the key of an attempt that was lost is waited for.
 const ATTEMPTS: usize = 4;
-/// The pauses between, where there is no other replica to turn to at once.
+/// The pauses while that key is waited for.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Repeats may be a fifth of all calls, and in each second so many more.
@@ -189,7 +189,7 @@ impl Shared {
     }
 
     /// A replica for the next attempt, with its breaker's leave: one that this call has not tried rather than one it has, and of these
-    /// the one with the least at work. A call that may not be `repeated` is no probe where another replica is known to live.
+    /// the one with the least at work. A call that is not `repeatable` is no probe where another replica is known to live.
     fn admit(&self, tried: &[SocketAddr], repeatable: bool) -> Option<Admitted> {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (count, turn) = (replicas.len(), self.turn.fetch_add(1, Ordering::Relaxed));

@@ -24,6 +24,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How much to claim at once: little enough to be done within a claim's minute, and to be left for one by a process that stops.
 const AT_MOST: i32 = 50;
 
+/// How late it was, and when.
+struct Asked {
+    late: f64,
+    at: Instant,
+}
+
 /// One kind of work.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
@@ -50,16 +56,13 @@ impl Work {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Each turn goes on behind the tenant at which the last one ended.
         let mut behind = String::new();
-        let mut went_well = Instant::now();
+        let mut asked = Asked { late: 0.0, at: Instant::now() };
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            match self.until_none_is_due(db, service, stop, &mut behind, &act).await {
-                Ok(()) => went_well = Instant::now(),
-                Err(error) => {
-                    self.count("failed", 1);
-                    // How late it is cannot be asked.
-                    self.is_late(went_well.elapsed().as_secs_f64());
-                    tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
-                }
+            if let Err(error) = self.until_none_is_due(db, service, stop, (&mut behind, &mut asked), &act).await {
+                self.count("failed", 1);
+                // Meanwhile it is later than it was when that could be asked.
+                self.is_late(asked.late + asked.at.elapsed().as_secs_f64());
+                tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
             }
         }
     }
@@ -69,16 +72,16 @@ impl Work {
         db: &Db,
         service: &UserId,
         stop: &CancellationToken,
-        behind: &mut String,
+        (behind, asked): (&mut String, &mut Asked),
         act: &A,
     ) -> Result<(), Failure>
     where
         A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
     {
+        // Of the round over all tenants that is not over.
+        let mut any = false;
         loop {
-            let was_behind = behind.clone();
-            let claimed = self.claim(db, behind).await?;
-            let mut any = false;
+            let claimed = self.claim(db, behind, asked).await?;
             for (tenant, id) in claimed {
                 let Some(id) = id else {
                     *behind = tenant;
@@ -90,15 +93,21 @@ impl Work {
                 any = true;
                 self.act(service, &tenant, id, act).await?;
             }
-            if !any && behind.is_empty() && was_behind.is_empty() {
+            if behind.is_empty() && !std::mem::take(&mut any) {
                 return Ok(());
             }
         }
     }
 
-    async fn claim(&self, db: &Db, behind: &str) -> Result<Vec<(String, Option<Uuid>)>, sqlx::Error> {
+    async fn claim(
+        &self,
+        db: &Db,
+        behind: &str,
+        asked: &mut Asked,
+    ) -> Result<Vec<(String, Option<Uuid>)>, sqlx::Error> {
         let mut tx = db.begin_operator(self.name).await?;
         let late: f64 = sqlx::query_scalar(self.late).bind(self.after.as_secs_f64()).fetch_one(&mut *tx).await?;
+        *asked = Asked { late, at: Instant::now() };
         self.is_late(late);
         let claimed = sqlx::query_as(self.claim)
             .bind(self.after.as_secs_f64())
@@ -110,7 +119,7 @@ impl Work {
         Ok(claimed)
     }
 
-    /// Does one; fails only when the others would fail as well.
+    /// Does one; fails when the database is away, so that the others would fail as well.
     #[tracing::instrument(name = "due", skip_all, fields(work = self.name, flotilla.tenant = tenant, %id))]
     async fn act<A>(&self, service: &UserId, tenant: &str, id: Uuid, act: &A) -> Result<(), Failure>
     where

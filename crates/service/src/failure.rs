@@ -138,11 +138,11 @@ impl From<sqlx::Error> for Failure {
         }
         let away = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-            // Connection exceptions, operator intervention, insufficient resources, timeouts of locks and statements; and a
-            // server that only reads: another one writes by now.
-            sqlx::Error::Database(db) => db
-                .code()
-                .is_some_and(|code| ["08", "57", "53", "55", "25006"].iter().any(|class| code.starts_with(class))),
+            // Connection exceptions, operator intervention, insufficient resources, timeouts of locks, statements and of a
+            // transaction at rest; and a server that only reads: another one writes by now.
+            sqlx::Error::Database(db) => db.code().is_some_and(|code| {
+                ["08", "57", "53", "55", "25006", "25P03"].iter().any(|class| code.starts_with(class))
+            }),
             _ => false,
         };
         if away { Self::unavailable("the database", error) } else { Self::internal(error) }

@@ -220,7 +220,14 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     if reads {
         call.extensions_mut().insert(ReadsOnly);
     }
-    let answer = edge.upstreams.call(&route.rpc, call).await?;
+    let answer = edge.upstreams.call(&route.rpc, call).await.map_err(|status| match Problem::from(status) {
+        // Its own attempt, which went away with its replica.
+        problem if own_key && problem.code == "IDEMPOTENCY_KEY_IN_USE" => {
+            let detail = "the service went away, and the change may have happened: ask";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", detail).retry_after(1)
+        }
+        problem => problem,
+    })?;
     let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
     // Said by the service: of an answer that is an earlier request's with the same key, and of one that was made without something.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {

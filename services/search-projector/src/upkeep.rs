@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use consumer::{Acknowledged, Anchor, Rewinder};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -85,7 +86,7 @@ async fn look_after(
         *noted = Noted { index: name.clone(), trimmed_unread: noted.trimmed_unread, ..Noted::default() };
     }
     if !notes["filled_since"].is_u64() {
-        let last = rewinder.acknowledged().await?.map_or(0, |is| is.last);
+        let (stream, last) = rewinder.end().await?;
         // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
         let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
         let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
@@ -100,12 +101,12 @@ async fn look_after(
         metrics::counter!("search_index_refills_total").increment(1);
         // An event that was mended is only there.
         noted.replays_owed = Some(0);
-        let since = serde_json::json!({"filled_since": first, "filling_to": last});
+        let since = serde_json::json!({"filled_since": first, "filling": filling(stream, last)});
         index.note_beside(&name, &notes, &since).await?;
         notes["filled_since"] = since["filled_since"].clone();
-        notes["filling_to"] = since["filling_to"].clone();
+        notes["filling"] = since["filling"].clone();
     }
-    keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
+    let filling = keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
     // While the stream of replays is away the events go on.
     if let Some(behind) = noted.replays_owed
         && rewinder.rewind_replays_behind(behind).await.is_ok()
@@ -115,20 +116,26 @@ async fn look_after(
     let incomplete = notes["filled_since"].as_u64().is_some_and(|first| first > 1)
         || notes["trimmed_unread"].as_u64().unwrap_or_default() > 0;
     metrics::gauge!("search_index_incomplete").set(f64::from(u8::from(incomplete)));
-    Ok(!incomplete && !noted.diverged && notes["filling_to"].as_u64().unwrap_or_default() == 0)
+    Ok(!incomplete && !noted.diverged && !filling)
+}
+
+/// The note that an index shows less than it should until it is filled up to here: whichever process looks, it is so.
+fn filling(stream_created_at: DateTime<Utc>, to: u64) -> serde_json::Value {
+    serde_json::json!({"stream_created_at": stream_created_at.to_rfc3339(), "to": to})
 }
 
 /// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
-/// was acknowledged since, which comes again. So does, after each start, what was acknowledged behind the newest note.
+/// was acknowledged since, which comes again. So does, after each start, what was acknowledged behind the newest note. Whether it is
+/// being filled.
 async fn keep_floor(
     index: &Index,
     rewinder: &Rewinder,
     (name, notes): (&str, &serde_json::Value),
     trimmed_unread: u64,
     noted: &mut Noted,
-) -> Result<(), anyhow::Error> {
+) -> Result<bool, anyhow::Error> {
     const NOTE_EVERY: Duration = Duration::from_secs(5);
-    let Some(is) = rewinder.acknowledged().await? else { return Ok(()) };
+    let Some(is) = rewinder.acknowledged().await? else { return Ok(notes["filling"].is_object()) };
     let said = notes["floor"]["sequence"].as_u64();
     // Of another stream the index holds nothing.
     let stream = is.stream_created_at.to_rfc3339();
@@ -142,7 +149,7 @@ async fn keep_floor(
     noted.fell_back = fell_back.is_some();
     if let Some(said) = fell_back {
         if !acts {
-            return Ok(());
+            return Ok(true);
         }
         if noted.sequence.is_some() {
             error!(
@@ -157,14 +164,21 @@ async fn keep_floor(
         noted.replays_owed = said_of_replays.or(noted.replays_owed);
         (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
         let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
-        let more = serde_json::json!({"trimmed_unread": missing, "filling_to": is.last});
-        return index.note_beside(name, notes, &more).await;
+        // What had been acknowledged is what must come again.
+        let more =
+            serde_json::json!({"trimmed_unread": missing, "filling": filling(is.stream_created_at, is.sequence)});
+        index.note_beside(name, notes, &more).await?;
+        return Ok(true);
     }
     (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let trimmed = trimmed_unread > noted.trimmed_unread;
-    let filled = notes["filling_to"].as_u64().is_some_and(|end| end > 0 && is.sequence >= end.min(is.last));
+    let fills = notes["filling"]["to"].as_u64();
+    // A stream that was made anew is filled itself: until nothing of it waits.
+    let same = notes["filling"]["stream_created_at"] == stream;
+    let filled = fills.is_some_and(|to| is.pending == 0 || (same && is.sequence >= to));
+    let filling = fills.is_some() && !filled;
     if !trimmed && !filled && noted.at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
-        return Ok(());
+        return Ok(filling);
     }
     noted.at = Some(Instant::now());
     let mut more = serde_json::json!({});
@@ -179,7 +193,7 @@ async fn keep_floor(
         more["floor"] = serde_json::json!({"stream_created_at": stream, "sequence": sequence, "replays": replays});
     }
     if filled {
-        more["filling_to"] = 0.into();
+        more["filling"] = serde_json::Value::Null;
     }
     if trimmed {
         more["trimmed_unread"] = trimmed_unread.into();
@@ -189,7 +203,7 @@ async fn keep_floor(
         (noted.sequence, noted.replays) = (Some(is.sequence.max(said.unwrap_or(0))), Some(replays));
         noted.trimmed_unread = trimmed_unread;
     }
-    Ok(())
+    Ok(filling)
 }
 
 /// Looks whether the stream holds the event that is noted in the index as handled. As long as it does, a newer one is to be noted;

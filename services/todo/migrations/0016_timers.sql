@@ -96,7 +96,7 @@ begin
         exit when turn is null;
         for due in
             select ctid, todo_id from todo_timer where kind = of_kind and tenant = turn and claim_time <= up_to
-            order by kind, tenant, claim_time limit of_each for update skip locked
+            order by kind, tenant, claim_time limit least(of_each, at_most - claimed) for update skip locked
         loop
             of_tenant := turn;
             id := due.todo_id;
