@@ -15,32 +15,26 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use metrics::{counter, gauge};
+use http_body_util::{BodyExt as _, Full};
+use metrics::counter;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 use tower::Service;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::Instrument as _;
 
-use crate::breaker::{Breaker, State, Ticket};
+use crate::replica::{Admitted, LATE, Replica, Unanswered};
 use crate::retry::Delays;
 use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 const DEADLINE: Duration = Duration::from_secs(10);
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// A replica that says nothing for so long while calls are at work is asked whether it lives, and has as long to say so.
-const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
 const PATIENCE: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(25);
 /// How much of a call's time a probe may cost it while another replica is known to live.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
-/// The largest answer.
-const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How often a call is sent at most, unless the key of an attempt that was lost is waited for.
 const ATTEMPTS: usize = 4;
 /// The pauses while that key is waited for.
@@ -71,28 +65,6 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-/// One process of the service.
-struct Replica {
-    upstream: Arc<str>,
-    address: SocketAddr,
-    channel: Channel,
-    at_work: AtomicUsize,
-    breaker: Mutex<Breaker>,
-}
-
-/// Why, for the log, where the time of an attempt is over.
-const LATE: &str = "it was not answered in its time";
-
-/// Why an attempt has no answer.
-enum Unanswered {
-    /// Nothing was sent: it may always be sent again.
-    NotSent(String),
-    /// It may have been done.
-    Lost(String),
-    /// The same: its time is over. That says nothing of the replica.
-    Late,
 }
 
 impl Upstream {
@@ -174,8 +146,8 @@ impl Shared {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new: Vec<Arc<Replica>> = Vec::new();
         for &address in addresses {
-            if new.iter().all(|replica| replica.address != address) {
-                let known = replicas.iter().find(|replica| replica.address == address);
+            if new.iter().all(|replica| replica.address() != address) {
+                let known = replicas.iter().find(|replica| replica.address() == address);
                 new.push(
                     known.map_or_else(
                         || Replica::new(&self.name, address).map(Arc::new),
@@ -196,9 +168,9 @@ impl Shared {
         loop {
             let now = Instant::now();
             let in_turn = replicas.iter().cycle().skip(turn % count.max(1)).take(count);
-            let best = in_turn.filter(|replica| replica.breaker().would_admit(now)).min_by_key(|replica| {
-                let probes = !repeatable && replica.breaker().state() != State::Closed;
-                (tried.contains(&replica.address), probes, replica.at_work.load(Ordering::Relaxed))
+            let best = in_turn.filter(|replica| replica.would_admit(now)).min_by_key(|replica| {
+                let probes = !repeatable && !replica.lives();
+                (tried.contains(&replica.address()), probes, replica.at_work())
             });
             // Another call may have been let through meanwhile: then choose again.
             if let Some(admitted) = Admitted::new(best?, now) {
@@ -224,7 +196,7 @@ impl Shared {
     /// Whether another replica than these is known to live.
     fn has_another(&self, tried: &[SocketAddr]) -> bool {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        replicas.iter().any(|replica| !tried.contains(&replica.address) && replica.breaker().state() == State::Closed)
+        replicas.iter().any(|replica| !tried.contains(&replica.address()) && replica.lives())
     }
 
     fn count(&self, outcome: &'static str, by: u64) {
@@ -333,164 +305,6 @@ fn holds_the_key(response: &Response<Body>) -> bool {
     let status = Status::from_header_map(response.headers());
     let reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
     reason.as_deref() == Some("IDEMPOTENCY_KEY_IN_USE")
-}
-
-impl Replica {
-    fn new(upstream: &Arc<str>, address: SocketAddr) -> Result<Self, anyhow::Error> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))?
-            .connect_timeout(CONNECT_WITHIN)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(ALIVE_EVERY)
-            .keep_alive_timeout(ALIVE_EVERY)
-            .connect_lazy();
-        let breaker = Mutex::new(Breaker::new());
-        let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
-        replica.tell(State::Closed);
-        Ok(replica)
-    }
-
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell(&self, state: State) {
-        let (upstream, replica) = (self.upstream.to_string(), self.address.to_string());
-        gauge!("upstream_breaker_state", "upstream" => upstream, "replica" => replica).set(state.gauge());
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        // It is none any more.
-        self.tell(State::Closed);
-    }
-}
-
-/// One call to a replica that its breaker has let through.
-struct Admitted {
-    replica: Arc<Replica>,
-    /// There until its outcome is known.
-    ticket: Option<Ticket>,
-}
-
-impl Admitted {
-    fn new(replica: &Arc<Replica>, now: Instant) -> Option<Self> {
-        let mut breaker = replica.breaker();
-        let ticket = breaker.admit(now)?;
-        if breaker.state() != State::Closed {
-            replica.tell(breaker.state());
-        }
-        drop(breaker);
-        replica.at_work.fetch_add(1, Ordering::Relaxed);
-        Some(Self { replica: Arc::clone(replica), ticket: Some(ticket) })
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.replica.address
-    }
-
-    fn is_probe(&self) -> bool {
-        self.ticket.is_some_and(Ticket::is_probe)
-    }
-
-    /// Sends it once. One that is `hurried` must be answered in its time; a replica that lives may else be slow, and that it is gone
-    /// is found by asking it whether it lives.
-    async fn attempt(
-        mut self,
-        request: Request<Body>,
-        within: Duration,
-        hurried: bool,
-    ) -> Result<Response<Body>, Unanswered> {
-        let mut channel = self.replica.channel.clone();
-        let answer = async {
-            std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| failed(&error))?;
-            let response = channel.call(request).await.map_err(|error| failed(&error))?;
-            let status = response.status();
-            if status.is_client_error() {
-                // The replica lives, and would say so again.
-                let error = anyhow::anyhow!("it was answered {status}");
-                return Ok(Status::from(Failure::internal(error)).into_http());
-            }
-            if status != http::StatusCode::OK {
-                return Err(Unanswered::Lost(format!("it was answered {status}")));
-            }
-            let (head, body) = response.into_parts();
-            let body = match Limited::new(body, MAX_ANSWER_BYTES).collect().await {
-                Ok(body) => body,
-                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                    let failure = Failure::new(
-                        Code::ResourceExhausted,
-                        "TOO_LARGE",
-                        "the answer is larger than a message may be",
-                    );
-                    return Ok(Status::from(failure).into_http());
-                }
-                Err(error) => return Err(Unanswered::Lost(error.to_string())),
-            };
-            let response = Response::from_parts(head, Body::new(body));
-            // A status that no service of ours has made: of a proxy, or of a server that goes.
-            match Status::from_header_map(response.headers()) {
-                Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
-                    Err(Unanswered::Lost(status.message().to_owned()))
-                }
-                _ => Ok(response),
-            }
-        };
-        let outcome = tokio::time::timeout(within, answer).await.unwrap_or(Err(Unanswered::Late));
-        let now = Instant::now();
-        match &outcome {
-            Ok(_) => self.settle("", |breaker, _| breaker.answered()),
-            Err(Unanswered::NotSent(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, true)),
-            Err(Unanswered::Lost(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, false)),
-            Err(Unanswered::Late) if hurried => self.settle(LATE, |breaker, ticket| breaker.failed(ticket, now, false)),
-            Err(Unanswered::Late) => self.settle(LATE, |breaker, ticket| breaker.abandoned(ticket, now)),
-        }
-        outcome
-    }
-
-    fn settle(&mut self, why: &str, tell: impl FnOnce(&mut Breaker, Ticket)) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let mut breaker = self.replica.breaker();
-        let was = breaker.state();
-        tell(&mut breaker, ticket);
-        let state = breaker.state();
-        if was != state {
-            self.replica.tell(state);
-            let (upstream, replica) = (&*self.replica.upstream, self.replica.address);
-            match state {
-                State::Open { .. } if was == State::Closed => {
-                    tracing::warn!(upstream, %replica, why, "the replica does not answer: it is left out");
-                }
-                State::Closed => tracing::info!(upstream, %replica, "the replica answers again"),
-                State::Open { .. } | State::HalfOpen { .. } => {}
-            }
-        }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.replica.at_work.fetch_sub(1, Ordering::Relaxed);
-        self.settle("", |breaker, ticket| breaker.abandoned(ticket, Instant::now()));
-    }
-}
-
-fn failed(error: &tonic::transport::Error) -> Unanswered {
-    let mut why = error.to_string();
-    let (mut not_sent, mut late) = (false, false);
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        why = format!("{why}: {error}");
-        not_sent |= error.is::<tonic::ConnectError>();
-        // tonic counts the same time as we do.
-        late |= error.is::<tonic::TimeoutExpired>();
-        cause = error.source();
-    }
-    match (not_sent, late) {
-        (true, _) => Unanswered::NotSent(why),
-        (_, true) => Unanswered::Late,
-        _ => Unanswered::Lost(why),
-    }
 }
 
 impl Service<Request<Body>> for Upstream {

@@ -32,6 +32,8 @@ pub mod server;
 
 pub mod client;
 
+mod replica;
+
 mod breaker;
 
 pub mod config;

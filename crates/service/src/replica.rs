@@ -1,0 +1,222 @@
+//! One replica of a service that is called, and one attempt of a call to it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Limited};
+use metrics::gauge;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint};
+use tower::Service as _;
+
+use crate::breaker::{Breaker, State, Ticket};
+use crate::{Code, Failure};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// A replica that says nothing for so long while calls are at work is asked whether it lives, and has as long to say so.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// The largest answer.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// One process of the service.
+pub(crate) struct Replica {
+    upstream: Arc<str>,
+    address: SocketAddr,
+    channel: Channel,
+    at_work: AtomicUsize,
+    breaker: Mutex<Breaker>,
+}
+
+/// Why, for the log, where the time of an attempt is over.
+pub(crate) const LATE: &str = "it was not answered in its time";
+
+/// Why an attempt has no answer.
+pub(crate) enum Unanswered {
+    /// Nothing was sent: it may always be sent again.
+    NotSent(String),
+    /// It may have been done.
+    Lost(String),
+    /// The same: its time is over. That says nothing of the replica.
+    Late,
+}
+
+impl Replica {
+    pub(crate) fn new(upstream: &Arc<str>, address: SocketAddr) -> Result<Self, anyhow::Error> {
+        let channel = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(ALIVE_EVERY)
+            .keep_alive_timeout(ALIVE_EVERY)
+            .connect_lazy();
+        let breaker = Mutex::new(Breaker::new());
+        let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
+        replica.tell(State::Closed);
+        Ok(replica)
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many calls are at work there.
+    pub(crate) fn at_work(&self) -> usize {
+        self.at_work.load(Ordering::Relaxed)
+    }
+
+    /// Whether a call would be let through now.
+    pub(crate) fn would_admit(&self, now: Instant) -> bool {
+        self.breaker().would_admit(now)
+    }
+
+    /// Whether it is known to live.
+    pub(crate) fn lives(&self) -> bool {
+        self.breaker().state() == State::Closed
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, state: State) {
+        let (upstream, replica) = (self.upstream.to_string(), self.address.to_string());
+        gauge!("upstream_breaker_state", "upstream" => upstream, "replica" => replica).set(state.gauge());
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // It is none any more.
+        self.tell(State::Closed);
+    }
+}
+
+/// One call to a replica that its breaker has let through.
+pub(crate) struct Admitted {
+    replica: Arc<Replica>,
+    /// There until its outcome is known.
+    ticket: Option<Ticket>,
+}
+
+impl Admitted {
+    pub(crate) fn new(replica: &Arc<Replica>, now: Instant) -> Option<Self> {
+        let mut breaker = replica.breaker();
+        let ticket = breaker.admit(now)?;
+        if breaker.state() != State::Closed {
+            replica.tell(breaker.state());
+        }
+        drop(breaker);
+        replica.at_work.fetch_add(1, Ordering::Relaxed);
+        Some(Self { replica: Arc::clone(replica), ticket: Some(ticket) })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.replica.address
+    }
+
+    pub(crate) fn is_probe(&self) -> bool {
+        self.ticket.is_some_and(Ticket::is_probe)
+    }
+
+    /// Sends it once. One that is `hurried` must be answered in its time; a replica that lives may else be slow, and that it is gone
+    /// is found by asking it whether it lives.
+    pub(crate) async fn attempt(
+        mut self,
+        request: Request<Body>,
+        within: Duration,
+        hurried: bool,
+    ) -> Result<Response<Body>, Unanswered> {
+        let mut channel = self.replica.channel.clone();
+        let answer = async {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| failed(&error))?;
+            let response = channel.call(request).await.map_err(|error| failed(&error))?;
+            let status = response.status();
+            if status.is_client_error() {
+                // The replica lives, and would say so again.
+                let error = anyhow::anyhow!("it was answered {status}");
+                return Ok(Status::from(Failure::internal(error)).into_http());
+            }
+            if status != http::StatusCode::OK {
+                return Err(Unanswered::Lost(format!("it was answered {status}")));
+            }
+            let (head, body) = response.into_parts();
+            let body = match Limited::new(body, MAX_ANSWER_BYTES).collect().await {
+                Ok(body) => body,
+                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                    let failure = Failure::new(
+                        Code::ResourceExhausted,
+                        "TOO_LARGE",
+                        "the answer is larger than a message may be",
+                    );
+                    return Ok(Status::from(failure).into_http());
+                }
+                Err(error) => return Err(Unanswered::Lost(error.to_string())),
+            };
+            let response = Response::from_parts(head, Body::new(body));
+            // A status that no service of ours has made: of a proxy, or of a server that goes.
+            match Status::from_header_map(response.headers()) {
+                Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
+                    Err(Unanswered::Lost(status.message().to_owned()))
+                }
+                _ => Ok(response),
+            }
+        };
+        let outcome = tokio::time::timeout(within, answer).await.unwrap_or(Err(Unanswered::Late));
+        let now = Instant::now();
+        match &outcome {
+            Ok(_) => self.settle("", |breaker, _| breaker.answered()),
+            Err(Unanswered::NotSent(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, true)),
+            Err(Unanswered::Lost(why)) => self.settle(why, |breaker, ticket| breaker.failed(ticket, now, false)),
+            Err(Unanswered::Late) if hurried => self.settle(LATE, |breaker, ticket| breaker.failed(ticket, now, false)),
+            Err(Unanswered::Late) => self.settle(LATE, |breaker, ticket| breaker.abandoned(ticket, now)),
+        }
+        outcome
+    }
+
+    fn settle(&mut self, why: &str, tell: impl FnOnce(&mut Breaker, Ticket)) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let mut breaker = self.replica.breaker();
+        let was = breaker.state();
+        tell(&mut breaker, ticket);
+        let state = breaker.state();
+        if was != state {
+            self.replica.tell(state);
+            let (upstream, replica) = (&*self.replica.upstream, self.replica.address);
+            match state {
+                State::Open { .. } if was == State::Closed => {
+                    tracing::warn!(upstream, %replica, why, "the replica does not answer: it is left out");
+                }
+                State::Closed => tracing::info!(upstream, %replica, "the replica answers again"),
+                State::Open { .. } | State::HalfOpen { .. } => {}
+            }
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.replica.at_work.fetch_sub(1, Ordering::Relaxed);
+        self.settle("", |breaker, ticket| breaker.abandoned(ticket, Instant::now()));
+    }
+}
+
+fn failed(error: &tonic::transport::Error) -> Unanswered {
+    let mut why = error.to_string();
+    let (mut not_sent, mut late) = (false, false);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        why = format!("{why}: {error}");
+        not_sent |= error.is::<tonic::ConnectError>();
+        // tonic counts the same time as we do.
+        late |= error.is::<tonic::TimeoutExpired>();
+        cause = error.source();
+    }
+    match (not_sent, late) {
+        (true, _) => Unanswered::NotSent(why),
+        (_, true) => Unanswered::Late,
+        _ => Unanswered::Lost(why),
+    }
+}
