@@ -153,28 +153,25 @@ impl Postgres {
         let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await?;
         // Two stacks may share a cluster and start at once.
         sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
-        for (role, password) in [("owner", &passwords.owner), ("app", &passwords.app), ("relay", &passwords.relay)] {
+        // The operator's role is taken on for one transaction at a time, for what is of no tenant; nobody logs in as it.
+        let login = |password: &str| format!("login password '{password}'");
+        for (role, login) in [
+            ("owner", login(&passwords.owner)),
+            ("app", login(&passwords.app)),
+            ("relay", login(&passwords.relay)),
+            ("operator", "nologin".to_owned()),
+        ] {
             let name = format!("{service}_{role}");
             let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
                 .bind(&name)
                 .fetch_one(&mut connection)
                 .await?;
             let verb = if exists { "alter" } else { "create" };
-            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole login";
-            execute(&mut connection, format!("{verb} role {name} {limits} password '{password}'")).await?;
-        }
-        // What is of no tenant: the service takes this role on for one transaction, and logs in as it never.
-        let operator = format!("{service}_operator");
-        let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
-            .bind(&operator)
-            .fetch_one(&mut connection)
-            .await?;
-        if !exists {
-            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole nologin";
-            execute(&mut connection, format!("create role {operator} {limits}")).await?;
+            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole";
+            execute(&mut connection, format!("{verb} role {name} {limits} {login}")).await?;
         }
         execute(&mut connection, format!("alter role {service}_app noinherit")).await?;
-        execute(&mut connection, format!("grant {operator} to {service}_app")).await?;
+        execute(&mut connection, format!("grant {service}_operator to {service}_app")).await?;
         for setting in ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '5s'"]
         {
             execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;

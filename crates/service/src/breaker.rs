@@ -21,7 +21,7 @@ pub(crate) struct Breaker {
     probes: u64,
 }
 
-/// As it is told in metrics.
+/// What a breaker does with a call; [`State::gauge`] is its value in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Closed,
@@ -35,7 +35,7 @@ pub(crate) enum State {
     },
 }
 
-/// A call that was let through: its outcome must be told with it.
+/// A call that was let through. Its outcome belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     /// Which probe it is, if it is one.

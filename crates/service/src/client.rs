@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
-use metrics::counter;
+use metrics::{Counter, counter};
 use tonic::Status;
 use tonic::body::Body;
 use tonic_types::StatusExt as _;
@@ -24,12 +24,11 @@ use tower::Service;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::Instrument as _;
 
+pub use crate::replica::MAX_ANSWER_BYTES;
 use crate::replica::{Admitted, LATE, Replica, Unanswered};
 use crate::retry::Delays;
 use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, telemetry};
 
-/// The longest a call may take, whatever deadline it brings.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
 const PATIENCE: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(25);
@@ -59,6 +58,35 @@ struct Shared {
     replicas: Mutex<Vec<Arc<Replica>>>,
     budget: TpsBudget,
     turn: AtomicUsize,
+    outcomes: Outcomes,
+}
+
+/// `upstream_attempts_total`, by outcome; looked up once.
+struct Outcomes {
+    answered: Counter,
+    not_sent: Counter,
+    lost: Counter,
+    repeated: Counter,
+    over_budget: Counter,
+    nobody: Counter,
+}
+
+impl Outcomes {
+    fn of(upstream: &str) -> Self {
+        let outcome = |outcome: &'static str| {
+            let attempts = counter!("upstream_attempts_total", "upstream" => upstream.to_owned(), "outcome" => outcome);
+            attempts.increment(0);
+            attempts
+        };
+        Self {
+            answered: outcome("answered"),
+            not_sent: outcome("not_sent"),
+            lost: outcome("lost"),
+            repeated: outcome("repeated"),
+            over_budget: outcome("over_budget"),
+            nobody: outcome("nobody"),
+        }
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -80,10 +108,8 @@ impl Upstream {
             replicas: Mutex::default(),
             budget: TpsBudget::new(Duration::from_secs(10), REPEATS_A_SECOND, REPEATS_OF_CALLS),
             turn: AtomicUsize::new(0),
+            outcomes: Outcomes::of(name),
         }));
-        for outcome in ["answered", "not_sent", "lost", "repeated", "over_budget", "nobody"] {
-            upstream.0.count(outcome, 0);
-        }
         let mut known: Vec<Vec<SocketAddr>> =
             targets.iter().map(|target| target.address().into_iter().collect()).collect();
         upstream.0.set(&known.concat())?;
@@ -199,13 +225,10 @@ impl Shared {
         replicas.iter().any(|replica| !tried.contains(&replica.address()) && replica.lives())
     }
 
-    fn count(&self, outcome: &'static str, by: u64) {
-        counter!("upstream_attempts_total", "upstream" => self.name.to_string(), "outcome" => outcome).increment(by);
-    }
-
     async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (mut head, body) = request.into_parts();
-        let ends = Instant::now() + grpc::deadline(&head.headers).map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
+        let ends = Instant::now()
+            + grpc::deadline(&head.headers).map_or(grpc::DEADLINE, |deadline| deadline.min(grpc::DEADLINE));
         if !head.headers.contains_key(AUTHORIZATION)
             && let Some(authorization) = notes::authorization()
         {
@@ -220,7 +243,7 @@ impl Shared {
         let (mut tried, mut lost, mut why) = (Vec::new(), false, "no address is known".to_owned());
         for attempt in 1.. {
             let Some(replica) = self.next_replica(&tried, repeatable, ends).await else {
-                self.count("nobody", 1);
+                self.outcomes.nobody.increment(1);
                 break;
             };
             tried.push(replica.address());
@@ -229,27 +252,30 @@ impl Shared {
             let within = if probes { left.min(PROBE_WITHIN) } else { left };
             let again = match replica.attempt(copy(&head, &body, within), within, probes).await {
                 Ok(response) => {
-                    self.count("answered", 1);
+                    self.outcomes.answered.increment(1);
+                    if !lost || !holds_the_key(&response) {
+                        return Ok(response);
+                    }
                     // The attempt that was lost holds the key until the database has seen that its process is gone.
                     let pause = delays.next_delay();
-                    if !(lost && holds_the_key(&response)) || Instant::now() + pause >= ends {
+                    if Instant::now() + pause >= ends {
                         return Ok(response);
                     }
                     tokio::time::sleep(pause).await;
                     continue;
                 }
                 Err(Unanswered::NotSent(reason)) => {
-                    self.count("not_sent", 1);
+                    self.outcomes.not_sent.increment(1);
                     why = reason;
                     true
                 }
                 Err(Unanswered::Lost(reason)) => {
-                    self.count("lost", 1);
+                    self.outcomes.lost.increment(1);
                     (lost, why) = (true, reason);
                     repeatable
                 }
                 Err(Unanswered::Late) => {
-                    self.count("lost", 1);
+                    self.outcomes.lost.increment(1);
                     if !probes {
                         return Err(self.gave_up(true, true, LATE));
                     }
@@ -261,20 +287,19 @@ impl Shared {
                 break;
             }
             if !self.budget.withdraw() {
-                self.count("over_budget", 1);
+                self.outcomes.over_budget.increment(1);
                 break;
             }
-            self.count("repeated", 1);
+            self.outcomes.repeated.increment(1);
         }
         Err(self.gave_up(Instant::now() >= ends, lost, &why))
     }
 
-    /// What the caller is told; the log has why.
+    /// The caller's error; the log has why.
     fn gave_up(&self, late: bool, lost: bool, why: &str) -> Status {
         tracing::warn!(upstream = %self.name, why, "a call did not get through");
         let failure = if late {
-            let what = "the call was not done in its time, and may have happened: ask, or try again with the same key";
-            Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", what)
+            Failure::late()
         } else {
             let what = if lost {
                 "the service went away, and the call may have happened: ask, or try again with the same key"

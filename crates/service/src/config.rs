@@ -242,6 +242,22 @@ impl Door {
 }
 
 impl Common {
+    /// One for tests: on any free port of loopback, with a door that lets in what any test asks for.
+    #[must_use]
+    pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            listen: any_port,
+            ops_listen: any_port,
+            jwks,
+            issuer: issuer.to_owned(),
+            audience: audience.to_owned(),
+            release: "test".to_owned(),
+            release_header: true,
+            door: Door::wide(),
+        }
+    }
+
     /// The release as a header of an answer, where answers are to name it.
     #[must_use]
     pub fn release_header(&self) -> Option<HeaderValue> {

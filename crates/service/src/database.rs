@@ -33,10 +33,9 @@ impl Db {
     /// # Errors
     /// Fails when the address cannot be read.
     pub fn lazy(url: &SecretString, service: &str, connections: u32) -> Result<Self, sqlx::Error> {
-        let role = operator_role(service);
         Ok(Self {
             connections: Connections::lazy(url, service, connections)?,
-            operator: format!(r#"begin; set local role "{role}""#).into(),
+            operator: format!(r#"begin; set local role "{service}_operator""#).into(),
         })
     }
 
@@ -93,12 +92,6 @@ impl Db {
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
         self.connections.ping().await
     }
-}
-
-/// The role of [`Db::begin_operator`] in a service's database.
-#[must_use]
-pub fn operator_role(service: &str) -> String {
-    format!("{}_operator", service.replace('-', "_"))
 }
 
 /// A transaction of no tenant; rolled back unless committed.
@@ -159,7 +152,7 @@ impl TenantTx {
         A::from_message(message).map(Some)
     }
 
-    /// Ends a transaction without an event or an answer to keep: one that has read, or done what nobody is told of. Dropped instead, it
+    /// Ends a transaction without an event or an answer to keep: one that has read, or has changed what no event reports. Dropped instead, it
     /// costs its connection a question of the pool's, and its changes are gone.
     ///
     /// # Errors

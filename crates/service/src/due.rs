@@ -24,10 +24,13 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How much to claim at once: little enough to be done within a claim's minute, and to be left for one by a process that stops.
 const AT_MOST: i32 = 50;
 
-/// How late it was, and when.
-struct Asked {
+/// How far a process has come.
+struct Turn {
+    /// The tenant at which the last claim ended: the next goes on behind it.
+    behind: String,
+    /// How late it was when that was last asked.
     late: f64,
-    at: Instant,
+    asked: Instant,
 }
 
 /// One kind of work.
@@ -54,14 +57,12 @@ impl Work {
         self.count("failed", 0);
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Each turn goes on behind the tenant at which the last one ended.
-        let mut behind = String::new();
-        let mut asked = Asked { late: 0.0, at: Instant::now() };
+        let mut turn = Turn { behind: String::new(), late: 0.0, asked: Instant::now() };
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            if let Err(error) = self.until_none_is_due(db, service, stop, (&mut behind, &mut asked), &act).await {
+            if let Err(error) = self.until_none_is_due(db, service, stop, &mut turn, &act).await {
                 self.count("failed", 1);
                 // Meanwhile it is later than it was when that could be asked.
-                self.is_late(asked.late + asked.at.elapsed().as_secs_f64());
+                self.is_late(turn.late + turn.asked.elapsed().as_secs_f64());
                 tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
             }
         }
@@ -72,7 +73,7 @@ impl Work {
         db: &Db,
         service: &UserId,
         stop: &CancellationToken,
-        (behind, asked): (&mut String, &mut Asked),
+        turn: &mut Turn,
         act: &A,
     ) -> Result<(), Failure>
     where
@@ -81,10 +82,10 @@ impl Work {
         // Of the round over all tenants that is not over.
         let mut any = false;
         loop {
-            let claimed = self.claim(db, behind, asked).await?;
+            let claimed = self.claim(db, turn).await?;
             for (tenant, id) in claimed {
                 let Some(id) = id else {
-                    *behind = tenant;
+                    turn.behind = tenant;
                     continue;
                 };
                 if stop.is_cancelled() {
@@ -93,25 +94,20 @@ impl Work {
                 any = true;
                 self.act(service, &tenant, id, act).await?;
             }
-            if behind.is_empty() && !std::mem::take(&mut any) {
+            if turn.behind.is_empty() && !std::mem::take(&mut any) {
                 return Ok(());
             }
         }
     }
 
-    async fn claim(
-        &self,
-        db: &Db,
-        behind: &str,
-        asked: &mut Asked,
-    ) -> Result<Vec<(String, Option<Uuid>)>, sqlx::Error> {
+    async fn claim(&self, db: &Db, turn: &mut Turn) -> Result<Vec<(String, Option<Uuid>)>, sqlx::Error> {
         let mut tx = db.begin_operator(self.name).await?;
         let late: f64 = sqlx::query_scalar(self.late).bind(self.after.as_secs_f64()).fetch_one(&mut *tx).await?;
-        *asked = Asked { late, at: Instant::now() };
+        (turn.late, turn.asked) = (late, Instant::now());
         self.is_late(late);
         let claimed = sqlx::query_as(self.claim)
             .bind(self.after.as_secs_f64())
-            .bind(behind)
+            .bind(&turn.behind)
             .bind(AT_MOST)
             .fetch_all(&mut *tx)
             .await?;

@@ -110,6 +110,12 @@ impl Failure {
         failure
     }
 
+    /// A call was not done in its time; whether it has happened is not known.
+    pub(crate) fn late() -> Self {
+        let what = "the call was not done in its time, and may have happened: ask, or try again with the same key";
+        Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", what)
+    }
+
     /// With a time after which to try again.
     #[must_use]
     pub const fn retry_after(mut self, delay: Duration) -> Self {

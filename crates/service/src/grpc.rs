@@ -37,7 +37,7 @@ use crate::server::{self, Bounds};
 use crate::{Code, DEGRADED, Failure, Lifecycle, RELEASE, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How many calls one connection may have at work: those of a gateway are of many tenants, each within its own limits.
 const STREAMS: u32 = 1_024;
@@ -205,11 +205,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
         let unanswered = Unanswered::new("call", &method, started);
         let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::new(
-                Code::DeadlineExceeded,
-                "DEADLINE_EXCEEDED",
-                "the call was not done in its time, and may have happened: ask, or try again with the same key",
-            )),
+            Err(_) => Err(Failure::late()),
         };
         let answer = answer.map(with_reason).map_err(Status::from);
         let mut response = answer.unwrap_or_else(Status::into_http);

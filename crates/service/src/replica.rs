@@ -20,7 +20,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// A replica that says nothing for so long while calls are at work is asked whether it lives, and has as long to say so.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// The largest answer.
-const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// One process of the service.
 pub(crate) struct Replica {
@@ -54,7 +54,7 @@ impl Replica {
             .connect_lazy();
         let breaker = Mutex::new(Breaker::new());
         let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
-        replica.tell(State::Closed);
+        replica.report(State::Closed);
         Ok(replica)
     }
 
@@ -81,7 +81,7 @@ impl Replica {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, state: State) {
+    fn report(&self, state: State) {
         let (upstream, replica) = (self.upstream.to_string(), self.address.to_string());
         gauge!("upstream_breaker_state", "upstream" => upstream, "replica" => replica).set(state.gauge());
     }
@@ -90,7 +90,7 @@ impl Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         // It is none any more.
-        self.tell(State::Closed);
+        self.report(State::Closed);
     }
 }
 
@@ -106,7 +106,7 @@ impl Admitted {
         let mut breaker = replica.breaker();
         let ticket = breaker.admit(now)?;
         if breaker.state() != State::Closed {
-            replica.tell(breaker.state());
+            replica.report(breaker.state());
         }
         drop(breaker);
         replica.at_work.fetch_add(1, Ordering::Relaxed);
@@ -176,14 +176,14 @@ impl Admitted {
         outcome
     }
 
-    fn settle(&mut self, why: &str, tell: impl FnOnce(&mut Breaker, Ticket)) {
+    fn settle(&mut self, why: &str, settle: impl FnOnce(&mut Breaker, Ticket)) {
         let Some(ticket) = self.ticket.take() else { return };
         let mut breaker = self.replica.breaker();
         let was = breaker.state();
-        tell(&mut breaker, ticket);
+        settle(&mut breaker, ticket);
         let state = breaker.state();
         if was != state {
-            self.replica.tell(state);
+            self.replica.report(state);
             let (upstream, replica) = (&*self.replica.upstream, self.replica.address);
             match state {
                 State::Open { .. } if was == State::Closed => {

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt as _, Full};
 use proto::search::SearchTodosRequest;
 use proto::search::search_service_client::SearchServiceClient;
 use service::client::{ReadsOnly, Upstream};
-use service::config::{Common, Door};
+use service::config::Common;
 use service::server::{Bounds, serve};
 use service::{DEGRADED, Lifecycle, notes};
 use tokio::io::AsyncReadExt as _;
@@ -321,16 +321,7 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
             .boxed()
         })
         .await;
-    let common = Common {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        ops_listen: "127.0.0.1:0".parse().unwrap(),
-        jwks: issuer.jwks(),
-        issuer: devstack::issuer::ISSUER.to_owned(),
-        audience: devstack::issuer::AUDIENCE.to_owned(),
-        release: "test".to_owned(),
-        release_header: false,
-        door: Door::wide(),
-    };
+    let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
     let verifier = Arc::new(Verifier::new(common.jwks.clone(), &common.issuer, &common.audience).unwrap());
     let upstream = Upstream::new(&world.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
     let address =

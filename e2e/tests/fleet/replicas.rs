@@ -79,15 +79,15 @@ fn of_two_replicas_one_is_killed_under_load_and_no_idempotent_call_fails() {
         let (created, ()) =
             tokio::time::timeout(Duration::from_secs(120), async { tokio::join!(load, kill) }).await.unwrap();
         let metrics = reqwest::get(format!("http://{ops}/metrics")).await.unwrap().text().await.unwrap();
-        let told = |start: &str, label: &str| {
+        let metric = |start: &str, label: &str| {
             let line = metrics.lines().find(|line| line.starts_with(start) && line.contains(label)).unwrap();
             line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
         };
         let outcome = |outcome: &str| {
-            told(&format!(r#"upstream_attempts_total{{upstream="{todo}""#), &format!(r#"outcome="{outcome}""#))
+            metric(&format!(r#"upstream_attempts_total{{upstream="{todo}""#), &format!(r#"outcome="{outcome}""#))
         };
         assert!(outcome("lost") + outcome("not_sent") > 0.0 && outcome("repeated") > 0.0, "{metrics}");
-        let state = |replica: &str| told("upstream_breaker_state", &format!(r#"replica="{replica}""#));
+        let state = |replica: &str| metric("upstream_breaker_state", &format!(r#"replica="{replica}""#));
         assert!(state(&first) > 0.0 && state(&second) == 0.0, "{metrics}");
         // Each write happened, and none twice.
         let mut wanted: Vec<String> = created.into_iter().flatten().chain(["shown".to_owned()]).collect();

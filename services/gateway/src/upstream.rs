@@ -6,11 +6,9 @@ use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
 use service::Lifecycle;
-use service::client::Upstream;
+use service::client::{MAX_ANSWER_BYTES, Upstream};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
-
-const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// The services behind the gateway.
 #[derive(Debug, Clone)]

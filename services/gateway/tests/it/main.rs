@@ -33,14 +33,8 @@ async fn behind(door: Door) -> Edge {
     let services = ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService"];
     let config = Config {
         common: Common {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            ops_listen: "127.0.0.1:0".parse().unwrap(),
-            jwks: issuer.jwks(),
-            issuer: devstack::issuer::ISSUER.to_owned(),
-            audience: devstack::issuer::AUDIENCE.to_owned(),
-            release: "test".to_owned(),
-            release_header: true,
             door,
+            ..Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE)
         },
         upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")]))),
     };

@@ -16,7 +16,7 @@ use proto::search::{SearchTodosRequest, SearchTodosResponse};
 use search_projector::Config;
 use search_projector::store::Index;
 use secrecy::SecretString;
-use service::config::{Common, Door};
+use service::config::Common;
 use service::ops::Readiness;
 use service::{Lifecycle, clock};
 use testkit::{Parts, TestIssuer, TestNats, unique, until};
@@ -81,16 +81,7 @@ impl Fleet {
         }
         let producer = jetstream::new(nats.client("todo").await);
         let config = Config {
-            common: Common {
-                listen: "127.0.0.1:0".parse().unwrap(),
-                ops_listen: "127.0.0.1:0".parse().unwrap(),
-                jwks: issuer.jwks(),
-                issuer: devstack::issuer::ISSUER.to_owned(),
-                audience: devstack::issuer::AUDIENCE.to_owned(),
-                release: "test".to_owned(),
-                release_header: true,
-                door: Door::wide(),
-            },
+            common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
             page_token_key: SecretString::from("a key for page tokens"),
             opensearch_url: opensearch.to_owned().into(),

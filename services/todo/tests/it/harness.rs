@@ -128,16 +128,7 @@ impl Drop for Fleet {
 
 fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
     Config {
-        common: Common {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            ops_listen: "127.0.0.1:0".parse().unwrap(),
-            jwks: issuer.jwks(),
-            issuer: devstack::issuer::ISSUER.to_owned(),
-            audience: devstack::issuer::AUDIENCE.to_owned(),
-            release: "test".to_owned(),
-            release_header: true,
-            door: Door::wide(),
-        },
+        common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
         database_url: SecretString::from(database.app.clone()),
         relay_database_url: SecretString::from(database.relay.clone()),
         nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
