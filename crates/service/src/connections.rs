@@ -179,5 +179,12 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
         })
+        // What a statement has failed on may lead to a server that only reads: whoever asks next must not meet it again.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let only_reads: String = sqlx::query_scalar("show transaction_read_only").fetch_one(connection).await?;
+                Ok(only_reads == "off")
+            })
+        })
         .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }
