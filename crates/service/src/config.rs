@@ -1,217 +1,78 @@
-//! Configuration: flags and environment, secrets also from files, checked as a whole before any port is bound.
+//! What services are configured by, in groups that a service takes as it needs them. `arguments` parses them.
 
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use authz::JwksSource;
 use clap::Args;
-use http::HeaderValue;
 use secrecy::SecretString;
 
+use crate::arguments::{Problems, Settings};
 use crate::limits::{Allowance, Allowances};
-use crate::nats::{self, Login};
 
-/// Everything that is wrong with a configuration, a line each.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError(Vec<String>);
-
-impl Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} wrong value(s) in the configuration:", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-/// Collects what is wrong, so that all of it is told at once.
-#[derive(Debug, Default)]
-pub struct Problems(Vec<String>);
-
-impl Problems {
-    /// Parses a value, or notes what is wrong with it.
-    pub fn parse<T: FromStr<Err: Display>>(&mut self, name: &str, value: Option<&str>) -> Option<T> {
-        let Some(value) = value else {
-            self.0.push(format!("{name}: is missing"));
-            return None;
-        };
-        value.parse().map_err(|error| self.0.push(format!("{name}: {error}"))).ok()
-    }
-
-    /// A secret from its variable or from the file that `<name>_FILE` names; one of the two, not both.
-    pub fn secret(&mut self, name: &str, value: Option<&str>, file: Option<&Path>) -> Option<SecretString> {
-        match (value, file) {
-            (Some(value), None) => Some(value.to_owned().into()),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) => Some(text.trim_end().to_owned().into()),
-                Err(error) => {
-                    self.0.push(format!("{name}_FILE: {}: {error}", path.display()));
-                    None
-                }
-            },
-            (Some(_), Some(_)) => {
-                self.0.push(format!("{name}: is set, and {name}_FILE too: set one of them"));
-                None
-            }
-            (None, None) => {
-                self.0.push(format!("{name}: is missing: set it, or {name}_FILE to the file that holds it"));
-                None
-            }
-        }
-    }
-
-    /// Where NATS is, and the credentials file; both must be set, and the file be there.
-    pub fn nats(&mut self, url: Option<&str>, credentials: Option<&Path>) -> Option<Login> {
-        match url.map(nats::addresses) {
-            None => self.0.push("FLOTILLA_NATS_URL: is missing: set it to nats://host:port".to_owned()),
-            Some(Err(error)) => self.0.push(format!("FLOTILLA_NATS_URL: {error:#}")),
-            Some(Ok(_)) => {}
-        }
-        let credentials = self.file("FLOTILLA_NATS_CREDS", credentials);
-        Some(Login { url: url?.to_owned(), credentials: credentials? })
-    }
-
-    /// A file that is there.
-    pub fn file(&mut self, name: &str, path: Option<&Path>) -> Option<PathBuf> {
-        let Some(path) = path else {
-            self.0.push(format!("{name}: is missing: set it to the path of a file"));
-            return None;
-        };
-        match std::fs::metadata(path) {
-            Ok(_) => Some(path.to_owned()),
-            Err(error) => {
-                self.0.push(format!("{name}: {}: {error}", path.display()));
-                None
-            }
-        }
-    }
-
-    /// Notes a problem.
-    pub fn add(&mut self, problem: String) {
-        self.0.push(problem);
-    }
-
-    /// The configuration, if nothing was wrong with it.
-    ///
-    /// # Errors
-    /// Tells everything that was wrong.
-    pub fn finish<T>(self, config: Option<T>) -> Result<T, ConfigError> {
-        match config {
-            Some(config) if self.0.is_empty() => Ok(config),
-            _ => Err(ConfigError(self.0)),
-        }
-    }
-}
-
-/// What a process logs and exports, and as which release.
+/// What every process is configured by.
 #[derive(Debug, Clone, Args)]
-pub struct TelemetryArgs {
+pub struct Base {
+    /// Address of the operations port: /metrics, /healthz, /readyz.
+    #[arg(long, env = "FLOTILLA_OPS_LISTEN")]
+    pub ops_listen: SocketAddr,
     /// Which release or commit this is, for log lines, metrics, /healthz and the story of a dead letter.
-    #[arg(long, env = "FLOTILLA_RELEASE", default_value = env!("CARGO_PKG_VERSION"))]
+    #[arg(long, env = "FLOTILLA_RELEASE", default_value = env!("CARGO_PKG_VERSION"), value_parser = release)]
     pub release: String,
     /// Where to export spans to (OTLP over gRPC), for example http://127.0.0.1:4317; absent: nowhere.
-    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT", value_parser = plain_http)]
     pub otlp_endpoint: Option<String>,
     /// Of which share of all traces, 0 to 1, the spans are exported and the lines are logged that tell of what went well.
-    #[arg(long, env = "FLOTILLA_SAMPLE", default_value = "1")]
-    pub sample: String,
+    #[arg(long, env = "FLOTILLA_SAMPLE", default_value = "1", value_parser = share)]
+    pub sample: f64,
     /// What to log: a level, or several as target=level, with commas.
-    #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
+    #[arg(long, env = "FLOTILLA_LOG", default_value = "info", value_parser = targets)]
     pub log: String,
 }
 
-impl TelemetryArgs {
-    /// [`Self::sample`] as a number; None when it is no share.
-    #[must_use]
-    pub fn share(&self) -> Option<f64> {
-        self.sample.parse().ok().filter(|share| (0.0..=1.0).contains(share))
+fn release(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_graphic() && c != ',';
+    if text.is_empty() || text.len() > 100 || !text.chars().all(plain) {
+        return Err("must be 1 to 100 visible ASCII characters without a comma");
     }
-
-    /// Checks the values.
-    pub fn check(&self, problems: &mut Problems) {
-        if let Some(endpoint) = &self.otlp_endpoint
-            && !endpoint.starts_with("http://")
-        {
-            problems.add("FLOTILLA_OTLP_ENDPOINT: must start with http://".to_owned());
-        }
-        let plain = |c: char| c.is_ascii_graphic() && c != ',';
-        if self.release.is_empty() || self.release.len() > 100 || !self.release.chars().all(plain) {
-            problems.add("FLOTILLA_RELEASE: must be 1 to 100 visible ASCII characters without a comma".to_owned());
-        }
-        if self.share().is_none() {
-            problems.add(format!("FLOTILLA_SAMPLE: {:?} is not a share from 0 to 1, such as 0.05", self.sample));
-        }
-        if let Err(error) = self.log.parse::<tracing_subscriber::filter::Targets>() {
-            problems.add(format!("FLOTILLA_LOG: {error}"));
-        }
-    }
+    Ok(text.to_owned())
 }
 
-/// What every service is told.
+fn plain_http(text: &str) -> Result<String, &'static str> {
+    if text.starts_with("http://") { Ok(text.to_owned()) } else { Err("must start with http://") }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is not a share from 0 to 1, such as 0.05"))
+}
+
+fn targets(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
+    text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned())
+}
+
+/// What every service is configured by that callers of the fleet come to.
 #[derive(Debug, Clone, Args)]
-pub struct CommonArgs {
-    /// See [`TelemetryArgs`].
-    #[command(flatten)]
-    pub telemetry: TelemetryArgs,
-    /// Address of the service's own door, for example 127.0.0.1:7101; port 0 picks a free one.
+pub struct Common {
+    /// Address that callers come to, for example 127.0.0.1:7101; port 0 picks a free one.
     #[arg(long, env = "FLOTILLA_LISTEN")]
-    pub listen: Option<String>,
-    /// Address of the operations port: /metrics, /healthz, /readyz.
-    #[arg(long, env = "FLOTILLA_OPS_LISTEN")]
-    pub ops_listen: Option<String>,
+    pub listen: SocketAddr,
     /// The issuer's key set: an http(s):// or file:// address.
     #[arg(long, env = "FLOTILLA_JWKS")]
-    pub jwks: Option<String>,
+    pub jwks: JwksSource,
     /// The issuer that access tokens must name.
     #[arg(long, env = "FLOTILLA_ISSUER")]
-    pub issuer: Option<String>,
+    pub issuer: String,
     /// The audience that access tokens must name.
     #[arg(long, env = "FLOTILLA_AUDIENCE", default_value = "flotilla")]
     pub audience: String,
-    /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
-    #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500")]
-    pub tenant_rate: String,
-    /// How many calls of one tenant may be at work at once, in this process; where it has a database, fewer than its connections.
-    #[arg(long, env = "FLOTILLA_TENANT_AT_WORK", default_value = "8")]
-    pub tenant_at_work: String,
-    /// The same as FLOTILLA_TENANT_RATE, of one principal.
-    #[arg(long, env = "FLOTILLA_PRINCIPAL_RATE", default_value = "2000")]
-    pub principal_rate: String,
-    /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
-    #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
-    pub principal_at_work: String,
-    /// How many connections may be open at the service's own door; when more wait, those at rest are closed.
-    #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
-    pub connections: String,
-    /// Whether gRPC reflection is served, to anybody; the gateway has none.
-    #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
-    pub reflection: bool,
     /// Whether answers name the release, in the header flotilla-release.
     #[arg(long, env = "FLOTILLA_RELEASE_HEADER", default_value = "false", action = clap::ArgAction::Set)]
     pub release_header: bool,
-}
-
-/// [`CommonArgs`], checked.
-#[derive(Debug, Clone)]
-pub struct Common {
-    /// See [`CommonArgs::listen`].
-    pub listen: SocketAddr,
-    /// See [`CommonArgs::ops_listen`].
-    pub ops_listen: SocketAddr,
-    /// See [`CommonArgs::jwks`].
-    pub jwks: JwksSource,
-    /// See [`CommonArgs::issuer`].
-    pub issuer: String,
-    /// See [`CommonArgs::audience`].
-    pub audience: String,
-    /// See [`TelemetryArgs::release`].
-    pub release: String,
-    /// See [`CommonArgs::release_header`].
-    pub release_header: bool,
-    /// What is let in at the service's own door.
+    /// What is let in there.
+    #[command(flatten)]
     pub door: Door,
 }
 
@@ -221,14 +82,31 @@ const MAX_RATE: NonZeroU32 = match NonZeroU32::new(1_000_000) {
     None => NonZeroU32::MIN,
 };
 
+fn rate(text: &str) -> Result<NonZeroU32, String> {
+    let rate = text.parse::<NonZeroU32>().ok().filter(|rate| *rate <= MAX_RATE);
+    rate.ok_or_else(|| format!("must be 1 to {MAX_RATE}"))
+}
+
 /// What is let in at a service's own door.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub struct Door {
-    /// What each caller may have.
-    pub allowances: Allowances,
-    /// How many connections may be open.
-    pub connections: usize,
-    /// Whether gRPC reflection is served.
+    /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
+    #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500", value_parser = rate)]
+    pub tenant_rate: NonZeroU32,
+    /// How many calls of one tenant may be at work at once, in this process; where it has a database, fewer than its connections.
+    #[arg(long, env = "FLOTILLA_TENANT_AT_WORK", default_value = "8")]
+    pub tenant_at_work: NonZeroU16,
+    /// The same as FLOTILLA_TENANT_RATE, of one principal.
+    #[arg(long, env = "FLOTILLA_PRINCIPAL_RATE", default_value = "2000", value_parser = rate)]
+    pub principal_rate: NonZeroU32,
+    /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
+    #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
+    pub principal_at_work: NonZeroU16,
+    /// How many connections may be open there; when more wait, those at rest are closed.
+    #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
+    pub connections: NonZeroU16,
+    /// Whether gRPC reflection is served, to anybody; the gateway has none.
+    #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
     pub reflection: bool,
 }
 
@@ -236,8 +114,25 @@ impl Door {
     /// One that lets in what any test asks for.
     #[must_use]
     pub const fn wide() -> Self {
-        let all = Allowance { rate: MAX_RATE, at_work: 1_000 };
-        Self { allowances: Allowances { tenant: all, principal: all }, connections: 1_000, reflection: true }
+        let (rate, most) = (MAX_RATE, NonZeroU16::MAX);
+        Self {
+            tenant_rate: rate,
+            tenant_at_work: most,
+            principal_rate: rate,
+            principal_at_work: most,
+            connections: most,
+            reflection: true,
+        }
+    }
+
+    /// What each caller may have.
+    #[must_use]
+    pub fn allowances(&self) -> Allowances {
+        let allowance = |rate, at_work: NonZeroU16| Allowance { rate, at_work: usize::from(at_work.get()) };
+        Allowances {
+            tenant: allowance(self.tenant_rate, self.tenant_at_work),
+            principal: allowance(self.principal_rate, self.principal_at_work),
+        }
     }
 }
 
@@ -245,87 +140,88 @@ impl Common {
     /// One for tests: on any free port of loopback, with a door that lets in what any test asks for.
     #[must_use]
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
-            listen: any_port,
-            ops_listen: any_port,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             jwks,
             issuer: issuer.to_owned(),
             audience: audience.to_owned(),
-            release: "test".to_owned(),
             release_header: true,
             door: Door::wide(),
         }
     }
+}
 
-    /// The release as a header of an answer, where answers are to name it.
+/// The database of a service.
+#[derive(Debug, Clone, Args)]
+pub struct Database {
+    /// The database, as the role `<service>_app`: postgres://user:password@host:port/name.
+    #[arg(id = "database_url", long = "database-url", env = "FLOTILLA_DATABASE_URL", hide_env_values = true)]
+    pub url: SecretString,
+    /// How many connections to the database to use at most.
+    #[arg(
+        id = "database_connections",
+        long = "database-connections",
+        env = "FLOTILLA_DATABASE_CONNECTIONS",
+        default_value = "16",
+        value_parser = clap::value_parser!(u32).range(1..=1_000)
+    )]
+    pub connections: u32,
+}
+
+/// The outbox of a service, and the stream that it is published to.
+#[derive(Debug, Clone, Args)]
+pub struct Outbox {
+    /// The database, as the role `<service>_relay`.
+    #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL", hide_env_values = true)]
+    pub relay_database_url: SecretString,
+    /// How long the stream is to keep events, in days; `flotilla provision` makes it so.
+    #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30",
+        value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub stream_max_age_days: u32,
+    /// On how many servers the stream is to keep each event: 1, 3 or 5.
+    #[arg(long, env = "FLOTILLA_STREAM_REPLICAS", default_value = "1", value_parser = replicas)]
+    pub stream_replicas: usize,
+    /// How long the outbox keeps its rows, in days; at least as long as the stream keeps events.
+    #[arg(long, env = "FLOTILLA_OUTBOX_DAYS", default_value = "31", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub outbox_days: u32,
+}
+
+fn replicas(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|replicas| [1, 3, 5].contains(replicas)).ok_or("must be 1, 3 or 5")
+}
+
+impl Outbox {
+    /// How long the stream is to keep events.
     #[must_use]
-    pub fn release_header(&self) -> Option<HeaderValue> {
-        self.release_header.then(|| HeaderValue::try_from(self.release.as_str()).ok()).flatten()
-    }
-}
-
-impl CommonArgs {
-    /// Checks the values every service has.
-    pub fn check(&self, problems: &mut Problems) -> Option<Common> {
-        let listen = problems.parse("FLOTILLA_LISTEN", self.listen.as_deref());
-        let ops_listen = problems.parse("FLOTILLA_OPS_LISTEN", self.ops_listen.as_deref());
-        let jwks = problems.parse("FLOTILLA_JWKS", self.jwks.as_deref());
-        let issuer = problems.parse::<String>("FLOTILLA_ISSUER", self.issuer.as_deref());
-        let door = self.door(problems);
-        self.telemetry.check(problems);
-        Some(Common {
-            listen: listen?,
-            ops_listen: ops_listen?,
-            jwks: jwks?,
-            issuer: issuer?,
-            audience: self.audience.clone(),
-            release: self.telemetry.release.clone(),
-            release_header: self.release_header,
-            door: door?,
-        })
+    pub fn stream_max_age(&self) -> Duration {
+        days(self.stream_max_age_days)
     }
 
-    fn door(&self, problems: &mut Problems) -> Option<Door> {
-        let mut allowance = |scope: &str, rate: &str, at_work: &str| {
-            let rate = problems.parse::<NonZeroU32>(&format!("FLOTILLA_{scope}_RATE"), Some(rate));
-            if rate.is_some_and(|rate| rate > MAX_RATE) {
-                problems.add(format!("FLOTILLA_{scope}_RATE: must be 1 to {MAX_RATE}"));
-            }
-            let at_work = problems.parse::<NonZeroU16>(&format!("FLOTILLA_{scope}_AT_WORK"), Some(at_work));
-            Some(Allowance { rate: rate?, at_work: usize::from(at_work?.get()) })
-        };
-        let tenant = allowance("TENANT", &self.tenant_rate, &self.tenant_at_work);
-        let principal = allowance("PRINCIPAL", &self.principal_rate, &self.principal_at_work);
-        let connections = problems.parse::<NonZeroU16>("FLOTILLA_CONNECTIONS", Some(&self.connections));
-        Some(Door {
-            allowances: Allowances { tenant: tenant?, principal: principal? },
-            connections: usize::from(connections?.get()),
-            reflection: self.reflection,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_wrong_value_is_told_at_once() {
-        let mut problems = Problems::default();
-        let port = problems.parse::<u16>("PORT", Some("many"));
-        let host = problems.parse::<SocketAddr>("HOST", None);
-        problems.secret("PASSWORD", None, Some(Path::new("/does/not/exist")));
-        problems.secret("KEY", Some("a"), Some(Path::new("b")));
-        let error = problems.finish(port.zip(host)).unwrap_err().to_string();
-        for part in ["4 wrong", "PORT: ", "HOST: is missing", "PASSWORD_FILE: /does/not/exist", "KEY: is set, and"] {
-            assert!(error.contains(part), "{part} in {error}");
+    /// What is kept at least as long as the stream keeps events: an older event may still be delivered.
+    pub fn outlives_the_stream(&self, variable: &str, days: u32, problems: &mut Problems) {
+        if days < self.stream_max_age_days {
+            problems.add(variable, format!("must not be less than the stream's {} days", self.stream_max_age_days));
         }
     }
+}
 
-    #[test]
-    fn a_secret_does_not_show_itself() {
-        let secret = Problems::default().secret("KEY", Some("hunter2"), None);
-        assert!(!format!("{secret:?}").contains("hunter2"));
+impl Settings for Outbox {
+    fn check(&self, problems: &mut Problems) {
+        self.outlives_the_stream("FLOTILLA_OUTBOX_DAYS", self.outbox_days, problems);
     }
+}
+
+/// So many days.
+#[must_use]
+pub fn days(days: u32) -> Duration {
+    Duration::from_secs(u64::from(days) * 86_400)
+}
+
+/// Parses the path of a file that is there.
+///
+/// # Errors
+/// It is not there, or may not be seen.
+pub fn file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    std::fs::metadata(&path).map(|_| path).map_err(|error| format!("{text}: {error}"))
 }

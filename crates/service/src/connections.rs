@@ -72,6 +72,12 @@ impl Connections {
         taken.connection.ping().await
     }
 
+    /// How many are in use.
+    pub(crate) fn in_use(&self) -> u32 {
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
+        self.pool.options().get_max_connections().saturating_sub(free)
+    }
+
     async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {
         let take = async {
             let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;

@@ -17,8 +17,6 @@ use crate::call::{Call, Once};
 use crate::connections::{Connections, Transaction};
 use crate::idempotency::StoredResponse;
 
-pub use crate::connections::pool;
-
 /// The database as the service's own role sees it.
 #[derive(Debug, Clone)]
 pub struct Db {
@@ -83,6 +81,12 @@ impl Db {
         let begin = format!("{begin}; set local app.tenant = '{tenant}'");
         let tx = self.connections.begin(begin).await?;
         Ok(TenantTx { tx, tenant: tenant.clone(), once: Once::No, stored: None })
+    }
+
+    /// How many connections are in use.
+    #[must_use]
+    pub fn in_use(&self) -> u32 {
+        self.connections.in_use()
     }
 
     /// Whether the database answers.

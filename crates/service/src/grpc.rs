@@ -33,8 +33,9 @@ use crate::idempotency::{Attempt, Key};
 use crate::limits::{self, Limits};
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
+use crate::ops::AtWork;
 use crate::server::{self, Bounds};
-use crate::{Code, DEGRADED, Failure, Lifecycle, RELEASE, idempotency, telemetry};
+use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, telemetry};
 
 /// The longest a call may take, whatever deadline it brings.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ struct Guard {
     costs: HashMap<String, NonZeroU32>,
     /// Where answers are to name it.
     release: Option<HeaderValue>,
+    at_work: metrics::Gauge,
 }
 
 /// What is known of a call, for its line and its span.
@@ -67,9 +69,8 @@ struct Seen {
 /// # Errors
 /// Fails when the address cannot be bound, or the descriptors cannot be read or do not hold the service.
 pub async fn serve<S>(
-    lifecycle: &Lifecycle,
+    process: &Process,
     common: &Common,
-    verifier: Arc<Verifier>,
     descriptors: &'static [u8],
     service: S,
 ) -> Result<SocketAddr, anyhow::Error>
@@ -78,7 +79,7 @@ where
     S::Response: IntoResponse,
     S::Future: Send + 'static,
 {
-    let Common { listen, door, .. } = common;
+    let (Common { listen, door, .. }, lifecycle) = (common, &process.lifecycle);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
     let mut routes = Routes::new(service).add_service(health_service);
@@ -100,20 +101,24 @@ where
         .methods()
         .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), limits::cost(&rpc)))
         .collect();
-    let limits = Limits::new(&door.allowances);
-    let guard_state = Arc::new(Guard { verifier, limits, costs, release: common.release_header() });
+    let guard_state = Arc::new(Guard {
+        verifier: process.verifier(common)?,
+        limits: Limits::new(&door.allowances()),
+        costs,
+        release: process.release_header(common),
+        at_work: metrics::gauge!("rpc_server_active_calls"),
+    });
     let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
-    let bounds = Bounds { connections: door.connections, streams: STREAMS, http2_only: true };
-    let stop = lifecycle.stopping();
-    lifecycle.spawn("gRPC health", async move {
+    let bounds = Bounds { connections: usize::from(door.connections.get()), streams: STREAMS, http2_only: true };
+    lifecycle.run("gRPC health", |stop| async move {
         stop.cancelled().await;
         for name in ["", S::NAME] {
             health.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
         }
-        Ok::<_, anyhow::Error>(())
     });
+    tracing::info!(%address, "taking calls");
     lifecycle.spawn("gRPC server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }
@@ -197,7 +202,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
         rpc.method = method
     );
     telemetry::continue_trace(&span, request.headers());
-    let started = Instant::now();
+    let (started, _at_work) = (Instant::now(), AtWork::new(&guard.at_work));
     let callers = deadline(request.headers());
     let within = callers.map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
     let mut seen = Seen { hurried: within < DEADLINE, ..Seen::default() };

@@ -1,13 +1,46 @@
 //! Handlers of events: where an event of the stream becomes a call of a command. Here, and nowhere else, is its tenant compared
 //! with its subject, and its envelope typed.
 
+use std::future::Future;
+
 use authz::Caller;
-use consumer::{Claim, Event};
+use consumer::{Claim, Consumer, Event, Inbox};
 use contracts::text::without_quotations;
 use contracts::{Actor, Envelope, EventId, TenantId, UserId};
+use futures::FutureExt as _;
 
 use crate::call::{Call, Once};
-use crate::{Code, Failure};
+use crate::{Code, Failure, Process, clock, config};
+
+/// Runs the handlers of a service: each event of a durable consumer becomes one call of `handler`, which claims it in the inbox of the
+/// service's own database. What was handled is remembered for so many days.
+///
+/// # Errors
+/// The address of the database cannot be read.
+pub fn run<F>(
+    process: &Process,
+    name: &str,
+    (nats, config): (async_nats::Client, consumer::Config),
+    (database, keep_days): (&config::Database, u32),
+    handler: impl Fn(Claim) -> F + Send + Sync + 'static,
+) -> Result<(), anyhow::Error>
+where
+    F: Future<Output = Result<(), consumer::Failure>> + Send + 'static,
+{
+    // One connection for the lease, and one for each event that is handled at once.
+    let connections = u32::try_from(config.batch + 1)?;
+    let inbox = Inbox {
+        db: process.pool(&database.url, &format!("{name}-inbox"), connections)?,
+        tenant_setting: None,
+        holder: clock::new_id(),
+        keep_days: i32::try_from(keep_days)?,
+    };
+    let consumer = Consumer::new(nats, config);
+    process.lifecycle.run("handlers", |stop| async move {
+        consumer.run_claims(stop, inbox, |claim| handler(claim).boxed()).await;
+    });
+    Ok(())
+}
 
 /// The envelope of an event that was delivered; its data as they came.
 ///

@@ -5,7 +5,6 @@
 //! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
 //! committed answers are kept, for 24 hours: an error runs again.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -191,10 +190,8 @@ const ROUNDS: u32 = 360;
 
 /// Forgets old records until `stop`. Each look goes on where the last one ended: while a long transaction holds on to what was
 /// deleted, the index still has it, and whoever begins with the oldest walks over all of it.
-///
-/// # Errors
-/// None: what fails is tried again.
-pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
+/// What fails is tried again.
+pub async fn sweep(db: Db, stop: CancellationToken) {
     let mut tick = tokio::time::interval(SWEEP_EVERY);
     let mut round: u32 = 0;
     let mut from = None;
@@ -220,7 +217,6 @@ pub async fn sweep(db: Db, stop: CancellationToken) -> Result<(), Infallible> {
             }
         }
     }
-    Ok(())
 }
 
 /// Forgets up to a thousand records that are older than a day, the oldest at or behind `from` first; how many it forgot, and when the

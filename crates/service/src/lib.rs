@@ -1,8 +1,10 @@
 //! The life of a service process, the same for every service of the fleet: configuration, telemetry, the operations
 //! port, start and shutdown, the database with its tenants, the gRPC server, errors and idempotency.
 //!
-//! Reading order: `lifecycle` (what runs and how it ends), `database` and `idempotency` (what a command stands on),
+//! Reading order: `process` (one `main` for all), `lifecycle` (what runs and how it ends), `database` and `idempotency` (what a command stands on),
 //! `failure` (what a caller is told), then the rest.
+
+pub mod process;
 
 pub mod lifecycle;
 
@@ -36,6 +38,8 @@ mod replica;
 
 mod breaker;
 
+pub mod arguments;
+
 pub mod config;
 
 pub mod telemetry;
@@ -56,9 +60,9 @@ pub mod clock;
 
 pub mod retry;
 
-/// Cheaper than the system's under many small and short-lived requests (docs/adr/0001-dependencies.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// The allocator of the services' programs: cheaper than the system's under many small and short-lived requests
+/// (docs/adr/0001-dependencies.md).
+pub use mimalloc::MiMalloc as Allocator;
 
 /// The header, and the metadata, of answers that name the release (FLOTILLA_RELEASE_HEADER).
 pub const RELEASE: &str = "flotilla-release";
@@ -74,4 +78,5 @@ pub use failure::{Code, Failure};
 pub use if_match::IfMatch;
 pub use lifecycle::Lifecycle;
 pub use outbox::Outbox;
+pub use process::{Process, Service};
 pub use store::StoreError;

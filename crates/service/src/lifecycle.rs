@@ -1,6 +1,7 @@
-//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, and a task that dies takes the
-//! process with it, non-zero.
+//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, the second of them ends it at once, and a task
+//! that dies takes the process with it, non-zero.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,19 @@ impl Lifecycle {
         self.stop.clone()
     }
 
-    /// Runs a task for as long as the process lives. If it ends before that, the process ends.
+    /// Runs what goes on until it is asked to stop. If it ends before that, the process ends.
+    pub fn run<F>(&self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(self.stopping());
+        self.spawn(name, async move {
+            task.await;
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    /// The same for what may fail.
     pub fn spawn<E: Into<anyhow::Error>>(
         &self,
         name: &'static str,
@@ -57,17 +70,27 @@ impl Lifecycle {
     pub async fn run_to_end(self) -> ExitCode {
         let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
         match signals {
-            Ok((mut term, mut int)) => tokio::select! {
-                _ = term.recv() => info!("SIGTERM: draining"),
-                _ = int.recv() => info!("SIGINT: draining"),
-                () = self.stop.cancelled() => {}
-            },
+            Ok((mut term, mut int)) => {
+                tokio::select! {
+                    _ = term.recv() => info!("SIGTERM: draining"),
+                    _ = int.recv() => info!("SIGINT: draining"),
+                    () = self.stop.cancelled() => {}
+                }
+                let again = tokio::select! {
+                    trouble = self.shut_down() => {
+                        return if trouble.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+                    }
+                    _ = term.recv() => "SIGTERM",
+                    _ = int.recv() => "SIGINT",
+                };
+                error!("{again} once more: leaving before the drain has ended");
+                ExitCode::FAILURE
+            }
             Err(error) => {
                 error!(%error, "signals cannot be received: stopping");
-                return ExitCode::FAILURE;
+                ExitCode::FAILURE
             }
         }
-        self.shut_down().await.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE)
     }
 
     /// Stops all tasks and waits for them; the task that died, if one did.

@@ -1,21 +1,40 @@
 //! The connection to NATS.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::{Client, ConnectOptions, ServerAddr};
+use async_nats::{ConnectOptions, ServerAddr};
+use clap::Args;
 use tracing::info;
 
+use crate::config;
+
+pub use async_nats::Client;
+
 /// Where NATS is, and what a service logs in by.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct Login {
-    /// nats://host:port, or several of them with commas between: whichever answers.
+    /// NATS: nats://host:port, or the servers of a cluster, with commas between: whichever answers.
+    #[arg(id = "nats_url", long = "nats-url", env = "FLOTILLA_NATS_URL", value_parser = url)]
     pub url: String,
-    /// Its credentials file.
+    /// The credentials file of this service's login there.
+    #[arg(id = "nats_creds", long = "nats-creds", env = "FLOTILLA_NATS_CREDS", value_parser = config::file)]
     pub credentials: PathBuf,
+}
+
+impl Login {
+    /// Another login of the same servers.
+    #[must_use]
+    pub fn with(&self, credentials: &Path) -> Self {
+        Self { url: self.url.clone(), credentials: credentials.to_owned() }
+    }
+}
+
+fn url(text: &str) -> Result<String, String> {
+    addresses(text).map(|_| text.to_owned()).map_err(|error| format!("{error:#}"))
 }
 
 /// The servers that a text names, with commas between.

@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::Lifecycle;
+use crate::Process;
 use crate::server::{self, Bounds};
 
 /// How many may look at once.
@@ -46,27 +46,42 @@ impl Readiness {
     }
 }
 
+/// One more that is worked on, until this is dropped.
+pub struct AtWork(metrics::Gauge);
+
+impl AtWork {
+    /// Counts it.
+    #[must_use]
+    pub fn new(gauge: &metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
 /// Serves the operations port until the process stops; the address it got. `/healthz` names the release.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
 pub async fn serve(
-    lifecycle: &Lifecycle,
+    process: &Process,
     listen: SocketAddr,
-    readiness: Readiness,
-    release: &str,
     metrics: Option<PrometheusHandle>,
 ) -> Result<SocketAddr, anyhow::Error> {
+    let Process { lifecycle, readiness, release } = process.clone();
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the operations port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     if let Some(metrics) = metrics.clone() {
-        let stop = lifecycle.stopping();
-        lifecycle.spawn("metrics upkeep", async move {
+        lifecycle.run("metrics upkeep", |stop| async move {
             let mut tick = tokio::time::interval(Duration::from_secs(5));
             while stop.run_until_cancelled(tick.tick()).await.is_some() {
                 metrics.run_upkeep();
             }
-            Ok::<_, anyhow::Error>(())
         });
     }
     let health = format!("ok\nrelease {release}\n");

@@ -1,15 +1,16 @@
 //! The end of every command: its events, its answer and its change are one commit, and only then is anyone sent anything.
 
-use ::outbox::{Handle, NewEvent};
+use std::time::Duration;
+
+use ::outbox::{Handle, NewEvent, Relay, RelayConfig, StreamSpec};
 use chrono::{DateTime, Utc};
-use contracts::Envelope;
 use contracts::events::EventType;
-use contracts::{EventId, subject};
+use contracts::{Envelope, EventId, envelope, subject};
 use prost::Message as _;
 
 use crate::call::{Call, Once};
 use crate::idempotency::StoredResponse;
-use crate::{Failure, TenantTx, clock, notes, telemetry};
+use crate::{Failure, Process, TenantTx, clock, config, notes, telemetry};
 
 /// Where commands leave their events.
 #[derive(Debug, Clone)]
@@ -18,10 +19,49 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// That of this relay.
+    /// Starts the relay of a service, which publishes to this stream, and takes events for it.
+    ///
+    /// # Errors
+    /// The address of the database cannot be read.
+    pub fn start(
+        process: &Process,
+        name: &'static str,
+        config: &config::Outbox,
+        stream: StreamSpec,
+        nats: async_nats::Client,
+    ) -> Result<Self, anyhow::Error> {
+        // Its session, its lease, and what it parks.
+        let db = process.pool(&config.relay_database_url, &format!("{name}-relay"), 3)?;
+        let relay = Relay::new(
+            db,
+            nats,
+            RelayConfig {
+                stream,
+                content_type: envelope::CONTENT_TYPE.to_owned(),
+                hint_subject: format!("hint.outbox.{name}"),
+                holder: clock::new_id(),
+                lease: Duration::from_secs(4),
+                poll: Duration::from_millis(500),
+                window: 2_000,
+                retention_days: Some(i32::try_from(config.outbox_days)?),
+                max_bytes: envelope::MAX_BYTES,
+            },
+        );
+        let handle = relay.handle();
+        process.lifecycle.run("relay", |stop| relay.run(stop));
+        Ok(Self::new(handle))
+    }
+
+    /// That of a relay which runs already.
     #[must_use]
     pub const fn new(relay: Handle) -> Self {
         Self { relay }
+    }
+
+    /// Its relay, to be watched.
+    #[must_use]
+    pub fn relay(&self) -> Handle {
+        self.relay.clone()
     }
 
     /// Ends a command: appends the events in their order, stores the answer with the idempotency key, commits, and hands the events to

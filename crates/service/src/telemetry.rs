@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use authz::Caller;
 
-use crate::config::TelemetryArgs;
+use crate::config::Base;
 use crate::lines::Lines;
 
 /// The longest `tracestate` that is passed on.
@@ -38,9 +38,9 @@ impl Telemetry {
     ///
     /// # Errors
     /// Fails when the exporter cannot be made, or when it was called before.
-    pub fn init(service: &'static str, args: &TelemetryArgs) -> Result<Self, anyhow::Error> {
-        let TelemetryArgs { log, otlp_endpoint, release, .. } = args;
-        let share = args.share().unwrap_or(1.0);
+    pub fn init(service: &'static str, base: &Base) -> Result<Self, anyhow::Error> {
+        let Base { log, otlp_endpoint, release, sample: share, .. } = base;
+        let share = *share;
         let otlp_endpoint = otlp_endpoint.as_deref();
         let spans = provider(service, release, otlp_endpoint, share)?;
         // Where nothing is exported, calls still have trace ids (events and problems carry them), but the spans that

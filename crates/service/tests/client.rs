@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use authz::Verifier;
 use axum::Router;
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
@@ -18,6 +17,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use proto::search::SearchTodosRequest;
 use proto::search::search_service_client::SearchServiceClient;
+use service::Process;
 use service::client::{ReadsOnly, Upstream};
 use service::config::Common;
 use service::server::{Bounds, serve};
@@ -322,10 +322,9 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
         })
         .await;
     let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
-    let verifier = Arc::new(Verifier::new(common.jwks.clone(), &common.issuer, &common.audience).unwrap());
+    let process = Process::default();
     let upstream = Upstream::new(&world.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
-    let address =
-        service::grpc::serve(&world.lifecycle, &common, verifier, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
+    let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
     let mut client = world.upstream(&[address]);
     let mut request = reading(LONG);
     request.metadata_mut().insert("authorization", bearer.parse().unwrap());
@@ -333,4 +332,5 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
     assert_eq!(answer.metadata().get(DEGRADED).unwrap(), "search-index");
     assert_eq!(world.came(), 1);
     assert_eq!(send(&client, reading(LONG)).await.unwrap_err().code(), Code::Unauthenticated);
+    process.lifecycle.stopping().cancel();
 }

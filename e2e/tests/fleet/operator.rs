@@ -135,7 +135,7 @@ fn every_metric_that_an_alert_speaks_of_is_told() {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("expr: "))
             .flat_map(|expr| expr.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(ToOwned::to_owned));
-        let ours = ["outbox_", "consumer_", "dlq_", "search_", "due_", "upstream_", "degraded_"];
+        let ours = ["outbox_", "consumer_", "dlq_", "search_", "due_", "upstream_", "degraded_", "database_"];
         let metrics: std::collections::BTreeSet<String> =
             words.filter(|word| ours.iter().any(|prefix| word.starts_with(prefix))).collect();
         assert!(metrics.len() > 16, "{metrics:?}");

@@ -18,9 +18,9 @@ use service::client::ReadsOnly;
 use service::config::Common;
 use service::limits::Limits;
 use service::lines::{Line, Outcome, Unanswered};
-use service::ops::Readiness;
+use service::ops::AtWork;
 use service::server::{self, Bounds};
-use service::{DEGRADED, Failure, Lifecycle, RELEASE, clock, idempotency, telemetry};
+use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, telemetry};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -44,21 +44,15 @@ struct Edge {
     limits: Limits,
     bodies: Bodies,
     upstreams: Upstreams,
+    at_work: metrics::Gauge,
 }
 
 /// Serves until the process stops; the address it got.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
-pub async fn serve(
-    lifecycle: &Lifecycle,
-    common: &Common,
-    readiness: Readiness,
-    verifier: Arc<Verifier>,
-    upstreams: Upstreams,
-) -> Result<SocketAddr, anyhow::Error> {
-    let Common { listen, door, .. } = common;
-    let release = common.release_header();
+pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> Result<SocketAddr, anyhow::Error> {
+    let (Common { listen, door, .. }, Process { lifecycle, readiness, .. }) = (common, process.clone());
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
@@ -68,13 +62,15 @@ pub async fn serve(
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge {
-            verifier,
-            limits: Limits::new(&door.allowances),
+            verifier: process.verifier(common)?,
+            limits: Limits::new(&door.allowances()),
             bodies: Bodies::new(),
             upstreams,
+            at_work: metrics::gauge!("http_server_active_requests"),
         }))
-        .layer(middleware::from_fn_with_state(release, strict));
-    let bounds = Bounds { connections: door.connections, streams: 256, http2_only: false };
+        .layer(middleware::from_fn_with_state(process.release_header(common), strict));
+    let bounds = Bounds { connections: usize::from(door.connections.get()), streams: 256, http2_only: false };
+    tracing::info!(%address, "taking requests");
     lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }
@@ -110,7 +106,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         http.route = pattern
     );
     telemetry::continue_trace(&span, request.headers());
-    let started = Instant::now();
+    let (started, _at_work) = (Instant::now(), AtWork::new(&edge.at_work));
     let mut who = None;
     let called = format!("{method} {pattern}");
     let (response, code) = async {

@@ -1,33 +1,10 @@
-//! The gateway: `gateway serve`.
+//! The program `gateway`.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use gateway::{Config, ConfigArgs};
+#[global_allocator]
+static ALLOCATOR: service::Allocator = service::Allocator;
 
-/// The fleet's edge: HTTP/JSON in, gRPC to the services, driven by the proto annotations.
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serves until SIGTERM.
-    Serve(ConfigArgs),
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Command::Serve(args) = Args::parse().command;
-    let result = match Config::check(&args) {
-        Ok(config) => gateway::serve(config, &args.common).await,
-        Err(error) => Err(error.into()),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("gateway: {error:#}");
-        ExitCode::FAILURE
-    })
+fn main() -> ExitCode {
+    service::process::main::<gateway::Program>()
 }

@@ -1,6 +1,7 @@
 //! Calls to the services, with messages that are known by their descriptors only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use http::uri::PathAndQuery;
 use prost::Message as _;
@@ -9,6 +10,37 @@ use service::Lifecycle;
 use service::client::{MAX_ANSWER_BYTES, Upstream};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
+
+use crate::routes;
+
+/// The addresses of each gRPC service, by its full name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses(pub BTreeMap<String, Vec<String>>);
+
+impl FromStr for Addresses {
+    /// Everything that is wrong, a sentence each.
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut wrong = Vec::new();
+        let mut addresses: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for upstream in text.split(',') {
+            match upstream.split_once('=') {
+                Some((name, address)) if proto::POOL.get_service_by_name(name).is_none() => {
+                    wrong.push(format!("there is no service {name} (for {address})"));
+                }
+                Some((name, address)) if address.starts_with("http://") => {
+                    addresses.entry(name.to_owned()).or_default().push(address.to_owned());
+                }
+                _ => wrong.push(format!("{upstream} is not <service>=http://<host>:<port>")),
+            }
+        }
+        let wanted: BTreeSet<&str> = routes::all().iter().map(|route| route.service()).collect();
+        let missing = wanted.into_iter().filter(|name| !addresses.contains_key(*name));
+        wrong.extend(missing.map(|name| format!("names no address for {name}")));
+        if wrong.is_empty() { Ok(Self(addresses)) } else { Err(wrong.join("; ")) }
+    }
+}
 
 /// The services behind the gateway.
 #[derive(Debug, Clone)]
@@ -19,10 +51,10 @@ impl Upstreams {
     ///
     /// # Errors
     /// Fails when an address cannot be read.
-    pub fn new(lifecycle: &Lifecycle, addresses: &BTreeMap<String, Vec<String>>) -> Result<Self, anyhow::Error> {
+    pub fn new(lifecycle: &Lifecycle, addresses: &Addresses) -> Result<Self, anyhow::Error> {
         let upstream =
             |(name, addresses): (&String, &Vec<String>)| Ok((name.clone(), Upstream::new(lifecycle, name, addresses)?));
-        addresses.iter().map(upstream).collect::<Result<_, _>>().map(Self)
+        addresses.0.iter().map(upstream).collect::<Result<_, _>>().map(Self)
     }
 
     /// Calls an RPC.

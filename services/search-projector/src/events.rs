@@ -5,7 +5,7 @@ use std::time::Duration;
 use consumer::{Consumer, Event as Delivered, Verdict};
 use contracts::events::todo::Event;
 use service::retry::Delays;
-use service::{clock, handlers};
+use service::{Process, Service as _, clock, handlers, nats};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,41 @@ use tracing::{info, warn};
 
 use crate::store::{Document, Filled, Index};
 use crate::store_bulk::Outcome;
+use crate::{Program, REBUILDER, rebuilt, upkeep};
+
+/// Starts everything that keeps the index true to the events; whether it is whole.
+pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> watch::Receiver<bool> {
+    let Process { lifecycle, readiness, release } = process.clone();
+    let durable = move |durable| fleet::projector(durable, format!("{} {release}", Program::NAME));
+    readiness.set("index", false);
+    let consumer = Consumer::new(nats.clone(), durable(Program::NAME));
+    let (there, mut is_there) = watch::channel(false);
+    let (whole, is_whole) = watch::channel(false);
+    let (kept, rewinder, status) = (index.clone(), consumer.rewinder(), consumer.status());
+    lifecycle.run("index upkeep", |stop| async move {
+        upkeep::keep_index(&kept, &rewinder, &status, &stop, &there, &whole).await;
+    });
+    let projected = index.clone();
+    let (sampled, samples) = watch::channel(None);
+    lifecycle.run("projector", |stop| async move {
+        if stop.run_until_cancelled(is_there.wait_for(|there| *there)).await.is_none() {
+            return;
+        }
+        readiness.set("index", true);
+        let projector = Projector { index: projected, stop: stop.clone(), sampled: Some(sampled) };
+        consumer.run_batches(stop, |batch| projector.on_batch(batch)).await;
+    });
+    let next = index.behind(&rebuilt(index.alias()));
+    lifecycle.run("rebuild", |stop| async move {
+        rebuild(&next, move || Consumer::new(nats.clone(), durable(REBUILDER)), &stop).await;
+    });
+    let visible = index.clone();
+    lifecycle.run("lag sampler", |stop| async move {
+        stop.run_until_cancelled(sample_lag(visible, samples)).await;
+        stop.cancelled().await;
+    });
+    is_whole
+}
 
 /// Writes what events say into the index.
 pub(crate) struct Projector {

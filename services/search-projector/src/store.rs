@@ -15,6 +15,7 @@ use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
 use opensearch::http::{Method, StatusCode, Url};
 use opensearch::indices::{IndicesCreateParts, IndicesExistsAliasParts};
 use opensearch::{OpenSearch, SearchParts};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::clock;
@@ -150,6 +151,14 @@ pub struct Index {
     pub(crate) client: OpenSearch,
     alias: String,
     refresh: Duration,
+}
+
+/// Parses the address of an OpenSearch, which may hold a password.
+///
+/// # Errors
+/// It is no address.
+pub fn address(text: &str) -> Result<SecretString, String> {
+    Url::parse(text).map(|_| text.to_owned().into()).map_err(|error| error.to_string())
 }
 
 impl Index {

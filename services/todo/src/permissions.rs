@@ -3,6 +3,7 @@
 
 use authz::{Caller, Denied, Permission, Role};
 use contracts::ActorKind;
+use contracts::events::todo::SERVICE;
 
 use crate::todo::Todo;
 
@@ -15,7 +16,7 @@ const WRITE: &str = "todo:write";
 
 /// Creates a todo; the service itself creates the next one of a series.
 pub const CREATE: Permission =
-    Permission { action: "todo.create", scope: WRITE, roles: &[Owner, Admin, Member], services: &[crate::NAME] };
+    Permission { action: "todo.create", scope: WRITE, roles: &[Owner, Admin, Member], services: &[SERVICE] };
 /// Reads one todo: whoever may not gets NOT_FOUND.
 pub const GET: Permission =
     Permission { action: "todo.get", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
@@ -37,9 +38,9 @@ pub const REOPEN: Permission =
 
 /// Announces that a todo's due time has come: nobody but the service, when it has.
 pub const BECOME_DUE: Permission =
-    Permission { action: "todo.become_due", scope: WRITE, roles: &[], services: &[crate::NAME] };
+    Permission { action: "todo.become_due", scope: WRITE, roles: &[], services: &[SERVICE] };
 /// Removes what a todo held that was deleted long ago.
-pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[crate::NAME] };
+pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[SERVICE] };
 
 /// The row of each RPC, by its name.
 pub const MATRIX: [(&str, &Permission); 7] = [

@@ -5,10 +5,10 @@ use std::time::Duration;
 use contracts::{TodoId, UserId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use service::{Call, Failure, Lifecycle, Work};
+use service::{Call, Failure, Process, Service as _, Work};
 
 use crate::commands::{self, App};
-use crate::store;
+use crate::{Program, store};
 
 /// The due time of a todo has come.
 const DUE: Work = Work { name: "todo-due", claim: store::CLAIM_DUE, late: store::DUE_LATE, after: Duration::ZERO };
@@ -19,26 +19,30 @@ const fn purge(after: Duration) -> Work {
 }
 
 /// Does all of it until the service stops.
-pub(crate) fn run(lifecycle: &Lifecycle, app: &App, service: &UserId, keep_deleted: Duration) {
-    spawn(lifecycle, app, service, DUE, |app, call, id| {
+///
+/// # Errors
+/// None at run time: the service's name is a user's id.
+pub(crate) fn run(process: &Process, app: &App, keep_deleted: Duration) -> Result<(), anyhow::Error> {
+    let service: UserId = Program::NAME.parse()?;
+    spawn(process, app, &service, DUE, |app, call, id| {
         async move { Ok(commands::become_due(&app, &call, id).await?) }.boxed()
     });
-    spawn(lifecycle, app, service, purge(keep_deleted), move |app, call, id| {
+    spawn(process, app, &service, purge(keep_deleted), move |app, call, id| {
         async move { Ok(commands::purge(&app, &call, id, keep_deleted).await?) }.boxed()
     });
+    Ok(())
 }
 
 fn spawn(
-    lifecycle: &Lifecycle,
+    process: &Process,
     app: &App,
     service: &UserId,
     work: Work,
     command: impl Fn(App, Call, TodoId) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync + 'static,
 ) {
-    let (app, service, stop) = (app.clone(), service.clone(), lifecycle.stopping());
-    lifecycle.spawn(work.name, async move {
+    let (app, service) = (app.clone(), service.clone());
+    process.lifecycle.run(work.name, |stop| async move {
         let act = |call, id| command(app.clone(), call, TodoId::new(id));
         work.run(&app.db, &service, &stop, act).await;
-        Ok::<_, anyhow::Error>(())
     });
 }

@@ -3,15 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 
-use gateway::Config;
+use gateway::upstream::Addresses;
+use gateway::{Config, Program};
 use reqwest::{Client, Method, Response};
-use service::Lifecycle;
 use service::config::{Common, Door};
-use service::limits::{Allowance, Allowances};
-use service::ops::Readiness;
+use service::{Lifecycle, Process, Service as _, arguments};
 use testkit::{TestIssuer, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -36,13 +34,13 @@ async fn behind(door: Door) -> Edge {
             door,
             ..Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE)
         },
-        upstreams: BTreeMap::from(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")]))),
+        upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
     };
-    let (lifecycle, readiness) = (Lifecycle::default(), Readiness::default());
-    let address = gateway::build(&config, &lifecycle, &readiness).await.unwrap();
-    until("the gateway is ready", || async { readiness.get().0 }).await;
+    let process = Process::default();
+    let address = Program::start(&config, &process).await.unwrap();
+    until("the gateway is ready", || async { process.readiness.get().0 }).await;
     let http = Client::builder().no_proxy().build().unwrap();
-    Edge { base: format!("http://{address}"), issuer, http, lifecycle }
+    Edge { base: format!("http://{address}"), issuer, http, lifecycle: process.lifecycle }
 }
 
 impl Edge {
@@ -100,8 +98,15 @@ async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
 
 #[tokio::test]
 async fn who_calls_too_often_is_told_when_to_call_again() {
-    let one = Allowance { rate: NonZeroU32::MIN, at_work: 1 };
-    let edge = behind(Door { allowances: Allowances { tenant: one, principal: one }, ..Door::wide() }).await;
+    let (rate, at_work) = (NonZeroU32::MIN, NonZeroU16::MIN);
+    let door = Door {
+        tenant_rate: rate,
+        tenant_at_work: at_work,
+        principal_rate: rate,
+        principal_at_work: at_work,
+        ..Door::wide()
+    };
+    let edge = behind(door).await;
     let all = futures::future::join_all((0..10).map(|_| edge.send(Method::GET, "/v1/todos"))).await;
     let (refused, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|response| response.status() == 429);
     assert!(!others.is_empty() && refused.len() >= 5, "{} were let in", others.len());
@@ -153,24 +158,18 @@ async fn it_drains_and_then_takes_nothing_more() {
 
 #[test]
 fn every_wrong_value_of_the_configuration_is_told_at_once() {
-    use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Args {
-        #[command(flatten)]
-        config: gateway::ConfigArgs,
-    }
-    let args =
-        ["gateway", "--listen", "here", "--jwks", "ftp://keys", "--upstreams", "flotilla.todo.v1.TodoService=todo:1"];
-    let error = Config::check(&Args::parse_from(args).config).unwrap_err().to_string();
-    for part in [
-        "FLOTILLA_LISTEN",
-        "FLOTILLA_OPS_LISTEN: is missing",
-        "FLOTILLA_JWKS",
-        "FLOTILLA_ISSUER",
-        "todo:1",
-        "SearchService",
-    ] {
+    let line = [
+        "serve",
+        "--listen",
+        "here",
+        "--jwks",
+        "ftp://keys",
+        "--upstreams",
+        "flotilla.todo.v1.TodoService=todo:1,nobody=http://x:1",
+    ];
+    let given = arguments::command::<Config>("serve").get_matches_from(line);
+    let error = arguments::parse::<Config>(&given).unwrap_err().to_string();
+    for part in ["FLOTILLA_LISTEN", "FLOTILLA_JWKS", "FLOTILLA_ISSUER", "todo:1", "nobody", "SearchService"] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }

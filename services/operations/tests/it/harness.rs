@@ -15,8 +15,8 @@ use operations::store::{self, Act, Refused, Selection, Stats};
 use operations::store_jobs::{self, Job, Order, Planned};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use service::Lifecycle;
-use service::ops::Readiness;
+use service::config::Database;
+use service::{Lifecycle, Process, Service as _};
 use sqlx::{PgConnection, PgPool};
 use testkit::{TestDatabase, TestNats, until};
 use tokio_util::sync::CancellationToken;
@@ -101,14 +101,13 @@ impl World {
 
     /// The service itself.
     pub async fn operations(&self) -> Lifecycle {
-        let lifecycle = Lifecycle::default();
+        let process = Process::default();
         let config = operations::Config {
-            ops_listen: "127.0.0.1:0".parse().unwrap(),
-            database_url: SecretString::from(self.database.superuser.clone()),
+            database: Database { url: SecretString::from(self.database.superuser.clone()), connections: 8 },
             nats: self.login("operations"),
         };
-        operations::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
-        lifecycle
+        operations::Program::start(&config, &process).await.unwrap();
+        process.lifecycle
     }
 
     fn login(&self, name: &str) -> service::nats::Login {

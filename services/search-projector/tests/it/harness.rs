@@ -13,12 +13,11 @@ use contracts::events::{EventType, todo::CreatedV1};
 use contracts::{Envelope, EventId, TodoId, envelope, subject};
 use proto::search::search_service_client::SearchServiceClient;
 use proto::search::{SearchTodosRequest, SearchTodosResponse};
-use search_projector::Config;
 use search_projector::store::Index;
+use search_projector::{Config, Program};
 use secrecy::SecretString;
 use service::config::Common;
-use service::ops::Readiness;
-use service::{Lifecycle, clock};
+use service::{Lifecycle, Process, Service as _, clock};
 use testkit::{Parts, TestIssuer, TestNats, unique, until};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -28,11 +27,11 @@ use tonic::{Request, Status as GrpcStatus};
 
 /// One process of the service, once it is ready.
 async fn run(config: &Config) -> (Lifecycle, Channel) {
-    let (lifecycle, readiness) = (Lifecycle::default(), Readiness::default());
-    let address = search_projector::build(config, &lifecycle, &readiness).await.unwrap();
-    until("the projector is ready", || async { readiness.get().0 }).await;
+    let process = Process::default();
+    let address = Program::start(config, &process).await.unwrap();
+    until("the projector is ready", || async { process.readiness.get().0 }).await;
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    (lifecycle, channel)
+    (process.lifecycle, channel)
 }
 
 /// The service and its parts.
@@ -86,7 +85,7 @@ impl Fleet {
             page_token_key: SecretString::from("a key for page tokens"),
             opensearch_url: opensearch.to_owned().into(),
             todo_index: index.clone(),
-            refresh: Duration::from_millis(200),
+            refresh_millis: 200,
         };
         let (lifecycle, channel) = run(&config).await;
         Self { config, lifecycle, nats, issuer, index, channel, rows: AtomicUsize::new(0), producer, http }

@@ -8,11 +8,10 @@ use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, Get
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
-use service::Lifecycle;
-use service::config::{Common, Door};
-use service::ops::Readiness;
+use service::config::{Common, Database, Door, Outbox};
+use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
-use todo::{App, Config};
+use todo::{App, Config, Program};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
@@ -46,17 +45,17 @@ impl Fleet {
         let issuer = TestIssuer::new();
         let mut config = config(&database, &nats, &issuer);
         config.common.door = door;
-        let lifecycle = Lifecycle::default();
-        let app = todo::build(&config, &lifecycle, &Readiness::default()).await.unwrap();
+        let process = Process::default();
+        let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
-        Self { app, lifecycle, nats, database, issuer, channel }
+        Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel }
     }
 
     /// A second process of the same service: the same database, the same stream.
     pub async fn second(&self) -> (App, Lifecycle) {
-        let lifecycle = Lifecycle::default();
+        let process = Process::default();
         let config = config(&self.database, &self.nats, &self.issuer);
-        (todo::build(&config, &lifecycle, &Readiness::default()).await.unwrap(), lifecycle)
+        (Program::start(&config, &process).await.unwrap(), process.lifecycle)
     }
 
     pub fn client(&self, tenant: &str, user: &str) -> Client {
@@ -129,17 +128,35 @@ impl Drop for Fleet {
 fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
     Config {
         common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
-        database_url: SecretString::from(database.app.clone()),
-        relay_database_url: SecretString::from(database.relay.clone()),
+        database: Database { url: SecretString::from(database.app.clone()), connections: 8 },
+        outbox: Outbox {
+            relay_database_url: SecretString::from(database.relay.clone()),
+            stream_max_age_days: u32::try_from(fleet::STREAM_DAYS).unwrap(),
+            stream_replicas: 1,
+            outbox_days: 1,
+        },
         nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
-        consumer_nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo-consumer") },
+        consumer_nats_creds: nats.credentials("todo-consumer"),
         page_token_key: SecretString::from("a key for page tokens"),
-        database_connections: 8,
-        stream_max_age: std::time::Duration::from_secs(fleet::STREAM_DAYS * 86_400),
-        stream_replicas: 1,
-        outbox_days: 1,
-        keep_deleted: std::time::Duration::from_secs(31 * 86_400),
+        deleted_days: 31,
     }
+}
+
+/// What a process of the service is configured by, on any free ports.
+pub fn environment(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> [(&'static str, String); 10] {
+    let authz::JwksSource::File(keys) = issuer.jwks() else { unreachable!() };
+    [
+        ("FLOTILLA_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLOTILLA_OPS_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLOTILLA_JWKS", format!("file://{}", keys.display())),
+        ("FLOTILLA_ISSUER", devstack::issuer::ISSUER.to_owned()),
+        ("FLOTILLA_DATABASE_URL", database.app.clone()),
+        ("FLOTILLA_RELAY_DATABASE_URL", database.relay.clone()),
+        ("FLOTILLA_NATS_URL", nats.address()),
+        ("FLOTILLA_NATS_CREDS", nats.credentials("todo").display().to_string()),
+        ("FLOTILLA_CONSUMER_NATS_CREDS", nats.credentials("todo-consumer").display().to_string()),
+        ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
+    ]
 }
 
 /// A caller.

@@ -1,12 +1,11 @@
 //! Clients that send what is no call, too much, or too much at once.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use proto::todo::Todo;
 use service::config::Door;
-use service::limits::{Allowance, Allowances};
 use sqlx::Executor as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -79,9 +78,10 @@ async fn what_another_is_changing_is_answered_soon_and_a_deadline_is_kept() {
 
 #[tokio::test]
 async fn one_tenant_that_does_too_much_waits_and_is_refused_and_no_other_is() {
-    let few = Allowance { rate: NonZeroU32::new(10).unwrap(), at_work: 2 };
-    let tenant = Allowance { at_work: 100, ..few };
-    let fleet = Fleet::behind(Door { allowances: Allowances { tenant, principal: few }, ..Door::wide() }).await;
+    let rate = NonZeroU32::new(10).unwrap();
+    let (tenant_at_work, principal_at_work) = (NonZeroU16::new(100).unwrap(), NonZeroU16::new(2).unwrap());
+    let door = Door { tenant_rate: rate, tenant_at_work, principal_rate: rate, principal_at_work, ..Door::wide() };
+    let fleet = Fleet::behind(door).await;
     let (ann, bob) = (fleet.client("acme", "ann"), fleet.client("globex", "bob"));
     let todo = bob.titled("x").await;
     let create = || ann.create(Todo { title: "x".to_owned(), ..Todo::default() });

@@ -104,7 +104,7 @@ async fn old_answers_are_forgotten() {
         .execute(&mut admin)
         .await
         .unwrap();
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     // The service sweeps too: whoever comes first.
     sweep_some(&db, None).await.unwrap();
     testkit::until("the old answer is gone", || async { fleet.count("idempotency").await == 0 }).await;
@@ -126,7 +126,7 @@ async fn a_look_for_old_answers_does_not_walk_over_those_that_are_gone() {
         )
         .await
         .unwrap();
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     let mut from = None;
     while let (1.., up_to) = sweep_some(&db, from).await.unwrap() {
         from = up_to.or(from);

@@ -9,6 +9,8 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::{SlowApi, TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
 use tokio::process::{Child, Command};
 
+use crate::harness::environment;
+
 /// How long a new leader may take: a lease, a connection, and what a busy machine adds.
 const TAKE_OVER: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -27,7 +29,6 @@ impl Relays {
 
     /// A process of the service, which relays when it leads. Its connections may lead through a proxy.
     fn process(&self, postgres_port: Option<u16>, nats_port: Option<u16>) -> Child {
-        let authz::JwksSource::File(keys) = self.issuer.jwks() else { unreachable!() };
         let through = |url: String, port: Option<u16>| match port {
             None => url,
             Some(port) => {
@@ -38,21 +39,11 @@ impl Relays {
         };
         let mut command = Command::new(env!("CARGO_BIN_EXE_todo"));
         command.arg("serve").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        for (name, value) in [
-            ("FLOTILLA_LISTEN", "127.0.0.1:0".to_owned()),
-            ("FLOTILLA_OPS_LISTEN", "127.0.0.1:0".to_owned()),
-            ("FLOTILLA_JWKS", format!("file://{}", keys.display())),
-            ("FLOTILLA_ISSUER", devstack::issuer::ISSUER.to_owned()),
-            ("FLOTILLA_DATABASE_URL", self.database.app.clone()),
-            ("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port)),
-            ("FLOTILLA_NATS_URL", through(self.nats[0].address(), nats_port)),
-            ("FLOTILLA_NATS_CREDS", self.nats[0].credentials("todo").display().to_string()),
-            ("FLOTILLA_CONSUMER_NATS_CREDS", self.nats[0].credentials("todo-consumer").display().to_string()),
-            ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
-            ("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string()),
-        ] {
-            command.env(name, value);
-        }
+        command
+            .envs(environment(&self.database, &self.nats[0], &self.issuer))
+            .env("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port))
+            .env("FLOTILLA_NATS_URL", through(self.nats[0].address(), nats_port))
+            .env("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string());
         command.spawn().unwrap()
     }
 

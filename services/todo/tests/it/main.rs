@@ -17,6 +17,7 @@ mod tenancy;
 mod timers;
 
 mod permissions;
+mod process;
 
 mod went_back;
 

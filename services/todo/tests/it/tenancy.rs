@@ -188,7 +188,7 @@ async fn an_older_release_starts_on_a_newer_schema() {
 async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
     let fleet = Fleet::start().await;
     fleet.client("acme", "ann").titled("secret").await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     for sql in ["select from todo", "select from todo_timer", "select from inbox", "insert into outbox default values"]
     {
         let mut tx = db.begin_operator("a test").await.unwrap();
@@ -234,7 +234,8 @@ async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
     let named = |wanted: fn(&(String, bool, bool, bool)) -> bool| {
         tables.iter().filter(|table| wanted(table)).map(|(table, ..)| table.as_str()).collect::<Vec<_>>()
     };
-    let (_, of_no_tenant) = fleet::TABLES_OF_NO_TENANT.iter().find(|(service, _)| *service == todo::NAME).unwrap();
+    let (_, of_no_tenant) =
+        fleet::TABLES_OF_NO_TENANT.iter().find(|(service, _)| *service == contracts::events::todo::SERVICE).unwrap();
     let tenants = named(|(_, forced, policy, _)| *forced && *policy);
     assert_eq!(tenants, ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence", "todo_timer"], "{tables:?}");
     assert_eq!(named(|(_, forced, policy, reached)| *reached && !(*forced && *policy)), *of_no_tenant, "{tables:?}");

@@ -139,7 +139,7 @@ async fn a_claim_keeps_others_away_for_its_minute() {
     fleet.stop().await;
     let mut admin = fleet.database.admin().await;
     insert_timers(&mut admin, "acme", 3, 1).await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 2).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 2).unwrap();
     assert_eq!(claimed(&db, "", 10).await, (vec![of("acme", 3)], String::new()));
     assert_eq!(claimed(&db, "", 10).await, (vec![], String::new()));
     admin.execute("update todo_timer set claim_time = claim_time - interval '1 minute'").await.unwrap();
@@ -153,8 +153,8 @@ async fn a_claim_keeps_others_away_for_its_minute() {
 
 /// The commands that processes run, without their schedule.
 fn app(fleet: &Fleet) -> (App, Call) {
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 4).unwrap();
-    let call = Call::of_schedule("acme".parse().unwrap(), todo::NAME.parse().unwrap());
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 4).unwrap();
+    let call = Call::of_schedule("acme".parse().unwrap(), contracts::events::todo::SERVICE.parse().unwrap());
     (App { db, outbox: Outbox::new(fleet.app.relay.clone()) }, call)
 }
 
@@ -266,7 +266,7 @@ async fn a_tenant_with_very_much_to_do_lets_others_have_their_turn() {
     for (day, (tenant, count)) in (1..).zip([("acme", 5_000), ("globex", 30), ("initech", 5_000), ("zoo", 1)]) {
         insert_timers(&mut admin, tenant, count, day).await;
     }
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     // Half of it the oldest; of the other half ten of each.
     let first = vec![of("acme", 40), of("globex", 10), of("initech", 10)];
     assert_eq!(claimed(&db, "", 60).await, (first, "initech".to_owned()));
@@ -305,7 +305,7 @@ async fn a_claim_reads_little_of_a_table_that_is_not_as_it_was_analyzed() {
         .await
         .unwrap();
     insert_timers(&mut admin, "importer", 50_000, 1).await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), todo::NAME, 1).unwrap();
+    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     let mut tx = db.begin_operator("a test").await.unwrap();
     for behind in ["", "tenant-1"] {
         sqlx::query(CLAIM_DUE).bind(0.0).bind(behind).bind(50).fetch_all(&mut *tx).await.unwrap();

@@ -1,0 +1,248 @@
+//! From flags and environment to a configuration: `clap` parses each value, and all that is wrong is named at once.
+//!
+//! A secret is an argument whose environment is hidden (`hide_env_values`). Each may stand in a file instead, which
+//! `--<name>-file` or `<VARIABLE>_FILE` names.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgMatches, Args, Command};
+
+/// What a program of a service is configured by.
+pub trait Settings: Args {
+    /// Notes what is wrong with values that are each well-formed and do not go together.
+    fn check(&self, _problems: &mut Problems) {}
+}
+
+/// Everything that is wrong with a configuration, a line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} wrong value(s) in the configuration:", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Collects what is wrong.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// Notes what is wrong with a variable.
+    pub fn add(&mut self, variable: &str, problem: impl Display) {
+        self.0.push(format!("{variable}: {problem}"));
+    }
+}
+
+/// The subcommand that takes these settings. It takes every text, so that [`parse`] can name all that are wrong.
+#[must_use]
+pub fn command<S: Settings>(name: &'static str) -> Command {
+    let strict = S::augment_args(Command::new(name));
+    let files: Vec<Arg> = strict.get_arguments().filter(|arg| arg.is_hide_env_values_set()).map(file_of).collect();
+    strict.mut_args(takes_anything).args(files)
+}
+
+fn takes_anything(arg: Arg) -> Arg {
+    arg.required(false).value_parser(ValueParser::string())
+}
+
+/// The settings that were matched by their [`command`].
+///
+/// # Errors
+/// Names every value that is missing or wrong, but no secret.
+pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
+    let mut problems = Problems::default();
+    let mut command = S::augment_args(Command::new("settings").no_binary_name(true));
+    let mut words: Vec<String> = Vec::new();
+    for arg in command.clone().get_arguments() {
+        let word = |value| format!("--{}={value}", arg.get_long().unwrap_or_default());
+        match values(arg, given) {
+            Ok(values) if values.is_empty() && arg.is_required_set() => {
+                problems.add(variable(arg), missing(arg));
+                command = command.mut_arg(arg.get_id(), takes_anything);
+            }
+            Ok(values) => words.extend(values.into_iter().map(word)),
+            Err(problem) => {
+                problems.0.push(problem);
+                command = command.mut_arg(arg.get_id(), takes_anything);
+            }
+        }
+    }
+    // clap ends at the first value that it cannot parse: that one is noted, and the others are parsed once more.
+    let matches = loop {
+        let error = match command.clone().try_get_matches_from(&words) {
+            Ok(matches) => break matches,
+            Err(error) => error,
+        };
+        // An argument can be shown, as the error does it, once its command is built.
+        let mut built = command.clone();
+        built.build();
+        let Some(wrong) = built.get_arguments().find(|arg| is_about(&error, arg)) else {
+            problems.0.push(error.kind().to_string());
+            return Err(ConfigError(problems.0));
+        };
+        problems.add(variable(wrong), why(&error));
+        command = command.mut_arg(wrong.get_id(), takes_anything);
+    };
+    if problems.0.is_empty() {
+        let settings = S::from_arg_matches(&matches).map_err(|error| ConfigError(vec![error.kind().to_string()]))?;
+        settings.check(&mut problems);
+        if problems.0.is_empty() {
+            return Ok(settings);
+        }
+    }
+    Err(ConfigError(problems.0))
+}
+
+/// The argument that names the file of a secret.
+fn file_of(secret: &Arg) -> Arg {
+    let variable = variable(secret);
+    Arg::new(file_id(secret))
+        .long(format!("{}-file", secret.get_long().unwrap_or_default()))
+        .env(format!("{variable}_FILE"))
+        .value_name("FILE")
+        .help(format!("A file that holds what {variable} would"))
+}
+
+fn file_id(secret: &Arg) -> String {
+    format!("{}_file", secret.get_id())
+}
+
+/// The texts that were given for an argument.
+fn values(arg: &Arg, given: &ArgMatches) -> Result<Vec<String>, String> {
+    let values = given.get_many(arg.get_id().as_str()).map(|texts| texts.cloned().collect()).unwrap_or_default();
+    if !arg.is_hide_env_values_set() {
+        return Ok(values);
+    }
+    let name = variable(arg);
+    let Some(path) = given.get_one::<String>(&file_id(arg)) else { return Ok(values) };
+    if !values.is_empty() {
+        return Err(format!("{name}: is set, and {name}_FILE too: set one of them"));
+    }
+    let text = std::fs::read_to_string(Path::new(path)).map_err(|error| format!("{name}_FILE: {path}: {error}"))?;
+    Ok(vec![text.trim_end().to_owned()])
+}
+
+fn missing(arg: &Arg) -> String {
+    let name = variable(arg);
+    if arg.is_hide_env_values_set() {
+        format!("is missing: set it, or {name}_FILE to the file that holds it")
+    } else {
+        "is missing".to_owned()
+    }
+}
+
+/// What an operator sets: the variable, or the flag of an argument that has none.
+fn variable(arg: &Arg) -> &str {
+    arg.get_env().and_then(|name| name.to_str()).unwrap_or_else(|| arg.get_id().as_str())
+}
+
+fn is_about(error: &clap::Error, arg: &Arg) -> bool {
+    matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(about)) if *about == arg.to_string())
+}
+
+/// What is wrong with a value, without the value: it may be a secret.
+fn why(error: &clap::Error) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    let possible = || match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) => Some(format!("is not one of {}", values.join(", "))),
+        _ => None,
+    };
+    let empty = || (error.kind() == ErrorKind::InvalidValue).then(|| "is empty".to_owned());
+    source.or_else(possible).or_else(empty).unwrap_or_else(|| error.kind().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::{ExposeSecret as _, SecretString};
+
+    use super::*;
+
+    #[derive(Debug, Args)]
+    struct Shop {
+        /// Where it is.
+        #[arg(long, env = "SHOP_PORT")]
+        port: u16,
+        /// Whether it is open.
+        #[arg(long, env = "SHOP_OPEN", default_value = "true", action = clap::ArgAction::Set)]
+        open: bool,
+        /// The key of its door.
+        #[arg(long, env = "SHOP_KEY", hide_env_values = true, value_parser = secret)]
+        key: SecretString,
+        /// What it sells.
+        #[arg(long, env = "SHOP_GOODS", value_delimiter = ',')]
+        goods: Vec<u8>,
+        /// How many may enter.
+        #[arg(long, env = "SHOP_GUESTS", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=9))]
+        guests: u32,
+    }
+
+    fn secret(text: &str) -> Result<SecretString, String> {
+        if text.len() < 4 { Err("is too short".to_owned()) } else { Ok(text.to_owned().into()) }
+    }
+
+    impl Settings for Shop {
+        fn check(&self, problems: &mut Problems) {
+            if self.goods.len() > usize::try_from(self.guests).unwrap() {
+                problems.add("SHOP_GOODS", "are more than SHOP_GUESTS");
+            }
+        }
+    }
+
+    fn shop(line: &[&str]) -> Result<Shop, String> {
+        let words = std::iter::once("shop").chain(line.iter().copied());
+        parse(&command::<Shop>("shop").get_matches_from(words)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_given_is_taken() {
+        let shop = shop(&["--port", "80", "--key=hunter2", "--goods", "1,2", "--open", "false"]).unwrap();
+        assert_eq!((shop.port, shop.open, shop.goods, shop.guests), (80, false, vec![1, 2], 3));
+        assert_eq!(shop.key.expose_secret(), "hunter2");
+    }
+
+    #[test]
+    fn every_wrong_value_is_named_at_once() {
+        let error = shop(&["--open", "maybe", "--goods", "1,many", "--guests", "10", "--key", "abc"]).unwrap_err();
+        for part in [
+            "5 wrong",
+            "SHOP_PORT: is missing",
+            "SHOP_OPEN: is not one of true, false",
+            "SHOP_GOODS: invalid digit",
+            "SHOP_GUESTS: 10 is not in 1..=9",
+            "SHOP_KEY: is too short",
+        ] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        assert!(!error.contains("abc"), "{error}");
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_named() {
+        let error = shop(&["--port", "80", "--key", "hunter2", "--goods", "1,2,3,4"]).unwrap_err();
+        assert!(error.contains("SHOP_GOODS: are more than SHOP_GUESTS"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_may_stand_in_a_file_and_shows_itself_nowhere() {
+        let file = std::env::temp_dir().join(format!("shop-key-{}", std::process::id()));
+        std::fs::write(&file, "hunter2\n").unwrap();
+        let path = file.to_str().unwrap();
+        let shop_by_file = shop(&["--port", "80", "--key-file", path]).unwrap();
+        assert_eq!(shop_by_file.key.expose_secret(), "hunter2");
+        assert!(!format!("{shop_by_file:?}").contains("hunter2"));
+        let both = shop(&["--port", "80", "--key-file", path, "--key", "hunter2"]).unwrap_err();
+        assert!(both.contains("SHOP_KEY: is set, and SHOP_KEY_FILE too: set one of them"), "{both}");
+        std::fs::remove_file(&file).unwrap();
+        let gone = shop(&["--port", "80", "--key-file", path]).unwrap_err();
+        assert!(gone.contains(&format!("SHOP_KEY_FILE: {path}: No such file")), "{gone}");
+        let none = shop(&["--port", "80"]).unwrap_err();
+        assert!(none.contains("SHOP_KEY: is missing: set it, or SHOP_KEY_FILE"), "{none}");
+    }
+}
