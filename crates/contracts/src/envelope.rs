@@ -4,9 +4,10 @@
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::events::EventType;
-use crate::{Actor, EventId, TenantId, actor};
+use crate::events::{self, Aggregate as _, EventType};
+use crate::{Actor, ActorKind, EventId, TenantId, UserId, actor};
 
 /// The `content-type` header of an event on NATS.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -83,20 +84,17 @@ pub fn sequence(version: i32) -> String {
 }
 
 impl<D: EventType> Envelope<D> {
-    /// The envelope of an event about an aggregate as it is after the change: its id, version and the time of the change. Who acted
-    /// and why is for the caller to add.
+    /// The envelope of an event: what it is about, in which version and since when, is in its data. Who acted and why is for the
+    /// caller to add.
     #[must_use]
-    pub fn new(
-        id: EventId,
-        tenant: TenantId,
-        source: &str,
-        (aggregate, version, time): (String, i32, DateTime<Utc>),
-        data: D,
-    ) -> Self {
+    pub fn new(id: EventId, tenant: TenantId, data: D) -> Self {
+        events::check::<D>();
+        let about = data.about();
+        let (aggregate, version, time) = (about.id(), about.version(), about.changed());
         Self {
             specversion: "1.0".to_owned(),
             id,
-            source: source.to_owned(),
+            source: D::SOURCE.to_owned(),
             event_type: D::TYPE.to_owned(),
             subject: aggregate.clone(),
             time,
@@ -124,4 +122,13 @@ impl<D> Envelope<D> {
     pub fn version(&self) -> Option<i32> {
         self.sequence.parse().ok()
     }
+}
+
+/// An event as a consumer gets it, for a sample: ann of the tenant acme did it.
+pub(crate) fn sample<D: EventType>(data: impl FnOnce(events::Actor) -> D) -> serde_json::Value {
+    let actor = Actor::new(ActorKind::User, UserId::example());
+    let id = EventId::new(Uuid::from_u128(0x0193_a5b0_7a60_7000_8000_0000_0000_0001));
+    let envelope = Envelope::new(id, TenantId::example(), data((&actor).into()));
+    let envelope = Envelope { actor: Some(actor), ..envelope };
+    serde_json::to_value(envelope).unwrap_or_default()
 }

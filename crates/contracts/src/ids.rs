@@ -77,6 +77,12 @@ uuid_ids! {
 pub struct TenantId(#[schemars(regex(pattern = r"^[a-z0-9][a-z0-9-]{0,35}$"))] String);
 
 impl TenantId {
+    /// The one of samples: `acme`.
+    #[must_use]
+    pub fn example() -> Self {
+        Self("acme".to_owned())
+    }
+
     /// The slug.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -101,6 +107,12 @@ impl FromStr for TenantId {
 pub struct UserId(#[schemars(length(min = 1, max = 200))] String);
 
 impl UserId {
+    /// The one of samples: `ann`.
+    #[must_use]
+    pub fn example() -> Self {
+        Self("ann".to_owned())
+    }
+
     /// The subject.
     #[must_use]
     pub fn as_str(&self) -> &str {

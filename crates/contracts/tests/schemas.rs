@@ -7,69 +7,35 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use contracts::envelope::{self, Envelope};
-use contracts::events::{EventType, todo};
-use contracts::subject;
-use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, SchemaGenerator};
+use contracts::{envelope, events, subject};
 use serde_json::{Map, Value, json};
 
 fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas"))
 }
 
-struct Described {
-    event_type: &'static str,
-    superseded_by: Option<&'static str>,
-    schema: Value,
-}
-
-fn describe<D: EventType + JsonSchema>(superseded_by: Option<&'static str>) -> Described {
-    let generator: SchemaGenerator = SchemaSettings::draft2020_12().into_generator();
-    let mut schema = generator.into_root_schema_for::<Envelope<D>>().to_value();
-    schema["$id"] = envelope::schema_id(D::TYPE).into();
-    schema["title"] = D::TYPE.into();
-    schema["properties"]["type"]["const"] = D::TYPE.into();
-    schema["properties"]["source"]["const"] = todo::SOURCE.into();
-    Described { event_type: D::TYPE, superseded_by, schema }
-}
-
-fn all() -> Vec<Described> {
-    vec![
-        describe::<todo::CreatedV1>(None),
-        describe::<todo::UpdatedV1>(None),
-        describe::<todo::CompletedV1>(Some(todo::CompletedV2::TYPE)),
-        describe::<todo::CompletedV2>(None),
-        describe::<todo::ReopenedV1>(None),
-        describe::<todo::BecameDueV1>(None),
-        describe::<todo::DeletedV1>(None),
-    ]
-}
-
-#[test]
-fn every_known_type_has_a_schema() {
-    let described: BTreeSet<_> = all().iter().map(|d| d.event_type).collect();
-    assert_eq!(described, todo::TYPES.into_iter().collect());
-    for described in all() {
-        let embedded = contracts::events::schema(described.event_type).unwrap();
-        assert_eq!(serde_json::from_str::<Value>(embedded).unwrap(), described.schema, "built before `make schemas`?");
-    }
-}
-
 #[test]
 fn the_schemas_folder_is_what_the_types_say() {
-    let mut files = BTreeMap::new();
-    for described in all() {
-        let text = serde_json::to_string_pretty(&described.schema).unwrap() + "\n";
-        files.insert(root().join(format!("{}.json", described.event_type)), text);
-    }
-    files.insert(root().join("asyncapi.yaml"), asyncapi(&all()));
-    let update = std::env::var_os("UPDATE_SCHEMAS").is_some();
-    for (path, wanted) in files {
-        if update {
-            std::fs::create_dir_all(root()).unwrap();
-            std::fs::write(&path, &wanted).unwrap();
+    let text = |value: &Value| serde_json::to_string_pretty(value).unwrap() + "\n";
+    let mut files = BTreeMap::from([(root().join("asyncapi.yaml"), asyncapi())]);
+    // What is released, and a sample of it, are written once.
+    let mut new = BTreeMap::new();
+    for registered in events::all() {
+        let (file, schema) = (format!("{}.json", registered.name), text(&(registered.schema)()));
+        new.insert(root().join("released").join(&file), schema.clone());
+        if let Some(sample) = registered.sample {
+            new.insert(root().join("samples").join(&file), text(&sample()));
         }
+        files.insert(root().join(file), schema);
+    }
+    new.retain(|path, _| !path.exists());
+    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+        for (path, wanted) in files.iter().chain(&new) {
+            std::fs::write(path, wanted).unwrap();
+        }
+    }
+    assert!(new.keys().all(|path| path.exists()), "run `make schemas`: it writes {:?}", new.keys());
+    for (path, wanted) in files {
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(found == wanted, "{} differs from the Rust types: run `make schemas`", path.display());
     }
@@ -77,7 +43,7 @@ fn the_schemas_folder_is_what_the_types_say() {
 
 #[test]
 fn no_released_schema_is_broken() {
-    let now: BTreeMap<_, _> = all().into_iter().map(|d| (format!("{}.json", d.event_type), d.schema)).collect();
+    let now: BTreeMap<_, _> = events::all().map(|one| (format!("{}.json", one.name), (one.schema)())).collect();
     let mut seen = 0;
     for entry in std::fs::read_dir(root().join("released")).unwrap() {
         let entry = entry.unwrap();
@@ -88,7 +54,7 @@ fn no_released_schema_is_broken() {
         assert!(breaks.is_empty(), "{name}: publish a new version beside it instead of: {breaks:#?}");
         seen += 1;
     }
-    assert_eq!(seen, now.len(), "every type is released with its schema: copy the new one to schemas/released/");
+    assert_eq!(seen, now.len(), "every type is released with its schema");
 }
 
 /// What in `new` a consumer or a stored event of `old` could not bear. Knows the subset of JSON Schema that schemars
@@ -151,7 +117,7 @@ fn compare(old_root: &Value, old: &Value, new_root: &Value, new: &Value, at: &st
 
 #[test]
 fn the_compatibility_check_finds_each_kind_of_break() {
-    let old = all().remove(0).schema;
+    let old = events::schema("todo.created.v1").unwrap();
     assert!(breaking(&old, &old).is_empty());
     let broken = |change: &dyn Fn(&mut Value)| {
         let mut new = old.clone();
@@ -177,18 +143,18 @@ fn the_compatibility_check_finds_each_kind_of_break() {
 
 /// The fleet's events as an AsyncAPI 3.0 document (<https://www.asyncapi.com/docs/reference/specification/v3.0.0>).
 /// The NATS binding must be empty, so what JetStream needs is in `x-jetstream`.
-fn asyncapi(all: &[Described]) -> String {
+fn asyncapi() -> String {
     let mut channels = Map::new();
     let mut operations = Map::new();
     let mut messages = Map::new();
-    for described in all {
-        let name = described.event_type;
+    for registered in events::all() {
+        let (name, schema) = (registered.name, (registered.schema)());
         let key = name.replace('.', "-");
         channels.insert(
             key.clone(),
             json!({
                 "address": format!("evt.{name}.{{tenant}}"),
-                "description": described.schema["$defs"][&data_name(described)]["description"],
+                "description": schema["$defs"][&data_name(&schema)]["description"],
                 "parameters": {"tenant": {"description": "The tenant's id: ^[a-z0-9][a-z0-9-]{0,35}$"}},
                 "messages": {"event": {"$ref": format!("#/components/messages/{key}")}},
             }),
@@ -198,15 +164,16 @@ fn asyncapi(all: &[Described]) -> String {
             json!({
                 "action": "send",
                 "channel": {"$ref": format!("#/channels/{key}")},
-                "x-jetstream": {"stream": subject::stream(todo::SERVICE)},
+                "x-jetstream": {"stream": subject::stream(registered.service)},
             }),
         );
         let mut message = json!({
             "name": name,
             "contentType": envelope::CONTENT_TYPE,
+            "x-owner": registered.owner,
             "payload": {"$ref": format!("./{name}.json")},
         });
-        if let Some(newer) = described.superseded_by {
+        if let Some(newer) = registered.superseded_by {
             message["deprecated"] = json!(true);
             message["summary"] = json!(format!(
                 "In its sunset: {newer} tells the same change, in the event that `twinof` names. Take whichever of the two you \
@@ -233,8 +200,8 @@ fn asyncapi(all: &[Described]) -> String {
     text
 }
 
-fn data_name(described: &Described) -> String {
-    let reference = described.schema["properties"]["data"]["$ref"].as_str().unwrap_or_default();
+fn data_name(schema: &Value) -> String {
+    let reference = schema["properties"]["data"]["$ref"].as_str().unwrap_or_default();
     reference.rsplit('/').next().unwrap_or_default().to_owned()
 }
 

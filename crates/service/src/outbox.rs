@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ::outbox::{Handle, NewEvent, Relay, RelayConfig, StreamSpec};
-use chrono::{DateTime, Utc};
 use contracts::events::EventType;
 use contracts::{Envelope, EventId, envelope, subject};
 use prost::Message as _;
@@ -86,16 +85,15 @@ impl Outbox {
 }
 
 impl Call {
-    /// An event that this call makes happen, of the service whose CloudEvents `source` this is, about an aggregate as it is after the
-    /// change: its id, version and the time of the change.
-    pub fn envelope<D: EventType>(&self, source: &str, about: (String, i32, DateTime<Utc>), data: D) -> Envelope<D> {
+    /// An event that this call makes happen.
+    pub fn envelope<D: EventType>(&self, data: D) -> Envelope<D> {
         let id = EventId::new(clock::new_id());
         Envelope {
             actor: Some(self.caller.actor.clone()),
             causationid: self.causation,
             correlationid: Some(self.correlation.clone()),
             traceparent: telemetry::traceparent(),
-            ..Envelope::new(id, self.caller.tenant.clone(), source, about, data)
+            ..Envelope::new(id, self.caller.tenant.clone(), data)
         }
     }
 }

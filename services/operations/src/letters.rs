@@ -86,7 +86,6 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
     let schema =
         events::schema(&envelope.event_type).ok_or_else(|| NotTheEvent::UnknownType(envelope.event_type.clone()))?;
     let wrong = |error: String| NotTheEvent::Schema(envelope.event_type.clone(), error);
-    let schema: Value = serde_json::from_str(schema).map_err(|error| wrong(error.to_string()))?;
     let validator = jsonschema::validator_for(&schema).map_err(|error| wrong(error.to_string()))?;
     let errors: Vec<String> =
         validator.iter_errors(&value).take(5).map(|error| format!("{} at {}", error, error.instance_path())).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use consumer::{Consumer, Event as Delivered, Verdict};
-use contracts::events::todo::Event;
+use contracts::events::todo::{About, Event};
 use service::retry::Delays;
 use service::{Process, Service as _, clock, handlers, nats};
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
         .map_err(|error| handlers::reason(&error))?
         .ok_or("its type is not known")?;
     // What is written goes by these: a letter that was mended must not write another todo, or a version of its own.
-    let todo = event.todo();
+    let About::Todo(todo) = event.about();
     let id = todo.id.to_string();
     if envelope.subject != id || envelope.partitionkey != id {
         return Err(format!("its todo is {id}, and its subject or partitionkey another"));
@@ -133,7 +133,7 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
         return Err(format!("its todo is at version {}, and its sequence says otherwise", todo.version));
     }
     let deleted = matches!(event, Event::Deleted(_));
-    Ok(Document::new(envelope.tenant, event.todo(), deleted, clock::now()))
+    Ok(Document::new(envelope.tenant, todo, deleted, clock::now()))
 }
 
 /// Writes events into the index that is being rebuilt, whenever there is one behind this alias.

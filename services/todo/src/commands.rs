@@ -96,7 +96,7 @@ pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error>
         refuse_misleading(&todo, None)?;
     }
     store::insert(&mut tx, &todo).await?;
-    let events = outgoing::event(call, &todo, |todo, actor| CreatedV1 { todo, actor })?;
+    let events = outgoing::event(call, &todo, CreatedV1::of)?;
     app.outbox.commit(tx, events, &todo).await?;
     Ok(todo)
 }
@@ -120,7 +120,7 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
     };
     refuse_misleading(&todo, Some(&before))?;
     store::save(&mut tx, &before, &todo).await?;
-    let events = outgoing::event(call, &todo, |todo, actor| UpdatedV1 { todo, actor })?;
+    let events = outgoing::event(call, &todo, UpdatedV1::of)?;
     app.outbox.commit(tx, events, &todo).await?;
     Ok(todo)
 }
@@ -138,9 +138,7 @@ pub async fn complete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) ->
     let before = load(&mut tx, id, if_match).await?;
     let todo = before.complete(clock::now())?;
     store::save(&mut tx, &before, &todo).await?;
-    let by = call.caller.actor.subject().id.clone();
-    let old = |todo, _| CompletedV1 { todo, completed_by: by };
-    let events = outgoing::twins(call, &todo, old, |todo, actor| CompletedV2 { todo, actor })?;
+    let events = outgoing::twins(call, &todo, CompletedV1::of, CompletedV2::of)?;
     app.outbox.commit(tx, events, &todo).await?;
     Ok(todo)
 }
@@ -158,7 +156,7 @@ pub async fn reopen(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
     let before = load(&mut tx, id, if_match).await?;
     let todo = before.reopen(clock::now())?;
     store::save(&mut tx, &before, &todo).await?;
-    let events = outgoing::event(call, &todo, |todo, actor| ReopenedV1 { todo, actor })?;
+    let events = outgoing::event(call, &todo, ReopenedV1::of)?;
     app.outbox.commit(tx, events, &todo).await?;
     Ok(todo)
 }
@@ -177,7 +175,7 @@ pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
     permissions::delete_this(&call.caller, &before)?;
     let todo = before.delete(clock::now());
     store::mark_deleted(&mut tx, &before, &todo).await?;
-    let events = outgoing::event(call, &todo, |todo, actor| DeletedV1 { todo, actor })?;
+    let events = outgoing::event(call, &todo, DeletedV1::of)?;
     app.outbox.commit(tx, events, &()).await?;
     Ok(())
 }
@@ -200,7 +198,7 @@ pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error>
         return Ok(tx.end().await?);
     };
     store::save(&mut tx, &before, &todo).await?;
-    let events = outgoing::event(call, &todo, |todo, actor| BecameDueV1 { todo, actor })?;
+    let events = outgoing::event(call, &todo, BecameDueV1::of)?;
     app.outbox.commit(tx, events, &()).await?;
     Ok(())
 }

@@ -83,6 +83,5 @@ pub(crate) fn twins<Old: EventType, New: EventType>(
 }
 
 fn envelope<D: EventType>(call: &Call, todo: &Todo, data: impl FnOnce(event::Todo, Actor) -> D) -> Envelope<D> {
-    let about = (todo.id.to_string(), todo.version, todo.update_time);
-    call.envelope(event::SOURCE, about, data(state(todo), Actor::from(&call.caller.actor)))
+    call.envelope(data(state(todo), Actor::from(&call.caller.actor)))
 }

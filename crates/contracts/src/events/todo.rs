@@ -1,18 +1,35 @@
-//! What the todo service tells: one struct per event version, one [`Event`] to match on.
-//!
-//! Each carries the todo's full state after the change, so that a projection never has to ask back.
+//! The events of the todo service: one struct per event version, one [`Event`] to match on.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{DecodeError, EventType};
+use super::Aggregate;
 use crate::{SeriesId, TodoId, UserId};
 
-/// The service's name in types, subjects and streams.
-pub const SERVICE: &str = "todo";
-/// The CloudEvents `source`.
-pub const SOURCE: &str = "/flotilla/todo";
+pub use super::{Actor, ActorKind};
+
+events! {
+    service "todo", owner "todo";
+
+    todo: Todo {
+        /// A todo was created.
+        Created = CreatedV1 "todo.created.v1";
+        /// A todo's title, notes, due time, labels or assignee changed.
+        Updated = UpdatedV1 "todo.updated.v1";
+        /// An open todo was completed.
+        Completed = CompletedV2 "todo.completed.v2" before CompletedV1 "todo.completed.v1";
+        /// A completed todo was opened again.
+        Reopened = ReopenedV1 "todo.reopened.v1";
+        /// The due time of an open todo has come: once for each time that it comes, and again for one that was opened again or given a
+        /// time that has passed. What was overdue before the service could say so is not announced. Where something kept the service from saying so in time, it is said late; what happened to the todo
+        /// before that comes first.
+        BecameDue = BecameDueV1 "todo.became_due.v1";
+        /// A todo was deleted; the state is its last.
+        Deleted = DeletedV1 "todo.deleted.v1";
+    }
+}
 
 /// A todo as it stood after a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -96,70 +113,44 @@ pub enum Status {
     Completed,
 }
 
-/// On whose behalf a change was made. The envelope's `actor` says who made it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Actor {
-    /// A person or a program.
-    pub kind: ActorKind,
-    /// The subject of the access token, or the name of a service.
-    pub id: UserId,
-}
-
-impl From<&crate::Actor> for Actor {
-    fn from(actor: &crate::Actor) -> Self {
-        let subject = actor.subject();
-        let kind = match subject.kind {
-            crate::ActorKind::User => ActorKind::User,
-            crate::ActorKind::ServiceAccount | crate::ActorKind::Service | crate::ActorKind::Agent => {
-                ActorKind::Service
-            }
-        };
-        Self { kind, id: subject.id.clone() }
+impl Aggregate for Todo {
+    fn id(&self) -> String {
+        self.id.to_string()
     }
-}
 
-/// What kind of actor made a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ActorKind {
-    /// A person.
-    User,
-    /// A program on its own behalf.
-    Service,
-}
+    fn version(&self) -> i32 {
+        self.version
+    }
 
-macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident = $type:literal;)*) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-        pub struct $name {
-            /// The todo after the change.
-            pub todo: Todo,
-            /// Who made the change.
-            pub actor: Actor,
+    fn changed(&self) -> DateTime<Utc> {
+        self.update_time
+    }
+
+    fn example() -> Self {
+        let at = |seconds: i64| DateTime::from_timestamp(1_795_000_000 + seconds, 0).unwrap_or_default();
+        let id = Uuid::from_u128(0x0193_a5b0_7a52_7c3e_9b1e_6a1f_0c9d_2e4f);
+        Self {
+            id: TodoId::new(id),
+            title: "Splice the mooring line".to_owned(),
+            notes: "Eye splice, 14 mm; ask Jörg for the fid.".to_owned(),
+            status: Status::Open,
+            due_time: Some(at(90_000)),
+            labels: vec!["harbour".to_owned(), "rope".to_owned()],
+            assignee: Some(UserId::example()),
+            recurrence: Some(Recurrence {
+                rule: "FREQ=WEEKLY;BYDAY=MO".to_owned(),
+                time_zone: "Europe/Lisbon".to_owned(),
+                basis: Basis::DueTime,
+                wall_time: at(90_000).naive_utc(),
+            }),
+            occurrence: Some(Occurrence { series_id: SeriesId::new(id), number: 1 }),
+            create_time: at(0),
+            update_time: at(3_600),
+            complete_time: None,
+            created_by: UserId::example(),
+            version: 2,
         }
-
-        impl EventType for $name {
-            const TYPE: &'static str = $type;
-        }
-    )*};
-}
-
-events! {
-    /// A todo was created.
-    CreatedV1 = "todo.created.v1";
-    /// A todo's title, notes, due time, labels or assignee changed.
-    UpdatedV1 = "todo.updated.v1";
-    /// An open todo was completed.
-    CompletedV2 = "todo.completed.v2";
-    /// A completed todo was opened again.
-    ReopenedV1 = "todo.reopened.v1";
-    /// The due time of an open todo has come: once for each time that it comes, and again for one that was opened again or given a
-    /// time that has passed. What was overdue before the service could say so is not announced. Where something kept the service from saying so in time, it is said late; what happened to the todo
-    /// before that comes first.
-    BecameDueV1 = "todo.became_due.v1";
-    /// A todo was deleted; the state is its last.
-    DeletedV1 = "todo.deleted.v1";
+    }
 }
 
 /// An open todo was completed, as it was told first: the actor as a bare name. In its sunset, published beside
@@ -172,77 +163,17 @@ pub struct CompletedV1 {
     pub completed_by: UserId,
 }
 
-impl EventType for CompletedV1 {
-    const TYPE: &'static str = "todo.completed.v1";
+impl CompletedV1 {
+    /// The event about this state.
+    #[must_use]
+    pub fn of(todo: Todo, actor: Actor) -> Self {
+        Self { todo, completed_by: actor.id }
+    }
 }
 
 /// The upcaster: what version 1 said, told as version 2. Version 1 knew only people.
 impl From<CompletedV1> for CompletedV2 {
     fn from(old: CompletedV1) -> Self {
         Self { todo: old.todo, actor: Actor { kind: ActorKind::User, id: old.completed_by } }
-    }
-}
-
-/// Any event of the todo service, in its newest version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// See [`CreatedV1`].
-    Created(CreatedV1),
-    /// See [`UpdatedV1`].
-    Updated(UpdatedV1),
-    /// See [`CompletedV2`].
-    Completed(CompletedV2),
-    /// See [`ReopenedV1`].
-    Reopened(ReopenedV1),
-    /// See [`BecameDueV1`].
-    BecameDue(BecameDueV1),
-    /// See [`DeletedV1`].
-    Deleted(DeletedV1),
-}
-
-/// Every type that [`Event::decode`] knows.
-pub const TYPES: [&str; 7] = [
-    CreatedV1::TYPE,
-    UpdatedV1::TYPE,
-    CompletedV1::TYPE,
-    CompletedV2::TYPE,
-    ReopenedV1::TYPE,
-    BecameDueV1::TYPE,
-    DeletedV1::TYPE,
-];
-
-impl Event {
-    /// Reads the data of a CloudEvent of this type, older versions through their upcaster. `Ok(None)` is a type that
-    /// is not known here: to be skipped and counted, never an error.
-    ///
-    /// # Errors
-    /// Fails when the data does not fit the schema of its type.
-    pub fn decode(event_type: &str, data: &str) -> Result<Option<Self>, DecodeError> {
-        fn read<'a, T: Deserialize<'a>>(event_type: &str, data: &'a str) -> Result<T, DecodeError> {
-            serde_json::from_str(data).map_err(|source| DecodeError::Data { event_type: event_type.to_owned(), source })
-        }
-        Ok(Some(match event_type {
-            CreatedV1::TYPE => Self::Created(read(event_type, data)?),
-            UpdatedV1::TYPE => Self::Updated(read(event_type, data)?),
-            CompletedV1::TYPE => Self::Completed(read::<CompletedV1>(event_type, data)?.into()),
-            CompletedV2::TYPE => Self::Completed(read(event_type, data)?),
-            ReopenedV1::TYPE => Self::Reopened(read(event_type, data)?),
-            BecameDueV1::TYPE => Self::BecameDue(read(event_type, data)?),
-            DeletedV1::TYPE => Self::Deleted(read(event_type, data)?),
-            _ => return Ok(None),
-        }))
-    }
-
-    /// The todo after the change.
-    #[must_use]
-    pub const fn todo(&self) -> &Todo {
-        match self {
-            Self::Created(e) => &e.todo,
-            Self::Updated(e) => &e.todo,
-            Self::Completed(e) => &e.todo,
-            Self::Reopened(e) => &e.todo,
-            Self::BecameDue(e) => &e.todo,
-            Self::Deleted(e) => &e.todo,
-        }
     }
 }

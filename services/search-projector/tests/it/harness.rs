@@ -118,12 +118,16 @@ impl Fleet {
         (self.lifecycle, self.channel) = run(&self.config).await;
     }
 
-    /// Publishes an event about a todo.
-    pub async fn publish<D: EventType>(&self, tenant: &str, data: &D, todo: &event::Todo, newer: Option<&str>) {
-        let (id, about) = (EventId::new(clock::new_id()), (todo.id.to_string(), todo.version, todo.update_time));
+    /// Publishes an event whose envelope says that it is about this todo.
+    pub async fn publish<D: EventType + Clone>(&self, tenant: &str, data: &D, todo: &event::Todo, newer: Option<&str>) {
+        let id = EventId::new(clock::new_id());
         let envelope = Envelope {
+            subject: todo.id.to_string(),
+            partitionkey: todo.id.to_string(),
+            sequence: contracts::envelope::sequence(todo.version),
+            time: todo.update_time,
             supersededby: newer.map(ToOwned::to_owned),
-            ..Envelope::new(id, tenant.parse().unwrap(), event::SOURCE, about, data)
+            ..Envelope::new(id, tenant.parse().unwrap(), data.clone())
         };
         let subject = subject::of(D::TYPE, &envelope.tenant);
         self.publish_raw(&subject, serde_json::to_vec(&envelope).unwrap()).await;

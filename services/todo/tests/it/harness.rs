@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::stream::Stream;
 use contracts::Envelope;
-use contracts::events::todo::Event;
+use contracts::events::todo::{self as event, About, Event};
 use proto::todo::todo_service_client::TodoServiceClient;
 use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
@@ -32,6 +32,13 @@ pub struct Stored {
     pub headers: async_nats::HeaderMap,
     pub envelope: Envelope<Box<RawValue>>,
     pub event: Event,
+}
+
+impl Stored {
+    pub fn todo(&self) -> &event::Todo {
+        let About::Todo(todo) = self.event.about();
+        todo
+    }
 }
 
 impl Fleet {

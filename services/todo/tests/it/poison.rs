@@ -34,7 +34,7 @@ async fn parked(fleet: &Fleet) -> Vec<(String, String)> {
 }
 
 async fn titles(fleet: &Fleet) -> Vec<String> {
-    fleet.events().await.into_iter().map(|stored| stored.event.todo().title.clone()).collect()
+    fleet.events().await.into_iter().map(|stored| stored.todo().title.clone()).collect()
 }
 
 /// Has the stream take other subjects.

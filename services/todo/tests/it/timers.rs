@@ -47,7 +47,7 @@ async fn announced(fleet: &Fleet) -> Vec<Stored> {
 }
 
 async fn titles(fleet: &Fleet) -> Vec<String> {
-    let mut titles: Vec<_> = announced(fleet).await.iter().map(|stored| stored.event.todo().title.clone()).collect();
+    let mut titles: Vec<_> = announced(fleet).await.iter().map(|stored| stored.todo().title.clone()).collect();
     titles.sort();
     titles
 }
@@ -64,9 +64,9 @@ async fn of_two_processes_one_announces_each_due_time_that_comes() {
     fleet.client("acme", "ann").create(due("later", FAR_OFF)).await.unwrap();
     let announced = announced(&fleet).await;
     assert_eq!(announced.len(), 60);
-    assert_eq!(announced.iter().map(|stored| stored.event.todo().id.to_string()).collect::<HashSet<_>>(), ids);
+    assert_eq!(announced.iter().map(|stored| stored.todo().id.to_string()).collect::<HashSet<_>>(), ids);
     for stored in &announced {
-        let todo = stored.event.todo();
+        let todo = stored.todo();
         assert_eq!((todo.version, todo.due_time.unwrap().timestamp()), (2, 1_000_000_000));
         assert_eq!(stored.envelope.actor.as_ref().unwrap().to_string(), "service:todo");
         assert!(stored.subject.ends_with(&format!("became_due.v1.{}", stored.envelope.tenant)), "{}", stored.subject);
@@ -129,7 +129,7 @@ async fn what_a_process_left_undone_when_it_died_is_done_by_another() {
     until("it is announced", || async { timers(&fleet, "DUE").await == 0 }).await;
     fleet.app = second;
     let announced = announced(&fleet).await;
-    assert_eq!(announced.iter().map(|stored| stored.event.todo().id.to_string()).collect::<Vec<_>>(), [id]);
+    assert_eq!(announced.iter().map(|stored| stored.todo().id.to_string()).collect::<Vec<_>>(), [id]);
     assert_eq!(lifecycle.shut_down().await, None);
 }
 
@@ -220,7 +220,7 @@ async fn what_came_due_while_no_process_ran_is_announced_when_one_does() {
     fleet.app = second;
     let announced = announced(&fleet).await;
     assert_eq!(announced.len(), 251);
-    assert_eq!(announced.iter().map(|stored| stored.event.todo().id).collect::<HashSet<_>>().len(), 251);
+    assert_eq!(announced.iter().map(|stored| stored.todo().id).collect::<HashSet<_>>().len(), 251);
     assert_eq!(lifecycle.shut_down().await, None);
 }
 
