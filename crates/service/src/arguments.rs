@@ -1,13 +1,16 @@
 //! From flags and environment to a configuration: `clap` parses each value, and all that is wrong is named at once.
 //!
 //! A secret is an argument whose environment is hidden (`hide_env_values`). Each may stand in a file instead, which
-//! `--<name>-file` or `<VARIABLE>_FILE` names.
+//! `--<name>-file` or `<VARIABLE>_FILE` names. No message repeats a secret: `clap`'s own parsers of text repeat no value, and one of
+//! ours for a secret must not.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::Path;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command};
 
 /// What a program of a service is configured by.
@@ -45,7 +48,22 @@ impl Problems {
 pub fn command<S: Settings>(name: &'static str) -> Command {
     let strict = S::augment_args(Command::new(name));
     let files: Vec<Arg> = strict.get_arguments().filter(|arg| arg.is_hide_env_values_set()).map(file_of).collect();
-    strict.mut_args(takes_anything).args(files)
+    strict.mut_args(|arg| takes_anything(says_more(arg))).args(files)
+}
+
+/// What `--help` says of an argument that its parser knows and a text does not.
+fn says_more(arg: Arg) -> Arg {
+    let possible: Vec<String> = arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    if !possible.is_empty() {
+        help += &format!(" [{}]", possible.join(" or "));
+    }
+    match (arg.is_required_set(), arg.is_hide_env_values_set()) {
+        (true, true) => help += " [required, here or in a file]",
+        (true, false) => help += " [required]",
+        (false, _) => {}
+    }
+    arg.help(help)
 }
 
 fn takes_anything(arg: Arg) -> Arg {
@@ -75,6 +93,7 @@ pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
         }
     }
     // clap ends at the first value that it cannot parse: that one is noted, and the others are parsed once more.
+    let mut noted = BTreeSet::new();
     let matches = loop {
         let error = match command.clone().try_get_matches_from(&words) {
             Ok(matches) => break matches,
@@ -83,7 +102,8 @@ pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
         // An argument can be shown, as the error does it, once its command is built.
         let mut built = command.clone();
         built.build();
-        let Some(wrong) = built.get_arguments().find(|arg| is_about(&error, arg)) else {
+        let wrong = built.get_arguments().find(|arg| is_about(&error, arg));
+        let Some(wrong) = wrong.filter(|arg| noted.insert(arg.get_id().clone())) else {
             problems.0.push(error.kind().to_string());
             return Err(ConfigError(problems.0));
         };
@@ -116,7 +136,11 @@ fn file_id(secret: &Arg) -> String {
 
 /// The texts that were given for an argument.
 fn values(arg: &Arg, given: &ArgMatches) -> Result<Vec<String>, String> {
-    let values = given.get_many(arg.get_id().as_str()).map(|texts| texts.cloned().collect()).unwrap_or_default();
+    let id = arg.get_id().as_str();
+    if given.value_source(id) == Some(ValueSource::DefaultValue) {
+        return Ok(Vec::new());
+    }
+    let values = given.get_many(id).map(|texts| texts.cloned().collect()).unwrap_or_default();
     if !arg.is_hide_env_values_set() {
         return Ok(values);
     }
@@ -244,5 +268,19 @@ mod tests {
         assert!(gone.contains(&format!("SHOP_KEY_FILE: {path}: No such file")), "{gone}");
         let none = shop(&["--port", "80"]).unwrap_err();
         assert!(none.contains("SHOP_KEY: is missing: set it, or SHOP_KEY_FILE"), "{none}");
+    }
+
+    #[test]
+    fn help_says_what_is_required_and_what_is_possible() {
+        let help = command::<Shop>("shop").render_long_help().to_string();
+        for part in [
+            "Where it is [required]",
+            "[env: SHOP_PORT",
+            "Whether it is open [true or false]",
+            "The key of its door [required, here or in a file]",
+            "--key-file <FILE>",
+        ] {
+            assert!(help.contains(part), "{part} in {help}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 use crate::arguments::{Problems, Settings};
 use crate::limits::{Allowance, Allowances};
+use crate::page::PageTokens;
 
 /// What every process is configured by.
 #[derive(Debug, Clone, Args)]
@@ -102,7 +103,7 @@ pub struct Door {
     /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
     pub principal_at_work: NonZeroU16,
-    /// How many connections may be open there; when more wait, those at rest are closed.
+    /// How many connections callers may have open; when more wait, those at rest are closed.
     #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
     pub connections: NonZeroU16,
     /// Whether gRPC reflection is served, to anybody; the gateway has none.
@@ -155,12 +156,19 @@ impl Common {
 #[derive(Debug, Clone, Args)]
 pub struct Database {
     /// The database, as the role `<service>_app`: postgres://user:password@host:port/name.
-    #[arg(id = "database_url", long = "database-url", env = "FLOTILLA_DATABASE_URL", hide_env_values = true)]
+    #[arg(
+        id = "database_url",
+        long = "database-url",
+        value_name = "URL",
+        env = "FLOTILLA_DATABASE_URL",
+        hide_env_values = true
+    )]
     pub url: SecretString,
     /// How many connections to the database to use at most.
     #[arg(
         id = "database_connections",
         long = "database-connections",
+        value_name = "NUMBER",
         env = "FLOTILLA_DATABASE_CONNECTIONS",
         default_value = "16",
         value_parser = clap::value_parser!(u32).range(1..=1_000)
@@ -197,7 +205,7 @@ impl Outbox {
         days(self.stream_max_age_days)
     }
 
-    /// What is kept at least as long as the stream keeps events: an older event may still be delivered.
+    /// Notes a problem if so many days are less than the stream's: an older event may still be delivered.
     pub fn outlives_the_stream(&self, variable: &str, days: u32, problems: &mut Problems) {
         if days < self.stream_max_age_days {
             problems.add(variable, format!("must not be less than the stream's {} days", self.stream_max_age_days));
@@ -211,10 +219,26 @@ impl Settings for Outbox {
     }
 }
 
-/// So many days.
+/// Days as a duration.
 #[must_use]
 pub fn days(days: u32) -> Duration {
     Duration::from_secs(u64::from(days) * 86_400)
+}
+
+/// The key for page tokens.
+#[derive(Debug, Clone, Args)]
+pub struct Pages {
+    /// The key for page tokens, the same for all replicas.
+    #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
+    pub page_token_key: SecretString,
+}
+
+impl Pages {
+    /// Makes and reads page tokens.
+    #[must_use]
+    pub fn tokens(&self) -> PageTokens {
+        PageTokens::new(self.page_token_key.clone())
+    }
 }
 
 /// Parses the path of a file that is there.

@@ -166,10 +166,12 @@ const TURN: Duration = Duration::from_secs(30);
 /// After so long a connection is replaced: after a switchover it may lead to a server that only reads by now, and says so to
 /// nobody who does not write.
 const LIFETIME: Duration = Duration::from_secs(20);
+/// How long the server of a connection that is given back may take to say whether it writes.
+const RELEASE: Duration = Duration::from_secs(2);
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
-/// A pool for another role of the service, such as the relay's.
+/// Opens a pool whose connections are bound by [`LIMITS`].
 ///
 /// # Errors
 /// Fails when the address cannot be read.
@@ -185,10 +187,15 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
         })
-        // What a statement has failed on may lead to a server that only reads: whoever asks next must not meet it again.
-        .after_release(|connection, _| {
+        // After a switchover a connection may lead to a server that only reads: whoever asks next must not meet it again. A new
+        // one that does is no better than the next.
+        .after_release(|connection, meta| {
             Box::pin(async move {
-                let only_reads: String = sqlx::query_scalar("show transaction_read_only").fetch_one(connection).await?;
+                if meta.age < FRESH {
+                    return Ok(true);
+                }
+                let ask = sqlx::query_scalar::<_, String>("show transaction_read_only").fetch_one(connection);
+                let only_reads = tokio::time::timeout(RELEASE, ask).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
                 Ok(only_reads == "off")
             })
         })

@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use authz::Caller;
+use contracts::ids::IdError;
 use contracts::{TenantId, UserId};
 use futures::future::BoxFuture;
 use metrics::{counter, gauge};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::call::{Call, Once};
-use crate::{Code, Db, Failure, clock};
+use crate::{Code, Db, Failure, Process, clock};
 
 /// How often to ask what is due.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +49,19 @@ pub struct Work {
 }
 
 impl Work {
+    /// Does what is due until the process stops, as the service itself.
+    ///
+    /// # Errors
+    /// The service's name is no id.
+    pub fn spawn<A>(self, process: &Process, db: Db, act: A) -> Result<(), IdError>
+    where
+        A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync + 'static,
+    {
+        let service = process.acts_as()?;
+        process.lifecycle.run(self.name, |stop| async move { self.run(&db, &service, &stop, act).await });
+        Ok(())
+    }
+
     /// Does what is due until `stop`: `act` with each id. What fails is claimed again a minute later.
     pub async fn run<A>(self, db: &Db, service: &UserId, stop: &CancellationToken, act: A)
     where

@@ -19,7 +19,6 @@ use crate::{Code, Failure, Process, clock, config};
 /// The address of the database cannot be read.
 pub fn run<F>(
     process: &Process,
-    name: &str,
     (nats, config): (async_nats::Client, consumer::Config),
     (database, keep_days): (&config::Database, u32),
     handler: impl Fn(Claim) -> F + Send + Sync + 'static,
@@ -30,7 +29,7 @@ where
     // One connection for the lease, and one for each event that is handled at once.
     let connections = u32::try_from(config.batch + 1)?;
     let inbox = Inbox {
-        db: process.pool(&database.url, &format!("{name}-inbox"), connections)?,
+        db: process.pool(&database.url, &format!("{}-inbox", process.name), connections)?,
         tenant_setting: None,
         holder: clock::new_id(),
         keep_days: i32::try_from(keep_days)?,

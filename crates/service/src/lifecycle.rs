@@ -1,5 +1,5 @@
-//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, the second of them ends it at once, and a task
-//! that dies takes the process with it, non-zero.
+//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, a second one ends it at once, and a task that
+//! dies takes the process with it, non-zero.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -7,13 +7,33 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
 /// How long a drain may take before it is cut off.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Signals within so long are of one who asks.
+const TWINS: Duration = Duration::from_millis(500);
+
+/// The signals by which a process is asked to end.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.0.recv() => "SIGTERM",
+            _ = self.1.recv() => "SIGINT",
+        }
+    }
+}
 
 /// The background tasks of a process. Clones are the same lifecycle.
 #[derive(Clone, Default)]
@@ -30,7 +50,7 @@ impl Lifecycle {
         self.stop.clone()
     }
 
-    /// Runs what goes on until it is asked to stop. If it ends before that, the process ends.
+    /// Runs a task until the process stops. If it ends before that, the process ends.
     pub fn run<F>(&self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -42,7 +62,7 @@ impl Lifecycle {
         });
     }
 
-    /// The same for what may fail.
+    /// As [`Self::run`], for a task that may fail.
     pub fn spawn<E: Into<anyhow::Error>>(
         &self,
         name: &'static str,
@@ -66,29 +86,42 @@ impl Lifecycle {
         });
     }
 
-    /// Waits for a signal or a dead task, then for the drain.
+    /// Waits for a signal or a dead task, then for the drain. A signal that comes while it drains for another ends the process.
     pub async fn run_to_end(self) -> ExitCode {
-        let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-        match signals {
-            Ok((mut term, mut int)) => {
-                tokio::select! {
-                    _ = term.recv() => info!("SIGTERM: draining"),
-                    _ = int.recv() => info!("SIGINT: draining"),
-                    () = self.stop.cancelled() => {}
-                }
-                let again = tokio::select! {
-                    trouble = self.shut_down() => {
-                        return if trouble.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-                    }
-                    _ = term.recv() => "SIGTERM",
-                    _ = int.recv() => "SIGINT",
-                };
-                error!("{again} once more: leaving before the drain has ended");
-                ExitCode::FAILURE
-            }
+        let mut signals = match Signals::new() {
+            Ok(signals) => signals,
             Err(error) => {
                 error!(%error, "signals cannot be received: stopping");
-                ExitCode::FAILURE
+                return ExitCode::FAILURE;
+            }
+        };
+        let asked = tokio::select! {
+            name = signals.next() => {
+                info!("{name}: draining");
+                true
+            }
+            () = self.stop.cancelled() => false,
+        };
+        let hurry = async {
+            if !asked {
+                let name = signals.next().await;
+                info!("{name}: draining already");
+            }
+            // One that asks a process and its group sends two.
+            let one_asks = Instant::now() + TWINS;
+            loop {
+                let name = signals.next().await;
+                if Instant::now() > one_asks {
+                    return name;
+                }
+            }
+        };
+        tokio::select! {
+            trouble = self.shut_down() => trouble.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE),
+            name = hurry => {
+                error!("{name} while draining: leaving before the drain has ended");
+                // Nothing that still runs is waited for.
+                std::process::exit(1)
             }
         }
     }

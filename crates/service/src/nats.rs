@@ -18,10 +18,10 @@ pub use async_nats::Client;
 #[derive(Debug, Clone, Args)]
 pub struct Login {
     /// NATS: nats://host:port, or the servers of a cluster, with commas between: whichever answers.
-    #[arg(id = "nats_url", long = "nats-url", env = "FLOTILLA_NATS_URL", value_parser = url)]
+    #[arg(id = "nats_url", long = "nats-url", value_name = "URL", env = "FLOTILLA_NATS_URL", value_parser = url)]
     pub url: String,
     /// The credentials file of this service's login there.
-    #[arg(id = "nats_creds", long = "nats-creds", env = "FLOTILLA_NATS_CREDS", value_parser = config::file)]
+    #[arg(id = "nats_creds", long = "nats-creds", value_name = "FILE", env = "FLOTILLA_NATS_CREDS", value_parser = config::file)]
     pub credentials: PathBuf,
 }
 

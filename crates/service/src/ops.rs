@@ -46,7 +46,7 @@ impl Readiness {
     }
 }
 
-/// One more that is worked on, until this is dropped.
+/// Counts a call or request as at work until it is dropped.
 pub struct AtWork(metrics::Gauge);
 
 impl AtWork {
@@ -73,7 +73,7 @@ pub async fn serve(
     listen: SocketAddr,
     metrics: Option<PrometheusHandle>,
 ) -> Result<SocketAddr, anyhow::Error> {
-    let Process { lifecycle, readiness, release } = process.clone();
+    let Process { lifecycle, readiness, release, .. } = process.clone();
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the operations port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     if let Some(metrics) = metrics.clone() {

@@ -24,20 +24,19 @@ impl Outbox {
     /// The address of the database cannot be read.
     pub fn start(
         process: &Process,
-        name: &'static str,
         config: &config::Outbox,
         stream: StreamSpec,
         nats: async_nats::Client,
     ) -> Result<Self, anyhow::Error> {
         // Its session, its lease, and what it parks.
-        let db = process.pool(&config.relay_database_url, &format!("{name}-relay"), 3)?;
+        let db = process.pool(&config.relay_database_url, &format!("{}-relay", process.name), 3)?;
         let relay = Relay::new(
             db,
             nats,
             RelayConfig {
                 stream,
                 content_type: envelope::CONTENT_TYPE.to_owned(),
-                hint_subject: format!("hint.outbox.{name}"),
+                hint_subject: format!("hint.outbox.{}", process.name),
                 holder: clock::new_id(),
                 lease: Duration::from_secs(4),
                 poll: Duration::from_millis(500),

@@ -2,13 +2,15 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use authz::Verifier;
 use clap::{Args, Command};
+use contracts::UserId;
+use contracts::ids::IdError;
 use http::HeaderValue;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
@@ -32,7 +34,7 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// A service of the fleet, as its process knows it.
 pub trait Service {
-    /// Its name: of its program, in logs and metrics.
+    /// Names its program, and the service in logs, metrics and the permission matrix.
     const NAME: &'static str;
     /// What it is there for, in one sentence, for `--help`.
     const ABOUT: &'static str;
@@ -43,7 +45,7 @@ pub trait Service {
     /// What tests ask of it while it runs: the address that it got, say.
     type App: Send;
 
-    /// Starts everything that it does; the tests start exactly this. A dependency that is down is waited for.
+    /// Starts everything that it does, and waits for dependencies that are down; the tests start exactly this.
     ///
     /// # Errors
     /// A port cannot be bound, or an address cannot be read.
@@ -58,20 +60,31 @@ pub struct Process {
     pub lifecycle: Lifecycle,
     /// What must be so before it is ready.
     pub readiness: Readiness,
+    /// The service's name.
+    pub name: &'static str,
     /// Which release it is of.
     pub release: Arc<str>,
 }
 
-/// One for tests, of the release `test`.
-impl Default for Process {
-    fn default() -> Self {
-        Self::new("test")
-    }
-}
-
 impl Process {
-    fn new(release: &str) -> Self {
-        Self { lifecycle: Lifecycle::default(), readiness: Readiness::default(), release: release.into() }
+    /// One in which nothing runs yet.
+    #[must_use]
+    pub fn new(name: &'static str, release: &str) -> Self {
+        Self { lifecycle: Lifecycle::default(), readiness: Readiness::default(), name, release: release.into() }
+    }
+
+    /// As what the service acts by itself.
+    ///
+    /// # Errors
+    /// Its name is no id.
+    pub fn acts_as(&self) -> Result<UserId, IdError> {
+        self.name.parse()
+    }
+
+    /// Name and release, as dead letters name whoever handled an event.
+    #[must_use]
+    pub fn version(&self) -> String {
+        format!("{} {}", self.name, self.release)
     }
 
     /// The header that names the release, where answers are to have it.
@@ -98,18 +111,18 @@ impl Process {
         Ok(verifier)
     }
 
-    /// The database of a service that serves callers: watched, its connections counted, and its old idempotency records forgotten.
+    /// Opens the database of a service that serves callers. Watches it, counts its connections, and sweeps old idempotency records.
     ///
     /// # Errors
     /// The address cannot be read.
-    pub fn database(&self, name: &'static str, config: &Database, common: &Common) -> Result<Db, anyhow::Error> {
+    pub fn database(&self, config: &Database, common: &Common) -> Result<Db, anyhow::Error> {
         let at_work = u32::from(common.door.tenant_at_work.get());
         if at_work >= config.connections {
             warn!(at_work, config.connections, "one tenant's calls at work can take all connections");
         }
-        let db = Db::lazy(&config.url, name, config.connections)?;
+        let db = Db::lazy(&config.url, self.name, config.connections)?;
         let counted = db.clone();
-        self.count(name, config.connections, move || counted.in_use());
+        self.count(self.name, config.connections, move || counted.in_use());
         let asked = db.clone();
         self.watch("database", move || {
             let db = asked.clone();
@@ -119,7 +132,7 @@ impl Process {
         Ok(db)
     }
 
-    /// Connections for another role or use than that of [`Self::database`], counted; the database knows them by this name, too.
+    /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.
     ///
     /// # Errors
     /// The address cannot be read.
@@ -155,7 +168,7 @@ impl Process {
             while stop.run_until_cancelled(tick.tick()).await.is_some() {
                 let answer = ask().await;
                 if let Err(error) = &answer {
-                    warn!(%error, condition, "it does not answer");
+                    warn!(%error, "{condition} does not answer");
                 }
                 ready.set(condition, answer.is_ok());
             }
@@ -182,7 +195,7 @@ impl<S: Settings> Settings for Served<S> {
 #[derive(Args)]
 struct Owner {
     /// The database, as its owner.
-    #[arg(long = "database-url", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
+    #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
     owner_database_url: SecretString,
 }
 
@@ -233,9 +246,12 @@ pub async fn main<S: Service>() -> ExitCode {
 async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
     let Served { base, settings } = arguments::parse::<Served<S::Config>>(given)?;
     let telemetry = Telemetry::init(S::NAME, &base)?;
-    let process = Process::new(&base.release);
+    let process = Process::new(S::NAME, &base.release);
+    // Whatever it has found to be so while it starts.
+    process.readiness.set("started", false);
     let ops = ops::serve(&process, base.ops_listen, Some(telemetry.metrics())).await?;
     let app = S::start(&settings, &process).await?;
+    process.readiness.set("started", true);
     info!(%ops, "serving");
     let code = process.lifecycle.run_to_end().await;
     drop(app);
@@ -250,8 +266,14 @@ async fn migrate(given: &clap::ArgMatches, migrations: &Migrator) -> Result<Exit
 
 async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
     let Health { mut ops_listen, is } = arguments::parse(given)?;
-    if ops_listen.ip().is_unspecified() {
-        ops_listen.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    anyhow::ensure!(
+        ops_listen.port() != 0,
+        "FLOTILLA_OPS_LISTEN: port 0 is any free one: name the one that the process has"
+    );
+    match ops_listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => ops_listen.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => ops_listen.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
     let path = if is == "ready" { "readyz" } else { "healthz" };
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();

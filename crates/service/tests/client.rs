@@ -322,7 +322,7 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
         })
         .await;
     let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
-    let process = Process::default();
+    let process = Process::new("searches", "test");
     let upstream = Upstream::new(&world.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
     let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
     let mut client = world.upstream(&[address]);

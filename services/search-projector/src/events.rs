@@ -17,8 +17,8 @@ use crate::{Program, REBUILDER, rebuilt, upkeep};
 
 /// Starts everything that keeps the index true to the events; whether it is whole.
 pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> watch::Receiver<bool> {
-    let Process { lifecycle, readiness, release } = process.clone();
-    let durable = move |durable| fleet::projector(durable, format!("{} {release}", Program::NAME));
+    let (Process { lifecycle, readiness, .. }, version) = (process.clone(), process.version());
+    let durable = move |durable| fleet::projector(durable, version.clone());
     readiness.set("index", false);
     let consumer = Consumer::new(nats.clone(), durable(Program::NAME));
     let (there, mut is_there) = watch::channel(false);

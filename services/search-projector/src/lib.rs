@@ -26,7 +26,6 @@ use clap::Args;
 use proto::search::search_service_server::SearchServiceServer;
 use secrecy::{ExposeSecret as _, SecretString};
 use service::arguments::Settings;
-use service::page::PageTokens;
 use service::{Process, Service, config, nats};
 
 /// The program.
@@ -48,9 +47,8 @@ pub struct Config {
     pub common: config::Common,
     #[command(flatten)]
     pub nats: nats::Login,
-    /// The key for page tokens, the same for all replicas.
-    #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
-    pub page_token_key: SecretString,
+    #[command(flatten)]
+    pub pages: config::Pages,
     /// OpenSearch, with the login that it wants: http://user:password@host:port.
     #[arg(long, env = "FLOTILLA_OPENSEARCH_URL", hide_env_values = true, value_parser = store::address)]
     pub opensearch_url: SecretString,
@@ -77,7 +75,7 @@ impl Service for Program {
         let index = store::Index::new(config.opensearch_url.expose_secret(), &config.todo_index, refresh)?;
         let nats = nats::connect(Self::NAME, &config.nats).await?;
         let is_whole = events::project(process, nats, &index);
-        let search = grpc::Search { index, is_whole, pages: PageTokens::new(config.page_token_key.clone()) };
+        let search = grpc::Search { index, is_whole, pages: config.pages.tokens() };
         let service = SearchServiceServer::new(search);
         service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await
     }

@@ -4,13 +4,13 @@ use consumer::{Claim, Failure as Unhandled};
 use contracts::UserId;
 use contracts::events::todo::{self as event, CompletedV2, Event};
 use service::handlers::reason;
-use service::{Call, Failure, Process, Service as _, nats};
+use service::{Call, Failure, Process, nats};
 
+use crate::Config;
 use crate::commands::{self, App, Error};
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
 use crate::texts::{Labels, Notes, Title};
 use crate::todo::{State, Todo};
-use crate::{Config, Program};
 
 /// Runs the handlers until the service stops.
 ///
@@ -18,11 +18,11 @@ use crate::{Config, Program};
 /// An address or the credentials cannot be read.
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
     let login = config.nats.with(&config.consumer_nats_creds);
-    let nats = nats::connect(&fleet::consumer_login(Program::NAME), &login).await?;
-    let durable = fleet::todo_recurrence(format!("{} {}", Program::NAME, process.release));
-    let (app, service) = (app.clone(), Program::NAME.parse::<UserId>()?);
+    let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
+    let durable = fleet::todo_recurrence(process.version());
+    let (app, service) = (app.clone(), process.acts_as()?);
     let database = (&config.database, config.outbox.outbox_days);
-    service::handlers::run(process, Program::NAME, (nats, durable), database, move |claim| {
+    service::handlers::run(process, (nats, durable), database, move |claim| {
         let (app, service) = (app.clone(), service.clone());
         async move { on_event(&app, &service, &claim).await }
     })

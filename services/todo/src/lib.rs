@@ -8,6 +8,7 @@ pub mod grpc;
 mod wire;
 
 pub mod commands;
+
 pub mod permissions;
 
 pub mod todo;
@@ -17,9 +18,11 @@ pub mod recurrence;
 pub mod texts;
 
 mod outgoing;
+
 pub mod store;
 
 mod events;
+
 mod schedule;
 
 use std::net::SocketAddr;
@@ -27,9 +30,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
-use secrecy::SecretString;
 use service::arguments::{Problems, Settings};
-use service::page::PageTokens;
 use service::{Outbox, Process, Service, config, nats};
 use sqlx::migrate::Migrator;
 
@@ -53,9 +54,8 @@ pub struct Config {
     /// The credentials file of the login by which its handlers read events.
     #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", value_parser = config::file)]
     pub consumer_nats_creds: PathBuf,
-    /// The key for page tokens, the same for all replicas.
-    #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
-    pub page_token_key: SecretString,
+    #[command(flatten)]
+    pub pages: config::Pages,
     /// After how many days what a deleted todo held is removed; not before the stream has forgotten its events.
     #[arg(long, env = "FLOTILLA_DELETED_DAYS", default_value = "31", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub deleted_days: u32,
@@ -84,15 +84,15 @@ impl Service for Program {
     type App = App;
 
     async fn start(config: &Config, process: &Process) -> Result<App, anyhow::Error> {
-        let db = process.database(Self::NAME, &config.database, &config.common)?;
+        let db = process.database(&config.database, &config.common)?;
         let nats = nats::connect(Self::NAME, &config.nats).await?;
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
-        let outbox = Outbox::start(process, Self::NAME, &config.outbox, stream, nats)?;
+        let outbox = Outbox::start(process, &config.outbox, stream, nats)?;
         let relay = outbox.relay();
         let app = commands::App { db, outbox };
         events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
-        let todos = grpc::Todos { app, pages: PageTokens::new(config.page_token_key.clone()) };
+        let todos = grpc::Todos { app, pages: config.pages.tokens() };
         let service = TodoServiceServer::new(todos);
         let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await?;
         Ok(App { address, relay })

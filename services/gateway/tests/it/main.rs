@@ -36,7 +36,7 @@ async fn behind(door: Door) -> Edge {
         },
         upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
     };
-    let process = Process::default();
+    let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();
     until("the gateway is ready", || async { process.readiness.get().0 }).await;
     let http = Client::builder().no_proxy().build().unwrap();

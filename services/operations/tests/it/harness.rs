@@ -101,7 +101,7 @@ impl World {
 
     /// The service itself.
     pub async fn operations(&self) -> Lifecycle {
-        let process = Process::default();
+        let process = Process::new(operations::Program::NAME, "test");
         let config = operations::Config {
             database: Database { url: SecretString::from(self.database.superuser.clone()), connections: 8 },
             nats: self.login("operations"),

@@ -16,7 +16,7 @@ use proto::search::{SearchTodosRequest, SearchTodosResponse};
 use search_projector::store::Index;
 use search_projector::{Config, Program};
 use secrecy::SecretString;
-use service::config::Common;
+use service::config::{Common, Pages};
 use service::{Lifecycle, Process, Service as _, clock};
 use testkit::{Parts, TestIssuer, TestNats, unique, until};
 use tokio::net::TcpListener;
@@ -27,7 +27,7 @@ use tonic::{Request, Status as GrpcStatus};
 
 /// One process of the service, once it is ready.
 async fn run(config: &Config) -> (Lifecycle, Channel) {
-    let process = Process::default();
+    let process = Process::new(Program::NAME, "test");
     let address = Program::start(config, &process).await.unwrap();
     until("the projector is ready", || async { process.readiness.get().0 }).await;
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
@@ -82,7 +82,7 @@ impl Fleet {
         let config = Config {
             common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
             nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
-            page_token_key: SecretString::from("a key for page tokens"),
+            pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
             opensearch_url: opensearch.to_owned().into(),
             todo_index: index.clone(),
             refresh_millis: 200,

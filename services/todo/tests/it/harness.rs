@@ -8,7 +8,7 @@ use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, Get
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
-use service::config::{Common, Database, Door, Outbox};
+use service::config::{Common, Database, Door, Outbox, Pages};
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
 use todo::{App, Config, Program};
@@ -52,7 +52,7 @@ impl Fleet {
         let issuer = TestIssuer::new();
         let mut config = config(&database, &nats, &issuer);
         config.common.door = door;
-        let process = Process::default();
+        let process = Process::new(Program::NAME, "test");
         let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
         Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel }
@@ -60,14 +60,14 @@ impl Fleet {
 
     /// A second process of the same service: the same database, the same stream.
     pub async fn second(&self) -> (App, Lifecycle) {
-        let process = Process::default();
+        let process = Process::new(Program::NAME, "test");
         let config = config(&self.database, &self.nats, &self.issuer);
         (Program::start(&config, &process).await.unwrap(), process.lifecycle)
     }
 
     pub fn client(&self, tenant: &str, user: &str) -> Client {
         let bearer = self.issuer.bearer(tenant, user);
-        Client { inner: TodoServiceClient::new(self.channel.clone()), bearer: Some(bearer), key: None }
+        Client::new(self.channel.clone(), bearer)
     }
 
     /// A client whose token has these claims: `role`, `scope`, `kind`, `act`.
@@ -144,7 +144,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         },
         nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
         consumer_nats_creds: nats.credentials("todo-consumer"),
-        page_token_key: SecretString::from("a key for page tokens"),
+        pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
         deleted_days: 31,
     }
 }
@@ -175,6 +175,10 @@ pub struct Client {
 }
 
 impl Client {
+    pub fn new(channel: Channel, bearer: String) -> Self {
+        Self { inner: TodoServiceClient::new(channel), bearer: Some(bearer), key: None }
+    }
+
     /// The next calls carry this idempotency key; else each has a new one.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self.clone() }
