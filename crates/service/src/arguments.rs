@@ -191,19 +191,19 @@ mod tests {
     #[derive(Debug, Args)]
     struct Shop {
         /// Where it is.
-        #[arg(long, env = "SHOP_PORT")]
+        #[arg(long, env = "FLOTILLA_SHOP_PORT")]
         port: u16,
         /// Whether it is open.
-        #[arg(long, env = "SHOP_OPEN", default_value = "true", action = clap::ArgAction::Set)]
+        #[arg(long, env = "FLOTILLA_SHOP_OPEN", default_value = "true", action = clap::ArgAction::Set)]
         open: bool,
         /// The key of its door.
-        #[arg(long, env = "SHOP_KEY", hide_env_values = true, value_parser = secret)]
+        #[arg(long, env = "FLOTILLA_SHOP_KEY", hide_env_values = true, value_parser = secret)]
         key: SecretString,
         /// What it sells.
-        #[arg(long, env = "SHOP_GOODS", value_delimiter = ',')]
+        #[arg(long, env = "FLOTILLA_SHOP_GOODS", value_delimiter = ',')]
         goods: Vec<u8>,
         /// How many may enter.
-        #[arg(long, env = "SHOP_GUESTS", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=9))]
+        #[arg(long, env = "FLOTILLA_SHOP_GUESTS", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=9))]
         guests: u32,
     }
 
@@ -214,7 +214,7 @@ mod tests {
     impl Settings for Shop {
         fn check(&self, problems: &mut Problems) {
             if self.goods.len() > usize::try_from(self.guests).unwrap() {
-                problems.add("SHOP_GOODS", "are more than SHOP_GUESTS");
+                problems.add("FLOTILLA_SHOP_GOODS", "are more than FLOTILLA_SHOP_GUESTS");
             }
         }
     }
@@ -236,11 +236,11 @@ mod tests {
         let error = shop(&["--open", "maybe", "--goods", "1,many", "--guests", "10", "--key", "abc"]).unwrap_err();
         for part in [
             "5 wrong",
-            "SHOP_PORT: is missing",
-            "SHOP_OPEN: is not one of true, false",
-            "SHOP_GOODS: invalid digit",
-            "SHOP_GUESTS: 10 is not in 1..=9",
-            "SHOP_KEY: is too short",
+            "FLOTILLA_SHOP_PORT: is missing",
+            "FLOTILLA_SHOP_OPEN: is not one of true, false",
+            "FLOTILLA_SHOP_GOODS: invalid digit",
+            "FLOTILLA_SHOP_GUESTS: 10 is not in 1..=9",
+            "FLOTILLA_SHOP_KEY: is too short",
         ] {
             assert!(error.contains(part), "{part} in {error}");
         }
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_named() {
         let error = shop(&["--port", "80", "--key", "hunter2", "--goods", "1,2,3,4"]).unwrap_err();
-        assert!(error.contains("SHOP_GOODS: are more than SHOP_GUESTS"), "{error}");
+        assert!(error.contains("FLOTILLA_SHOP_GOODS: are more than FLOTILLA_SHOP_GUESTS"), "{error}");
     }
 
     #[test]
@@ -262,12 +262,12 @@ mod tests {
         assert_eq!(shop_by_file.key.expose_secret(), "hunter2");
         assert!(!format!("{shop_by_file:?}").contains("hunter2"));
         let both = shop(&["--port", "80", "--key-file", path, "--key", "hunter2"]).unwrap_err();
-        assert!(both.contains("SHOP_KEY: is set, and SHOP_KEY_FILE too: set one of them"), "{both}");
+        assert!(both.contains("FLOTILLA_SHOP_KEY: is set, and FLOTILLA_SHOP_KEY_FILE too: set one of them"), "{both}");
         std::fs::remove_file(&file).unwrap();
         let gone = shop(&["--port", "80", "--key-file", path]).unwrap_err();
-        assert!(gone.contains(&format!("SHOP_KEY_FILE: {path}: No such file")), "{gone}");
+        assert!(gone.contains(&format!("FLOTILLA_SHOP_KEY_FILE: {path}: No such file")), "{gone}");
         let none = shop(&["--port", "80"]).unwrap_err();
-        assert!(none.contains("SHOP_KEY: is missing: set it, or SHOP_KEY_FILE"), "{none}");
+        assert!(none.contains("FLOTILLA_SHOP_KEY: is missing: set it, or FLOTILLA_SHOP_KEY_FILE"), "{none}");
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
         let help = command::<Shop>("shop").render_long_help().to_string();
         for part in [
             "Where it is [required]",
-            "[env: SHOP_PORT",
+            "[env: FLOTILLA_SHOP_PORT",
             "Whether it is open [true or false]",
             "The key of its door [required, here or in a file]",
             "--key-file <FILE>",
