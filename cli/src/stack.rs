@@ -26,11 +26,16 @@ pub struct Context {
     pub json: bool,
 }
 
+/// The gateway's port, unless another is asked for.
+fn edge_port() -> u16 {
+    fleet::SERVICES.iter().find(|service| service.edge).and_then(|service| service.port).unwrap_or_default()
+}
+
 /// How to bring the fleet up.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     /// The gateway's port; 0 takes any free one.
-    #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = 8080)]
+    #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = edge_port())]
     gateway_port: u16,
     /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
     #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
@@ -364,12 +369,16 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         })?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;
-    let roles = devstack::stack::roles(&stack.home, "todo")?;
-    stack.postgres.provision("todo", &roles, "todo").await?;
+    let mut roles = serde_json::Map::new();
+    for service in fleet::SERVICES.iter().filter(|service| service.database.is_some()) {
+        let passwords = devstack::stack::roles(&stack.home, service.name)?;
+        stack.postgres.provision(service.name, &passwords, service.name).await?;
+        roles.insert(service.name.to_owned(), serde_json::to_value(passwords)?);
+    }
     let opensearch = stack.board.read().unit("opensearch")?.login_url()?;
     let answer = serde_json::json!({
         "postgres": stack.postgres.superuser_url("postgres"),
-        "owner": roles.owner, "app": roles.app, "relay": roles.relay,
+        "roles": roles,
         "opensearch": opensearch,
     });
     let socket = context.home.join("run/test-parts.sock");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::process::Command;
 
@@ -201,7 +202,7 @@ impl Postgres {
 }
 
 /// The passwords of a service's roles.
-#[derive(Debug, Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Roles {
     /// Owns the schema; migrations run as it.
     pub owner: String,

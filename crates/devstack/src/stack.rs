@@ -1,5 +1,6 @@
 //! A whole fleet on this machine: the parts, the issuer, and the services in the order in which they need each other.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -124,6 +125,23 @@ struct Starting<'a> {
     board: &'a Board,
 }
 
+/// Where services find what they need, and each other.
+struct Surroundings {
+    postgres: Postgres,
+    nats: Nats,
+    opensearch: String,
+    issuer_port: u16,
+    /// What the edge calls.
+    upstreams: String,
+    /// For callers, and for operations.
+    ports: BTreeMap<&'static str, (Option<u16>, u16)>,
+}
+
+/// Whether a service starts once all parts are up; the others start beside OpenSearch, which takes longest.
+const fn needs_all(service: &fleet::Service) -> bool {
+    service.search_engine || service.edge
+}
+
 impl Starting<'_> {
     async fn all(
         &self,
@@ -136,19 +154,20 @@ impl Starting<'_> {
         let (postgres_port, nats_port, monitor_port) = (pick(15432)?, pick(14222)?, pick(18222)?);
         let transport_port = pick(19300)?;
         let issuer_port = pick(18090)?;
-        let todo_ports = (pick(17101)?, pick(17102)?);
-        let search_ports = (pick(17201)?, pick(17202)?);
-        let gateway_ops = pick(17002)?;
-        let operations_ops = pick(17302)?;
+        let mut service_ports = BTreeMap::new();
+        for service in &fleet::SERVICES {
+            let port = match service.port {
+                Some(_) if service.edge => Some(gateway_port),
+                Some(wished) => Some(pick(wished)?),
+                None => None,
+            };
+            service_ports.insert(service.name, (port, pick(service.ops_port)?));
+        }
         let opensearch_socket = ports.within(opensearch::PORTS)?;
         let opensearch_port = opensearch_socket.local_addr()?.port();
-        let behind = [
-            ("postgres", postgres_port),
-            ("nats", nats_port),
-            ("opensearch", opensearch_port),
-            ("todo", todo_ports.0),
-            ("search-projector", search_ports.0),
-        ];
+        let mut behind = vec![("postgres", postgres_port), ("nats", nats_port), ("opensearch", opensearch_port)];
+        let callable = fleet::SERVICES.iter().filter(|service| !service.serves.is_empty());
+        behind.extend(callable.filter_map(|service| Some((service.name, service_ports[service.name].0?))));
         let proxies = if self.options.fault_proxy { Some(self.proxies(&mut ports, &behind).await?) } else { None };
         let door = |name: &str, port| proxies.as_ref().map_or(port, |proxies| proxies.door(name, port));
 
@@ -170,9 +189,18 @@ impl Starting<'_> {
         }
         let accounts = nats::Layout::Fleet(Vec::new());
         let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
-        let postgres_seen = postgres.through(door("postgres", postgres_port));
-        let nats_seen = nats.through(door("nats", nats_port));
-        let opensearch_seen = node.url(door("opensearch", opensearch_port));
+        let upstream = |(grpc, service): (&str, &fleet::Service)| {
+            let port = door(service.name, service_ports[service.name].0?);
+            Some(format!("{grpc}=http://127.0.0.1:{port}"))
+        };
+        let seen = Surroundings {
+            postgres: postgres.through(door("postgres", postgres_port)),
+            nats: nats.through(door("nats", nats_port)),
+            opensearch: node.url(door("opensearch", opensearch_port)),
+            issuer_port,
+            upstreams: fleet::upstreams().filter_map(upstream).collect::<Vec<_>>().join(","),
+            ports: service_ports,
+        };
         self.step("prepared the parts' folders and configuration", started);
 
         // OpenSearch takes longest: everything that does not need it goes on meanwhile.
@@ -196,17 +224,19 @@ impl Starting<'_> {
             let issuer = Issuer::open(self.home)?;
             issuer.serve(issuer_port, issuer_stop.clone()).await?;
             self.board.add(self.issuer_unit(issuer_port));
-            self.operations(&postgres_seen, &nats_seen, operations_ops).await?;
-            self.todo(&postgres_seen, &nats_seen, issuer_port, todo_ports).await
+            for service in fleet::SERVICES.iter().filter(|service| !needs_all(service)) {
+                self.service(service, &seen).await?;
+            }
+            Ok(())
         };
         let (opensearch, rest): (Result<(), anyhow::Error>, Result<(), anyhow::Error>) = tokio::join!(opensearch, rest);
         rest?;
         opensearch?;
         self.step(&format!("OpenSearch on port {opensearch_port}"), opensearch_started);
         if !self.options.parts_only {
-            self.search_projector(&nats_seen, opensearch_seen, issuer_port, search_ports).await?;
-            let (todo, search) = (door("todo", todo_ports.0), door("search-projector", search_ports.0));
-            self.gateway(issuer_port, gateway_port, gateway_ops, todo, search).await?;
+            for service in fleet::SERVICES.iter().filter(|service| needs_all(service)) {
+                self.service(service, &seen).await?;
+            }
         }
         Ok(postgres)
     }
@@ -215,33 +245,69 @@ impl Starting<'_> {
         (self.say)(&format!("{what}: {:.1} s", started.elapsed().as_secs_f64()));
     }
 
-    async fn todo(
+    /// Starts a service with what its row says that it needs.
+    async fn service(&self, service: &fleet::Service, seen: &Surroundings) -> Result<(), anyhow::Error> {
+        let mut env: Vec<(&str, String)> = Vec::new();
+        if service.database.is_some() {
+            env.extend(self.database(service, &seen.postgres).await?);
+        }
+        if let Some(file) = service.page_token_key {
+            self.home.secret(file)?;
+            env.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", self.home.path("secrets").join(file).display().to_string()));
+        }
+        let credentials = |login: &str| nats::credentials_file(self.home, login).display().to_string();
+        if fleet::logins().iter().any(|login| login.name == service.name) {
+            env.push(("FLOTILLA_NATS_URL", seen.nats.address()));
+            env.push(("FLOTILLA_NATS_CREDS", credentials(service.name)));
+        }
+        if let Some(login) = service.reads_as().filter(|login| login != service.name) {
+            env.push(("FLOTILLA_CONSUMER_NATS_CREDS", credentials(&login)));
+        }
+        if service.search_engine {
+            let file = self.home.write_secret("opensearch-url", &seen.opensearch)?;
+            env.push(("FLOTILLA_OPENSEARCH_URL_FILE", file.display().to_string()));
+        }
+        let (port, ops) = seen.ports[service.name];
+        if let Some(port) = port {
+            env.push(("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")));
+            env.push(("FLOTILLA_JWKS", format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port)));
+            env.push(("FLOTILLA_ISSUER", ISSUER.to_owned()));
+            // So that a gRPC client on this machine can look around.
+            env.push(("FLOTILLA_REFLECTION", "true".to_owned()));
+        }
+        if service.edge {
+            env.push(("FLOTILLA_UPSTREAMS", seen.upstreams.clone()));
+            // It stands before several services: what waits for one must not be all that a tenant may have.
+            env.push(("FLOTILLA_TENANT_AT_WORK", "32".to_owned()));
+            env.push(("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()));
+        }
+        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.run(service.name, port.unwrap_or(ops), ops, env).await
+    }
+
+    /// Makes and migrates the database of a service; where it finds it.
+    async fn database(
         &self,
+        service: &fleet::Service,
         postgres: &Postgres,
-        nats: &Nats,
-        issuer_port: u16,
-        (port, ops): (u16, u16),
-    ) -> Result<(), anyhow::Error> {
-        let started = Instant::now();
-        let roles = roles(self.home, "todo")?;
-        postgres.provision("todo", &roles, "todo").await.context("making the roles and the database of todo")?;
-        let secret = |name: &str, content: String| self.home.write_secret(name, &content);
-        let owner = secret("todo-owner-database-url", postgres.url("todo_owner", &roles.owner, "todo"))?;
-        let app = secret("todo-database-url", postgres.url("todo_app", &roles.app, "todo"))?;
-        let relay = secret("todo-relay-database-url", postgres.url("todo_relay", &roles.relay, "todo"))?;
-        self.home.secret("todo-page-token-key")?;
-        self.migrate("todo", &owner).await?;
-        self.step("migrated the database of todo", started);
-        let files = [
-            ("FLOTILLA_DATABASE_URL_FILE", app),
-            ("FLOTILLA_RELAY_DATABASE_URL_FILE", relay),
-            ("FLOTILLA_PAGE_TOKEN_KEY_FILE", self.home.path("secrets/todo-page-token-key")),
-        ];
-        let mut env = files.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
-        env.extend(self.nats_login(nats, "todo"));
-        let consumer = nats::credentials_file(self.home, &fleet::consumer_login("todo"));
-        env.push(("FLOTILLA_CONSUMER_NATS_CREDS".to_owned(), consumer.display().to_string()));
-        self.service("todo", port, ops, issuer_port, env).await
+    ) -> Result<Vec<(&'static str, String)>, anyhow::Error> {
+        let (started, name) = (Instant::now(), service.name);
+        let roles = roles(self.home, name)?;
+        let provisioned = postgres.provision(name, &roles, name).await;
+        provisioned.with_context(|| format!("making the roles and the database of {name}"))?;
+        let secret = |file: &str, role: &str, password: &str| {
+            self.home.write_secret(file, &postgres.url(&format!("{name}_{role}"), password, name))
+        };
+        let owner = secret(&format!("{name}-owner-database-url"), "owner", &roles.owner)?;
+        self.migrate(name, &owner).await?;
+        self.step(&format!("migrated the database of {name}"), started);
+        let app = secret(&format!("{name}-database-url"), "app", &roles.app)?;
+        let mut env = vec![("FLOTILLA_DATABASE_URL_FILE", app.display().to_string())];
+        if service.produces {
+            let relay = secret(&format!("{name}-relay-database-url"), "relay", &roles.relay)?;
+            env.push(("FLOTILLA_RELAY_DATABASE_URL_FILE", relay.display().to_string()));
+        }
+        Ok(env)
     }
 
     async fn proxies(&self, ports: &mut Ports, behind: &[(&'static str, u16)]) -> Result<Proxies, anyhow::Error> {
@@ -255,60 +321,6 @@ impl Starting<'_> {
         self.supervisor.start(proxies.program(), unit).await?;
         self.step("fault proxies", started);
         Ok(proxies)
-    }
-
-    async fn operations(&self, postgres: &Postgres, nats: &Nats, ops: u16) -> Result<(), anyhow::Error> {
-        let started = Instant::now();
-        let roles = roles(self.home, "operations")?;
-        postgres.provision("operations", &roles, "operations").await?;
-        let secret = |name: &str, content: String| self.home.write_secret(name, &content);
-        let url = |role: &str, password: &str| postgres.url(role, password, "operations");
-        let owner = secret("operations-owner-database-url", url("operations_owner", &roles.owner))?;
-        let app = secret("operations-database-url", url("operations_app", &roles.app))?;
-        self.migrate("operations", &owner).await?;
-        self.step("migrated the database of operations", started);
-        let mut env = vec![("FLOTILLA_DATABASE_URL_FILE".to_owned(), app.display().to_string())];
-        env.extend(self.nats_login(nats, "operations"));
-        self.run("operations", ops, ops, env).await
-    }
-
-    async fn search_projector(
-        &self,
-        nats: &Nats,
-        opensearch: String,
-        issuer_port: u16,
-        (port, ops): (u16, u16),
-    ) -> Result<(), anyhow::Error> {
-        self.home.secret("search-page-token-key")?;
-        let key = self.home.path("secrets/search-page-token-key");
-        let opensearch = self.home.write_secret("opensearch-url", &opensearch)?;
-        let mut env = vec![
-            ("FLOTILLA_OPENSEARCH_URL_FILE".to_owned(), opensearch.display().to_string()),
-            ("FLOTILLA_PAGE_TOKEN_KEY_FILE".to_owned(), key.display().to_string()),
-        ];
-        env.extend(self.nats_login(nats, "search-projector"));
-        self.service("search-projector", port, ops, issuer_port, env).await
-    }
-
-    async fn gateway(
-        &self,
-        issuer_port: u16,
-        port: u16,
-        ops: u16,
-        todo: u16,
-        search: u16,
-    ) -> Result<(), anyhow::Error> {
-        let upstreams = format!(
-            "flotilla.todo.v1.TodoService=http://127.0.0.1:{todo},flotilla.search.v1.SearchService=http://127.0.0.1:{search}"
-        );
-        // It stands before several services: what waits for one must not be all that a tenant may have.
-        let env = [
-            ("FLOTILLA_UPSTREAMS", upstreams),
-            ("FLOTILLA_TENANT_AT_WORK", "32".to_owned()),
-            ("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()),
-        ];
-        let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        self.service("gateway", port, ops, issuer_port, env).await
     }
 
     async fn migrate(&self, service: &str, owner_url: &PathBuf) -> Result<(), anyhow::Error> {
@@ -326,26 +338,6 @@ impl Starting<'_> {
             bail!("the migration of {service} failed. Its log {} ends with:\n{}", log.display(), tail(&log, 12));
         }
         Ok(())
-    }
-
-    /// A service with a door that callers of the fleet come to.
-    async fn service(
-        &self,
-        name: &str,
-        port: u16,
-        ops: u16,
-        issuer_port: u16,
-        mut env: Vec<(String, String)>,
-    ) -> Result<(), anyhow::Error> {
-        let common = [
-            ("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")),
-            ("FLOTILLA_JWKS", format!("http://127.0.0.1:{issuer_port}/jwks.json")),
-            ("FLOTILLA_ISSUER", ISSUER.to_owned()),
-            // So that a gRPC client on this machine can look around.
-            ("FLOTILLA_REFLECTION", "true".to_owned()),
-        ];
-        env.extend(common.map(|(name, value)| (name.to_owned(), value)));
-        self.run(name, port, ops, env).await
     }
 
     async fn run(&self, name: &str, port: u16, ops: u16, mut env: Vec<(String, String)>) -> Result<(), anyhow::Error> {
@@ -401,12 +393,6 @@ impl Starting<'_> {
             creds_file: Some(creds),
             ..self.unit("postgres", Kind::Part, postgres.port)
         })
-    }
-
-    /// Where a service finds NATS, and what it logs in by.
-    fn nats_login(&self, nats: &Nats, login: &str) -> [(String, String); 2] {
-        let credentials = nats::credentials_file(self.home, login).display().to_string();
-        [("FLOTILLA_NATS_URL".to_owned(), nats.address()), ("FLOTILLA_NATS_CREDS".to_owned(), credentials)]
     }
 
     fn nats_unit(&self, nats: &Nats) -> Unit {

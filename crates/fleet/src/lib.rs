@@ -5,6 +5,8 @@
 //! which no service logs in. An account either owns streams or reads those of others, never both: a reply subject is
 //! resolved in the account of whoever asks, so what an account cannot do, no reply does for it (ADR 9).
 
+mod services;
+
 use std::time::Duration;
 
 use consumer::Config;
@@ -13,12 +15,12 @@ use contracts::events::todo::{self, CompletedV1, CompletedV2};
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
+pub use services::{Database, SERVICES, Service, named, producers, upstreams};
+
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";
 /// What lies there.
 pub const RECORD_STREAMS: [&str; 4] = ["DLQ", "REPLAY", "AUDIT", "ADVISORIES"];
-/// Services that produce events, each into a stream of its own.
-pub const PRODUCERS: [&str; 1] = [todo::SERVICE];
 /// The durable consumer that fills the index that is searched.
 pub const PROJECTOR: &str = "search-projector";
 /// The durable consumer that fills an index that is being rebuilt.
@@ -27,13 +29,6 @@ pub const REBUILDER: &str = "search-projector-rebuild";
 pub const TODO_RECURRENCE: &str = "todo-recurrence";
 /// The login and the durable consumers that keep dead letters.
 pub const OPERATIONS: &str = "operations";
-
-/// Tables of a service's database that belong to no tenant and that its own role reaches: what its handlers have done, and what
-/// operators work on. All others that it reaches are a tenant's, behind a policy. What only the relay or the owner reaches is not named.
-pub const TABLES_OF_NO_TENANT: [(&str, &[&str]); 2] = [
-    (OPERATIONS, &["audit", "audit_told", "death", "job", "job_item", "kept", "letter"]),
-    (todo::SERVICE, &["inbox", "inbox_dead", "inbox_lease"]),
-];
 
 /// For how long a stream keeps an event, unless a deployment says otherwise.
 pub const STREAM_DAYS: u64 = 30;
@@ -81,7 +76,7 @@ impl Login {
     /// Whether its account owns a stream.
     #[must_use]
     pub fn owns(&self) -> bool {
-        PRODUCERS.contains(&self.name.as_str())
+        producers().contains(&self.name.as_str())
     }
 
     /// All that it may ask, of its own account and of others: this is the authority.
@@ -138,7 +133,7 @@ pub fn owner(stream: &str) -> String {
 /// The accounts that own streams.
 #[must_use]
 pub fn owners() -> Vec<String> {
-    PRODUCERS.iter().map(|service| account(service)).chain([RECORDS.to_owned()]).collect()
+    producers().into_iter().map(account).chain([RECORDS.to_owned()]).collect()
 }
 
 /// The stream of a producing service.
@@ -196,7 +191,8 @@ pub fn consumer_login(service: &str) -> String {
 /// rebuilds.
 #[must_use]
 pub fn consumers() -> Vec<Config> {
-    vec![projector(PROJECTOR, String::new()), todo_recurrence(String::new())]
+    let durables = SERVICES.iter().flat_map(|service| service.durables).filter(|durable| **durable != REBUILDER);
+    durables.filter_map(|durable| services::durable(durable, String::new())).collect()
 }
 
 /// A producing service: its own stream, and the hints between its processes. It has no consumer of its own stream and does
@@ -243,14 +239,12 @@ pub fn reader(name: &str, durables: &[(&str, &str)]) -> Login {
 /// Every service's login.
 #[must_use]
 pub fn logins() -> Vec<Login> {
-    let events = || PRODUCERS.iter().map(|service| subject::stream(service));
-    let todos = subject::stream(todo::SERVICE);
     let kept = |stream: &str| (stream.to_owned(), OPERATIONS.to_owned());
     let operations = Login {
         name: OPERATIONS.to_owned(),
         publishes: vec!["replay.>".to_owned(), "audit.>".to_owned()],
         // A range of a stream is replayed from there, and how far a replay is.
-        reads: events().chain(["REPLAY".to_owned()]).collect(),
+        reads: producers().into_iter().map(subject::stream).chain(["REPLAY".to_owned()]).collect(),
         asks: vec!["DLQ".to_owned()],
         asks_consumers: vec!["REPLAY".to_owned()],
         pulls: vec![kept("DLQ"), kept("REPLAY")],
@@ -258,9 +252,14 @@ pub fn logins() -> Vec<Login> {
         takes_back: vec![kept("DLQ")],
         ..Login::default()
     };
-    let mut logins: Vec<Login> = PRODUCERS.iter().map(|service| producer(service)).collect();
-    logins.push(reader(PROJECTOR, &[(&todos, PROJECTOR), (&todos, REBUILDER)]));
-    logins.push(reader(&consumer_login(todo::SERVICE), &[(&todos, TODO_RECURRENCE)]));
+    let mut logins: Vec<Login> = producers().into_iter().map(producer).collect();
+    for service in &SERVICES {
+        let Some(login) = service.reads_as() else { continue };
+        let durables = service.durables.iter().filter_map(|durable| services::durable(durable, String::new()));
+        let durables: Vec<_> = durables.map(|durable| (durable.stream, durable.durable)).collect();
+        let durables: Vec<_> = durables.iter().map(|(stream, durable)| (stream.as_str(), durable.as_str())).collect();
+        logins.push(reader(&login, &durables));
+    }
     logins.push(operations);
     logins
 }

@@ -9,11 +9,11 @@ use crate::{Parts, unique};
 pub struct TestDatabase {
     /// Its name.
     pub name: String,
-    /// The login of `todo_app`.
+    /// The login of `<service>_app`.
     pub app: String,
-    /// The login of `todo_relay`.
+    /// The login of `<service>_relay`.
     pub relay: String,
-    /// The login of `todo_owner`.
+    /// The login of `<service>_owner`.
     pub owner: String,
     /// The login of the superuser, who sees all rows.
     pub superuser: String,
@@ -31,30 +31,32 @@ fn superuser(database: &str) -> String {
 }
 
 impl TestDatabase {
-    /// A database with the schema of the todo service.
+    /// A database with the schema of a service of the fleet's table.
     ///
     /// # Panics
-    /// The migrations fail.
-    pub async fn todo(migrations: &Migrator) -> Self {
+    /// The table has no such database, or the migrations fail.
+    pub async fn of(service: &str, migrations: &Migrator) -> Self {
         let parts = Parts::shared();
-        let template = template(migrations).await;
+        let roles =
+            parts.roles.get(service).unwrap_or_else(|| panic!("{service} has no database in the fleet's table"));
+        let template = template((service, &roles.owner), migrations).await;
         let name = unique("test_");
         Parts::remove_at_the_end(&format!("database {name}"));
         let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
         // Only one copy of a template at a time, over all test processes.
         for sql in [
             "select pg_advisory_lock(7151)".to_owned(),
-            format!("create database {name} template {template} owner todo_owner"),
+            format!("create database {name} template {template} owner {service}_owner"),
             "select pg_advisory_unlock(7151)".to_owned(),
-            format!("grant connect on database {name} to todo_app, todo_relay"),
+            format!("grant connect on database {name} to {service}_app, {service}_relay"),
         ] {
             admin.execute(AssertSqlSafe(sql)).await.unwrap();
         }
         admin.close().await.unwrap();
         Self {
-            app: login("todo_app", &parts.app, &name),
-            relay: login("todo_relay", &parts.relay, &name),
-            owner: login("todo_owner", &parts.owner, &name),
+            app: login(&format!("{service}_app"), &roles.app, &name),
+            relay: login(&format!("{service}_relay"), &roles.relay, &name),
+            owner: login(&format!("{service}_owner"), &roles.owner, &name),
             superuser: superuser(&name),
             name,
         }
@@ -89,13 +91,13 @@ impl TestDatabase {
 }
 
 /// The template of these very migrations; made by the first test that needs it.
-async fn template(migrations: &Migrator) -> String {
+async fn template((service, password): (&str, &str), migrations: &Migrator) -> String {
     let parts = Parts::shared();
     let print = migrations.iter().fold(0_u64, |print, migration| {
         migration.checksum.iter().fold(print, |print, byte| print.wrapping_mul(31).wrapping_add(u64::from(*byte)))
     });
     // Partitions are made for the days to come: a template is good for its day.
-    let name = format!("template_{print:x}_{}", devstack::supervisor::now().format("%Y%m%d"));
+    let name = format!("template_{service}_{print:x}_{}", devstack::supervisor::now().format("%Y%m%d"));
     let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
     admin.execute("select pg_advisory_lock(7151)").await.unwrap();
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
@@ -106,8 +108,8 @@ async fn template(migrations: &Migrator) -> String {
     if !exists {
         let part = format!("{name}_part");
         admin.execute(AssertSqlSafe(format!("drop database if exists {part}"))).await.unwrap();
-        admin.execute(AssertSqlSafe(format!("create database {part} owner todo_owner"))).await.unwrap();
-        let mut owner = PgConnection::connect(&login("todo_owner", &parts.owner, &part)).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("create database {part} owner {service}_owner"))).await.unwrap();
+        let mut owner = PgConnection::connect(&login(&format!("{service}_owner"), password, &part)).await.unwrap();
         migrations.run(&mut owner).await.unwrap();
         owner.close().await.unwrap();
         admin.execute(AssertSqlSafe(format!("alter database {part} rename to {name}"))).await.unwrap();

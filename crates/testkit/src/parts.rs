@@ -1,5 +1,6 @@
 //! The shared PostgreSQL and OpenSearch.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,19 +9,16 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Mutex, OnceLock};
 
+use devstack::postgres::Roles;
 use serde::Deserialize;
 
-/// Where the shared parts are, and the logins of the todo service's roles there.
-#[derive(Debug, Clone, Deserialize)]
+/// Where the shared parts are, and the logins of the services' roles there.
+#[derive(Clone, Deserialize)]
 pub struct Parts {
     /// The superuser's login.
     pub postgres: String,
-    /// The password of `todo_owner`.
-    pub owner: String,
-    /// The password of `todo_app`.
-    pub app: String,
-    /// The password of `todo_relay`.
-    pub relay: String,
+    /// The passwords of each service's roles.
+    pub roles: BTreeMap<String, Roles>,
     /// OpenSearch's address.
     pub opensearch: String,
 }

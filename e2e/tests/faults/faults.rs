@@ -17,9 +17,11 @@ use crate::random::Random;
 
 /// How long the fleet may take to be itself again.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(240);
-const SERVICES: [&str; 4] = ["todo", "search-projector", "gateway", "operations"];
+/// The services, all of them and those that are called.
+fn services(wanted: fn(&fleet::Service) -> bool) -> Vec<&'static str> {
+    fleet::SERVICES.iter().filter(|service| wanted(service)).map(|service| service.name).collect()
+}
 const PARTS: [&str; 3] = ["nats", "postgres", "opensearch"];
-const DOORS: [&str; 5] = ["postgres", "nats", "opensearch", "todo", "search-projector"];
 
 /// What is done to the fleet.
 #[derive(Debug, Clone)]
@@ -68,7 +70,7 @@ impl Fault {
         } else {
             [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5][random.below(12)]
         };
-        let targets = [&SERVICES[..], &PARTS[..]].concat();
+        let targets = [&services(|_| true)[..], &PARTS[..]].concat();
         match kind {
             0 => Self::Kill(targets[random.below(targets.len())]),
             1 => {
@@ -77,7 +79,8 @@ impl Fault {
             }
             2 => {
                 let toxics = [Toxic::Latency, Toxic::Reset, Toxic::BlackHole, Toxic::SlowClose];
-                let (door, toxic) = (DOORS[random.below(DOORS.len())], toxics[random.below(toxics.len())]);
+                let doors = [&PARTS[..], &services(|service| !service.serves.is_empty())].concat();
+                let (door, toxic) = (doors[random.below(doors.len())], toxics[random.below(toxics.len())]);
                 Self::Disturb(door, toxic, seconds(random, 5))
             }
             3 => Self::Wipe(["nats", "opensearch"][random.below(2)]),
@@ -316,7 +319,7 @@ impl<'a> Faults<'a> {
         let deadline = Instant::now() + RECOVERED_WITHIN;
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let what = format!("after {fault:?} the fleet is not itself again within {RECOVERED_WITHIN:?}");
-        let names = [&SERVICES[..], &PARTS[..]].concat();
+        let names = [&services(|_| true)[..], &PARTS[..]].concat();
         while !names.iter().all(|name| self.fleet.unit(name).state == State::Ready) {
             tick.tick().await;
             assert!(Instant::now() < deadline, "{what}");

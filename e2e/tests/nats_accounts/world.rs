@@ -168,7 +168,7 @@ pub fn may(login: &Login, subject: &str) -> bool {
 }
 
 pub fn streams() -> Vec<String> {
-    let events = fleet::PRODUCERS.iter().map(|service| contracts::subject::stream(service));
+    let events = fleet::producers().into_iter().map(contracts::subject::stream);
     events.chain(RECORD_STREAMS.map(str::to_owned)).collect()
 }
 

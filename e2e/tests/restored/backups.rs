@@ -16,7 +16,6 @@ use tokio::process::Command;
 use crate::{database, operate, outbox, token, until_published};
 
 const STORES: [&str; 3] = ["postgres", "nats", "opensearch"];
-const SERVICES: [&str; 4] = ["todo", "search-projector", "operations", "gateway"];
 const RESTORED_WITHIN: Duration = Duration::from_secs(240);
 
 /// What becomes of a fleet of which these stores are put back.
@@ -192,7 +191,8 @@ async fn backup(fleet: &Fleet) -> Vec<(&'static str, PathBuf)> {
 
 /// Puts the files of these stores back, while nobody looks. One that is `lost` had no backup.
 async fn put_back(fleet: &Fleet, restored: &[&str], backups: Vec<(&str, PathBuf)>) {
-    all(fleet, &SERVICES, Signal::SIGSTOP);
+    let services = fleet::SERVICES.map(|service| service.name);
+    all(fleet, &services, Signal::SIGSTOP);
     for (store, backup) in backups {
         let is_lost = restored.contains(&format!("{store} lost").as_str());
         if is_lost || !restored.contains(&store) {
@@ -219,7 +219,7 @@ async fn put_back(fleet: &Fleet, restored: &[&str], backups: Vec<(&str, PathBuf)
         .await;
         std::fs::remove_dir_all(&gone).unwrap();
     }
-    all(fleet, &SERVICES, Signal::SIGCONT);
+    all(fleet, &services, Signal::SIGCONT);
 }
 
 /// Where a write was lost with both the rows and the events, only the index still knows of it.

@@ -158,7 +158,7 @@ fn make_owner(
             }
         }
     } else {
-        for producer in fleet::PRODUCERS.iter().filter(|producer| fleet::account(producer) == owner) {
+        for producer in fleet::producers().iter().filter(|producer| fleet::account(producer) == owner) {
             let of = advisories(&contracts::subject::stream(producer), "*");
             exports.extend(of.map(|subject| claims::export(&subject, Kind::Messages)));
         }

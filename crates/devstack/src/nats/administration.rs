@@ -98,7 +98,7 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
     };
     consumer::administer::stream(&records, audit).await?;
     consumer::administer::keeper(&records, fleet::OPERATIONS).await?;
-    for producer in fleet::PRODUCERS {
+    for producer in fleet::producers() {
         let owner = fleet::account(producer);
         let events = Administration::connect(home, address, &owner).await?.js;
         outbox::administer::stream(&events, &fleet::stream(producer, wanted.max_age, replicas)).await?;

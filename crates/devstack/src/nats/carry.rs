@@ -36,7 +36,7 @@ pub fn over(home: &Home, store: &Path, cluster: bool) -> Result<(), anyhow::Erro
     for entry in fs::read_dir(&before)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = fleet::PRODUCERS.iter().any(|producer| contracts::subject::stream(producer) == name)
+        let ours = fleet::producers().iter().any(|producer| contracts::subject::stream(producer) == name)
             || fleet::RECORD_STREAMS.contains(&name.as_str());
         ensure!(ours, "{} is a stream of nobody in the fleet: move it elsewhere to go on", entry.path().display());
         let to = streams(home, store, &fleet::owner(&name))?.join(&name);

@@ -95,10 +95,10 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
         "--name must be 1 to 32 of a-z, 0-9 and -"
     );
     ensure!(
-        fleet::PRODUCERS.contains(&team.events.as_str()),
+        fleet::producers().contains(&team.events.as_str()),
         "no service `{}` tells events: there is {}",
         team.events,
-        fleet::PRODUCERS.join(", ")
+        fleet::producers().join(", ")
     );
     let record = record(home, team)?;
     if record.exists() {

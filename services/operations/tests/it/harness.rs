@@ -17,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use service::config::Database;
 use service::{Lifecycle, Process, Service as _};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Executor as _, PgConnection, PgPool};
 use testkit::{TestDatabase, TestNats, until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,8 +26,6 @@ use uuid::Uuid;
 const STREAM: &str = "EVENTS_TODO";
 /// The logins of the consumers, each with the durable consumer of its name.
 const READERS: [&str; 3] = ["printer", "bystander", "ledger"];
-const ROLE: &str =
-    "do $$ begin create role operations_app; exception when duplicate_object or unique_violation then null; end $$";
 const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
 pub const ACT: Act<'_> = Act { actor: "olga", reason: "a test" };
 pub const PACE: Pace = Pace { canary: 1, rate: 1_000.0, max_failures: 0.1 };
@@ -66,10 +64,13 @@ impl World {
     }
 
     async fn on(nats: impl Future<Output = Vec<TestNats>>) -> Self {
-        let mut scripts = vec![ROLE];
-        scripts.extend(operations::store::MIGRATIONS.iter().map(|migration| migration.sql.as_str()));
-        scripts.extend([include_str!("../../../../crates/consumer/schema/inbox.sql"), EFFECTS]);
-        let (nats, database) = tokio::join!(nats, TestDatabase::with(&scripts));
+        let database = TestDatabase::of("operations", &operations::store::MIGRATIONS);
+        let (nats, database) = tokio::join!(nats, database);
+        // What the consumers of the shop have.
+        let mut admin = database.admin().await;
+        for script in [include_str!("../../../../crates/consumer/schema/inbox.sql"), EFFECTS] {
+            admin.execute(script).await.unwrap();
+        }
         let (js, records) = (nats[0].jetstream().await, nats[0].records().await);
         let world = Self {
             nats,
@@ -103,7 +104,7 @@ impl World {
     pub async fn operations(&self) -> Lifecycle {
         let process = Process::new(operations::Program::NAME, "test");
         let config = operations::Config {
-            database: Database { url: SecretString::from(self.database.superuser.clone()), connections: 8 },
+            database: Database { url: SecretString::from(self.database.app.clone()), connections: 8 },
             nats: self.login("operations"),
         };
         operations::Program::start(&config, &process).await.unwrap();

@@ -48,7 +48,7 @@ impl Fleet {
 
     /// One that lets in what this door does.
     pub async fn behind(door: Door) -> Self {
-        let (database, nats) = tokio::join!(TestDatabase::todo(&todo::MIGRATIONS), TestNats::start());
+        let (database, nats) = tokio::join!(TestDatabase::of("todo", &todo::MIGRATIONS), TestNats::start());
         let issuer = TestIssuer::new();
         let mut config = config(&database, &nats, &issuer);
         config.common.door = door;

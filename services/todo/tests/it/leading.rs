@@ -23,7 +23,7 @@ struct Relays {
 
 impl Relays {
     async fn on(nats: Vec<TestNats>) -> Self {
-        let database = TestDatabase::todo(&todo::MIGRATIONS).await;
+        let database = TestDatabase::of("todo", &todo::MIGRATIONS).await;
         Self { database, nats, issuer: TestIssuer::new(), written: 0 }
     }
 

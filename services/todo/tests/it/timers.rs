@@ -354,7 +354,7 @@ async fn what_a_todo_held_goes_when_it_was_deleted_long_ago() {
 async fn todos_of_before_the_timers_have_theirs() {
     const BEFORE: usize = 14;
     let older = Migrator::with_migrations(todo::MIGRATIONS.iter().take(BEFORE).cloned().collect());
-    let database = TestDatabase::todo(&older).await;
+    let database = TestDatabase::of("todo", &older).await;
     let mut admin = database.admin().await;
     admin
         .execute(

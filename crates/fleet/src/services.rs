@@ -1,0 +1,169 @@
+//! The services of the fleet, a row for each. Ports, databases, roles, secrets, logins, proxies, upstreams, scrape targets and test
+//! databases follow from it.
+
+use std::iter;
+
+use consumer::Config;
+use contracts::events::todo;
+
+use crate::{OPERATIONS, PROJECTOR, REBUILDER, TODO_RECURRENCE, projector, todo_recurrence};
+
+/// What the fleet knows of a service.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// Names its program, its login at NATS, and its database.
+    pub name: &'static str,
+    /// Who answers for it.
+    pub owner: &'static str,
+    /// The port that callers come to on a developer's machine, where it has callers.
+    pub port: Option<u16>,
+    /// The operations port there.
+    pub ops_port: u16,
+    /// The gRPC services that it serves, by their full names: the gateway's upstreams.
+    pub serves: &'static [&'static str],
+    /// Its database.
+    pub database: Option<Database>,
+    /// Whether it publishes events, into a stream of its own.
+    pub produces: bool,
+    /// The durable consumers by which it reads events.
+    pub durables: &'static [&'static str],
+    /// The file of its key for page tokens, among the secrets of a stack.
+    pub page_token_key: Option<&'static str>,
+    /// Whether it uses OpenSearch.
+    pub search_engine: bool,
+    /// Whether it stands before all others, for callers from outside.
+    pub edge: bool,
+}
+
+/// The database of a service: it has the service's name, and the roles `<name>_owner`, `_app`, `_relay` and `_operator`.
+#[derive(Debug, Clone, Copy)]
+pub struct Database {
+    /// Tables that belong to no tenant and that the service's own role reaches: what its handlers have done, and what operators work
+    /// on. All others that it reaches are a tenant's, behind a policy. What only the relay or the owner reaches is not named.
+    pub of_no_tenant: &'static [&'static str],
+}
+
+/// Every service, in the order in which a stack starts them.
+pub static SERVICES: [Service; 4] = [
+    Service {
+        database: Some(Database {
+            of_no_tenant: &["audit", "audit_told", "death", "job", "job_item", "kept", "letter"],
+        }),
+        ..service(OPERATIONS, "platform", 17302)
+    },
+    Service {
+        owner: todo::OWNER,
+        port: Some(17101),
+        serves: &["flotilla.todo.v1.TodoService"],
+        database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
+        produces: true,
+        durables: &[TODO_RECURRENCE],
+        page_token_key: Some("todo-page-token-key"),
+        ..service(todo::SERVICE, todo::OWNER, 17102)
+    },
+    Service {
+        port: Some(17201),
+        serves: &["flotilla.search.v1.SearchService"],
+        durables: &[PROJECTOR, REBUILDER],
+        page_token_key: Some("search-page-token-key"),
+        search_engine: true,
+        ..service(PROJECTOR, "search", 17202)
+    },
+    Service { port: Some(8080), edge: true, ..service("gateway", "platform", 17002) },
+];
+
+/// One that has nothing but operations.
+const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Service {
+    Service {
+        name,
+        owner,
+        port: None,
+        ops_port,
+        serves: &[],
+        database: None,
+        produces: false,
+        durables: &[],
+        page_token_key: None,
+        search_engine: false,
+        edge: false,
+    }
+}
+
+impl Service {
+    /// The login by which it reads events: a producing service has one of its own for that, because an account owns streams or reads,
+    /// never both.
+    #[must_use]
+    pub fn reads_as(&self) -> Option<String> {
+        let login = || if self.produces { crate::consumer_login(self.name) } else { self.name.to_owned() };
+        (!self.durables.is_empty()).then(login)
+    }
+}
+
+/// The row of a service.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Service> {
+    SERVICES.iter().find(|service| service.name == name)
+}
+
+/// The services that produce events.
+#[must_use]
+pub fn producers() -> Vec<&'static str> {
+    SERVICES.iter().filter(|service| service.produces).map(|service| service.name).collect()
+}
+
+/// Every gRPC service, with the service of the fleet that serves it.
+pub fn upstreams() -> impl Iterator<Item = (&'static str, &'static Service)> {
+    SERVICES.iter().flat_map(|service| service.serves.iter().copied().zip(iter::repeat(service)))
+}
+
+/// A durable consumer of the table, as this release asks for it.
+pub(crate) fn durable(name: &str, version: String) -> Option<Config> {
+    match name {
+        PROJECTOR | REBUILDER => Some(projector(name, version)),
+        TODO_RECURRENCE => Some(todo_recurrence(version)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_durable_of_the_table_is_configured_and_has_its_own_name() {
+        for name in SERVICES.iter().flat_map(|service| service.durables) {
+            assert_eq!(durable(name, String::new()).map(|config| config.durable).as_deref(), Some(*name));
+        }
+    }
+
+    #[test]
+    fn no_two_services_share_a_port_or_a_name() {
+        let ports = || SERVICES.iter().flat_map(|service| service.port.into_iter().chain([service.ops_port]));
+        assert_eq!(ports().collect::<BTreeSet<_>>().len(), ports().count());
+        assert_eq!(SERVICES.iter().map(|service| service.name).collect::<BTreeSet<_>>().len(), SERVICES.len());
+    }
+
+    #[test]
+    fn who_publishes_events_is_registered_with_them() {
+        let registered: BTreeSet<_> = contracts::events::all().map(|event| (event.service, event.owner)).collect();
+        let listed: BTreeSet<_> =
+            SERVICES.iter().filter(|service| service.produces).map(|service| (service.name, service.owner)).collect();
+        assert_eq!(registered, listed);
+    }
+
+    /// `infra/prometheus/prometheus.yml` scrapes each of them.
+    #[test]
+    fn every_service_is_scraped() {
+        let scraped = include_str!("../../../infra/prometheus/prometheus.yml");
+        let (_, jobs) = scraped.split_once("scrape_configs:\n").expect("the jobs");
+        let job = |service: &Service| {
+            format!(
+                "  - job_name: {}\n    static_configs: [{{targets: [\"127.0.0.1:{}\"]}}]\n",
+                service.name, service.ops_port
+            )
+        };
+        assert_eq!(jobs, SERVICES.iter().map(job).collect::<String>(), "in the order of the table");
+    }
+}
