@@ -156,6 +156,42 @@ fn sql_is_in_the_store_and_nowhere_else() {
 }
 
 #[test]
+fn a_migration_leaves_the_release_before_it_running() {
+    let takes_away = [
+        "drop table",
+        "drop column",
+        "drop function",
+        "drop view",
+        "drop schema",
+        "rename ",
+        "alter column",
+        "truncate",
+    ];
+    let mut folders: Vec<_> =
+        services().map(|name| workspace().join("services").join(name).join("migrations")).collect();
+    folders.extend(["outbox", "consumer", "service"].map(|name| workspace().join("crates").join(name).join("schema")));
+    let mut seen = 0;
+    for file in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+        seen += 1;
+        let mut excused = false;
+        for line in text.lines().map(str::trim_start) {
+            if line.starts_with("--") {
+                excused |= line.starts_with("-- no release uses it: ");
+                continue;
+            }
+            // What a function does when it runs is another matter.
+            let done_now = !["execute ", "create "].iter().any(|words| line.starts_with(words));
+            let wrong = takes_away.iter().find(|words| done_now && line.contains(*words)).filter(|_| !excused);
+            assert!(wrong.is_none(), "{}: {line}\nThe release before may use it: see CONTRIBUTING.md", path.display());
+            excused &= !line.ends_with(';');
+        }
+    }
+    assert!(seen > 30, "{seen}");
+}
+
+#[test]
 fn the_domain_is_pure() {
     let impure = ["async ", "sqlx", "tokio", "Utc::now", "clock::", "Uuid::now", "reqwest", "tonic", "service::"];
     for domain in [

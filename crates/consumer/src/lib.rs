@@ -16,6 +16,7 @@ mod backstop;
 mod dead_letter;
 mod inbox;
 mod lines;
+mod migrations;
 mod settle;
 mod sweep;
 
@@ -31,6 +32,7 @@ pub use handler::Failure;
 pub use inbox::{Inbox, unpark};
 pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};
 pub use lines::trace_id;
+pub use migrations::migrations;
 pub use pull::{Config, Consumer, Status};
 pub use replay::{Replayer, Sending, Way};
 pub use rewind::{Acknowledged, Rewinder};

@@ -2,6 +2,7 @@
 
 pub mod administer;
 mod chain;
+mod migrations;
 pub mod operate;
 mod place;
 mod reader;
@@ -11,6 +12,7 @@ mod store;
 mod stream;
 mod suspects;
 
+pub use migrations::migrations;
 pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
 pub use store::{Misnumbered, NewEvent, append};
 

@@ -3,14 +3,12 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
 
 use consumer::NotClaimed;
 use contracts::TenantId;
 use prost::Message as _;
-use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection as _, PgConnection};
+use secrecy::SecretString;
+use sqlx::PgConnection;
 
 use crate::Failure;
 use crate::call::{Call, Once};
@@ -202,34 +200,3 @@ impl DerefMut for TenantTx {
 
 /// A lock was not had within `lock_timeout` (SQLSTATE).
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// How often a migration asks for its locks, and the pause between.
-const MIGRATION_TRIES: u32 = 60;
-const MIGRATION_PAUSE: Duration = Duration::from_millis(500);
-
-/// Runs a service's migrations as their owner, on a connection of their own. Those of a newer release that ran before are
-/// passed over: a migration leaves the release before it running, so this one may be rolled back to.
-///
-/// # Errors
-/// Fails when a migration does, or when one that has run was changed since.
-pub async fn migrate(owner_url: &SecretString, migrator: &Migrator) -> Result<(), anyhow::Error> {
-    let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
-    // All who use a table wait behind a migration that waits for it: so it does not for long, and comes again.
-    sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
-    let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
-    migrator.set_ignore_missing(true);
-    let mut tries = 1;
-    while let Err(error) = migrator.run(&mut connection).await {
-        let source = match &error {
-            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.as_database_error(),
-            _ => None,
-        };
-        let locked = source.and_then(|source| source.code()).as_deref() == Some(LOCK_NOT_AVAILABLE);
-        if !locked || tries == MIGRATION_TRIES {
-            return Err(error.into());
-        }
-        tries += 1;
-        tokio::time::sleep(MIGRATION_PAUSE).await;
-    }
-    connection.close().await?;
-    Ok(())
-}

@@ -5,12 +5,14 @@
 //! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
 //! committed answers are kept, for 24 hours: an error runs again.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgConnection;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Code, Db, Failure, notes};
@@ -177,6 +179,28 @@ impl Attempt {
         let digest = hash.finalize();
         [digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]
     }
+}
+
+/// The steps of the table of answers; `{app}` and `{operator}` stand for roles.
+const STEPS: [(&str, &str); 5] = [
+    ("idempotency", include_str!("../schema/idempotency.sql")),
+    ("access", include_str!("../schema/idempotency_access.sql")),
+    ("search path", include_str!("../schema/idempotency_search_path.sql")),
+    ("sweep", include_str!("../schema/idempotency_sweep.sql")),
+    ("access to the sweep", include_str!("../schema/idempotency_sweep_access.sql")),
+];
+
+/// Makes the table of answers, for the service's role and its operator's.
+pub(crate) fn migrations(app: &str, operator: &str) -> Migrator {
+    let step = |(number, (name, sql)): (i64, &(&'static str, &'static str))| {
+        let sql = sql.replace("{app}", &format!("\"{app}\"")).replace("{operator}", &format!("\"{operator}\""));
+        let sql = AssertSqlSafe(sql).into_sql_str();
+        Migration::new(number, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
+    };
+    let mut migrator = Migrator::with_migrations((1..).zip(&STEPS).map(step).collect());
+    migrator.dangerous_set_table_name("_idempotency_migrations");
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 /// How often old records are looked for.

@@ -14,6 +14,8 @@ pub mod database;
 
 mod connections;
 
+pub mod migrations;
+
 pub mod outbox;
 
 pub mod handlers;

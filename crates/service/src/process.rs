@@ -18,14 +18,14 @@ use hyper_util::rt::TokioExecutor;
 use metrics::gauge;
 use secrecy::SecretString;
 use sqlx::PgPool;
-use sqlx::migrate::Migrator;
 use tracing::{info, warn};
 
 use crate::arguments::{self, Problems, Settings};
 use crate::config::{Base, Common, Database};
+use crate::migrations::Migrations;
 use crate::ops::{self, Readiness};
 use crate::telemetry::Telemetry;
-use crate::{Db, Lifecycle, connections, database, idempotency, retry};
+use crate::{Db, Lifecycle, connections, idempotency, retry};
 
 /// How often a dependency is asked whether it answers, and connections are counted.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -38,8 +38,8 @@ pub trait Service {
     const NAME: &'static str;
     /// What it is there for, in one sentence, for `--help`.
     const ABOUT: &'static str;
-    /// The steps of its database's schema, where it has a database.
-    const MIGRATIONS: Option<&'static Migrator> = None;
+    /// The schema of its database, where it has one.
+    const MIGRATIONS: Option<Migrations> = None;
     /// What it is configured by, beside [`Base`].
     type Config: Settings;
     /// What tests ask of it while it runs: the address that it got, say.
@@ -231,7 +231,7 @@ pub async fn main<S: Service>() -> ExitCode {
     }
     let result = match (command.get_matches().subcommand(), S::MIGRATIONS) {
         (Some(("healthcheck", given)), _) => healthcheck(given).await,
-        (Some(("migrate", given)), Some(migrations)) => migrate(given, migrations).await,
+        (Some(("migrate", given)), Some(migrations)) => migrate(S::NAME, given, &migrations).await,
         (given, _) => match given {
             Some((_, given)) => Box::pin(serve::<S>(given)).await,
             None => Ok(ExitCode::FAILURE),
@@ -259,9 +259,9 @@ async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow:
     Ok(code)
 }
 
-async fn migrate(given: &clap::ArgMatches, migrations: &Migrator) -> Result<ExitCode, anyhow::Error> {
+async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) -> Result<ExitCode, anyhow::Error> {
     let owner = arguments::parse::<Owner>(given)?;
-    database::migrate(&owner.owner_database_url, migrations).await.map(|()| ExitCode::SUCCESS)
+    migrations.run(name, &owner.owner_database_url).await.map(|()| ExitCode::SUCCESS)
 }
 
 async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {

@@ -1,6 +1,5 @@
 //! A database of its own for each test, copied from a template that holds the migrated schema.
 
-use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{Parts, unique};
@@ -31,15 +30,16 @@ fn superuser(database: &str) -> String {
 }
 
 impl TestDatabase {
-    /// A database with the schema of a service of the fleet's table.
+    /// A database of a service of the fleet's table, with the schema that `migrate` makes as its owner. `fingerprint` is the same for the
+    /// same schema.
     ///
     /// # Panics
-    /// The table has no such database, or the migrations fail.
-    pub async fn of(service: &str, migrations: &Migrator) -> Self {
+    /// The table has no such database.
+    pub async fn of(service: &str, fingerprint: &str, migrate: impl AsyncFnOnce(String)) -> Self {
         let parts = Parts::shared();
         let roles =
             parts.roles.get(service).unwrap_or_else(|| panic!("{service} has no database in the fleet's table"));
-        let template = template((service, &roles.owner), migrations).await;
+        let template = template((service, &roles.owner), fingerprint, migrate).await;
         let name = unique("test_");
         Parts::remove_at_the_end(&format!("database {name}"));
         let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
@@ -90,14 +90,11 @@ impl TestDatabase {
     }
 }
 
-/// The template of these very migrations; made by the first test that needs it.
-async fn template((service, password): (&str, &str), migrations: &Migrator) -> String {
+/// The template of this very schema; made by the first test that needs it.
+async fn template((service, password): (&str, &str), fingerprint: &str, migrate: impl AsyncFnOnce(String)) -> String {
     let parts = Parts::shared();
-    let print = migrations.iter().fold(0_u64, |print, migration| {
-        migration.checksum.iter().fold(print, |print, byte| print.wrapping_mul(31).wrapping_add(u64::from(*byte)))
-    });
     // Partitions are made for the days to come: a template is good for its day.
-    let name = format!("template_{service}_{print:x}_{}", devstack::supervisor::now().format("%Y%m%d"));
+    let name = format!("template_{service}_{fingerprint}_{}", devstack::supervisor::now().format("%Y%m%d"));
     let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
     admin.execute("select pg_advisory_lock(7151)").await.unwrap();
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
@@ -109,9 +106,7 @@ async fn template((service, password): (&str, &str), migrations: &Migrator) -> S
         let part = format!("{name}_part");
         admin.execute(AssertSqlSafe(format!("drop database if exists {part}"))).await.unwrap();
         admin.execute(AssertSqlSafe(format!("create database {part} owner {service}_owner"))).await.unwrap();
-        let mut owner = PgConnection::connect(&login(&format!("{service}_owner"), password, &part)).await.unwrap();
-        migrations.run(&mut owner).await.unwrap();
-        owner.close().await.unwrap();
+        migrate(login(&format!("{service}_owner"), password, &part)).await;
         admin.execute(AssertSqlSafe(format!("alter database {part} rename to {name}"))).await.unwrap();
     }
     admin.close().await.unwrap();

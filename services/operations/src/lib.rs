@@ -30,9 +30,9 @@ mod publish;
 use clap::Args;
 use consumer::{Keeper, Replayer};
 use service::arguments::Settings;
+use service::migrations::Migrations;
 use service::nats::Record;
 use service::{Process, Service, clock, config, nats};
-use sqlx::migrate::Migrator;
 
 use crate::store::Store;
 
@@ -53,7 +53,7 @@ impl Settings for Config {}
 impl Service for Program {
     const NAME: &'static str = "operations";
     const ABOUT: &'static str = "Keeps dead letters beside the broker, and replays them as jobs";
-    const MIGRATIONS: Option<&'static Migrator> = Some(&store::MIGRATIONS);
+    const MIGRATIONS: Option<Migrations> = Some(Migrations::own(&store::MIGRATIONS));
     type Config = Config;
     type App = ();
 

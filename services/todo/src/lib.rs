@@ -23,6 +23,8 @@ pub mod store;
 
 mod events;
 
+mod schema;
+
 mod schedule;
 
 use std::net::SocketAddr;
@@ -31,14 +33,13 @@ use std::path::PathBuf;
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
 use service::arguments::{Problems, Settings};
+use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
-use sqlx::migrate::Migrator;
+
+pub use schema::MIGRATIONS;
 
 /// The program.
 pub struct Program;
-
-/// The schema, in steps.
-pub static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
@@ -79,7 +80,7 @@ pub struct App {
 impl Service for Program {
     const NAME: &'static str = contracts::events::todo::SERVICE;
     const ABOUT: &'static str = "Todos of all tenants: writes them, and publishes what happened to them";
-    const MIGRATIONS: Option<&'static Migrator> = Some(&MIGRATIONS);
+    const MIGRATIONS: Option<Migrations> = Some(MIGRATIONS);
     type Config = Config;
     type App = App;
 
@@ -92,8 +93,7 @@ impl Service for Program {
         let app = commands::App { db, outbox };
         events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
-        let todos = grpc::Todos { app, pages: config.pages.tokens() };
-        let service = TodoServiceServer::new(todos);
+        let service = TodoServiceServer::new(grpc::Todos { app, pages: config.pages.tokens() });
         let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await?;
         Ok(App { address, relay })
     }

@@ -64,7 +64,10 @@ impl World {
     }
 
     async fn on(nats: impl Future<Output = Vec<TestNats>>) -> Self {
-        let database = TestDatabase::of("operations", &operations::store::MIGRATIONS);
+        let migrations = operations::Program::MIGRATIONS.unwrap();
+        let migrate = async |owner: String| migrations.run("operations", &owner.into()).await.unwrap();
+        let fingerprint = migrations.fingerprint("operations");
+        let database = TestDatabase::of("operations", &fingerprint, migrate);
         let (nats, database) = tokio::join!(nats, database);
         // What the consumers of the shop have.
         let mut admin = database.admin().await;

@@ -48,8 +48,16 @@ impl Fleet {
 
     /// One that lets in what this door does.
     pub async fn behind(door: Door) -> Self {
-        let (database, nats) = tokio::join!(TestDatabase::of("todo", &todo::MIGRATIONS), TestNats::start());
-        let issuer = TestIssuer::new();
+        Self::with(database().await, door).await
+    }
+
+    /// One on this database.
+    pub async fn on(database: TestDatabase) -> Self {
+        Self::with(database, Door::wide()).await
+    }
+
+    async fn with(database: TestDatabase, door: Door) -> Self {
+        let (nats, issuer) = (TestNats::start().await, TestIssuer::new());
         let mut config = config(&database, &nats, &issuer);
         config.common.door = door;
         let process = Process::new(Program::NAME, "test");
@@ -147,6 +155,12 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
         deleted_days: 31,
     }
+}
+
+/// A database of the service.
+pub async fn database() -> TestDatabase {
+    let migrate = async |owner: String| todo::MIGRATIONS.run("todo", &owner.into()).await.unwrap();
+    TestDatabase::of("todo", &todo::MIGRATIONS.fingerprint("todo"), migrate).await
 }
 
 /// What a process of the service is configured by, on any free ports.

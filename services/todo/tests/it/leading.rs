@@ -9,7 +9,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::{SlowApi, TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
 use tokio::process::{Child, Command};
 
-use crate::harness::environment;
+use crate::harness::{database, environment};
 
 /// How long a new leader may take: a lease, a connection, and what a busy machine adds.
 const TAKE_OVER: std::time::Duration = std::time::Duration::from_secs(60);
@@ -23,7 +23,7 @@ struct Relays {
 
 impl Relays {
     async fn on(nats: Vec<TestNats>) -> Self {
-        let database = TestDatabase::of("todo", &todo::MIGRATIONS).await;
+        let database = database().await;
         Self { database, nats, issuer: TestIssuer::new(), written: 0 }
     }
 

@@ -17,7 +17,10 @@ mod tenancy;
 mod timers;
 
 mod permissions;
+
 mod process;
+
+mod migrating;
 
 mod went_back;
 

@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
-use crate::harness::{Client, environment};
+use crate::harness::{Client, database, environment};
 
 struct Process {
     child: Child,
@@ -26,7 +26,7 @@ struct Process {
 impl Process {
     /// One that serves; `change` adds to its environment.
     async fn start(change: impl FnOnce(&mut Command)) -> Self {
-        let (database, nats) = tokio::join!(TestDatabase::of("todo", &todo::MIGRATIONS), TestNats::start());
+        let (database, nats) = tokio::join!(database(), TestNats::start());
         let issuer = TestIssuer::new();
         let mut command = Command::new(env!("CARGO_BIN_EXE_todo"));
         command.arg("serve").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -118,7 +118,7 @@ async fn a_process_that_is_configured_wrongly_names_all_that_is_wrong_and_does_n
 
 #[tokio::test]
 async fn connections_are_in_use_while_a_transaction_is_open() {
-    let database = TestDatabase::of("todo", &todo::MIGRATIONS).await;
+    let database = database().await;
     let db = Db::lazy(&database.app.clone().into(), "todo", 2).unwrap();
     assert_eq!(db.in_use(), 0);
     let call = || Call::of_schedule("acme".parse().unwrap(), "todo".parse().unwrap());

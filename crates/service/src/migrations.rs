@@ -1,0 +1,162 @@
+//! The schema of a service: the tables that crates ship, each with a history of its own, and the service's own migrations.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
+
+use crate::database::LOCK_NOT_AVAILABLE;
+use crate::idempotency;
+
+/// How often a migration asks for its locks, and the pause between.
+const TRIES: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The migrations of a service.
+#[derive(Debug, Clone, Copy)]
+pub struct Migrations {
+    /// Those of its own tables.
+    pub own: &'static Migrator,
+    /// Whether it has an outbox.
+    pub outbox: bool,
+    /// Whether it has an inbox.
+    pub inbox: bool,
+    /// Whether it keeps answers to idempotency keys.
+    pub idempotency: bool,
+    /// What a new database has instead of its oldest ones.
+    pub squashed: Option<Squashed>,
+}
+
+/// What the oldest migrations of a service come to. A database that has begun with them goes through them all the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Squashed {
+    /// The last of them.
+    pub to: i64,
+    /// What they come to, without the tables that crates ship.
+    pub sql: &'static str,
+    /// How many steps of outbox, inbox and idempotency records they had made.
+    pub shipped: [i64; 3],
+}
+
+impl Migrations {
+    /// Migrations of a service's own tables alone.
+    #[must_use]
+    pub const fn own(own: &'static Migrator) -> Self {
+        Self { own, outbox: false, inbox: false, idempotency: false, squashed: None }
+    }
+
+    /// Brings the database of a service up to date, as its owner, on a connection of its own. What a newer release has made is
+    /// passed over: a migration leaves the release before it running, so this one may be rolled back to.
+    ///
+    /// # Errors
+    /// A migration fails, or one that has run was changed since.
+    pub async fn run(&self, service: &str, owner_url: &SecretString) -> Result<(), anyhow::Error> {
+        let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
+        // All who use a table wait behind a migration that waits for it: so it does not for long, and comes again.
+        sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
+        let (own, shipped) = (copy(self.own, None), self.shipped(service));
+        if let Some(squashed) = self.squashed {
+            if has_begun(&mut connection, &own).await? {
+                run(&mut connection, &own, Some(squashed.to)).await?;
+                for (migrator, made) in &shipped {
+                    skip(&mut connection, migrator, *made).await?;
+                }
+            } else {
+                for (migrator, _) in &shipped {
+                    run(&mut connection, migrator, None).await?;
+                }
+                run(&mut connection, &copy(self.own, Some(squashed)), None).await?;
+                skip(&mut connection, &own, squashed.to).await?;
+            }
+        }
+        for (migrator, _) in &shipped {
+            run(&mut connection, migrator, None).await?;
+        }
+        run(&mut connection, &own, None).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// The same for the same schema.
+    #[must_use]
+    pub fn fingerprint(&self, service: &str) -> String {
+        let shipped = self.shipped(service);
+        let all = shipped.iter().map(|(migrator, _)| migrator).chain([self.own]);
+        let print = all.flat_map(|migrator| migrator.iter()).flat_map(|migration| migration.checksum.iter());
+        let squashed = self.squashed.map_or("", |squashed| squashed.sql).bytes();
+        let add = |print: u64, byte: u8| print.wrapping_mul(31).wrapping_add(u64::from(byte));
+        format!("{:x}", squashed.fold(print.copied().fold(0, add), add))
+    }
+
+    /// The migrations of the tables that crates ship, and how many of them the squashed ones had made.
+    fn shipped(&self, service: &str) -> Vec<(Migrator, i64)> {
+        let (app, relay, operator) =
+            (format!("{service}_app"), format!("{service}_relay"), format!("{service}_operator"));
+        let made = self.squashed.map_or([0; 3], |squashed| squashed.shipped);
+        let all = [
+            (self.outbox, outbox::migrations(&app, &relay), made[0]),
+            (self.inbox, consumer::migrations(&app), made[1]),
+            (self.idempotency, idempotency::migrations(&app, &operator), made[2]),
+        ];
+        all.into_iter().filter(|(wanted, ..)| *wanted).map(|(_, migrator, made)| (migrator, made)).collect()
+    }
+}
+
+/// A service's own migrations; of a new database with the last of the squashed ones for all of them.
+fn copy(own: &Migrator, squashed: Option<Squashed>) -> Migrator {
+    let first = squashed.map_or(0, |squashed| squashed.to);
+    let copied = own.iter().filter(|migration| migration.version >= first).cloned();
+    let instead = |migration: Migration| match squashed {
+        Some(squashed) if migration.version == squashed.to => Migration {
+            sql: AssertSqlSafe(squashed.sql).into_sql_str(),
+            description: Cow::Borrowed("squashed"),
+            ..migration
+        },
+        _ => migration,
+    };
+    let mut migrator = Migrator::with_migrations(copied.map(instead).collect());
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// Whether a database has the first of these migrations.
+async fn has_begun(connection: &mut PgConnection, own: &Migrator) -> Result<bool, sqlx::Error> {
+    let has_history = "select to_regclass('_sqlx_migrations') is not null";
+    if !sqlx::query_scalar::<_, bool>(has_history).fetch_one(&mut *connection).await? {
+        return Ok(false);
+    }
+    let first = own.iter().map(|migration| migration.version).min();
+    sqlx::query_scalar("select exists (select from _sqlx_migrations where version = $1)")
+        .bind(first)
+        .fetch_one(connection)
+        .await
+}
+
+/// Notes that these have run, up to that one.
+async fn skip(connection: &mut PgConnection, migrator: &Migrator, to: i64) -> Result<(), MigrateError> {
+    if to > 0 { migrator.skip(connection, Some(to)).await } else { Ok(()) }
+}
+
+/// Runs what has not run, and asks again for locks that it does not get.
+async fn run(connection: &mut PgConnection, migrator: &Migrator, to: Option<i64>) -> Result<(), MigrateError> {
+    let mut tries = 1;
+    loop {
+        let ran = match to {
+            Some(to) => migrator.run_to(to, &mut *connection).await,
+            None => migrator.run(&mut *connection).await,
+        };
+        let Err(error) = ran else { return Ok(()) };
+        let source = match &error {
+            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.as_database_error(),
+            _ => None,
+        };
+        let locked = source.and_then(|source| source.code()).as_deref() == Some(LOCK_NOT_AVAILABLE);
+        if !locked || tries == TRIES {
+            return Err(error);
+        }
+        tries += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+}

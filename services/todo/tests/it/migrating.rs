@@ -1,0 +1,120 @@
+//! The schema: a new database, and one that an older release has made, come to the same.
+
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use testkit::TestDatabase;
+
+use crate::harness::{Fleet, database};
+
+/// Every table, column, constraint, index, policy, trigger, function and privilege, a line for each; no partition of a day.
+const CATALOG: &str = "
+    with of_ours as (
+        select oid, relname::text as name from pg_class
+        where relnamespace = 'public'::regnamespace and not relispartition
+            and not exists (select from pg_inherits join pg_class part on part.oid = inhrelid and part.relispartition
+                            where inhrelid = pg_class.oid)
+    )
+    select line from (
+        select 'relation ' || name || ' ' || relkind::text || ' ' || relrowsecurity || relforcerowsecurity || ' '
+            || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(relacl) acl), '')
+        from of_ours join pg_class using (oid)
+        union all
+        select 'column ' || name || '.' || attname || ' ' || attnum || ' ' || format_type(atttypid, atttypmod) || ' '
+            || attnotnull || ' ' || coalesce(pg_get_expr(adbin, adrelid), '') || ' ' || coalesce(attacl::text, '')
+        from of_ours join pg_attribute on attrelid = of_ours.oid left join pg_attrdef on adrelid = attrelid and adnum = attnum
+        where attnum > 0 and not attisdropped
+        union all
+        select 'constraint ' || name || '.' || conname || ' ' || pg_get_constraintdef(pg_constraint.oid)
+        from of_ours join pg_constraint on conrelid = of_ours.oid
+        union all
+        select 'index ' || pg_get_indexdef(indexrelid) from of_ours join pg_index on indrelid = of_ours.oid
+        union all
+        select 'policy ' || name || '.' || polname || ' ' || polcmd::text || ' ' || polroles::regrole[]::text || ' '
+            || coalesce(pg_get_expr(polqual, polrelid), '') || ' ' || coalesce(pg_get_expr(polwithcheck, polrelid), '')
+        from of_ours join pg_policy on polrelid = of_ours.oid
+        union all
+        select 'trigger ' || pg_get_triggerdef(pg_trigger.oid)
+        from of_ours join pg_trigger on tgrelid = of_ours.oid where not tgisinternal
+        union all
+        select 'function ' || pg_get_functiondef(oid) || ' '
+            || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(proacl) acl), '')
+        from pg_proc where pronamespace = 'public'::regnamespace
+        union all
+        select 'database ' || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(datacl) acl
+                                        where acl::text like '=%'), '')
+        from pg_database where datname = current_database()
+    ) lines (line) order by line";
+
+async fn catalog(database: &TestDatabase) -> Vec<String> {
+    sqlx::query_scalar(CATALOG).fetch_all(&mut database.admin().await).await.unwrap()
+}
+
+/// A database as an older release has left it.
+async fn of_before() -> TestDatabase {
+    let restore = async |owner: String| {
+        let mut owner = PgConnection::connect(&owner).await.unwrap();
+        owner.execute(include_str!("before.sql")).await.unwrap();
+    };
+    TestDatabase::of("todo", "before_17", restore).await
+}
+
+async fn migrate(database: &TestDatabase) {
+    todo::MIGRATIONS.run("todo", &SecretString::from(database.owner.clone())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_of_before_comes_to_the_schema_of_a_new_one_and_back_to_it_each_time() {
+    let (old, new) = tokio::join!(of_before(), database());
+    migrate(&old).await;
+    let (was, is) = (catalog(&old).await, catalog(&new).await);
+    let differ: Vec<_> =
+        was.iter().filter(|line| !is.contains(line)).chain(is.iter().filter(|line| !was.contains(line))).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+    assert!(was.len() > 100, "the catalog is told: {}", was.len());
+    // Once more, as each start of a stack does.
+    for database in [&old, &new] {
+        migrate(database).await;
+        assert_eq!(catalog(database).await, is);
+    }
+}
+
+/// Its migrate command runs again when a stack is started by it.
+#[tokio::test]
+async fn the_release_before_finds_its_own_history_in_a_new_database() {
+    let new = database().await;
+    let mut owner = PgConnection::connect(&new.owner).await.unwrap();
+    let mut before = sqlx::migrate::Migrator::with_migrations(todo::MIGRATIONS.own.iter().cloned().collect());
+    before.set_ignore_missing(true);
+    before.run(&mut owner).await.unwrap();
+}
+
+/// Killed after any step, a migration goes on where it was.
+#[tokio::test]
+async fn a_migration_that_was_cut_off_goes_on() {
+    let new = database().await;
+    let whole = catalog(&new).await;
+    for cut in
+        ["delete from _sqlx_migrations where version < 18", "delete from _sqlx_migrations where version in (1, 5)"]
+    {
+        new.admin().await.execute(AssertSqlSafe(cut)).await.unwrap();
+        migrate(&new).await;
+        assert_eq!(catalog(&new).await, whole, "{cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_goes_on_with_what_a_database_of_before_holds() {
+    let database = of_before().await;
+    migrate(&database).await;
+    let fleet = Fleet::on(database).await;
+    let (ann, eve) = (fleet.client("acme", "ann"), fleet.client("globex", "eve"));
+    let todo = ann.get("0193a5b0-7a52-7c3e-9b1e-000000000001").await.unwrap();
+    assert_eq!((todo.title.as_str(), todo.labels.as_slice()), ("of before", &["rope".to_owned()][..]));
+    assert_eq!(ann.rename(&todo.id, "of today").await.unwrap().title, "of today");
+    let done = eve.get("0193a5b0-7a52-7c3e-9b1e-000000000002").await.unwrap();
+    assert!(done.complete_time.is_some());
+    fleet.drain().await;
+    // Its events of before, the new one, and none twice.
+    let stream = fleet.stream().await.get_info().await.unwrap().state;
+    assert_eq!(stream.messages, 3);
+}
