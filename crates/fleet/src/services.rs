@@ -52,7 +52,6 @@ pub static SERVICES: [Service; 4] = [
         ..service(OPERATIONS, "platform", 17302)
     },
     Service {
-        owner: todo::OWNER,
         port: Some(17101),
         serves: &["flotilla.todo.v1.TodoService"],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),

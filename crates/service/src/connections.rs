@@ -3,6 +3,8 @@
 //! A connection whose transaction has committed goes straight to the next one: the pool would ask the database whether it
 //! is still alive first, a round trip for every transaction. All others go back through the pool, which asks, rolls back, and
 //! replaces; so does each that was not used for a second or not in the pool for 30, when the next is asked for.
+//!
+//! What that saves of a write: 9 % of the service's processor and 8 % of PostgreSQL's (docs/performance.md).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
