@@ -51,7 +51,7 @@ sizes: build
 	@cargo test --package todo --test it -- --ignored --nocapture sizes
 
 schemas:
-	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas
+	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas the_schemas_folder_is_what_the_types_say
 
 # After a release: what clients rely on from now on.
 baseline:

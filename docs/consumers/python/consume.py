@@ -26,8 +26,9 @@ async def main(credentials, url, count="0"):
             # A type this program does not know, or one whose newer twin tells the same: passed over.
             if schema.exists() and not (SCHEMAS / f"{event.get('supersededby')}.json").exists():
                 jsonschema.validate(event, json.loads(schema.read_text()))
-                print(event["type"], event["subject"], int(event["sequence"]), event["data"]["todo"]["title"], flush=True)
-                seen += 1
+                if todo := event["data"].get("todo"):
+                    print(event["type"], event["subject"], int(event["sequence"]), todo["title"], flush=True)
+                    seen += 1
             await message.ack()
     await client.close()
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use contracts::envelope::MAX_BYTES;
+use contracts::events::DecodeError;
 use contracts::{Envelope, events};
 use serde_json::Value;
 
@@ -83,8 +84,10 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
             format!("the event died on {subject}, this is {wanted}"),
         ));
     }
-    let schema =
-        events::schema(&envelope.event_type).ok_or_else(|| NotTheEvent::UnknownType(envelope.event_type.clone()))?;
+    let registered = events::all()
+        .find(|one| one.name == envelope.event_type)
+        .ok_or_else(|| NotTheEvent::UnknownType(envelope.event_type.clone()))?;
+    let schema = (registered.schema)();
     let wrong = |error: String| NotTheEvent::Schema(envelope.event_type.clone(), error);
     let validator = jsonschema::validator_for(&schema).map_err(|error| wrong(error.to_string()))?;
     let errors: Vec<String> =
@@ -116,19 +119,13 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
         }
     }
     // What consumers go by beside the envelope: the aggregate in the data is the envelope's, at its version.
-    if let Some(Value::Object(aggregate)) =
-        value["data"].as_object().and_then(|data| data.values().find(|v| v["version"].is_i64()))
-    {
-        if aggregate.get("id").is_some_and(|id| *id != value["subject"]) {
-            return Err(NotTheEvent::Changed("the id in `data`", format!("the event is about {}", value["subject"])));
-        }
-        let version = aggregate["version"].as_i64().unwrap_or_default();
-        if envelope.sequence.parse() != Ok(version) {
-            return Err(NotTheEvent::Changed(
-                "the version in `data`",
-                format!("its `sequence` is {}", envelope.sequence),
-            ));
-        }
+    let state = (registered.state)(&value["data"].to_string())
+        .map_err(|DecodeError::Data { source, .. }| wrong(source.to_string()))?;
+    if state.id != envelope.subject {
+        return Err(NotTheEvent::Changed("the id in `data`", format!("the event is about {}", value["subject"])));
+    }
+    if envelope.sequence.parse() != Ok(state.version) {
+        return Err(NotTheEvent::Changed("the version in `data`", format!("its `sequence` is {}", envelope.sequence)));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod todo;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -34,12 +35,43 @@ pub struct Type {
     pub service: &'static str,
     /// Who answers for it.
     pub owner: &'static str,
-    /// Of an older version: the type that tells the same.
+    /// Of an older version: the type that superseded it.
     pub superseded_by: Option<&'static str>,
     /// Makes its JSON Schema.
     pub schema: fn() -> Value,
+    /// Reads the data of an event of it, for what it is about. Fails when the data does not fit.
+    pub state: fn(data: &str) -> Result<State, DecodeError>,
     /// Makes an event of it, for a sample; an older version has its sample already.
     pub sample: Option<fn() -> Value>,
+}
+
+impl Type {
+    const fn of<D: EventType>(service: &'static str, owner: &'static str, sample: Option<fn() -> Value>) -> Self {
+        Self {
+            name: D::TYPE,
+            service,
+            owner,
+            superseded_by: D::SUPERSEDED_BY,
+            schema: schema_of::<D>,
+            state: |data| {
+                let data = read::<D>(data)?;
+                let about = data.about();
+                Ok(State { id: about.id(), version: about.version(), changed: about.changed() })
+            },
+            sample,
+        }
+    }
+}
+
+/// Which state of an aggregate an event carries; its envelope says the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The aggregate's id.
+    pub id: String,
+    /// Its version after the change.
+    pub version: i32,
+    /// When it was changed.
+    pub changed: DateTime<Utc>,
 }
 
 /// What events are about. They carry its whole state, so that a projection never has to ask back.
@@ -54,66 +86,83 @@ pub trait Aggregate {
     fn example() -> Self;
 }
 
-/// The data of an event of one type and version. Its name is checked when an [`Envelope`] of it is made, by the compiler.
-///
-/// ```compile_fail
-/// # use contracts::{Envelope, events::{self, EventType, todo::{Actor, ReopenedV1, Todo}}};
-/// # #[derive(serde::Serialize, schemars::JsonSchema)]
-/// struct Renamed { todo: Todo }
-/// impl EventType for Renamed {
-///     // Consumers subscribe to `evt.todo.*.*.acme`: the event is one token.
-///     const TYPE: &'static str = "todo.title.changed.v1";
-///     const SOURCE: &'static str = events::todo::SOURCE;
-///     type About = Todo;
-///     fn about(&self) -> &Todo { &self.todo }
-/// }
-/// fn main() { events::check::<Renamed>(); }
-/// ```
-///
-/// ```
-/// # use contracts::events::{self, todo::CreatedV1};
-/// events::check::<CreatedV1>();
-/// ```
-pub trait EventType: Serialize + JsonSchema {
-    /// The CloudEvents `type`: `<service>.<event>.v<N>`. The event is one token, in snake case, also where the service has several
-    /// aggregates: `identity.member_added.v1`.
+/// The data of an event of one type and version.
+pub trait EventType: Serialize + DeserializeOwned + JsonSchema {
+    /// The CloudEvents `type`: see [`is_name`].
     const TYPE: &'static str;
     /// The CloudEvents `source`: `/flotilla/<service>`.
     const SOURCE: &'static str;
+    /// Of an older version: the type that superseded it.
+    const SUPERSEDED_BY: Option<&'static str>;
     /// What it is about.
     type About: Aggregate;
     /// What it is about, as it was after the change.
     fn about(&self) -> &Self::About;
 }
 
-/// Refuses, when it is compiled, an event type whose name is not of the form that subjects are made of.
-pub const fn check<D: EventType>() {
-    const { assert!(is_name(D::TYPE), "an event type is named <service>.<event>.v<N>, in lower case, the event one token") }
+/// The data of an older version of an event.
+pub trait Superseded: EventType {
+    /// The version that superseded it, with the upcaster from this one.
+    type By: EventType + From<Self>;
 }
 
-/// Whether a text is `<service>.<event>.v<N>`: each a letter and then letters, digits and `_` (of a service `-`), all lower case.
+/// Refuses a type whose name is not of the form that subjects are made of, or is another service's. The registry asks it of each type
+/// when it is compiled.
+///
+/// ```
+/// const _: () = contracts::events::check("identity.member_added.v1", "identity");
+/// ```
+///
+/// Consumers subscribe to `evt.identity.*.*.acme`, so that the event is one token:
+///
+/// ```compile_fail
+/// const _: () = contracts::events::check("identity.member.added.v1", "identity");
+/// ```
+///
+/// # Panics
+/// When it refuses.
+pub const fn check(event_type: &str, service: &str) {
+    assert!(is_name(event_type), "an event type is named <service>.<event>.v<N>, in lower case, the event one token");
+    let (event_type, service) = (event_type.as_bytes(), service.as_bytes());
+    let mut at = 0;
+    while at < service.len() && at < event_type.len() && event_type[at] == service[at] {
+        at += 1;
+    }
+    assert!(at == service.len() && event_type[at] == b'.', "an event type begins with the name of its service");
+}
+
+/// Whether a text is `<service>.<event>.v<N>`, all lower case: the service a letter and then letters, digits and single `-`, the event
+/// the same with `_`, also where the service has several aggregates: `identity.member_added.v1`.
 #[must_use]
 pub const fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let (mut at, mut token, mut length) = (0, 0, 0);
+    // What stood before: `.` at the beginning of a token.
+    let (mut at, mut token, mut before) = (0, 0, b'.');
     while at < bytes.len() {
         let byte = bytes[at];
-        let fits = match (token, length) {
-            (_, _) if byte == b'.' => length > 0 && token < 2,
-            (0 | 1, 0) => byte.is_ascii_lowercase(),
-            (0, _) => byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-',
-            (1, _) => byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_',
-            (_, 0) => byte == b'v',
-            (_, 1) => byte.is_ascii_digit() && byte != b'0',
-            _ => byte.is_ascii_digit(),
+        let begins = before == b'.';
+        let joins = before == b'-' || before == b'_';
+        let fits = match token {
+            _ if byte == b'.' => token < 2 && !begins && !joins,
+            0 | 1 if byte.is_ascii_lowercase() => true,
+            0 | 1 if byte.is_ascii_digit() => !begins,
+            0 if byte == b'-' => !begins && !joins,
+            1 if byte == b'_' => !begins && !joins,
+            2 if byte == b'v' => begins,
+            2 if before == b'v' => byte.is_ascii_digit() && byte != b'0',
+            2 => byte.is_ascii_digit() && !begins,
+            _ => false,
         };
         if !fits {
             return false;
         }
-        (token, length) = if byte == b'.' { (token + 1, 0) } else { (token, length + 1) };
+        if byte == b'.' {
+            token += 1;
+        }
+        before = byte;
         at += 1;
     }
-    token == 2 && length >= 2
+    token == 2 && before.is_ascii_digit()
 }
 
 /// On whose behalf a change was made. The envelope's `actor` says who made it.
@@ -155,15 +204,15 @@ pub enum DecodeError {
     #[error("the data of a {event_type} does not fit its schema")]
     Data {
         /// The CloudEvents `type`.
-        event_type: String,
+        event_type: &'static str,
         /// Where it does not fit.
         #[source]
         source: serde_json::Error,
     },
 }
 
-fn read<'a, T: Deserialize<'a>>(event_type: &str, data: &'a str) -> Result<T, DecodeError> {
-    serde_json::from_str(data).map_err(|source| DecodeError::Data { event_type: event_type.to_owned(), source })
+fn read<D: EventType>(data: &str) -> Result<D, DecodeError> {
+    serde_json::from_str(data).map_err(|source| DecodeError::Data { event_type: D::TYPE, source })
 }
 
 fn schema_of<D: EventType>() -> Value {
@@ -174,6 +223,9 @@ fn schema_of<D: EventType>() -> Value {
     schema["properties"]["source"]["const"] = D::SOURCE.into();
     schema
 }
+
+#[cfg(test)]
+pub mod berth;
 
 #[cfg(test)]
 mod tests {
@@ -199,6 +251,12 @@ mod tests {
             "todo.*.v1",
             "todo.2nd.v1",
             "to do.created.v1",
+            "todo.member__added.v1",
+            "todo.added_.v1",
+            "todo-.added.v1",
+            "todo.added.v1v",
+            "todo.added.v",
+            "todo.added.v1.v1",
         ] {
             assert!(!super::is_name(name), "{name}");
         }

@@ -1,14 +1,17 @@
 //! The form in which a service registers its events.
 
-/// The events of a service, by what they are about: a line for each, with the name in [`Event`](super::todo::Event), the struct of
-/// the newest version, and its type. A version that it superseded follows as `before`; its struct, and the upcaster
-/// `impl From<Old> for New`, are written by hand.
+/// The events of a service, by what they are about: a line for each, with the name in [`Event`](super::todo::Event), the newest
+/// struct, and its type. After `=` the struct is written here: the aggregate, and who made the change. After `is` it is written by
+/// hand, with `of`, and with the aggregate in the field that the block names.
+///
+/// What it superseded follows, the newest first, each as `before`; its struct, and the upcaster `impl From<Old> for` the one that
+/// superseded it, are written by hand. Where the aggregate was another struct then, that follows its struct: `before MovedV1: CargoV1`.
 macro_rules! events {
     (
         service $service:literal, owner $owner:literal;
         $($about:ident: $aggregate:ident {$(
             $(#[$doc:meta])*
-            $name:ident = $newest:ident $type:literal $(before $old:ident $old_type:literal)*;
+            $name:ident $made:tt $newest:ident $type:literal $(before $old:ident $(: $old_aggregate:ident)? $old_type:literal)*;
         )*})*
     ) => {
         /// The service's name in types, subjects and streams.
@@ -19,25 +22,10 @@ macro_rules! events {
         pub const SOURCE: &str = concat!("/flotilla/", $service);
 
         $($(
-            $(#[$doc])*
-            #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-            pub struct $newest {
-                #[doc = concat!("The ", stringify!($about), " after the change.")]
-                pub $about: $aggregate,
-                /// Who made the change.
-                pub actor: $crate::events::Actor,
-            }
-
-            impl $newest {
-                /// The event about this state.
-                #[must_use]
-                pub const fn of($about: $aggregate, actor: $crate::events::Actor) -> Self {
-                    Self { $about, actor }
-                }
-            }
-
-            registered!($newest, $type, $about: $aggregate);
-            $(registered!($old, $old_type, $about: $aggregate);)*
+            event_struct!($made $(#[$doc])* $newest, $about: $aggregate);
+            event_type!($newest, $type, $about: $aggregate, None);
+            $(event_type!($old, $old_type, $about: $aggregate $(, $old_aggregate)?, Some(<$old as $crate::events::Superseded>::By::TYPE));)*
+            upcasters!($name, $newest $(, $old)*);
         )*)*
 
         /// Any event of the service, in its newest version.
@@ -59,29 +47,14 @@ macro_rules! events {
 
         /// The same, as they are registered.
         pub(super) static REGISTRY: &[$crate::events::Type] = &[$($(
-            $($crate::events::Type {
-                name: $old_type,
-                service: SERVICE,
-                owner: OWNER,
-                superseded_by: Some($type),
-                schema: $crate::events::schema_of::<$old>,
-                sample: None,
-            },)*
-            $crate::events::Type {
-                name: $type,
-                service: SERVICE,
-                owner: OWNER,
-                superseded_by: None,
-                schema: $crate::events::schema_of::<$newest>,
-                sample: Some(|| {
-                    let about = <$aggregate as $crate::events::Aggregate>::example();
-                    $crate::envelope::sample(|actor| $newest::of(about, actor))
-                }),
-            },
+            $($crate::events::Type::of::<$old>(SERVICE, OWNER, None),)*
+            $crate::events::Type::of::<$newest>(SERVICE, OWNER, Some(|| {
+                $crate::envelope::sample(|actor| $newest::of(<$aggregate as $crate::events::Aggregate>::example(), actor))
+            })),
         )*)*];
 
         impl Event {
-            /// Reads the data of a CloudEvent of this type, older versions through their upcaster. `Ok(None)` is a type that
+            /// Reads the data of a CloudEvent of this type, older versions through their upcasters. `Ok(None)` is a type that
             /// is not known here: to be skipped and counted, never an error.
             ///
             /// # Errors
@@ -90,8 +63,8 @@ macro_rules! events {
                 use $crate::events::read;
                 Ok(Some(match event_type {
                     $($(
-                        $($old_type => Self::$name($newest::from(read::<$old>(event_type, data)?)),)*
-                        $type => Self::$name(read(event_type, data)?),
+                        $($old_type => read::<$old>(data)?.into(),)*
+                        $type => read::<$newest>(data)?.into(),
                     )*)*
                     _ => return Ok(None),
                 }))
@@ -108,16 +81,69 @@ macro_rules! events {
     };
 }
 
-macro_rules! registered {
-    ($event:ident, $type:literal, $about:ident: $aggregate:ident) => {
+macro_rules! event_struct {
+    (is $(#[$doc:meta])* $newest:ident, $about:ident: $aggregate:ident) => {};
+    (= $(#[$doc:meta])* $newest:ident, $about:ident: $aggregate:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        pub struct $newest {
+            #[doc = concat!("The ", stringify!($about), " after the change.")]
+            pub $about: $aggregate,
+            /// Who made the change.
+            pub actor: $crate::events::Actor,
+        }
+
+        impl $newest {
+            /// The event about this state.
+            #[must_use]
+            pub const fn of($about: $aggregate, actor: $crate::events::Actor) -> Self {
+                Self { $about, actor }
+            }
+        }
+    };
+}
+
+macro_rules! event_type {
+    ($event:ident, $type:literal, $about:ident: $aggregate:ident, $then:ident, $by:expr) => {
+        event_type!($event, $type, $about: $then, $by);
+    };
+    ($event:ident, $type:literal, $about:ident: $aggregate:ident, $by:expr) => {
+        const _: () = $crate::events::check($type, SERVICE);
+
         impl $crate::events::EventType for $event {
             const TYPE: &'static str = $type;
             const SOURCE: &'static str = SOURCE;
+            const SUPERSEDED_BY: Option<&'static str> = $by;
             type About = $aggregate;
 
             fn about(&self) -> &$aggregate {
                 &self.$about
             }
         }
+    };
+}
+
+/// From each version to the one that superseded it, and from the newest to the event.
+macro_rules! upcasters {
+    ($name:ident, $newest:ident $(, $old:ident)*) => {
+        impl From<$newest> for Event {
+            fn from(newest: $newest) -> Self {
+                Self::$name(newest)
+            }
+        }
+        upcasters!(@ $newest $($old)*);
+    };
+    (@ $newest:ident) => {};
+    (@ $newer:ident $old:ident $($older:ident)*) => {
+        impl $crate::events::Superseded for $old {
+            type By = $newer;
+        }
+
+        impl From<$old> for Event {
+            fn from(old: $old) -> Self {
+                $newer::from(old).into()
+            }
+        }
+        upcasters!(@ $old $($older)*);
     };
 }

@@ -19,7 +19,8 @@ struct Event {
     subject: String,
     sequence: String,
     supersededby: Option<String>,
-    data: Data,
+    /// Of a type that the program does not know, it may be anything.
+    data: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +65,8 @@ async fn main() -> Result<(), anyhow::Error> {
         let knows = |event_type: &str| KNOWN.contains(&event_type);
         if knows(&event.event_type) && !event.supersededby.as_deref().is_some_and(knows) {
             let version: u64 = event.sequence.parse()?;
-            println!("{} {} {version} {}", event.event_type, event.subject, event.data.todo.title);
+            let data: Data = serde_json::from_value(event.data)?;
+            println!("{} {} {version} {}", event.event_type, event.subject, data.todo.title);
             seen += 1;
         }
         // Once the server has the acknowledgement, the event is never delivered again.
