@@ -57,3 +57,4 @@ schemas:
 baseline:
 	@scripts/buf.sh build proto --exclude-source-info -o proto/baseline.binpb
 	cp schemas/*.json schemas/released/
+	sha384sum services/*/migrations/*.sql crates/*/schema/*.sql > infra/released-migrations.sha384

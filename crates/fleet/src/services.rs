@@ -137,6 +137,15 @@ mod tests {
         }
     }
 
+    /// Roles and the database are called so, in SQL.
+    #[test]
+    fn a_service_with_a_database_has_a_name_that_sql_takes_as_it_is() {
+        for Service { name, .. } in SERVICES.iter().filter(|service| service.database.is_some()) {
+            let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+            assert!(plain && name.len() <= 40, "{name}: letters a to z and digits, 40 at most");
+        }
+    }
+
     #[test]
     fn no_two_services_share_a_port_or_a_name() {
         let ports = || SERVICES.iter().flat_map(|service| service.port.into_iter().chain([service.ops_port]));

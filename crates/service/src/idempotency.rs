@@ -193,9 +193,10 @@ const STEPS: [(&str, &str); 5] = [
 /// Makes the table of answers, for the service's role and its operator's.
 pub(crate) fn migrations(app: &str, operator: &str) -> Migrator {
     let step = |(number, (name, sql)): (i64, &(&'static str, &'static str))| {
+        let step = Migration::new(number, Cow::Borrowed(*name), MigrationType::Simple, (*sql).into_sql_str(), false);
         let sql = sql.replace("{app}", &format!("\"{app}\"")).replace("{operator}", &format!("\"{operator}\""));
-        let sql = AssertSqlSafe(sql).into_sql_str();
-        Migration::new(number, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
+        // Its checksum is that of the step, for whatever roles.
+        Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..step }
     };
     let mut migrator = Migrator::with_migrations((1..).zip(&STEPS).map(step).collect());
     migrator.dangerous_set_table_name("_idempotency_migrations");

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 
 use crate::database::LOCK_NOT_AVAILABLE;
@@ -54,10 +55,17 @@ impl Migrations {
     /// A migration fails, or one that has run was changed since.
     pub async fn run(&self, service: &str, owner_url: &SecretString) -> Result<(), anyhow::Error> {
         let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
+        // That of sqlx, which releases of before take for each history: it is held from here to the end, by one process at a time.
+        let alone = async {
+            sqlx::query("set lock_timeout = '5min'").execute(&mut connection).await?;
+            connection.lock().await
+        };
+        alone.await.context("waiting for another migration of this database to end")?;
         // All who use a table wait behind a migration that waits for it: so it does not for long, and comes again.
         sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
         let (own, shipped) = (copy(self.own, None), self.shipped(service));
         if let Some(squashed) = self.squashed {
+            anyhow::ensure!(own.version_exists(squashed.to), "there is no migration {} to squash to", squashed.to);
             if has_begun(&mut connection, &own).await? {
                 run(&mut connection, &own, Some(squashed.to)).await?;
                 for (migrator, made) in &shipped {
@@ -68,13 +76,16 @@ impl Migrations {
                     run(&mut connection, migrator, None).await?;
                 }
                 run(&mut connection, &copy(self.own, Some(squashed)), None).await?;
-                skip(&mut connection, &own, squashed.to).await?;
             }
         }
         for (migrator, _) in &shipped {
             run(&mut connection, migrator, None).await?;
         }
         run(&mut connection, &own, None).await?;
+        if self.outbox {
+            // A database that nothing has written to for days has no partition for today.
+            sqlx::query("select outbox_create_partitions(8)").execute(&mut connection).await?;
+        }
         connection.close().await?;
         Ok(())
     }
@@ -85,9 +96,9 @@ impl Migrations {
         let shipped = self.shipped(service);
         let all = shipped.iter().map(|(migrator, _)| migrator).chain([self.own]);
         let print = all.flat_map(|migrator| migrator.iter()).flat_map(|migration| migration.checksum.iter());
-        let squashed = self.squashed.map_or("", |squashed| squashed.sql).bytes();
+        let squashed = self.squashed.map_or_else(String::new, |squashed| format!("{squashed:?}"));
         let add = |print: u64, byte: u8| print.wrapping_mul(31).wrapping_add(u64::from(byte));
-        format!("{:x}", squashed.fold(print.copied().fold(0, add), add))
+        format!("{:x}", squashed.bytes().fold(print.copied().fold(0, add), add))
     }
 
     /// The migrations of the tables that crates ship, and how many of them the squashed ones had made.
@@ -100,7 +111,13 @@ impl Migrations {
             (self.inbox, consumer::migrations(&app), made[1]),
             (self.idempotency, idempotency::migrations(&app, &operator), made[2]),
         ];
-        all.into_iter().filter(|(wanted, ..)| *wanted).map(|(_, migrator, made)| (migrator, made)).collect()
+        let taken = all.into_iter().filter(|(wanted, ..)| *wanted);
+        taken
+            .map(|(_, mut migrator, made)| {
+                migrator.set_locking(false);
+                (migrator, made)
+            })
+            .collect()
     }
 }
 
@@ -110,7 +127,7 @@ fn copy(own: &Migrator, squashed: Option<Squashed>) -> Migrator {
     let copied = own.iter().filter(|migration| migration.version >= first).cloned();
     let instead = |migration: Migration| match squashed {
         Some(squashed) if migration.version == squashed.to => Migration {
-            sql: AssertSqlSafe(squashed.sql).into_sql_str(),
+            sql: AssertSqlSafe(format!("{}\n{}", squashed.sql, history_of(own, squashed.to))).into_sql_str(),
             description: Cow::Borrowed("squashed"),
             ..migration
         },
@@ -118,7 +135,24 @@ fn copy(own: &Migrator, squashed: Option<Squashed>) -> Migrator {
     };
     let mut migrator = Migrator::with_migrations(copied.map(instead).collect());
     migrator.set_ignore_missing(true);
+    migrator.set_locking(false);
     migrator
+}
+
+/// Notes, in the transaction of the squashed ones, that all before the last of them have run: a release of before goes on from there.
+fn history_of(own: &Migrator, to: i64) -> String {
+    let row = |migration: &Migration| {
+        let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("({}, 'squashed', true, '\\x{checksum}', 0)", migration.version)
+    };
+    let rows: Vec<_> = own.iter().filter(|migration| migration.version < to).map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time) values {};",
+        rows.join(", ")
+    )
 }
 
 /// Whether a database has the first of these migrations.

@@ -48,6 +48,8 @@ impl TestDatabase {
             "select pg_advisory_lock(7151)".to_owned(),
             format!("create database {name} template {template} owner {service}_owner"),
             "select pg_advisory_unlock(7151)".to_owned(),
+            // A copy does not have the privileges of its template.
+            format!("revoke all on database {name} from public"),
             format!("grant connect on database {name} to {service}_app, {service}_relay"),
         ] {
             admin.execute(AssertSqlSafe(sql)).await.unwrap();

@@ -6,7 +6,7 @@ use testkit::TestDatabase;
 
 use crate::harness::{Fleet, database};
 
-/// Every table, column, constraint, index, policy, trigger, function and privilege, a line for each; no partition of a day.
+/// Every table, column, constraint, index, policy, trigger, function, sequence and privilege, a line for each; no partition of a day.
 const CATALOG: &str = "
     with of_ours as (
         select oid, relname::text as name from pg_class
@@ -16,11 +16,13 @@ const CATALOG: &str = "
     )
     select line from (
         select 'relation ' || name || ' ' || relkind::text || ' ' || relrowsecurity || relforcerowsecurity || ' '
+            || coalesce(reloptions::text, '') || ' ' || coalesce(pg_get_partkeydef(oid), '') || ' ' || pg_get_userbyid(relowner) || ' '
             || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(relacl) acl), '')
         from of_ours join pg_class using (oid)
         union all
         select 'column ' || name || '.' || attname || ' ' || attnum || ' ' || format_type(atttypid, atttypmod) || ' '
-            || attnotnull || ' ' || coalesce(pg_get_expr(adbin, adrelid), '') || ' ' || coalesce(attacl::text, '')
+            || attnotnull || attidentity::text || attgenerated::text || ' ' || attcollation::regcollation::text || ' '
+            || coalesce(pg_get_expr(adbin, adrelid), '') || ' ' || coalesce(attacl::text, '')
         from of_ours join pg_attribute on attrelid = of_ours.oid left join pg_attrdef on adrelid = attrelid and adnum = attnum
         where attnum > 0 and not attisdropped
         union all
@@ -29,16 +31,23 @@ const CATALOG: &str = "
         union all
         select 'index ' || pg_get_indexdef(indexrelid) from of_ours join pg_index on indrelid = of_ours.oid
         union all
-        select 'policy ' || name || '.' || polname || ' ' || polcmd::text || ' ' || polroles::regrole[]::text || ' '
+        select 'policy ' || name || '.' || polname || ' ' || polcmd::text || polpermissive || ' ' || polroles::regrole[]::text || ' '
             || coalesce(pg_get_expr(polqual, polrelid), '') || ' ' || coalesce(pg_get_expr(polwithcheck, polrelid), '')
         from of_ours join pg_policy on polrelid = of_ours.oid
         union all
-        select 'trigger ' || pg_get_triggerdef(pg_trigger.oid)
+        select 'trigger ' || pg_get_triggerdef(pg_trigger.oid) || ' ' || tgenabled::text
         from of_ours join pg_trigger on tgrelid = of_ours.oid where not tgisinternal
         union all
         select 'function ' || pg_get_functiondef(oid) || ' '
             || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(proacl) acl), '')
         from pg_proc where pronamespace = 'public'::regnamespace
+        union all
+        select 'sequence ' || name || ' ' || seqtypid::regtype || ' ' || seqstart || ' ' || seqincrement || ' ' || seqcache || seqcycle
+        from of_ours join pg_sequence on seqrelid = of_ours.oid
+        union all
+        select 'default ' || defaclobjtype::text || ' ' || defaclacl::text from pg_default_acl
+        union all
+        select 'schema ' || nspacl::text from pg_namespace where nspname = 'public'
         union all
         select 'database ' || coalesce((select string_agg(acl::text, ',' order by acl::text) from unnest(datacl) acl
                                         where acl::text like '=%'), '')
@@ -49,13 +58,19 @@ async fn catalog(database: &TestDatabase) -> Vec<String> {
     sqlx::query_scalar(CATALOG).fetch_all(&mut database.admin().await).await.unwrap()
 }
 
+fn assert_same(was: &[String], is: &[String]) {
+    let differ: Vec<_> =
+        was.iter().filter(|line| !is.contains(line)).chain(is.iter().filter(|line| !was.contains(line))).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+}
+
 /// A database as an older release has left it.
 async fn of_before() -> TestDatabase {
     let restore = async |owner: String| {
         let mut owner = PgConnection::connect(&owner).await.unwrap();
         owner.execute(include_str!("before.sql")).await.unwrap();
     };
-    TestDatabase::of("todo", "before_17", restore).await
+    TestDatabase::of("todo", &format!("before_{}", include_str!("before.sql").len()), restore).await
 }
 
 async fn migrate(database: &TestDatabase) {
@@ -66,15 +81,13 @@ async fn migrate(database: &TestDatabase) {
 async fn a_database_of_before_comes_to_the_schema_of_a_new_one_and_back_to_it_each_time() {
     let (old, new) = tokio::join!(of_before(), database());
     migrate(&old).await;
-    let (was, is) = (catalog(&old).await, catalog(&new).await);
-    let differ: Vec<_> =
-        was.iter().filter(|line| !is.contains(line)).chain(is.iter().filter(|line| !was.contains(line))).collect();
-    assert!(differ.is_empty(), "{differ:#?}");
-    assert!(was.len() > 100, "the catalog is told: {}", was.len());
+    let is = catalog(&new).await;
+    assert_same(&catalog(&old).await, &is);
+    assert!(is.len() > 100, "the catalog is told: {}", is.len());
     // Once more, as each start of a stack does.
     for database in [&old, &new] {
         migrate(database).await;
-        assert_eq!(catalog(database).await, is);
+        assert_same(&catalog(database).await, &is);
     }
 }
 
@@ -88,18 +101,37 @@ async fn the_release_before_finds_its_own_history_in_a_new_database() {
     before.run(&mut owner).await.unwrap();
 }
 
+/// Two replicas of a release begin together.
+#[tokio::test]
+async fn of_migrations_that_run_at_once_each_ends_well() {
+    let database = TestDatabase::of("todo", "empty", async |_| {}).await;
+    let all = (0..4).map(|_| migrate(&database));
+    futures::future::join_all(all).await;
+    assert_same(&catalog(&database).await, &catalog(&self::database().await).await);
+}
+
 /// Killed after any step, a migration goes on where it was.
 #[tokio::test]
 async fn a_migration_that_was_cut_off_goes_on() {
-    let new = database().await;
+    let (new, old) = tokio::join!(database(), of_before());
+    migrate(&old).await;
     let whole = catalog(&new).await;
-    for cut in
-        ["delete from _sqlx_migrations where version < 18", "delete from _sqlx_migrations where version in (1, 5)"]
-    {
-        new.admin().await.execute(AssertSqlSafe(cut)).await.unwrap();
-        migrate(&new).await;
-        assert_eq!(catalog(&new).await, whole, "{cut}");
+    // The histories of the shipped tables are noted one step after the other in a database of before.
+    for left in 0..=6 {
+        for history in ["_outbox_migrations", "_inbox_migrations", "_idempotency_migrations"] {
+            let cut = format!("delete from {history} where version > {left}");
+            old.admin().await.execute(AssertSqlSafe(cut)).await.unwrap();
+        }
+        migrate(&old).await;
+        assert_same(&catalog(&old).await, &whole);
     }
+    // A new database has all rows of its own history or none: they are one transaction.
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("select xmin::text, count(*) from _sqlx_migrations where version < 18 group by xmin::text")
+            .fetch_all(&mut new.admin().await)
+            .await
+            .unwrap();
+    assert_eq!(rows.iter().map(|(_, rows)| *rows).collect::<Vec<_>>(), [17]);
 }
 
 #[tokio::test]
