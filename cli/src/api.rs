@@ -58,7 +58,7 @@ pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Resul
     issuer(context)?.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
 }
 
-fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
+pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
         bail!("there is no development issuer in {}: `make up` makes one", context.home.display());
     }

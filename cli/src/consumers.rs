@@ -4,14 +4,12 @@ use anyhow::Context as _;
 use async_nats::jetstream::stream::Stream;
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
-use operations::store::Act;
-use operations::store_audit;
 use serde_json::{Value, json};
 
 use crate::operator::ActArgs;
-use crate::outbox::{database, say};
+use crate::outbox::say;
 use crate::stack::Context;
-use crate::{events, table};
+use crate::{audit, events, table};
 
 #[derive(Debug, Clone, Args)]
 pub struct ConsumersArgs {
@@ -47,38 +45,26 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
     match &args.command {
         None | Some(ConsumersCommand::List) => list(context, &stream).await,
         Some(ConsumersCommand::Pause { name, minutes, act }) => {
-            let actor = act.operator(context).await?;
+            act.operator(context).await?;
             act.confirm(&format!("Pause {name} for {minutes} minutes?"))?;
             let now = std::time::SystemTime::now();
             let until = chrono::DateTime::<chrono::Utc>::from(now) + chrono::TimeDelta::minutes((*minutes).into());
             stream.pause_consumer(name, until).await.with_context(|| format!("pausing {name}"))?;
-            written(context, &actor, act, "pause consumer", &json!({"consumer": name, "until": until})).await?;
+            let detail = json!({"consumer": name, "until": until});
+            audit::record(context, "pause consumer", 1, &detail, &act.reason).await?;
             let text = format!("{name} is paused until {until}, unless it is resumed before.");
             say(context, &json!({"paused": name, "until": until}), &text);
             Ok(())
         }
         Some(ConsumersCommand::Resume { name, act }) => {
-            let actor = act.operator(context).await?;
+            act.operator(context).await?;
             act.confirm(&format!("Let {name} go on?"))?;
             stream.resume_consumer(name).await.with_context(|| format!("resuming {name}"))?;
-            written(context, &actor, act, "resume consumer", &json!({"consumer": name})).await?;
+            audit::record(context, "resume consumer", 1, &json!({"consumer": name}), &act.reason).await?;
             say(context, &json!({"resumed": name}), &format!("{name} goes on."));
             Ok(())
         }
     }
-}
-
-/// Writes the act into the audit.
-async fn written(
-    context: &Context,
-    actor: &str,
-    act: &ActArgs,
-    action: &str,
-    detail: &Value,
-) -> Result<(), anyhow::Error> {
-    let mut db = database(context, "operations").await?;
-    store_audit::audit(&mut db, Act { actor, reason: &act.reason }, action, 1, detail).await?;
-    Ok(())
 }
 
 /// How each durable consumer of a stream is.

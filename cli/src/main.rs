@@ -5,6 +5,7 @@
 mod terminal;
 
 mod api;
+mod audit;
 mod consumers;
 mod demo;
 mod dlq;
@@ -15,6 +16,7 @@ mod lag;
 mod nats_credentials;
 mod operator;
 mod outbox;
+mod processes;
 mod rebuild;
 mod replay;
 mod stack;
@@ -42,6 +44,8 @@ struct Args {
     /// Print JSON, for machines.
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    operator: operator::Token,
     #[command(subcommand)]
     command: Command,
 }
@@ -120,7 +124,7 @@ fn main() -> ExitCode {
 
 async fn run() -> ExitCode {
     let args = Args::parse();
-    let context = stack::Context { home: args.home, json: args.json };
+    let context = stack::Context { home: args.home, json: args.json, operator: args.operator };
     let result = match args.command {
         Command::Run(up) => stack::run(&context, &up).await,
         Command::Up(up) => stack::up(&context, &up).await,

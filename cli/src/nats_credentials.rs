@@ -9,17 +9,13 @@ use contracts::TenantId;
 use devstack::Home;
 use devstack::nats::teams::{self, Team};
 use devstack::nats::{Wanted, announce, provision};
-use operations::store::Act;
-use operations::store_audit;
 use serde_json::{Value, json};
 
+use crate::audit;
 use crate::events::address;
-use crate::outbox::{database, say};
+use crate::outbox::say;
 use crate::stack::Context;
 use crate::table;
-
-/// Who is written into the audit: whoever holds the fleet's keys.
-const ACTOR: &str = "administration";
 
 #[derive(Debug, Clone, Args)]
 pub struct ProvisionArgs {
@@ -151,10 +147,9 @@ fn list(context: &Context, home: &Home, teams: &[Team]) -> Result<(), anyhow::Er
 }
 
 async fn written(context: &Context, action: &str, team: &Team, reason: &str) -> Result<(), anyhow::Error> {
-    let mut db = database(context, "operations").await?;
     let detail = json!({"tenant": team.tenant, "name": team.name, "events": team.events, "expires": team.expires});
-    store_audit::audit(&mut db, Act { actor: ACTOR, reason }, action, 1, &detail).await?;
-    Ok(())
+    let reason = if reason.trim().is_empty() { "not said" } else { reason };
+    audit::record(context, action, 1, &detail, reason).await
 }
 
 #[cfg(test)]

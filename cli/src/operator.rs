@@ -10,6 +10,31 @@ use devstack::issuer::{ISSUER, OPERATORS};
 
 use crate::stack::Context;
 
+/// Who operates.
+#[derive(Debug, Clone, Args)]
+pub struct Token {
+    /// The operator's token; `flotilla token --operator --user YOU` mints one on the development stack.
+    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN", hide_env_values = true, global = true)]
+    operator_token: Option<String>,
+    /// A file that holds it.
+    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN_FILE", global = true)]
+    operator_token_file: Option<PathBuf>,
+}
+
+impl Token {
+    /// The token, where one was given.
+    pub fn given(&self) -> Result<Option<String>, anyhow::Error> {
+        let token = match (&self.operator_token, &self.operator_token_file) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(file)) => {
+                Some(std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?)
+            }
+            (None, None) => None,
+        };
+        Ok(token.map(|token| token.trim().to_owned()))
+    }
+}
+
 /// What every act of an operator needs.
 #[derive(Debug, Clone, Args)]
 pub struct ActArgs {
@@ -19,33 +44,25 @@ pub struct ActArgs {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
-    /// The operator's token; `flotilla token --operator --user YOU` mints one on the development stack.
-    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN", hide_env_values = true)]
-    operator_token: Option<String>,
-    /// A file that holds it.
-    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN_FILE")]
-    operator_token_file: Option<PathBuf>,
 }
 
 impl ActArgs {
+    /// Whether it is said who acts, and why.
+    pub fn check(&self, context: &Context) -> Result<String, anyhow::Error> {
+        anyhow::ensure!(!self.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
+        context.operator.given()?.context(
+            "who acts? Set FLOTILLA_OPERATOR_TOKEN; on the development stack `flotilla token --operator --user YOU` mints one",
+        )
+    }
+
     /// The operator, from the verified token.
     pub async fn operator(&self, context: &Context) -> Result<String, anyhow::Error> {
-        anyhow::ensure!(!self.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
-        let token = match (&self.operator_token, &self.operator_token_file) {
-            (Some(token), _) => token.clone(),
-            (None, Some(file)) => {
-                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
-            }
-            (None, None) => bail!(
-                "who acts? Set FLOTILLA_OPERATOR_TOKEN; on the development stack \
-                 `flotilla token --operator --user YOU` mints one"
-            ),
-        };
+        let token = self.check(context)?;
         let board = context.board()?;
         let issuer = board.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
         let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
         let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
-        let caller = verifier.verify(Some(&format!("Bearer {}", token.trim()))).await?;
+        let caller = verifier.verify(Some(&format!("Bearer {token}"))).await?;
         Ok(caller.actor.name())
     }
 

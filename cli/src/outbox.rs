@@ -8,13 +8,27 @@ use anyhow::Context as _;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use clap::{Args, Subcommand};
 use contracts::subject;
-use outbox::operate::{self, Act};
+use outbox::operate;
+use proto::ops::outbox_service_client::OutboxServiceClient;
+use proto::ops::{
+    AcceptRequest, DiscardRowRequest, GetBehindRequest, GetBeyondRequest, JournalLine, ListJournalRequest,
+    ListParkedRowsRequest, ParkedRow, ReleaseRowsRequest, RenumberRowsRequest, RequeueRowsRequest,
+};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::operator::ActArgs;
+use crate::processes::{self, Port, clock, said};
 use crate::stack::Context;
 use crate::{events, table};
+
+/// The outbox of a service, asked at its process.
+pub type Outbox = OutboxServiceClient<Port>;
+
+/// Opens the outbox of a service.
+pub async fn open(context: &Context, service: &str) -> Result<Outbox, anyhow::Error> {
+    Ok(OutboxServiceClient::new(context.port(service).await?))
+}
 
 #[derive(Debug, Clone, Args)]
 pub struct OutboxArgs {
@@ -75,7 +89,7 @@ enum OutboxCommand {
     },
 }
 
-/// A connection to a service's database as the operator.
+/// A connection to a service's database as the superuser.
 pub async fn database(context: &Context, service: &str) -> Result<PgConnection, anyhow::Error> {
     let url = context.board()?.unit("postgres")?.login_url()?;
     let (server, _) = url.rsplit_once('/').context("the login of postgres names a database")?;
@@ -84,33 +98,35 @@ pub async fn database(context: &Context, service: &str) -> Result<PgConnection, 
 }
 
 pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Error> {
-    let mut db = database(context, &args.service).await?;
+    let mut outbox = open(context, &args.service).await?;
     match &args.command {
-        OutboxCommand::Parked => parked(context, &mut db).await,
+        OutboxCommand::Parked => parked(context, &mut outbox).await,
         OutboxCommand::Release { aggregate, act } => {
-            let actor = act.operator(context).await?;
+            act.check(context)?;
             act.confirm(&format!("Publish the parked rows of {aggregate} and the later ones behind them?"))?;
-            let rows = operate::release(&mut db, aggregate, Act { actor: &actor, reason: &act.reason }).await?;
+            let request = ReleaseRowsRequest { aggregate_id: aggregate.clone(), reason: act.reason.clone() };
+            let rows = outbox.release_rows(request).await.map_err(said)?.into_inner().rows;
             say(context, &json!({"released": rows}), &format!("{rows} rows go out again, in their order."));
             Ok(())
         }
         OutboxCommand::Discard { seq, act } => {
-            let actor = act.operator(context).await?;
+            act.check(context)?;
             act.confirm(&format!("Give up row {seq} for ever?"))?;
-            operate::discard(&mut db, *seq, Act { actor: &actor, reason: &act.reason }).await?;
+            outbox.discard_row(DiscardRowRequest { seq: *seq, reason: act.reason.clone() }).await.map_err(said)?;
             say(context, &json!({"discarded": seq}), &format!("Row {seq} will never be published."));
             Ok(())
         }
         OutboxCommand::Requeue { seqs, act } => {
-            let actor = act.operator(context).await?;
+            act.check(context)?;
             act.confirm(&format!("Publish {} rows once more, behind what is in the stream?", seqs.len()))?;
-            let rows = operate::requeue(&mut db, seqs, Act { actor: &actor, reason: &act.reason }).await?;
+            let request = RequeueRowsRequest { seqs: seqs.clone(), reason: act.reason.clone() };
+            let rows = outbox.requeue_rows(request).await.map_err(said)?.into_inner().rows;
             say(context, &json!({"requeued": rows}), &format!("{rows} rows go out again."));
             Ok(())
         }
-        OutboxCommand::Renumber { act } => renumber(context, &mut db, &args.service, act).await,
-        OutboxCommand::Accept { export, act } => accept(context, &mut db, &args.service, export, act).await,
-        OutboxCommand::Journal { lines } => journal(context, &mut db, *lines).await,
+        OutboxCommand::Renumber { act } => renumber(context, &mut outbox, act).await,
+        OutboxCommand::Accept { export, act } => accept(context, &mut outbox, &args.service, export, act).await,
+        OutboxCommand::Journal { lines } => journal(context, &mut outbox, *lines).await,
     }
 }
 
@@ -122,17 +138,15 @@ pub fn say(context: &Context, json: &Value, text: &str) {
     }
 }
 
-async fn parked(context: &Context, db: &mut PgConnection) -> Result<(), anyhow::Error> {
-    let rows = operate::parked(db).await?;
+async fn parked(context: &Context, outbox: &mut Outbox) -> Result<(), anyhow::Error> {
+    let rows = processes::all(outbox.list_parked_rows(ListParkedRowsRequest {}).await).await?;
     if context.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+        return processes::print_json(&rows);
     }
-    let cells = |row: &operate::ParkedRow| {
-        let at = row.parked_at.format("%Y-%m-%d %H:%M:%S").to_string();
+    let cells = |row: &ParkedRow| {
         vec![
             row.seq.to_string(),
-            at,
+            clock(row.parked_at.as_ref()),
             row.tenant.clone(),
             row.aggregate_id.clone(),
             row.subject.clone(),
@@ -144,11 +158,11 @@ async fn parked(context: &Context, db: &mut PgConnection) -> Result<(), anyhow::
     Ok(())
 }
 
-async fn journal(context: &Context, db: &mut PgConnection, lines: i64) -> Result<(), anyhow::Error> {
-    let lines = operate::journal(db, lines.clamp(1, 10_000)).await?;
+async fn journal(context: &Context, outbox: &mut Outbox, lines: i64) -> Result<(), anyhow::Error> {
+    let request = ListJournalRequest { lines: lines.clamp(1, 10_000) };
+    let lines = processes::all(outbox.list_journal(request).await).await?;
     if context.json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
-        return Ok(());
+        return processes::print_json(&lines);
     }
     let cells: Vec<_> = lines.iter().map(journal_cells).collect();
     table::print(&["AT (UTC)", "WHAT", "WHO", "ROWS", "DETAIL"], &cells);
@@ -156,32 +170,25 @@ async fn journal(context: &Context, db: &mut PgConnection, lines: i64) -> Result
 }
 
 /// A line of the journal, for a table.
-pub fn journal_cells(line: &operate::JournalLine) -> Vec<String> {
+pub fn journal_cells(line: &JournalLine) -> Vec<String> {
     let seq = |seq: Option<i64>| seq.map_or_else(String::new, |seq| seq.to_string());
     let rows = match (line.from_seq, line.to_seq) {
         (Some(from), Some(to)) if from == to => from.to_string(),
         (None, None) => "-".to_owned(),
         (from, to) => format!("{}..{}", seq(from), seq(to)),
     };
-    vec![
-        line.at.format("%Y-%m-%d %H:%M:%S").to_string(),
-        line.kind.clone(),
-        line.actor.clone(),
-        rows,
-        line.detail.clone(),
-    ]
+    vec![clock(line.at.as_ref()), line.kind.clone(), line.actor.clone(), rows, line.detail.clone()]
 }
 
-async fn renumber(context: &Context, db: &mut PgConnection, service: &str, act: &ActArgs) -> Result<(), anyhow::Error> {
-    let actor = act.operator(context).await?;
-    let (js, _) = events::open(context).await?;
-    let stream = js.get_stream(subject::stream(service)).await.context("opening the stream")?;
-    let behind = operate::numbered_behind(db, &stream).await?;
+async fn renumber(context: &Context, outbox: &mut Outbox, act: &ActArgs) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    let behind = outbox.get_behind(GetBehindRequest {}).await.map_err(said)?.into_inner();
     let (rows, published, sequence) = (behind.rows.len(), behind.published_seq, behind.sequence);
     act.confirm(&format!(
         "The sequence stands at {sequence}, and row {published} is published. Set it right, and give {rows} rows new numbers?"
     ))?;
-    let moved = operate::renumber(db, &behind, Act { actor: &actor, reason: &act.reason }).await?;
+    let request = RenumberRowsRequest { behind: Some(behind), reason: act.reason.clone() };
+    let moved = outbox.renumber_rows(request).await.map_err(said)?.into_inner().rows;
     let more = if rows == 1_000 { " There may be more: run the command again." } else { "" };
     say(context, &json!({"renumbered": moved}), &format!("{moved} rows have new numbers and are published.{more}"));
     Ok(())
@@ -189,15 +196,15 @@ async fn renumber(context: &Context, db: &mut PgConnection, service: &str, act: 
 
 async fn accept(
     context: &Context,
-    db: &mut PgConnection,
+    outbox: &mut Outbox,
     service: &str,
     export: &PathBuf,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
-    let actor = act.operator(context).await?;
-    let (js, _) = events::open(context).await?;
+    act.check(context)?;
+    let js = events::administration(context, &fleet::account(service)).await?;
     let stream = js.get_stream(subject::stream(service)).await.context("opening the stream")?;
-    let beyond = operate::beyond(db, &stream).await?;
+    let beyond = outbox.get_beyond(GetBeyondRequest {}).await.map_err(said)?.into_inner();
     let saved = save(&stream, beyond.from, beyond.to, export).await?;
     if !context.json {
         println!(
@@ -211,8 +218,19 @@ async fn accept(
         );
     }
     act.confirm(&format!("Remove these {saved} messages from the stream, and go on?"))?;
-    operate::accept(db, &stream, &beyond, Act { actor: &actor, reason: &act.reason }).await?;
-    let json = json!({"accepted": beyond, "messages": saved, "export": export});
+    let json = json!({"accepted": processes::json(&beyond)?, "messages": saved, "export": export});
+    let request = AcceptRequest { beyond: Some(beyond), reason: act.reason.clone() };
+    let mut progress = outbox.accept(request).await.map_err(said)?.into_inner();
+    // The service may not remove what is in its stream: it waits until that has happened.
+    let mut accepted = false;
+    while let Some(step) = progress.message().await.map_err(said)? {
+        accepted = step.accepted;
+        if !accepted {
+            let beyond = serde_json::from_value(processes::json(&beyond)?)?;
+            operate::remove(&stream, &beyond).await?;
+        }
+    }
+    anyhow::ensure!(accepted, "{service} did not say that it goes on: run the command again");
     say(context, &json, "Accepted: the relay goes on within seconds; `flotilla status` shows it.");
     Ok(())
 }

@@ -13,8 +13,6 @@ use chrono::TimeDelta;
 use clap::{Args, Subcommand};
 use contracts::events::todo::SERVICE;
 use indicatif::{ProgressBar, ProgressStyle};
-use operations::store::Act;
-use operations::store_audit;
 use search_projector::REBUILDER;
 use search_projector::store::{Document, Index};
 use search_projector::store_bulk::Outcome;
@@ -28,7 +26,7 @@ use crate::outbox::{database, say};
 use crate::stack::Context;
 use crate::verify::index::{COLUMNS, Row};
 use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
-use crate::{events, table};
+use crate::{audit, events, table};
 
 /// For how long the projector is held up at most, should this command die in the middle of the swap.
 const PAUSE: TimeDelta = TimeDelta::seconds(120);
@@ -75,7 +73,6 @@ struct Rebuild<'a> {
     index: Index,
     js: jetstream::Context,
     stream: Stream,
-    actor: String,
 }
 
 pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Error> {
@@ -83,17 +80,14 @@ pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Er
     let index =
         Index::new(&verify::opensearch(context)?, &args.index, Duration::from_millis(args.refresh_millis.max(10)))?;
     let (js, stream) = events::open(context).await?;
-    let actor = args.act.operator(context).await?;
-    let rebuild = Rebuild { context, args, index, js, stream, actor };
+    args.act.operator(context).await?;
+    let rebuild = Rebuild { context, args, index, js, stream };
     if args.abandon { rebuild.abandon().await } else { rebuild.run().await }
 }
 
 impl Rebuild<'_> {
     async fn audit(&self, action: &str, count: u64, detail: &Value) -> Result<(), anyhow::Error> {
-        let mut db = database(self.context, "operations").await?;
-        let act = Act { actor: &self.actor, reason: &self.args.act.reason };
-        store_audit::audit(&mut db, act, action, count.cast_signed(), detail).await?;
-        Ok(())
+        audit::record(self.context, action, count.cast_signed(), detail, &self.args.act.reason).await
     }
 
     fn tell(&self, text: &str) {

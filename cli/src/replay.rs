@@ -6,18 +6,19 @@ use async_nats::jetstream::stream::Stream;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use futures::StreamExt as _;
-use operations::store::Act;
-use operations::store_range::{self, Ranged};
-use serde_json::json;
+use proto::ops::{CreateRangeJobRequest, RangedEvent};
+use serde_json::{Value, json};
 
 use crate::dlq::{self, PaceArgs};
 use crate::operator::ActArgs;
-use crate::outbox::database;
+use crate::processes::said;
 use crate::stack::Context;
 use crate::{events, outbox};
 
-/// The most events of one job: its selection is rows.
+/// The most events of one job.
 const MOST: usize = 1_000_000;
+/// So many go in one message.
+const CHUNK: usize = 10_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct ReplayArgs {
@@ -69,16 +70,25 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
         );
         return Ok(());
     }
-    let actor = args.act.operator(context).await?;
+    args.act.check(context)?;
     args.act.confirm(&format!("{what}: replay them?"))?;
-    let db = &mut database(context, "operations").await?;
-    let act = Act { actor: &actor, reason: &args.act.reason };
-    let job = store_range::create_range(db, &args.consumer, &selection, &events, args.pace.pace()?, act).await?;
-    dlq::started(context, db, job, args.pace.detach()).await
+    let mut jobs = dlq::jobs(context).await?;
+    let mut messages: Vec<_> = events
+        .chunks(CHUNK)
+        .map(|some| CreateRangeJobRequest { events: some.to_vec(), ..CreateRangeJobRequest::default() })
+        .collect();
+    if let Some(first) = messages.first_mut() {
+        first.consumer.clone_from(&args.consumer);
+        first.selection = selection.to_string();
+        first.pace = Some(args.pace.pace()?);
+        first.reason.clone_from(&args.act.reason);
+    }
+    let job = jobs.create_range_job(futures::stream::iter(messages)).await.map_err(said)?.into_inner();
+    dlq::started(context, &mut jobs, &job, args.pace.detach()).await
 }
 
 /// What is selected, as the stream holds it now.
-async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<Ranged>, anyhow::Error> {
+async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<RangedEvent>, anyhow::Error> {
     let state = &stream.cached_info().state;
     let mut selected = Vec::new();
     if state.messages == 0 {
@@ -101,7 +111,14 @@ async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<
             break;
         }
         anyhow::ensure!(selected.len() < MOST, "more than {MOST} events: replay a shorter range at a time");
-        selected.push(Ranged::of(info.stream_sequence, &message.payload));
+        selected.push(of(info.stream_sequence, &message.payload));
     }
     Ok(selected)
+}
+
+/// The event that a message is, at this place.
+fn of(sequence: u64, payload: &[u8]) -> RangedEvent {
+    let event: Value = serde_json::from_slice(payload).unwrap_or_default();
+    let text = |name: &str| event[name].as_str().map(ToOwned::to_owned);
+    RangedEvent { sequence, aggregate_id: text("partitionkey").unwrap_or_default(), event_id: text("id") }
 }

@@ -18,12 +18,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::demo;
+use crate::{demo, operator};
 
 /// What every command is about.
 pub struct Context {
     pub home: PathBuf,
     pub json: bool,
+    pub operator: operator::Token,
 }
 
 /// The gateway's port, unless another is asked for.

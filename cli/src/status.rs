@@ -6,18 +6,24 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use contracts::events::todo::SERVICE;
 use devstack::supervisor::State;
 use devstack::{Unit, process};
-use operations::store::{self, Group, Selection};
-use operations::store_audit::{self, AuditLine};
-use outbox::operate::{self, JournalLine, Overview};
-use serde::Serialize;
+use prost::{Message, Name};
+use proto::ops::letter_service_client::LetterServiceClient;
+use proto::ops::{
+    self, AuditLine, GetOutboxRequest, GetStatsRequest, Group, JournalLine, ListGroupsRequest, ListJournalRequest,
+    Selection,
+};
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::lag::{self, Stage, gauge};
-use crate::outbox::{database, journal_cells};
+use crate::outbox::{journal_cells, open};
+use crate::processes::{self, clock, said};
 use crate::stack::Context;
-use crate::{consumers, events, table, terminal};
+use crate::{audit, consumers, dlq, events, table, terminal};
 
 /// What does not answer by then is said not to.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -63,19 +69,31 @@ enum Asked<T> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Outbox {
-    overview: Overview,
+    #[serde(serialize_with = "message")]
+    overview: ops::Outbox,
     /// The stream's newest message; the overview says how far it is known to be stored.
     stream_tail: Option<u64>,
     oldest_waiting_seconds: Option<f64>,
-    last_refill: Option<JournalLine>,
+    #[serde(serialize_with = "messages")]
     journal: Vec<JournalLine>,
+}
+
+fn message<M: Message + Name, S: Serializer>(message: &M, to: S) -> Result<S::Ok, S::Error> {
+    proto::to_json(message).map_err(S::Error::custom)?.serialize(to)
+}
+
+fn messages<M: Message + Name, S: Serializer>(messages: &[M], to: S) -> Result<S::Ok, S::Error> {
+    messages.iter().map(proto::to_json).collect::<Result<Vec<_>, _>>().map_err(S::Error::custom)?.serialize(to)
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Letters {
-    stats: store::Stats,
+    #[serde(serialize_with = "message")]
+    stats: ops::Stats,
+    #[serde(serialize_with = "messages")]
     groups: Vec<Group>,
+    #[serde(skip)]
     last_rebuild: Option<AuditLine>,
 }
 
@@ -177,22 +195,24 @@ fn releases(metrics: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 }
 
 async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {
-    let mut db = database(context, "todo").await?;
-    let overview = operate::overview(&mut db).await?;
-    let journal = operate::journal(&mut db, JOURNAL).await?;
-    let last_refill = operate::last(&mut db, "refill").await?;
-    let oldest = overview.oldest_waiting.map(|at| (devstack::supervisor::now() - at).as_seconds_f64().max(0.0));
+    let mut outbox = open(context, SERVICE).await?;
+    let overview = outbox.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
+    let journal = processes::all(outbox.list_journal(ListJournalRequest { lines: JOURNAL }).await).await?;
+    let oldest = overview.oldest_waiting.as_ref().and_then(proto::time);
+    let oldest = oldest.map(|at| (devstack::supervisor::now() - at).as_seconds_f64().max(0.0));
     let stream_tail = tokio::time::timeout(PATIENCE / 2, events::open(context)).await.ok().and_then(Result::ok);
     let stream_tail = stream_tail.map(|(_, stream)| stream.cached_info().state.last_sequence);
-    Ok(Outbox { oldest_waiting_seconds: oldest, overview, stream_tail, last_refill, journal })
+    Ok(Outbox { oldest_waiting_seconds: oldest, overview, stream_tail, journal })
 }
 
 async fn letters(context: &Context) -> Result<Letters, anyhow::Error> {
-    let mut db = database(context, "operations").await?;
-    let selection = Selection { states: Some(Selection::unsettled()), ..Selection::default() };
-    let groups = store::groups(&mut db, &selection).await.context("reading the groups")?;
-    let last_rebuild = store_audit::last(&mut db, "rebuilt search").await?;
-    Ok(Letters { stats: store::stats(&mut db).await?, groups, last_rebuild })
+    let mut letters = LetterServiceClient::new(context.port(dlq::SERVICE).await?);
+    let selection = Selection { states: dlq::UNSETTLED.map(ToOwned::to_owned).to_vec(), ..Selection::default() };
+    let request = ListGroupsRequest { selection: Some(selection) };
+    let groups = processes::all(letters.list_groups(request).await).await.context("reading the groups")?;
+    let last_rebuild = audit::last(context, "rebuilt search").await?;
+    let stats = letters.get_stats(GetStatsRequest {}).await.map_err(said)?.into_inner();
+    Ok(Letters { stats, groups, last_rebuild })
 }
 
 /// What is not as it should be, in words, with the page that says what to do.
@@ -355,8 +375,8 @@ fn print(status: &Status) {
 }
 
 fn print_outbox(outbox: &Outbox) {
-    let Overview { leader, epoch, stored_seq, stream_seq, newest_seq, parked, .. } = &outbox.overview;
-    let leader = leader.map_or_else(|| "nobody".to_owned(), |leader| leader.to_string());
+    let ops::Outbox { leader, epoch, stored_seq, stream_seq, newest_seq, parked, .. } = &outbox.overview;
+    let leader = leader.as_deref().unwrap_or("nobody");
     let tail = outbox.stream_tail.map_or_else(|| "?".to_owned(), |tail| tail.to_string());
     let oldest =
         outbox.oldest_waiting_seconds.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds:.1} s ago"));
@@ -365,8 +385,8 @@ fn print_outbox(outbox: &Outbox) {
         "  rows: {stored_seq} known to be stored (stream at {stream_seq}, its tail {tail}), {newest_seq} taken, {parked} parked"
     );
     println!("  oldest behind the known ones: {oldest}");
-    if let Some(refill) = &outbox.last_refill {
-        println!("  last refill: {} UTC, {}", refill.at.format("%Y-%m-%d %H:%M:%S"), refill.detail);
+    if let Some(refill) = &outbox.overview.last_refill {
+        println!("  last refill: {} UTC, {}", clock(refill.at.as_ref()), refill.detail);
     }
     if !outbox.journal.is_empty() {
         println!("  what happened last (`flotilla outbox journal` has all):");
@@ -377,7 +397,7 @@ fn print_outbox(outbox: &Outbox) {
 }
 
 fn print_letters(letters: &Letters) {
-    let store::Stats { letters: all, open, failed_again, handled, discarded, .. } = letters.stats;
+    let ops::Stats { letters: all, open, failed_again, handled, discarded, .. } = letters.stats;
     println!(
         "Dead letters: {open} open, {failed_again} failed again, {handled} handled, {discarded} discarded, of {all}"
     );
@@ -389,6 +409,6 @@ fn print_letters(letters: &Letters) {
         println!("  ... and {} groups more: `flotilla dlq groups`", letters.groups.len() - GROUPS);
     }
     if let Some(rebuild) = &letters.last_rebuild {
-        println!("Last rebuild of search: {} UTC by {}", rebuild.at.format("%Y-%m-%d %H:%M:%S"), rebuild.actor);
+        println!("Last rebuild of search: {} UTC by {}", clock(rebuild.at.as_ref()), rebuild.actor);
     }
 }

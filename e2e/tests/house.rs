@@ -19,10 +19,10 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("fleet", &["consumer", "contracts", "outbox"]),
     ("devstack", &["consumer", "contracts", "fleet", "outbox"]),
     ("authz", &["contracts"]),
-    ("service", &["authz", "consumer", "contracts", "outbox"]),
+    ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
     ("testkit", &["authz", "devstack", "fleet"]),
     // Letters and indices are worked by the command and by their services, by the same functions.
-    ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "operations", "outbox", "search-projector"]),
+    ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto", "search-projector"]),
     ("bench", &["devstack", "outbox", "proto"]),
     ("consume-events", &[]),
     ("e2e", &["devstack", "testkit"]),

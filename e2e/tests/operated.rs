@@ -51,6 +51,20 @@ impl World {
         assert_eq!((code, found), (0, [0; 5]), "{report}");
     }
 
+    /// Has somebody else lead the outbox of todo, who does nothing, until then.
+    async fn hold_the_lead(&self, until: &str) {
+        let login = self.fleet.login("postgres");
+        let (server, _) = login["url"].as_str().unwrap().rsplit_once('/').unwrap();
+        let mut db = sqlx::PgConnection::connect(&format!("{server}/todo")).await.unwrap();
+        sqlx::query(
+            "update outbox_relay set holder = gen_random_uuid(), epoch = epoch + 1, expires_at = $1::timestamptz",
+        )
+        .bind(until)
+        .execute(&mut db)
+        .await
+        .unwrap();
+    }
+
     async fn opensearch(&self, method: Method, path: &str, body: Value) -> Value {
         let url = format!("{}/{path}", self.fleet.unit("opensearch").login_url().unwrap());
         let response = self.http.request(method, url).json(&body).send().await.unwrap();
@@ -140,8 +154,7 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     // one that the outbox does not know.
     // (The relay cannot catch up: it is not waited for.)
     let soon = ["--patience", "2"];
-    let relay = world.fleet.unit("todo").pid.unwrap();
-    devstack::process::signal(relay, Signal::SIGSTOP).unwrap();
+    world.hold_the_lead("infinity").await;
     let (js, stream) = world.stream().await;
     let taken = message(&stream, &ids[2], 1).await;
     let twice = message(&stream, &ids[3], 2).await;
@@ -170,7 +183,15 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     assert!(report["unchecked"][0].as_str().unwrap().contains("no such index"), "{report}");
     let future = ["--from", "2126-01-01T00:00:00Z", "--index", "nothing"];
     assert_eq!(world.verify(&future).await.0, 5, "nothing found, and not everything checked");
-    devstack::process::signal(relay, Signal::SIGCONT).unwrap();
+    world.hold_the_lead("-infinity").await;
+
+    // A process that is stopped does not hold up whoever asks it.
+    let process = world.fleet.unit("todo").pid.unwrap();
+    devstack::process::signal(process, Signal::SIGSTOP).unwrap();
+    let (code, _, report) = world.verify(&[]).await;
+    devstack::process::signal(process, Signal::SIGCONT).unwrap();
+    assert_eq!(code, 4, "{report}");
+    assert!(report["unchecked"][0].as_str().unwrap().contains("does not answer"), "{report}");
     world.fleet.stop().await;
 }
 
@@ -254,7 +275,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("who acts?"), "{nobody:?}");
     let (_, edited) = world.operate(&["dlq", "replay", "--all", "--dry-run"]).await;
     assert_eq!(edited["letters"].as_array().unwrap().len(), 15);
-    assert_eq!(world.fleet.json(&["dlq", "stats"]).await["failed_again"], 1);
+    assert_eq!(world.fleet.json(&["dlq", "stats"]).await["failedAgain"], 1);
 
     // One is given up, the index is mended, the rest is replayed.
     let (code, discarded) = world.operate(&["dlq", "discard", &id]).await;
@@ -264,7 +285,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     assert_eq!((code, &job["state"], &job["handled"]), (0, &json!("done"), &json!(14)), "{job}");
     let stats = world.fleet.json(&["dlq", "stats"]).await;
     let of = |state: &str| stats[state].as_i64().unwrap();
-    assert_eq!([of("letters"), of("open"), of("failed_again"), of("handled"), of("discarded")], [15, 0, 0, 14, 1]);
+    assert_eq!([of("letters"), of("open"), of("failedAgain"), of("handled"), of("discarded")], [15, 0, 0, 14, 1]);
     let (_, found, report) = world.verify(&[]).await;
     assert_eq!((found[4], &report["diverged"]["examples"][0]["tenant"]), (1, &json!("globex")), "{report}");
     until("what was replayed is found", || async { ann.search("ann's").await.len() == 5 }).await;

@@ -2,6 +2,8 @@
 
 mod show;
 
+pub use show::short;
+
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,17 +12,37 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use operations::letters;
-use operations::pace::Pace;
-use operations::store::{self, Act, Selection};
-use operations::store_jobs::{self, Order, Planned, Steer};
-use serde_json::json;
-use sqlx::PgConnection;
+use proto::ops::job_service_client::JobServiceClient;
+use proto::ops::letter_service_client::LetterServiceClient;
+use proto::ops::{
+    CreateJobRequest, EditLetterRequest, GetJobRequest, Job, ListJobsRequest, ListLettersRequest, Pace, PlanJobRequest,
+    PlannedLetter, Selection, Steer, SteerJobRequest,
+};
+use serde_json::{Value, json};
 
+use crate::audit;
 use crate::exit::Exit;
 use crate::operator::ActArgs;
-use crate::outbox::{database, say};
+use crate::outbox::say;
+use crate::processes::{self, Port, said};
 use crate::stack::Context;
+
+/// The service that keeps dead letters.
+pub const SERVICE: &str = fleet::OPERATIONS;
+
+/// Dead letters, asked at their service.
+pub type Letters = LetterServiceClient<Port>;
+
+/// Jobs, asked at their service.
+pub type Jobs = JobServiceClient<Port>;
+
+/// The states of what is not settled.
+pub const UNSETTLED: [&str; 2] = ["open", "failed_again"];
+
+/// Opens the jobs.
+pub async fn jobs(context: &Context) -> Result<Jobs, anyhow::Error> {
+    Ok(JobServiceClient::new(context.port(SERVICE).await?))
+}
 
 #[derive(Debug, Clone, Args)]
 pub struct DlqArgs {
@@ -165,19 +187,19 @@ struct SelectArgs {
 impl SelectArgs {
     fn selection(&self) -> Selection {
         Selection {
-            ids: (!self.ids.is_empty()).then(|| self.ids.clone()),
+            ids: self.ids.clone(),
             consumer: self.consumer.clone(),
             group: self.group.clone(),
             event_type: self.event_type.clone(),
             tenant: self.tenant.clone(),
             aggregate: self.aggregate.clone(),
             reason: self.error.clone(),
-            since: self.since,
-            until: self.until,
+            since: self.since.map(proto::timestamp),
+            until: self.until.map(proto::timestamp),
             states: match self.state.as_str() {
-                "all" => None,
-                "unsettled" => Some(Selection::unsettled()),
-                state => Some(vec![state.to_owned()]),
+                "all" => Vec::new(),
+                "unsettled" => UNSETTLED.map(ToOwned::to_owned).to_vec(),
+                state => vec![state.to_owned()],
             },
         }
     }
@@ -187,7 +209,7 @@ impl SelectArgs {
         let Selection { ids, consumer, group, event_type, tenant, aggregate, reason, since, until, .. } =
             self.selection();
         let texts = [&consumer, &group, &event_type, &tenant, &aggregate, &reason];
-        let narrow = ids.is_some() || texts.iter().any(|text| text.is_some()) || since.is_some() || until.is_some();
+        let narrow = !ids.is_empty() || texts.iter().any(|text| text.is_some()) || since.is_some() || until.is_some();
         anyhow::ensure!(
             narrow || self.all,
             "which letters? Name them, or choose by --group, --consumer, ...; or say --all"
@@ -229,84 +251,104 @@ impl PaceArgs {
 }
 
 pub async fn run(context: &Context, args: &DlqArgs) -> Result<(), anyhow::Error> {
-    let db = &mut database(context, "operations").await?;
+    let port = context.port(SERVICE).await?;
+    let (mut letters, mut jobs) = (LetterServiceClient::new(port.clone()), JobServiceClient::new(port));
     match &args.command {
-        DlqCommand::List { which, limit } => show::list(context, &store::list(db, &which.selection(), *limit).await?),
-        DlqCommand::Groups { which } => show::groups(context, db, &which.selection()).await,
-        DlqCommand::Show { id, event } => show::show(context, db, *id, *event).await,
-        DlqCommand::Edit { id, file, act } => edit(context, db, *id, file, act).await,
-        DlqCommand::Discard { which, dry_run, act } => discard(context, db, which, *dry_run, act).await,
+        DlqCommand::List { which, limit } => {
+            let request = ListLettersRequest { selection: Some(which.selection()), limit: *limit };
+            show::list(context, &processes::all(letters.list_letters(request).await).await?)
+        }
+        DlqCommand::Groups { which } => show::groups(context, &mut letters, which.selection()).await,
+        DlqCommand::Show { id, event } => show::show(context, &mut letters, *id, *event).await,
+        DlqCommand::Edit { id, file, act } => edit(context, &mut letters, *id, file, act).await,
+        DlqCommand::Discard { which, dry_run, act } => discard(context, &mut jobs, which, *dry_run, act).await,
         DlqCommand::Replay { which, pace, dry_run, act } => {
-            let order = Order { kind: "replay", selection: &which.narrowed()?, pace: pace.pace()? };
-            let planned = store_jobs::plan(db, order).await?;
-            let undecodable = undecodable(db, &planned).await?;
+            let (selection, pace, detach) = (which.narrowed()?, pace.pace()?, pace.detach);
+            let planned = plan(&mut jobs, "replay", &selection).await?;
             if *dry_run {
-                return plan(context, &planned, &undecodable);
+                return print_plan(context, &planned);
             }
-            let actor = act.operator(context).await?;
+            act.check(context)?;
             if !context.json {
-                show::print_plan(&planned, &undecodable);
+                show::print_plan(&planned);
             }
             act.confirm(&format!("Replay {} letters?", planned.len()))?;
-            let job = store_jobs::create(db, order, &planned, Act { actor: &actor, reason: &act.reason }).await?;
-            started(context, db, job, pace.detach).await
+            let job = create(&mut jobs, "replay", selection, &planned, pace, act).await?;
+            started(context, &mut jobs, &job, detach).await
         }
-        DlqCommand::Jobs { limit } => show::jobs(context, &store_jobs::jobs(db, *limit).await?),
-        DlqCommand::Watch { job } => watch(context, db, *job).await,
-        DlqCommand::Pause { job, act } => steer(context, db, *job, Steer::Pause, act).await,
-        DlqCommand::Resume { job, act } => steer(context, db, *job, Steer::Resume, act).await,
-        DlqCommand::Abort { job, act } => steer(context, db, *job, Steer::Abort, act).await,
-        DlqCommand::Stats => show::stats(context, db).await,
-        DlqCommand::Audit { lines } => show::audit(context, db, *lines).await,
+        DlqCommand::Jobs { limit } => {
+            show::jobs(context, &processes::all(jobs.list_jobs(ListJobsRequest { limit: *limit }).await).await?)
+        }
+        DlqCommand::Watch { job } => watch(context, &mut jobs, *job).await,
+        DlqCommand::Pause { job, act } => steer(context, &mut jobs, *job, Steer::Pause, act).await,
+        DlqCommand::Resume { job, act } => steer(context, &mut jobs, *job, Steer::Resume, act).await,
+        DlqCommand::Abort { job, act } => steer(context, &mut jobs, *job, Steer::Abort, act).await,
+        DlqCommand::Stats => show::stats(context, &mut letters).await,
+        DlqCommand::Audit { lines } => audit::show(context, *lines).await,
     }
+}
+
+/// A job, for machines.
+fn json_of(job: &Job) -> Result<Value, anyhow::Error> {
+    processes::json_with(job, "selection")
 }
 
 async fn edit(
     context: &Context,
-    db: &mut PgConnection,
+    letters: &mut Letters,
     id: i64,
     file: &PathBuf,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
     /// More is no event.
     const MOST: u64 = 1 << 20;
-    let actor = act.operator(context).await?;
-    let mut edited = Vec::new();
+    act.check(context)?;
+    let mut event = Vec::new();
     if file.as_os_str() == "-" {
-        std::io::stdin().lock().take(MOST).read_to_end(&mut edited)?;
+        std::io::stdin().lock().take(MOST).read_to_end(&mut event)?;
     } else {
         let file = std::fs::File::open(file).with_context(|| format!("opening {}", file.display()))?;
-        file.take(MOST).read_to_end(&mut edited)?;
+        file.take(MOST).read_to_end(&mut event)?;
     }
-    let (letter, _) = store::whole(db, id).await?;
-    letters::check_edit(&letter.subject, letter.payload.as_deref(), &edited)?;
+    let edited = |dry_run| EditLetterRequest { id, event: event.clone(), reason: act.reason.clone(), dry_run };
+    letters.edit_letter(edited(true)).await.map_err(said)?;
     act.confirm(&format!("Put this event in the place of letter {id}?"))?;
-    store::edit(db, id, &edited, Act { actor: &actor, reason: &act.reason }).await?;
+    letters.edit_letter(edited(false)).await.map_err(said)?;
     say(context, &json!({"edited": id}), &format!("Letter {id} is mended; `flotilla dlq replay {id}` replays it so."));
     Ok(())
 }
 
-/// The letters of a plan whose event does not follow its schema as it is.
-async fn undecodable(db: &mut PgConnection, planned: &[Planned]) -> Result<Vec<(i64, String)>, anyhow::Error> {
-    /// Enough to see what is wrong.
-    const MOST: usize = 1_000;
-    let mut wrong = Vec::new();
-    for planned in planned.iter().take(MOST) {
-        let (letter, _) = store::whole(db, planned.id).await?;
-        let event = letter.edited.as_ref().or(letter.payload.as_ref());
-        if let Some(Err(error)) = event.map(|event| letters::check_edit(&letter.subject, None, event)) {
-            wrong.push((planned.id, error.to_string()));
-        }
-    }
-    Ok(wrong)
+async fn plan(jobs: &mut Jobs, kind: &str, selection: &Selection) -> Result<Vec<PlannedLetter>, anyhow::Error> {
+    let request = PlanJobRequest { kind: kind.to_owned(), selection: Some(selection.clone()) };
+    processes::all(jobs.plan_job(request).await).await
 }
 
-fn plan(context: &Context, planned: &[Planned], undecodable: &[(i64, String)]) -> Result<(), anyhow::Error> {
+async fn create(
+    jobs: &mut Jobs,
+    kind: &str,
+    selection: Selection,
+    planned: &[PlannedLetter],
+    pace: Pace,
+    act: &ActArgs,
+) -> Result<Job, anyhow::Error> {
+    let request = CreateJobRequest {
+        kind: kind.to_owned(),
+        selection: Some(selection),
+        letters: planned.iter().map(|letter| letter.id).collect(),
+        pace: Some(pace),
+        reason: act.reason.clone(),
+    };
+    Ok(jobs.create_job(request).await.map_err(said)?.into_inner())
+}
+
+fn print_plan(context: &Context, planned: &[PlannedLetter]) -> Result<(), anyhow::Error> {
     if context.json {
-        let wrong: Vec<_> = undecodable.iter().map(|(id, error)| json!({"letter": id, "error": error})).collect();
-        println!("{}", serde_json::to_string_pretty(&json!({"letters": planned, "against_their_schema": wrong}))?);
+        let problem = |letter: &PlannedLetter| Some(json!({"letter": letter.id, "error": letter.problem.as_ref()?}));
+        let wrong: Vec<_> = planned.iter().filter_map(problem).collect();
+        let letters: Vec<_> = planned.iter().map(processes::json).collect::<Result<_, _>>()?;
+        println!("{}", serde_json::to_string_pretty(&json!({"letters": letters, "against_their_schema": wrong}))?);
     } else {
-        show::print_plan(planned, undecodable);
+        show::print_plan(planned);
         println!("Nothing was changed.");
     }
     Ok(())
@@ -314,37 +356,38 @@ fn plan(context: &Context, planned: &[Planned], undecodable: &[(i64, String)]) -
 
 async fn discard(
     context: &Context,
-    db: &mut PgConnection,
+    jobs: &mut Jobs,
     which: &SelectArgs,
     dry_run: bool,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
     // The consumer is told of each, as fast as it takes them.
     let pace = Pace { canary: 0, rate: 10_000.0, max_failures: 1.0 };
-    let order = Order { kind: "discard", selection: &which.narrowed()?, pace };
-    let planned = store_jobs::plan(db, order).await?;
+    let selection = which.narrowed()?;
+    let planned = plan(jobs, "discard", &selection).await?;
     if dry_run {
-        return plan(context, &planned, &[]);
+        return print_plan(context, &planned);
     }
-    let actor = act.operator(context).await?;
+    act.check(context)?;
     act.confirm(&format!("Give up {} letters for ever?", planned.len()))?;
-    let job = store_jobs::create(db, order, &planned, Act { actor: &actor, reason: &act.reason }).await?;
+    let job = create(jobs, "discard", selection, &planned, pace, act).await?.id;
     let json = json!({"discarded": planned.len(), "job": job});
     say(context, &json, &format!("{} letters are discarded; job {job} tells their consumer.", planned.len()));
     Ok(())
 }
 
-pub async fn started(context: &Context, db: &mut PgConnection, job: i64, detach: bool) -> Result<(), anyhow::Error> {
+pub async fn started(context: &Context, jobs: &mut Jobs, job: &Job, detach: bool) -> Result<(), anyhow::Error> {
+    let job = job.id;
     if detach {
         say(context, &json!({"job": job}), &format!("Job {job} has begun; `flotilla dlq watch {job}` follows it."));
         return Ok(());
     }
-    watch(context, db, job).await
+    watch(context, jobs, job).await
 }
 
 /// Follows a job to its end. It goes on without this.
-async fn watch(context: &Context, db: &mut PgConnection, id: i64) -> Result<(), anyhow::Error> {
-    let mut job = store_jobs::job(db, id).await?;
+async fn watch(context: &Context, jobs: &mut Jobs, id: i64) -> Result<(), anyhow::Error> {
+    let mut job = jobs.get_job(GetJobRequest { id }).await.map_err(said)?.into_inner();
     let bar = if context.json { ProgressBar::hidden() } else { ProgressBar::new(job.total.cast_unsigned()) };
     bar.set_style(
         ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed}")?.progress_chars("=> "),
@@ -352,7 +395,7 @@ async fn watch(context: &Context, db: &mut PgConnection, id: i64) -> Result<(), 
     bar.set_prefix(format!("job {id}"));
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     // An aborted job waits for what was on its way.
-    while !job.has_ended() || job.sent > 0 {
+    while !matches!(job.state.as_str(), "done" | "aborted") || job.sent > 0 {
         bar.set_position((job.handled + job.failed + job.skipped).cast_unsigned());
         bar.set_message(format!("{} handled, {} failed, {}", job.handled, job.failed, job.state));
         if job.state == "paused" && job.sent == 0 {
@@ -366,31 +409,25 @@ async fn watch(context: &Context, db: &mut PgConnection, id: i64) -> Result<(), 
                 anyhow::bail!("job {id} goes on without this: `flotilla dlq watch {id}` follows it, `abort {id}` ends it");
             }
         }
-        job = store_jobs::job(db, id).await?;
+        job = jobs.get_job(GetJobRequest { id }).await.map_err(said)?.into_inner();
     }
     bar.finish_and_clear();
     let text = format!(
         "Job {id} is {}: {} handled, {} failed again, {} left out, of {}. {}",
         job.state, job.handled, job.failed, job.skipped, job.total, job.story
     );
-    say(context, &serde_json::to_value(&job)?, &text);
+    say(context, &json_of(&job)?, &text);
     if job.handled == job.total {
         return Ok(());
     }
     Err(Exit::unfinished(if context.json { String::new() } else { "not everything was handled".to_owned() }).into())
 }
 
-async fn steer(
-    context: &Context,
-    db: &mut PgConnection,
-    job: i64,
-    to: Steer,
-    act: &ActArgs,
-) -> Result<(), anyhow::Error> {
-    let actor = act.operator(context).await?;
-    act.confirm(&format!("{to:?} job {job}?"))?;
-    store_jobs::steer(db, job, to, Act { actor: &actor, reason: &act.reason }).await?;
-    let now = store_jobs::job(db, job).await?;
-    say(context, &serde_json::to_value(&now)?, &format!("Job {job} is {}.", now.state));
+async fn steer(context: &Context, jobs: &mut Jobs, id: i64, to: Steer, act: &ActArgs) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    act.confirm(&format!("{to:?} job {id}?"))?;
+    let request = SteerJobRequest { id, to: to.into(), reason: act.reason.clone() };
+    let now = jobs.steer_job(request).await.map_err(said)?.into_inner();
+    say(context, &json_of(&now)?, &format!("Job {id} is {}.", now.state));
     Ok(())
 }

@@ -1,35 +1,30 @@
 //! What `flotilla dlq` prints.
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
-use operations::store::{self, Letter, Selection};
-use operations::store_audit;
-use operations::store_jobs::{Job, Planned};
-use serde_json::Value;
-use sqlx::PgConnection;
+use proto::ops::{
+    GetLetterRequest, GetStatsRequest, Group, Job, Letter, ListGroupsRequest, PlannedLetter, Selection, WholeLetter,
+};
+use serde_json::{Value, json};
 
+use super::{Letters, json_of};
 use crate::outbox::say;
+use crate::processes::{self, clock, said};
 use crate::stack::Context;
 use crate::table;
 
-fn time(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-fn short(text: &str, most: usize) -> String {
+pub fn short(text: &str, most: usize) -> String {
     let cut: String = text.chars().take(most).collect();
     if cut.len() < text.len() { format!("{cut}…") } else { cut }
 }
 
 pub fn list(context: &Context, letters: &[Letter]) -> Result<(), anyhow::Error> {
     if context.json {
-        println!("{}", serde_json::to_string_pretty(letters)?);
-        return Ok(());
+        return processes::print_json(letters);
     }
     let row = |letter: &Letter| {
         vec![
             letter.id.to_string(),
-            time(letter.last_died_at),
+            clock(letter.last_died_at.as_ref()),
             letter.state.clone(),
             letter.group_id.clone(),
             letter.consumer.clone(),
@@ -47,13 +42,12 @@ pub fn list(context: &Context, letters: &[Letter]) -> Result<(), anyhow::Error> 
     Ok(())
 }
 
-pub async fn groups(context: &Context, db: &mut PgConnection, selection: &Selection) -> Result<(), anyhow::Error> {
-    let groups = store::groups(db, selection).await?;
+pub async fn groups(context: &Context, letters: &mut Letters, selection: Selection) -> Result<(), anyhow::Error> {
+    let groups = processes::all(letters.list_groups(ListGroupsRequest { selection: Some(selection) }).await).await?;
     if context.json {
-        println!("{}", serde_json::to_string_pretty(&groups)?);
-        return Ok(());
+        return processes::print_json(&groups);
     }
-    let row = |group: &store::Group| {
+    let row = |group: &Group| {
         vec![
             group.group_id.clone(),
             group.letters.to_string(),
@@ -61,8 +55,8 @@ pub async fn groups(context: &Context, db: &mut PgConnection, selection: &Select
             group.aggregates.to_string(),
             group.consumer.clone(),
             group.event_type.clone(),
-            time(group.first_seen),
-            time(group.last_seen),
+            clock(group.first_seen.as_ref()),
+            clock(group.last_seen.as_ref()),
             short(&group.error_class, 100),
         ]
     };
@@ -73,16 +67,32 @@ pub async fn groups(context: &Context, db: &mut PgConnection, selection: &Select
     Ok(())
 }
 
-pub async fn show(context: &Context, db: &mut PgConnection, id: i64, event: bool) -> Result<(), anyhow::Error> {
-    let (letter, deaths) = store::whole(db, id).await?;
-    let read = |bytes: &Option<Vec<u8>>| {
-        let bytes = bytes.as_ref()?;
-        Some(
-            serde_json::from_slice(bytes)
-                .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned())),
-        )
-    };
-    let (payload, edited) = (read(&letter.payload), read(&letter.edited));
+/// A letter for machines: the line, and what is beyond it.
+fn whole_json(letter: &WholeLetter, line: &Letter) -> Result<Value, anyhow::Error> {
+    let read = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(any);
+    let mut whole = processes::json(line)?;
+    let more = json!({
+        "stream": letter.stream, "streamSequence": letter.stream_sequence, "subject": letter.subject,
+        "storedAt": processes::time(letter.stored_at.as_ref()), "sequence": letter.sequence, "traceId": letter.trace_id,
+        "headers": any(letter.headers.as_bytes()), "settledBy": letter.settled_by,
+        "settledAt": letter.settled_at.as_ref().and_then(proto::time),
+        "story": letter.deaths.iter().map(processes::json).collect::<Result<Vec<_>, _>>()?,
+        "event": read(&letter.payload), "editedEvent": read(&letter.edited),
+    });
+    if let (Some(whole), Value::Object(more)) = (whole.as_object_mut(), more) {
+        whole.extend(more);
+    }
+    Ok(whole)
+}
+
+/// What bytes hold: JSON, or text.
+fn any(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+pub async fn show(context: &Context, letters: &mut Letters, id: i64, event: bool) -> Result<(), anyhow::Error> {
+    let letter = letters.get_letter(GetLetterRequest { id }).await.map_err(said)?.into_inner();
+    let line = letter.letter.as_ref().context("the letter came without its line")?;
     if event {
         let bytes = letter.edited.as_ref().or(letter.payload.as_ref());
         let bytes = bytes.context("the letter came without its event, which was too large")?;
@@ -93,14 +103,9 @@ pub async fn show(context: &Context, db: &mut PgConnection, id: i64, event: bool
         return Ok(());
     }
     if context.json {
-        let mut whole = serde_json::to_value(&letter)?;
-        whole["story"] = serde_json::to_value(&deaths)?;
-        whole["event"] = payload.unwrap_or_default();
-        whole["editedEvent"] = edited.unwrap_or_default();
-        println!("{}", serde_json::to_string_pretty(&whole)?);
+        println!("{}", serde_json::to_string_pretty(&whole_json(&letter, line)?)?);
         return Ok(());
     }
-    let line = &letter.letter;
     let settled = letter.settled_by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
     let job = line.job.map(|job| format!(", in job {job}")).unwrap_or_default();
     let rows = [
@@ -112,35 +117,35 @@ pub async fn show(context: &Context, db: &mut PgConnection, id: i64, event: bool
         ("group", line.group_id.clone()),
         ("trace", letter.trace_id.clone()),
         ("was", format!("message {} of {}, on {}", letter.stream_sequence, letter.stream, letter.subject)),
-        ("stored at", time(letter.stored_at)),
-        ("first failed", time(line.first_failed_at)),
+        ("stored at", clock(letter.stored_at.as_ref())),
+        ("first failed", clock(line.first_failed_at.as_ref())),
     ];
     for (name, value) in rows {
         println!("{name:<13} {value}");
     }
     println!("\nHow it died:");
-    for death in &deaths {
+    for death in &letter.deaths {
         let replay = death.replay.as_ref().map(|replay| format!(" in replay {replay}")).unwrap_or_default();
         println!(
             "  {}  {} after {} attempts{replay}: {}",
-            time(death.died_at),
+            clock(death.died_at.as_ref()),
             death.version,
             death.attempts,
             death.reason
         );
     }
     println!("\nHeaders: {}", letter.headers);
-    println!("\nEvent:\n{}", serde_json::to_string_pretty(&payload)?);
-    if let Some(edited) = edited {
-        println!("\nMended, to be replayed:\n{}", serde_json::to_string_pretty(&edited)?);
+    println!("\nEvent:\n{}", serde_json::to_string_pretty(&letter.payload.as_deref().map(any))?);
+    if let Some(edited) = &letter.edited {
+        println!("\nMended, to be replayed:\n{}", serde_json::to_string_pretty(&any(edited))?);
     }
     Ok(())
 }
 
-pub fn print_plan(planned: &[Planned], undecodable: &[(i64, String)]) {
+pub fn print_plan(planned: &[PlannedLetter]) {
     const SHOWN: usize = 10;
     let Some(first) = planned.first() else { return };
-    let count = |of: fn(&Planned) -> &str| {
+    let count = |of: fn(&PlannedLetter) -> &str| {
         let mut all: Vec<&str> = planned.iter().map(of).collect();
         all.sort_unstable();
         all.dedup();
@@ -153,7 +158,7 @@ pub fn print_plan(planned: &[Planned], undecodable: &[(i64, String)]) {
         count(|letter| &letter.tenant),
         first.consumer
     );
-    let row = |letter: &Planned| {
+    let row = |letter: &PlannedLetter| {
         let mut notes = Vec::new();
         if letter.added {
             notes.push("not asked for: it died before one of its aggregate that was");
@@ -175,20 +180,22 @@ pub fn print_plan(planned: &[Planned], undecodable: &[(i64, String)]) {
     if planned.len() > SHOWN {
         println!("... and {} more", planned.len() - SHOWN);
     }
-    for (id, error) in undecodable.iter().take(SHOWN) {
-        println!("Letter {id} will most likely fail again: {error}");
+    let problems = planned.iter().filter_map(|letter| Some((letter.id, letter.problem.as_ref()?)));
+    for (id, problem) in problems.take(SHOWN) {
+        println!("Letter {id} will most likely fail again: {problem}");
     }
 }
 
 pub fn jobs(context: &Context, jobs: &[Job]) -> Result<(), anyhow::Error> {
     if context.json {
-        println!("{}", serde_json::to_string_pretty(jobs)?);
+        let all: Vec<_> = jobs.iter().map(json_of).collect::<Result<_, _>>()?;
+        println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
     let row = |job: &Job| {
         vec![
             job.id.to_string(),
-            time(job.created_at),
+            clock(job.created_at.as_ref()),
             job.kind.clone(),
             job.consumer.clone(),
             job.state.clone(),
@@ -207,36 +214,14 @@ pub fn jobs(context: &Context, jobs: &[Job]) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-pub async fn stats(context: &Context, db: &mut PgConnection) -> Result<(), anyhow::Error> {
-    let stats = store::stats(db).await?;
+pub async fn stats(context: &Context, letters: &mut Letters) -> Result<(), anyhow::Error> {
+    let stats = letters.get_stats(GetStatsRequest {}).await.map_err(said)?.into_inner();
     let sum = stats.open + stats.failed_again + stats.handled + stats.discarded;
     anyhow::ensure!(sum == stats.letters, "{} letters, and the states add up to {sum}", stats.letters);
     let text = format!(
         "{} letters: {} open, {} failed again, {} handled, {} discarded ({} deaths told)",
         stats.letters, stats.open, stats.failed_again, stats.handled, stats.discarded, stats.deaths
     );
-    say(context, &serde_json::to_value(stats)?, &text);
-    Ok(())
-}
-
-pub async fn audit(context: &Context, db: &mut PgConnection, lines: i64) -> Result<(), anyhow::Error> {
-    let lines = store_audit::audit_lines(db, lines).await?;
-    if context.json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
-        return Ok(());
-    }
-    let row = |line: &store_audit::AuditLine| {
-        let detail = short(&line.detail.to_string(), 100);
-        vec![
-            time(line.at),
-            line.actor.clone(),
-            line.action.clone(),
-            line.count.to_string(),
-            line.reason.clone(),
-            detail,
-        ]
-    };
-    let rows: Vec<_> = lines.iter().map(row).collect();
-    table::print(&["AT (UTC)", "WHO", "WHAT", "COUNT", "WHY", "DETAIL"], &rows);
+    say(context, &processes::json(&stats)?, &text);
     Ok(())
 }

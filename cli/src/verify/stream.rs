@@ -10,17 +10,18 @@ use chrono::{DateTime, TimeDelta, Utc};
 use contracts::events::todo::SERVICE;
 use contracts::subject;
 use futures::StreamExt as _;
+use proto::ops::{self, FindRowRequest, GetOutboxRequest, GetRowRequest, ListRowsRequest};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use sqlx::{FromRow, PgConnection};
-use uuid::Uuid;
+use tonic::Code;
 
 use super::{Report, Throttle, VerifyArgs};
 use crate::events;
-use crate::outbox::database;
+use crate::outbox::{self, Outbox};
+use crate::processes::{self, said, time};
 use crate::stack::Context;
 
-const CHUNK: i64 = 20_000;
+const CHUNK: i64 = 10_000;
 /// Messages that come behind newer ones, at most: where there are more, something is so wrong that these will do.
 const LATE: usize = 100_000;
 /// A stream that still has something gives it within this.
@@ -29,18 +30,32 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 const SLACK: TimeDelta = TimeDelta::hours(1);
 
 /// A row of the outbox.
-#[derive(FromRow)]
 struct Row {
     seq: i64,
     created_at: DateTime<Utc>,
-    event_id: Uuid,
+    event_id: String,
     tenant: String,
     aggregate_id: String,
     digest: Vec<u8>,
     /// An operator or the relay has set it aside.
     parked: bool,
-    #[sqlx(skip)]
     stored: bool,
+}
+
+impl From<ops::Row> for Row {
+    fn from(row: ops::Row) -> Self {
+        let ops::Row { seq, created_at, event_id, tenant, aggregate_id, digest, parked } = row;
+        Self {
+            seq,
+            created_at: time(created_at.as_ref()),
+            event_id,
+            tenant,
+            aggregate_id,
+            digest,
+            parked,
+            stored: false,
+        }
+    }
 }
 
 /// A message of the stream.
@@ -60,7 +75,7 @@ struct Late {
 }
 
 struct Merge<'a> {
-    db: PgConnection,
+    outbox: Outbox,
     args: &'a VerifyArgs,
     report: &'a mut Report,
     throttle: Throttle,
@@ -81,34 +96,34 @@ struct Merge<'a> {
     aged: u64,
 }
 
-/// What the relay's row says, before anything else is read.
-#[derive(FromRow)]
+/// What the outbox says of itself, before anything else is read.
 struct Relay {
     /// Known to be in the stream.
     outbox_seq: i64,
     dropped_seq: i64,
     accepted_stream_seq: Option<i64>,
-    accepted_stream_created_at: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
+    parked: i64,
 }
 
 pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
-    let mut db = database(context, SERVICE).await?;
-    let sql = "select outbox_seq, dropped_seq, accepted_stream_seq, accepted_stream_created_at, clock_timestamp() as now \
-        from outbox_relay";
-    let mut relay: Relay = sqlx::query_as(sql).fetch_one(&mut db).await.context("reading the outbox")?;
+    let mut outbox = outbox::open(context, SERVICE).await?;
+    let said_of_itself = outbox.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
+    let ops::Outbox { stored_seq, dropped_seq, parked, accepted_stream_seq, accepted_stream_created_at, now, .. } =
+        said_of_itself;
     let (_js, stream) = events::open(context).await?;
     let info = stream.cached_info();
     // An operator has vouched for one stream, not for whatever has its name.
     let created = DateTime::from_timestamp_micros(info.created.timestamp_micros());
-    relay.accepted_stream_seq = relay.accepted_stream_seq.filter(|_| relay.accepted_stream_created_at == created);
+    let of_this_one = accepted_stream_created_at.as_ref().and_then(proto::time) == created;
+    let accepted_stream_seq = accepted_stream_seq.filter(|_| of_this_one);
+    let relay = Relay { outbox_seq: stored_seq, dropped_seq, accepted_stream_seq, parked };
     let kept_since = match TimeDelta::from_std(info.config.max_age) {
         // The clock of NATS may be ahead of this database's.
-        Ok(max_age) if !max_age.is_zero() => relay.now - max_age + SLACK.min(max_age / 10),
+        Ok(max_age) if !max_age.is_zero() => time(now.as_ref()) - max_age + SLACK.min(max_age / 10),
         _ => DateTime::UNIX_EPOCH,
     };
     let mut merge = Merge {
-        db,
+        outbox,
         args,
         report,
         throttle: Throttle::new(args.rate),
@@ -162,8 +177,8 @@ impl Merge<'_> {
                 break;
             }
             let headers = message.headers.clone().unwrap_or_default();
-            let seq = header(&headers, outbox::SEQ_HEADER).and_then(|seq| seq.parse().ok());
-            let micros = header(&headers, outbox::CREATED_HEADER).and_then(|at| at.parse().ok());
+            let seq = header(&headers, ::outbox::SEQ_HEADER).and_then(|seq| seq.parse().ok());
+            let micros = header(&headers, ::outbox::CREATED_HEADER).and_then(|at| at.parse().ok());
             let (Some(seq), Some(created_at)) = (seq, micros.and_then(DateTime::from_timestamp_micros)) else {
                 if self.in_range(info.published) {
                     self.report.messages += 1;
@@ -185,7 +200,7 @@ impl Merge<'_> {
             let message = Message {
                 sequence: info.stream_sequence,
                 seq,
-                event_id: header(&headers, outbox::EVENT_ID_HEADER).unwrap_or_default(),
+                event_id: header(&headers, ::outbox::EVENT_ID_HEADER).unwrap_or_default(),
                 created_at,
                 digest: Sha256::digest(&message.payload).to_vec(),
                 subject: message.subject.to_string(),
@@ -218,7 +233,7 @@ impl Merge<'_> {
             }
             return Ok(());
         };
-        if row.event_id.to_string() != message.event_id {
+        if row.event_id != message.event_id {
             // Not this row's message: that may follow.
             self.foreign(&message, "the outbox has another event there");
             return Ok(());
@@ -251,26 +266,19 @@ impl Merge<'_> {
             "more than {LATE} rows are not in the stream, the first: {:?}",
             self.missing.keys().next()
         );
-        let rows: Vec<Row> = sqlx::query_as(
-            "select seq, created_at, event_id, tenant, aggregate_id, sha256(payload) as digest, \
-             exists (select from outbox_parked p where p.seq = o.seq) as parked from outbox o \
-             where seq > $1 and ($2::text is null or tenant = $2) \
-             and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4) \
-             order by seq limit $5",
-        )
-        .bind(self.end)
-        .bind(self.args.tenant.as_ref().map(|tenant| tenant.as_str()))
-        .bind(self.args.from)
-        .bind(self.args.to)
-        .bind(CHUNK)
-        .fetch_all(&mut self.db)
-        .await
-        .context("reading the outbox")?;
+        let page = ListRowsRequest {
+            after: self.end,
+            tenant: self.args.tenant.as_ref().map(ToString::to_string),
+            from: self.args.from.map(proto::timestamp),
+            to: self.args.to.map(proto::timestamp),
+            limit: CHUNK,
+        };
+        let rows = processes::all(self.outbox.list_rows(page).await).await.context("reading the outbox")?;
         self.throttle.read(rows.len()).await;
         let Some(last) = rows.last() else { return Ok(false) };
         self.end = last.seq;
         self.report.outbox_rows += rows.len() as u64;
-        self.rows = rows.into_iter().map(|row| (row.seq, row)).collect();
+        self.rows = rows.into_iter().map(|row| (row.seq, row.into())).collect();
         Ok(true)
     }
 
@@ -322,9 +330,7 @@ impl Merge<'_> {
                 format!("{} messages whose rows retention has dropped, or that an operator accepted", self.explained);
             self.report.outside.push(what);
         }
-        let parked: i64 = sqlx::query_scalar("select count(*) from outbox_parked where state = 'parked'")
-            .fetch_one(&mut self.db)
-            .await?;
+        let parked = self.relay.parked;
         if parked > 0 {
             let what = format!("{parked} rows are parked and not published (`flotilla outbox parked`)");
             self.report.outside.push(what);
@@ -333,16 +339,17 @@ impl Merge<'_> {
     }
 
     /// The row that the outbox has in the place of a message.
-    async fn row_of(&mut self, message: &Message) -> Result<Option<Row>, sqlx::Error> {
-        sqlx::query_as(
-            "select seq, created_at, event_id, tenant, aggregate_id, sha256(payload) as digest, false as parked \
-             from outbox where seq = $1 and created_at between $2 and $3",
-        )
-        .bind(message.seq)
-        .bind(message.created_at - SLACK)
-        .bind(message.created_at + SLACK)
-        .fetch_optional(&mut self.db)
-        .await
+    async fn row_of(&mut self, message: &Message) -> Result<Option<Row>, anyhow::Error> {
+        let request = GetRowRequest {
+            seq: message.seq,
+            from: Some(proto::timestamp(message.created_at - SLACK)),
+            to: Some(proto::timestamp(message.created_at + SLACK)),
+        };
+        match self.outbox.get_row(request).await {
+            Ok(row) => Ok(Some(row.into_inner().into())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(said(status)),
+        }
     }
 
     /// A message behind newer ones is the row that was missing, too late perhaps; or a second one.
@@ -350,7 +357,7 @@ impl Merge<'_> {
         let Late { message, behind } = late;
         let Some(row) = self.missing.remove(&message.seq) else {
             match self.row_of(&message).await? {
-                Some(row) if row.event_id.to_string() == message.event_id => {
+                Some(row) if row.event_id == message.event_id => {
                     self.report.duplicated.add(named(&message, "the stream had it before"));
                 }
                 _ => self.foreign(&message, "the outbox has no such row"),
@@ -360,16 +367,14 @@ impl Merge<'_> {
         if let Some(why) = differs(&row, &message) {
             self.foreign(&message, why);
         }
-        let newer: Option<i64> = sqlx::query_scalar(
-            "select min(seq) from outbox where seq > $1 and seq <= $2 and aggregate_id = $3 and created_at >= $4",
-        )
-        .bind(message.seq)
-        .bind(behind)
-        .bind(&row.aggregate_id)
-        .bind(row.created_at - SLACK)
-        .fetch_one(&mut self.db)
-        .await?;
-        if let Some(newer) = newer {
+        let request = FindRowRequest {
+            after: message.seq,
+            to: behind,
+            aggregate_id: row.aggregate_id.clone(),
+            from: Some(proto::timestamp(row.created_at - SLACK)),
+        };
+        let newer = self.outbox.find_row(request).await.map_err(said)?.into_inner();
+        if let Some(newer) = newer.seq {
             let found = json!({
                 "seq": message.seq, "message": message.sequence, "event": row.event_id, "aggregate": row.aggregate_id,
                 "behindSeq": newer,
@@ -381,7 +386,7 @@ impl Merge<'_> {
 }
 
 fn differs(row: &Row, message: &Message) -> Option<&'static str> {
-    if row.event_id.to_string() != message.event_id {
+    if row.event_id != message.event_id {
         Some("the outbox has another event there")
     } else if row.digest != message.digest {
         Some("its content is not the outbox's")

@@ -268,10 +268,10 @@ impl Starting<'_> {
             env.push(("FLOTILLA_OPENSEARCH_URL_FILE", file.display().to_string()));
         }
         let (port, ops) = seen.ports[service.name];
+        env.push(("FLOTILLA_JWKS", format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port)));
+        env.push(("FLOTILLA_ISSUER", ISSUER.to_owned()));
         if let Some(port) = port {
             env.push(("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")));
-            env.push(("FLOTILLA_JWKS", format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port)));
-            env.push(("FLOTILLA_ISSUER", ISSUER.to_owned()));
             // So that a gRPC client on this machine can look around.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));
         }

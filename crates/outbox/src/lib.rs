@@ -2,6 +2,7 @@
 
 pub mod administer;
 mod chain;
+pub mod inspect;
 mod migrations;
 pub mod operate;
 mod place;

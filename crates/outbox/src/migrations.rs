@@ -9,13 +9,14 @@ use sqlx::{AssertSqlSafe, SqlSafeStr as _};
 const HISTORY: &str = "_outbox_migrations";
 
 /// The steps in their order; `{app}` and `{relay}` stand for roles.
-const STEPS: [(&str, &str); 6] = [
+const STEPS: [(&str, &str); 7] = [
     ("outbox", include_str!("../schema/outbox.sql")),
     ("access", include_str!("../schema/outbox_access.sql")),
     ("operations", include_str!("../schema/outbox_operations.sql")),
     ("access to operations", include_str!("../schema/outbox_operations_access.sql")),
     ("retention", include_str!("../schema/outbox_retention.sql")),
     ("access to retention", include_str!("../schema/outbox_retention_access.sql")),
+    ("access for acts", include_str!("../schema/outbox_acts_access.sql")),
 ];
 
 /// Makes the outbox's tables for these roles: `app` appends, `relay` publishes. Run it as their owner, before the migrations of your

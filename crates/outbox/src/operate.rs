@@ -4,7 +4,7 @@
 
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -247,7 +247,7 @@ pub async fn discard(db: &mut PgConnection, seq: i64, act: Act<'_>) -> Result<()
 }
 
 /// What a stream holds beyond the outbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Beyond {
     /// The first message that the outbox does not know.
@@ -299,9 +299,16 @@ pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
 /// on with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
 /// read model that is filled from the stream would have them again. Interrupted, it is to be done once more.
 ///
+/// `removed` is ready once that has happened: [`remove`], or somebody who may.
+///
 /// # Errors
 /// See [`Refused`].
-pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act: Act<'_>) -> Result<(), Refused> {
+pub async fn accept(
+    db: &mut PgConnection,
+    beyond: &Beyond,
+    act: Act<'_>,
+    removed: impl Future<Output = Result<(), Refused>>,
+) -> Result<(), Refused> {
     let detail = format!(
         "removing messages {} to {} of the stream, which the outbox does not know; it goes on behind row {}: {}",
         beyond.from, beyond.to, beyond.outbox_seq, act.reason
@@ -311,7 +318,7 @@ pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act
     sqlx::query("select pg_advisory_lock($1)").bind(ACCEPTING).execute(&mut *db).await?;
     let accepted = async {
         store::journal(&mut *db, &entry).await?;
-        remove(stream, beyond).await?;
+        removed.await?;
         // What the relay found before is no reason to halt any more.
         look_anew(db).await.map_err(Refused::from)
     };
@@ -320,8 +327,11 @@ pub async fn accept(db: &mut PgConnection, stream: &Stream, beyond: &Beyond, act
     accepted
 }
 
-/// From the end: until the last of them has gone, the relay finds the stream ahead, and waits.
-async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
+/// Removes messages, from the end: until the last of them has gone, the relay finds the stream ahead, and waits.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
     for sequence in (beyond.from..=beyond.to).rev() {
         match stream.delete_message(sequence).await {
             Ok(_) => {}
@@ -337,6 +347,16 @@ async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// Whether all that is beyond the outbox has been removed.
+///
+/// # Errors
+/// See [`Refused`].
+pub async fn is_removed(stream: &Stream, beyond: &Beyond) -> Result<bool, Refused> {
+    let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
+    let newest = place::newest(stream, &info).await.map_err(Refused::Stream)?;
+    Ok(newest.is_none_or(|message| !(beyond.from..=beyond.to).contains(&message.sequence)))
 }
 
 /// Appends rows again under new numbers, with the same event ids: what a hole in the stream has lost. They come after newer
@@ -364,7 +384,7 @@ pub async fn requeue(db: &mut PgConnection, seqs: &[i64], act: Act<'_>) -> Resul
 }
 
 /// What is numbered behind the stream's last row, and where the sequence stands.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Behind {
     /// The newest row that is in the stream.

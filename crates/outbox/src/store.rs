@@ -1,7 +1,7 @@
 //! All SQL of the outbox. Writers call [`append`]; everything else is the relay's.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
@@ -192,7 +192,7 @@ pub async fn published_late_since(
 }
 
 /// A row that has a number which the relay has passed.
-#[derive(Debug, Clone, FromRow, Serialize)]
+#[derive(Debug, Clone, FromRow, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Misnumbered {
     /// That number.

@@ -2,7 +2,12 @@
 
 use std::sync::LazyLock;
 
-use prost_reflect::DescriptorPool;
+use chrono::{DateTime, Utc};
+use prost::{Message, Name};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, SerializeOptions};
+use prost_types::Timestamp;
+use serde::Serialize;
+use serde::de::Error as _;
 
 /// The encoded `FileDescriptorSet` of all contracts, with comments and `google.api` options.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -22,4 +27,47 @@ pub mod todo {
 #[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod search {
     tonic::include_proto!("flotilla.search.v1");
+}
+
+/// `flotilla.ops.v1`
+#[expect(clippy::allow_attributes, reason = "generated code")]
+pub mod ops {
+    tonic::include_proto!("flotilla.ops.v1");
+}
+
+/// A time, as messages have it.
+#[must_use]
+pub fn timestamp(at: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: at.timestamp(), nanos: at.timestamp_subsec_nanos().cast_signed() }
+}
+
+/// The time that a message has; none for one that is out of range.
+#[must_use]
+pub fn time(at: &Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
+}
+
+/// The message that this says, by the names of its fields in JSON.
+///
+/// # Errors
+/// It says what the message has no field for, or something else than its fields take.
+pub fn from_json<M: Message + Name + Default>(said: &impl Serialize) -> Result<M, serde_json::Error> {
+    let described = POOL.get_message_by_name(&M::full_name());
+    let described = described.ok_or_else(|| serde_json::Error::custom(format!("no message {}", M::full_name())))?;
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let message = DynamicMessage::deserialize_with_options(described, serde_json::to_value(said)?, &options)?;
+    message.transcode_to().map_err(serde_json::Error::custom)
+}
+
+/// A message in JSON, with every field that is not optional, and numbers as numbers.
+///
+/// # Errors
+/// It is none of [`POOL`].
+pub fn to_json<M: Message + Name>(message: &M) -> Result<serde_json::Value, serde_json::Error> {
+    let described = POOL.get_message_by_name(&M::full_name());
+    let described = described.ok_or_else(|| serde_json::Error::custom(format!("no message {}", M::full_name())))?;
+    let mut dynamic = DynamicMessage::new(described);
+    dynamic.transcode_from(message).map_err(serde_json::Error::custom)?;
+    let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
+    dynamic.serialize_with_options(serde_json::value::Serializer, &options)
 }

@@ -54,18 +54,29 @@ fn targets(text: &str) -> Result<String, tracing_subscriber::filter::ParseError>
     text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned())
 }
 
+/// Whose tokens are trusted.
+#[derive(Debug, Clone, Args)]
+pub struct Issuer {
+    /// The issuer's key set: an http(s):// or file:// address.
+    #[arg(long, env = "FLOTILLA_JWKS")]
+    pub jwks: JwksSource,
+    /// The issuer that tokens must name.
+    #[arg(long = "issuer", env = "FLOTILLA_ISSUER")]
+    pub name: String,
+    /// The audience that operators' tokens must name, at the operations port.
+    #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = "flotilla-operators")]
+    pub operators_audience: String,
+}
+
 /// What every service is configured by that callers of the fleet come to.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Address that callers come to, for example 127.0.0.1:7101; port 0 picks a free one.
     #[arg(long, env = "FLOTILLA_LISTEN")]
     pub listen: SocketAddr,
-    /// The issuer's key set: an http(s):// or file:// address.
-    #[arg(long, env = "FLOTILLA_JWKS")]
-    pub jwks: JwksSource,
-    /// The issuer that access tokens must name.
-    #[arg(long, env = "FLOTILLA_ISSUER")]
-    pub issuer: String,
+    /// Whose tokens are trusted.
+    #[command(flatten)]
+    pub issuer: Issuer,
     /// The audience that access tokens must name.
     #[arg(long, env = "FLOTILLA_AUDIENCE", default_value = "flotilla")]
     pub audience: String,
@@ -143,8 +154,7 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            jwks,
-            issuer: issuer.to_owned(),
+            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: "flotilla-operators".to_owned() },
             audience: audience.to_owned(),
             release_header: true,
             door: Door::wide(),
@@ -217,6 +227,14 @@ impl Settings for Outbox {
     fn check(&self, problems: &mut Problems) {
         self.outlives_the_stream("FLOTILLA_OUTBOX_DAYS", self.outbox_days, problems);
     }
+}
+
+/// What the handlers of a service that publishes are configured by: it reads events by a login of their own.
+#[derive(Debug, Clone, Args)]
+pub struct Handlers {
+    /// The credentials file of the login by which its handlers read events.
+    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", value_parser = file)]
+    pub consumer_nats_creds: PathBuf,
 }
 
 /// Days as a duration.

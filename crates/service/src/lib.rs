@@ -52,6 +52,10 @@ pub mod notes;
 
 pub mod ops;
 
+pub mod operators;
+
+pub mod operators_outbox;
+
 pub mod nats;
 
 pub mod if_match;

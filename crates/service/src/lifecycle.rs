@@ -62,6 +62,14 @@ impl Lifecycle {
         });
     }
 
+    /// Starts what ends by itself, such as the rest of a call. The drain waits for it.
+    pub fn finish<F>(&self, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task(self.stopping()));
+    }
+
     /// As [`Self::run`], for a task that may fail.
     pub fn spawn<E: Into<anyhow::Error>>(
         &self,

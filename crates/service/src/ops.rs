@@ -1,4 +1,5 @@
-//! The operations port of a service: `/metrics`, `/healthz` (the process lives), `/readyz` (it can do its work).
+//! The operations port of a service: `/metrics`, `/healthz` (the process lives), `/readyz` (it can do its work), and what operators ask
+//! of the process by gRPC ([`crate::operators`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -73,7 +74,7 @@ pub async fn serve(
     listen: SocketAddr,
     metrics: Option<PrometheusHandle>,
 ) -> Result<SocketAddr, anyhow::Error> {
-    let Process { lifecycle, readiness, release, .. } = process.clone();
+    let Process { lifecycle, readiness, release, operators, .. } = process.clone();
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the operations port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     if let Some(metrics) = metrics.clone() {
@@ -88,7 +89,8 @@ pub async fn serve(
     let router = Router::new()
         .route("/healthz", get(move || async move { health }))
         .route("/readyz", get(move || async move { readiness.answer() }))
-        .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }));
+        .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }))
+        .fallback(move |request| operators.answer(request));
     let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false };
     lifecycle.spawn("operations port", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)

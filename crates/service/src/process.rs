@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::arguments::{self, Problems, Settings};
 use crate::config::{Base, Common, Database};
 use crate::migrations::Migrations;
+use crate::operators::Operators;
 use crate::ops::{self, Readiness};
 use crate::telemetry::Telemetry;
 use crate::{Db, Lifecycle, connections, idempotency, retry};
@@ -64,13 +65,21 @@ pub struct Process {
     pub name: &'static str,
     /// Which release it is of.
     pub release: Arc<str>,
+    /// What operators ask of it.
+    pub(crate) operators: Operators,
 }
 
 impl Process {
     /// One in which nothing runs yet.
     #[must_use]
     pub fn new(name: &'static str, release: &str) -> Self {
-        Self { lifecycle: Lifecycle::default(), readiness: Readiness::default(), name, release: release.into() }
+        Self {
+            lifecycle: Lifecycle::default(),
+            readiness: Readiness::default(),
+            name,
+            release: release.into(),
+            operators: Operators::default(),
+        }
     }
 
     /// As what the service acts by itself.
@@ -98,7 +107,7 @@ impl Process {
     /// # Errors
     /// The client for the keys cannot be made.
     pub fn verifier(&self, common: &Common) -> Result<Arc<Verifier>, anyhow::Error> {
-        let verifier = Arc::new(Verifier::new(common.jwks.clone(), &common.issuer, &common.audience)?);
+        let verifier = Arc::new(Verifier::new(common.issuer.jwks.clone(), &common.issuer.name, &common.audience)?);
         self.readiness.set("keys", false);
         let (ready, keys) = (self.readiness.clone(), Arc::clone(&verifier));
         self.lifecycle.run("keys", |stop| async move {

@@ -56,6 +56,15 @@ impl TestIssuer {
         format!("Bearer {}", self.issuer.token(tenant, user, TimeDelta::minutes(10)).unwrap())
     }
 
+    /// The same of an operator.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn operator(&self, user: &str) -> String {
+        format!("Bearer {}", self.issuer.operator_token(user, TimeDelta::minutes(10)).unwrap())
+    }
+
     /// One whose time has passed.
     ///
     /// # Panics

@@ -27,6 +27,8 @@ mod replay;
 
 mod publish;
 
+mod operators;
+
 use clap::Args;
 use consumer::{Keeper, Replayer};
 use service::arguments::Settings;
@@ -46,6 +48,8 @@ pub struct Config {
     pub database: config::Database,
     #[command(flatten)]
     pub nats: nats::Login,
+    #[command(flatten)]
+    pub issuer: config::Issuer,
 }
 
 impl Settings for Config {}
@@ -58,7 +62,7 @@ impl Service for Program {
     type App = ();
 
     async fn start(config: &Config, process: &Process) -> Result<(), anyhow::Error> {
-        let Config { database, nats } = config;
+        let Config { database, nats, issuer } = config;
         let store = Store(process.pool(&database.url, Self::NAME, database.connections)?);
         let nats = nats::connect(Self::NAME, nats).await?;
         let (kept, keeper) = (store.clone(), Keeper::new(nats.clone(), Self::NAME));
@@ -71,6 +75,7 @@ impl Service for Program {
         process.lifecycle.run("jobs", |stop| async move { runner.run(&stop).await });
         let counted = store.clone();
         process.lifecycle.run("count of letters", |stop| async move { unsettled::count(&counted, &stop).await });
+        process.operate(issuer, operators::services(&store))?;
         process.watch("database", move || {
             let store = store.clone();
             async move { store.ping().await }

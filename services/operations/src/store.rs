@@ -16,6 +16,9 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 #[derive(Debug, Clone)]
 pub struct Store(pub(crate) PgPool);
 
+/// A connection to it.
+pub(crate) type Connection = sqlx::pool::PoolConnection<sqlx::Postgres>;
+
 /// Who acts, and why.
 #[derive(Debug, Clone, Copy)]
 pub struct Act<'a> {
@@ -368,6 +371,14 @@ async fn edit_in(tx: &mut PgConnection, id: i64, edited: &[u8], act: Act<'_>) ->
 }
 
 impl Store {
+    /// A connection of the pool.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub(crate) async fn connection(&self) -> Result<Connection, sqlx::Error> {
+        self.0.acquire().await
+    }
+
     /// A transaction.
     ///
     /// # Errors

@@ -47,27 +47,18 @@ pub async fn audit(
         .map(drop)
 }
 
-/// The newest lines of the audit, newest first.
+/// The newest lines of the audit, newest first; of one kind of act, where that is said.
 ///
 /// # Errors
 /// The database refuses.
-pub async fn audit_lines(db: &mut PgConnection, lines: i64) -> Result<Vec<AuditLine>, sqlx::Error> {
-    sqlx::query_as("select at, actor, action, reason, count, detail from audit order by id desc limit $1")
-        .bind(lines)
-        .fetch_all(db)
-        .await
-}
-
-/// The newest line of one kind of act.
-///
-/// # Errors
-/// The database refuses.
-pub async fn last(db: &mut PgConnection, action: &str) -> Result<Option<AuditLine>, sqlx::Error> {
+pub async fn lines(db: &mut PgConnection, lines: i64, action: Option<&str>) -> Result<Vec<AuditLine>, sqlx::Error> {
     sqlx::query_as(
-        "select at, actor, action, reason, count, detail from audit where action = $1 order by id desc limit 1",
+        "select at, actor, action, reason, count, detail from audit where $2::text is null or action = $2 \
+         order by id desc limit $1",
     )
+    .bind(lines)
     .bind(action)
-    .fetch_optional(db)
+    .fetch_all(db)
     .await
 }
 

@@ -121,9 +121,9 @@ pub struct Order<'a> {
 ///
 /// # Errors
 /// See [`Refused`].
-pub async fn plan(db: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned>, Refused> {
+pub async fn plan(db: &mut PgConnection, kind: &str, selection: &Selection) -> Result<Vec<Planned>, Refused> {
     let mut tx = db.begin().await?;
-    let planned = freeze(&mut tx, order, None).await;
+    let planned = freeze(&mut tx, kind, selection.clone()).await;
     tx.rollback().await?;
     planned
 }
@@ -132,14 +132,9 @@ pub async fn plan(db: &mut PgConnection, order: Order<'_>) -> Result<Vec<Planned
 ///
 /// # Errors
 /// See [`Refused`]; [`Refused::Changed`] when that is not to be had any more.
-pub async fn create(
-    db: &mut PgConnection,
-    order: Order<'_>,
-    planned: &[Planned],
-    act: Act<'_>,
-) -> Result<i64, Refused> {
+pub async fn create(db: &mut PgConnection, order: Order<'_>, shown: &[i64], act: Act<'_>) -> Result<i64, Refused> {
     let mut tx = db.begin().await?;
-    let created = create_in(&mut tx, order, planned, act).await;
+    let created = create_in(&mut tx, order, shown, act).await;
     if created.is_ok() {
         tx.commit().await?
     } else {
@@ -148,13 +143,8 @@ pub async fn create(
     created
 }
 
-/// What an order gives now, locked; or these letters, if it is still they that they give.
-async fn freeze(tx: &mut PgConnection, order: Order<'_>, shown: Option<&[Planned]>) -> Result<Vec<Planned>, Refused> {
-    let ids = |planned: &[Planned]| planned.iter().map(|letter| letter.id).collect::<Vec<_>>();
-    let mut selection = match shown {
-        None => order.selection.clone(),
-        Some(shown) => Selection { ids: Some(ids(shown)), ..Selection::default() },
-    };
+/// What these letters give now, locked.
+async fn freeze(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> Result<Vec<Planned>, Refused> {
     selection.states = Some(Selection::unsettled());
     // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
     let sql = format!(
@@ -169,18 +159,8 @@ async fn freeze(tx: &mut PgConnection, order: Order<'_>, shown: Option<&[Planned
          payload is not null as has_payload, stream_sequence from whole \
          order by min(stored_at) over (partition by aggregate_id), aggregate_id, sequence, id"
     );
-    let planned: Vec<Planned> = select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection)
-        .bind(order.kind == "replay")
-        .fetch_all(&mut *tx)
-        .await?;
-    if let Some(shown) = shown {
-        let (shown, now): (HashSet<i64>, HashSet<i64>) =
-            (ids(shown).into_iter().collect(), ids(&planned).into_iter().collect());
-        let (more, settled) = (now.difference(&shown).count(), shown.difference(&now).count());
-        if more + settled > 0 {
-            return Err(Refused::Changed { settled, more });
-        }
-    }
+    let planned: Vec<Planned> =
+        select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection).bind(kind == "replay").fetch_all(&mut *tx).await?;
     let Some(first) = planned.first() else { return Err(Refused::NothingMatches) };
     let mut consumers: Vec<&str> = planned.iter().map(|letter| letter.consumer.as_str()).collect();
     consumers.sort_unstable();
@@ -188,7 +168,7 @@ async fn freeze(tx: &mut PgConnection, order: Order<'_>, shown: Option<&[Planned
     if consumers.iter().any(|consumer| *consumer != first.consumer) {
         return Err(Refused::SeveralConsumers(consumers.join(", ")));
     }
-    if let Some(left) = planned.iter().find(|letter| !letter.has_payload && order.kind == "replay") {
+    if let Some(left) = planned.iter().find(|letter| !letter.has_payload && kind == "replay") {
         return Err(Refused::NoPayload(left.id));
     }
     let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
@@ -220,8 +200,21 @@ pub(crate) async fn refuse_busy(tx: &mut PgConnection, ids: &[i64]) -> Result<()
     }
 }
 
-async fn create_in(tx: &mut PgConnection, order: Order<'_>, planned: &[Planned], act: Act<'_>) -> Result<i64, Refused> {
-    let planned = freeze(tx, order, Some(planned)).await?;
+async fn create_in(tx: &mut PgConnection, order: Order<'_>, shown: &[i64], act: Act<'_>) -> Result<i64, Refused> {
+    let these = Selection { ids: Some(shown.to_vec()), ..Selection::default() };
+    let frozen = freeze(tx, order.kind, these).await;
+    let now = match &frozen {
+        Ok(planned) => planned.iter().map(|letter| letter.id).collect(),
+        // All of them were settled.
+        Err(Refused::NothingMatches) => HashSet::new(),
+        Err(_) => shown.iter().copied().collect(),
+    };
+    let shown: HashSet<i64> = shown.iter().copied().collect();
+    let (more, settled) = (now.difference(&shown).count(), shown.difference(&now).count());
+    if more + settled > 0 {
+        return Err(Refused::Changed { settled, more });
+    }
+    let planned = frozen?;
     let consumer = planned.first().map(|letter| letter.consumer.clone()).unwrap_or_default();
     let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
     let selection = serde_json::to_value(order.selection).unwrap_or_default();

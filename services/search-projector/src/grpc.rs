@@ -1,11 +1,10 @@
 //! The gRPC server: searches.
 
-use chrono::{DateTime, Utc};
 use contracts::TodoId;
 use contracts::events::todo::Status;
-use prost_types::Timestamp;
 use proto::search as pb;
 use proto::search::search_service_server::SearchService;
+use proto::timestamp;
 use service::grpc::reading;
 use service::page::{self, PageTokens};
 use service::{Failure, notes};
@@ -85,10 +84,6 @@ fn question(request: &pb::SearchTodosRequest) -> Result<Question, Failure> {
     };
     let label = (!request.label.is_empty()).then(|| request.label.trim().to_owned());
     Ok(Question { words: request.query.trim().to_owned(), status, label, after: None, limit })
-}
-
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
-    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
 }
 
 /// A hit on the wire; none where the document is a tombstone or cannot be read, as one that a newer release has written.

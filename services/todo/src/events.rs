@@ -17,7 +17,7 @@ use crate::todo::{State, Todo};
 /// # Errors
 /// An address or the credentials cannot be read.
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
-    let login = config.nats.with(&config.consumer_nats_creds);
+    let login = config.nats.with(&config.handlers.consumer_nats_creds);
     let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
     let durable = fleet::todo_recurrence(process.version());
     let (app, service) = (app.clone(), process.acts_as()?);

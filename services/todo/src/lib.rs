@@ -23,12 +23,13 @@ pub mod store;
 
 mod events;
 
+mod operators;
+
 mod schema;
 
 mod schedule;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
@@ -52,9 +53,8 @@ pub struct Config {
     pub outbox: config::Outbox,
     #[command(flatten)]
     pub nats: nats::Login,
-    /// The credentials file of the login by which its handlers read events.
-    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", value_parser = config::file)]
-    pub consumer_nats_creds: PathBuf,
+    #[command(flatten)]
+    pub handlers: config::Handlers,
     #[command(flatten)]
     pub pages: config::Pages,
     /// After how many days what a deleted todo held is removed; not before the stream has forgotten its events.
@@ -88,9 +88,9 @@ impl Service for Program {
         let db = process.database(&config.database, &config.common)?;
         let nats = nats::connect(Self::NAME, &config.nats).await?;
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
-        let outbox = Outbox::start(process, &config.outbox, stream, nats)?;
-        let relay = outbox.relay();
-        let app = commands::App { db, outbox };
+        let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
+        let (relay, app) = (outbox.relay(), commands::App { db, outbox });
+        operators::serve(config, process, nats)?;
         events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
         let service = TodoServiceServer::new(grpc::Todos { app, pages: config.pages.tokens() });

@@ -3,6 +3,7 @@
 use chrono::{DateTime, NaiveDateTime, SubsecRound as _, Utc};
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
+use proto::timestamp;
 use proto::todo as pb;
 use service::idempotency::StoredResponse;
 use service::{Failure, IfMatch};
@@ -38,10 +39,6 @@ fn due_time(time: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Failure> 
         .filter(|time| (-62_135_596_800..253_402_300_800).contains(&time.timestamp()))
         .map(|time| Some(time.trunc_subsecs(6)))
         .ok_or_else(|| Failure::invalid("due_time", "must be between the years 1 and 9999"))
-}
-
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
-    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
 }
 
 pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {

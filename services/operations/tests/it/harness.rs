@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use service::config::Database;
 use service::{Lifecycle, Process, Service as _};
 use sqlx::{Executor as _, PgConnection, PgPool};
-use testkit::{TestDatabase, TestNats, until};
+use testkit::{TestDatabase, TestIssuer, TestNats, until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -29,6 +29,11 @@ const READERS: [&str; 3] = ["printer", "bystander", "ledger"];
 const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
 pub const ACT: Act<'_> = Act { actor: "olga", reason: "a test" };
 pub const PACE: Pace = Pace { canary: 1, rate: 1_000.0, max_failures: 0.1 };
+
+/// The letters of a plan, by number.
+pub fn ids(planned: &[Planned]) -> Vec<i64> {
+    planned.iter().map(|letter| letter.id).collect()
+}
 
 /// What a consumer has handled: aggregate and version, in order.
 pub type Handled = Arc<Mutex<Vec<(String, i32)>>>;
@@ -46,6 +51,7 @@ pub struct World {
     pub js: jetstream::Context,
     pub records: jetstream::Context,
     pub database: TestDatabase,
+    issuer: TestIssuer,
     /// Whether the consumers reject what they get.
     pub broken: Arc<AtomicBool>,
     consumers: TaskTracker,
@@ -81,6 +87,7 @@ impl World {
             js,
             records,
             database,
+            issuer: TestIssuer::new(),
             broken: Arc::new(AtomicBool::new(true)),
             consumers: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -109,6 +116,11 @@ impl World {
         let config = operations::Config {
             database: Database { url: SecretString::from(self.database.app.clone()), connections: 8 },
             nats: self.login("operations"),
+            issuer: service::config::Issuer {
+                jwks: self.issuer.jwks(),
+                name: devstack::issuer::ISSUER.to_owned(),
+                operators_audience: devstack::issuer::OPERATORS.to_owned(),
+            },
         };
         operations::Program::start(&config, &process).await.unwrap();
         process.lifecycle
@@ -224,8 +236,8 @@ impl World {
     /// Makes a job of what the order gives now; what it holds.
     pub async fn job_of(&self, order: Order<'_>) -> Result<(i64, Vec<Planned>), Refused> {
         let mut db = self.db().await;
-        let planned = store_jobs::plan(&mut db, order).await?;
-        Ok((store_jobs::create(&mut db, order, &planned, ACT).await?, planned))
+        let planned = store_jobs::plan(&mut db, order.kind, order.selection).await?;
+        Ok((store_jobs::create(&mut db, order, &ids(&planned), ACT).await?, planned))
     }
 
     pub async fn job(&self, id: i64) -> Job {

@@ -8,7 +8,7 @@ mod harness;
 mod ranges;
 
 use async_nats::jetstream::stream::Stream;
-use harness::{ACT, PACE, World, aggregate, consumer_of};
+use harness::{ACT, PACE, World, aggregate, consumer_of, ids};
 use operations::letters::NotTheEvent;
 use operations::pace::Pace;
 use operations::store::{self, Refused, Selection};
@@ -49,7 +49,7 @@ async fn letters_are_replayed_to_the_consumer_that_failed_in_the_order_of_their_
     assert_eq!(bystander.lock().unwrap().len(), 10, "nobody else is replayed to");
     let stats = world.stats().await;
     assert_eq!((stats.handled, stats.deaths), (10, 10));
-    let audit = operations::store_audit::audit_lines(&mut world.db().await, 10).await.unwrap();
+    let audit = operations::store_audit::lines(&mut world.db().await, 10, None).await.unwrap();
     let lines: Vec<_> =
         audit.iter().rev().map(|line| (line.actor.as_str(), line.action.as_str(), line.count)).collect();
     assert_eq!(lines, [("olga", "replay", 10), ("operations", "done", 10)]);
@@ -127,10 +127,11 @@ async fn two_operators_cannot_replay_the_same_letter() {
     let order =
         Order { kind: "replay", selection: &selection, pace: Pace { canary: 0, rate: 0.01, max_failures: 1.0 } };
     let (mut one, mut other) = (world.db().await, world.db().await);
-    let planned = store_jobs::plan(&mut one, order).await.unwrap();
+    let planned = store_jobs::plan(&mut one, order.kind, order.selection).await.unwrap();
+    let shown = ids(&planned);
     let (one, other) = tokio::join!(
-        store_jobs::create(&mut one, order, &planned, ACT),
-        store_jobs::create(&mut other, order, &planned, ACT)
+        store_jobs::create(&mut one, order, &shown, ACT),
+        store_jobs::create(&mut other, order, &shown, ACT)
     );
     let (made, refused) = if one.is_ok() { (one, other) } else { (other, one) };
     assert!(matches!(refused, Err(Refused::Busy(_))), "{refused:?}");
@@ -356,27 +357,27 @@ async fn what_was_shown_is_given_up_and_nothing_that_came_since() {
     let selection = consumer_of("printer");
     let order = Order { kind: "discard", selection: &selection, pace: PACE };
     let mut db = world.db().await;
-    let shown = store_jobs::plan(&mut db, order).await.unwrap();
+    let shown = store_jobs::plan(&mut db, order.kind, order.selection).await.unwrap();
     // While the operator thinks, more letters come that match.
     for name in ["a", "b", "c"] {
         world.publish(name, 1).await;
     }
     world.until_letters(5).await;
-    let job = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap();
+    let job = store_jobs::create(&mut db, order, &ids(&shown), ACT).await.unwrap();
     assert_eq!(world.until_ended(job).await.total, 2);
     let stats = world.stats().await;
     assert_eq!((stats.discarded, stats.open), (2, 3));
     // What was settled meanwhile, or has another before it now, is not what was shown.
-    let again = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap_err();
+    let again = store_jobs::create(&mut db, order, &ids(&shown), ACT).await.unwrap_err();
     assert!(matches!(again, Refused::Changed { settled: 2, more: 0 }), "{again:?}");
     world.publish("d", 2).await;
     world.until_letters(6).await;
     let selection = aggregate("d");
     let order = Order { kind: "replay", selection: &selection, pace: PACE };
-    let shown = store_jobs::plan(&mut db, order).await.unwrap();
+    let shown = store_jobs::plan(&mut db, order.kind, order.selection).await.unwrap();
     world.publish("d", 1).await;
     world.until_letters(7).await;
-    let changed = store_jobs::create(&mut db, order, &shown, ACT).await.unwrap_err();
+    let changed = store_jobs::create(&mut db, order, &ids(&shown), ACT).await.unwrap_err();
     assert!(matches!(changed, Refused::Changed { settled: 0, more: 1 }), "{changed:?}");
     world.stop(service).await;
 }

@@ -1,5 +1,7 @@
 //! The service under test, and the client that tests use.
 
+use std::net::SocketAddr;
+
 use async_nats::jetstream::stream::Stream;
 use contracts::Envelope;
 use contracts::events::todo::{self as event, About, Event};
@@ -8,7 +10,7 @@ use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, Get
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
-use service::config::{Common, Database, Door, Outbox, Pages};
+use service::config::{Common, Database, Door, Handlers, Outbox, Pages};
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
 use todo::{App, Config, Program};
@@ -24,6 +26,8 @@ pub struct Fleet {
     pub database: TestDatabase,
     pub issuer: TestIssuer,
     pub channel: Channel,
+    /// The operations port.
+    pub ops: SocketAddr,
 }
 
 /// A message of the stream.
@@ -61,9 +65,10 @@ impl Fleet {
         let mut config = config(&database, &nats, &issuer);
         config.common.door = door;
         let process = Process::new(Program::NAME, "test");
+        let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
         let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
-        Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel }
+        Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops }
     }
 
     /// A second process of the same service: the same database, the same stream.
@@ -151,7 +156,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             outbox_days: 1,
         },
         nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
-        consumer_nats_creds: nats.credentials("todo-consumer"),
+        handlers: Handlers { consumer_nats_creds: nats.credentials("todo-consumer") },
         pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
         deleted_days: 31,
     }

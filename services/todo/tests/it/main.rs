@@ -4,8 +4,6 @@
 
 mod harness;
 
-mod handed;
-
 mod hostile;
 
 mod writes;
@@ -22,20 +20,12 @@ mod process;
 
 mod migrating;
 
-mod went_back;
-
 mod lists;
 
-mod poison;
+mod operators;
 
 mod relay;
 
 mod recurring;
 
-mod retention;
-
 mod sizes;
-
-mod leading;
-
-mod losses;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use chrono::{DateTime, TimeDelta, Utc};
-use outbox::operate;
+use outbox::operate::{self, Act};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use testkit::until_within;
 
 use crate::harness::Fleet;
-use crate::losses::ACT;
 
+const ACT: Act<'static> = Act { actor: "ann", reason: "a test" };
 const DAYS: i64 = 10;
 
 /// What has been read of a day's partition.

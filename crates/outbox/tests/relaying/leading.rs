@@ -2,71 +2,73 @@
 //! nothing is there twice.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
 use nix::sys::signal::Signal;
-use sqlx::{Connection as _, Executor as _, PgConnection};
-use testkit::{SlowApi, TestDatabase, TestIssuer, TestNats, TestProxy, until, until_within};
+use testkit::{SlowApi, TestDatabase, TestNats, TestProxy, until, until_within};
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::harness::{database, environment};
+use crate::world::{STREAM, Setup, app, database, event, ids, relay, rows};
 
 /// How long a new leader may take: a lease, a connection, and what a busy machine adds.
-const TAKE_OVER: std::time::Duration = std::time::Duration::from_secs(60);
+const TAKE_OVER: Duration = Duration::from_secs(60);
+/// The variable that makes a process of these tests a relay.
+const SETUP: &str = "OUTBOX_TESTS_RELAY";
+
+/// Relays until it is killed, or whoever started it has ended. In a run of the tests it does nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the process that the tests beside it start"]
+async fn a_process_that_relays() {
+    let Ok(setup) = std::env::var(SETUP) else { return };
+    let relay = relay(&serde_json::from_str(&setup).unwrap()).await;
+    let (mut starter, mut nothing) = (tokio::io::stdin(), tokio::io::sink());
+    tokio::select! {
+        () = relay.run(CancellationToken::new()) => {}
+        _ = tokio::io::copy(&mut starter, &mut nothing) => {}
+    }
+}
+
+/// An address, by another port of this machine.
+fn through(url: String, port: Option<u16>) -> String {
+    let Some(port) = port else { return url };
+    let (login, rest) = url.rsplit_once(':').unwrap();
+    let path = rest.split_once('/').map_or(String::new(), |(_, path)| format!("/{path}"));
+    format!("{login}:{port}{path}")
+}
 
 struct Relays {
     database: TestDatabase,
     nats: Vec<TestNats>,
-    issuer: TestIssuer,
     written: i64,
 }
 
 impl Relays {
     async fn on(nats: Vec<TestNats>) -> Self {
-        let database = database().await;
-        Self { database, nats, issuer: TestIssuer::new(), written: 0 }
+        Self { database: database().await, nats, written: 0 }
     }
 
-    /// A process of the service, which relays when it leads. Its connections may lead through a proxy.
+    /// A process that relays when it leads: this program, run for one test alone. Its connections may lead through a proxy.
     fn process(&self, postgres_port: Option<u16>, nats_port: Option<u16>) -> Child {
-        let through = |url: String, port: Option<u16>| match port {
-            None => url,
-            Some(port) => {
-                let (login, rest) = url.rsplit_once(':').unwrap();
-                let path = rest.split_once('/').map_or(String::new(), |(_, path)| format!("/{path}"));
-                format!("{login}:{port}{path}")
-            }
-        };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_todo"));
-        command.arg("serve").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-            .envs(environment(&self.database, &self.nats[0], &self.issuer))
-            .env("FLOTILLA_RELAY_DATABASE_URL", through(self.database.relay.clone(), postgres_port))
-            .env("FLOTILLA_NATS_URL", through(self.nats[0].address(), nats_port))
-            .env("FLOTILLA_STREAM_REPLICAS", self.nats.len().to_string());
+        let setup = Setup::of(&self.database, &self.nats[0], self.nats.len());
+        let setup =
+            Setup { database: through(setup.database, postgres_port), nats: through(setup.nats, nats_port), ..setup };
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "leading::a_process_that_relays"]);
+        command.env(SETUP, serde_json::to_string(&setup).unwrap()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     }
 
     /// Writes events of five aggregates, each in a transaction of its own.
     async fn write(&mut self, events: i64) {
-        let mut app = PgConnection::connect(&self.database.app).await.unwrap();
-        app.execute("set app.tenant = 'acme'").await.unwrap();
+        let mut app = app(&self.database).await;
         for number in self.written..self.written + events {
-            sqlx::query(
-                "insert into outbox (event_id, tenant, aggregate_id, subject, payload) values \
-                 (gen_random_uuid(), 'acme', 'todo-' || $1 % 5, 'evt.todo.updated.v1.acme', '{}')",
-            )
-            .bind(number)
-            .execute(&mut app)
-            .await
-            .unwrap();
+            outbox::append(&mut app, &event(&format!("order {}", number % 5))).await.unwrap();
         }
         self.written += events;
-    }
-
-    async fn rows(&self) -> Vec<String> {
-        let mut admin = self.database.admin().await;
-        sqlx::query_scalar("select event_id::text from outbox order by seq").fetch_all(&mut admin).await.unwrap()
     }
 
     async fn epoch(&self) -> i64 {
@@ -75,7 +77,7 @@ impl Relays {
     }
 
     /// Who leads, by what it calls itself.
-    async fn holder(&self) -> Option<uuid::Uuid> {
+    async fn holder(&self) -> Option<Uuid> {
         let mut admin = self.database.admin().await;
         sqlx::query_scalar("select holder from outbox_relay").fetch_one(&mut admin).await.unwrap()
     }
@@ -86,7 +88,7 @@ impl Relays {
 
     /// The stream, by a server that lives.
     async fn stream(&self, server: usize) -> Option<Stream> {
-        self.nats[server].jetstream().await.get_stream("EVENTS_TODO").await.ok()
+        self.nats[server].jetstream().await.get_stream(STREAM).await.ok()
     }
 
     async fn until_stored(&self, server: usize) {
@@ -101,14 +103,8 @@ impl Relays {
     /// Everything that was written is in the stream, once, in its order.
     async fn assert_whole(&self, server: usize) {
         self.until_stored(server).await;
-        let stream = self.stream(server).await.unwrap();
-        let state = stream.get_info().await.unwrap().state;
-        let mut stored = Vec::new();
-        for sequence in state.first_sequence..=state.last_sequence {
-            let message = stream.get_raw_message(sequence).await.unwrap();
-            stored.push(message.headers.get("Outbox-Event-Id").unwrap().to_string());
-        }
-        assert_eq!(stored, self.rows().await);
+        let stored = ids(&self.stream(server).await.unwrap()).await;
+        assert_eq!(stored, rows(&self.database).await);
     }
 }
 
@@ -194,7 +190,7 @@ async fn o3_a_leader_that_is_cut_off_from_the_broker_alone_leaves_the_lead_to_th
     proxy.cut().await;
     relays.write(200).await;
     // Not the one that is cut off, again and again: within a wait for an answer, a question, and a look of the standby.
-    until_within(std::time::Duration::from_secs(30), "the standby leads", || async {
+    until_within(Duration::from_secs(30), "the standby leads", || async {
         relays.holder().await.is_some_and(|holder| Some(holder) != cut_off)
     })
     .await;
@@ -207,7 +203,7 @@ async fn o3_a_leader_that_is_cut_off_from_the_broker_alone_leaves_the_lead_to_th
 #[tokio::test]
 async fn o2_a_broker_that_answers_questions_late_and_stores_at_once_is_published_to() {
     let mut relays = Relays::on(vec![TestNats::start().await]).await;
-    let slow = SlowApi::to(relays.nats[0].port(), std::time::Duration::from_secs(5)).await;
+    let slow = SlowApi::to(relays.nats[0].port(), Duration::from_secs(5)).await;
     relays.write(50).await;
     let _leader = relays.process(None, Some(slow.port));
     relays.until_stored(0).await;
@@ -224,7 +220,6 @@ async fn o2_a_broker_that_answers_questions_late_and_stores_at_once_is_published
 #[tokio::test]
 async fn o3_a_stream_leader_of_three_that_dies_under_load_loses_and_reorders_nothing() {
     let mut relays = Relays::on(TestNats::cluster().await).await;
-    // A stream of three replicas can be made once the cluster has found its leader: the relay tries until then.
     let mut leader = relays.process(None, None);
     let _standby = relays.process(None, None);
     relays.write(100).await;

@@ -1,14 +1,13 @@
 //! Days of the outbox that are over: what is dropped of them, and what is not.
 
 use chrono::{DateTime, Utc};
+use devstack::nats::Wanted;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
-use crate::harness::Fleet;
-use crate::losses::{STREAM, journal, stored, until_checkpointed, until_whole, write};
-use crate::relay::rows;
+use crate::world::{STREAM, World};
 
 /// Puts a row into the outbox as of a day that many days ago, in a partition of its own; when that day began.
-pub async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> DateTime<Utc> {
+async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> DateTime<Utc> {
     let begins = "select date_trunc('day', clock_timestamp(), 'UTC') - make_interval(days => $1)";
     let from: DateTime<Utc> = sqlx::query_scalar(begins).bind(back).fetch_one(&mut *admin).await.unwrap();
     let (to, name) = (from + chrono::TimeDelta::days(1), from.format("%Y%m%d"));
@@ -29,28 +28,30 @@ pub async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> 
 /// As after a halt of weeks, which somebody ended today: what was written then has been in the stream for no time at all.
 #[tokio::test]
 async fn o7_what_was_published_long_after_it_was_written_comes_again_into_a_stream_that_was_lost() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let world = World::new().await;
+    let mut admin = world.database.admin().await;
     admin.execute("select setval('outbox_seq', 1)").await.unwrap();
-    written_days_ago(&mut admin, fleet::STREAM_DAYS as i32 + 10, 1).await;
-    write(&fleet, 3).await;
-    until_checkpointed(&fleet).await;
-    let all = rows(&fleet).await;
-    assert_eq!((all.len(), stored(&fleet).await), (4, all.clone()));
+    let kept = i32::try_from(Wanted::default().max_age.as_secs() / 86_400).unwrap();
+    written_days_ago(&mut admin, kept + 10, 1).await;
+    world.write(3).await;
+    world.until_checkpointed().await;
+    let all = world.rows().await;
+    assert_eq!((all.len(), world.stored().await), (4, all.clone()));
     // Retention's look, which notes when the day was stored.
     admin.execute("select outbox_drop_partitions(1)").await.unwrap();
-    fleet.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
-    fleet.nats.provision(devstack::nats::Wanted::default()).await;
-    until_whole(&fleet).await;
-    assert_eq!(stored(&fleet).await, all);
+    world.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
+    world.nats.provision(Wanted::default()).await;
+    world.until_whole().await;
+    assert_eq!(world.stored().await, all);
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn retention_drops_only_what_is_old_and_safely_stored() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 2).await;
-    until_checkpointed(&fleet).await;
-    let mut admin = fleet.database.admin().await;
+    let world = World::new().await;
+    world.write(2).await;
+    world.until_checkpointed().await;
+    let mut admin = world.database.admin().await;
     // Three days long gone: stored, stored, and parked on.
     let mut days = Vec::new();
     for (back, seq) in [(9, -3), (8, -2), (7, -1)] {
@@ -65,7 +66,7 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
         .await
         .unwrap();
     let drop = async |keep: i32| -> i32 {
-        let mut admin = fleet.database.admin().await;
+        let mut admin = world.database.admin().await;
         sqlx::query_scalar("select outbox_drop_partitions($1)").bind(keep).fetch_one(&mut admin).await.unwrap()
     };
     assert_eq!(drop(1).await, 0, "old as they are, they were seen to be stored only now");
@@ -87,5 +88,6 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
         admin.execute(sql).await.unwrap();
     }
     assert_eq!(drop(1).await, 0);
-    assert_eq!(journal(&fleet, &["dropped"]).await.len(), 3);
+    assert_eq!(world.journal(&["dropped"]).await.len(), 3);
+    world.stop().await;
 }

@@ -7,27 +7,25 @@ use outbox::operate;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use testkit::until;
 
-use crate::harness::Fleet;
-use crate::losses::{ACT, journal, restore_postgres, stored, until_checkpointed, write};
-use crate::relay::{rows, until_halted};
+use crate::world::{ACT, World};
 
 #[tokio::test]
 async fn o2_a_sequence_that_fell_behind_the_stream_stops_the_relay_until_it_is_set_right() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 10).await;
-    until_checkpointed(&fleet).await;
+    let world = World::new().await;
+    world.write(10).await;
+    world.until_checkpointed().await;
     // As after a failover by logical replication: the rows are all there, the sequence is not.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = world.database.admin().await;
     admin.execute("select setval('outbox_seq', 3)").await.unwrap();
-    write(&fleet, 3).await;
-    let halted = until_halted(&fleet).await;
+    world.write(3).await;
+    let halted = world.until_halted().await;
     assert!(halted.contains("stands at") && halted.contains("flotilla outbox renumber"), "{halted}");
-    let stream = fleet.stream().await;
+    let stream = world.stream().await;
     assert_eq!(stream.get_info().await.unwrap().state.messages, 10);
     // The sequence alone is not enough: what is numbered behind would never go out.
     admin.execute("select setval('outbox_seq', 10)").await.unwrap();
     until("it still waits, and says why", || async {
-        let halted = operate::overview(&mut fleet.database.admin().await).await.unwrap().halted;
+        let halted = operate::overview(&mut world.database.admin().await).await.unwrap().halted;
         halted.is_some_and(|why| why.contains("3 rows, first 4"))
     })
     .await;
@@ -35,32 +33,34 @@ async fn o2_a_sequence_that_fell_behind_the_stream_stops_the_relay_until_it_is_s
     assert_eq!(behind.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [4, 5, 6]);
     assert_eq!(operate::renumber(&mut admin, &behind, ACT).await.unwrap(), 3);
     until("they are published", || async { stream.get_info().await.unwrap().state.messages == 13 }).await;
-    write(&fleet, 2).await;
+    world.write(2).await;
     until("what follows is published", || async { stream.get_info().await.unwrap().state.messages == 15 }).await;
-    assert_eq!(stored(&fleet).await, rows(&fleet).await);
+    assert_eq!(world.stored().await, world.rows().await);
     assert!(matches!(operate::numbered_behind(&mut admin, &stream).await, Err(operate::Refused::NothingBehind)));
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn o7_a_stream_whose_last_message_was_removed_goes_on_behind_the_one_before() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 4).await;
-    until_checkpointed(&fleet).await;
-    let stream = fleet.stream().await;
+    let world = World::new().await;
+    world.write(4).await;
+    world.until_checkpointed().await;
+    let stream = world.stream().await;
     stream.delete_message(4).await.unwrap();
     // A new lead takes its place from what is left, and publishes the last one again.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = world.database.admin().await;
     admin.execute("update outbox_relay set epoch = epoch + 1").await.unwrap();
     until("it is there again", || async { stream.get_info().await.unwrap().state.last_sequence == 5 }).await;
-    assert_eq!(stored(&fleet).await, rows(&fleet).await);
+    assert_eq!(world.stored().await, world.rows().await);
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn o2_rows_are_not_lost_though_writes_have_overtaken_the_stream_since_the_sequence_fell_back() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 10).await;
-    until_checkpointed(&fleet).await;
-    let mut admin = fleet.database.admin().await;
+    let world = World::new().await;
+    world.write(10).await;
+    world.until_checkpointed().await;
+    let mut admin = world.database.admin().await;
     // All of it before anybody looks.
     admin
         .execute(
@@ -69,42 +69,44 @@ async fn o2_rows_are_not_lost_though_writes_have_overtaken_the_stream_since_the_
         )
         .await
         .unwrap();
-    let halted = until_halted(&fleet).await;
+    let halted = world.until_halted().await;
     assert!(halted.contains("7 rows, first 4"), "{halted}");
-    let stream = fleet.stream().await;
+    let stream = world.stream().await;
     let behind = operate::numbered_behind(&mut admin, &stream).await.unwrap();
     assert_eq!(operate::renumber(&mut admin, &behind, ACT).await.unwrap(), 7);
     until("all are published", || async { stream.get_info().await.unwrap().state.messages == 22 }).await;
-    let (mut all, mut wanted) = (stored(&fleet).await, rows(&fleet).await);
+    let (mut all, mut wanted) = (world.stored().await, world.rows().await);
     all.sort();
     wanted.sort();
     assert_eq!(all, wanted);
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn a_hole_in_the_stream_is_filled_by_an_operator() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 5).await;
-    until_checkpointed(&fleet).await;
-    let stream = fleet.stream().await;
-    let lost = stored(&fleet).await[2].clone();
+    let world = World::new().await;
+    world.write(5).await;
+    world.until_checkpointed().await;
+    let stream = world.stream().await;
+    let lost = world.stored().await[2].clone();
     stream.delete_message(3).await.unwrap();
-    let mut admin = fleet.database.admin().await;
+    let mut admin = world.database.admin().await;
     assert!(matches!(operate::requeue(&mut admin, &[3, 99], ACT).await, Err(operate::Refused::NoRow(99))));
     assert_eq!(operate::requeue(&mut admin, &[3], ACT).await.unwrap(), 1);
-    until("it is there again", || async { stored(&fleet).await.last() == Some(&lost) }).await;
-    let said = journal(&fleet, &["refill"]).await;
+    until("it is there again", || async { world.stored().await.last() == Some(&lost) }).await;
+    let said = world.journal(&["refill"]).await;
     assert_eq!((said[0].1, said[0].2), (Some(3), Some(3)), "{said:?}");
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn a_stream_that_is_not_as_it_was_asked_for_is_changed_and_what_aged_out_is_not_published_again() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 4).await;
-    until_checkpointed(&fleet).await;
-    let stream = fleet.stream().await;
+    let world = World::new().await;
+    world.write(4).await;
+    world.until_checkpointed().await;
+    let stream = world.stream().await;
     let as_asked = stream.get_info().await.unwrap().config;
-    let js = fleet.nats.jetstream().await;
+    let js = world.nats.jetstream().await;
     let edited = stream::Config {
         max_age: std::time::Duration::from_millis(300),
         duplicate_window: std::time::Duration::from_millis(300),
@@ -114,46 +116,47 @@ async fn a_stream_that_is_not_as_it_was_asked_for_is_changed_and_what_aged_out_i
     js.update_stream(edited).await.unwrap();
     until("they have aged out", || async { stream.get_info().await.unwrap().state.messages == 0 }).await;
     // A new lead compares.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = world.database.admin().await;
     admin.execute("update outbox_relay set epoch = epoch + 1").await.unwrap();
-    fleet.nats.provision(Wanted::default()).await;
+    world.nats.provision(Wanted::default()).await;
     let is = stream.get_info().await.unwrap().config;
     assert_eq!(is.discard, stream::DiscardPolicy::New, "what may be changed is changed");
     assert_eq!(is.max_age, std::time::Duration::from_millis(300), "the age limit is an operator's to change");
-    write(&fleet, 1).await;
+    world.write(1).await;
     until("what is new is published", || async { stream.get_info().await.unwrap().state.last_sequence == 5 }).await;
-    assert_eq!(journal(&fleet, &["refill", "missing"]).await, []);
+    assert_eq!(world.journal(&["refill", "missing"]).await, []);
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn a_purge_just_before_the_relay_stops_is_noticed_by_the_next_one() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 4).await;
-    until_checkpointed(&fleet).await;
-    let stream = fleet.stream().await;
+    let mut world = World::new().await;
+    world.write(4).await;
+    world.until_checkpointed().await;
+    let stream = world.stream().await;
     stream.purge().await.unwrap();
-    fleet.client("acme", "ann").titled("at once").await;
-    fleet.stop().await;
-    let (_second, lifecycle) = fleet.second().await;
-    until("all is there again", || async { stored(&fleet).await.len() >= 5 }).await;
-    let all = stored(&fleet).await;
-    assert!(rows(&fleet).await.iter().all(|row| all.contains(row)));
-    assert_eq!(lifecycle.shut_down().await, None);
+    world.write(1).await;
+    world.anew().await;
+    until("all is there again", || async { world.stored().await.len() >= 5 }).await;
+    let all = world.stored().await;
+    assert!(world.rows().await.iter().all(|row| all.contains(row)));
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn o7_no_halt_is_written_down_while_an_operator_removes_what_it_is_about_and_one_that_stays_is() {
-    let fleet = Fleet::start().await;
-    write(&fleet, 10).await;
-    until_checkpointed(&fleet).await;
+    let world = World::new().await;
+    world.write(10).await;
+    world.until_checkpointed().await;
     // An operator who is in the middle of it, and takes longer than the relay takes to look.
-    let mut operator = fleet.database.admin().await;
+    let mut operator = world.database.admin().await;
     operator.execute(AssertSqlSafe(format!("select pg_advisory_lock({})", operate::ACCEPTING))).await.unwrap();
-    restore_postgres(&fleet, 6).await;
-    until_halted(&fleet).await;
-    let halts = || async { journal(&fleet, &["halted"]).await.len() };
+    world.restore_postgres(6).await;
+    world.until_halted().await;
+    let halts = || async { world.journal(&["halted"]).await.len() };
     assert_eq!(halts().await, 0);
     // Whoever is interrupted holds no lock, and the stream is ahead still.
     operator.close().await.unwrap();
     until("the halt is written down", || async { halts().await == 1 }).await;
+    world.stop().await;
 }

@@ -1,0 +1,60 @@
+//! Committed rows go from their writers to the relay by hand; what was not committed must not, and what the database has
+//! lost since neither.
+
+use outbox::{NewEvent, Role};
+use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
+use testkit::PATIENCE;
+
+use crate::world::{World, event};
+
+#[tokio::test]
+async fn o1_what_was_not_committed_is_not_handed_over() {
+    let world = World::new().await;
+    let relay = &world.relay;
+    let mut app = world.app().await;
+    // A statement has failed and nobody minded: the database answers such a COMMIT with a rollback, and sqlx says Ok.
+    let mut tx = app.begin().await.unwrap();
+    tx.execute("select 1 / 0").await.unwrap_err();
+    relay.commit(tx, vec![event("a")], Transaction::commit).await.unwrap_err();
+    // The second of two is refused.
+    let tx = app.begin().await.unwrap();
+    let of_globex = NewEvent { tenant: "globex".to_owned(), ..event("a") };
+    relay.commit(tx, vec![event("a"), of_globex], Transaction::commit).await.unwrap_err();
+    // The commit fails.
+    let tx = app.begin().await.unwrap();
+    let fails = |tx: Transaction<'_, Postgres>| {
+        drop(tx);
+        std::future::ready(Err(sqlx::Error::WorkerCrashed))
+    };
+    relay.commit(tx, vec![event("a")], fails).await.unwrap_err();
+    let (tx, told) = (app.begin().await.unwrap(), event("a"));
+    let id = told.id.to_string();
+    relay.commit(tx, vec![told], Transaction::commit).await.unwrap();
+    assert_eq!(world.stored().await, [id]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn o7_rows_from_before_a_restore_are_not_published_in_the_place_of_those_that_have_their_numbers_now() {
+    let mut world = World::new().await;
+    world.write(1).await;
+    world.drain().await;
+    world.nats.kill().await;
+    let mut status = world.relay.status();
+    // In flight when the broker went.
+    world.write(1).await;
+    tokio::time::timeout(PATIENCE, status.wait_for(|status| status.role == Role::Standby)).await.unwrap().unwrap();
+    // Handed over while nobody publishes; then the database comes back without it.
+    let lost = world.write(1).await;
+    let mut admin = world.database.admin().await;
+    admin.execute("delete from outbox where seq = 3; select setval('outbox_seq', 2)").await.unwrap();
+    world.nats.restart().await;
+    world.drain().await;
+    // It gets the number of the one that is lost.
+    world.write(1).await;
+    let stored = world.stored().await;
+    assert_eq!(stored, world.rows().await);
+    assert_eq!(stored.len(), 3);
+    assert!(!stored.contains(&lost[0]));
+    world.stop().await;
+}

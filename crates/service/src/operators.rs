@@ -1,0 +1,131 @@
+//! What operators ask of a process: gRPC services of `flotilla.ops.v1` on its operations port, with an operator's token and nobody
+//! else's. Whoever acts is the subject of that token.
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context as _;
+use authz::Verifier;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use prost::{Message, Name};
+use serde::Serialize;
+use tonic::Status;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+use tracing::info;
+
+use crate::config::Issuer;
+use crate::{Failure, Process, grpc};
+
+/// The longest reason of an act, in characters.
+const MAX_REASON: usize = 1_000;
+
+/// The services that a process has for operators; none until it has started them. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Operators(Arc<OnceLock<Router>>);
+
+impl Operators {
+    pub(crate) async fn answer(self, request: Request) -> Result<Response, Infallible> {
+        let is_grpc = |name: &HeaderValue| name.as_bytes().starts_with(b"application/grpc");
+        if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
+            return Ok(StatusCode::NOT_FOUND.into_response());
+        }
+        match self.0.get() {
+            Some(router) => router.clone().oneshot(request).await,
+            None => {
+                Ok(Status::unavailable("the process has nothing for operators, or has not started it yet").into_http())
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Serves these to operators, on the operations port.
+    ///
+    /// # Errors
+    /// The client for the issuer's keys cannot be made, or others are served already.
+    pub fn operate(&self, issuer: &Issuer, services: Routes) -> Result<(), anyhow::Error> {
+        let verifier = Verifier::new(issuer.jwks.clone(), &issuer.name, &issuer.operators_audience)?;
+        let router = services.into_axum_router().layer(middleware::from_fn_with_state(Arc::new(verifier), guard));
+        self.operators.0.set(router).ok().context("what operators ask for is served once")
+    }
+}
+
+/// Who acts: the subject of the verified token.
+#[derive(Debug, Clone)]
+struct Operator(String);
+
+async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next: Next) -> Response {
+    let method = request.uri().path().trim_start_matches('/').to_owned();
+    let token = grpc::authorization(request.headers()).map(Option::<&HeaderValue>::cloned);
+    let verified = async {
+        let token = token?;
+        verifier.verify(token.as_ref().and_then(|token| token.to_str().ok())).await
+    };
+    let operator = match verified.await {
+        Ok(caller) => caller.actor.name(),
+        Err(error) => return Status::from(Failure::from(error)).into_http(),
+    };
+    request.extensions_mut().insert(Operator(operator.clone()));
+    let response = next.run(request).await;
+    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
+    info!(operator, method, ?code, "an operator asked");
+    response
+}
+
+/// Who acts, by the request's token, and why.
+///
+/// # Errors
+/// INVALID_ARGUMENT without a reason.
+pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, String), Status> {
+    let operator = request.extensions().get::<Operator>();
+    let Operator(operator) = operator.ok_or_else(|| Status::unauthenticated("nobody asks"))?;
+    let reason = reason.trim();
+    if reason.is_empty() || reason.chars().count() > MAX_REASON {
+        return Err(Status::invalid_argument(format!("the reason must have 1 to {MAX_REASON} characters")));
+    }
+    Ok((operator.clone(), reason.to_owned()))
+}
+
+/// How many of something may be asked for at once.
+///
+/// # Errors
+/// INVALID_ARGUMENT when it is another number.
+pub fn limit(asked: i64) -> Result<i64, Status> {
+    const MOST: i64 = 10_000;
+    if (1..=MOST).contains(&asked) { Ok(asked) } else { Err(Status::invalid_argument(format!("ask for 1 to {MOST}"))) }
+}
+
+/// The message that this says, by the names of its fields in JSON.
+///
+/// # Errors
+/// INTERNAL when the message has no place for it.
+pub fn message<M: Message + Name + Default>(said: &impl Serialize) -> Result<M, Status> {
+    proto::from_json(said).map_err(|error| Status::internal(format!("{}: {error}", M::full_name())))
+}
+
+/// Messages, one after the other.
+pub type Answers<M> = BoxStream<'static, Result<M, Status>>;
+
+/// These, one after the other.
+#[must_use]
+pub fn answers<M: Send + 'static>(all: Vec<M>) -> tonic::Response<Answers<M>> {
+    tonic::Response::new(stream::iter(all).map(Ok).boxed())
+}
+
+/// What the database, or another part, does not give.
+pub fn away(error: impl Into<anyhow::Error>) -> Status {
+    Status::unavailable(format!("{:#}", error.into()))
+}
+
+/// What cannot be done as things are, with all that is known of why.
+pub fn refused(error: impl Into<anyhow::Error>) -> Status {
+    Status::failed_precondition(format!("{:#}", error.into()))
+}
