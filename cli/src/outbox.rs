@@ -15,7 +15,6 @@ use proto::ops::{
     ListParkedRowsRequest, ParkedRow, ReleaseRowsRequest, RenumberRowsRequest, RequeueRowsRequest,
 };
 use serde_json::{Value, json};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::operator::ActArgs;
 use crate::processes::{self, Port, clock, said};
@@ -87,14 +86,6 @@ enum OutboxCommand {
         #[arg(long, default_value_t = 50)]
         lines: i64,
     },
-}
-
-/// A connection to a service's database as the superuser.
-pub async fn database(context: &Context, service: &str) -> Result<PgConnection, anyhow::Error> {
-    let url = context.board()?.unit("postgres")?.login_url()?;
-    let (server, _) = url.rsplit_once('/').context("the login of postgres names a database")?;
-    let connection = PgConnection::connect(&format!("{server}/{service}")).await;
-    connection.with_context(|| format!("connecting to the database of {service}"))
 }
 
 pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Error> {

@@ -11,20 +11,20 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand};
-use contracts::events::todo::SERVICE;
+use fleet::REBUILDER;
 use indicatif::{ProgressBar, ProgressStyle};
-use search_projector::REBUILDER;
-use search_projector::store::{Document, Index};
-use search_projector::store_bulk::Outcome;
-use search_projector::store_rebuild::Source;
+use proto::ops::{
+    AbandonIndexRequest, CreateIndexRequest, ListAggregatesRequest, ListIndexesRequest, NoteIndexRequest,
+    RefreshIndexRequest, SwapIndexesRequest, TakeUpIndexRequest, Which, WriteDocumentsRequest,
+};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::exit::Exit;
 use crate::operator::ActArgs;
-use crate::outbox::{database, say};
+use crate::outbox::say;
+use crate::processes::{self, said};
 use crate::stack::Context;
-use crate::verify::index::{COLUMNS, Row};
+use crate::verify::index::{CHUNK, Documents, documents, todos};
 use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
 use crate::{audit, events, table};
 
@@ -32,7 +32,9 @@ use crate::{audit, events, table};
 const PAUSE: TimeDelta = TimeDelta::seconds(120);
 /// For how long the new index is waited for meanwhile.
 const CATCHES_UP: Duration = Duration::from_secs(20);
-const CHUNK: i64 = 1_000;
+/// What it is filled from.
+const STREAM: &str = "stream";
+const DATABASE: &str = "database";
 
 #[derive(Debug, Clone, Args)]
 pub struct RebuildArgs {
@@ -57,12 +59,6 @@ struct SearchArgs {
     /// Give up a rebuild that has begun; what is searched stays as it is.
     #[arg(long)]
     abandon: bool,
-    /// The alias that is searched.
-    #[arg(long, default_value = "todos")]
-    index: String,
-    /// How often the new index shows what was written, in milliseconds.
-    #[arg(long, default_value_t = 500)]
-    refresh_millis: u64,
     #[command(flatten)]
     act: ActArgs,
 }
@@ -70,15 +66,14 @@ struct SearchArgs {
 struct Rebuild<'a> {
     context: &'a Context,
     args: &'a SearchArgs,
-    index: Index,
+    index: Documents,
     js: jetstream::Context,
     stream: Stream,
 }
 
 pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Error> {
     let RebuildCommand::Search(args) = &args.command;
-    let index =
-        Index::new(&verify::opensearch(context)?, &args.index, Duration::from_millis(args.refresh_millis.max(10)))?;
+    let index = documents(context).await?;
     let (js, stream) = events::open(context).await?;
     args.act.operator(context).await?;
     let rebuild = Rebuild { context, args, index, js, stream };
@@ -86,6 +81,24 @@ pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Er
 }
 
 impl Rebuild<'_> {
+    /// One of the indexes, where there is one: its name, and what is noted in it.
+    async fn named(&self, which: Which) -> Result<Option<(String, Value)>, anyhow::Error> {
+        let all = processes::all(self.index.clone().list_indexes(ListIndexesRequest {}).await).await?;
+        let one = all.into_iter().find(|index| index.which() == which);
+        one.map(|index| Ok((index.name, serde_json::from_str(&index.notes)?))).transpose()
+    }
+
+    async fn note(&self, name: &str, notes: &Value) -> Result<(), anyhow::Error> {
+        let request = NoteIndexRequest { name: name.to_owned(), notes: notes.to_string() };
+        self.index.clone().note_index(request).await.map_err(said)?;
+        Ok(())
+    }
+
+    async fn refresh(&self) -> Result<(), anyhow::Error> {
+        self.index.clone().refresh_index(RefreshIndexRequest { which: Which::Next.into() }).await.map_err(said)?;
+        Ok(())
+    }
+
     async fn audit(&self, action: &str, count: u64, detail: &Value) -> Result<(), anyhow::Error> {
         audit::record(self.context, action, count.cast_signed(), detail, &self.args.act.reason).await
     }
@@ -97,8 +110,7 @@ impl Rebuild<'_> {
     }
 
     async fn run(&self) -> Result<(), anyhow::Error> {
-        let next = self.index.next();
-        let (target, notes) = match next.named().await? {
+        let (target, notes) = match self.named(Which::Next).await? {
             Some((target, notes)) => {
                 let (rolls_back, source) = (notes["behind"].is_u64(), notes["source"].as_str().unwrap_or_default());
                 let other =
@@ -114,18 +126,18 @@ impl Rebuild<'_> {
                 self.tell(&format!("{target} is being rebuilt already: going on with it."));
                 (target, notes)
             }
-            None if self.args.rollback => self.begin_rollback(&next).await?,
-            None => self.begin(&next).await?,
+            None if self.args.rollback => self.begin_rollback().await?,
+            None => self.begin().await?,
         };
-        if notes["source"] == Source::Database.name() && notes["copied"] != true {
-            self.copy(&next).await?;
+        if notes["source"] == DATABASE && notes["copied"] != true {
+            self.copy().await?;
             let mut copied = notes;
             copied["copied"] = json!(true);
-            next.note(&target, &copied).await?;
+            self.note(&target, &copied).await?;
         }
         self.filled().await?;
-        let report = self.compare(&next).await?;
-        self.swap(&next, &target).await?;
+        let report = self.compare().await?;
+        self.swap(&target).await?;
         let todos: u64 = report.tenants.values().map(|tenant| tenant.todos).sum();
         self.audit("rebuilt search", todos, &json!({"index": target})).await?;
         let json = json!({"index": target, "todos": todos, "tenants": report.tenants});
@@ -134,7 +146,7 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    async fn begin(&self, next: &Index) -> Result<(String, Value), anyhow::Error> {
+    async fn begin(&self) -> Result<(String, Value), anyhow::Error> {
         let state = &self.stream.cached_info().state;
         // Rewritten from the outbox it may begin anywhere: its first message says what it begins with.
         let first = match state.messages {
@@ -144,29 +156,27 @@ impl Rebuild<'_> {
         let seq = first.and_then(|message| message.headers.get(outbox::SEQ_HEADER).map(|seq| seq.as_str() == "1"));
         let whole = seq.unwrap_or(state.first_sequence <= 1);
         let source = match self.args.from.as_deref() {
-            Some("database") => Source::Database,
+            Some("database") => DATABASE,
             Some(_) if !whole => bail!("the stream no longer holds every event: use --from database"),
-            Some(_) => Source::Stream,
-            None if whole => Source::Stream,
-            None => Source::Database,
+            Some(_) => STREAM,
+            None if whole => STREAM,
+            None => DATABASE,
         };
-        let name = format!("{}-{}", self.args.index, devstack::supervisor::now().format("%Y%m%d%H%M%S"));
-        self.args
-            .act
-            .confirm(&format!("Build {name} from the {} beside what is searched, and swap it in?", source.name()))?;
-        let from = if source == Source::Stream { 1 } else { state.last_sequence + 1 };
+        self.args.act.confirm(&format!("Build an index from the {source} beside what is searched, and swap it in?"))?;
+        let from = if source == STREAM { 1 } else { state.last_sequence + 1 };
         self.durable(from).await?;
         // Where the projector is still filling what is searched, it has that to pass before it shows what is new.
-        let filling = self.index.named().await?.map(|(_, notes)| notes["filling"].clone());
-        let notes = json!({"filled_since": 1, "source": source.name(), "filling": filling});
-        next.create(&name, &notes).await?;
-        self.audit("rebuild search", 1, &json!({"index": name, "source": source.name(), "from": from})).await?;
-        self.tell(&format!("{name} is filled from the {}.", source.name()));
+        let filling = self.named(Which::Searched).await?.map(|(_, notes)| notes["filling"].clone());
+        let notes = json!({"filled_since": 1, "source": source, "filling": filling});
+        let request = CreateIndexRequest { notes: notes.to_string() };
+        let name = self.index.clone().create_index(request).await.map_err(said)?.into_inner().name;
+        self.audit("rebuild search", 1, &json!({"index": name, "source": source, "from": from})).await?;
+        self.tell(&format!("{name} is filled from the {}.", source));
         Ok((name, notes))
     }
 
-    async fn begin_rollback(&self, next: &Index) -> Result<(String, Value), anyhow::Error> {
-        let previous = self.index.previous().named().await?;
+    async fn begin_rollback(&self) -> Result<(String, Value), anyhow::Error> {
+        let previous = self.named(Which::Previous).await?;
         let (name, mut notes) = previous.context("there is no index from before a swap to go back to")?;
         let behind = notes["behind"].as_u64().context("the index before does not say how far it is")?;
         let first = self.stream.cached_info().state.first_sequence;
@@ -177,8 +187,8 @@ impl Rebuild<'_> {
         for note in ["floor", "anchor"] {
             notes.as_object_mut().map(|notes| notes.remove(note));
         }
-        self.index.note(&name, &notes).await?;
-        next.point_to(&name).await?;
+        self.note(&name, &notes).await?;
+        self.index.clone().take_up_index(TakeUpIndexRequest { name: name.clone() }).await.map_err(said)?;
         self.audit("roll back search", 1, &json!({"index": name, "from": behind})).await?;
         self.tell(&format!("{name} is brought up to date from the stream."));
         Ok((name, notes))
@@ -201,27 +211,20 @@ impl Rebuild<'_> {
     }
 
     /// The rows of the database, deleted ones as tombstones. An older version never replaces a newer one.
-    async fn copy(&self, next: &Index) -> Result<(), anyhow::Error> {
-        let mut db = database(self.context, SERVICE).await?;
-        let total: i64 = sqlx::query_scalar("select count(*) from todo").fetch_one(&mut db).await?;
-        let bar = self.bar(total.cast_unsigned(), "copying")?;
-        let mut after = (String::new(), Uuid::nil());
+    async fn copy(&self) -> Result<(), anyhow::Error> {
+        let mut todos = todos(self.context).await?;
+        let bar = self.bar(0, "copying")?;
+        let mut after = None;
         loop {
-            let sql = format!("select {COLUMNS} from todo where (tenant, id) > ($1, $2) order by tenant, id limit $3");
-            let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-                .bind(&after.0)
-                .bind(after.1)
-                .bind(CHUNK)
-                .fetch_all(&mut db)
-                .await?;
-            let Some(last) = rows.last() else { break };
-            after = (last.tenant.clone(), last.id);
-            let documents: Vec<Document> =
-                rows.iter().map(|row| row.document(devstack::supervisor::now())).collect::<Result<_, _>>()?;
-            let outcomes = next.write(&documents.iter().collect::<Vec<_>>()).await?;
-            let refused = outcomes.iter().find(|outcome| !matches!(outcome, Outcome::Written | Outcome::Newer));
-            ensure!(refused.is_none(), "the index does not take a todo: {refused:?}; run the command again to go on");
-            bar.inc(rows.len() as u64);
+            let page = ListAggregatesRequest { after, limit: CHUNK as i64, ..ListAggregatesRequest::default() };
+            let aggregates = processes::all(todos.list_aggregates(page).await).await.context("reading the todos")?;
+            let Some(last) = aggregates.last() else { break };
+            after = last.key.clone();
+            let copied = aggregates.len() as u64;
+            let written = self.index.clone().write_documents(WriteDocumentsRequest { aggregates }).await;
+            written.map_err(said).context("run the command again to go on")?;
+            bar.inc_length(copied);
+            bar.inc(copied);
         }
         bar.finish_and_clear();
         Ok(())
@@ -255,10 +258,10 @@ impl Rebuild<'_> {
     }
 
     /// Parity: every todo of every tenant is in it as the database has it, and nothing else is.
-    async fn compare(&self, next: &Index) -> Result<Report, anyhow::Error> {
-        next.refresh().await?;
+    async fn compare(&self) -> Result<Report, anyhow::Error> {
+        self.refresh().await?;
         let mut report = Report::default();
-        let args = VerifyArgs::of_index(next.alias().to_owned());
+        let args = VerifyArgs::of_index(Which::Next);
         verify::index::verify(self.context, &args, REBUILDER, &mut report).await?;
         if !self.context.json {
             let row = |(tenant, of): (&String, &verify::Tenant)| {
@@ -281,14 +284,14 @@ impl Rebuild<'_> {
     }
 
     /// While the projector is held up for a moment, so that neither index has what the other lacks.
-    async fn swap(&self, next: &Index, target: &str) -> Result<(), anyhow::Error> {
-        let current = self.index.named().await?;
+    async fn swap(&self, target: &str) -> Result<(), anyhow::Error> {
+        let current = self.named(Which::Searched).await?;
         let before = self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
         let until = devstack::supervisor::now() + PAUSE;
         self.stream.pause_consumer(PROJECTOR, until).await.context("holding up the projector")?;
         let swapped = async {
             self.paused().await?;
-            self.swap_while_paused(next, current, target).await
+            self.swap_while_paused(current, target).await
         };
         let swapped = swapped.await;
         match before.pause_remaining.filter(|_| before.paused) {
@@ -341,12 +344,7 @@ impl Rebuild<'_> {
         }
     }
 
-    async fn swap_while_paused(
-        &self,
-        next: &Index,
-        current: Option<(String, Value)>,
-        target: &str,
-    ) -> Result<(), anyhow::Error> {
+    async fn swap_while_paused(&self, current: Option<(String, Value)>, target: &str) -> Result<(), anyhow::Error> {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let both = async {
             loop {
@@ -365,14 +363,14 @@ impl Rebuild<'_> {
         };
         let (floor, delivered) =
             tokio::time::timeout(CATCHES_UP, both).await.context("not swapped: the new index is too far behind")??;
-        next.refresh().await?;
+        self.refresh().await?;
         let current = match current {
             Some((name, mut notes)) => {
                 // Should it be searched again, it lacks what follows.
                 notes["behind"] = json!(floor + 1);
                 // That says it for now; how far it is filled is noted again once it is searched again.
                 notes.as_object_mut().map(|notes| notes.remove("floor"));
-                self.index.note(&name, &notes).await?;
+                self.note(&name, &notes).await?;
                 Some((name, notes))
             }
             None => None,
@@ -382,28 +380,24 @@ impl Rebuild<'_> {
             info.paused && info.delivered.stream_sequence == delivered,
             "not swapped: the projector was given events meanwhile; run the command again"
         );
-        self.index.swap(current.as_ref().map(|(name, _)| name.as_str()), target).await?;
+        let request =
+            SwapIndexesRequest { from: current.as_ref().map(|(name, _)| name.clone()), to: target.to_owned() };
+        self.index.clone().swap_indexes(request).await.map_err(said)?;
         // The projector notes things in the same place, and may have done so at the same moment. Until now the event that it had noted
         // was evidence of what the index showed; it is searched again only after it was compared.
         if let Some((name, mut notes)) = current {
             notes.as_object_mut().map(|notes| notes.remove("anchor"));
-            if self.index.previous().named().await?.is_some_and(|(is, now)| is == name && now != notes) {
-                self.index.note(&name, &notes).await?;
+            if self.named(Which::Previous).await?.is_some_and(|(is, now)| is == name && now != notes) {
+                self.note(&name, &notes).await?;
             }
         }
         Ok(())
     }
 
     async fn abandon(&self) -> Result<(), anyhow::Error> {
-        let next = self.index.next();
-        let (name, notes) = next.named().await?.context("nothing is being rebuilt")?;
+        let (name, _) = self.named(Which::Next).await?.context("nothing is being rebuilt")?;
         self.args.act.confirm(&format!("Give up {name}?"))?;
-        // One that was searched before is only let go.
-        if notes["behind"].is_u64() {
-            next.let_go(&name).await?;
-        } else {
-            next.remove(&name).await?;
-        }
+        self.index.clone().abandon_index(AbandonIndexRequest { name: name.clone() }).await.map_err(said)?;
         self.end_filling().await;
         self.audit("abandon rebuild", 1, &json!({"index": name})).await?;
         say(self.context, &json!({"abandoned": name}), &format!("{name} is given up."));

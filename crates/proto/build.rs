@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "flotilla/search/v1/search.proto",
         "flotilla/ops/v1/outbox.proto",
         "flotilla/ops/v1/letters.proto",
+        "flotilla/ops/v1/aggregates.proto",
+        "flotilla/ops/v1/index.proto",
     ])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // Encoded by protox itself: the prost types would drop the google.api.http options.

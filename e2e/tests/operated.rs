@@ -10,7 +10,7 @@ use e2e::{Caller, Fleet};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Connection as _;
+use sqlx::{Connection as _, Executor as _};
 use testkit::until;
 use tokio::sync::watch;
 
@@ -51,11 +51,26 @@ impl World {
         assert_eq!((code, found), (0, [0; 5]), "{report}");
     }
 
-    /// Has somebody else lead the outbox of todo, who does nothing, until then.
-    async fn hold_the_lead(&self, until: &str) {
+    async fn todo_database(&self) -> sqlx::PgConnection {
         let login = self.fleet.login("postgres");
         let (server, _) = login["url"].as_str().unwrap().rsplit_once('/').unwrap();
-        let mut db = sqlx::PgConnection::connect(&format!("{server}/todo")).await.unwrap();
+        sqlx::PgConnection::connect(&format!("{server}/todo")).await.unwrap()
+    }
+
+    /// Has a copy of all todos take longer than anybody waits; what ends that.
+    async fn hold_up_copies(&self) -> String {
+        let mut db = self.todo_database().await;
+        let is = "select pg_get_functiondef('todo_next_tenant(text)'::regprocedure)";
+        let is: String = sqlx::query_scalar(is).fetch_one(&mut db).await.unwrap();
+        let sleeps = "create or replace function todo_next_tenant(after_tenant text) returns text language sql security definer \
+                      as $$ select null::text from pg_sleep(60) $$";
+        db.execute(sleeps).await.unwrap();
+        is
+    }
+
+    /// Has somebody else lead the outbox of todo, who does nothing, until then.
+    async fn hold_the_lead(&self, until: &str) {
+        let mut db = self.todo_database().await;
         sqlx::query(
             "update outbox_relay set holder = gen_random_uuid(), epoch = epoch + 1, expires_at = $1::timestamptz",
         )
@@ -177,21 +192,20 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     let text = String::from_utf8(world.fleet.run(&["verify", "--patience", "2"]).await.stdout).unwrap();
     assert!(text.contains("1 out of order") && text.contains(ids[2].as_str().unwrap()), "{text}");
 
-    // What is away is said, and is not taken for well.
-    let output = world.fleet.run(&["verify", "--json", "--index", "nothing"]).await;
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(report["unchecked"][0].as_str().unwrap().contains("no such index"), "{report}");
-    let future = ["--from", "2126-01-01T00:00:00Z", "--index", "nothing"];
-    assert_eq!(world.verify(&future).await.0, 5, "nothing found, and not everything checked");
+    // What is away is said, and is not taken for well: a process that is stopped holds up nobody who asks it.
+    let stopped = async |service: &str, more: &[&str]| {
+        let process = world.fleet.unit(service).pid.unwrap();
+        devstack::process::signal(process, Signal::SIGSTOP).unwrap();
+        let (code, _, report) = world.verify(more).await;
+        devstack::process::signal(process, Signal::SIGCONT).unwrap();
+        assert!(report["unchecked"][0].as_str().unwrap().contains("does not answer"), "{report}");
+        code
+    };
+    assert_eq!(stopped("search-projector", &soon).await, 4, "what was found is said");
+    let future = ["--from", "2126-01-01T00:00:00Z"];
+    assert_eq!(stopped("search-projector", &future).await, 5, "nothing found, and not everything checked");
     world.hold_the_lead("-infinity").await;
-
-    // A process that is stopped does not hold up whoever asks it.
-    let process = world.fleet.unit("todo").pid.unwrap();
-    devstack::process::signal(process, Signal::SIGSTOP).unwrap();
-    let (code, _, report) = world.verify(&[]).await;
-    devstack::process::signal(process, Signal::SIGCONT).unwrap();
-    assert_eq!(code, 4, "{report}");
-    assert!(report["unchecked"][0].as_str().unwrap().contains("does not answer"), "{report}");
+    assert_eq!(stopped("todo", &future).await, 5, "nor here");
     world.fleet.stop().await;
 }
 
@@ -359,8 +373,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
 
     // The tool and the projector die in the middle; run again, it goes on.
     let before = searched(&world).await;
-    let projector = world.fleet.unit("search-projector").pid.unwrap();
-    devstack::process::signal(projector, Signal::SIGSTOP).unwrap();
+    let copies = world.hold_up_copies().await;
     let args = ["rebuild", "search", "--from", "database", "--reason", "the mapping changed", "--yes", "--json"];
     let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
     let next = || async {
@@ -369,8 +382,8 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     };
     until("the rebuild has begun", next).await;
     tool.kill().await.unwrap();
-    devstack::process::signal(projector, Signal::SIGCONT).unwrap();
     world.fleet.kill("search-projector").await;
+    world.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
     phase.send("strict").unwrap();
     assert_eq!(searched(&world).await, before, "nothing is swapped by halves");
     let (code, rebuilt) = world.operate(&["rebuild", "search"]).await;
@@ -404,12 +417,12 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     world.is_well().await;
 
     // What differs is not swapped in, and can be given up.
-    devstack::process::signal(world.fleet.unit("search-projector").pid.unwrap(), Signal::SIGSTOP).unwrap();
+    let copies = world.hold_up_copies().await;
     let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
     until("another has begun", next).await;
     tool.kill().await.unwrap();
     let (code, _) = world.operate(&["rebuild", "search", "--abandon"]).await;
-    devstack::process::signal(world.fleet.unit("search-projector").pid.unwrap(), Signal::SIGCONT).unwrap();
+    world.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
     assert_eq!(code, 0);
     assert_eq!(searched(&world).await, again["index"].as_str().unwrap());
     world.is_well().await;

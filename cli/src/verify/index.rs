@@ -1,83 +1,65 @@
 //! Todos against the index that shows them: by key, with a second look at what differs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
-use contracts::events::todo::{SERVICE, Status, Todo};
-use search_projector::store::Document;
-use serde_json::{Value, json};
-use sqlx::{FromRow, PgConnection};
-use uuid::Uuid;
+use contracts::events::todo::SERVICE;
+use proto::ops::aggregate_service_client::AggregateServiceClient;
+use proto::ops::index_service_client::IndexServiceClient;
+use proto::ops::{
+    Aggregate, CompareDocumentsRequest, Comparison, GetAggregatesRequest, GetOutboxRequest, Key, ListAggregatesRequest,
+    ListDocumentsRequest,
+};
+use serde_json::json;
 
-use super::{Report, Throttle, VerifyArgs, opensearch};
+use super::{PROJECTOR, Report, Throttle, VerifyArgs};
 use crate::events;
-use crate::outbox::database;
+use crate::outbox::{self, Outbox};
+use crate::processes::{self, Port, said};
 use crate::stack::Context;
 
-const CHUNK: i64 = 1_000;
+/// What the services take at once.
+pub const CHUNK: usize = 1_000;
 /// More than these are not looked at twice: the model is wrong then, not late.
 const SUSPECTS: usize = 100_000;
 
-/// A todo as the database has it.
-#[derive(Debug, Clone, FromRow)]
-pub struct Row {
-    pub tenant: String,
-    pub id: Uuid,
-    pub title: String,
-    pub notes: String,
-    pub status: String,
-    pub due_time: Option<DateTime<Utc>>,
-    pub labels: Vec<String>,
-    pub assignee: Option<String>,
-    pub create_time: DateTime<Utc>,
-    pub update_time: DateTime<Utc>,
-    pub complete_time: Option<DateTime<Utc>>,
-    pub delete_time: Option<DateTime<Utc>>,
-    pub created_by: String,
-    pub version: i32,
+/// The todos, asked at their service.
+pub type Todos = AggregateServiceClient<Port>;
+
+/// The read model, asked at its service.
+pub type Documents = IndexServiceClient<Port>;
+
+/// Opens the todos.
+pub async fn todos(context: &Context) -> Result<Todos, anyhow::Error> {
+    Ok(AggregateServiceClient::new(context.port(SERVICE).await?))
 }
 
-impl Row {
-    /// The document that the index is to have of it.
-    ///
-    /// # Errors
-    /// The row holds what no todo may.
-    pub fn document(&self, index_time: DateTime<Utc>) -> Result<Document, anyhow::Error> {
-        let user = |id: &String| id.parse().map_err(|error| anyhow::anyhow!("{error}"));
-        let todo = Todo {
-            id: self.id.to_string().parse().map_err(|error| anyhow::anyhow!("{error}"))?,
-            title: self.title.clone(),
-            notes: self.notes.clone(),
-            status: if self.status == "OPEN" { Status::Open } else { Status::Completed },
-            due_time: self.due_time,
-            labels: self.labels.clone(),
-            assignee: self.assignee.as_ref().map(user).transpose()?,
-            // The index does not hold these.
-            recurrence: None,
-            occurrence: None,
-            create_time: self.create_time,
-            update_time: self.update_time,
-            complete_time: self.complete_time,
-            created_by: user(&self.created_by)?,
-            version: self.version,
-        };
-        Ok(Document::new(self.tenant.parse()?, &todo, self.delete_time.is_some(), index_time))
-    }
+/// Opens the read model.
+pub async fn documents(context: &Context) -> Result<Documents, anyhow::Error> {
+    Ok(IndexServiceClient::new(context.port(PROJECTOR).await?))
 }
 
 /// So often what differs is looked at again: an event may still be on its way from the outbox into the stream.
 const ROUNDS: usize = 4;
 
-type Key = (String, Uuid);
+/// Whose, and which.
+type Named = (String, String);
 
 struct Index<'a> {
-    http: reqwest::Client,
-    base: String,
-    db: PgConnection,
+    documents: Documents,
+    todos: Todos,
+    outbox: Outbox,
     args: &'a VerifyArgs,
     throttle: Throttle,
+}
+
+fn named(key: Option<&Key>) -> Named {
+    key.map(|key| (key.tenant.clone(), key.id.clone())).unwrap_or_default()
+}
+
+fn key((tenant, id): &Named) -> Key {
+    Key { tenant: tenant.clone(), id: id.clone() }
 }
 
 /// Compares; what differs is looked at again once `consumer` has handled what is in the stream by then.
@@ -87,10 +69,9 @@ pub async fn verify(
     consumer: &str,
     report: &mut Report,
 ) -> Result<(), anyhow::Error> {
-    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
-    let base = format!("{}/{}", opensearch(context)?, args.index);
-    let db = database(context, SERVICE).await?;
-    let mut index = Index { http, base, db, args, throttle: Throttle::new(args.rate) };
+    let (documents, todos) = (documents(context).await?, todos(context).await?);
+    let outbox = outbox::open(context, SERVICE).await?;
+    let mut index = Index { documents, todos, outbox, args, throttle: Throttle::new(args.rate) };
     let mut suspects = BTreeMap::new();
     index.todos(report, &mut suspects).await?;
     index.documents(report, &mut suspects).await?;
@@ -116,16 +97,11 @@ pub async fn verify(
 /// Waits until all that the outbox holds now is in the stream, and the projector has acknowledged all that this holds then.
 async fn caught_up(
     context: &Context,
-    db: &mut PgConnection,
+    outbox: &mut Outbox,
     consumer: &str,
     patience: Duration,
 ) -> Result<(), anyhow::Error> {
-    let mark: i64 = sqlx::query_scalar(
-        "select coalesce((select seq from outbox o where not exists (select from outbox_parked p where p.seq = o.seq) \
-         order by seq desc limit 1), 0)",
-    )
-    .fetch_one(db)
-    .await?;
+    let mark = outbox.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner().unparked_seq;
     let (_js, stream) = events::open(context).await?;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let waited = async {
@@ -136,7 +112,7 @@ async fn caught_up(
                 let state = stream.get_info().await.context("reading the stream")?.state;
                 let seq = match stream.get_raw_message(state.last_sequence).await {
                     Ok(message) => {
-                        message.headers.get(outbox::SEQ_HEADER).and_then(|seq| seq.as_str().parse::<i64>().ok())
+                        message.headers.get(::outbox::SEQ_HEADER).and_then(|seq| seq.as_str().parse::<i64>().ok())
                     }
                     Err(_) => None,
                 };
@@ -156,38 +132,33 @@ async fn caught_up(
         .context("relay or projector are behind, and did not catch up in time")?
 }
 
-pub const COLUMNS: &str = "tenant, id, title, notes, status, due_time, labels, assignee, create_time, update_time, \
-    complete_time, delete_time, created_by, version";
-
 impl Index<'_> {
     /// Every todo must be in the index as it is.
-    async fn todos(&mut self, report: &mut Report, suspects: &mut BTreeMap<Key, String>) -> Result<(), anyhow::Error> {
-        let mut after: Key = (String::new(), Uuid::nil());
+    async fn todos(
+        &mut self,
+        report: &mut Report,
+        suspects: &mut BTreeMap<Named, String>,
+    ) -> Result<(), anyhow::Error> {
+        let mut after = None;
         loop {
-            let sql = format!(
-                "select {COLUMNS} from todo where (tenant, id) > ($1, $2) and ($3::text is null or tenant = $3) \
-                 and ($4::timestamptz is null or update_time >= $4) and ($5::timestamptz is null or update_time < $5) \
-                 order by tenant, id limit $6"
-            );
-            let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-                .bind(&after.0)
-                .bind(after.1)
-                .bind(self.args.tenant.as_ref().map(|tenant| tenant.as_str()))
-                .bind(self.args.from)
-                .bind(self.args.to)
-                .bind(CHUNK)
-                .fetch_all(&mut self.db)
-                .await
-                .context("reading the todos")?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            after = (last.tenant.clone(), last.id);
-            report.todos += rows.len() as u64;
-            self.throttle.read(rows.len()).await;
-            let keys: Vec<Key> = rows.iter().map(|row| (row.tenant.clone(), row.id)).collect();
-            for (row, document) in rows.iter().zip(self.get(&keys).await?) {
-                report.tenants.entry(row.tenant.clone()).or_default().todos += 1;
-                if let Some(why) = differs(row, document.as_ref()) {
-                    suspect(suspects, (row.tenant.clone(), row.id), why)?;
+            let page = ListAggregatesRequest {
+                after,
+                tenant: self.args.tenant.as_ref().map(ToString::to_string),
+                from: self.args.from.map(proto::timestamp),
+                to: self.args.to.map(proto::timestamp),
+                limit: CHUNK as i64,
+            };
+            let todos = processes::all(self.todos.list_aggregates(page).await).await.context("reading the todos")?;
+            let Some(last) = todos.last() else { return Ok(()) };
+            after = last.key.clone();
+            report.todos += todos.len() as u64;
+            self.throttle.read(todos.len()).await;
+            let names: Vec<Named> = todos.iter().map(|todo| named(todo.key.as_ref())).collect();
+            let comparisons = self.compare(todos, Vec::new()).await?;
+            for (name, comparison) in names.into_iter().zip(comparisons) {
+                report.tenants.entry(name.0.clone()).or_default().todos += 1;
+                if let Some(why) = comparison.why {
+                    suspect(suspects, name, why)?;
                 }
             }
         }
@@ -197,138 +168,99 @@ impl Index<'_> {
     async fn documents(
         &mut self,
         report: &mut Report,
-        suspects: &mut BTreeMap<Key, String>,
+        suspects: &mut BTreeMap<Named, String>,
     ) -> Result<(), anyhow::Error> {
-        let mut after: Option<Value> = None;
+        let mut after = None;
         loop {
-            let mut filter = Vec::new();
-            if let Some(tenant) = &self.args.tenant {
-                filter.push(json!({"term": {"tenant": tenant}}));
-            }
-            if self.args.from.is_some() || self.args.to.is_some() {
-                filter.push(json!({"range": {"update_time": {"gte": self.args.from, "lt": self.args.to}}}));
-            }
-            let mut body = json!({
-                "size": CHUNK, "query": {"bool": {"filter": filter}}, "sort": [{"id": "asc"}, {"tenant": "asc"}],
-                "_source": ["tenant", "id"], "track_total_hits": false,
-            });
-            if let Some(after) = &after {
-                body["search_after"] = after.clone();
-            }
-            let answer = self.ask("_search", &body).await?;
-            let hits = answer["hits"]["hits"].as_array().cloned().unwrap_or_default();
-            let Some(last) = hits.last() else { return Ok(()) };
-            after = Some(last["sort"].clone());
-            report.documents += hits.len() as u64;
-            self.throttle.read(hits.len()).await;
-            let text = |hit: &Value, name: &str| hit["_source"][name].as_str().unwrap_or_default().to_owned();
-            let ids: Vec<Uuid> = hits.iter().filter_map(|hit| text(hit, "id").parse().ok()).collect();
-            let tenants: Vec<String> = hits.iter().map(|hit| text(hit, "tenant")).collect();
-            let known: Vec<Key> = sqlx::query_as("select tenant, id from todo where id = any($1) and tenant = any($2)")
-                .bind(&ids)
-                .bind(&tenants)
-                .fetch_all(&mut self.db)
-                .await
-                .context("looking for the documents' todos")?;
-            let known: std::collections::HashSet<Key> = known.into_iter().collect();
-            for hit in &hits {
-                report.tenants.entry(text(hit, "tenant")).or_default().documents += 1;
-                let (tenant, id) = (text(hit, "tenant"), text(hit, "id").parse().unwrap_or_default());
-                if !known.contains(&(tenant.clone(), id)) {
-                    suspect(suspects, (tenant, id), "the database has no such todo".to_owned())?;
+            let page = ListDocumentsRequest {
+                which: self.args.which.into(),
+                after,
+                tenant: self.args.tenant.as_ref().map(ToString::to_string),
+                from: self.args.from.map(proto::timestamp),
+                to: self.args.to.map(proto::timestamp),
+                limit: CHUNK as i64,
+            };
+            let keys = processes::all(self.documents.list_documents(page).await).await.context("reading the index")?;
+            let Some(last) = keys.last() else { return Ok(()) };
+            after = Some(last.clone());
+            report.documents += keys.len() as u64;
+            self.throttle.read(keys.len()).await;
+            let names: Vec<Named> = keys.iter().map(|key| named(Some(key))).collect();
+            let known: HashSet<Named> = self.states(&names).await?.into_keys().collect();
+            for name in names {
+                report.tenants.entry(name.0.clone()).or_default().documents += 1;
+                if !known.contains(&name) {
+                    suspect(suspects, name, "the database has no such todo".to_owned())?;
                 }
             }
         }
     }
 
     /// What still differs, although the projector has handled since what was in the stream. A todo that is being changed
-    /// all the time may be newer in the index than it was when its row was read: its row must be so by then as well.
+    /// all the time may be newer in the index than it was when it was read: it must be so by then as well.
     async fn again(
         &mut self,
-        suspects: BTreeMap<Key, String>,
+        suspects: BTreeMap<Named, String>,
         context: &Context,
         consumer: &str,
-    ) -> Result<BTreeMap<Key, String>, anyhow::Error> {
-        let keys: Vec<Key> = suspects.into_keys().collect();
+    ) -> Result<BTreeMap<Named, String>, anyhow::Error> {
+        let names: Vec<Named> = suspects.into_keys().collect();
         let mut still = BTreeMap::new();
-        for keys in keys.chunks(CHUNK as usize) {
-            let before = self.rows(keys).await?;
-            caught_up(context, &mut self.db, consumer, Duration::from_secs(self.args.patience)).await?;
-            let documents = self.get(keys).await?;
-            let after = self.rows(keys).await?;
-            for (key, document) in keys.iter().zip(documents) {
-                let newer = |row: &&Row| document.as_ref().is_some_and(|document| document.version > row.version);
-                let why = match (before.get(key), after.get(key)) {
-                    (Some(row), Some(now)) if newer(&row) => {
-                        newer(&now).then(|| differs(now, document.as_ref())).flatten()
+        for names in names.chunks(CHUNK) {
+            let before = self.states(names).await?;
+            caught_up(context, &mut self.outbox, consumer, Duration::from_secs(self.args.patience)).await?;
+            let (there, absent): (Vec<&Named>, Vec<&Named>) = names.iter().partition(|name| before.contains_key(name));
+            let todos = there.iter().filter_map(|name| before.get(*name).cloned()).collect();
+            let comparisons = self.compare(todos, absent.iter().map(|name| key(name)).collect()).await?;
+            let after = self.states(names).await?;
+            for (name, Comparison { version, why }) in there.into_iter().chain(absent).zip(comparisons) {
+                let now = after.get(name).map(|todo| todo.version);
+                let shown =
+                    version.map_or_else(|| "not in the index".to_owned(), |shown| format!("the index at {shown}"));
+                let why = match (before.get(name).map(|todo| todo.version), now) {
+                    (Some(was), Some(now)) if version.is_some_and(|shown| shown > was) => {
+                        version.filter(|shown| *shown > now).map(|_| format!("at version {now}, {shown}"))
                     }
-                    (Some(row), _) => differs(row, document.as_ref()),
-                    (None, Some(now)) => differs(now, document.as_ref()),
-                    (None, None) => document.map(|_| "the database has no such todo".to_owned()),
+                    (Some(_), _) | (None, None) => why,
+                    // Made meanwhile: the next look compares it.
+                    (None, Some(now)) => (version != Some(now)).then(|| format!("at version {now}, {shown}")),
                 };
                 if let Some(why) = why {
-                    still.insert(key.clone(), why);
+                    still.insert(name.clone(), why);
                 }
             }
         }
         Ok(still)
     }
 
-    async fn rows(&mut self, keys: &[Key]) -> Result<BTreeMap<Key, Row>, anyhow::Error> {
-        let ids: Vec<Uuid> = keys.iter().map(|key| key.1).collect();
-        let tenants: Vec<String> = keys.iter().map(|key| key.0.clone()).collect();
-        let sql = format!("select {COLUMNS} from todo where id = any($1) and tenant = any($2)");
-        let rows: Vec<Row> =
-            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&ids).bind(&tenants).fetch_all(&mut self.db).await?;
-        Ok(rows.into_iter().map(|row| ((row.tenant.clone(), row.id), row)).collect())
+    /// Those of these todos that there are, as they stand.
+    async fn states(&mut self, names: &[Named]) -> Result<BTreeMap<Named, Aggregate>, anyhow::Error> {
+        // Whoever has no todo's id is none.
+        let keys = names.iter().filter(|(_, id)| id.parse::<uuid::Uuid>().is_ok()).map(key).collect();
+        let todos = processes::all(self.todos.get_aggregates(GetAggregatesRequest { keys }).await).await;
+        let todos = todos.context("looking for the todos")?;
+        Ok(todos.into_iter().map(|todo| (named(todo.key.as_ref()), todo)).collect())
     }
 
-    /// The documents of these todos as they are written, whether a search shows them yet or not.
-    async fn get(&self, keys: &[Key]) -> Result<Vec<Option<Document>>, anyhow::Error> {
-        let docs: Vec<Value> = keys.iter().map(|(tenant, id)| json!({"_id": id, "routing": tenant})).collect();
-        let answer = self.ask("_mget", &json!({"docs": docs})).await?;
-        let docs = answer["docs"].as_array().context("OpenSearch gave no documents")?;
-        anyhow::ensure!(docs.len() == keys.len(), "OpenSearch gave {} of {} documents", docs.len(), keys.len());
-        docs.iter()
-            .map(|doc| match doc["found"] == true {
-                true => serde_json::from_value(doc["_source"].clone()).map(Some).context("reading a document"),
-                false if doc["error"].is_null() => Ok(None),
-                false => anyhow::bail!("OpenSearch does not give a document: {}", doc["error"]["reason"]),
-            })
-            .collect()
-    }
-
-    async fn ask(&self, what: &str, body: &Value) -> Result<Value, anyhow::Error> {
-        let response = self.http.post(format!("{}/{what}", self.base)).json(body).send().await;
-        let response = response.context("OpenSearch does not answer")?;
-        let status = response.status();
-        let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;
-        anyhow::ensure!(status.is_success(), "OpenSearch answers {what} with {status}: {}", answer["error"]["reason"]);
-        Ok(answer)
+    async fn compare(
+        &mut self,
+        aggregates: Vec<Aggregate>,
+        absent: Vec<Key>,
+    ) -> Result<Vec<Comparison>, anyhow::Error> {
+        let asked = aggregates.len() + absent.len();
+        let request = CompareDocumentsRequest { which: self.args.which.into(), aggregates, absent };
+        let compared = self.documents.compare_documents(request).await.map_err(said).context("reading the index")?;
+        let comparisons = compared.into_inner().comparisons;
+        anyhow::ensure!(comparisons.len() == asked, "{} of {asked} were compared", comparisons.len());
+        Ok(comparisons)
     }
 }
 
-fn suspect(suspects: &mut BTreeMap<Key, String>, key: Key, why: String) -> Result<(), anyhow::Error> {
+fn suspect(suspects: &mut BTreeMap<Named, String>, name: Named, why: String) -> Result<(), anyhow::Error> {
     anyhow::ensure!(
         suspects.len() < SUSPECTS,
         "more than {SUSPECTS} todos differ: is the read model of this database?"
     );
-    suspects.insert(key, why);
+    suspects.insert(name, why);
     Ok(())
-}
-
-/// Why the index shows a todo otherwise than it is.
-fn differs(row: &Row, document: Option<&Document>) -> Option<String> {
-    let Some(document) = document else { return Some(format!("at version {}, and not in the index", row.version)) };
-    if document.tenant.as_str() != row.tenant {
-        return Some(format!("the index has it under the tenant {}", document.tenant));
-    }
-    if document.version != row.version {
-        return Some(format!("at version {}, the index at {}", row.version, document.version));
-    }
-    match row.document(document.index_time) {
-        Ok(is) if is == *document => None,
-        Ok(_) => Some(format!("both at version {}, with another content", row.version)),
-        Err(error) => Some(format!("the database has what no todo may: {error:#}")),
-    }
 }

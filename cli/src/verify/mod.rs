@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::TenantId;
+use proto::ops::Which;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -38,9 +39,8 @@ pub struct VerifyArgs {
     /// Only those before this time (RFC 3339).
     #[arg(long)]
     to: Option<DateTime<Utc>>,
-    /// The read model, by its alias.
-    #[arg(long, default_value = "todos")]
-    index: String,
+    #[arg(skip = Which::Searched)]
+    which: Which,
     /// Read at most so many rows a second of each part, to spare a fleet at work.
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
@@ -51,8 +51,8 @@ pub struct VerifyArgs {
 
 impl VerifyArgs {
     /// Everything of one read model, as fast as it goes.
-    pub const fn of_index(index: String) -> Self {
-        Self { tenant: None, from: None, to: None, index, rate: 1_000_000, patience: 60 }
+    pub const fn of_index(which: Which) -> Self {
+        Self { tenant: None, from: None, to: None, which, rate: 1_000_000, patience: 60 }
     }
 }
 
@@ -194,9 +194,4 @@ fn print(report: &Report, took: Duration) {
     for line in &report.unchecked {
         println!("NOT CHECKED: {line}");
     }
-}
-
-/// OpenSearch as the stack has it, with its login.
-pub fn opensearch(context: &Context) -> Result<String, anyhow::Error> {
-    context.board()?.unit("opensearch")?.login_url()
 }

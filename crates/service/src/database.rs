@@ -61,6 +61,14 @@ impl Db {
         Ok(self.tenant("begin read only", &call.caller.tenant).await?)
     }
 
+    /// The same of this tenant, for an operator.
+    ///
+    /// # Errors
+    /// No connection is to be had.
+    pub(crate) async fn read_as(&self, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
+        self.tenant("begin read only", tenant).await
+    }
+
     /// Begins a transaction for what is of no tenant, or for a question about all of them: in the role `<service>_operator`, which
     /// may use the tables and functions that are listed for it, and sees no tenant's rows. The reason is for the trace.
     ///

@@ -56,6 +56,8 @@ pub mod operators;
 
 pub mod operators_outbox;
 
+pub mod operators_aggregates;
+
 pub mod nats;
 
 pub mod if_match;

@@ -10,11 +10,13 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use prost::{Message, Name};
+use prost_types::Timestamp;
 use serde::Serialize;
 use tonic::Status;
 use tonic::service::Routes;
@@ -101,6 +103,14 @@ pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, Stri
 pub fn limit(asked: i64) -> Result<i64, Status> {
     const MOST: i64 = 10_000;
     if (1..=MOST).contains(&asked) { Ok(asked) } else { Err(Status::invalid_argument(format!("ask for 1 to {MOST}"))) }
+}
+
+/// The time that a request has.
+///
+/// # Errors
+/// INVALID_ARGUMENT when it is out of range.
+pub fn time(at: Option<Timestamp>) -> Result<Option<DateTime<Utc>>, Status> {
+    at.map(|at| proto::time(&at).ok_or_else(|| Status::invalid_argument("a time is out of range"))).transpose()
 }
 
 /// The message that this says, by the names of its fields in JSON.

@@ -5,11 +5,10 @@ use std::time::Duration;
 use ::outbox::inspect::{self, Page};
 use ::outbox::operate::{self, Act, Refused};
 use async_nats::jetstream::{self, stream::Stream};
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use contracts::subject;
 use futures::StreamExt as _;
 use futures::stream;
-use prost_types::Timestamp;
 use proto::ops::outbox_service_server::{OutboxService, OutboxServiceServer};
 use proto::ops::{
     AcceptProgress, AcceptRequest, ActedRows, Behind, Beyond, DiscardRowRequest, FindRowRequest, FoundRow,
@@ -23,7 +22,7 @@ use sqlx::pool::PoolConnection;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
-use crate::operators::{Answers, act, answers, away, limit, message, refused};
+use crate::operators::{Answers, act, answers, away, limit, message, refused, time};
 use crate::{Lifecycle, Process, config};
 
 /// How often it is looked whether the messages have been removed.
@@ -63,10 +62,6 @@ fn not_done(error: Refused) -> Status {
         Refused::Database(_) | Refused::Stream(_) | Refused::InUse => away(error),
         Refused::NotParked(_) | Refused::NoRow(_) | Refused::NothingBehind | Refused::NotAhead => refused(error),
     }
-}
-
-fn time(at: Option<Timestamp>) -> Result<Option<DateTime<Utc>>, Status> {
-    at.map(|at| proto::time(&at).ok_or_else(|| Status::invalid_argument("a time is out of range"))).transpose()
 }
 
 fn row(row: inspect::Row) -> Row {

@@ -6,7 +6,7 @@ use proto::ops::job_service_server::{JobService, JobServiceServer};
 use proto::ops::letter_service_server::{LetterService, LetterServiceServer};
 use serde::Serialize;
 use serde_json::Value;
-use service::operators::{Answers, act, answers, away, limit, message, refused};
+use service::operators::{Answers, act, answers, away, limit, message, refused, time};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -63,9 +63,6 @@ fn any(text: &str) -> Result<Value, Status> {
 fn selection(said: Option<ops::Selection>) -> Result<Selection, Status> {
     let ops::Selection { ids, consumer, group, event_type, tenant, aggregate, reason, since, until, states } =
         said.unwrap_or_default();
-    let time = |at: Option<prost_types::Timestamp>| {
-        at.map(|at| proto::time(&at).ok_or_else(|| Status::invalid_argument("a time is out of range"))).transpose()
-    };
     Ok(Selection {
         ids: (!ids.is_empty()).then_some(ids),
         consumer,

@@ -15,6 +15,10 @@ pub mod store_bulk;
 
 pub mod store_rebuild;
 
+mod store_documents;
+
+mod operators;
+
 pub mod grpc;
 
 pub mod permissions;
@@ -74,6 +78,7 @@ impl Service for Program {
         let refresh = Duration::from_millis(config.refresh_millis);
         let index = store::Index::new(config.opensearch_url.expose_secret(), &config.todo_index, refresh)?;
         let nats = nats::connect(Self::NAME, &config.nats).await?;
+        process.operate(&config.common.issuer, operators::services(&index))?;
         let is_whole = events::project(process, nats, &index);
         let search = grpc::Search { index, is_whole, pages: config.pages.tokens() };
         let service = SearchServiceServer::new(search);

@@ -119,7 +119,7 @@ impl Index {
         self.demand(Method::Post, "/_aliases", Some(json!({"actions": [remove]}))).await.map(drop)
     }
 
-    async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
+    pub(crate) async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
         let response = self.ask(method, path, body).await?;
         let status = response.status_code();
         let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;

@@ -1,12 +1,14 @@
 //! What operators ask of the service.
 
-use service::{Process, nats, operators_outbox};
+use service::{Db, Process, nats, operators_aggregates, operators_outbox};
 use tonic::service::Routes;
 
 use crate::Config;
+use crate::store_states::Todos;
 
 /// Serves it, on the operations port.
-pub(crate) fn serve(config: &Config, process: &Process, nats: nats::Client) -> Result<(), anyhow::Error> {
+pub(crate) fn serve(config: &Config, process: &Process, db: &Db, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
-    process.operate(&config.common.issuer, Routes::new(outbox))
+    let todos = operators_aggregates::aggregates::<Todos>(db.clone());
+    process.operate(&config.common.issuer, Routes::new(outbox).add_service(todos))
 }

@@ -11,7 +11,7 @@ use crate::recurrence::{Basis, Occurrence, Recurrence};
 use crate::todo::{State, Todo};
 
 /// The todo as events carry it.
-fn state(todo: &Todo) -> event::Todo {
+pub(crate) fn state(todo: &Todo) -> event::Todo {
     let Todo {
         id,
         title,

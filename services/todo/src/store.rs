@@ -26,12 +26,12 @@ pub const CLAIM_PURGE: &str = "select of_tenant, id from todo_timer_claim('PURGE
 pub const PURGE_LATE: &str = "select todo_timer_late('PURGE', $1)";
 
 /// What [`Row`] reads, of `todo t`.
-const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.recurrence_rule, \
+pub(crate) const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.recurrence_rule, \
     t.recurrence_zone, t.recurrence_basis, t.recurrence_wall_time, t.series_id, t.occurrence, t.create_time, t.update_time, \
     t.complete_time, t.created_by, t.version";
 
 #[derive(FromRow)]
-struct Row {
+pub(crate) struct Row {
     id: Uuid,
     title: String,
     notes: String,
@@ -50,6 +50,13 @@ struct Row {
     complete_time: Option<DateTime<Utc>>,
     created_by: String,
     version: i32,
+}
+
+impl Row {
+    /// Which todo it is, at which version.
+    pub(crate) const fn at(&self) -> (Uuid, i32) {
+        (self.id, self.version)
+    }
 }
 
 impl TryFrom<Row> for Todo {

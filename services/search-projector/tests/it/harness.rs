@@ -1,5 +1,6 @@
 //! The projector under test. Events are published as the todo service would.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,12 +27,13 @@ use tonic::transport::Channel;
 use tonic::{Request, Status as GrpcStatus};
 
 /// One process of the service, once it is ready.
-async fn run(config: &Config) -> (Lifecycle, Channel) {
+async fn run(config: &Config) -> (Lifecycle, Channel, SocketAddr) {
     let process = Process::new(Program::NAME, "test");
+    let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
     let address = Program::start(config, &process).await.unwrap();
     until("the projector is ready", || async { process.readiness.get().0 }).await;
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    (process.lifecycle, channel)
+    (process.lifecycle, channel, ops)
 }
 
 /// The service and its parts.
@@ -40,8 +42,10 @@ pub struct Fleet {
     lifecycle: Lifecycle,
     pub nats: TestNats,
     pub issuer: TestIssuer,
-    index: String,
+    pub index: String,
     channel: Channel,
+    /// The operations port.
+    pub ops: SocketAddr,
     /// How many rows the outbox of the todos would have.
     rows: AtomicUsize,
     producer: jetstream::Context,
@@ -87,8 +91,8 @@ impl Fleet {
             todo_index: index.clone(),
             refresh_millis: 200,
         };
-        let (lifecycle, channel) = run(&config).await;
-        Self { config, lifecycle, nats, issuer, index, channel, rows: AtomicUsize::new(0), producer, http }
+        let (lifecycle, channel, ops) = run(&config).await;
+        Self { config, lifecycle, nats, issuer, index, channel, ops, rows: AtomicUsize::new(0), producer, http }
     }
 
     /// What a search is answered without, as its trailer says.
@@ -115,7 +119,7 @@ impl Fleet {
 
     /// Starts it again, as another process.
     pub async fn start_again(&mut self) {
-        (self.lifecycle, self.channel) = run(&self.config).await;
+        (self.lifecycle, self.channel, self.ops) = run(&self.config).await;
     }
 
     /// Publishes an event whose envelope says that it is about this todo.

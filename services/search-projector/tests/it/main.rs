@@ -9,3 +9,5 @@ mod projecting;
 mod searching;
 
 mod permissions;
+
+mod operators;

@@ -1,7 +1,11 @@
 //! What operators ask of the process: with their own tokens, and nobody else's.
 
+use proto::ops::aggregate_service_client::AggregateServiceClient;
 use proto::ops::outbox_service_client::OutboxServiceClient;
-use proto::ops::{DiscardRowRequest, GetOutboxRequest, ListRowsRequest, ReleaseRowsRequest};
+use proto::ops::{
+    Aggregate, DiscardRowRequest, GetAggregatesRequest, GetOutboxRequest, Key, ListAggregatesRequest, ListRowsRequest,
+    ReleaseRowsRequest,
+};
 use sqlx::Executor as _;
 use testkit::until;
 use tonic::transport::Channel;
@@ -98,4 +102,72 @@ async fn rows_come_page_by_page() {
     assert_eq!(seen, vec![("acme".to_owned(), 32); 3]);
     let refused = outbox.list_rows(with(&olga, ListRowsRequest::default())).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "a page has a size");
+}
+
+async fn collected(mut stream: tonic::Streaming<Aggregate>) -> Vec<Aggregate> {
+    let mut all = Vec::new();
+    while let Some(aggregate) = stream.message().await.unwrap() {
+        all.push(aggregate);
+    }
+    all
+}
+
+#[tokio::test]
+async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
+    let fleet = Fleet::start().await;
+    let mut written = Vec::new();
+    for tenant in ["acme", "globex", "initech"] {
+        let client = fleet.client(tenant, "ann");
+        for n in 0..3 {
+            written.push((tenant.to_owned(), client.titled(&format!("{tenant} {n}")).await.id));
+        }
+        client.delete(&written.last().unwrap().1, "").await.unwrap();
+    }
+    written.sort();
+    let mut todos = AggregateServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
+    let olga = fleet.issuer.operator("olga");
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let page = ListAggregatesRequest { after, limit: 2, ..ListAggregatesRequest::default() };
+        let page = collected(todos.list_aggregates(with(&olga, page)).await.unwrap().into_inner()).await;
+        let Some(last) = page.last() else { break };
+        after = last.key.clone();
+        seen.extend(page);
+    }
+    let name = |todo: &Aggregate| todo.key.clone().map(|key| (key.tenant, key.id)).unwrap();
+    assert_eq!(seen.iter().map(name).collect::<Vec<_>>(), written);
+    for todo in &seen {
+        assert_eq!((todo.deleted, todo.state.is_none(), &todo.problem), (todo.version == 2, todo.version == 2, &None));
+        let state = todo.state.as_deref().unwrap_or_default();
+        assert!(todo.deleted || state.contains(&name(todo).0), "its title names its tenant: {state}");
+    }
+    let of_one =
+        ListAggregatesRequest { tenant: Some("globex".to_owned()), limit: 10, ..ListAggregatesRequest::default() };
+    let of_one = collected(todos.list_aggregates(with(&olga, of_one)).await.unwrap().into_inner()).await;
+    assert_eq!(of_one.iter().map(name).collect::<Vec<_>>(), written[3..6]);
+    // Another tenant's todo is none of this one's, whoever asks.
+    let foreign = Key { tenant: "acme".to_owned(), id: written[3].1.clone() };
+    let own = Key { tenant: "globex".to_owned(), id: written[3].1.clone() };
+    let these = GetAggregatesRequest { keys: vec![foreign, own] };
+    let these = collected(todos.get_aggregates(with(&olga, these)).await.unwrap().into_inner()).await;
+    assert_eq!(these.iter().map(name).collect::<Vec<_>>(), written[3..4]);
+    let bearer = fleet.issuer.bearer("acme", "ann");
+    let refused = todos.list_aggregates(with(&bearer, ListAggregatesRequest::default())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_row_that_no_todo_may_be_is_said_and_holds_up_no_other() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    ann.titled("as it should be").await;
+    let broken = ann.titled("to be spoilt").await.id;
+    let mut admin = fleet.database.admin().await;
+    sqlx::query("update todo set assignee = '' where id = $1::uuid").bind(&broken).execute(&mut admin).await.unwrap();
+    let mut todos = AggregateServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
+    let page = ListAggregatesRequest { limit: 10, ..ListAggregatesRequest::default() };
+    let page = todos.list_aggregates(with(&fleet.issuer.operator("olga"), page)).await.unwrap().into_inner();
+    let problems: Vec<_> = collected(page).await.into_iter().map(|todo| (todo.state.is_some(), todo.problem)).collect();
+    assert_eq!(problems[0], (true, None));
+    assert!(!problems[1].0 && problems[1].1.is_some(), "{problems:?}");
 }

@@ -1,0 +1,172 @@
+//! The aggregates of a service, as operators compare them with what was made of their events. A tenant's are read in a transaction of
+//! that tenant, whoever asks.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::future::Future;
+
+use chrono::{DateTime, Utc};
+use contracts::TenantId;
+use proto::ops::aggregate_service_server::{AggregateService, AggregateServiceServer};
+use proto::ops::{Aggregate, GetAggregatesRequest, Key, ListAggregatesRequest};
+use serde::Serialize;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::operators::{Answers, answers, away, limit, time};
+use crate::{Db, OperatorTx, StoreError, TenantTx};
+
+/// How many may be named at once.
+const MOST: usize = 1_000;
+
+/// A page of one tenant's aggregates.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// Behind this one.
+    pub after: Uuid,
+    /// Changed at or after this.
+    pub from: Option<DateTime<Utc>>,
+    /// Changed before this.
+    pub to: Option<DateTime<Utc>>,
+    /// How many at most.
+    pub limit: i64,
+}
+
+/// An aggregate as it stands.
+#[derive(Debug, Clone)]
+pub struct State {
+    id: Uuid,
+    version: i32,
+    state: Option<Result<String, String>>,
+}
+
+impl State {
+    /// Of this id, at this version: its state, or why there is none to be said; none of one that was deleted.
+    pub fn new<S: Serialize, E: Display>(id: Uuid, version: i32, state: Option<Result<S, E>>) -> Self {
+        let said = |state: S| serde_json::to_string(&state).map_err(|error| error.to_string());
+        Self { id, version, state: state.map(|state| state.map_err(|error| format!("{error:#}")).and_then(said)) }
+    }
+}
+
+/// What a service's store knows of its aggregates.
+pub trait Aggregates: Send + Sync + 'static {
+    /// The first tenant behind this name that has any.
+    fn next_tenant(
+        tx: &mut OperatorTx,
+        after: &str,
+    ) -> impl Future<Output = Result<Option<TenantId>, StoreError>> + Send;
+
+    /// A page of the tenant's, by id.
+    fn page(tx: &mut TenantTx, page: Page) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+
+    /// Those of these that there are.
+    fn these(tx: &mut TenantTx, ids: &[Uuid]) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+}
+
+struct Operated<A> {
+    db: Db,
+    of: std::marker::PhantomData<fn() -> A>,
+}
+
+/// The aggregates of a service, for operators ([`Process::operate`](crate::Process::operate)).
+#[must_use]
+pub fn aggregates<A: Aggregates>(db: Db) -> AggregateServiceServer<impl AggregateService + use<A>> {
+    AggregateServiceServer::new(Operated::<A> { db, of: std::marker::PhantomData })
+}
+
+fn aggregate(tenant: &TenantId, State { id, version, state }: State) -> Aggregate {
+    let key = Some(Key { tenant: tenant.to_string(), id: id.to_string() });
+    let deleted = state.is_none();
+    let (state, problem) = match state {
+        None => (None, None),
+        Some(Ok(state)) => (Some(state), None),
+        Some(Err(problem)) => (None, Some(problem)),
+    };
+    Aggregate { key, version, deleted, state, problem }
+}
+
+fn tenant(text: &str) -> Result<TenantId, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("{text:?} is no tenant: {error}")))
+}
+
+fn id(text: &str) -> Result<Uuid, Status> {
+    text.parse().map_err(|_| Status::invalid_argument(format!("{text:?} is no id")))
+}
+
+#[tonic::async_trait]
+impl<A: Aggregates> AggregateService for Operated<A> {
+    type ListAggregatesStream = Answers<Aggregate>;
+
+    async fn list_aggregates(
+        &self,
+        request: Request<ListAggregatesRequest>,
+    ) -> Result<Response<Answers<Aggregate>>, Status> {
+        let ListAggregatesRequest { after, tenant: only, from, to, limit: most } = request.into_inner();
+        let (from, to, mut left) = (time(from)?, time(to)?, limit(most)?);
+        let only = only.as_deref().map(tenant).transpose()?;
+        let (mut at, mut after) = match after {
+            None => (None, Uuid::nil()),
+            Some(Key { tenant: name, id: after }) => (Some(tenant(&name)?), id(&after)?),
+        };
+        let mut all = Vec::new();
+        while left > 0 {
+            let next = match (at.take(), &only) {
+                (Some(tenant), _) => Some(tenant),
+                (None, Some(only)) if all.is_empty() => Some(only.clone()),
+                (None, Some(_)) => None,
+                (None, None) => self.tenant_behind("").await?,
+            };
+            let Some(next) = next else { break };
+            let mut tx = self.db.read_as(&next).await.map_err(away)?;
+            let states = A::page(&mut tx, Page { after, from, to, limit: left }).await.map_err(away)?;
+            tx.end().await.map_err(away)?;
+            left -= states.len() as i64;
+            all.extend(states.into_iter().map(|state| aggregate(&next, state)));
+            if left > 0 {
+                if only.is_some() {
+                    break;
+                }
+                at = self.tenant_behind(next.as_str()).await?;
+                after = Uuid::nil();
+                if at.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(answers(all))
+    }
+
+    type GetAggregatesStream = Answers<Aggregate>;
+
+    async fn get_aggregates(
+        &self,
+        request: Request<GetAggregatesRequest>,
+    ) -> Result<Response<Answers<Aggregate>>, Status> {
+        let keys = request.into_inner().keys;
+        if keys.len() > MOST {
+            return Err(Status::invalid_argument(format!("name at most {MOST}")));
+        }
+        let mut of: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
+        for key in keys {
+            of.entry(key.tenant).or_default().push(id(&key.id)?);
+        }
+        let mut all = Vec::new();
+        for (name, ids) in of {
+            let tenant = tenant(&name)?;
+            let mut tx = self.db.read_as(&tenant).await.map_err(away)?;
+            let states = A::these(&mut tx, &ids).await.map_err(away)?;
+            tx.end().await.map_err(away)?;
+            all.extend(states.into_iter().map(|state| aggregate(&tenant, state)));
+        }
+        Ok(answers(all))
+    }
+}
+
+impl<A: Aggregates> Operated<A> {
+    async fn tenant_behind(&self, name: &str) -> Result<Option<TenantId>, Status> {
+        let mut tx = self.db.begin_operator("which tenants there are").await.map_err(away)?;
+        let tenant = A::next_tenant(&mut tx, name).await.map_err(away)?;
+        tx.commit().await.map_err(away)?;
+        Ok(tenant)
+    }
+}
