@@ -41,11 +41,11 @@ enum ConsumersCommand {
 }
 
 pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::Error> {
-    let (_, stream) = events::open(context).await?;
     match &args.command {
-        None | Some(ConsumersCommand::List) => list(context, &stream).await,
+        None | Some(ConsumersCommand::List) => list(context).await,
         Some(ConsumersCommand::Pause { name, minutes, act }) => {
             act.operator(context).await?;
+            let stream = stream_of(context, name).await?;
             act.confirm(&format!("Pause {name} for {minutes} minutes?"))?;
             let now = std::time::SystemTime::now();
             let until = chrono::DateTime::<chrono::Utc>::from(now) + chrono::TimeDelta::minutes((*minutes).into());
@@ -58,6 +58,7 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
         }
         Some(ConsumersCommand::Resume { name, act }) => {
             act.operator(context).await?;
+            let stream = stream_of(context, name).await?;
             act.confirm(&format!("Let {name} go on?"))?;
             stream.resume_consumer(name).await.with_context(|| format!("resuming {name}"))?;
             audit::record(context, "resume consumer", 1, &json!({"consumer": name}), &act.reason).await?;
@@ -67,8 +68,17 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
     }
 }
 
+/// How each durable consumer of each stream of events is.
+pub async fn of_all(context: &Context) -> Result<Vec<Value>, anyhow::Error> {
+    let mut consumers = Vec::new();
+    for service in fleet::producers() {
+        consumers.extend(all(&events::open_of(context, service).await?.1).await?);
+    }
+    Ok(consumers)
+}
+
 /// How each durable consumer of a stream is.
-pub async fn all(stream: &Stream) -> Result<Vec<Value>, anyhow::Error> {
+async fn all(stream: &Stream) -> Result<Vec<Value>, anyhow::Error> {
     let mut all: Vec<Value> = Vec::new();
     let mut consumers = stream.consumers();
     while let Some(info) = consumers.try_next().await.context("reading the consumers")? {
@@ -95,8 +105,19 @@ pub fn print(all: &[Value]) {
     table::print(&["CONSUMER", "STREAM", "WAITING", "IN HAND", "REDELIVERED", "ACK FLOOR", "PAUSED"], &rows);
 }
 
-async fn list(context: &Context, stream: &Stream) -> Result<(), anyhow::Error> {
-    let all = all(stream).await?;
+/// The stream that a durable consumer reads.
+async fn stream_of(context: &Context, name: &str) -> Result<Stream, anyhow::Error> {
+    for service in fleet::producers() {
+        let (_, stream) = events::open_of(context, service).await?;
+        if stream.consumer_info(name).await.is_ok() {
+            return Ok(stream);
+        }
+    }
+    anyhow::bail!("there is no consumer {name}; `flotilla consumers` lists them")
+}
+
+async fn list(context: &Context) -> Result<(), anyhow::Error> {
+    let all = of_all(context).await?;
     if context.json {
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {

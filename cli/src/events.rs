@@ -54,8 +54,14 @@ pub async fn administration(context: &Context, owner: &str) -> Result<jetstream:
 
 /// A connection as the administration, and the stream of todo events.
 pub async fn open(context: &Context) -> Result<(jetstream::Context, Stream), anyhow::Error> {
-    let js = administration(context, &fleet::account(SERVICE)).await?;
-    let stream = js.get_stream(subject::stream(SERVICE)).await.context("opening the stream of todo events")?;
+    open_of(context, SERVICE).await
+}
+
+/// A connection as the administration, and the stream of a service's events.
+pub async fn open_of(context: &Context, service: &str) -> Result<(jetstream::Context, Stream), anyhow::Error> {
+    let js = administration(context, &fleet::account(service)).await?;
+    let stream = js.get_stream(subject::stream(service)).await;
+    let stream = stream.with_context(|| format!("opening the stream of {service}'s events"))?;
     Ok((js, stream))
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::stack::Context;
-use crate::{events, table};
+use crate::{consumers, table};
 
 /// A histogram as Prometheus exposes it: upper bounds and how many were at or below each.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -87,6 +87,8 @@ pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyh
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stage {
+    /// The service, or the durable consumer.
+    pub of: &'static str,
     /// From what to what.
     pub stage: &'static str,
     /// How many were measured.
@@ -95,59 +97,80 @@ pub struct Stage {
     pub p99_seconds: Option<f64>,
 }
 
-/// The stages of an event's way.
+/// The stages of an event's way: out of each outbox, through each consumer that keeps something, into each index.
 pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
-    let of = |service: &str| metrics.get(service).map_or("", String::as_str);
-    [
-        ("commit -> stored", histogram(of("todo"), "outbox_commit_to_stored_seconds")),
-        ("stored -> handled", histogram(of("search-projector"), "consumer_stored_to_handled_seconds")),
-        ("handled -> searchable", histogram(of("search-projector"), "search_handled_to_searchable_seconds")),
-    ]
-    .into_iter()
-    .map(|(stage, h)| Stage { stage, count: h.count(), p50_seconds: h.quantile(0.5), p99_seconds: h.quantile(0.99) })
-    .collect()
+    let mut stages = Vec::new();
+    let mut add = |of: &'static str, stage, h: Histogram| {
+        let (p50_seconds, p99_seconds) = (h.quantile(0.5), h.quantile(0.99));
+        stages.push(Stage { of, stage, count: h.count(), p50_seconds, p99_seconds });
+    };
+    let said = |service: &fleet::Service| metrics.get(service.name).map_or("", String::as_str);
+    for service in fleet::SERVICES.iter().filter(|service| service.produces) {
+        add(service.name, "commit -> stored", histogram(said(service), "outbox_commit_to_stored_seconds"));
+    }
+    for service in &fleet::SERVICES {
+        for durable in durables(service) {
+            add(durable, "stored -> handled", histogram(&of_one(said(service), durable), HANDLED));
+        }
+    }
+    for service in fleet::SERVICES.iter().filter(|service| service.search_engine) {
+        add(service.name, "handled -> searchable", histogram(said(service), "search_handled_to_searchable_seconds"));
+    }
+    stages
+}
+
+const HANDLED: &str = "consumer_stored_to_handled_seconds";
+
+/// The consumers of a service, but for one that only rebuilds.
+fn durables(service: &fleet::Service) -> impl Iterator<Item = &'static str> {
+    service.durables.iter().copied().filter(|durable| *durable != fleet::REBUILDER)
+}
+
+/// The lines of one consumer.
+fn of_one(metrics: &str, durable: &str) -> String {
+    let label = format!("consumer=\"{durable}\"");
+    metrics.lines().filter(|line| line.contains(&label)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Prints the stages.
 pub fn print_stages(stages: &[Stage]) {
     let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1} ms", value * 1e3));
     let row = |stage: &Stage| {
-        vec![stage.stage.to_owned(), stage.count.to_string(), millis(stage.p50_seconds), millis(stage.p99_seconds)]
+        vec![
+            stage.of.to_owned(),
+            stage.stage.to_owned(),
+            stage.count.to_string(),
+            millis(stage.p50_seconds),
+            millis(stage.p99_seconds),
+        ]
     };
-    table::print(&["STAGE", "COUNT", "P50", "P99"], &stages.iter().map(row).collect::<Vec<_>>());
+    table::print(&["OF", "STAGE", "COUNT", "P50", "P99"], &stages.iter().map(row).collect::<Vec<_>>());
 }
 
 pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     let metrics = metrics(context).await?;
     let stages = stages(&metrics);
-    let backlog = metrics.get("todo").and_then(|metrics| gauge(metrics, "outbox_backlog_rows"));
-    let waiting = match events::open(context).await {
-        Ok((_, stream)) => pending(&stream).await.ok(),
-        Err(_) => None,
-    };
+    let backlog = |service| gauge(metrics.get(service).map_or("", String::as_str), "outbox_backlog_rows");
+    let backlogs: BTreeMap<_, _> = fleet::producers().into_iter().map(|service| (service, backlog(service))).collect();
+    let consumers = consumers::of_all(context).await;
     if context.json {
-        let (pending, in_flight) = waiting.unzip();
-        println!(
-            "{}",
-            json!({"stages": stages, "outboxBacklog": backlog, "consumerPending": pending, "consumerInFlight": in_flight})
-        );
+        let consumers = consumers.map_err(|error| json!({"error": format!("{error:#}")}));
+        let consumers = consumers.map_or_else(|error| error, |all| json!(all));
+        println!("{}", json!({"stages": stages, "outboxBacklogs": backlogs, "consumers": consumers}));
         return Ok(());
     }
     print_stages(&stages);
-    println!("\noutbox rows not yet settled   {}", backlog.map_or_else(|| "?".to_owned(), |rows| rows.to_string()));
-    match waiting {
-        Some((pending, in_flight)) => println!("events not yet handled        {pending} waiting, {in_flight} in hand"),
-        None => println!("events not yet handled        ? (no consumer yet)"),
+    println!();
+    for (service, rows) in backlogs {
+        let rows = rows.map_or_else(|| "?".to_owned(), |rows| rows.to_string());
+        println!("outbox rows of {service} not yet settled   {rows}");
+    }
+    match consumers {
+        Ok(all) => consumers::print(&all),
+        Err(error) => println!("The consumers cannot be asked: {error:#}"),
     }
     println!("\nSince the services started; from their histograms, so between two bucket bounds.");
     Ok(())
-}
-
-async fn pending(stream: &async_nats::jetstream::stream::Stream) -> Result<(u64, usize), anyhow::Error> {
-    let consumer: async_nats::jetstream::consumer::PullConsumer =
-        stream.get_consumer("search-projector").await.map_err(|error| anyhow::anyhow!(error))?;
-    let info = consumer.cached_info();
-    Ok((info.num_pending, info.num_ack_pending))
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use contracts::events::todo::SERVICE;
 use devstack::supervisor::State;
 use devstack::{Unit, process};
 use prost::{Message, Name};
@@ -47,7 +46,8 @@ struct Status {
     units: Vec<Unit>,
     /// What each service says of which release it is.
     releases: BTreeMap<String, String>,
-    outbox: Asked<Outbox>,
+    /// By the service.
+    outboxes: BTreeMap<&'static str, Asked<Outbox>>,
     consumers: Asked<Vec<Value>>,
     /// How long each stage takes.
     stages: Vec<Stage>,
@@ -137,22 +137,27 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let units = context.board()?.units;
-    let (metrics, unready, outbox, consumers, dead_letters) = tokio::join!(
+    let outboxes = fleet::producers().into_iter().map(|service| async move {
+        let asked = asked(outbox(context, service)).await;
+        (service, asked)
+    });
+    let (metrics, unready, outboxes, consumers, dead_letters) = tokio::join!(
         lag::metrics(context),
         unready(&units),
-        asked(outbox(context)),
-        asked(async { consumers::all(&events::open(context).await?.1).await }),
+        futures::future::join_all(outboxes),
+        asked(consumers::of_all(context)),
         asked(letters(context)),
     );
+    let outboxes = outboxes.into_iter().collect();
     let metrics = metrics?;
     let releases = releases(&metrics);
-    let degraded = degraded(&units, &unready, &metrics, &outbox, &consumers, &dead_letters);
+    let degraded = degraded(&units, &unready, &metrics, &outboxes, &consumers, &dead_letters);
     let search_has_login = units.iter().any(|unit| unit.name == "opensearch" && unit.creds_file.is_some());
     Ok(Status {
         search_has_login,
         units,
         releases,
-        outbox,
+        outboxes,
         consumers,
         stages: lag::stages(&metrics),
         dead_letters,
@@ -194,13 +199,14 @@ fn releases(metrics: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     metrics.iter().filter_map(|(name, metrics)| Some((name.clone(), release(metrics)?))).collect()
 }
 
-async fn outbox(context: &Context) -> Result<Outbox, anyhow::Error> {
-    let mut outbox = open(context, SERVICE).await?;
+async fn outbox(context: &Context, service: &str) -> Result<Outbox, anyhow::Error> {
+    let mut outbox = open(context, service).await?;
     let overview = outbox.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
     let journal = processes::all(outbox.list_journal(ListJournalRequest { lines: JOURNAL }).await).await?;
     let oldest = overview.oldest_waiting.as_ref().and_then(proto::time);
     let oldest = oldest.map(|at| (devstack::supervisor::now() - at).as_seconds_f64().max(0.0));
-    let stream_tail = tokio::time::timeout(PATIENCE / 2, events::open(context)).await.ok().and_then(Result::ok);
+    let stream_tail =
+        tokio::time::timeout(PATIENCE / 2, events::open_of(context, service)).await.ok().and_then(Result::ok);
     let stream_tail = stream_tail.map(|(_, stream)| stream.cached_info().state.last_sequence);
     Ok(Outbox { oldest_waiting_seconds: oldest, overview, stream_tail, journal })
 }
@@ -220,7 +226,7 @@ fn degraded(
     units: &[Unit],
     unready: &[(String, String)],
     metrics: &BTreeMap<String, String>,
-    outbox: &Asked<Outbox>,
+    outboxes: &BTreeMap<&'static str, Asked<Outbox>>,
     consumers: &Asked<Vec<Value>>,
     letters: &Asked<Letters>,
 ) -> Vec<String> {
@@ -232,23 +238,10 @@ fn degraded(
     for (name, why) in unready {
         degraded.push(format!("{name} runs and is not ready: {why} (docs/runbooks/service.md)"));
     }
-    match outbox.as_ref() {
-        Err(error) => degraded.push(format!("the outbox of todo cannot be read: {error}")),
-        Ok(Outbox { overview, oldest_waiting_seconds, .. }) => {
-            if let Some(reason) = &overview.halted {
-                degraded.push(format!("THE RELAY HAS HALTED: {reason} (docs/runbooks/outbox.md#halted)"));
-            }
-            if overview.leader.is_none() {
-                degraded.push("no relay leads: nothing is published (docs/runbooks/outbox.md#nobody-leads)".to_owned());
-            }
-            if overview.parked > 0 {
-                degraded.push(format!("{} rows are parked (docs/runbooks/outbox.md#parked)", overview.parked));
-            }
-            if let Some(seconds) = oldest_waiting_seconds.filter(|seconds| *seconds > 60.0) {
-                degraded.push(format!(
-                    "the oldest unpublished event waits for {seconds:.0} s (docs/runbooks/outbox.md#backlog)"
-                ));
-            }
+    for (service, outbox) in outboxes {
+        match outbox.as_ref() {
+            Err(error) => degraded.push(format!("the outbox of {service} cannot be read: {error}")),
+            Ok(outbox) => degraded_outbox(service, outbox, &mut degraded),
         }
     }
     match consumers.as_ref() {
@@ -295,10 +288,8 @@ fn degraded(
             ));
         }
     }
-    let projector = metrics.get("search-projector").map_or("", String::as_str);
-    let raised = |name: &str| gauge(projector, name).filter(|value| *value > 0.0);
-    let todo = metrics.get("todo").map_or("", String::as_str);
-    if gauge(todo, "outbox_stream_drift").is_some_and(|differences| differences > 0.0) {
+    let raised = |name: &str| metrics.values().find_map(|said| gauge(said, name).filter(|value| *value > 0.0));
+    if raised("outbox_stream_drift").is_some() {
         degraded.push("the stream is not as the service was told (docs/runbooks/outbox.md#drift)".to_owned());
     }
     if raised("search_index_mapping_behind").is_some() {
@@ -323,6 +314,25 @@ fn degraded(
     degraded
 }
 
+fn degraded_outbox(service: &str, outbox: &Outbox, degraded: &mut Vec<String>) {
+    let Outbox { overview, oldest_waiting_seconds, .. } = outbox;
+    if let Some(reason) = &overview.halted {
+        degraded.push(format!("THE RELAY OF {service} HAS HALTED: {reason} (docs/runbooks/outbox.md#halted)"));
+    }
+    if overview.leader.is_none() {
+        degraded
+            .push(format!("no relay of {service} leads: nothing is published (docs/runbooks/outbox.md#nobody-leads)"));
+    }
+    if overview.parked > 0 {
+        degraded.push(format!("{} rows of {service} are parked (docs/runbooks/outbox.md#parked)", overview.parked));
+    }
+    if let Some(seconds) = oldest_waiting_seconds.filter(|seconds| *seconds > 60.0) {
+        degraded.push(format!(
+            "the oldest unpublished event of {service} waits for {seconds:.0} s (docs/runbooks/outbox.md#backlog)"
+        ));
+    }
+}
+
 fn print(status: &Status) {
     let row = |unit: &Unit| {
         let state = serde_json::to_value(unit.state).map(|state| state.as_str().unwrap_or_default().to_owned());
@@ -343,9 +353,11 @@ fn print(status: &Status) {
         println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
     }
     println!();
-    match status.outbox.as_ref() {
-        Ok(outbox) => print_outbox(outbox),
-        Err(error) => println!("The outbox of todo cannot be read: {error}"),
+    for (service, outbox) in &status.outboxes {
+        match outbox.as_ref() {
+            Ok(outbox) => print_outbox(service, outbox),
+            Err(error) => println!("The outbox of {service} cannot be read: {error}"),
+        }
     }
     println!();
     lag::print_stages(&status.stages);
@@ -374,13 +386,13 @@ fn print(status: &Status) {
     }
 }
 
-fn print_outbox(outbox: &Outbox) {
+fn print_outbox(service: &str, outbox: &Outbox) {
     let ops::Outbox { leader, epoch, stored_seq, stream_seq, newest_seq, parked, .. } = &outbox.overview;
     let leader = leader.as_deref().unwrap_or("nobody");
     let tail = outbox.stream_tail.map_or_else(|| "?".to_owned(), |tail| tail.to_string());
     let oldest =
         outbox.oldest_waiting_seconds.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds:.1} s ago"));
-    println!("Outbox of todo: relay {leader} leads (epoch {epoch})");
+    println!("Outbox of {service}: relay {leader} leads (epoch {epoch})");
     println!(
         "  rows: {stored_seq} known to be stored (stream at {stream_seq}, its tail {tail}), {newest_seq} taken, {parked} parked"
     );

@@ -13,7 +13,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::until;
 
 async fn outbox(fleet: &Fleet) -> Value {
-    fleet.json(&["status"]).await["outbox"].clone()
+    fleet.json(&["status"]).await["outboxes"]["todo"].clone()
 }
 
 async fn database(fleet: &Fleet) -> PgConnection {
@@ -98,7 +98,7 @@ async fn an_operator_works_with_the_outbox() {
     })
     .await;
     let said = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
-    assert!(said.contains("THE RELAY HAS HALTED") && said.contains("flotilla outbox accept"), "{said}");
+    assert!(said.contains("THE RELAY OF todo HAS HALTED") && said.contains("flotilla outbox accept"), "{said}");
     ann.create(json!({"title": "written meanwhile"})).await;
     let export = fleet.home.join("beyond.jsonl");
     let accept = ["outbox", "accept", "--export", export.to_str().unwrap()];
