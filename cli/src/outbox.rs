@@ -211,15 +211,29 @@ async fn accept(
     act.confirm(&format!("Remove these {saved} messages from the stream, and go on?"))?;
     let json = json!({"accepted": processes::json(&beyond)?, "messages": saved, "export": export});
     let request = AcceptRequest { beyond: Some(beyond), reason: act.reason.clone() };
-    let mut progress = outbox.accept(request).await.map_err(said)?.into_inner();
-    // The service may not remove what is in its stream: it waits until that has happened.
-    let mut accepted = false;
-    while let Some(step) = progress.message().await.map_err(said)? {
-        accepted = step.accepted;
-        if !accepted {
-            let beyond = serde_json::from_value(processes::json(&beyond)?)?;
-            operate::remove(&stream, &beyond).await?;
+    // The service may not remove what is in its stream: it waits until that has happened. Where it could not wait so long, it is told again.
+    let known = serde_json::from_value(processes::json(&beyond)?)?;
+    let (mut removed, mut accepted) = (false, false);
+    for _ in 0..2 {
+        let mut progress = outbox.accept(request.clone()).await.map_err(said)?.into_inner();
+        let followed = async {
+            while let Some(step) = progress.message().await.map_err(said)? {
+                if step.accepted {
+                    return Ok(true);
+                }
+                if !removed {
+                    operate::remove(&stream, &known).await?;
+                    removed = true;
+                }
+            }
+            Ok::<bool, anyhow::Error>(false)
+        };
+        match followed.await {
+            Ok(true) => accepted = true,
+            Err(error) if !removed => return Err(error),
+            Ok(false) | Err(_) => continue,
         }
+        break;
     }
     anyhow::ensure!(accepted, "{service} did not say that it goes on: run the command again");
     say(context, &json, "Accepted: the relay goes on within seconds; `flotilla status` shows it.");

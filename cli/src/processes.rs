@@ -19,7 +19,7 @@ use crate::stack::Context;
 /// How long a process may take to take a connection.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take to begin an answer.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(900);
 /// How long one that is stopped in the middle of something is taken for alive.
 const LIVES_WITHIN: Duration = Duration::from_secs(5);
 /// Who asks, where nobody has said who it is: whoever holds the fleet's keys.
@@ -46,7 +46,7 @@ impl Context {
         let address = board.unit(service)?.ops.clone().with_context(|| format!("{service} is no service"))?;
         let token = match self.operator.given()? {
             Some(token) => token,
-            None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::minutes(60))?,
+            None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,
         };
         let bearer = format!("Bearer {token}").parse().context("the operator's token is no token")?;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?

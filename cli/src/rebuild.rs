@@ -163,12 +163,14 @@ impl Rebuild<'_> {
             None => DATABASE,
         };
         self.args.act.confirm(&format!("Build an index from the {source} beside what is searched, and swap it in?"))?;
+        // While the operator thought about it, another one may have begun.
+        ensure!(self.named(Which::Next).await?.is_none(), "an index is being built already: run the command again");
         let from = if source == STREAM { 1 } else { state.last_sequence + 1 };
         self.durable(from).await?;
         // Where the projector is still filling what is searched, it has that to pass before it shows what is new.
         let filling = self.named(Which::Searched).await?.map(|(_, notes)| notes["filling"].clone());
         let notes = json!({"filled_since": 1, "source": source, "filling": filling});
-        let request = CreateIndexRequest { notes: notes.to_string() };
+        let request = CreateIndexRequest { notes: notes.to_string(), reason: self.args.act.reason.clone() };
         let name = self.index.clone().create_index(request).await.map_err(said)?.into_inner().name;
         self.audit("rebuild search", 1, &json!({"index": name, "source": source, "from": from})).await?;
         self.tell(&format!("{name} is filled from the {}.", source));
@@ -188,7 +190,11 @@ impl Rebuild<'_> {
             notes.as_object_mut().map(|notes| notes.remove(note));
         }
         self.note(&name, &notes).await?;
-        self.index.clone().take_up_index(TakeUpIndexRequest { name: name.clone() }).await.map_err(said)?;
+        self.index
+            .clone()
+            .take_up_index(TakeUpIndexRequest { name: name.clone(), reason: self.args.act.reason.clone() })
+            .await
+            .map_err(said)?;
         self.audit("roll back search", 1, &json!({"index": name, "from": behind})).await?;
         self.tell(&format!("{name} is brought up to date from the stream."));
         Ok((name, notes))
@@ -380,8 +386,11 @@ impl Rebuild<'_> {
             info.paused && info.delivered.stream_sequence == delivered,
             "not swapped: the projector was given events meanwhile; run the command again"
         );
-        let request =
-            SwapIndexesRequest { from: current.as_ref().map(|(name, _)| name.clone()), to: target.to_owned() };
+        let request = SwapIndexesRequest {
+            from: current.as_ref().map(|(name, _)| name.clone()),
+            to: target.to_owned(),
+            reason: self.args.act.reason.clone(),
+        };
         self.index.clone().swap_indexes(request).await.map_err(said)?;
         // The projector notes things in the same place, and may have done so at the same moment. Until now the event that it had noted
         // was evidence of what the index showed; it is searched again only after it was compared.
@@ -397,7 +406,11 @@ impl Rebuild<'_> {
     async fn abandon(&self) -> Result<(), anyhow::Error> {
         let (name, _) = self.named(Which::Next).await?.context("nothing is being rebuilt")?;
         self.args.act.confirm(&format!("Give up {name}?"))?;
-        self.index.clone().abandon_index(AbandonIndexRequest { name: name.clone() }).await.map_err(said)?;
+        self.index
+            .clone()
+            .abandon_index(AbandonIndexRequest { name: name.clone(), reason: self.args.act.reason.clone() })
+            .await
+            .map_err(said)?;
         self.end_filling().await;
         self.audit("abandon rebuild", 1, &json!({"index": name})).await?;
         say(self.context, &json!({"abandoned": name}), &format!("{name} is given up."));

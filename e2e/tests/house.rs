@@ -21,7 +21,6 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("authz", &["contracts"]),
     ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
     ("testkit", &["authz", "devstack", "fleet"]),
-    // Letters and indices are worked by the command and by their services, by the same functions.
     // It asks the services, and links none.
     ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto"]),
     ("bench", &["devstack", "outbox", "proto"]),

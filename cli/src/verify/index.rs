@@ -74,7 +74,10 @@ pub async fn verify(
     let mut index = Index { documents, todos, outbox, args, throttle: Throttle::new(args.rate) };
     let mut suspects = BTreeMap::new();
     index.todos(report, &mut suspects).await?;
-    index.documents(report, &mut suspects).await?;
+    // What was found is looked at again and said, whatever else cannot be read.
+    if let Err(error) = index.documents(report, &mut suspects).await {
+        report.unchecked.push(format!("the documents of the read model: {error:#}"));
+    }
     for round in 0..ROUNDS {
         if suspects.is_empty() {
             break;
@@ -213,6 +216,11 @@ impl Index<'_> {
             let todos = there.iter().filter_map(|name| before.get(*name).cloned()).collect();
             let comparisons = self.compare(todos, absent.iter().map(|name| key(name)).collect()).await?;
             let after = self.states(names).await?;
+            // Made meanwhile: compared as they are now.
+            let made: Vec<Aggregate> = absent.iter().filter_map(|name| after.get(*name).cloned()).collect();
+            let made_names: Vec<Named> = made.iter().map(|todo| named(todo.key.as_ref())).collect();
+            let made: BTreeMap<Named, Comparison> =
+                made_names.into_iter().zip(self.compare(made, Vec::new()).await?).collect();
             for (name, Comparison { version, why }) in there.into_iter().chain(absent).zip(comparisons) {
                 let now = after.get(name).map(|todo| todo.version);
                 let shown =
@@ -222,8 +230,7 @@ impl Index<'_> {
                         version.filter(|shown| *shown > now).map(|_| format!("at version {now}, {shown}"))
                     }
                     (Some(_), _) | (None, None) => why,
-                    // Made meanwhile: the next look compares it.
-                    (None, Some(now)) => (version != Some(now)).then(|| format!("at version {now}, {shown}")),
+                    (None, Some(_)) => made.get(name).and_then(|comparison| comparison.why.clone()),
                 };
                 if let Some(why) = why {
                     still.insert(name.clone(), why);

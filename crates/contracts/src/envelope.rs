@@ -88,6 +88,7 @@ impl<D: EventType> Envelope<D> {
     /// caller to add.
     #[must_use]
     pub fn new(id: EventId, tenant: TenantId, data: D) -> Self {
+        const { assert!(events::is_name(D::TYPE), "an event type is named <service>.<event>.v<N>") }
         let about = data.about();
         let (aggregate, version, time) = (about.id(), about.version(), about.changed());
         Self {

@@ -21,11 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
 /// change.
 const LIMITS: [(&str, &str); 4] = [
-    ("statement_timeout", "5s"),
+    (STATEMENT_TIMEOUT, "5s"),
     ("lock_timeout", "1s"),
     ("idle_in_transaction_session_timeout", "5s"),
     ("synchronous_commit", "on"),
 ];
+
+const STATEMENT_TIMEOUT: &str = "statement_timeout";
+/// The same of what operators ask, who look at everything there is.
+const OPERATORS: (&str, &str) = (STATEMENT_TIMEOUT, "5min");
 
 /// The connections of one role.
 #[derive(Debug)]
@@ -179,7 +183,21 @@ const ACQUIRE: Duration = Duration::from_secs(5);
 /// Fails when the address cannot be read.
 pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
     let options: PgConnectOptions = url.expose_secret().parse()?;
-    Ok(PgPoolOptions::new()
+    Ok(pool_options(connections).connect_lazy_with(options.application_name(name).options(LIMITS)))
+}
+
+/// The same for operators, whose statements may take longer.
+///
+/// # Errors
+/// Fails when the address cannot be read.
+pub fn operators_pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
+    let options: PgConnectOptions = url.expose_secret().parse()?;
+    let limits = LIMITS.map(|limit| if limit.0 == STATEMENT_TIMEOUT { OPERATORS } else { limit });
+    Ok(pool_options(connections).connect_lazy_with(options.application_name(name).options(limits)))
+}
+
+fn pool_options(connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .max_lifetime(LIFETIME)
@@ -201,5 +219,4 @@ pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, 
                 Ok(only_reads == "off")
             })
         })
-        .connect_lazy_with(options.application_name(name).options(LIMITS)))
 }

@@ -111,7 +111,12 @@ where
     let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
-    let bounds = Bounds { connections: usize::from(door.connections.get()), streams: STREAMS, http2_only: true };
+    let bounds = Bounds {
+        connections: usize::from(door.connections.get()),
+        streams: STREAMS,
+        http2_only: true,
+        longest: server::LONGEST,
+    };
     lifecycle.run("gRPC health", |stop| async move {
         stop.cancelled().await;
         for name in ["", S::NAME] {

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use authz::Verifier;
@@ -24,8 +25,10 @@ use tower::ServiceExt as _;
 use tracing::info;
 
 use crate::config::Issuer;
-use crate::{Failure, Process, grpc};
+use crate::{Failure, Process, grpc, retry};
 
+/// How long a token may take to be verified: nobody holds the port while the issuer is away.
+const VERIFIED_WITHIN: Duration = Duration::from_secs(5);
 /// The longest reason of an act, in characters.
 const MAX_REASON: usize = 1_000;
 
@@ -54,8 +57,14 @@ impl Process {
     /// # Errors
     /// The client for the issuer's keys cannot be made, or others are served already.
     pub fn operate(&self, issuer: &Issuer, services: Routes) -> Result<(), anyhow::Error> {
-        let verifier = Verifier::new(issuer.jwks.clone(), &issuer.name, &issuer.operators_audience)?;
-        let router = services.into_axum_router().layer(middleware::from_fn_with_state(Arc::new(verifier), guard));
+        let verifier = Arc::new(Verifier::new(issuer.jwks.clone(), &issuer.name, &issuer.operators_audience)?);
+        // So that an operator is let in while the issuer is away.
+        let keys = Arc::clone(&verifier);
+        self.lifecycle.run("operators' keys", |stop| async move {
+            stop.run_until_cancelled(retry::until_it_works("the operators' keys", || keys.refresh())).await;
+            stop.cancelled().await;
+        });
+        let router = services.into_axum_router().layer(middleware::from_fn_with_state(verifier, guard));
         self.operators.0.set(router).ok().context("what operators ask for is served once")
     }
 }
@@ -71,9 +80,10 @@ async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next
         let token = token?;
         verifier.verify(token.as_ref().and_then(|token| token.to_str().ok())).await
     };
-    let operator = match verified.await {
-        Ok(caller) => caller.actor.name(),
-        Err(error) => return Status::from(Failure::from(error)).into_http(),
+    let operator = match tokio::time::timeout(VERIFIED_WITHIN, verified).await {
+        Ok(Ok(caller)) => caller.actor.name(),
+        Ok(Err(error)) => return Status::from(Failure::from(error)).into_http(),
+        Err(_) => return Status::unavailable("the issuer's keys are not to be had").into_http(),
     };
     request.extensions_mut().insert(Operator(operator.clone()));
     let response = next.run(request).await;
@@ -93,6 +103,7 @@ pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, Stri
     if reason.is_empty() || reason.chars().count() > MAX_REASON {
         return Err(Status::invalid_argument(format!("the reason must have 1 to {MAX_REASON} characters")));
     }
+    info!(operator, reason, "an operator acts");
     Ok((operator.clone(), reason.to_owned()))
 }
 

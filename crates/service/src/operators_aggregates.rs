@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::Future;
+use std::marker::PhantomData;
 
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use proto::ops::aggregate_service_server::{AggregateService, AggregateServiceServer};
 use proto::ops::{Aggregate, GetAggregatesRequest, Key, ListAggregatesRequest};
 use serde::Serialize;
@@ -63,15 +65,35 @@ pub trait Aggregates: Send + Sync + 'static {
     fn these(tx: &mut TenantTx, ids: &[Uuid]) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
 }
 
+/// How far a page is.
+struct Reading {
+    /// The tenant that is next, where that is known.
+    at: Option<TenantId>,
+    /// Behind this one of its.
+    after: Uuid,
+    /// The tenant before.
+    passed: String,
+    only: Option<TenantId>,
+    from: Option<DateTime<Utc>>,
+    to: Option<DateTime<Utc>>,
+    left: i64,
+}
+
 struct Operated<A> {
     db: Db,
-    of: std::marker::PhantomData<fn() -> A>,
+    of: PhantomData<fn() -> A>,
+}
+
+impl<A> Clone for Operated<A> {
+    fn clone(&self) -> Self {
+        Self { db: self.db.clone(), of: PhantomData }
+    }
 }
 
 /// The aggregates of a service, for operators ([`Process::operate`](crate::Process::operate)).
 #[must_use]
 pub fn aggregates<A: Aggregates>(db: Db) -> AggregateServiceServer<impl AggregateService + use<A>> {
-    AggregateServiceServer::new(Operated::<A> { db, of: std::marker::PhantomData })
+    AggregateServiceServer::new(Operated::<A> { db, of: PhantomData })
 }
 
 fn aggregate(tenant: &TenantId, State { id, version, state }: State) -> Aggregate {
@@ -102,38 +124,26 @@ impl<A: Aggregates> AggregateService for Operated<A> {
         request: Request<ListAggregatesRequest>,
     ) -> Result<Response<Answers<Aggregate>>, Status> {
         let ListAggregatesRequest { after, tenant: only, from, to, limit: most } = request.into_inner();
-        let (from, to, mut left) = (time(from)?, time(to)?, limit(most)?);
+        let (from, to) = (time(from)?, time(to)?);
         let only = only.as_deref().map(tenant).transpose()?;
-        let (mut at, mut after) = match after {
-            None => (None, Uuid::nil()),
+        let (at, after) = match after {
+            None => (only.clone(), Uuid::nil()),
             Some(Key { tenant: name, id: after }) => (Some(tenant(&name)?), id(&after)?),
         };
-        let mut all = Vec::new();
-        while left > 0 {
-            let next = match (at.take(), &only) {
-                (Some(tenant), _) => Some(tenant),
-                (None, Some(only)) if all.is_empty() => Some(only.clone()),
-                (None, Some(_)) => None,
-                (None, None) => self.tenant_behind("").await?,
-            };
-            let Some(next) = next else { break };
-            let mut tx = self.db.read_as(&next).await.map_err(away)?;
-            let states = A::page(&mut tx, Page { after, from, to, limit: left }).await.map_err(away)?;
-            tx.end().await.map_err(away)?;
-            left -= states.len() as i64;
-            all.extend(states.into_iter().map(|state| aggregate(&next, state)));
-            if left > 0 {
-                if only.is_some() {
-                    break;
-                }
-                at = self.tenant_behind(next.as_str()).await?;
-                after = Uuid::nil();
-                if at.is_none() {
-                    break;
-                }
-            }
+        if only.is_some() && only != at {
+            return Err(Status::invalid_argument("the page goes on behind an aggregate of another tenant"));
         }
-        Ok(answers(all))
+        let reading = Reading { at, after, only, from, to, left: limit(most)?.min(MOST as i64), passed: String::new() };
+        let asked = self.clone();
+        // A tenant at a time, as the caller takes them.
+        let tenants = stream::try_unfold(reading, move |mut reading| {
+            let asked = asked.clone();
+            async move {
+                let states = asked.read(&mut reading).await?;
+                Ok::<_, Status>(states.map(|states| (stream::iter(states).map(Ok), reading)))
+            }
+        });
+        Ok(Response::new(tenants.try_flatten().boxed()))
     }
 
     type GetAggregatesStream = Answers<Aggregate>;
@@ -152,7 +162,8 @@ impl<A: Aggregates> AggregateService for Operated<A> {
         }
         let mut all = Vec::new();
         for (name, ids) in of {
-            let tenant = tenant(&name)?;
+            // What is no tenant's name has none.
+            let Ok(tenant) = tenant(&name) else { continue };
             let mut tx = self.db.read_as(&tenant).await.map_err(away)?;
             let states = A::these(&mut tx, &ids).await.map_err(away)?;
             tx.end().await.map_err(away)?;
@@ -163,6 +174,26 @@ impl<A: Aggregates> AggregateService for Operated<A> {
 }
 
 impl<A: Aggregates> Operated<A> {
+    /// The next tenant's part of a page; none when it is full, or there is no further tenant.
+    async fn read(&self, reading: &mut Reading) -> Result<Option<Vec<Aggregate>>, Status> {
+        if reading.left == 0 {
+            return Ok(None);
+        }
+        let next = match reading.at.take() {
+            Some(tenant) => Some(tenant),
+            None if reading.only.is_some() => None,
+            None => self.tenant_behind(&reading.passed).await?,
+        };
+        let Some(next) = next else { return Ok(None) };
+        let mut tx = self.db.read_as(&next).await.map_err(away)?;
+        let page = Page { after: reading.after, from: reading.from, to: reading.to, limit: reading.left };
+        let states = A::page(&mut tx, page).await.map_err(away)?;
+        tx.end().await.map_err(away)?;
+        reading.left -= states.len() as i64;
+        (reading.after, reading.passed) = (Uuid::nil(), next.to_string());
+        Ok(Some(states.into_iter().map(|state| aggregate(&next, state)).collect()))
+    }
+
     async fn tenant_behind(&self, name: &str) -> Result<Option<TenantId>, Status> {
         let mut tx = self.db.begin_operator("which tenants there are").await.map_err(away)?;
         let tenant = A::next_tenant(&mut tx, name).await.map_err(away)?;

@@ -28,7 +28,7 @@ use crate::{Lifecycle, Process, config};
 /// How often it is looked whether the messages have been removed.
 const LOOKS_EVERY: Duration = Duration::from_millis(200);
 /// For how long they are waited for: less than a call may take.
-const REMOVED_WITHIN: Duration = Duration::from_secs(50);
+const REMOVED_WITHIN: Duration = Duration::from_secs(800);
 /// How many connections operators have.
 const CONNECTIONS: u32 = 2;
 /// How many rows may be named at once.
@@ -52,7 +52,7 @@ pub fn outbox(
     config: &config::Outbox,
     nats: async_nats::Client,
 ) -> Result<OutboxServiceServer<impl OutboxService + use<>>, anyhow::Error> {
-    let db = process.pool(&config.relay_database_url, &format!("{}-operators", process.name), CONNECTIONS)?;
+    let db = process.operators_pool(&config.relay_database_url, CONNECTIONS)?;
     let (js, stream, lifecycle) = (jetstream::new(nats), subject::stream(process.name), process.lifecycle.clone());
     Ok(OutboxServiceServer::new(Operated { db, js, stream, lifecycle }))
 }
@@ -162,8 +162,14 @@ impl OutboxService for Operated {
 
     async fn renumber_rows(&self, request: Request<RenumberRowsRequest>) -> Result<Response<ActedRows>, Status> {
         let (actor, reason) = act(&request, &request.get_ref().reason)?;
-        let behind = shown(request.into_inner().behind)?;
+        let behind: operate::Behind = shown(request.into_inner().behind)?;
         let act = Act { actor: &actor, reason: &reason };
+        let stream = self.stream().await?;
+        let now = operate::numbered_behind(&mut *self.db().await?, &stream).await.map_err(not_done)?;
+        let seqs = |behind: &operate::Behind| behind.rows.iter().map(|row| row.seq).collect::<Vec<_>>();
+        if behind.published_seq > now.published_seq || seqs(&behind) != seqs(&now) {
+            return Err(Status::failed_precondition("that is not what is numbered behind now: look again"));
+        }
         operate::renumber(&mut *self.db().await?, &behind, act).await.map(acted).map_err(not_done)
     }
 
@@ -179,6 +185,10 @@ impl OutboxService for Operated {
         let (actor, reason) = act(&request, &request.get_ref().reason)?;
         let beyond: operate::Beyond = shown(request.into_inner().beyond)?;
         let stream = self.stream().await?;
+        let info = stream.cached_info();
+        if DateTime::from_timestamp_micros(info.created.timestamp_micros()) != Some(beyond.stream_created_at) {
+            return Err(Status::failed_precondition("that is another stream by now: look again"));
+        }
         // Of its own: cut off, it takes its lock with it.
         let mut db = self.db().await?.detach();
         let (tell, mut told) = mpsc::channel(2);

@@ -19,6 +19,8 @@ use crate::server::{self, Bounds};
 
 /// How many may look at once.
 const CONNECTIONS: usize = 100;
+/// How long an operator's call may take.
+const LONGEST: Duration = Duration::from_secs(900);
 
 /// What must be so before a service is ready, by name. Clones are the same readiness.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +93,7 @@ pub async fn serve(
         .route("/readyz", get(move || async move { readiness.answer() }))
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }))
         .fallback(move |request| operators.answer(request));
-    let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false };
+    let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false, longest: LONGEST };
     lifecycle.spawn("operations port", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)
 }

@@ -107,6 +107,10 @@ impl Process {
     /// # Errors
     /// The client for the keys cannot be made.
     pub fn verifier(&self, common: &Common) -> Result<Arc<Verifier>, anyhow::Error> {
+        anyhow::ensure!(
+            common.audience != common.issuer.operators_audience,
+            "FLOTILLA_OPERATORS_AUDIENCE: must differ from FLOTILLA_AUDIENCE, or each tenant's token is an operator's"
+        );
         let verifier = Arc::new(Verifier::new(common.issuer.jwks.clone(), &common.issuer.name, &common.audience)?);
         self.readiness.set("keys", false);
         let (ready, keys) = (self.readiness.clone(), Arc::clone(&verifier));
@@ -146,7 +150,19 @@ impl Process {
     /// # Errors
     /// The address cannot be read.
     pub fn pool(&self, url: &SecretString, name: &str, most: u32) -> Result<PgPool, sqlx::Error> {
-        let pool = connections::pool(url, name, most)?;
+        self.counted(name, most, connections::pool(url, name, most)?)
+    }
+
+    /// Opens a pool for what operators ask, whose statements may take minutes.
+    ///
+    /// # Errors
+    /// The address cannot be read.
+    pub fn operators_pool(&self, url: &SecretString, most: u32) -> Result<PgPool, sqlx::Error> {
+        let name = format!("{}-operators", self.name);
+        self.counted(&name, most, connections::operators_pool(url, &name, most)?)
+    }
+
+    fn counted(&self, name: &str, most: u32, pool: PgPool) -> Result<PgPool, sqlx::Error> {
         let counted = pool.clone();
         let in_use = move || counted.size().saturating_sub(u32::try_from(counted.num_idle()).unwrap_or(u32::MAX));
         self.count(name, most, in_use);

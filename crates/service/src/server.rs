@@ -57,6 +57,8 @@ pub struct Bounds {
     pub streams: u32,
     /// Whether they must speak HTTP/2.
     pub http2_only: bool,
+    /// How long a request may take, to the end of its answer: [`LONGEST`], where callers are strangers.
+    pub longest: Duration,
 }
 
 /// Serves until `stop`, and then until what is at work has ended, or 16 seconds.
@@ -84,8 +86,8 @@ pub async fn serve(
         match stop.run_until_cancelled(next).await {
             Some((Ok(permit), Ok((stream, _)))) => {
                 full.store(false, Ordering::SeqCst);
-                let connection =
-                    Connection { builder: Arc::clone(&builder), full: Arc::clone(&full), stop: stop.clone(), permit };
+                let (builder, full, stop) = (Arc::clone(&builder), Arc::clone(&full), stop.clone());
+                let connection = Connection { builder, full, stop, longest: bounds.longest, permit };
                 connections.spawn(connection.serve(stream, router.clone()));
             }
             // There are no descriptors left, or this one is gone already.
@@ -122,6 +124,7 @@ fn builder(bounds: Bounds) -> Builder<TokioExecutor> {
 struct Connection {
     builder: Arc<Builder<TokioExecutor>>,
     full: Arc<AtomicBool>,
+    longest: Duration,
     stop: CancellationToken,
     permit: OwnedSemaphorePermit,
 }
@@ -138,7 +141,7 @@ impl Connection {
         tokio::select! {
             _ = connection.as_mut() => return,
             () = self.stop.cancelled() => {}
-            () = work.takes_too_long(&self.full) => {}
+            () = work.takes_too_long(&self.full, self.longest) => {}
         }
         connection.as_mut().graceful_shutdown();
         let closed = tokio::time::timeout(CLOSES_WITHIN, connection.as_mut()).await;
@@ -177,13 +180,13 @@ impl Work {
     }
 
     /// Ends when the connection has rested, or its oldest request was at work, for longer than it may.
-    async fn takes_too_long(&self, full: &AtomicBool) {
+    async fn takes_too_long(&self, full: &AtomicBool, longest: Duration) {
         let mut tick = tokio::time::interval(REST_WHEN_FULL / 2);
         loop {
             tick.tick().await;
             let full = full.load(Ordering::SeqCst);
             let too_long = self.with(|now| match now.requests.values().next() {
-                Some(since) => since.elapsed() >= if full { LONGEST_WHEN_FULL } else { LONGEST },
+                Some(since) => since.elapsed() >= if full { LONGEST_WHEN_FULL } else { longest },
                 None => {
                     now.rests_since.elapsed()
                         >= match (full, now.begun > 0) {
@@ -367,7 +370,7 @@ mod tests {
                     std::future::pending::<()>().await
                 }),
             );
-        let bounds = Bounds { connections, streams: 10, http2_only: false };
+        let bounds = Bounds { connections, streams: 10, http2_only: false, longest: LONGEST };
         server.spawn(serve(listener, router, bounds, stop.clone()));
         server.close();
         Served { address, stop, server, began: Instant::now(), never }

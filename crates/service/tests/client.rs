@@ -20,7 +20,7 @@ use proto::search::search_service_client::SearchServiceClient;
 use service::Process;
 use service::client::{ReadsOnly, Upstream};
 use service::config::Common;
-use service::server::{Bounds, serve};
+use service::server::{Bounds, LONGEST, serve};
 use service::{DEGRADED, Lifecycle, notes};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
@@ -72,7 +72,7 @@ impl World {
             came.fetch_add(1, Ordering::SeqCst);
             answer(request.headers().clone())
         });
-        let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true };
+        let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true, longest: LONGEST };
         self.lifecycle.spawn("replica", serve(listener, router, bounds, self.lifecycle.stopping()));
         address
     }
@@ -229,7 +229,7 @@ async fn callers_that_meet_at_a_replica_that_is_gone_all_find_the_one_that_lives
 async fn serve_at(world: &World, address: SocketAddr) -> CancellationToken {
     let listener = TcpListener::bind(address).await.unwrap();
     let stop = CancellationToken::new();
-    let bounds = Bounds { connections: 10, streams: 10, http2_only: true };
+    let bounds = Bounds { connections: 10, streams: 10, http2_only: true, longest: LONGEST };
     let router = Router::new().fallback(|| async { empty_answer() });
     world.lifecycle.spawn("replica", serve(listener, router, bounds, stop.clone()));
     stop

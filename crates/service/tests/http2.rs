@@ -50,7 +50,7 @@ impl Served {
             .route("/large", get(|| async { "x".repeat(LARGE) }))
             .route("/never", get(std::future::pending::<()>));
         let (stop, server) = (CancellationToken::new(), TaskTracker::new());
-        let bounds = Bounds { connections: 10, streams: STREAMS, http2_only: true };
+        let bounds = Bounds { connections: 10, streams: STREAMS, http2_only: true, longest: LONGEST };
         server.spawn(serve(listener, router, bounds, stop.clone()));
         server.close();
         let mut client = TcpStream::connect(address).await.unwrap();

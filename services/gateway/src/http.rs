@@ -69,7 +69,12 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
             at_work: metrics::gauge!("http_server_active_requests"),
         }))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
-    let bounds = Bounds { connections: usize::from(door.connections.get()), streams: 256, http2_only: false };
+    let bounds = Bounds {
+        connections: usize::from(door.connections.get()),
+        streams: 256,
+        http2_only: false,
+        longest: server::LONGEST,
+    };
     tracing::info!(%address, "taking requests");
     lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
     Ok(address)

@@ -1,7 +1,7 @@
 //! The operations service: keeps dead letters beside the broker, and replays them as jobs.
 //!
 //! `events` keeps what consumers tell, `replay` works on jobs at the pace that `pace` (pure) gives, `letters` (pure)
-//! knows what a letter says of itself. `store`, `store_audit` and `store_jobs` are also what `flotilla dlq` works with.
+//! knows what a letter says of itself. `operators` answers `flotilla dlq`.
 
 pub mod letters;
 
@@ -41,6 +41,9 @@ use crate::store::Store;
 /// The program.
 pub struct Program;
 
+/// How many connections operators have.
+const OPERATORS: u32 = 4;
+
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
@@ -75,7 +78,8 @@ impl Service for Program {
         process.lifecycle.run("jobs", |stop| async move { runner.run(&stop).await });
         let counted = store.clone();
         process.lifecycle.run("count of letters", |stop| async move { unsettled::count(&counted, &stop).await });
-        process.operate(issuer, operators::services(&store))?;
+        let operated = Store(process.operators_pool(&database.url, OPERATORS)?);
+        process.operate(issuer, operators::services(&operated))?;
         process.watch("database", move || {
             let store = store.clone();
             async move { store.ping().await }

@@ -7,7 +7,7 @@ use proto::ops::Which;
 use proto::ops::index_service_server::{IndexService, IndexServiceServer};
 use serde_json::Value;
 use service::clock;
-use service::operators::{Answers, answers, away, limit, refused, time};
+use service::operators::{Answers, act, answers, away, limit, refused, time};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
@@ -163,6 +163,7 @@ impl IndexService for Operated {
     }
 
     async fn create_index(&self, request: Request<ops::CreateIndexRequest>) -> Result<Response<ops::Index>, Status> {
+        act(&request, &request.get_ref().reason)?;
         let text = request.into_inner().notes;
         let next = self.index(Which::Next)?;
         if let Some((name, _)) = next.named().await.map_err(away)? {
@@ -183,6 +184,7 @@ impl IndexService for Operated {
         &self,
         request: Request<ops::TakeUpIndexRequest>,
     ) -> Result<Response<ops::IndexChanged>, Status> {
+        act(&request, &request.get_ref().reason)?;
         self.index(Which::Next)?.point_to(self.name(&request.into_inner().name)?).await.map_err(away)?;
         Ok(changed())
     }
@@ -199,7 +201,8 @@ impl IndexService for Operated {
         &self,
         request: Request<ops::SwapIndexesRequest>,
     ) -> Result<Response<ops::IndexChanged>, Status> {
-        let ops::SwapIndexesRequest { from, to } = request.into_inner();
+        act(&request, &request.get_ref().reason)?;
+        let ops::SwapIndexesRequest { from, to, .. } = request.into_inner();
         let from = from.as_deref().map(|from| self.name(from)).transpose()?;
         self.0.swap(from, self.name(&to)?).await.map_err(away)?;
         Ok(changed())
@@ -209,6 +212,7 @@ impl IndexService for Operated {
         &self,
         request: Request<ops::AbandonIndexRequest>,
     ) -> Result<Response<ops::IndexChanged>, Status> {
+        act(&request, &request.get_ref().reason)?;
         let (next, name) = (self.index(Which::Next)?, request.into_inner().name);
         let named = next.named().await.map_err(away)?.filter(|(named, _)| *named == name);
         let (name, notes) = named.ok_or_else(|| Status::failed_precondition(format!("{name} is not being built")))?;

@@ -41,7 +41,9 @@ impl Index {
             "_source": ["tenant", "id"], "track_total_hits": false,
         });
         if let Some((id, tenant)) = after {
-            body["search_after"] = json!([id, tenant]);
+            // What has none of them comes last, under nothing.
+            let sorted = |text: &String| if text.is_empty() { Value::Null } else { json!(text) };
+            body["search_after"] = json!([sorted(id), sorted(tenant)]);
         }
         let answer = self.demand(Method::Post, &format!("/{}/_search", self.alias()), Some(body)).await?;
         let hits = answer["hits"]["hits"].as_array().cloned().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! A shop whose consumers fail, and the service that keeps and replays what died of it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub struct World {
     pub js: jetstream::Context,
     pub records: jetstream::Context,
     pub database: TestDatabase,
-    issuer: TestIssuer,
+    pub issuer: TestIssuer,
     /// Whether the consumers reject what they get.
     pub broken: Arc<AtomicBool>,
     consumers: TaskTracker,
@@ -112,7 +113,13 @@ impl World {
 
     /// The service itself.
     pub async fn operations(&self) -> Lifecycle {
+        self.with_port().await.0
+    }
+
+    /// The same, and its operations port.
+    pub async fn with_port(&self) -> (Lifecycle, SocketAddr) {
         let process = Process::new(operations::Program::NAME, "test");
+        let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
         let config = operations::Config {
             database: Database { url: SecretString::from(self.database.app.clone()), connections: 8 },
             nats: self.login("operations"),
@@ -123,7 +130,7 @@ impl World {
             },
         };
         operations::Program::start(&config, &process).await.unwrap();
-        process.lifecycle
+        (process.lifecycle, ops)
     }
 
     fn login(&self, name: &str) -> service::nats::Login {

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
 
+mod operators;
+
 mod cluster;
 mod harness;
 mod ranges;

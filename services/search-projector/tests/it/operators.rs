@@ -30,9 +30,12 @@ async fn an_operator_touches_the_indexes_of_the_service_and_no_other() {
         let note = NoteIndexRequest { name: name.to_owned(), notes: "{}".to_owned() };
         let refused = index.note_index(ask(&fleet, note)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{name}");
-        let swap = SwapIndexesRequest { from: None, to: name.to_owned() };
+        let swap = SwapIndexesRequest { from: None, to: name.to_owned(), reason: "a test".to_owned() };
         assert_eq!(index.swap_indexes(ask(&fleet, swap)).await.unwrap_err().code(), Code::InvalidArgument, "{name}");
     }
+    let without = SwapIndexesRequest { from: None, to: format!("{}-v1", fleet.index), reason: String::new() };
+    let refused = index.swap_indexes(ask(&fleet, without)).await.unwrap_err();
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("reason"), "{refused}");
     let refused = index.write_documents(ask(&fleet, WriteDocumentsRequest::default())).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "nothing is being built: {refused}");
     let unsaid = ListDocumentsRequest { limit: 1, ..ListDocumentsRequest::default() };
