@@ -149,8 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn every_rpc_of_the_fleet_has_a_door() {
+    fn every_rpc_of_the_fleet_has_a_door_and_none_of_the_operators_has() {
         for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+            if rpc.full_name().starts_with("flotilla.ops.") {
+                assert!(!all().iter().any(|route| route.rpc == rpc), "{} is the operators' alone", rpc.full_name());
+                continue;
+            }
             assert!(all().iter().any(|route| route.rpc == rpc), "{} has no google.api.http option", rpc.full_name());
             let policy = proto::POOL.get_extension_by_name("flotilla.edge.v1.policy").unwrap();
             assert!(rpc.options().has_extension(&policy), "{} has no flotilla.edge.v1.policy option", rpc.full_name());
