@@ -161,6 +161,20 @@ mod tests {
         assert_eq!(registered, listed);
     }
 
+    #[test]
+    fn the_owner_of_a_service_is_asked_when_it_changes() {
+        let line = |service: &Service| {
+            let events = match service.produces {
+                true => format!("/crates/contracts/src/events/{0}.rs @flotilla/{1}\n", service.name, service.owner),
+                false => String::new(),
+            };
+            format!("/services/{}/ @flotilla/{}\n{events}", service.name, service.owner)
+        };
+        let (_, lines) =
+            include_str!("../../../.github/CODEOWNERS").split_once("* @flotilla/platform\n").expect("the default");
+        assert_eq!(lines, SERVICES.iter().map(line).collect::<String>());
+    }
+
     /// `infra/prometheus/prometheus.yml` scrapes each of them.
     #[test]
     fn every_service_is_scraped() {
