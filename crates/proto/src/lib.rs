@@ -17,23 +17,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("build.rs wrote a descriptor set"));
 
-/// `flotilla.todo.v1`
-#[expect(clippy::allow_attributes, reason = "generated code")]
-pub mod todo {
-    tonic::include_proto!("flotilla.todo.v1");
-}
-
-/// `flotilla.search.v1`
-#[expect(clippy::allow_attributes, reason = "generated code")]
-pub mod search {
-    tonic::include_proto!("flotilla.search.v1");
-}
-
-/// `flotilla.ops.v1`
-#[expect(clippy::allow_attributes, reason = "generated code")]
-pub mod ops {
-    tonic::include_proto!("flotilla.ops.v1");
-}
+include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 
 /// A time, as messages have it.
 #[must_use]

@@ -4,8 +4,6 @@
 #[macro_use]
 mod registry;
 
-pub mod todo;
-
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -15,10 +13,20 @@ use serde_json::Value;
 
 use crate::{Envelope, UserId, envelope};
 
-/// Every event type of the fleet.
-pub fn all() -> impl Iterator<Item = &'static Type> {
-    todo::REGISTRY.iter()
+/// The services that publish, each with a module of its name.
+macro_rules! services {
+    ($($service:ident)*) => {
+        $(pub mod $service;)*
+
+        /// Every event type of the fleet.
+        pub fn all() -> impl Iterator<Item = &'static Type> {
+            let all: [&[Type]; _] = [$($service::REGISTRY,)*];
+            all.into_iter().flatten()
+        }
+    };
 }
+
+services! { todo }
 
 /// The JSON Schema (2020-12) of an event type, envelope included; none for a type that the fleet does not have.
 #[must_use]
