@@ -28,9 +28,9 @@ pub async fn record(
 }
 
 /// The newest line of one kind of act.
-pub async fn last(context: &Context, action: &str) -> Result<Option<AuditLine>, anyhow::Error> {
+pub async fn last(port: Port, action: &str) -> Result<Option<AuditLine>, anyhow::Error> {
     let request = ListAuditRequest { lines: 1, action: Some(action.to_owned()) };
-    Ok(processes::all(open(context).await?.list_audit(request).await).await?.pop())
+    Ok(processes::all(AuditServiceClient::new(port).list_audit(request).await).await?.pop())
 }
 
 /// Prints the newest lines.

@@ -44,7 +44,7 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
     match &args.command {
         None | Some(ConsumersCommand::List) => list(context).await,
         Some(ConsumersCommand::Pause { name, minutes, act }) => {
-            act.operator(context).await?;
+            act.verify(context).await?;
             let stream = stream_of(context, name).await?;
             act.confirm(&format!("Pause {name} for {minutes} minutes?"))?;
             let now = std::time::SystemTime::now();
@@ -57,7 +57,7 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
             Ok(())
         }
         Some(ConsumersCommand::Resume { name, act }) => {
-            act.operator(context).await?;
+            act.verify(context).await?;
             let stream = stream_of(context, name).await?;
             act.confirm(&format!("Let {name} go on?"))?;
             stream.resume_consumer(name).await.with_context(|| format!("resuming {name}"))?;

@@ -36,13 +36,12 @@ impl Histogram {
     }
 }
 
-/// The histogram of a metric, over all its labels, but of one consumer where it is told by consumer.
-fn histogram(metrics: &str, name: &str) -> Histogram {
+/// The histogram of a metric, over all its labels that hold this text.
+fn histogram(metrics: &str, name: &str, label: &str) -> Histogram {
     let prefix = format!("{name}_bucket{{");
-    let metrics: String =
-        metrics.lines().filter(|line| is_of_the_projector(line)).flat_map(|line| [line, "\n"]).collect();
     let mut buckets: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
-    for line in metrics.lines().filter_map(|line| line.strip_prefix(&prefix)) {
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(&prefix)).filter(|line| line.contains(label));
+    for line in lines {
         let (Some((labels, value)), Some(bound)) = (line.rsplit_once(' '), line.split("le=\"").nth(1)) else {
             continue;
         };
@@ -54,14 +53,14 @@ fn histogram(metrics: &str, name: &str) -> Histogram {
     Histogram(buckets.into_values().collect())
 }
 
-/// Told by no consumer in particular, or by the one that keeps what is searched: not by a rebuild beside it.
-fn is_of_the_projector(line: &str) -> bool {
+/// Whether a line is a value, and not of a rebuild beside what is searched.
+fn counts(line: &str) -> bool {
     !line.starts_with('#') && (!line.contains("consumer=\"") || !line.contains("-rebuild\""))
 }
 
 /// The first value of a metric.
 pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
-    let mut lines = metrics.lines().filter(|line| is_of_the_projector(line));
+    let mut lines = metrics.lines().filter(|line| counts(line));
     let line = lines.find(|line| line.starts_with(name))?;
     line.rsplit_once(' ')?.1.parse().ok()
 }
@@ -106,30 +105,27 @@ pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
     };
     let said = |service: &fleet::Service| metrics.get(service.name).map_or("", String::as_str);
     for service in fleet::SERVICES.iter().filter(|service| service.produces) {
-        add(service.name, "commit -> stored", histogram(said(service), "outbox_commit_to_stored_seconds"));
+        add(service.name, "commit -> stored", histogram(said(service), "outbox_commit_to_stored_seconds", ""));
     }
     for service in &fleet::SERVICES {
         for durable in durables(service) {
-            add(durable, "stored -> handled", histogram(&of_one(said(service), durable), HANDLED));
+            let label = format!("consumer=\"{durable}\"");
+            add(durable, "stored -> handled", histogram(said(service), "consumer_stored_to_handled_seconds", &label));
         }
     }
     for service in fleet::SERVICES.iter().filter(|service| service.search_engine) {
-        add(service.name, "handled -> searchable", histogram(said(service), "search_handled_to_searchable_seconds"));
+        add(
+            service.name,
+            "handled -> searchable",
+            histogram(said(service), "search_handled_to_searchable_seconds", ""),
+        );
     }
     stages
 }
 
-const HANDLED: &str = "consumer_stored_to_handled_seconds";
-
 /// The consumers of a service, but for one that only rebuilds.
 fn durables(service: &fleet::Service) -> impl Iterator<Item = &'static str> {
     service.durables.iter().copied().filter(|durable| *durable != fleet::REBUILDER)
-}
-
-/// The lines of one consumer.
-fn of_one(metrics: &str, durable: &str) -> String {
-    let label = format!("consumer=\"{durable}\"");
-    metrics.lines().filter(|line| line.contains(&label)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Prints the stages.
@@ -183,7 +179,7 @@ mod tests {
 
     #[test]
     fn quantiles_lie_within_their_bucket() {
-        let histogram = histogram(METRICS, "lag_seconds");
+        let histogram = histogram(METRICS, "lag_seconds", "consumer=\"a\"");
         assert_eq!(histogram.count(), 100.0);
         assert_eq!(histogram.quantile(0.5), Some(0.1));
         assert!((histogram.quantile(0.75).unwrap() - 0.15).abs() < 1e-9);

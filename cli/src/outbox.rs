@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use clap::{Args, Subcommand};
-use contracts::subject;
 use outbox::operate;
 use proto::ops::outbox_service_client::OutboxServiceClient;
 use proto::ops::{
@@ -193,8 +192,7 @@ async fn accept(
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
     act.check(context)?;
-    let js = events::administration(context, &fleet::account(service)).await?;
-    let stream = js.get_stream(subject::stream(service)).await.context("opening the stream")?;
+    let (_, stream) = events::open_of(context, service).await?;
     let beyond = outbox.get_beyond(GetBeyondRequest {}).await.map_err(said)?.into_inner();
     let saved = save(&stream, beyond.from, beyond.to, export).await?;
     if !context.json {
@@ -211,33 +209,37 @@ async fn accept(
     act.confirm(&format!("Remove these {saved} messages from the stream, and go on?"))?;
     let json = json!({"accepted": processes::json(&beyond)?, "messages": saved, "export": export});
     let request = AcceptRequest { beyond: Some(beyond), reason: act.reason.clone() };
-    // The service may not remove what is in its stream: it waits until that has happened. Where it could not wait so long, it is told again.
-    let known = serde_json::from_value(processes::json(&beyond)?)?;
-    let (mut removed, mut accepted) = (false, false);
-    for _ in 0..2 {
-        let mut progress = outbox.accept(request.clone()).await.map_err(said)?.into_inner();
-        let followed = async {
-            while let Some(step) = progress.message().await.map_err(said)? {
-                if step.accepted {
-                    return Ok(true);
-                }
-                if !removed {
-                    operate::remove(&stream, &known).await?;
-                    removed = true;
-                }
-            }
-            Ok::<bool, anyhow::Error>(false)
-        };
-        match followed.await {
-            Ok(true) => accepted = true,
-            Err(error) if !removed => return Err(error),
-            Ok(false) | Err(_) => continue,
-        }
-        break;
+    let mut removed = false;
+    let mut accepted = follow(outbox, request.clone(), &stream, &mut removed).await;
+    if removed && accepted.is_err() {
+        // The service has not waited so long.
+        accepted = follow(outbox, request, &stream, &mut removed).await;
     }
-    anyhow::ensure!(accepted, "{service} did not say that it goes on: run the command again");
+    accepted?;
     say(context, &json, "Accepted: the relay goes on within seconds; `flotilla status` shows it.");
     Ok(())
+}
+
+/// Removes what is beyond the outbox, which a service may not do in its own stream, until the service says that it goes on.
+async fn follow(
+    outbox: &mut Outbox,
+    request: AcceptRequest,
+    stream: &Stream,
+    removed: &mut bool,
+) -> Result<(), anyhow::Error> {
+    let beyond = request.beyond.as_ref().map(processes::json).transpose()?;
+    let beyond = serde_json::from_value(beyond.unwrap_or_default())?;
+    let mut progress = outbox.accept(request).await.map_err(said)?.into_inner();
+    while let Some(step) = progress.message().await.map_err(said)? {
+        if step.accepted {
+            return Ok(());
+        }
+        if !*removed {
+            operate::remove(stream, &beyond).await?;
+            *removed = true;
+        }
+    }
+    anyhow::bail!("the service did not say that it goes on: run the command again")
 }
 
 /// Writes messages of the stream to a file; how many there were.

@@ -75,7 +75,7 @@ pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Er
     let RebuildCommand::Search(args) = &args.command;
     let index = documents(context).await?;
     let (js, stream) = events::open(context).await?;
-    args.act.operator(context).await?;
+    args.act.verify(context).await?;
     let rebuild = Rebuild { context, args, index, js, stream };
     if args.abandon { rebuild.abandon().await } else { rebuild.run().await }
 }

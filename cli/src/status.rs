@@ -86,6 +86,11 @@ fn messages<M: Message + Name, S: Serializer>(messages: &[M], to: S) -> Result<S
     messages.iter().map(proto::to_json).collect::<Result<Vec<_>, _>>().map_err(S::Error::custom)?.serialize(to)
 }
 
+fn audit_line<S: Serializer>(line: &Option<AuditLine>, to: S) -> Result<S::Ok, S::Error> {
+    let line = line.as_ref().map(|line| processes::json_with(line, "detail")).transpose();
+    line.map_err(S::Error::custom)?.serialize(to)
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Letters {
@@ -93,7 +98,7 @@ struct Letters {
     stats: ops::Stats,
     #[serde(serialize_with = "messages")]
     groups: Vec<Group>,
-    #[serde(skip)]
+    #[serde(serialize_with = "audit_line")]
     last_rebuild: Option<AuditLine>,
 }
 
@@ -212,11 +217,12 @@ async fn outbox(context: &Context, service: &str) -> Result<Outbox, anyhow::Erro
 }
 
 async fn letters(context: &Context) -> Result<Letters, anyhow::Error> {
-    let mut letters = LetterServiceClient::new(context.port(dlq::SERVICE).await?);
+    let port = context.port(dlq::SERVICE).await?;
+    let mut letters = LetterServiceClient::new(port.clone());
     let selection = Selection { states: dlq::UNSETTLED.map(ToOwned::to_owned).to_vec(), ..Selection::default() };
     let request = ListGroupsRequest { selection: Some(selection) };
     let groups = processes::all(letters.list_groups(request).await).await.context("reading the groups")?;
-    let last_rebuild = audit::last(context, "rebuilt search").await?;
+    let last_rebuild = audit::last(port, "rebuilt search").await?;
     let stats = letters.get_stats(GetStatsRequest {}).await.map_err(said)?.into_inner();
     Ok(Letters { stats, groups, last_rebuild })
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::TenantId;
+pub use fleet::PROJECTOR;
 use proto::ops::Which;
 use serde::Serialize;
 use serde_json::Value;
@@ -23,8 +24,6 @@ use serde_json::Value;
 use crate::exit::Exit;
 use crate::stack::Context;
 
-/// The durable consumer that writes the read model.
-pub const PROJECTOR: &str = "search-projector";
 /// Of each finding so many are named; more are counted.
 const EXAMPLES: usize = 1_000;
 

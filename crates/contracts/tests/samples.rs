@@ -30,7 +30,7 @@ fn samples() -> Vec<(String, String)> {
 
 /// The type of a sample, as it is registered.
 fn registered(event_type: &str) -> &'static events::Type {
-    events::all().find(|one| one.name == event_type).unwrap_or_else(|| panic!("{event_type} is not registered"))
+    events::named(event_type).unwrap_or_else(|| panic!("{event_type} is not registered"))
 }
 
 /// What the envelope says of its aggregate is what its data says.

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, SerializeOptions};
+use prost::Name;
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use prost_types::Timestamp;
 use serde::Serialize;
 use serde::de::Error as _;
@@ -31,15 +31,19 @@ pub fn time(at: &Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
 }
 
+fn described<M: Name>() -> Result<MessageDescriptor, serde_json::Error> {
+    let name = M::full_name();
+    POOL.get_message_by_name(&name).ok_or_else(|| serde_json::Error::custom(format!("no message {name}")))
+}
+
 /// The message that this says, by the names of its fields in JSON.
 ///
 /// # Errors
 /// It says what the message has no field for, or something else than its fields take.
-pub fn from_json<M: Message + Name + Default>(said: &impl Serialize) -> Result<M, serde_json::Error> {
-    let described = POOL.get_message_by_name(&M::full_name());
-    let described = described.ok_or_else(|| serde_json::Error::custom(format!("no message {}", M::full_name())))?;
+pub fn from_json<M: Name + Default>(said: &impl Serialize) -> Result<M, serde_json::Error> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let message = DynamicMessage::deserialize_with_options(described, serde_json::to_value(said)?, &options)?;
+    let said = serde_json::to_value(said)?;
+    let message = DynamicMessage::deserialize_with_options(described::<M>()?, said, &options)?;
     message.transcode_to().map_err(serde_json::Error::custom)
 }
 
@@ -47,10 +51,8 @@ pub fn from_json<M: Message + Name + Default>(said: &impl Serialize) -> Result<M
 ///
 /// # Errors
 /// It is none of [`POOL`].
-pub fn to_json<M: Message + Name>(message: &M) -> Result<serde_json::Value, serde_json::Error> {
-    let described = POOL.get_message_by_name(&M::full_name());
-    let described = described.ok_or_else(|| serde_json::Error::custom(format!("no message {}", M::full_name())))?;
-    let mut dynamic = DynamicMessage::new(described);
+pub fn to_json<M: Name>(message: &M) -> Result<serde_json::Value, serde_json::Error> {
+    let mut dynamic = DynamicMessage::new(described::<M>()?);
     dynamic.transcode_from(message).map_err(serde_json::Error::custom)?;
     let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
     dynamic.serialize_with_options(serde_json::value::Serializer, &options)

@@ -54,6 +54,9 @@ fn targets(text: &str) -> Result<String, tracing_subscriber::filter::ParseError>
     text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned())
 }
 
+/// The audience of operators' tokens, unless another is configured.
+const OPERATORS: &str = "flotilla-operators";
+
 /// Whose tokens are trusted.
 #[derive(Debug, Clone, Args)]
 pub struct Issuer {
@@ -64,7 +67,7 @@ pub struct Issuer {
     #[arg(long = "issuer", env = "FLOTILLA_ISSUER")]
     pub name: String,
     /// The audience that operators' tokens must name, at the operations port.
-    #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = "flotilla-operators")]
+    #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = OPERATORS)]
     pub operators_audience: String,
 }
 
@@ -154,7 +157,7 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: "flotilla-operators".to_owned() },
+            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned() },
             audience: audience.to_owned(),
             release_header: true,
             door: Door::wide(),

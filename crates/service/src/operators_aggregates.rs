@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::Future;
-use std::marker::PhantomData;
 
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
@@ -51,18 +50,19 @@ impl State {
 }
 
 /// What a service's store knows of its aggregates.
-pub trait Aggregates: Send + Sync + 'static {
+pub trait Aggregates: Clone + Send + Sync + 'static {
     /// The first tenant behind this name that has any.
     fn next_tenant(
+        &self,
         tx: &mut OperatorTx,
         after: &str,
     ) -> impl Future<Output = Result<Option<TenantId>, StoreError>> + Send;
 
     /// A page of the tenant's, by id.
-    fn page(tx: &mut TenantTx, page: Page) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+    fn page(&self, tx: &mut TenantTx, page: Page) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
 
     /// Those of these that there are.
-    fn these(tx: &mut TenantTx, ids: &[Uuid]) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+    fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
 }
 
 /// How far a page is.
@@ -79,21 +79,16 @@ struct Reading {
     left: i64,
 }
 
+#[derive(Clone)]
 struct Operated<A> {
     db: Db,
-    of: PhantomData<fn() -> A>,
-}
-
-impl<A> Clone for Operated<A> {
-    fn clone(&self) -> Self {
-        Self { db: self.db.clone(), of: PhantomData }
-    }
+    store: A,
 }
 
 /// The aggregates of a service, for operators ([`Process::operate`](crate::Process::operate)).
 #[must_use]
-pub fn aggregates<A: Aggregates>(db: Db) -> AggregateServiceServer<impl AggregateService + use<A>> {
-    AggregateServiceServer::new(Operated::<A> { db, of: PhantomData })
+pub fn aggregates<A: Aggregates>(db: Db, store: A) -> AggregateServiceServer<impl AggregateService + use<A>> {
+    AggregateServiceServer::new(Operated { db, store })
 }
 
 fn aggregate(tenant: &TenantId, State { id, version, state }: State) -> Aggregate {
@@ -165,7 +160,7 @@ impl<A: Aggregates> AggregateService for Operated<A> {
             // What is no tenant's name has none.
             let Ok(tenant) = tenant(&name) else { continue };
             let mut tx = self.db.read_as(&tenant).await.map_err(away)?;
-            let states = A::these(&mut tx, &ids).await.map_err(away)?;
+            let states = self.store.these(&mut tx, &ids).await.map_err(away)?;
             tx.end().await.map_err(away)?;
             all.extend(states.into_iter().map(|state| aggregate(&tenant, state)));
         }
@@ -187,7 +182,7 @@ impl<A: Aggregates> Operated<A> {
         let Some(next) = next else { return Ok(None) };
         let mut tx = self.db.read_as(&next).await.map_err(away)?;
         let page = Page { after: reading.after, from: reading.from, to: reading.to, limit: reading.left };
-        let states = A::page(&mut tx, page).await.map_err(away)?;
+        let states = self.store.page(&mut tx, page).await.map_err(away)?;
         tx.end().await.map_err(away)?;
         reading.left -= states.len() as i64;
         (reading.after, reading.passed) = (Uuid::nil(), next.to_string());
@@ -196,7 +191,7 @@ impl<A: Aggregates> Operated<A> {
 
     async fn tenant_behind(&self, name: &str) -> Result<Option<TenantId>, Status> {
         let mut tx = self.db.begin_operator("which tenants there are").await.map_err(away)?;
-        let tenant = A::next_tenant(&mut tx, name).await.map_err(away)?;
+        let tenant = self.store.next_tenant(&mut tx, name).await.map_err(away)?;
         tx.commit().await.map_err(away)?;
         Ok(tenant)
     }

@@ -25,8 +25,8 @@ use tonic::{Request, Response, Status};
 use crate::operators::{Answers, act, answers, away, limit, message, refused, time};
 use crate::{Lifecycle, Process, config};
 
-/// How often it is looked whether the messages have been removed.
-const LOOKS_EVERY: Duration = Duration::from_millis(200);
+/// How often the stream is asked whether the messages have been removed.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// For how long they are waited for: less than a call may take.
 const REMOVED_WITHIN: Duration = Duration::from_secs(800);
 /// How many connections operators have.
@@ -191,12 +191,12 @@ impl OutboxService for Operated {
         }
         // Of its own: cut off, it takes its lock with it.
         let mut db = self.db().await?.detach();
-        let (tell, mut told) = mpsc::channel(2);
+        let (progress, mut steps) = mpsc::channel(2);
         self.lifecycle.finish(|stop| async move {
             let removed = async {
-                tell.send(Ok(AcceptProgress { accepted: false })).await.ok();
-                let mut tick = tokio::time::interval(LOOKS_EVERY);
-                let looked = async {
+                progress.send(Ok(AcceptProgress { accepted: false })).await.ok();
+                let mut tick = tokio::time::interval(CHECK_INTERVAL);
+                let removal = async {
                     while !operate::is_removed(&stream, &beyond).await? {
                         tick.tick().await;
                     }
@@ -204,18 +204,18 @@ impl OutboxService for Operated {
                 };
                 let gone = |why: &str| Refused::Stream(anyhow::anyhow!("{why}: do it again"));
                 tokio::select! {
-                    looked = tokio::time::timeout(REMOVED_WITHIN, looked) => {
-                        looked.unwrap_or_else(|_| Err(gone("not all of the messages were removed in time")))
+                    removed = tokio::time::timeout(REMOVED_WITHIN, removal) => {
+                        removed.unwrap_or_else(|_| Err(gone("not all of the messages were removed in time")))
                     }
-                    () = tell.closed() => Err(gone("whoever was to remove the messages has gone")),
+                    () = progress.closed() => Err(gone("whoever was to remove the messages has gone")),
                     () = stop.cancelled() => Err(gone("the process stops")),
                 }
             };
             let act = Act { actor: &actor, reason: &reason };
             let done = operate::accept(&mut db, &beyond, act, removed).await.map_err(not_done);
-            tell.send(done.map(|()| AcceptProgress { accepted: true })).await.ok();
+            progress.send(done.map(|()| AcceptProgress { accepted: true })).await.ok();
         });
-        Ok(Response::new(stream::poll_fn(move |context| told.poll_recv(context)).boxed()))
+        Ok(Response::new(stream::poll_fn(move |context| steps.poll_recv(context)).boxed()))
     }
 
     type ListRowsStream = Answers<Row>;

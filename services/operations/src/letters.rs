@@ -84,9 +84,8 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
             format!("the event died on {subject}, this is {wanted}"),
         ));
     }
-    let registered = events::all()
-        .find(|one| one.name == envelope.event_type)
-        .ok_or_else(|| NotTheEvent::UnknownType(envelope.event_type.clone()))?;
+    let registered =
+        events::named(&envelope.event_type).ok_or_else(|| NotTheEvent::UnknownType(envelope.event_type.clone()))?;
     let schema = (registered.schema)();
     let wrong = |error: String| NotTheEvent::Schema(envelope.event_type.clone(), error);
     let validator = jsonschema::validator_for(&schema).map_err(|error| wrong(error.to_string()))?;

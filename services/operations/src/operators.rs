@@ -146,8 +146,8 @@ impl LetterService for Operated {
         let (actor, reason) = act(&request, &request.get_ref().reason)?;
         let ops::EditLetterRequest { id, event, dry_run, .. } = request.into_inner();
         let mut db = self.db().await?;
-        let (whole, _) = store::whole(&mut db, id).await.map_err(not_done)?;
         if dry_run {
+            let (whole, _) = store::whole(&mut db, id).await.map_err(not_done)?;
             letters::check_edit(&whole.subject, whole.payload.as_deref(), &event)
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             return message(&whole.letter).map(Response::new);

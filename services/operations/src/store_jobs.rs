@@ -123,7 +123,7 @@ pub struct Order<'a> {
 /// See [`Refused`].
 pub async fn plan(db: &mut PgConnection, kind: &str, selection: &Selection) -> Result<Vec<Planned>, Refused> {
     let mut tx = db.begin().await?;
-    let planned = freeze(&mut tx, kind, selection.clone()).await;
+    let planned = plan_in(&mut tx, kind, selection.clone()).await;
     tx.rollback().await?;
     planned
 }
@@ -143,8 +143,14 @@ pub async fn create(db: &mut PgConnection, order: Order<'_>, shown: &[i64], act:
     created
 }
 
-/// What these letters give now, locked.
-async fn freeze(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> Result<Vec<Planned>, Refused> {
+async fn plan_in(tx: &mut PgConnection, kind: &str, selection: Selection) -> Result<Vec<Planned>, Refused> {
+    let chosen = choose(tx, kind, selection).await?;
+    freeze(tx, kind, &chosen).await?;
+    Ok(chosen)
+}
+
+/// What these letters give now.
+async fn choose(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> Result<Vec<Planned>, sqlx::Error> {
     selection.states = Some(Selection::unsettled());
     // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
     let sql = format!(
@@ -159,8 +165,11 @@ async fn freeze(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> 
          payload is not null as has_payload, stream_sequence from whole \
          order by min(stored_at) over (partition by aggregate_id), aggregate_id, sequence, id"
     );
-    let planned: Vec<Planned> =
-        select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection).bind(kind == "replay").fetch_all(&mut *tx).await?;
+    select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection).bind(kind == "replay").fetch_all(tx).await
+}
+
+/// Locks them for a job, and refuses what one cannot have.
+async fn freeze(tx: &mut PgConnection, kind: &str, planned: &[Planned]) -> Result<(), Refused> {
     let Some(first) = planned.first() else { return Err(Refused::NothingMatches) };
     let mut consumers: Vec<&str> = planned.iter().map(|letter| letter.consumer.as_str()).collect();
     consumers.sort_unstable();
@@ -179,7 +188,7 @@ async fn freeze(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> 
     if still.len() != ids.len() {
         return Err(Refused::Busy("some of these letters were settled this very moment: look again".to_owned()));
     }
-    Ok(planned)
+    Ok(())
 }
 
 /// Refuses letters that are in an unfinished job.
@@ -202,19 +211,14 @@ pub(crate) async fn refuse_busy(tx: &mut PgConnection, ids: &[i64]) -> Result<()
 
 async fn create_in(tx: &mut PgConnection, order: Order<'_>, shown: &[i64], act: Act<'_>) -> Result<i64, Refused> {
     let these = Selection { ids: Some(shown.to_vec()), ..Selection::default() };
-    let frozen = freeze(tx, order.kind, these).await;
-    let now = match &frozen {
-        Ok(planned) => planned.iter().map(|letter| letter.id).collect(),
-        // All of them were settled.
-        Err(Refused::NothingMatches) => HashSet::new(),
-        Err(_) => shown.iter().copied().collect(),
-    };
+    let planned = choose(tx, order.kind, these).await?;
+    let now: HashSet<i64> = planned.iter().map(|letter| letter.id).collect();
     let shown: HashSet<i64> = shown.iter().copied().collect();
     let (more, settled) = (now.difference(&shown).count(), shown.difference(&now).count());
     if more + settled > 0 {
         return Err(Refused::Changed { settled, more });
     }
-    let planned = frozen?;
+    freeze(tx, order.kind, &planned).await?;
     let consumer = planned.first().map(|letter| letter.consumer.clone()).unwrap_or_default();
     let ids: Vec<i64> = planned.iter().map(|letter| letter.id).collect();
     let selection = serde_json::to_value(order.selection).unwrap_or_default();

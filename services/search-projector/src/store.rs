@@ -226,6 +226,17 @@ impl Index {
         Ok(())
     }
 
+    /// As [`Self::ask`], for what must succeed; the answer.
+    pub(crate) async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
+        let response = self.ask(method, path, body).await?;
+        let status = response.status_code();
+        let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;
+        if !status.is_success() {
+            bail!("OpenSearch answers {path} with {status}: {}", answer["error"]["reason"]);
+        }
+        Ok(answer)
+    }
+
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response, anyhow::Error> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,6 +1,5 @@
 //! All questions to the index that a rebuild asks: an index beside the one that is searched, and the swap.
 
-use anyhow::{Context as _, bail};
 use opensearch::http::Method;
 use serde_json::{Value, json};
 use tracing::instrument;
@@ -117,15 +116,5 @@ impl Index {
     pub async fn let_go(&self, name: &str) -> Result<(), anyhow::Error> {
         let remove = json!({"remove": {"index": name, "alias": self.alias()}});
         self.demand(Method::Post, "/_aliases", Some(json!({"actions": [remove]}))).await.map(drop)
-    }
-
-    pub(crate) async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
-        let response = self.ask(method, path, body).await?;
-        let status = response.status_code();
-        let answer: Value = response.json().await.context("reading an answer of OpenSearch")?;
-        if !status.is_success() {
-            bail!("OpenSearch answers {path} with {status}: {}", answer["error"]["reason"]);
-        }
-        Ok(answer)
     }
 }

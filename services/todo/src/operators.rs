@@ -9,6 +9,6 @@ use crate::store_states::Todos;
 /// Serves it, on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, db: &Db, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
-    let todos = operators_aggregates::aggregates::<Todos>(db.clone());
+    let todos = operators_aggregates::aggregates(db.clone(), Todos);
     process.operate(&config.common.issuer, Routes::new(outbox).add_service(todos))
 }

@@ -4,6 +4,7 @@ use contracts::TenantId;
 use service::operators_aggregates::{Aggregates, Page, State};
 use service::{OperatorTx, StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow};
+use tracing::instrument;
 use uuid::Uuid;
 
 use crate::outgoing;
@@ -11,6 +12,7 @@ use crate::store::{COLUMNS, Row};
 use crate::todo::Todo;
 
 /// All todos.
+#[derive(Clone, Copy)]
 pub(crate) struct Todos;
 
 #[derive(FromRow)]
@@ -26,23 +28,30 @@ fn state(Stood { row, deleted }: Stood) -> State {
     State::new(id, version, (!deleted).then(state))
 }
 
+fn select(which: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "select {COLUMNS}, t.delete_time is not null as deleted from todo t where t.tenant = $1 and {which}"
+    ))
+}
+
 impl Aggregates for Todos {
-    async fn next_tenant(tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
+    #[instrument(target = "service::trace", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
+    async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
         let next: Option<String> =
             sqlx::query_scalar("select todo_next_tenant($1)").bind(after).fetch_one(&mut **tx).await?;
         next.map(|next| next.parse().map_err(|error| StoreError::inconsistent("tenant", next.clone(), error)))
             .transpose()
     }
 
-    async fn page(tx: &mut TenantTx, page: Page) -> Result<Vec<State>, StoreError> {
+    #[instrument(target = "service::trace", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
+    async fn page(&self, tx: &mut TenantTx, page: Page) -> Result<Vec<State>, StoreError> {
         let Page { after, from, to, limit } = page;
         let tenant = tx.tenant();
-        let sql = format!(
-            "select {COLUMNS}, t.delete_time is not null as deleted from todo t where t.tenant = $1 and t.id > $2 \
-             and ($3::timestamptz is null or t.update_time >= $3) and ($4::timestamptz is null or t.update_time < $4) \
-             order by t.id limit $5"
-        );
-        let rows: Vec<Stood> = sqlx::query_as(AssertSqlSafe(sql))
+        let which = "t.id > $2 and ($3::timestamptz is null or t.update_time >= $3) \
+            and ($4::timestamptz is null or t.update_time < $4) order by t.id limit $5";
+        let rows: Vec<Stood> = sqlx::query_as(select(which))
             .bind(tenant.as_str())
             .bind(after)
             .bind(from)
@@ -53,13 +62,12 @@ impl Aggregates for Todos {
         Ok(rows.into_iter().map(state).collect())
     }
 
-    async fn these(tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
+    #[instrument(target = "service::trace", skip_all, err(level = "debug"),
+        fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
+    async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
         let tenant = tx.tenant();
-        let sql = format!(
-            "select {COLUMNS}, t.delete_time is not null as deleted from todo t where t.tenant = $1 and t.id = any($2)"
-        );
         let rows: Vec<Stood> =
-            sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(ids).fetch_all(&mut **tx).await?;
+            sqlx::query_as(select("t.id = any($2)")).bind(tenant.as_str()).bind(ids).fetch_all(&mut **tx).await?;
         Ok(rows.into_iter().map(state).collect())
     }
 }

@@ -4,6 +4,8 @@
 #[macro_use]
 mod registry;
 
+pub mod todo;
+
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -13,25 +15,24 @@ use serde_json::Value;
 
 use crate::{Envelope, UserId, envelope};
 
-/// The services that publish, each with a module of its name.
-macro_rules! services {
-    ($($service:ident)*) => {
-        $(pub mod $service;)*
+/// Of each service that publishes.
+const REGISTRIES: &[&[Type]] = &[todo::REGISTRY];
 
-        /// Every event type of the fleet.
-        pub fn all() -> impl Iterator<Item = &'static Type> {
-            let all: [&[Type]; _] = [$($service::REGISTRY,)*];
-            all.into_iter().flatten()
-        }
-    };
+/// Every event type of the fleet.
+pub fn all() -> impl Iterator<Item = &'static Type> {
+    REGISTRIES.iter().copied().flatten()
 }
 
-services! { todo }
+/// An event type by its name; none that the fleet does not have.
+#[must_use]
+pub fn named(event_type: &str) -> Option<&'static Type> {
+    all().find(|registered| registered.name == event_type)
+}
 
 /// The JSON Schema (2020-12) of an event type, envelope included; none for a type that the fleet does not have.
 #[must_use]
 pub fn schema(event_type: &str) -> Option<Value> {
-    all().find(|registered| registered.name == event_type).map(|registered| (registered.schema)())
+    named(event_type).map(|registered| (registered.schema)())
 }
 
 /// An event type, as it is registered.

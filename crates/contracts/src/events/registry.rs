@@ -46,7 +46,7 @@ macro_rules! events {
         pub const TYPES: &[&str] = &[$($($($old_type,)* $type,)*)*];
 
         /// The same, as they are registered.
-        pub(super) static REGISTRY: &[$crate::events::Type] = &[$($(
+        pub(super) const REGISTRY: &[$crate::events::Type] = &[$($(
             $($crate::events::Type::of::<$old>(SERVICE, OWNER, None),)*
             $crate::events::Type::of::<$newest>(SERVICE, OWNER, Some(|| {
                 $crate::envelope::sample(|actor| $newest::of(<$aggregate as $crate::events::Aggregate>::example(), actor))

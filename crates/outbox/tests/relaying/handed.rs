@@ -27,9 +27,9 @@ async fn o1_what_was_not_committed_is_not_handed_over() {
         std::future::ready(Err(sqlx::Error::WorkerCrashed))
     };
     relay.commit(tx, vec![event("a")], fails).await.unwrap_err();
-    let (tx, told) = (app.begin().await.unwrap(), event("a"));
-    let id = told.id.to_string();
-    relay.commit(tx, vec![told], Transaction::commit).await.unwrap();
+    let (tx, new) = (app.begin().await.unwrap(), event("a"));
+    let id = new.id.to_string();
+    relay.commit(tx, vec![new], Transaction::commit).await.unwrap();
     assert_eq!(world.stored().await, [id]);
     world.stop().await;
 }

@@ -8,6 +8,14 @@ use tonic::{Code, Request};
 
 use crate::harness::World;
 
+fn with<T>(bearer: Option<&str>, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(bearer) = bearer {
+        request.metadata_mut().insert("authorization", bearer.parse().unwrap());
+    }
+    request
+}
+
 #[tokio::test]
 async fn letters_jobs_and_audit_are_operators_alone() {
     let world = World::new().await;
@@ -18,13 +26,6 @@ async fn letters_jobs_and_audit_are_operators_alone() {
     let mut audit = AuditServiceClient::connect(url).await.unwrap();
     let owner = world.issuer.bearer("acme", "ann");
     for bearer in [None, Some(owner.as_str())] {
-        fn with<T>(bearer: Option<&str>, message: T) -> Request<T> {
-            let mut request = Request::new(message);
-            if let Some(bearer) = bearer {
-                request.metadata_mut().insert("authorization", bearer.parse().unwrap());
-            }
-            request
-        }
         let codes = [
             letters.list_letters(with(bearer, ops::ListLettersRequest::default())).await.map(drop),
             letters.list_groups(with(bearer, ops::ListGroupsRequest::default())).await.map(drop),
@@ -54,18 +55,13 @@ async fn an_act_without_a_reason_is_refused_and_one_with_it_bears_the_token_s_na
     let mut jobs = JobServiceClient::connect(url.clone()).await.unwrap();
     let mut audit = AuditServiceClient::connect(url).await.unwrap();
     let olga = world.issuer.operator("olga");
-    fn with<T>(bearer: &str, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", bearer.parse().unwrap());
-        request
-    }
     let range = ops::CreateRangeJobRequest { consumer: "printer".to_owned(), ..ops::CreateRangeJobRequest::default() };
     let codes = [
-        letters.edit_letter(with(&olga, ops::EditLetterRequest::default())).await.map(drop),
-        jobs.create_job(with(&olga, ops::CreateJobRequest::default())).await.map(drop),
-        jobs.create_range_job(with(&olga, futures::stream::iter([range]))).await.map(drop),
-        jobs.steer_job(with(&olga, ops::SteerJobRequest::default())).await.map(drop),
-        audit.record_act(with(&olga, ops::RecordActRequest::default())).await.map(drop),
+        letters.edit_letter(with(Some(&olga), ops::EditLetterRequest::default())).await.map(drop),
+        jobs.create_job(with(Some(&olga), ops::CreateJobRequest::default())).await.map(drop),
+        jobs.create_range_job(with(Some(&olga), futures::stream::iter([range]))).await.map(drop),
+        jobs.steer_job(with(Some(&olga), ops::SteerJobRequest::default())).await.map(drop),
+        audit.record_act(with(Some(&olga), ops::RecordActRequest::default())).await.map(drop),
     ]
     .map(|answer| answer.unwrap_err().message().to_owned());
     assert!(codes.iter().all(|said| said.contains("reason")), "{codes:?}");
@@ -76,9 +72,10 @@ async fn an_act_without_a_reason_is_refused_and_one_with_it_bears_the_token_s_na
         detail: detail.clone(),
         reason: "a test".to_owned(),
     };
-    audit.record_act(with(&olga, act)).await.unwrap();
+    audit.record_act(with(Some(&olga), act)).await.unwrap();
     let request = ops::ListAuditRequest { lines: 1, action: Some("pause consumer".to_owned()) };
-    let line = audit.list_audit(with(&olga, request)).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    let line =
+        audit.list_audit(with(Some(&olga), request)).await.unwrap().into_inner().message().await.unwrap().unwrap();
     assert_eq!((line.actor.as_str(), line.reason.as_str(), line.detail), ("olga", "a test", detail));
     assert_eq!(service.shut_down().await, None);
 }

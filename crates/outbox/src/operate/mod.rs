@@ -2,15 +2,19 @@
 //! owner of the tables; every act is one transaction that writes its line into the journal, and makes the relay look
 //! anew.
 
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+mod ahead;
+
+use async_nats::jetstream::stream::Stream;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
-use crate::place::{self, micros, origin};
+use crate::place::{self, origin};
 use crate::reader::Place;
 use crate::store::{self, Entry, Misnumbered};
+
+pub use ahead::{ACCEPTING, Beyond, accept, beyond, is_removed, remove};
 
 /// Why an operator's act was not done. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -244,119 +248,6 @@ pub async fn discard(db: &mut PgConnection, seq: i64, act: Act<'_>) -> Result<()
     store::journal(&mut *tx, &entry).await?;
     tx.commit().await?;
     Ok(())
-}
-
-/// What a stream holds beyond the outbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Beyond {
-    /// The first message that the outbox does not know.
-    pub from: u64,
-    /// The last message of the stream.
-    pub to: u64,
-    /// The newest row that both have; 0 when they share none.
-    pub outbox_seq: i64,
-    /// When the stream was created: another stream is another matter.
-    pub stream_created_at: DateTime<Utc>,
-}
-
-/// Looks backwards from the stream's end for the newest message that the outbox knows.
-///
-/// # Errors
-/// See [`Refused`].
-pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Refused> {
-    let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
-    let (first, last) = (info.state.first_sequence, info.state.last_sequence);
-    let mut beyond = Beyond { from: last + 1, to: 0, outbox_seq: 0, stream_created_at: micros(info.created) };
-    for sequence in (first.max(1)..=last).rev() {
-        let message = match stream.get_raw_message(sequence).await {
-            Ok(message) => message,
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => continue,
-            Err(error) => return Err(Refused::Stream(error.into())),
-        };
-        if let Some((place, id)) = origin(&message) {
-            let event: Option<Uuid> =
-                sqlx::query_scalar("select event_id from outbox where seq = $1 and created_at = $2")
-                    .bind(place.seq)
-                    .bind(place.created_at)
-                    .fetch_optional(&mut *db)
-                    .await?;
-            if event.is_some_and(|event| event.to_string() == id) {
-                beyond.outbox_seq = place.seq;
-                break;
-            }
-        }
-        beyond.from = sequence;
-        beyond.to = beyond.to.max(sequence);
-    }
-    if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
-}
-
-/// The advisory lock of whoever removes from the stream what the outbox does not know: no halt is written down meanwhile.
-pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
-
-/// Vouches for an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay goes
-/// on with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
-/// read model that is filled from the stream would have them again. Interrupted, it is to be done once more.
-///
-/// `removed` is ready once that has happened: [`remove`], or somebody who may.
-///
-/// # Errors
-/// See [`Refused`].
-pub async fn accept(
-    db: &mut PgConnection,
-    beyond: &Beyond,
-    act: Act<'_>,
-    removed: impl Future<Output = Result<(), Refused>>,
-) -> Result<(), Refused> {
-    let detail = format!(
-        "removing messages {} to {} of the stream, which the outbox does not know; it goes on behind row {}: {}",
-        beyond.from, beyond.to, beyond.outbox_seq, act.reason
-    );
-    let entry =
-        Entry { kind: "accepted", actor: act.actor, from_seq: None, to_seq: Some(beyond.outbox_seq), detail: &detail };
-    sqlx::query("select pg_advisory_lock($1)").bind(ACCEPTING).execute(&mut *db).await?;
-    let accepted = async {
-        store::journal(&mut *db, &entry).await?;
-        removed.await?;
-        // What the relay found before is no reason to halt any more.
-        look_anew(db).await.map_err(Refused::from)
-    };
-    let accepted = accepted.await;
-    sqlx::query("select pg_advisory_unlock($1)").bind(ACCEPTING).execute(&mut *db).await?;
-    accepted
-}
-
-/// Removes messages, from the end: until the last of them has gone, the relay finds the stream ahead, and waits.
-///
-/// # Errors
-/// See [`Refused`].
-pub async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
-    for sequence in (beyond.from..=beyond.to).rev() {
-        match stream.delete_message(sequence).await {
-            Ok(_) => {}
-            Err(error)
-                if stream
-                    .get_raw_message(sequence)
-                    .await
-                    .is_err_and(|gone| gone.kind() == RawMessageErrorKind::NoMessageFound) =>
-            {
-                tracing::debug!(sequence, %error, "it was gone already");
-            }
-            Err(error) => return Err(Refused::Stream(error.into())),
-        }
-    }
-    Ok(())
-}
-
-/// Whether all that is beyond the outbox has been removed.
-///
-/// # Errors
-/// See [`Refused`].
-pub async fn is_removed(stream: &Stream, beyond: &Beyond) -> Result<bool, Refused> {
-    let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
-    let newest = place::newest(stream, &info).await.map_err(Refused::Stream)?;
-    Ok(newest.is_none_or(|message| !(beyond.from..=beyond.to).contains(&message.sequence)))
 }
 
 /// Appends rows again under new numbers, with the same event ids: what a hole in the stream has lost. They come after newer
