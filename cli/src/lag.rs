@@ -107,7 +107,7 @@ pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
     for service in fleet::SERVICES.iter().filter(|service| service.produces) {
         add(service.name, "commit -> stored", histogram(said(service), "outbox_commit_to_stored_seconds", ""));
     }
-    for service in &fleet::SERVICES {
+    for service in fleet::SERVICES {
         for durable in durables(service) {
             let label = format!("consumer=\"{durable}\"");
             add(durable, "stored -> handled", histogram(said(service), "consumer_stored_to_handled_seconds", &label));
@@ -125,7 +125,7 @@ pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
 
 /// The consumers of a service, but for one that only rebuilds.
 fn durables(service: &fleet::Service) -> impl Iterator<Item = &'static str> {
-    service.durables.iter().copied().filter(|durable| *durable != fleet::REBUILDER)
+    service.durables.iter().filter(|durable| !durable.on_demand).map(|durable| durable.name)
 }
 
 /// Prints the stages.

@@ -24,7 +24,7 @@ use crate::operator::ActArgs;
 use crate::outbox::say;
 use crate::processes::{self, said};
 use crate::stack::Context;
-use crate::verify::index::{CHUNK, Documents, documents, todos};
+use crate::verify::index::{CHUNK, Documents, TODO, documents, todos};
 use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
 use crate::{audit, events, table};
 
@@ -211,7 +211,7 @@ impl Rebuild<'_> {
     /// The durable consumer that fills the index, from this event on.
     async fn durable(&self, from: u64) -> Result<(), anyhow::Error> {
         let records = self.forget().await?;
-        let config = fleet::projector(REBUILDER, String::new());
+        let config = fleet::REBUILD.config(String::new());
         let made = consumer::administer::durables(&self.js, &records, &config, Some(from.max(1))).await;
         made.context("making the consumer that fills the index")
     }
@@ -222,7 +222,12 @@ impl Rebuild<'_> {
         let bar = self.bar(0, "copying")?;
         let mut after = None;
         loop {
-            let page = ListAggregatesRequest { after, limit: CHUNK as i64, ..ListAggregatesRequest::default() };
+            let page = ListAggregatesRequest {
+                after,
+                limit: CHUNK as i64,
+                aggregate: TODO.to_owned(),
+                ..ListAggregatesRequest::default()
+            };
             let aggregates = processes::all(todos.list_aggregates(page).await).await.context("reading the todos")?;
             let Some(last) = aggregates.last() else { break };
             after = last.key.clone();

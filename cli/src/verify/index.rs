@@ -24,6 +24,9 @@ pub const CHUNK: usize = 1_000;
 /// More than these are not looked at twice: the model is wrong then, not late.
 const SUSPECTS: usize = 100_000;
 
+/// The aggregates that the index shows.
+pub const TODO: &str = "todo";
+
 /// The todos, asked at their service.
 pub type Todos = AggregateServiceClient<Port>;
 
@@ -150,6 +153,7 @@ impl Index<'_> {
                 from: self.args.from.map(proto::timestamp),
                 to: self.args.to.map(proto::timestamp),
                 limit: CHUNK as i64,
+                aggregate: TODO.to_owned(),
             };
             let todos = processes::all(self.todos.list_aggregates(page).await).await.context("reading the todos")?;
             let Some(last) = todos.last() else { return Ok(()) };
@@ -244,7 +248,9 @@ impl Index<'_> {
     async fn states(&mut self, names: &[Named]) -> Result<BTreeMap<Named, Aggregate>, anyhow::Error> {
         // Whoever has no todo's id is none.
         let keys = names.iter().filter(|(_, id)| id.parse::<uuid::Uuid>().is_ok()).map(key).collect();
-        let todos = processes::all(self.todos.get_aggregates(GetAggregatesRequest { keys }).await).await;
+        let todos =
+            processes::all(self.todos.get_aggregates(GetAggregatesRequest { keys, aggregate: TODO.to_owned() }).await)
+                .await;
         let todos = todos.context("looking for the todos")?;
         Ok(todos.into_iter().map(|todo| (named(todo.key.as_ref()), todo)).collect())
     }

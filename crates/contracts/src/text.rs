@@ -1,4 +1,42 @@
-//! Characters by which a text looks like another one than it is.
+//! What a text may be: its length, and no characters by which it looks like another one than it is.
+
+/// A text that cannot be taken; the message goes on after the field's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// Nothing but white space.
+    #[error("must not be empty")]
+    Empty,
+    /// Too many characters.
+    #[error("must have at most {0} characters")]
+    TooLong(usize),
+    /// A control character.
+    #[error("must not contain control characters{0}")]
+    Control(&'static str),
+    /// It looks like another one.
+    #[error("must not contain what turns the direction of writing or cannot be seen")]
+    Misleading,
+}
+
+/// Refuses a text of more than so many characters, or with a character that is `control`; `except` names those that are none.
+///
+/// # Errors
+/// [`TextError::TooLong`], [`TextError::Control`].
+pub fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
+    if text.chars().count() > most {
+        return Err(TextError::TooLong(most));
+    }
+    if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
+}
+
+/// A text of one line, trimmed: 1 to so many characters.
+///
+/// # Errors
+/// See [`TextError`]. Whether it misleads is asked of new texts alone ([`is_misleading`]): this also reads what was stored.
+pub fn line(text: &str, most: usize) -> Result<String, TextError> {
+    let text = text.trim();
+    check(text, most, char::is_control, "")?;
+    if text.is_empty() { Err(TextError::Empty) } else { Ok(text.to_owned()) }
+}
 
 /// Whether a character turns the direction of writing (Unicode's bidirectional controls), breaks a line unseen, or shows nothing:
 /// what Unicode calls default ignorable, but for the joiners and variation selectors that emojis and some scripts need.

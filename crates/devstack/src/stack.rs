@@ -155,7 +155,7 @@ impl Starting<'_> {
         let transport_port = pick(19300)?;
         let issuer_port = pick(18090)?;
         let mut service_ports = BTreeMap::new();
-        for service in &fleet::SERVICES {
+        for service in fleet::SERVICES {
             let port = match service.port {
                 Some(_) if service.edge => Some(gateway_port),
                 Some(wished) => Some(pick(wished)?),

@@ -5,28 +5,26 @@
 //! which no service logs in. An account either owns streams or reads those of others, never both: a reply subject is
 //! resolved in the account of whoever asks, so what an account cannot do, no reply does for it (ADR 9).
 
+mod durables;
 mod services;
 
 use std::time::Duration;
 
 use consumer::Config;
-use contracts::events::EventType as _;
-use contracts::events::todo::{self, CompletedV1, CompletedV2};
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
+pub use durables::{Durable, PROJECTION, REBUILD, TODO_RECURRENCE};
 pub use services::{Database, SERVICES, Service, named, producers, upstreams};
 
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";
 /// What lies there.
 pub const RECORD_STREAMS: [&str; 4] = ["DLQ", "REPLAY", "AUDIT", "ADVISORIES"];
-/// The durable consumer that fills the index that is searched.
+/// The search projector, and its durable consumer that fills the index that is searched.
 pub const PROJECTOR: &str = "search-projector";
 /// The durable consumer that fills an index that is being rebuilt.
 pub const REBUILDER: &str = "search-projector-rebuild";
-/// The durable consumer by which a completed todo brings forth its next occurrence.
-pub const TODO_RECURRENCE: &str = "todo-recurrence";
 /// The login and the durable consumers that keep dead letters.
 pub const OPERATIONS: &str = "operations";
 
@@ -142,57 +140,16 @@ pub fn stream(service: &str, max_age: Duration, replicas: usize) -> StreamSpec {
     StreamSpec { name: subject::stream(service), subjects: vec![subject::all(service)], max_age, replicas }
 }
 
-/// A durable consumer of the search projector, as this release asks for it.
-#[must_use]
-pub fn projector(durable: &str, version: String) -> Config {
-    Config {
-        stream: subject::stream(todo::SERVICE),
-        durable: durable.to_owned(),
-        filter: subject::all(todo::SERVICE),
-        types: todo::TYPES.iter().map(|&event_type| event_type.to_owned()).collect(),
-        revision: 1,
-        batch: 1_000,
-        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
-        linger: Duration::from_millis(20),
-        // Documents are guarded by version, so bulk requests may overtake each other.
-        in_flight: 3,
-        max_attempts: 12,
-        // It waits for the index by itself.
-        handle_within: None,
-        version,
-    }
-}
-
-/// The durable consumer of the todo service's handlers, as this release asks for it.
-#[must_use]
-pub fn todo_recurrence(version: String) -> Config {
-    Config {
-        stream: subject::stream(todo::SERVICE),
-        durable: TODO_RECURRENCE.to_owned(),
-        filter: format!("evt.{}.completed.>", todo::SERVICE),
-        types: vec![CompletedV1::TYPE.to_owned(), CompletedV2::TYPE.to_owned()],
-        revision: 1,
-        batch: 4,
-        linger: Duration::ZERO,
-        in_flight: 1,
-        max_attempts: 12,
-        handle_within: Some(Duration::from_secs(15)),
-        version,
-    }
-}
-
 /// The login by which a producing service reads: an account owns streams or reads, never both.
 #[must_use]
 pub fn consumer_login(service: &str) -> String {
     format!("{service}-consumer")
 }
 
-/// Every durable consumer that a service of the fleet always has, as this release asks for it. [`REBUILDER`] is made by whoever
-/// rebuilds.
+/// Every durable consumer that a service of the fleet always has, as this release asks for it.
 #[must_use]
 pub fn consumers() -> Vec<Config> {
-    let durables = SERVICES.iter().flat_map(|service| service.durables).filter(|durable| **durable != REBUILDER);
-    durables.filter_map(|durable| services::durable(durable, String::new())).collect()
+    durables::durables().filter(|durable| !durable.on_demand).map(|durable| durable.config(String::new())).collect()
 }
 
 /// A producing service: its own stream, and the hints between its processes. It has no consumer of its own stream and does
@@ -253,11 +210,11 @@ pub fn logins() -> Vec<Login> {
         ..Login::default()
     };
     let mut logins: Vec<Login> = producers().into_iter().map(producer).collect();
-    for service in &SERVICES {
+    for service in SERVICES {
         let Some(login) = service.reads_as() else { continue };
-        let durables = service.durables.iter().filter_map(|durable| services::durable(durable, String::new()));
-        let durables: Vec<_> = durables.map(|durable| (durable.stream, durable.durable)).collect();
-        let durables: Vec<_> = durables.iter().map(|(stream, durable)| (stream.as_str(), durable.as_str())).collect();
+        let durables: Vec<_> =
+            service.durables.iter().map(|durable| (subject::stream(durable.of), durable.name)).collect();
+        let durables: Vec<_> = durables.iter().map(|(stream, durable)| (stream.as_str(), *durable)).collect();
         logins.push(reader(&login, &durables));
     }
     logins.push(operations);
@@ -298,7 +255,7 @@ mod tests {
 
     #[test]
     fn no_two_programs_share_an_account() {
-        let of = |tenant: &str, name: &str| team(name, &tenant.parse().expect("a tenant"), todo::SERVICE);
+        let of = |tenant: &str, name: &str| team(name, &tenant.parse().expect("a tenant"), "todo");
         let all = [of("acme", "corp-x"), of("acme-corp", "x"), of("acme-corp-x", "y"), of("acme", "corp-x-y")];
         for (number, one) in all.iter().enumerate() {
             assert!(all[..number].iter().all(|other| other.account() != one.account() && other.name != one.name));
@@ -307,7 +264,7 @@ mod tests {
 
     #[test]
     fn nobody_makes_changes_or_removes_a_stream_or_a_consumer() {
-        let team = team("reporting", &"acme".parse().expect("a tenant"), todo::SERVICE);
+        let team = team("reporting", &"acme".parse().expect("a tenant"), "todo");
         for asked in logins().iter().chain([&team]).flat_map(Login::asked) {
             let words = ["CREATE", "UPDATE", "DELETE", "PURGE", "PAUSE", "SNAPSHOT", "RESTORE", "STEPDOWN", "REMOVE"];
             assert!(!words.iter().any(|word| asked.subject.contains(word)), "{asked:?}");

@@ -3,10 +3,10 @@
 
 use std::iter;
 
-use consumer::Config;
 use contracts::events::todo;
 
-use crate::{OPERATIONS, PROJECTOR, REBUILDER, TODO_RECURRENCE, projector, todo_recurrence};
+use crate::durables::{Durable, PROJECTION, REBUILD, TODO_RECURRENCE};
+use crate::{OPERATIONS, PROJECTOR};
 
 /// What the fleet knows of a service.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,7 @@ pub struct Service {
     /// Whether it publishes events, into a stream of its own.
     pub produces: bool,
     /// The durable consumers by which it reads events.
-    pub durables: &'static [&'static str],
+    pub durables: &'static [Durable],
     /// The file of its key for page tokens, among the secrets of a stack.
     pub page_token_key: Option<&'static str>,
     /// Whether it uses OpenSearch.
@@ -44,7 +44,7 @@ pub struct Database {
 }
 
 /// Every service, in the order in which a stack starts them.
-pub static SERVICES: [Service; 4] = [
+pub static SERVICES: &[Service] = &[
     Service {
         database: Some(Database {
             of_no_tenant: &["audit", "audit_told", "death", "job", "job_item", "kept", "letter"],
@@ -63,7 +63,7 @@ pub static SERVICES: [Service; 4] = [
     Service {
         port: Some(17201),
         serves: &["flotilla.search.v1.SearchService"],
-        durables: &[PROJECTOR, REBUILDER],
+        durables: &[PROJECTION, REBUILD],
         page_token_key: Some("search-page-token-key"),
         search_engine: true,
         ..service(PROJECTOR, "search", 17202)
@@ -115,27 +115,11 @@ pub fn upstreams() -> impl Iterator<Item = (&'static str, &'static Service)> {
     SERVICES.iter().flat_map(|service| service.serves.iter().copied().zip(iter::repeat(service)))
 }
 
-/// A durable consumer of the table, as this release asks for it.
-pub(crate) fn durable(name: &str, version: String) -> Option<Config> {
-    match name {
-        PROJECTOR | REBUILDER => Some(projector(name, version)),
-        TODO_RECURRENCE => Some(todo_recurrence(version)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-
-    #[test]
-    fn every_durable_of_the_table_is_configured_and_has_its_own_name() {
-        for name in SERVICES.iter().flat_map(|service| service.durables) {
-            assert_eq!(durable(name, String::new()).map(|config| config.durable).as_deref(), Some(*name));
-        }
-    }
 
     /// Roles and the database are called so, in SQL.
     #[test]
@@ -175,17 +159,15 @@ mod tests {
         assert_eq!(lines, SERVICES.iter().map(line).collect::<String>());
     }
 
-    /// `infra/prometheus/prometheus.yml` scrapes each of them.
+    /// `infra/prometheus/prometheus.yml` scrapes what stands in the folder: a file for each.
     #[test]
     fn every_service_is_scraped() {
-        let scraped = include_str!("../../../infra/prometheus/prometheus.yml");
-        let (_, jobs) = scraped.split_once("scrape_configs:\n").expect("the jobs");
-        let job = |service: &Service| {
-            format!(
-                "  - job_name: {}\n    static_configs: [{{targets: [\"127.0.0.1:{}\"]}}]\n",
-                service.name, service.ops_port
-            )
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/prometheus/targets");
+        let files = std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
+        let scraped: BTreeSet<_> = files.map(|file| std::fs::read_to_string(file).expect("a text")).collect();
+        let target = |service: &Service| {
+            format!("- targets: [\"127.0.0.1:{}\"]\n  labels: {{job: {}}}\n", service.ops_port, service.name)
         };
-        assert_eq!(jobs, SERVICES.iter().map(job).collect::<String>(), "in the order of the table");
+        assert_eq!(scraped, SERVICES.iter().map(target).collect());
     }
 }

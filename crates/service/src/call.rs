@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use authz::Caller;
+use authz::{Caller, Denied, Permission};
 use consumer::Claim;
 use contracts::EventId;
 
@@ -34,6 +34,32 @@ pub(crate) enum Once {
 }
 
 impl Call {
+    /// The first line of a command that names no aggregate: may the caller do it?
+    ///
+    /// # Errors
+    /// Role or scopes do not allow it.
+    pub fn authorize(&self, permission: &Permission) -> Result<(), Denied> {
+        permission.check(&self.caller)
+    }
+
+    /// The first line of a command about one aggregate: may the caller `see` it, and may it do this? Whoever may see none learns nothing
+    /// of what there is. Role and scopes decide. Relations (OpenFGA: whose list is it, who shares it) are to be asked here as well,
+    /// before the transaction; what depends on the row is checked once more when the row is locked.
+    ///
+    /// # Errors
+    /// `unseen`, or that role or scopes do not allow it.
+    pub fn authorize_on<E: From<Denied>>(
+        &self,
+        permission: &Permission,
+        see: &Permission,
+        unseen: impl FnOnce() -> E,
+    ) -> Result<(), E> {
+        match see.check(&self.caller) {
+            Err(Denied::Role { .. }) => Err(unseen()),
+            _ => Ok(permission.check(&self.caller)?),
+        }
+    }
+
     /// A call of a request's, with its idempotency key if it has one.
     #[must_use]
     pub fn of_request(caller: Caller, attempt: Option<Attempt>) -> Self {

@@ -1,5 +1,7 @@
 //! The condition of a change: it happens only while the resource is as the caller has read it.
 
+use crate::{Code, Failure};
+
 /// Which etags a change is to be made at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IfMatch {
@@ -18,6 +20,18 @@ impl IfMatch {
         } else {
             Self::OneOf(text.split(',').map(|etag| etag.trim().to_owned()).collect())
         }
+    }
+
+    /// Refuses a change of what is not as it was asked for; `what` names it, and `is` is its etag.
+    ///
+    /// # Errors
+    /// ABORTED, ETAG_MISMATCH.
+    pub fn check(&self, what: &str, is: &str) -> Result<(), Failure> {
+        if self.allows(is) {
+            return Ok(());
+        }
+        let message = format_args!("the {what} has changed: its etag is {is} now; read it again");
+        Err(Failure::new(Code::Aborted, "ETAG_MISMATCH", message))
     }
 
     /// Whether a resource with this etag is as it was asked for.

@@ -64,6 +64,8 @@ pub mod if_match;
 
 pub mod page;
 
+pub mod wire;
+
 pub mod clock;
 
 pub mod retry;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::future::Future;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
@@ -49,24 +49,29 @@ impl State {
     }
 }
 
-/// What a service's store knows of its aggregates.
-pub trait Aggregates: Clone + Send + Sync + 'static {
+/// What a service's store knows of its aggregates of one kind.
+#[tonic::async_trait]
+pub trait Aggregates: Send + Sync + 'static {
+    /// The kind: `todo`.
+    fn kind(&self) -> &'static str;
+
     /// The first tenant behind this name that has any.
-    fn next_tenant(
-        &self,
-        tx: &mut OperatorTx,
-        after: &str,
-    ) -> impl Future<Output = Result<Option<TenantId>, StoreError>> + Send;
+    async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError>;
 
     /// A page of the tenant's, by id.
-    fn page(&self, tx: &mut TenantTx, page: Page) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+    async fn page(&self, tx: &mut TenantTx, page: Page) -> Result<Vec<State>, StoreError>;
 
     /// Those of these that there are.
-    fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> impl Future<Output = Result<Vec<State>, StoreError>> + Send;
+    async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError>;
 }
+
+/// The aggregates of a service, kind by kind.
+pub type Kinds = Arc<[Box<dyn Aggregates>]>;
 
 /// How far a page is.
 struct Reading {
+    /// Of which of the kinds.
+    kind: usize,
     /// The tenant that is next, where that is known.
     at: Option<TenantId>,
     /// Behind this one of its.
@@ -80,15 +85,15 @@ struct Reading {
 }
 
 #[derive(Clone)]
-struct Operated<A> {
+struct Operated {
     db: Db,
-    store: A,
+    kinds: Kinds,
 }
 
 /// The aggregates of a service, for operators ([`Process::operate`](crate::Process::operate)).
 #[must_use]
-pub fn aggregates<A: Aggregates>(db: Db, store: A) -> AggregateServiceServer<impl AggregateService + use<A>> {
-    AggregateServiceServer::new(Operated { db, store })
+pub fn aggregates(db: Db, kinds: Kinds) -> AggregateServiceServer<impl AggregateService> {
+    AggregateServiceServer::new(Operated { db, kinds })
 }
 
 fn aggregate(tenant: &TenantId, State { id, version, state }: State) -> Aggregate {
@@ -111,14 +116,16 @@ fn id(text: &str) -> Result<Uuid, Status> {
 }
 
 #[tonic::async_trait]
-impl<A: Aggregates> AggregateService for Operated<A> {
+impl AggregateService for Operated {
     type ListAggregatesStream = Answers<Aggregate>;
 
     async fn list_aggregates(
         &self,
         request: Request<ListAggregatesRequest>,
     ) -> Result<Response<Answers<Aggregate>>, Status> {
-        let ListAggregatesRequest { after, tenant: only, from, to, limit: most } = request.into_inner();
+        let ListAggregatesRequest { after, tenant: only, from, to, limit: most, aggregate: kind } =
+            request.into_inner();
+        let kind = self.kind(&kind)?;
         let (from, to) = (time(from)?, time(to)?);
         let only = only.as_deref().map(tenant).transpose()?;
         let (at, after) = match after {
@@ -128,7 +135,8 @@ impl<A: Aggregates> AggregateService for Operated<A> {
         if only.is_some() && only != at {
             return Err(Status::invalid_argument("the page goes on behind an aggregate of another tenant"));
         }
-        let reading = Reading { at, after, only, from, to, left: limit(most)?.min(MOST as i64), passed: String::new() };
+        let left = limit(most)?.min(MOST as i64);
+        let reading = Reading { kind, at, after, only, from, to, left, passed: String::new() };
         let asked = self.clone();
         // A tenant at a time, as the caller takes them.
         let tenants = stream::try_unfold(reading, move |mut reading| {
@@ -147,7 +155,8 @@ impl<A: Aggregates> AggregateService for Operated<A> {
         &self,
         request: Request<GetAggregatesRequest>,
     ) -> Result<Response<Answers<Aggregate>>, Status> {
-        let keys = request.into_inner().keys;
+        let GetAggregatesRequest { keys, aggregate: kind } = request.into_inner();
+        let store = &self.kinds[self.kind(&kind)?];
         if keys.len() > MOST {
             return Err(Status::invalid_argument(format!("name at most {MOST}")));
         }
@@ -160,7 +169,7 @@ impl<A: Aggregates> AggregateService for Operated<A> {
             // What is no tenant's name has none.
             let Ok(tenant) = tenant(&name) else { continue };
             let mut tx = self.db.read_as(&tenant).await.map_err(away)?;
-            let states = self.store.these(&mut tx, &ids).await.map_err(away)?;
+            let states = store.these(&mut tx, &ids).await.map_err(away)?;
             tx.end().await.map_err(away)?;
             all.extend(states.into_iter().map(|state| aggregate(&tenant, state)));
         }
@@ -168,7 +177,16 @@ impl<A: Aggregates> AggregateService for Operated<A> {
     }
 }
 
-impl<A: Aggregates> Operated<A> {
+impl Operated {
+    /// The place of a kind.
+    fn kind(&self, name: &str) -> Result<usize, Status> {
+        let found = self.kinds.iter().position(|kind| kind.kind() == name);
+        found.ok_or_else(|| {
+            let names = self.kinds.iter().map(|kind| kind.kind()).collect::<Vec<_>>().join(", ");
+            Status::invalid_argument(format!("there are no aggregates {name:?} here: ask for {names}"))
+        })
+    }
+
     /// The next tenant's part of a page; none when it is full, or there is no further tenant.
     async fn read(&self, reading: &mut Reading) -> Result<Option<Vec<Aggregate>>, Status> {
         if reading.left == 0 {
@@ -177,21 +195,21 @@ impl<A: Aggregates> Operated<A> {
         let next = match reading.at.take() {
             Some(tenant) => Some(tenant),
             None if reading.only.is_some() => None,
-            None => self.tenant_behind(&reading.passed).await?,
+            None => self.tenant_behind(reading.kind, &reading.passed).await?,
         };
         let Some(next) = next else { return Ok(None) };
         let mut tx = self.db.read_as(&next).await.map_err(away)?;
         let page = Page { after: reading.after, from: reading.from, to: reading.to, limit: reading.left };
-        let states = self.store.page(&mut tx, page).await.map_err(away)?;
+        let states = self.kinds[reading.kind].page(&mut tx, page).await.map_err(away)?;
         tx.end().await.map_err(away)?;
         reading.left -= states.len() as i64;
         (reading.after, reading.passed) = (Uuid::nil(), next.to_string());
         Ok(Some(states.into_iter().map(|state| aggregate(&next, state)).collect()))
     }
 
-    async fn tenant_behind(&self, name: &str) -> Result<Option<TenantId>, Status> {
+    async fn tenant_behind(&self, kind: usize, name: &str) -> Result<Option<TenantId>, Status> {
         let mut tx = self.db.begin_operator("which tenants there are").await.map_err(away)?;
-        let tenant = self.store.next_tenant(&mut tx, name).await.map_err(away)?;
+        let tenant = self.kinds[kind].next_tenant(&mut tx, name).await.map_err(away)?;
         tx.commit().await.map_err(away)?;
         Ok(tenant)
     }

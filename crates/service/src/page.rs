@@ -25,6 +25,18 @@ pub fn fit<M: prost::Message>(items: &mut Vec<M>) {
     items.truncate(fits);
 }
 
+/// How many items a page has: 50 unless it is said, 200 at most.
+///
+/// # Errors
+/// INVALID_ARGUMENT for less than none.
+pub fn size(asked: i32) -> Result<usize, Failure> {
+    match usize::try_from(asked) {
+        Err(_) => Err(Failure::invalid("page_size", "must not be negative")),
+        Ok(0) => Ok(50),
+        Ok(size) => Ok(size.min(200)),
+    }
+}
+
 /// Makes and reads page tokens.
 #[derive(Clone)]
 pub struct PageTokens(SecretString);
@@ -41,6 +53,26 @@ impl PageTokens {
         let mut bytes = serde_json::to_vec(position).map_err(Failure::internal)?;
         bytes.splice(0..0, self.tag(question, &bytes)?);
         Ok(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// A page of `size` items, and the token of the next one, from what was `found` when one more was asked for. An item's position is
+    /// its `id`, and the `message` what the answer has of it.
+    pub fn page<T, P: Serialize, M: prost::Message>(
+        &self,
+        question: &impl Serialize,
+        size: usize,
+        mut found: Vec<T>,
+        (id, message): (impl Fn(&T) -> P, impl Fn(&T) -> M),
+    ) -> Result<(Vec<M>, String), Failure> {
+        let all = found.len();
+        found.truncate(size);
+        let mut listed: Vec<M> = found.iter().map(message).collect();
+        fit(&mut listed);
+        let next = match found.get(..listed.len()).and_then(<[_]>::last) {
+            Some(last) if listed.len() < all => self.make(question, &id(last))?,
+            _ => String::new(),
+        };
+        Ok((listed, next))
     }
 
     /// The position of a token; `None` for the first page.
@@ -93,6 +125,18 @@ mod tests {
         assert_eq!(sizes(&[10, 10]), 2);
         assert_eq!(sizes(&[MAX_BYTES / 2, MAX_BYTES / 3, MAX_BYTES / 2]), 2);
         assert_eq!(sizes(&[2 * MAX_BYTES, 10]), 1);
+    }
+
+    #[test]
+    fn a_page_has_a_token_when_more_was_found() {
+        let tokens = PageTokens::new("key".to_owned().into());
+        let page = |found: Vec<i64>| tokens.page(&"acme", 2, found, (|id| *id, |id| *id)).unwrap();
+        let (items, token) = page(vec![9, 8, 7]);
+        assert_eq!((items, tokens.read::<i64>(&"acme", &token).unwrap()), (vec![9, 8], Some(8)));
+        assert_eq!(page(vec![9, 8]), (vec![9, 8], String::new()));
+        assert_eq!(page(Vec::new()), (Vec::new(), String::new()));
+        assert_eq!((size(0).unwrap(), size(7).unwrap(), size(201).unwrap()), (50, 7, 200));
+        assert!(size(-1).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
+pub mod catalog;
+
 pub mod database;
 
 pub mod nats;

@@ -14,7 +14,7 @@ use crate::world::{World, api};
 async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     let mut nats = TestNats::alone().await;
     let js = nats.jetstream().await;
-    let projector = fleet::projector(fleet::PROJECTOR, String::new());
+    let projector = fleet::PROJECTION.config(String::new());
     let events = fleet::stream("todo", Duration::from_secs(30 * 86_400), 1);
     outbox::administer::stream(&js, &events).await.unwrap();
     consumer::administer::streams(&js, 1).await.unwrap();
@@ -72,8 +72,7 @@ async fn a_login_that_a_release_brings_works_without_a_restart() {
     let world = World::new(Layout::Fleet(Vec::new())).await;
     let new = fleet::reader("printer", &[("EVENTS_TODO", "printer")]);
     devstack::nats::announce(world.nats.home(), &world.nats.address(), std::slice::from_ref(&new)).await.unwrap();
-    let config =
-        consumer::Config { durable: "printer".to_owned(), ..fleet::projector(fleet::PROJECTOR, String::new()) };
+    let config = consumer::Config { durable: "printer".to_owned(), ..fleet::PROJECTION.config(String::new()) };
     let (events, records) = (world.nats.jetstream().await, world.nats.records().await);
     consumer::administer::durables(&events, &records, &config, None).await.unwrap();
     let js = async_nats::jetstream::new(world.nats.client("printer").await);

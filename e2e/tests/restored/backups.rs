@@ -191,7 +191,7 @@ async fn backup(fleet: &Fleet) -> Vec<(&'static str, PathBuf)> {
 
 /// Puts the files of these stores back, while nobody looks. One that is `lost` had no backup.
 async fn put_back(fleet: &Fleet, restored: &[&str], backups: Vec<(&str, PathBuf)>) {
-    let services = fleet::SERVICES.map(|service| service.name);
+    let services: Vec<_> = fleet::SERVICES.iter().map(|service| service.name).collect();
     all(fleet, &services, Signal::SIGSTOP);
     for (store, backup) in backups {
         let is_lost = restored.contains(&format!("{store} lost").as_str());

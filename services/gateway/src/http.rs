@@ -32,7 +32,7 @@ use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
 
 /// The error types, for people: what `type` in a problem points to.
-const PROBLEMS: &str = include_str!("../../../docs/errors.md");
+const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 

@@ -1,5 +1,5 @@
 //! What went wrong, as RFC 9457 problem details with a stable `code`. The one place where a gRPC status becomes an
-//! HTTP status. Every code is explained in `docs/errors.md`, which the gateway serves at `/problems`.
+//! HTTP status. Every code is explained in `docs/errors.md`, or in the `errors.md` of its service; the gateway serves all of them at `/problems`.
 
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use consumer::{Consumer, Event as Delivered, Verdict};
 use contracts::events::todo::{About, Event};
 use service::retry::Delays;
-use service::{Process, Service as _, clock, handlers, nats};
+use service::{Process, clock, handlers, nats};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,14 +13,14 @@ use tracing::{info, warn};
 
 use crate::store::{Document, Filled, Index};
 use crate::store_bulk::Outcome;
-use crate::{Program, REBUILDER, rebuilt, upkeep};
+use crate::{rebuilt, upkeep};
 
 /// Starts everything that keeps the index true to the events; whether it is whole.
 pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> watch::Receiver<bool> {
     let (Process { lifecycle, readiness, .. }, version) = (process.clone(), process.version());
-    let durable = move |durable| fleet::projector(durable, version.clone());
+    let durable = move |durable: fleet::Durable| durable.config(version.clone());
     readiness.set("index", false);
-    let consumer = Consumer::new(nats.clone(), durable(Program::NAME));
+    let consumer = Consumer::new(nats.clone(), durable(fleet::PROJECTION));
     let (there, mut is_there) = watch::channel(false);
     let (whole, is_whole) = watch::channel(false);
     let (kept, rewinder, status) = (index.clone(), consumer.rewinder(), consumer.status());
@@ -39,7 +39,7 @@ pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> w
     });
     let next = index.behind(&rebuilt(index.alias()));
     lifecycle.run("rebuild", |stop| async move {
-        rebuild(&next, move || Consumer::new(nats.clone(), durable(REBUILDER)), &stop).await;
+        rebuild(&next, move || Consumer::new(nats.clone(), durable(fleet::REBUILD)), &stop).await;
     });
     let visible = index.clone();
     lifecycle.run("lag sampler", |stop| async move {

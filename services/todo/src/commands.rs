@@ -7,9 +7,9 @@ use std::time::Duration;
 use authz::{Denied, Permission};
 use contracts::TodoId;
 use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
+use contracts::text::TextError;
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
-use crate::texts::TextError;
 use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
@@ -31,12 +31,6 @@ pub enum Error {
     /// The caller may not do it.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// It has changed since the caller read it.
-    #[error("the todo has changed: its etag is {is} now; read it again")]
-    EtagMismatch {
-        /// The one that would fit.
-        is: String,
-    },
     /// The state does not allow it.
     #[error(transparent)]
     Transition(#[from] TransitionError),
@@ -65,7 +59,6 @@ impl From<Error> for Failure {
         match error {
             Error::NotFound(_) => Self::new(Code::NotFound, "TODO_NOT_FOUND", error),
             Error::Denied(denied) => denied.into(),
-            Error::EtagMismatch { .. } => Self::new(Code::Aborted, "ETAG_MISMATCH", error),
             Error::Transition(TransitionError::AlreadyCompleted) => {
                 Self::new(Code::FailedPrecondition, "TODO_ALREADY_COMPLETED", error)
             }
@@ -83,7 +76,7 @@ impl From<Error> for Failure {
 /// # Errors
 /// [`Error::Denied`], [`Error::OccurrenceExists`], those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
 pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error> {
-    authorize(call, &permissions::CREATE, None)?;
+    call.authorize(&permissions::CREATE)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
         return Ok(todo);
@@ -104,10 +97,10 @@ pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error>
 /// Changes what the patch says. When all is so already, nothing happens and no event is written.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys; INVALID_ARGUMENT for a new text that
+/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new text that
 /// looks like another one.
 pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patch: Patch) -> Result<Todo, Error> {
-    authorize(call, &permissions::UPDATE, Some(id))?;
+    authorize(call, &permissions::UPDATE, id)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
         return Ok(todo);
@@ -128,9 +121,9 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
 /// Completes an open todo. Its event has two versions: the older is deprecated.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
+/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, [`Error::Transition`], those of idempotency keys.
 pub async fn complete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
-    authorize(call, &permissions::COMPLETE, Some(id))?;
+    authorize(call, &permissions::COMPLETE, id)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
         return Ok(todo);
@@ -146,9 +139,9 @@ pub async fn complete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) ->
 /// Opens a completed todo again.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], [`Error::Transition`], those of idempotency keys.
+/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, [`Error::Transition`], those of idempotency keys.
 pub async fn reopen(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
-    authorize(call, &permissions::REOPEN, Some(id))?;
+    authorize(call, &permissions::REOPEN, id)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
         return Ok(todo);
@@ -164,9 +157,9 @@ pub async fn reopen(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
 /// Deletes a todo: the row stays, for nobody to see, and the event carries its last state.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NotFound`], [`Error::EtagMismatch`], those of idempotency keys.
+/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys.
 pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> Result<(), Error> {
-    authorize(call, &permissions::DELETE, Some(id))?;
+    authorize(call, &permissions::DELETE, id)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(()) = tx.replayed()? {
         return Ok(());
@@ -186,7 +179,7 @@ pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
 /// # Errors
 /// [`Error::Denied`], those of the database.
 pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
-    authorize(call, &permissions::BECOME_DUE, None)?;
+    call.authorize(&permissions::BECOME_DUE)?;
     let mut tx = app.db.begin(call).await?;
     // Locked first: whoever changes the todo sets its timer.
     let before = store::get_for_update(&mut tx, id).await?;
@@ -208,7 +201,7 @@ pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error>
 /// # Errors
 /// [`Error::Denied`], those of the database.
 pub async fn purge(app: &App, call: &Call, id: TodoId, after: Duration) -> Result<(), Error> {
-    authorize(call, &permissions::PURGE, None)?;
+    call.authorize(&permissions::PURGE)?;
     let mut tx = app.db.begin(call).await?;
     store::purge(&mut tx, id, after).await?;
     tx.end().await?;
@@ -220,7 +213,7 @@ pub async fn purge(app: &App, call: &Call, id: TodoId, after: Duration) -> Resul
 /// # Errors
 /// [`Error::Denied`] for want of a scope, [`Error::NotFound`]
 pub async fn get(app: &App, call: &Call, id: TodoId) -> Result<Todo, Error> {
-    authorize(call, &permissions::GET, Some(id))?;
+    authorize(call, &permissions::GET, id)?;
     let mut tx = app.db.read(call).await?;
     let todo = store::get(&mut tx, id).await?;
     tx.end().await?;
@@ -236,26 +229,18 @@ pub async fn list(
     call: &Call,
     filter: &Filter,
     after: Option<TodoId>,
-    limit: i64,
+    limit: usize,
 ) -> Result<Vec<Todo>, Error> {
-    authorize(call, &permissions::LIST, None)?;
+    call.authorize(&permissions::LIST)?;
     let mut tx = app.db.read(call).await?;
     let todos = store::list(&mut tx, filter, after, limit).await?;
     tx.end().await?;
     Ok(todos)
 }
 
-/// The first line of every command: may the caller see the todo that it names, and may it do this? Role and scopes decide. Relations
-/// (OpenFGA: whose list is it, who shares it) are to be asked here as well, before the transaction. What depends on the row is
-/// checked once more when the row is locked.
-fn authorize(call: &Call, permission: &Permission, id: Option<TodoId>) -> Result<(), Error> {
-    if let Some(id) = id
-        && let Err(Denied::Role { .. }) = permissions::GET.check(&call.caller)
-    {
-        // Whoever may see nothing learns nothing of what there is.
-        return Err(Error::NotFound(id));
-    }
-    Ok(permission.check(&call.caller)?)
+/// The first line of a command about one todo.
+fn authorize(call: &Call, permission: &Permission, id: TodoId) -> Result<(), Error> {
+    call.authorize_on(permission, &permissions::GET, || Error::NotFound(id))
 }
 
 /// Refuses what is new and looks like another text. Called behind `replayed`: an earlier answer stands.
@@ -266,6 +251,6 @@ fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> 
 /// The todo, locked until the transaction ends, if it is as the caller has read it.
 async fn load(tx: &mut TenantTx, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
     let todo = store::get_for_update(tx, id).await?.ok_or(Error::NotFound(id))?;
-    let is = todo.etag();
-    if if_match.allows(&is) { Ok(todo) } else { Err(Error::EtagMismatch { is }) }
+    if_match.check("todo", &todo.etag())?;
+    Ok(todo)
 }

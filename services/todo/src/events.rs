@@ -19,7 +19,7 @@ use crate::todo::{State, Todo};
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
     let login = config.nats.with(&config.handlers.consumer_nats_creds);
     let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
-    let durable = fleet::todo_recurrence(process.version());
+    let durable = fleet::TODO_RECURRENCE.config(process.version());
     let (app, service) = (app.clone(), process.acts_as()?);
     let database = (&config.database, config.outbox.outbox_days);
     service::handlers::run(process, (nats, durable), database, move |claim| {

@@ -36,24 +36,13 @@ impl TodoService for Todos {
     async fn list_todos(&self, request: Request<pb::ListTodosRequest>) -> RpcResult<pb::ListTodosResponse> {
         let (call, request) = reading(request)?;
         let filter = wire::filter(&request)?;
-        let size = match request.page_size {
-            ..0 => return Err(Failure::invalid("page_size", "must not be negative").into()),
-            0 => 50,
-            size => i64::from(size.min(200)),
-        };
+        let size = page::size(request.page_size)?;
         let question = (call.caller.tenant.as_str(), request.status, &request.label, &request.assignee);
         let after: Option<TodoId> = self.pages.read(&question, &request.page_token)?;
         // One more than asked for tells whether there is a next page.
-        let mut todos = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
-        let found = todos.len();
-        todos.truncate(usize::try_from(size).unwrap_or_default());
-        let mut listed: Vec<pb::Todo> = todos.iter().map(wire::todo).collect();
-        page::fit(&mut listed);
-        let next_page_token = match todos.get(..listed.len()).and_then(<[_]>::last) {
-            Some(last) if listed.len() < found => self.pages.make(&question, &last.id)?,
-            _ => String::new(),
-        };
-        Ok(Response::new(pb::ListTodosResponse { todos: listed, next_page_token }))
+        let found = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
+        let (todos, next_page_token) = self.pages.page(&question, size, found, (|todo| todo.id, wire::todo))?;
+        Ok(Response::new(pb::ListTodosResponse { todos, next_page_token }))
     }
 
     async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> RpcResult<pb::Todo> {

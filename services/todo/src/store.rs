@@ -414,13 +414,13 @@ pub async fn list(
     tx: &mut TenantTx,
     filter: &Filter,
     after: Option<TodoId>,
-    limit: i64,
+    limit: usize,
 ) -> Result<Vec<Todo>, StoreError> {
     let rows: Vec<Row> = list_query(tx, filter, after, limit).build_query_as().fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: i64) -> QueryBuilder<Postgres> {
+fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: usize) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(format!("select {COLUMNS} from todo t"));
     let tenant = tx.tenant().to_string();
     let Filter { status, label, assignee } = filter;
@@ -446,6 +446,6 @@ fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: i64)
     if let Some(after) = after {
         query.push(format!(" and {order} < ")).push_bind(after.uuid());
     }
-    query.push(format!(" order by {order} desc limit ")).push_bind(limit);
+    query.push(format!(" order by {order} desc limit ")).push_bind(limit as i64);
     query
 }

@@ -12,7 +12,6 @@ use crate::store::{COLUMNS, Row};
 use crate::todo::Todo;
 
 /// All todos.
-#[derive(Clone, Copy)]
 pub(crate) struct Todos;
 
 #[derive(FromRow)]
@@ -34,7 +33,12 @@ fn select(which: &str) -> AssertSqlSafe<String> {
     ))
 }
 
+#[tonic::async_trait]
 impl Aggregates for Todos {
+    fn kind(&self) -> &'static str {
+        "todo"
+    }
+
     #[instrument(target = "service::trace", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
     async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {

@@ -1,33 +1,19 @@
 //! The texts of a todo, as they may be. Pure.
 
+use contracts::text::{TextError, check, line};
+
 /// The most labels a todo may carry.
 pub const MAX_LABELS: usize = 20;
 
-/// A text that cannot be taken; the message goes on after the field's name.
+/// Labels that cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TextError {
-    /// Nothing but white space.
-    #[error("must not be empty")]
-    Empty,
-    /// Too many characters.
-    #[error("must have at most {0} characters")]
-    TooLong(usize),
-    /// A control character.
-    #[error("must not contain control characters{0}")]
-    Control(&'static str),
-    /// It looks like another one.
-    #[error("must not contain what turns the direction of writing or cannot be seen")]
-    Misleading,
+pub enum LabelsError {
+    /// One of them.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// Too many labels.
     #[error("must be at most {MAX_LABELS}")]
     TooMany,
-}
-
-fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
-    if text.chars().count() > most {
-        return Err(TextError::TooLong(most));
-    }
-    if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
 }
 
 /// What is to be done: 1 to 500 characters, trimmed.
@@ -38,9 +24,7 @@ impl Title {
     /// # Errors
     /// See [`TextError`].
     pub fn parse(text: &str) -> Result<Self, TextError> {
-        let text = text.trim();
-        check(text, 500, char::is_control, "")?;
-        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
+        line(text, 500).map(Self)
     }
 
     /// The text.
@@ -78,9 +62,7 @@ impl Label {
     /// # Errors
     /// See [`TextError`].
     pub fn parse(text: &str) -> Result<Self, TextError> {
-        let text = text.trim();
-        check(text, 50, char::is_control, "")?;
-        if text.is_empty() { Err(TextError::Empty) } else { Ok(Self(text.to_owned())) }
+        line(text, 50).map(Self)
     }
 
     /// The text.
@@ -98,14 +80,14 @@ impl Labels {
     /// Takes each label once.
     ///
     /// # Errors
-    /// See [`TextError`].
-    pub fn parse(texts: &[String]) -> Result<Self, TextError> {
+    /// See [`LabelsError`].
+    pub fn parse(texts: &[String]) -> Result<Self, LabelsError> {
         let mut labels: Vec<Label> = Vec::new();
         for text in texts {
             let label = Label::parse(text)?;
             if !labels.contains(&label) {
                 if labels.len() == MAX_LABELS {
-                    return Err(TextError::TooMany);
+                    return Err(LabelsError::TooMany);
                 }
                 labels.push(label);
             }
@@ -150,7 +132,7 @@ mod tests {
         let strings = |labels: &[&str]| labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>();
         assert_eq!(Labels::parse(&strings(&["a", " a ", "b"])).unwrap().to_strings(), ["a", "b"]);
         let many: Vec<String> = (0..21).map(|n| n.to_string()).collect();
-        assert_eq!(Labels::parse(&many), Err(TextError::TooMany));
+        assert_eq!(Labels::parse(&many), Err(LabelsError::TooMany));
         assert!(Labels::parse(&many[..20]).is_ok());
     }
 }

@@ -1,44 +1,31 @@
 //! Between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
-use chrono::{DateTime, NaiveDateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use contracts::{TodoId, UserId};
 use prost_types::Timestamp;
 use proto::timestamp;
 use proto::todo as pb;
 use service::idempotency::StoredResponse;
+use service::wire::{self as fields, Mask, stored_time, text};
 use service::{Failure, IfMatch};
 
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError};
-use crate::texts::{Label, Labels, Notes, TextError, Title};
+use crate::texts::{Label, Labels, Notes, Title};
 use crate::todo::{Draft, Filter, Patch, State, Status, Todo};
 
 /// The fields that can be changed.
 const WRITABLE: [&str; 6] = ["title", "notes", "due_time", "labels", "assignee", "recurrence"];
 
-fn text<T>(field: &str, result: Result<T, TextError>) -> Result<T, Failure> {
-    result.map_err(|error| Failure::invalid(field, error))
-}
-
 pub fn id(text: &str) -> Result<TodoId, Failure> {
-    text.parse().map_err(|error| Failure::invalid("id", format_args!("is not one: {error}")))
+    fields::id("id", text)
 }
 
 fn assignee(text: &str) -> Result<Option<UserId>, Failure> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|error| Failure::invalid("assignee", format_args!("is not one: {error}")))
+    fields::optional_id("assignee", text)
 }
 
 fn due_time(time: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Failure> {
-    let Some(time) = time else { return Ok(None) };
-    u32::try_from(time.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)
-        .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos))
-        .filter(|time| (-62_135_596_800..253_402_300_800).contains(&time.timestamp()))
-        .map(|time| Some(time.trunc_subsecs(6)))
-        .ok_or_else(|| Failure::invalid("due_time", "must be between the years 1 and 9999"))
+    fields::time("due_time", time)
 }
 
 pub fn draft(todo: Option<&pb::Todo>) -> Result<Draft, Failure> {
@@ -117,32 +104,24 @@ fn pattern(recurrence: &pb::Recurrence) -> Result<Pattern, Failure> {
 pub fn patch(todo: Option<&pb::Todo>, mask: Option<&prost_types::FieldMask>) -> Result<(IfMatch, Patch), Failure> {
     let Writable { title, notes, due_time: due, labels, assignee: assigned, recurrence, etag } =
         writable(todo.ok_or_else(|| Failure::invalid("todo", "is missing"))?);
-    let paths: Vec<&str> = mask.into_iter().flat_map(|mask| &mask.paths).map(String::as_str).collect();
-    if let Some(unknown) = paths.iter().find(|path| **path != "*" && !WRITABLE.contains(path)) {
-        let what = format!("names {unknown}: it may name {} or *", WRITABLE.join(", "));
-        return Err(Failure::invalid("update_mask", what));
-    }
-    let takes = |field: &str, is_set: bool| match paths.as_slice() {
-        [] => is_set,
-        named => named.iter().any(|path| *path == "*" || *path == field),
-    };
+    let mask = Mask::of(mask, &WRITABLE)?;
     let mut patch = Patch::default();
-    if takes("title", !title.is_empty()) {
+    if mask.takes("title", !title.is_empty()) {
         patch.title = Some(text("title", Title::parse(title))?);
     }
-    if takes("notes", !notes.is_empty()) {
+    if mask.takes("notes", !notes.is_empty()) {
         patch.notes = Some(text("notes", Notes::parse(notes))?);
     }
-    if takes("due_time", due.is_some()) {
+    if mask.takes("due_time", due.is_some()) {
         patch.due_time = Some(due_time(due)?);
     }
-    if takes("labels", !labels.is_empty()) {
+    if mask.takes("labels", !labels.is_empty()) {
         patch.labels = Some(text("labels", Labels::parse(labels))?);
     }
-    if takes("assignee", !assigned.is_empty()) {
+    if mask.takes("assignee", !assigned.is_empty()) {
         patch.assignee = Some(assignee(assigned)?);
     }
-    if takes("recurrence", recurrence.is_some()) {
+    if mask.takes("recurrence", recurrence.is_some()) {
         patch.recurrence = Some(recurrence.map(pattern).transpose()?);
     }
     Ok((IfMatch::parse(etag), patch))
@@ -249,12 +228,8 @@ impl StoredResponse for Todo {
         let occurrence = |pb::Occurrence { series_id, number }| {
             Ok::<_, Failure>(Occurrence { series: series_id.parse().map_err(Failure::internal)?, number })
         };
-        let always = |time: Option<Timestamp>| {
-            let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.cast_unsigned()));
-            time.ok_or_else(|| Failure::internal(anyhow::anyhow!("a stored answer lacks a time")))
-        };
         let state = match pb::Status::try_from(status) {
-            Ok(pb::Status::Completed) => State::Completed { at: always(complete_time)? },
+            Ok(pb::Status::Completed) => State::Completed { at: stored_time(complete_time)? },
             Ok(pb::Status::Open) => State::Open,
             _ => return Err(Failure::internal(anyhow::anyhow!("a stored answer has the status {status}"))),
         };
@@ -268,8 +243,8 @@ impl StoredResponse for Todo {
             assignee: assignee(&assigned)?,
             recurrence: recurrence_of.map(recurrence).transpose()?,
             occurrence: occurrence_of.map(occurrence).transpose()?,
-            create_time: always(create_time)?,
-            update_time: always(update_time)?,
+            create_time: stored_time(create_time)?,
+            update_time: stored_time(update_time)?,
             created_by: created_by.parse().map_err(Failure::internal)?,
             version,
         })

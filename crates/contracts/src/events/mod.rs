@@ -4,8 +4,6 @@
 #[macro_use]
 mod registry;
 
-pub mod todo;
-
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -15,8 +13,17 @@ use serde_json::Value;
 
 use crate::{Envelope, UserId, envelope};
 
-/// Of each service that publishes.
-const REGISTRIES: &[&[Type]] = &[todo::REGISTRY];
+/// The modules, and their registries.
+macro_rules! producers {
+    ($($service:ident),*) => {
+        $(pub mod $service;)*
+
+        /// Of each service that publishes.
+        const REGISTRIES: &[&[Type]] = &[$($service::REGISTRY),*];
+    };
+}
+
+producers!(todo);
 
 /// Every event type of the fleet.
 pub fn all() -> impl Iterator<Item = &'static Type> {

@@ -104,6 +104,10 @@ async fn rows_come_page_by_page() {
     assert_eq!(refused.code(), Code::InvalidArgument, "a page has a size");
 }
 
+fn all() -> ListAggregatesRequest {
+    ListAggregatesRequest { aggregate: "todo".to_owned(), ..ListAggregatesRequest::default() }
+}
+
 async fn collected(mut stream: tonic::Streaming<Aggregate>) -> Vec<Aggregate> {
     let mut all = Vec::new();
     while let Some(aggregate) = stream.message().await.unwrap() {
@@ -128,7 +132,7 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
     let olga = fleet.issuer.operator("olga");
     let (mut after, mut seen) = (None, Vec::new());
     loop {
-        let page = ListAggregatesRequest { after, limit: 2, ..ListAggregatesRequest::default() };
+        let page = ListAggregatesRequest { after, limit: 2, ..all() };
         let page = collected(todos.list_aggregates(with(&olga, page)).await.unwrap().into_inner()).await;
         let Some(last) = page.last() else { break };
         after = last.key.clone();
@@ -141,19 +145,21 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
         let state = todo.state.as_deref().unwrap_or_default();
         assert!(todo.deleted || state.contains(&name(todo).0), "its title names its tenant: {state}");
     }
-    let of_one =
-        ListAggregatesRequest { tenant: Some("globex".to_owned()), limit: 10, ..ListAggregatesRequest::default() };
+    let of_one = ListAggregatesRequest { tenant: Some("globex".to_owned()), limit: 10, ..all() };
     let of_one = collected(todos.list_aggregates(with(&olga, of_one)).await.unwrap().into_inner()).await;
     assert_eq!(of_one.iter().map(name).collect::<Vec<_>>(), written[3..6]);
     // Another tenant's todo is none of this one's, whoever asks.
     let foreign = Key { tenant: "acme".to_owned(), id: written[3].1.clone() };
     let own = Key { tenant: "globex".to_owned(), id: written[3].1.clone() };
-    let these = GetAggregatesRequest { keys: vec![foreign, own] };
+    let these = GetAggregatesRequest { keys: vec![foreign, own], aggregate: "todo".to_owned() };
     let these = collected(todos.get_aggregates(with(&olga, these)).await.unwrap().into_inner()).await;
     assert_eq!(these.iter().map(name).collect::<Vec<_>>(), written[3..4]);
     let bearer = fleet.issuer.bearer("acme", "ann");
-    let refused = todos.list_aggregates(with(&bearer, ListAggregatesRequest::default())).await.unwrap_err();
+    let refused = todos.list_aggregates(with(&bearer, all())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+    let none = ListAggregatesRequest { aggregate: "ship".to_owned(), ..all() };
+    let refused = todos.list_aggregates(with(&olga, none)).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message().ends_with("ask for todo")), (Code::InvalidArgument, true));
 }
 
 #[tokio::test]
@@ -165,7 +171,7 @@ async fn a_row_that_no_todo_may_be_is_said_and_holds_up_no_other() {
     let mut admin = fleet.database.admin().await;
     sqlx::query("update todo set assignee = '' where id = $1::uuid").bind(&broken).execute(&mut admin).await.unwrap();
     let mut todos = AggregateServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
-    let page = ListAggregatesRequest { limit: 10, ..ListAggregatesRequest::default() };
+    let page = ListAggregatesRequest { limit: 10, ..all() };
     let page = todos.list_aggregates(with(&fleet.issuer.operator("olga"), page)).await.unwrap().into_inner();
     let problems: Vec<_> = collected(page).await.into_iter().map(|todo| (todo.state.is_some(), todo.problem)).collect();
     assert_eq!(problems[0], (true, None));

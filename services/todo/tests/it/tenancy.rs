@@ -3,9 +3,10 @@
 use proto::todo::{ListTodosRequest, Todo};
 use service::{Call, Db};
 use sqlx::{Connection as _, Executor as _, PgConnection};
+use testkit::catalog;
 use tonic::Code;
 
-use crate::harness::{Client, Fleet, reason};
+use crate::harness::{Client, Fleet, database, reason};
 
 /// Every RPC of the service.
 pub fn rpcs() -> Vec<String> {
@@ -141,15 +142,8 @@ async fn the_service_s_role_can_do_no_more_than_the_service() {
 #[tokio::test]
 async fn what_runs_as_the_owner_cannot_be_led_to_a_callers_own_tables() {
     let fleet = Fleet::start().await;
+    catalog::no_function_is_led_to_a_callers_tables(&fleet.database).await;
     let mut admin = fleet.database.admin().await;
-    let led: Vec<String> = sqlx::query_scalar(
-        "select oid::regprocedure::text from pg_proc where prosecdef and pronamespace = current_schema()::regnamespace \
-         and not exists (select from unnest(proconfig) setting where setting ~ '^search_path=.*, pg_temp$')",
-    )
-    .fetch_all(&mut admin)
-    .await
-    .unwrap();
-    assert_eq!(led, [] as [String; 0], "a SECURITY DEFINER function's search_path must end in pg_temp");
     // The attack itself, where the role may have temporary tables.
     fleet.client("acme", "ann").titled("secret").await;
     let grant = format!("grant temporary on database {} to todo_app", fleet.database.name);
@@ -212,46 +206,9 @@ async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
     assert_eq!((bypass, login), (false, false));
 }
 
-/// Tables that only the relay reaches.
-const HISTORIES: [&str; 4] = ["_idempotency_migrations", "_inbox_migrations", "_outbox_migrations", "_sqlx_migrations"];
-const OF_THE_RELAY: [&str; 4] = ["outbox_journal", "outbox_parked", "outbox_passed", "outbox_relay"];
-
 #[tokio::test]
 async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
-    // Partitions are reached through their parent alone: the service's role has no grant on one.
-    let tables: Vec<(String, bool, bool, bool)> = sqlx::query_as(
-        "select relname::text, relrowsecurity and relforcerowsecurity, coalesce((select bool_and(coalesce(p.qual, p.with_check) \
-         = '(tenant = current_setting(''app.tenant''::text, true))') from pg_policies p \
-         where p.tablename = relname and p.roles && '{todo_app,public}'::name[]), false), \
-         has_table_privilege('todo_app', oid, 'select, insert, update, delete') \
-         from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') and not relispartition \
-         order by relname",
-    )
-    .fetch_all(&mut admin)
-    .await
-    .unwrap();
-    let named = |wanted: fn(&(String, bool, bool, bool)) -> bool| {
-        tables.iter().filter(|table| wanted(table)).map(|(table, ..)| table.as_str()).collect::<Vec<_>>()
-    };
-    let listed = fleet::named(contracts::events::todo::SERVICE).unwrap().database.unwrap();
-    let tenants = named(|(_, forced, policy, _)| *forced && *policy);
-    assert_eq!(tenants, ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence", "todo_timer"], "{tables:?}");
-    assert_eq!(
-        named(|(_, forced, policy, reached)| *reached && !(*forced && *policy)),
-        listed.of_no_tenant,
-        "{tables:?}"
-    );
-    let others = named(|(_, forced, policy, reached)| !(*reached || *forced && *policy));
-    assert_eq!(others, [&HISTORIES[..], &OF_THE_RELAY[..]].concat(), "{tables:?}");
-    // None is listed for the operator's role yet: it calls functions.
-    let operators: Vec<String> = sqlx::query_scalar(
-        "select relname::text from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p', 'v', 'm') \
-         and (has_any_column_privilege('todo_operator', oid, 'select, insert, update') or has_table_privilege('todo_operator', oid, 'delete'))",
-    )
-    .fetch_all(&mut admin)
-    .await
-    .unwrap();
-    assert_eq!(operators, [""; 0]);
+    let database = database().await;
+    let tenants = ["idempotency", "outbox", "todo", "todo_label", "todo_occurrence", "todo_timer"];
+    catalog::every_table_is_a_tenants_or_listed(&database, "todo", &tenants).await;
 }

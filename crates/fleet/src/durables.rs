@@ -1,0 +1,126 @@
+//! The durable consumers of the fleet, a row for each. What one subscribes to follows from the types that it handles.
+
+use std::time::Duration;
+
+use consumer::Config;
+use contracts::events::EventType as _;
+use contracts::events::todo::{self, CompletedV1, CompletedV2};
+use contracts::subject;
+
+use crate::{PROJECTOR, REBUILDER, SERVICES};
+
+/// What the fleet knows of a durable consumer.
+#[derive(Debug, Clone, Copy)]
+pub struct Durable {
+    /// Its name.
+    pub name: &'static str,
+    /// The service whose events it has.
+    pub of: &'static str,
+    /// Their types.
+    pub types: &'static [&'static str],
+    /// How many are pulled at once; of one whose effects are in a database, for how many aggregates it works at once.
+    pub batch: usize,
+    /// How long it waits for a batch to fill.
+    pub linger: Duration,
+    /// How many batches may be in the works.
+    pub in_flight: usize,
+    /// How long one event may take; none where the handler waits by itself.
+    pub handle_within: Option<Duration>,
+    /// Whether somebody makes it for a task, and removes it behind that.
+    pub on_demand: bool,
+}
+
+/// One whose effects are in the service's own database: in order for each aggregate.
+const fn handler(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
+    Durable {
+        name,
+        of,
+        types,
+        batch: 4,
+        linger: Duration::ZERO,
+        in_flight: 1,
+        handle_within: Some(Duration::from_secs(15)),
+        on_demand: false,
+    }
+}
+
+/// One that fills an index.
+const fn projection(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
+    Durable {
+        batch: 1_000,
+        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
+        linger: Duration::from_millis(20),
+        // Documents are guarded by version, so bulk requests may overtake each other.
+        in_flight: 3,
+        // It waits for the index by itself.
+        handle_within: None,
+        ..handler(name, of, types)
+    }
+}
+
+/// Fills the index that is searched.
+pub const PROJECTION: Durable = projection(PROJECTOR, todo::SERVICE, todo::TYPES);
+/// Fills an index that is being rebuilt.
+pub const REBUILD: Durable = Durable { on_demand: true, ..projection(REBUILDER, todo::SERVICE, todo::TYPES) };
+/// A completed todo brings forth its next occurrence.
+pub const TODO_RECURRENCE: Durable = handler("todo-recurrence", todo::SERVICE, &[CompletedV1::TYPE, CompletedV2::TYPE]);
+
+impl Durable {
+    /// As this release asks for it.
+    #[must_use]
+    pub fn config(&self, version: String) -> Config {
+        Config {
+            stream: subject::stream(self.of),
+            durable: self.name.to_owned(),
+            filter: self.filter(),
+            types: self.types.iter().map(|&event_type| event_type.to_owned()).collect(),
+            revision: 1,
+            batch: self.batch,
+            linger: self.linger,
+            in_flight: self.in_flight,
+            max_attempts: 12,
+            handle_within: self.handle_within,
+            version,
+        }
+    }
+
+    /// Every version of the one event that it handles; of several events, all that the service publishes.
+    fn filter(&self) -> String {
+        let event = |event_type: &&'static str| event_type.split('.').nth(1).unwrap_or_default();
+        let first = self.types.first().map_or("", event);
+        if self.types.iter().all(|event_type| event(event_type) == first) {
+            format!("evt.{}.{first}.>", self.of)
+        } else {
+            subject::all(self.of)
+        }
+    }
+}
+
+/// The durable consumers of every service.
+pub fn durables() -> impl Iterator<Item = &'static Durable> {
+    SERVICES.iter().flat_map(|service| service.durables)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_has_a_name_of_its_own_and_handles_what_is_published() {
+        assert_eq!(durables().map(|durable| durable.name).collect::<BTreeSet<_>>().len(), durables().count());
+        for durable in durables() {
+            for name in durable.types {
+                let registered = contracts::events::named(name).map(|registered| registered.service);
+                assert_eq!(registered, Some(durable.of), "{name} of {}", durable.name);
+            }
+        }
+    }
+
+    #[test]
+    fn one_event_is_subscribed_to_by_its_name() {
+        assert_eq!(TODO_RECURRENCE.filter(), "evt.todo.completed.>");
+        assert_eq!(PROJECTION.filter(), "evt.todo.>");
+    }
+}

@@ -1,0 +1,24 @@
+//! Puts the errors of all services behind those that every service has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), std::io::Error> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut pages: Vec<PathBuf> = fs::read_dir(root.join("services"))?
+        .filter_map(|service| Some(service.ok()?.path().join("errors.md")))
+        .filter(|page| page.exists())
+        .collect();
+    pages.sort();
+    pages.insert(0, root.join("docs/errors.md"));
+    // A new service has its row there.
+    println!("cargo:rerun-if-changed={}", root.join("crates/fleet/src/services.rs").display());
+    let mut all = String::new();
+    for page in pages {
+        println!("cargo:rerun-if-changed={}", page.display());
+        all.push_str(&fs::read_to_string(page)?);
+        all.push('\n');
+    }
+    let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    fs::write(out.join("problems.md"), all)
+}
