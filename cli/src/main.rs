@@ -7,6 +7,7 @@ mod terminal;
 mod api;
 mod audit;
 mod consumers;
+mod data;
 mod demo;
 mod dlq;
 mod events;
@@ -91,6 +92,8 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
     Verify(verify::VerifyArgs),
+    /// What the services hold of a tenant, or of one person of it: export it, erase it.
+    Data(data::DataArgs),
     /// The durable consumers: how they are, pause and resume.
     Consumers(consumers::ConsumersArgs),
     /// Make the NATS accounts, streams and durable consumers that this release needs, before its services start; mend what differs and may be changed.
@@ -138,6 +141,7 @@ async fn run() -> ExitCode {
         Command::Lag => lag::run(&context).await,
         Command::Trace(args) => trace::run(&context, &args),
         Command::Outbox(args) => outbox::run(&context, &args).await,
+        Command::Data(args) => data::run(&context, &args).await,
         Command::Dlq(args) => dlq::run(&context, &args).await,
         Command::Replay(args) => replay::run(&context, &args).await,
         Command::Rebuild(args) => rebuild::run(&context, &args).await,

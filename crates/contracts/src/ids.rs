@@ -113,6 +113,12 @@ impl UserId {
         Self("ann".to_owned())
     }
 
+    /// Nobody: what stands in the place of a user who was erased.
+    #[must_use]
+    pub fn erased() -> Self {
+        Self("(deleted)".to_owned())
+    }
+
     /// The subject.
     #[must_use]
     pub fn as_str(&self) -> &str {

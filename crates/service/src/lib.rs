@@ -58,6 +58,8 @@ pub mod operators_outbox;
 
 pub mod operators_aggregates;
 
+pub mod operators_data;
+
 pub mod nats;
 
 pub mod if_match;

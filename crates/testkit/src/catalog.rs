@@ -61,6 +61,22 @@ pub async fn every_table_is_a_tenants_or_listed(database: &TestDatabase, service
     assert_eq!(operators, [""; 0], "what the operator's role reaches");
 }
 
+/// The service says of each table what becomes of its rows when data are exported or erased.
+///
+/// # Panics
+/// It says nothing of one, or something of one that is not there.
+pub async fn every_table_is_answered_for(database: &TestDatabase, answered: impl IntoIterator<Item = String>) {
+    let mut admin = database.admin().await;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select relname::text from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') \
+         and not relispartition and relname !~ '^_.*_migrations$'",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    assert_eq!(answered.into_iter().collect::<BTreeSet<_>>(), tables.into_iter().collect());
+}
+
 /// A SECURITY DEFINER function looks among a caller's temporary tables last of all.
 ///
 /// # Panics

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::with_fleet;
@@ -54,6 +54,36 @@ fn status_tells_scripts_what_they_need() {
         }
         let text = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
         assert!(text.contains("gateway") && text.contains("ready"), "{text}");
+    });
+}
+
+#[test]
+fn what_is_held_of_a_tenant_is_exported_and_erased() {
+    with_fleet(|fleet, _| async {
+        let lea = fleet.caller("leaving", "lea").await;
+        lea.create(json!({"title": "careen the hull", "assignee": "kim"})).await;
+        testkit::until("it is found", || async { lea.search("careen").await.len() == 1 }).await;
+        let export = fleet.run(&["data", "export", "--tenant", "leaving", "--person", "kim"]).await;
+        let lines = String::from_utf8(export.stdout).unwrap();
+        let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [row] = rows.as_slice() else { panic!("{lines}") };
+        assert_eq!(
+            (&row["service"], &row["table"], &row["row"]["title"]),
+            (&json!("todo"), &json!("todo"), &json!("careen the hull"))
+        );
+        let erase = ["--json", "data", "erase", "--tenant", "leaving", "--reason", "the contract has ended", "--yes"];
+        let token = fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout;
+        let token = String::from_utf8(token).unwrap().trim().to_owned();
+        let erased = async || {
+            let output = fleet.command(&erase).env("FLOTILLA_OPERATOR_TOKEN", &token).output().await.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()["todo"]["todo"].clone()
+        };
+        assert_eq!(erased().await, 1);
+        testkit::until("it is found no more", || async { lea.search("careen").await.is_empty() }).await;
+        assert_eq!(erased().await, 0);
+        let unknown = fleet.run(&["data", "export", "--tenant", "leaving", "--service", "gateway"]).await;
+        assert!(String::from_utf8(unknown.stderr).unwrap().contains("holds no data of tenants"));
     });
 }
 

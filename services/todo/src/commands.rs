@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use authz::{Denied, Permission};
-use contracts::TodoId;
 use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use contracts::text::TextError;
+use contracts::{TodoId, UserId};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
 use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
@@ -203,8 +203,44 @@ pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error>
 pub async fn purge(app: &App, call: &Call, id: TodoId, after: Duration) -> Result<(), Error> {
     call.authorize(&permissions::PURGE)?;
     let mut tx = app.db.begin(call).await?;
-    store::purge(&mut tx, id, after).await?;
+    store::purge(&mut tx, id, Some(after)).await?;
     tx.end().await?;
+    Ok(())
+}
+
+/// Erases what a todo holds: it is deleted, by an event that carries nothing of it, and its row emptied.
+///
+/// # Errors
+/// [`Error::Denied`], those of the database.
+pub async fn erase(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
+    call.authorize(&permissions::ERASE)?;
+    let mut tx = app.db.begin(call).await?;
+    let mut events = Vec::new();
+    if let Some(before) = store::get_for_update(&mut tx, id).await? {
+        let todo = before.erase(clock::now());
+        store::mark_deleted(&mut tx, &before, &todo).await?;
+        events = outgoing::event(call, &todo, DeletedV1::of)?;
+    }
+    store::purge(&mut tx, id, None).await?;
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
+}
+
+/// Takes a person out of a todo. One that is deleted is emptied.
+///
+/// # Errors
+/// [`Error::Denied`], those of the database.
+pub async fn forget(app: &App, call: &Call, id: TodoId, person: &UserId) -> Result<(), Error> {
+    call.authorize(&permissions::FORGET)?;
+    let mut tx = app.db.begin(call).await?;
+    let Some(before) = store::get_for_update(&mut tx, id).await? else {
+        store::purge(&mut tx, id, None).await?;
+        return Ok(tx.end().await?);
+    };
+    let Some(todo) = before.forget(person, clock::now()) else { return Ok(tx.end().await?) };
+    store::save(&mut tx, &before, &todo).await?;
+    let events = outgoing::event(call, &todo, UpdatedV1::of)?;
+    app.outbox.commit(tx, events, &()).await?;
     Ok(())
 }
 

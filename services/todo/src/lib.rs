@@ -20,14 +20,14 @@ pub mod texts;
 mod outgoing;
 
 pub mod store;
+mod store_data;
 mod store_states;
 
 mod events;
 
 mod operators;
-mod schema;
-
 mod schedule;
+mod schema;
 
 use std::net::SocketAddr;
 
@@ -90,7 +90,7 @@ impl Service for Program {
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
-        operators::serve(config, process, &app.db, nats)?;
+        operators::serve(config, process, &app, nats)?;
         events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
         let service = TodoServiceServer::new(grpc::Todos { app, pages: config.pages.tokens() });

@@ -42,6 +42,11 @@ pub const BECOME_DUE: Permission =
 /// Removes what a todo held that was deleted long ago.
 pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[SERVICE] };
 
+/// Erases a todo, as an operator has asked for its tenant.
+pub const ERASE: Permission = Permission { action: "todo.erase", scope: WRITE, roles: &[], services: &[SERVICE] };
+/// Takes a person out of a todo, as an operator has asked.
+pub const FORGET: Permission = Permission { action: "todo.forget", scope: WRITE, roles: &[], services: &[SERVICE] };
+
 /// The row of each RPC, by its name.
 pub const MATRIX: [(&str, &Permission); 7] = [
     ("CreateTodo", &CREATE),
@@ -54,7 +59,8 @@ pub const MATRIX: [(&str, &Permission); 7] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 2] = [("become_due", &BECOME_DUE), ("purge", &PURGE)];
+pub const BY_ITSELF: [(&str, &Permission); 4] =
+    [("become_due", &BECOME_DUE), ("purge", &PURGE), ("erase", &ERASE), ("forget", &FORGET)];
 
 /// Whether this caller, who may delete, may delete this todo.
 ///

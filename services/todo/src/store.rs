@@ -287,7 +287,7 @@ pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), S
         occurrence,
         create_time: _,
         update_time,
-        created_by: _,
+        created_by,
         version,
     } = todo;
     let (rule, zone, basis, wall_time) = recurs(recurrence.as_ref());
@@ -296,7 +296,7 @@ pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), S
         update todo
         set title = $4, notes = $5, status = $6, due_time = $7, labels = $8, assignee = $9, update_time = $10,
             complete_time = $11, version = $12, recurrence_rule = $13, recurrence_zone = $14, recurrence_basis = $15,
-            recurrence_wall_time = $16, series_id = $17, occurrence = $18
+            recurrence_wall_time = $16, series_id = $17, occurrence = $18, created_by = $19
         where tenant = $1 and id = $2 and version = $3",
     )
     .bind(tenant.as_str())
@@ -317,6 +317,7 @@ pub async fn save(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Result<(), S
     .bind(wall_time)
     .bind(occurrence.map(|occurrence| occurrence.series.uuid()))
     .bind(occurrence.map(|occurrence| occurrence.number))
+    .bind(created_by.as_str())
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() != 1 {
@@ -376,32 +377,34 @@ pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, Store
     Ok(taken.rows_affected() == 1)
 }
 
-/// Empties the row of a todo that was deleted more than `after` ago, and takes its timer. The row stays, as a tombstone: that there was
+/// Empties the row of a todo that was deleted, more than `after` ago where that is said, and takes its timer. The row stays, as a tombstone: that there was
 /// such a todo, up to which version, and when it was deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
-pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Duration) -> Result<(), StoreError> {
+pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Result<(), StoreError> {
     let tenant = tx.tenant();
     sqlx::query(
         r"
         update todo
         set title = '(deleted)', notes = '', due_time = null, labels = '{}', assignee = null, created_by = '(deleted)',
             recurrence_rule = null, recurrence_zone = null, recurrence_basis = null, recurrence_wall_time = null
-        where tenant = $1 and id = $2 and delete_time <= clock_timestamp() - make_interval(secs => $3)",
+        where tenant = $1 and id = $2 and delete_time is not null
+            and ($3::float8 is null or delete_time <= clock_timestamp() - make_interval(secs => $3))",
     )
     .bind(tenant.as_str())
     .bind(id.uuid())
-    .bind(after.as_secs_f64())
+    .bind(after.map(|after| after.as_secs_f64()))
     .execute(&mut **tx)
     .await?;
     sqlx::query(
         r"
         delete from todo_timer
-        where tenant = $1 and kind = 'PURGE' and todo_id = $2 and time <= clock_timestamp() - make_interval(secs => $3)",
+        where tenant = $1 and kind = 'PURGE' and todo_id = $2
+            and ($3::float8 is null or time <= clock_timestamp() - make_interval(secs => $3))",
     )
     .bind(tenant.as_str())
     .bind(id.uuid())
-    .bind(after.as_secs_f64())
+    .bind(after.map(|after| after.as_secs_f64()))
     .execute(&mut **tx)
     .await?;
     Ok(())

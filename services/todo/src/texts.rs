@@ -27,6 +27,12 @@ impl Title {
         line(text, 500).map(Self)
     }
 
+    /// What stands in its place when it was erased.
+    #[must_use]
+    pub fn erased() -> Self {
+        Self("(deleted)".to_owned())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {

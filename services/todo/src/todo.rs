@@ -245,6 +245,30 @@ impl Todo {
         self.changed(now)
     }
 
+    /// Its last version, without what it held.
+    #[must_use]
+    pub fn erase(&self, now: DateTime<Utc>) -> Self {
+        Self {
+            title: Title::erased(),
+            notes: Notes::default(),
+            due_time: None,
+            labels: Labels::default(),
+            assignee: None,
+            recurrence: None,
+            created_by: UserId::erased(),
+            ..self.changed(now)
+        }
+    }
+
+    /// Without this person; `None` where it does not name it.
+    #[must_use]
+    pub fn forget(&self, person: &UserId, now: DateTime<Utc>) -> Option<Self> {
+        let created_by = if self.created_by == *person { UserId::erased() } else { self.created_by.clone() };
+        let assignee = self.assignee.clone().filter(|assignee| assignee != person);
+        let new = Self { created_by, assignee, ..self.clone() };
+        (new != *self).then(|| new.changed(now))
+    }
+
     /// Changes with every version.
     #[must_use]
     pub fn etag(&self) -> String {

@@ -24,6 +24,8 @@ mod lists;
 
 mod operators;
 
+mod data;
+
 mod relay;
 
 mod recurring;

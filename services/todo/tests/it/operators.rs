@@ -17,7 +17,7 @@ async fn outbox(fleet: &Fleet) -> OutboxServiceClient<Channel> {
     OutboxServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap()
 }
 
-fn with<T>(bearer: &str, message: T) -> Request<T> {
+pub fn with<T>(bearer: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", bearer.parse().unwrap());
     request

@@ -24,6 +24,8 @@ todo.complete   todo:write  owner admin member
 todo.reopen     todo:write  owner admin member
 todo.become_due todo:write                             service:todo
 todo.purge      todo:write                             service:todo
+todo.erase      todo:write                             service:todo
+todo.forget     todo:write                             service:todo
 ";
 
 #[test]
@@ -111,6 +113,8 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
         "ReopenTodo" => commands::reopen(app, call, id, &IfMatch::Any).await.map(drop),
         "become_due" => commands::become_due(app, call, id).await,
         "purge" => commands::purge(app, call, id, std::time::Duration::ZERO).await,
+        "erase" => commands::erase(app, call, id).await,
+        "forget" => commands::forget(app, call, id, &"ann".parse().unwrap()).await,
         other => panic!("{other}: say here how a handler calls it"),
     }
 }
@@ -137,7 +141,7 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
             let refused = command(&app, &call, rpc, id).await.map_err(Failure::from).map_err(|failure| failure.reason);
             let wanted = match rpc {
                 _ if permission.services.contains(&service) => Ok(()),
-                "CreateTodo" | "ListTodos" | "become_due" | "purge" => Err("PERMISSION_DENIED"),
+                "CreateTodo" | "ListTodos" | "become_due" | "purge" | "erase" | "forget" => Err("PERMISSION_DENIED"),
                 _ => Err("TODO_NOT_FOUND"),
             };
             assert_eq!(refused, wanted, "{rpc} as service:{service}");
