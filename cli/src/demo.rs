@@ -31,7 +31,9 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     };
     // Listen from here on: from what the stream holds now, so that no event of the script is missed.
     let from = events::From::Sequence(stream.get_info().await?.state.last_sequence + 1);
-    let listening = events::tail(&stream, Some(&acme), from, move |event| told.send(event).is_ok());
+    let listening = events::tail(&stream, (contracts::events::todo::SERVICE, Some(&acme)), from, move |event| {
+        told.send(event).is_ok()
+    });
     let script = async {
         say("1. Ann of tenant acme writes three todos");
         let mut todos = Vec::new();

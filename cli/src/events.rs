@@ -19,6 +19,9 @@ use crate::terminal;
 pub enum EventsCommand {
     /// Print events as they come.
     Tail {
+        /// Whose.
+        #[arg(long, default_value = SERVICE)]
+        service: String,
         /// Only this tenant's.
         #[arg(long)]
         tenant: Option<TenantId>,
@@ -79,11 +82,11 @@ pub enum From {
 /// Reads events until `each` says that it is enough.
 pub async fn tail(
     stream: &Stream,
-    tenant: Option<&TenantId>,
+    (service, tenant): (&str, Option<&TenantId>),
     from: From,
     mut each: impl FnMut(Told) -> bool,
 ) -> Result<(), anyhow::Error> {
-    let filter = tenant.map_or_else(|| subject::all(SERVICE), |tenant| subject::all_of_tenant(SERVICE, tenant));
+    let filter = tenant.map_or_else(|| subject::all(service), |tenant| subject::all_of_tenant(service, tenant));
     let config = pull::OrderedConfig {
         filter_subject: filter,
         deliver_policy: match from {
@@ -111,8 +114,8 @@ pub async fn tail(
 }
 
 pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyhow::Error> {
-    let EventsCommand::Tail { tenant, from_start, count } = command;
-    let (_js, stream) = open(context).await?;
+    let EventsCommand::Tail { service, tenant, from_start, count } = command;
+    let (_js, stream) = open_of(context, service).await?;
     let mut left = count.unwrap_or(u64::MAX);
     if left == 0 {
         return Ok(());
@@ -125,7 +128,7 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
         left > 0 && !terminal::is_closed()
     };
     tokio::select! {
-        result = tail(&stream, tenant.as_ref(), if *from_start { From::Start } else { From::Now }, each) => result,
+        result = tail(&stream, (service, tenant.as_ref()), if *from_start { From::Start } else { From::Now }, each) => result,
         stopped = tokio::signal::ctrl_c() => stopped.map_err(Into::into),
     }
 }
@@ -133,7 +136,9 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
 /// One event on one line.
 pub fn line(told: &Told) -> String {
     let envelope = &told.envelope;
-    let title: String = envelope.data["todo"]["title"].as_str().unwrap_or_default().chars().take(50).collect();
+    let texts = envelope.data.as_object().into_iter().flat_map(|data| data.values());
+    let title = texts.filter_map(|about| about.get("title").or_else(|| about.get("name"))?.as_str()).next();
+    let title: String = title.unwrap_or_default().chars().take(50).collect();
     let note = envelope.supersededby.as_ref().map(|newer| format!("  (superseded by {newer})")).unwrap_or_default();
     format!(
         "{}  {:<18}  {:<12}  {} v{}  {title}{note}",

@@ -15,6 +15,7 @@ mod exit;
 mod import;
 mod lag;
 mod nats_credentials;
+mod new;
 mod operator;
 mod outbox;
 mod processes;
@@ -103,6 +104,11 @@ enum Command {
         #[command(subcommand)]
         command: nats_credentials::CredentialsCommand,
     },
+    /// Write something new into a clone of the repository.
+    New {
+        #[command(subcommand)]
+        command: new::NewCommand,
+    },
     #[command(hide = true)]
     Supervise(stack::SuperviseArgs),
     #[command(hide = true)]
@@ -141,6 +147,7 @@ async fn run() -> ExitCode {
         Command::Lag => lag::run(&context).await,
         Command::Trace(args) => trace::run(&context, &args),
         Command::Outbox(args) => outbox::run(&context, &args).await,
+        Command::New { command } => new::run(&command),
         Command::Data(args) => data::run(&context, &args).await,
         Command::Dlq(args) => dlq::run(&context, &args).await,
         Command::Replay(args) => replay::run(&context, &args).await,

@@ -7,7 +7,8 @@ type Failed = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failed> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    println!("cargo:rerun-if-changed={}", root.display());
+    // Relative to this package: a copy of the repository does not look at another one.
+    println!("cargo:rerun-if-changed=../../proto");
     let mut files = Vec::new();
     find(&root.join("flotilla"), &mut files)?;
     files.sort();

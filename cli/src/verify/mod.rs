@@ -112,6 +112,28 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds what was found of one service's outbox and stream.
+    fn add(&mut self, service: &str, of_one: Self) {
+        self.outbox_rows += of_one.outbox_rows;
+        self.messages += of_one.messages;
+        let lines = |lines: Vec<String>| lines.into_iter().map(move |line| format!("{service}: {line}"));
+        self.outside.extend(lines(of_one.outside));
+        self.unchecked.extend(lines(of_one.unchecked));
+        for (all, found) in [
+            (&mut self.lost, of_one.lost),
+            (&mut self.duplicated, of_one.duplicated),
+            (&mut self.out_of_order, of_one.out_of_order),
+            (&mut self.foreign, of_one.foreign),
+        ] {
+            let more = found.count - found.examples.len() as u64;
+            for mut example in found.examples {
+                example["service"] = service.into();
+                all.add(example);
+            }
+            all.count += more;
+        }
+    }
+
     fn kinds(&self) -> [(&'static str, &Findings); 5] {
         [
             ("lost", &self.lost),
@@ -146,8 +168,12 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Err
     let started = Instant::now();
     let mut report = Report::default();
     // What is away is said, and the rest is checked all the same.
-    if let Err(error) = stream::verify(context, args, &mut report).await {
-        report.unchecked.push(format!("outbox and stream: {error:#}"));
+    for service in fleet::producers() {
+        let mut of_one = Report::default();
+        if let Err(error) = stream::verify(context, args, service, &mut of_one).await {
+            of_one.unchecked.push(format!("outbox and stream: {error:#}"));
+        }
+        report.add(service, of_one);
     }
     if let Err(error) = index::verify(context, args, PROJECTOR, &mut report).await {
         report.unchecked.push(format!("the read model: {error:#}"));

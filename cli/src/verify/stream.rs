@@ -7,7 +7,6 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::Stream;
 use chrono::{DateTime, TimeDelta, Utc};
-use contracts::events::todo::SERVICE;
 use contracts::subject;
 use futures::StreamExt as _;
 use proto::ops::{self, FindRowRequest, GetOutboxRequest, GetRowRequest, ListRowsRequest};
@@ -75,6 +74,7 @@ struct Late {
 }
 
 struct Merge<'a> {
+    service: &'static str,
     outbox: Outbox,
     args: &'a VerifyArgs,
     report: &'a mut Report,
@@ -105,12 +105,18 @@ struct Relay {
     parked: i64,
 }
 
-pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Report) -> Result<(), anyhow::Error> {
-    let mut outbox = outbox::open(context, SERVICE).await?;
+/// Compares the outbox of a service with its stream.
+pub(super) async fn verify(
+    context: &Context,
+    args: &VerifyArgs,
+    service: &'static str,
+    report: &mut Report,
+) -> Result<(), anyhow::Error> {
+    let mut outbox = outbox::open(context, service).await?;
     let said_of_itself = outbox.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
     let ops::Outbox { stored_seq, dropped_seq, parked, accepted_stream_seq, accepted_stream_created_at, now, .. } =
         said_of_itself;
-    let (_js, stream) = events::open(context).await?;
+    let (_js, stream) = events::open_of(context, service).await?;
     let info = stream.cached_info();
     // An operator has vouched for one stream, not for whatever has its name.
     let created = DateTime::from_timestamp_micros(info.created.timestamp_micros());
@@ -123,6 +129,7 @@ pub(super) async fn verify(context: &Context, args: &VerifyArgs, report: &mut Re
         _ => DateTime::UNIX_EPOCH,
     };
     let mut merge = Merge {
+        service,
         outbox,
         args,
         report,
@@ -157,7 +164,8 @@ impl Merge<'_> {
         let last = stream.cached_info().state.last_sequence;
         let filter = self.args.tenant.as_ref();
         let config = pull::OrderedConfig {
-            filter_subject: filter.map_or_else(|| subject::all(SERVICE), |t| subject::all_of_tenant(SERVICE, t)),
+            filter_subject: filter
+                .map_or_else(|| subject::all(self.service), |t| subject::all_of_tenant(self.service, t)),
             deliver_policy: match self.args.from {
                 None => DeliverPolicy::All,
                 Some(from) => DeliverPolicy::ByStartTime { start_time: from - SLACK },
@@ -330,9 +338,10 @@ impl Merge<'_> {
                 format!("{} messages whose rows retention has dropped, or that an operator accepted", self.explained);
             self.report.outside.push(what);
         }
-        let parked = self.relay.parked;
+        let (parked, service) = (self.relay.parked, self.service);
         if parked > 0 {
-            let what = format!("{parked} rows are parked and not published (`flotilla outbox parked`)");
+            let what =
+                format!("{parked} rows are parked and not published (`flotilla outbox parked --service {service}`)");
             self.report.outside.push(what);
         }
         Ok(())

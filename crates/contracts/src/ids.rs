@@ -1,11 +1,11 @@
-//! The typed ids of the fleet, one registry: no signature takes a bare `Uuid` or `String` for one of these.
+//! The typed ids of the fleet: no signature takes a bare `Uuid` or `String` for one of these. Those of a service's aggregates stand with its
+//! events.
 
 use std::fmt;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 /// Why a text is not the id it was taken for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,52 +21,51 @@ pub enum IdError {
     Uuid(&'static str),
 }
 
+/// Ids that are UUIDs: a line for each, with what an error calls it. A service's own stand with its events.
 macro_rules! uuid_ids {
     ($($(#[$doc:meta])* $name:ident: $what:literal;)*) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+        )]
         #[serde(transparent)]
-        pub struct $name(Uuid);
+        pub struct $name(uuid::Uuid);
 
         impl $name {
             /// Takes a UUID (new ones are UUIDv7, made at the edge of the process) as this kind of id.
             #[must_use]
-            pub const fn new(id: Uuid) -> Self {
+            pub const fn new(id: uuid::Uuid) -> Self {
                 Self(id)
             }
 
             /// The UUID inside, for storage.
             #[must_use]
-            pub const fn uuid(self) -> Uuid {
+            pub const fn uuid(self) -> uuid::Uuid {
                 self.0
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.hyphenated().fmt(f)
             }
         }
 
-        impl FromStr for $name {
-            type Err = IdError;
+        impl std::str::FromStr for $name {
+            type Err = $crate::ids::IdError;
 
-            fn from_str(text: &str) -> Result<Self, IdError> {
+            fn from_str(text: &str) -> Result<Self, $crate::ids::IdError> {
                 // Only the 36-character form: braces, URNs and bare hex would give one aggregate several names.
                 if text.len() != 36 {
-                    return Err(IdError::Uuid($what));
+                    return Err($crate::ids::IdError::Uuid($what));
                 }
-                Uuid::try_parse(text).map(Self).map_err(|_| IdError::Uuid($what))
+                uuid::Uuid::try_parse(text).map(Self).map_err(|_| $crate::ids::IdError::Uuid($what))
             }
         }
     )*};
 }
 
 uuid_ids! {
-    /// A todo.
-    TodoId: "a todo id";
-    /// A series of recurring todos: the id of its first.
-    SeriesId: "a series id";
     /// One event: the CloudEvents `id`.
     EventId: "an event id";
 }
@@ -184,9 +183,9 @@ mod tests {
 
     #[test]
     fn only_the_hyphenated_form_is_an_id() {
-        assert!("0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse::<TodoId>().is_ok());
+        assert!("0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f".parse::<EventId>().is_ok());
         for text in ["", "x", "0193a5b07a527c3e9b1e6a1f0c9d2e4f", "{0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f}"] {
-            assert_eq!(text.parse::<TodoId>(), Err(IdError::Uuid("a todo id")), "{text}");
+            assert_eq!(text.parse::<EventId>(), Err(IdError::Uuid("an event id")), "{text}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Pure data: no I/O, no clock, no randomness. The Rust types here are the source; `schemas/` is generated from them
 //! (`tests/schemas.rs`), and every sample that was ever released must decode for ever (`tests/samples.rs`).
 
+#[macro_use]
 pub mod ids;
 
 pub mod actor;
@@ -17,4 +18,5 @@ pub mod text;
 
 pub use actor::{Actor, ActorKind};
 pub use envelope::Envelope;
-pub use ids::{EventId, SeriesId, TenantId, TodoId, UserId};
+pub use events::todo::{SeriesId, TodoId};
+pub use ids::{EventId, TenantId, UserId};

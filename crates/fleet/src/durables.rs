@@ -1,10 +1,9 @@
-//! The durable consumers of the fleet, a row for each. What one subscribes to follows from the types that it handles.
+//! The durable consumers of the fleet: what a service's row says of each, from which the rest follows.
 
 use std::time::Duration;
 
 use consumer::Config;
-use contracts::events::EventType as _;
-use contracts::events::todo::{self, CompletedV1, CompletedV2};
+use contracts::events::todo;
 use contracts::subject;
 
 use crate::{PROJECTOR, REBUILDER, SERVICES};
@@ -31,7 +30,7 @@ pub struct Durable {
 }
 
 /// One whose effects are in the service's own database: in order for each aggregate.
-const fn handler(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
+pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
     Durable {
         name,
         of,
@@ -62,8 +61,6 @@ const fn projection(name: &'static str, of: &'static str, types: &'static [&'sta
 pub const PROJECTION: Durable = projection(PROJECTOR, todo::SERVICE, todo::TYPES);
 /// Fills an index that is being rebuilt.
 pub const REBUILD: Durable = Durable { on_demand: true, ..projection(REBUILDER, todo::SERVICE, todo::TYPES) };
-/// A completed todo brings forth its next occurrence.
-pub const TODO_RECURRENCE: Durable = handler("todo-recurrence", todo::SERVICE, &[CompletedV1::TYPE, CompletedV2::TYPE]);
 
 impl Durable {
     /// As this release asks for it.
@@ -96,6 +93,12 @@ impl Durable {
     }
 }
 
+/// A durable consumer of the table.
+#[must_use]
+pub fn durable(name: &str) -> Option<&'static Durable> {
+    durables().find(|durable| durable.name == name)
+}
+
 /// The durable consumers of every service.
 pub fn durables() -> impl Iterator<Item = &'static Durable> {
     SERVICES.iter().flat_map(|service| service.durables)
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn one_event_is_subscribed_to_by_its_name() {
-        assert_eq!(TODO_RECURRENCE.filter(), "evt.todo.completed.>");
+        assert_eq!(durable("todo-recurrence").map(Durable::filter).as_deref(), Some("evt.todo.completed.>"));
         assert_eq!(PROJECTION.filter(), "evt.todo.>");
     }
 }

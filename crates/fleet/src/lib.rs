@@ -14,7 +14,7 @@ use consumer::Config;
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
-pub use durables::{Durable, PROJECTION, REBUILD, TODO_RECURRENCE};
+pub use durables::{Durable, PROJECTION, REBUILD, durable};
 pub use services::{Database, SERVICES, Service, named, producers, upstreams};
 
 /// The account of dead letters, replays, audit and advisories.

@@ -3,9 +3,9 @@
 
 use std::iter;
 
-use contracts::events::todo;
+use contracts::events::{EventType as _, todo};
 
-use crate::durables::{Durable, PROJECTION, REBUILD, TODO_RECURRENCE};
+use crate::durables::{Durable, PROJECTION, REBUILD, handler};
 use crate::{OPERATIONS, PROJECTOR};
 
 /// What the fleet knows of a service.
@@ -56,7 +56,8 @@ pub static SERVICES: &[Service] = &[
         serves: &["flotilla.todo.v1.TodoService"],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
-        durables: &[TODO_RECURRENCE],
+        // A completed todo brings forth its next occurrence.
+        durables: &[handler("todo-recurrence", todo::SERVICE, &[todo::CompletedV1::TYPE, todo::CompletedV2::TYPE])],
         page_token_key: Some("todo-page-token-key"),
         ..service(todo::SERVICE, todo::OWNER, 17102)
     },

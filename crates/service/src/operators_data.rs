@@ -86,13 +86,16 @@ pub trait Erase: Send + Sync + 'static {
     async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<(), Failure>;
 }
 
+/// How the aggregates of a service are erased, kind by kind.
+pub type Erased = Arc<[Box<dyn Erase>]>;
+
 /// What a service holds, and how it is erased.
 #[derive(Clone)]
 pub struct Data {
     /// Its own tables.
     pub own: &'static [Table],
     /// Its aggregates, kind by kind.
-    pub kinds: Arc<[Box<dyn Erase>]>,
+    pub kinds: Erased,
 }
 
 #[derive(Clone)]

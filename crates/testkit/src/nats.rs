@@ -189,8 +189,16 @@ impl TestNats {
     /// # Panics
     /// It cannot connect.
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
-        let alone = self.nats.is_alone();
-        async_nats::jetstream::new(self.client(if alone { "admin" } else { "todo-admin" }).await)
+        self.jetstream_of("todo").await
+    }
+
+    /// JetStream as the administration: of the one account, or of that of a service's events.
+    ///
+    /// # Panics
+    /// It cannot connect.
+    pub async fn jetstream_of(&self, service: &str) -> async_nats::jetstream::Context {
+        let login = if self.nats.is_alone() { "admin".to_owned() } else { format!("{service}-admin") };
+        async_nats::jetstream::new(self.client(&login).await)
     }
 
     /// JetStream as the administration of dead letters, replays, audit and advisories.

@@ -1,5 +1,6 @@
 //! Handlers of events: each runs a command, as the service itself.
 
+use anyhow::Context as _;
 use consumer::{Claim, Failure as Unhandled};
 use contracts::UserId;
 use contracts::events::todo::{self as event, CompletedV2, Event};
@@ -12,17 +13,20 @@ use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
 use crate::texts::{Labels, Notes, Title};
 use crate::todo::{State, Todo};
 
+/// The durable consumer of the handlers; its row is in the fleet's table.
+const DURABLE: &str = "todo-recurrence";
+
 /// Runs the handlers until the service stops.
 ///
 /// # Errors
-/// An address or the credentials cannot be read.
+/// An address or the credentials cannot be read, or the table lacks the durable consumer.
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
     let login = config.nats.with(&config.handlers.consumer_nats_creds);
     let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
-    let durable = fleet::TODO_RECURRENCE.config(process.version());
+    let durable = fleet::durable(DURABLE).context("the fleet's table lacks the durable consumer")?;
     let (app, service) = (app.clone(), process.acts_as()?);
     let database = (&config.database, config.outbox.outbox_days);
-    service::handlers::run(process, (nats, durable), database, move |claim| {
+    service::handlers::run(process, (nats, durable.config(process.version())), database, move |claim| {
         let (app, service) = (app.clone(), service.clone());
         async move { on_event(&app, &service, &claim).await }
     })

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Aggregate;
-use crate::{SeriesId, TodoId, UserId};
+use crate::UserId;
 
 pub use super::{Actor, ActorKind};
 
@@ -29,6 +29,13 @@ events! {
         /// A todo was deleted; the state is its last.
         Deleted = DeletedV1 "todo.deleted.v1";
     }
+}
+
+uuid_ids! {
+    /// A todo.
+    TodoId: "a todo id";
+    /// A series of recurring todos: the id of its first.
+    SeriesId: "a series id";
 }
 
 /// A todo as it stood after a change.

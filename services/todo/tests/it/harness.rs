@@ -117,7 +117,8 @@ impl Fleet {
         let stream = self.stream().await;
         let state = stream.get_info().await.unwrap().state;
         let mut events = Vec::new();
-        for sequence in state.first_sequence..=state.last_sequence {
+        // An empty stream begins at 0, where there is none.
+        for sequence in state.first_sequence.max(1)..=state.last_sequence {
             let message = stream.get_raw_message(sequence).await.unwrap();
             let envelope: Envelope<Box<RawValue>> = serde_json::from_slice(&message.payload).unwrap();
             let event = Event::decode(&envelope.event_type, envelope.data.get()).unwrap().unwrap();

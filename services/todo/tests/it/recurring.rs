@@ -16,6 +16,8 @@ use crate::harness::{Client, Fleet, reason};
 
 /// 2035-01-31 09:00 in Berlin: not due meanwhile.
 const DUE: i64 = 2_053_843_200;
+/// The durable consumer of the handlers.
+const DURABLE: &str = "todo-recurrence";
 const DAY: i64 = 86_400;
 
 pub fn recurring(title: &str, rule: &str, basis: Basis) -> Todo {
@@ -57,7 +59,7 @@ async fn next(client: &Client, of: &Todo) -> Todo {
 /// Waits until the consumer has settled every event of the stream.
 async fn settled(stream: &Stream) {
     until("all is settled", || async {
-        let info = stream.consumer_info(fleet::TODO_RECURRENCE.name).await.unwrap();
+        let info = stream.consumer_info(DURABLE).await.unwrap();
         info.num_pending == 0 && info.num_ack_pending == 0
     })
     .await;
@@ -112,7 +114,7 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
     // Delivered again from the beginning, to a service that has forgotten what it has handled.
     let mut admin = fleet.database.admin().await;
     admin.execute("truncate inbox").await.unwrap();
-    let reset = format!("$JS.API.CONSUMER.RESET.EVENTS_TODO.{}", fleet::TODO_RECURRENCE.name);
+    let reset = format!("$JS.API.CONSUMER.RESET.EVENTS_TODO.{}", DURABLE);
     let answer = fleet.nats.client("todo-admin").await.request(reset, r#"{"seq":1}"#.into()).await.unwrap();
     assert!(!String::from_utf8_lossy(&answer.payload).contains("error"), "{answer:?}");
     until("it is handled again", || async { fleet.count("inbox").await >= 4 }).await;
@@ -123,10 +125,10 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
     let sequence =
         fleet.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
     let found = replayer.find("EVENTS_TODO", sequence as u64 + 1).await.unwrap().unwrap();
-    let sending = Sending { consumer: fleet::TODO_RECURRENCE.name.to_owned(), id: "1.1.1".to_owned(), ..found };
+    let sending = Sending { consumer: DURABLE.to_owned(), id: "1.1.1".to_owned(), ..found };
     let replayed = replayer.send(&sending).await.unwrap();
     until("the replay is settled", || async {
-        replayer.way(fleet::TODO_RECURRENCE.name, "1.1.1", replayed).await.unwrap() == Way::Settled
+        replayer.way(DURABLE, "1.1.1", replayed).await.unwrap() == Way::Settled
     })
     .await;
     assert_eq!(all(&ann).await.len(), 2);

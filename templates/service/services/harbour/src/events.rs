@@ -1,0 +1,65 @@
+//! Handlers of events: each runs a command, as the service itself.
+
+use anyhow::Context as _;
+use consumer::{Claim, Failure as Unhandled};
+use contracts::UserId;
+use contracts::events::harbour::{Event, VesselCreatedV1, VesselDeletedV1};
+use service::handlers::reason;
+use service::{Call, Failure, Process, nats};
+
+use crate::Config;
+use crate::commands::{self, App, Error};
+
+/// The durable consumer of the handlers; its row is in the fleet's table.
+const DURABLE: &str = "harbour-logbooks";
+
+/// Runs the handlers until the service stops.
+///
+/// # Errors
+/// An address or the credentials cannot be read, or the table lacks the durable consumer.
+pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
+    let login = config.nats.with(&config.handlers.consumer_nats_creds);
+    let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
+    let durable = fleet::durable(DURABLE).context("the fleet's table lacks the durable consumer")?;
+    let (app, service) = (app.clone(), process.acts_as()?);
+    let database = (&config.database, config.outbox.outbox_days);
+    service::handlers::run(process, (nats, durable.config(process.version())), database, move |claim| {
+        let (app, service) = (app.clone(), service.clone());
+        async move { on_event(&app, &service, &claim).await }
+    })
+}
+
+/// Handles an event of the durable consumer.
+///
+/// # Errors
+/// Says whether the event comes again or is a dead letter.
+async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unhandled> {
+    let (call, envelope) = Call::of_event(service, claim)?;
+    let event =
+        Event::decode(&envelope.event_type, envelope.data).map_err(|error| Unhandled::Reject(reason(&error)))?;
+    match event {
+        Some(Event::VesselCreated(created)) => on_created(app, &call, created).await,
+        Some(Event::VesselDeleted(deleted)) => on_deleted(app, &call, deleted).await,
+        // Nothing follows from it.
+        Some(
+            Event::VesselUpdated(_)
+            | Event::LogbookCreated(_)
+            | Event::LogbookUpdated(_)
+            | Event::LogbookDeleted(_),
+        )
+        | None => Ok(()),
+    }
+}
+
+/// A created vessel gets its logbook: one, however often that is said.
+async fn on_created(app: &App, call: &Call, created: VesselCreatedV1) -> Result<(), Unhandled> {
+    match commands::create_logbook(app, call, created.vessel.id, created.vessel.created_by).await {
+        Ok(_) | Err(Error::LogbookExists) => Ok(()),
+        Err(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// A deleted vessel loses its logbook.
+async fn on_deleted(app: &App, call: &Call, deleted: VesselDeletedV1) -> Result<(), Unhandled> {
+    Ok(commands::delete_logbook(app, call, deleted.vessel.id).await.map_err(Failure::from)?)
+}

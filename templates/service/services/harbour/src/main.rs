@@ -1,0 +1,10 @@
+//! The program `harbour`.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: service::Allocator = service::Allocator;
+
+fn main() -> ExitCode {
+    service::process::main::<harbour::Program>()
+}

@@ -1,0 +1,47 @@
+//! The texts of the service, as they may be. Pure.
+
+use contracts::text::{TextError, check, line};
+
+/// A name: 1 to 200 characters, trimmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name(String);
+
+impl Name {
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        line(text, 200).map(Self)
+    }
+
+    /// What stands in its place when it was erased.
+    #[must_use]
+    pub fn erased() -> Self {
+        Self("(deleted)".to_owned())
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Up to 10,000 characters, with line breaks and tabs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes(String);
+
+impl Notes {
+    /// # Errors
+    /// See [`TextError`].
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+        check(text, 10_000, control, " except line breaks and tabs")?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}

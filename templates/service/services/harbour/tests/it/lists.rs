@@ -1,0 +1,83 @@
+//! Lists page through everything once, and no call reads a table from end to end.
+
+use proto::harbour::{ListLogbooksRequest, ListVesselsRequest};
+use sqlx::{Connection as _, Executor as _};
+
+use crate::harness::{Fleet, reason};
+use crate::tenancy::{call, rpcs};
+
+#[tokio::test]
+async fn pages_have_everything_once_newest_first() {
+    let fleet = Fleet::start().await;
+    let ann = fleet.client("acme", "ann");
+    let mut written = Vec::new();
+    for number in 0..7 {
+        written.insert(0, ann.named(&format!("{number}")).await.id);
+    }
+    let (mut listed, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let page = ann.list_vessels(ListVesselsRequest { page_size: 3, page_token }).await.unwrap();
+        listed.extend(page.vessels.into_iter().map(|vessel| vessel.id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, written);
+    fleet.settled().await;
+    let page = ann.list_logbooks(ListLogbooksRequest { page_size: 3, ..Default::default() }).await.unwrap();
+    assert_eq!(page.logbooks.len(), 3);
+    // The token of one question is none of another's.
+    let other = ListVesselsRequest { page_token: page.next_page_token, ..Default::default() };
+    assert_eq!(reason(ann.list_vessels(other).await), "INVALID_ARGUMENT");
+    let negative = ListVesselsRequest { page_size: -1, ..Default::default() };
+    assert_eq!(reason(ann.list_vessels(negative).await), "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn no_call_scans_a_table() {
+    let fleet = Fleet::start().await;
+    let mut admin = fleet.database.admin().await;
+    // Large enough that a scan would be chosen for none of them.
+    admin
+        .execute(
+            "insert into vessel (tenant, id, name, notes, create_time, update_time, created_by, version) \
+             select 'tenant-' || n % 50, gen_random_uuid(), 'name', '', now(), now(), 'ann', 1 from generate_series(1, 50000) n; \
+             insert into logbook (tenant, id, vessel_id, notes, create_time, update_time, created_by, version) \
+             select tenant, gen_random_uuid(), id, '', now(), now(), 'ann', 1 from vessel; \
+             analyze vessel, logbook",
+        )
+        .await
+        .unwrap();
+    // A connection's counts are whole when it has ended.
+    admin.close().await.unwrap();
+    let mut admin = fleet.database.admin().await;
+    admin.execute("select pg_stat_reset()").await.unwrap();
+    let ann = fleet.client("tenant-7", "ann");
+    let vessel = ann.named("x").await;
+    let logbook = ann.logbook_of(&vessel).await;
+    for rpc in rpcs() {
+        call(&ann, &rpc, &vessel.id, &logbook.id).await.ok();
+    }
+    for page_size in [1, 200] {
+        let page_token = ann.list_vessels(ListVesselsRequest { page_size, ..Default::default() }).await.unwrap();
+        let page_token = page_token.next_page_token;
+        ann.list_vessels(ListVesselsRequest { page_size, page_token }).await.unwrap();
+    }
+    // By their own connections, not by counting rows: that would be a scan.
+    fleet.stop().await;
+    let close = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'harbour_app' and datname = current_database()";
+    testkit::until("its connections are closed", || async {
+        let mut admin = fleet.database.admin().await;
+        sqlx::query_scalar::<_, bool>(close).fetch_all(&mut admin).await.unwrap().is_empty()
+    })
+    .await;
+    let counted: Vec<(String, i64, i64)> = sqlx::query_as(
+        "select relname::text, coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
+         where relname = any('{vessel,logbook}')",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    assert!(counted.len() == 2 && counted.iter().all(|(_, scans, by_index)| *scans == 0 && *by_index > 0), "{counted:?}");
+}
