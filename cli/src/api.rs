@@ -34,19 +34,19 @@ pub struct TokenArgs {
     /// The tenant.
     #[arg(long, required_unless_present = "operator")]
     tenant: Option<TenantId>,
-    /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no door of the fleet accepts.
+    /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no public API of the fleet accepts.
     #[arg(long, conflicts_with = "tenant")]
     operator: bool,
     /// The user.
     #[arg(long)]
     user: UserId,
-    /// What the user is in the tenant: owner, admin, billing, member or viewer.
+    /// The user's role in the tenant: owner, admin, billing, member or viewer.
     #[arg(long, default_value = "owner", conflicts_with = "operator")]
     role: Role,
-    /// What the token is limited to, with spaces between, such as "todo:read todo:write"; without it the role alone counts.
+    /// The token's limits, separated by spaces, such as "todo:read todo:write"; by default the role alone counts.
     #[arg(long, conflicts_with = "operator")]
     scope: Option<String>,
-    /// The name of an agent that acts for the user.
+    /// The agent that acts for the user.
     #[arg(long, conflicts_with = "operator")]
     agent: Option<UserId>,
     /// How long the token is valid, in minutes.

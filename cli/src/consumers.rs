@@ -19,19 +19,19 @@ pub struct ConsumersArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum ConsumersCommand {
-    /// How each is; the same as without a command.
+    /// List each consumer's state; the default command.
     List,
-    /// Have JetStream give a consumer nothing for a while. What it has in hand is finished.
+    /// Pause delivery to a consumer for a while. It finishes the events it already has.
     Pause {
         /// The durable consumer.
         name: String,
-        /// For how many minutes, should nobody resume it before.
+        /// How many minutes to pause, unless somebody resumes it earlier.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_080))]
         minutes: u32,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Let it go on.
+    /// Resume delivery to a consumer.
     Resume {
         /// The durable consumer.
         name: String,

@@ -27,6 +27,8 @@ enum DataCommand {
     Export {
         #[command(flatten)]
         whose: WhoseArgs,
+        #[command(flatten)]
+        act: ActArgs,
     },
     /// Erase what the services hold of a tenant, or what names one person of it. Events say so, so that read models follow; streams
     /// and outboxes forget their copies with their retention.
@@ -61,6 +63,13 @@ impl WhoseArgs {
     }
 }
 
+impl WhoseArgs {
+    /// For the audit. Not who the person is: the audit outlives what is erased.
+    fn detail(&self, services: &[&str]) -> Value {
+        json!({"tenant": self.tenant, "of_one_person": self.person.is_some(), "services": services})
+    }
+}
+
 async fn open(context: &Context, service: &str) -> Result<DataServiceClient<Port>, anyhow::Error> {
     Ok(DataServiceClient::new(context.port(service).await?))
 }
@@ -68,7 +77,7 @@ async fn open(context: &Context, service: &str) -> Result<DataServiceClient<Port
 pub async fn run(context: &Context, args: &DataArgs) -> Result<(), anyhow::Error> {
     match &args.command {
         DataCommand::Tables => tables(context).await,
-        DataCommand::Export { whose } => export(context, whose).await,
+        DataCommand::Export { whose, act } => export(context, whose, act).await,
         DataCommand::Erase { whose, act } => erase(context, whose, act).await,
     }
 }
@@ -93,8 +102,11 @@ async fn tables(context: &Context) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-async fn export(context: &Context, whose: &WhoseArgs) -> Result<(), anyhow::Error> {
-    for service in whose.services()? {
+async fn export(context: &Context, whose: &WhoseArgs, act: &ActArgs) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    let services = whose.services()?;
+    audit::record(context, "export data", 0, &whose.detail(&services), &act.reason).await?;
+    for service in services {
         let request = ExportDataRequest {
             tenant: whose.tenant.to_string(),
             person: whose.person.as_ref().map(ToString::to_string),
@@ -117,21 +129,22 @@ async fn erase(context: &Context, whose: &WhoseArgs, act: &ActArgs) -> Result<()
         Some(person) => format!("the person {person} in what {} hold of the tenant {tenant}", services.join(", ")),
     };
     act.confirm(&format!("Erase {what} for ever?"))?;
-    let mut all = serde_json::Map::new();
+    // First: what a call has done that fails is not known here.
+    audit::record(context, "erase data", 0, &whose.detail(&services), &act.reason).await?;
+    let (mut all, mut count) = (serde_json::Map::new(), 0);
     for service in services {
         let request = EraseDataRequest {
             tenant: tenant.to_string(),
             person: whose.person.as_ref().map(ToString::to_string),
             reason: act.reason.clone(),
         };
-        let erased = open(context, service).await?.erase_data(request).await.map_err(said)?.into_inner();
-        all.insert(service.to_owned(), json!(erased.aggregates));
+        let erased = open(context, service).await?.erase_data(request).await.map_err(said);
+        let aggregates = erased.with_context(|| format!("erasing in {service}"))?.into_inner().aggregates;
+        let of_it = aggregates.values().sum::<i64>();
+        audit::record(context, "erased data", of_it, &whose.detail(&[service]), &act.reason).await?;
+        count += of_it;
+        all.insert(service.to_owned(), json!(aggregates));
     }
-    let count = all.values().flat_map(|kinds| kinds.as_object()).flat_map(|kinds| kinds.values());
-    let count = count.filter_map(Value::as_i64).sum();
-    // Not who it was: the audit outlives what was erased.
-    let detail = json!({"tenant": tenant, "of_one_person": whose.person.is_some()});
-    audit::record(context, "erase data", count, &detail, &act.reason).await?;
-    say(context, &Value::Object(all), &format!("{count} aggregates hold nothing of it any more."));
+    say(context, &Value::Object(all), &format!("Erased in {count} aggregates. Repeat it until it says 0."));
     Ok(())
 }

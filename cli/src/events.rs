@@ -17,18 +17,18 @@ use crate::terminal;
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum EventsCommand {
-    /// Print events as they come.
+    /// Print events as they arrive.
     Tail {
-        /// Whose.
+        /// The service that publishes the events.
         #[arg(long, default_value = SERVICE)]
         service: String,
-        /// Only this tenant's.
+        /// Only this tenant's events.
         #[arg(long)]
         tenant: Option<TenantId>,
-        /// From the first event that the stream holds, not from now on.
+        /// Start from the first event that the stream holds, not from now.
         #[arg(long)]
         from_start: bool,
-        /// End after so many events.
+        /// Stop after this many events.
         #[arg(long)]
         count: Option<u64>,
     },

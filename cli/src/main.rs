@@ -32,18 +32,18 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Runs a fleet on this machine, looks at it, and works with it.
+/// Runs, inspects and operates a fleet on this machine.
 ///
-/// Every command works on the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
-/// Exit codes: 0 done, 1 it failed (the message says why), 2 the command line is wrong, 3 a job or an import ended
-/// without having everything handled, 4 `verify` found something, 5 it found nothing but could not check everything.
+/// Every command uses the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
+/// Exit codes: 0 done, 1 failed (the message says why), 2 the command line is wrong, 3 a job or an import ended
+/// with something unhandled, 4 `verify` found something, 5 `verify` found nothing but could not check everything.
 #[derive(Parser)]
 #[command(name = "flotilla", version)]
 struct Args {
     /// The stack's folder: data, logs, secrets.
     #[arg(long, env = "FLOTILLA_HOME", default_value = ".flotilla", global = true)]
     home: PathBuf,
-    /// Print JSON, for machines.
+    /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
@@ -54,52 +54,52 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Bring the fleet up in the foreground; Ctrl-C stops it and keeps the data. `make run` is this.
+    /// Bring the fleet up in the foreground; Ctrl-C stops it and keeps the data. `make run` runs this.
     Run(stack::UpArgs),
     /// Bring the fleet up in the background, or start what is missing.
     Up(stack::UpArgs),
-    /// Stop the fleet; the data stays.
+    /// Stop the fleet and keep the data.
     Down,
     /// Remove the stopped fleet's data, logs and secrets.
     Reset {
-        /// Do not ask.
+        /// Skip the confirmation.
         #[arg(long)]
         yes: bool,
     },
-    /// What is up, how far behind each stage and consumer is, what died, and what is degraded and why.
+    /// Show what is up, the lag of each stage and consumer, dead letters, and what is degraded and why.
     Status(status::StatusArgs),
     /// Mint an access token from the development issuer; for an operator with --operator.
     Token(api::TokenArgs),
-    /// Show the whole way: write, events, search, another tenant, and where the time goes.
+    /// Show the whole path: write, events, search, another tenant, and where the time goes.
     Demo,
     /// Write the todos of a todo.txt or CSV file through the public API.
     Import(import::ImportArgs),
-    /// The fleet's events.
+    /// Read the fleet's events.
     Events {
         #[command(subcommand)]
         command: events::EventsCommand,
     },
-    /// How long each stage takes, from commit to searchable, and what waits.
+    /// Show how long each stage takes, from commit to searchable, and what waits.
     Lag,
-    /// The log lines of one trace, of all services, in the order of time.
+    /// Print the log lines of one trace from all services, in time order.
     Trace(trace::TraceArgs),
-    /// The outbox of a service and its relay: parked rows, the journal, a stream that is ahead.
+    /// Inspect and repair a service's outbox and relay: parked rows, the journal, a stream that is ahead.
     Outbox(outbox::OutboxArgs),
-    /// Dead letters: looked at, mended, replayed as jobs, discarded; with an audit of who did what.
+    /// Inspect, edit, discard dead letters or replay them as jobs; with an audit of who did what.
     Dlq(Box<dlq::DlqArgs>),
-    /// Give one consumer a range of a stream again, as a job.
+    /// Send one consumer a range of a stream again, as a job.
     Replay(Box<replay::ReplayArgs>),
-    /// Build a read model anew while it is used, and swap it in.
+    /// Rebuild a read model while the old one is in use, and swap it in.
     Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
     Verify(verify::VerifyArgs),
-    /// What the services hold of a tenant, or of one person of it: export it, erase it.
+    /// Export or erase what the services hold about a tenant, or about one person in it.
     Data(data::DataArgs),
-    /// The durable consumers: how they are, pause and resume.
+    /// Show, pause and resume the durable consumers.
     Consumers(consumers::ConsumersArgs),
-    /// Make the NATS accounts, streams and durable consumers that this release needs, before its services start; mend what differs and may be changed.
+    /// Create the NATS accounts, streams and durable consumers that this release needs, before its services start; correct what differs and may be changed.
     Provision(nats_credentials::ProvisionArgs),
-    /// Credentials by which programs read one tenant's events from NATS.
+    /// Manage the credentials with which programs read one tenant's events from NATS.
     NatsCredentials {
         #[command(subcommand)]
         command: nats_credentials::CredentialsCommand,

@@ -19,10 +19,10 @@ use crate::table;
 
 #[derive(Debug, Clone, Args)]
 pub struct ProvisionArgs {
-    /// How long the streams of events keep an event, in days. Of a stream that is there it is not changed.
+    /// How long the event streams keep an event, in days. An existing stream keeps its setting.
     #[arg(long, default_value_t = fleet::STREAM_DAYS)]
     stream_days: u64,
-    /// On how many servers each stream is: 1, 3 or 5. Unless it is said, as many as it is on.
+    /// How many servers hold each stream: 1, 3 or 5. By default an existing stream keeps its number.
     #[arg(long, value_parser = ["1", "3", "5"])]
     replicas: Option<String>,
 }
@@ -34,27 +34,27 @@ pub enum CredentialsCommand {
         /// Whose events.
         #[arg(long)]
         tenant: TenantId,
-        /// What it is for: 1 to 32 of a-z, 0-9 and -.
+        /// A name for its purpose: 1 to 32 of a-z, 0-9 and -.
         #[arg(long)]
         name: String,
-        /// The service whose events.
+        /// The service that publishes the events.
         #[arg(long, default_value = "todo")]
         events: String,
-        /// For how long: 30d, 12h, 90m.
+        /// How long the credentials are valid: 30d, 12h, 90m.
         #[arg(long, default_value = "30d", value_parser = parse_duration)]
         expires: TimeDelta,
         /// Why: written into the audit.
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// Which were given, and until when they hold.
+    /// List the credentials and when they expire.
     List,
-    /// Take one back. Whoever is logged in by it is cut off at once; what it had not read is not kept for it.
+    /// Revoke credentials. Programs logged in with them are disconnected at once; their unread events are not kept for them.
     Revoke {
         /// Whose events.
         #[arg(long)]
         tenant: TenantId,
-        /// Its name.
+        /// The name of the credentials.
         #[arg(long)]
         name: String,
         /// Why: written into the audit.

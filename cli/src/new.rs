@@ -27,8 +27,11 @@ const TAKEN: &str = "all analyse analyze and any array as asc asymmetric both ca
     then to trailing true union unique user using variadic when where window with \
     abstract async await become box break const continue crate dyn enum extern final fn gen if impl let loop macro match mod move mut \
     override priv pub ref return self static struct super trait try type typeof unsafe unsized use virtual while yield \
-    about actor aggregate app commands config error event events grpc idempotency inbox lib main name notes operators outbox outgoing page \
-    permissions program row schema state status store text texts these wire";
+    about actor aggregate app authz bool bytes call char client clock code commands config connection consumer contracts copy core data \
+    database default drop error event events failure fleet grpc id ids idempotency if_match inbox lib main metadata name notes operators option \
+    outbox outgoing page pages patch permission permissions postgres program proto request response result row schema service sized sqlx state \
+    status std store str string tenant test text texts these tokio tonic tx uuid vec wire \
+    inbox_dead inbox_lease outbox_journal outbox_parked outbox_passed outbox_relay template0 template1";
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum NewCommand {
@@ -43,16 +46,16 @@ pub struct ServiceArgs {
     /// Who answers for it, as a team of the repository's host is called; the service's name unless it is said.
     #[arg(long)]
     owner: Option<String>,
-    /// Its aggregates, in the singular and snake case: a created one of the first kind brings forth one of the second, which is deleted
-    /// with it.
-    #[arg(long, value_delimiter = ',', default_values = ["item", "detail"])]
+    /// Its two aggregates, with a comma between, in the singular and snake case: `invoice,price_policy`. A created one of the first kind
+    /// brings forth one of the second, which is deleted with it.
+    #[arg(long, required = true, value_delimiter = ',')]
     aggregates: Vec<String>,
 }
 
 pub fn run(command: &NewCommand) -> Result<(), anyhow::Error> {
     let NewCommand::Service(args) = command;
     let root = root()?;
-    let names = Names::of(args)?;
+    let names = Names::of(args, &Known::read(&root)?)?;
     let files = files(&root, &names)?;
     let edits = edits(&root, &names)?;
     for (path, text) in files.iter().chain(&edits) {
@@ -61,9 +64,17 @@ pub fn run(command: &NewCommand) -> Result<(), anyhow::Error> {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    let formatted = ["--package", &names.service, "--package", "contracts", "--package", "fleet"];
-    tool(&root, "cargo", &[&["fmt"], formatted.as_slice()].concat())?;
-    tool(&root, "make", &["schemas"])?;
+    let formatted = ["fmt", "--package", &names.service, "--package", "contracts", "--package", "fleet"];
+    tool(&root, "cargo", &formatted).and_then(|()| tool(&root, "make", &["schemas"])).with_context(|| {
+        let edited: Vec<_> = edits.iter().map(|(path, _)| path.display().to_string()).collect();
+        let written: Vec<_> = files.iter().map(|(path, _)| path.display().to_string()).collect();
+        format!(
+            "the files are written, and what follows has failed. To take it all back: git checkout -- {} && rm {} schemas/*/{2}.* schemas/{2}.*",
+            edited.join(" "),
+            written.join(" "),
+            names.service
+        )
+    })?;
     let lines: usize = files.iter().map(|(_, text)| text.lines().count()).sum();
     println!("Wrote {lines} lines in {} files, and changed {}:", files.len(), edits.len());
     for (path, _) in &edits {
@@ -87,12 +98,41 @@ fn root() -> Result<PathBuf, anyhow::Error> {
 fn tool(root: &Path, program: &str, args: &[&str]) -> Result<(), anyhow::Error> {
     let status = Command::new(program).args(args).current_dir(root).status();
     let status = status.with_context(|| format!("running {program}"))?;
-    ensure!(
-        status.success(),
-        "the files are written, and `{program} {}` has failed: mend that, and run it again",
-        args.join(" ")
-    );
+    ensure!(status.success(), "`{program} {}` has failed", args.join(" "));
     Ok(())
+}
+
+/// What the repository has, as it lies there: the program that runs may be older.
+struct Known {
+    /// Names of packages, ours and others', and of the folders of contracts.
+    packages: BTreeSet<String>,
+    /// The contracts, where the paths of HTTP stand.
+    paths: String,
+    /// The highest port that the table gives away, of those that start with 17.
+    highest_port: u16,
+}
+
+impl Known {
+    fn read(root: &Path) -> Result<Self, anyhow::Error> {
+        let text = |file: &Path| std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()));
+        let lock = text(&root.join("Cargo.lock"))?;
+        let names = lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+        let mut packages: BTreeSet<String> = names.map(|name| name.replace('-', "_")).collect();
+        let mut paths = String::new();
+        for service in std::fs::read_dir(root.join("proto/flotilla")).context("reading proto/flotilla")? {
+            let service = service?;
+            packages.insert(service.file_name().to_string_lossy().into_owned());
+            for version in std::fs::read_dir(service.path())? {
+                for file in std::fs::read_dir(version?.path())? {
+                    paths.push_str(&text(&file?.path())?);
+                }
+            }
+        }
+        let table = text(&root.join(TABLE))?;
+        let numbers = table.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u16>().ok());
+        let highest_port = numbers.filter(|port| (17_000..18_000).contains(port)).max().unwrap_or(17_000);
+        Ok(Self { packages, paths, highest_port })
+    }
 }
 
 /// What takes the place of the names of the templates.
@@ -105,7 +145,7 @@ struct Names {
 }
 
 impl Names {
-    fn of(args: &ServiceArgs) -> Result<Self, anyhow::Error> {
+    fn of(args: &ServiceArgs, known: &Known) -> Result<Self, anyhow::Error> {
         let ServiceArgs { name, owner, aggregates } = args;
         let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
@@ -113,7 +153,9 @@ impl Names {
             plain && begins && (2..=40).contains(&name.len()),
             "{name:?}: a service has 2 to 40 letters a to z and digits, a letter first"
         );
-        ensure!(fleet::named(name).is_none(), "there is a service {name}");
+        let taken = |word: &str| TAKEN.split_whitespace().any(|taken| taken == word);
+        let is_free = !taken(name) && !name.starts_with("pg") && !known.packages.contains(name.as_str());
+        ensure!(is_free, "{name} is a word of SQL or Rust, a package, or there already: take another, such as {name}s");
         let owner = owner.clone().unwrap_or_else(|| name.clone());
         let team = owner.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         ensure!(team && (1..=60).contains(&owner.len()), "{owner:?}: an owner is a team: letters a to z, digits and -");
@@ -126,9 +168,8 @@ impl Names {
                 snake && (2..=30).contains(&aggregate.len()),
                 "{aggregate:?}: an aggregate has 2 to 30 letters a to z, with single _ between words"
             );
-            let taken = TAKEN.split_whitespace().any(|word| word == aggregate);
             ensure!(
-                !taken,
+                !taken(aggregate),
                 "{aggregate:?} is a word of SQL, of Rust, or of every service: take another, such as {}",
                 format_args!("{name}_{aggregate}")
             );
@@ -138,10 +179,19 @@ impl Names {
             distinct.len() == 4 && first != name && second != name,
             "{first}, {second} and {name} must differ, in the plural too"
         );
+        let within =
+            |one: &str, other: &str| one.starts_with(&format!("{other}_")) || one.ends_with(&format!("_{other}"));
+        ensure!(
+            !within(first, second) && !within(second, first),
+            "{first} and {second}: one must not begin or end with the other"
+        );
+        for aggregate in [first, second] {
+            let path = format!("/v1/{}", plural(aggregate).replace('_', "-"));
+            let served = ["\"", "/", ":"].iter().any(|end| known.paths.contains(&format!("{path}{end}")));
+            ensure!(!served, "{path} is served already: take another name, such as {name}_{aggregate}");
+        }
         // Each service has a hundred of its own, of those that start with 17.
-        let used = fleet::SERVICES.iter().flat_map(|service| service.port.into_iter().chain([service.ops_port]));
-        let highest = used.filter(|port| (17_000..18_000).contains(port)).max().unwrap_or(17_000);
-        let port = (highest / 100 + 1) * 100 + 1;
+        let port = (known.highest_port / 100 + 1) * 100 + 1;
         ensure!(port < 18_000, "no port below 18000 is left");
         Ok(Self { service: name.clone(), owner, aggregates: [first.clone(), second.clone()], port })
     }
@@ -276,6 +326,11 @@ fn edits(root: &Path, names: &Names) -> Result<Vec<(PathBuf, String)>, anyhow::E
 mod tests {
     use super::*;
 
+    fn known() -> Known {
+        let packages = ["todo", "proto", "serde"].map(ToOwned::to_owned).into();
+        Known { packages, paths: r#"get: "/v1/todos/{id}""#.to_owned(), highest_port: 17_302 }
+    }
+
     fn args(name: &str, aggregates: &[&str]) -> ServiceArgs {
         let aggregates = aggregates.iter().map(|&name| name.to_owned()).collect();
         ServiceArgs { name: name.to_owned(), owner: None, aggregates }
@@ -283,7 +338,7 @@ mod tests {
 
     #[test]
     fn names_take_the_place_of_those_of_the_templates() {
-        let names = Names::of(&args("raft", &["oar", "life_policy"])).unwrap();
+        let names = Names::of(&args("raft", &["oar", "life_policy"]), &known()).unwrap();
         for (template, text) in [
             ("A vessel, a logbook and data vessel_id", "An oar, a life_policy and data oar_id"),
             ("VesselCreatedV1 LOGBOOK_EXISTS", "OarCreatedV1 LIFE_POLICY_EXISTS"),
@@ -303,7 +358,13 @@ mod tests {
     #[test]
     fn names_that_would_not_work_are_refused_with_the_reason() {
         for (name, aggregates, why) in [
-            ("todo", ["a_b", "c_d"], "there is a service todo"),
+            ("todo", ["a_b", "c_d"], "or there already"),
+            ("match", ["a_b", "c_d"], "a word of SQL or Rust"),
+            ("serde", ["a_b", "c_d"], "a package"),
+            ("pgraft", ["a_b", "c_d"], "take another"),
+            ("raft", ["todo", "c_d"], "/v1/todos is served already"),
+            ("raft", ["tenant", "c_d"], "is a word of"),
+            ("raft", ["oar", "oar_draft"], "begin or end with the other"),
             ("Raft", ["a_b", "c_d"], "2 to 40 letters"),
             ("2nd", ["a_b", "c_d"], "a letter first"),
             ("raft", ["order", "c_d"], "take another, such as raft_order"),
@@ -314,10 +375,10 @@ mod tests {
             ("raft", ["oar", "oars"], "must differ"),
             ("raft", ["raft", "oar"], "must differ"),
         ] {
-            let refused = Names::of(&args(name, &aggregates)).unwrap_err().to_string();
+            let refused = Names::of(&args(name, &aggregates), &known()).unwrap_err().to_string();
             assert!(refused.contains(why), "{name} {aggregates:?}: {refused}");
         }
-        assert!(Names::of(&args("raft", &["oar"])).is_err());
+        assert!(Names::of(&args("raft", &["oar"]), &known()).is_err());
     }
 
     #[test]

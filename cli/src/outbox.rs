@@ -30,7 +30,7 @@ pub async fn open(context: &Context, service: &str) -> Result<Outbox, anyhow::Er
 
 #[derive(Debug, Clone, Args)]
 pub struct OutboxArgs {
-    /// Whose outbox.
+    /// The service that owns the outbox.
     #[arg(long, default_value = "todo", global = true)]
     service: String,
     #[command(subcommand)]
@@ -39,49 +39,49 @@ pub struct OutboxArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum OutboxCommand {
-    /// List the rows that could not be published, and those that wait behind them.
+    /// List the rows that could not be published, and the rows that wait behind them.
     Parked,
-    /// Publish an aggregate's parked rows after all, in their order, with the same event ids.
+    /// Publish an aggregate's parked rows, in order, with the same event ids.
     Release {
         /// The aggregate.
         aggregate: String,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Give up a parked row: it is never published. Later ones of its aggregate stay parked until they are released.
+    /// Discard a parked row: it is never published. Later rows of its aggregate stay parked until they are released.
     Discard {
-        /// The row, by its number.
+        /// The number of the row.
         seq: i64,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Publish rows once more, under new numbers and with the same event ids: what a hole in the stream has lost, as
-    /// `flotilla verify` names it.
+    /// Publish rows again, under new numbers and with the same event ids: those that the stream has lost, as
+    /// `flotilla verify` names them.
     Requeue {
-        /// The rows, by their numbers.
+        /// The numbers of the rows.
         #[arg(required = true)]
         seqs: Vec<i64>,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// After the database was moved without its sequence: set that right, and give rows that were numbered behind what
-    /// is in the stream new numbers, so that they are published.
+    /// After the database was moved without its sequence: correct the sequence, and give new numbers to rows that were
+    /// numbered behind what is in the stream, so that they are published.
     Renumber {
         #[command(flatten)]
         act: ActArgs,
     },
-    /// After Postgres was restored from an older backup, or somebody else published: remove from the stream what the
-    /// outbox does not know, and go on. It is saved first; rebuild afterwards what consumers have made of it.
+    /// After Postgres was restored from an older backup, or somebody else published: remove from the stream the messages
+    /// that the outbox does not know, and resume. They are saved first; afterwards rebuild what consumers made of them.
     Accept {
-        /// Where to save the messages that the outbox does not know, one JSON object a line.
+        /// The file for the messages that the outbox does not know, one JSON object a line.
         #[arg(long)]
         export: PathBuf,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// What happened beyond the everyday: refills, halts, parked rows, and what operators did.
+    /// List unusual events: refills, halts, parked rows, and what operators did.
     Journal {
-        /// How many lines, newest first.
+        /// The most lines to list, newest first.
         #[arg(long, default_value_t = 50)]
         lines: i64,
     },

@@ -44,19 +44,19 @@ pub struct RebuildArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum RebuildCommand {
-    /// The search index, with the mapping of this version. Run again, it goes on where it stands.
+    /// Rebuild the search index with the mapping of this version. Run again, it continues where it stopped.
     Search(SearchArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 struct SearchArgs {
-    /// What it is filled from; the stream, where that holds every event, unless told otherwise.
+    /// The source of the new index; by default the stream, where that holds every event.
     #[arg(long, value_parser = ["stream", "database"], conflicts_with_all = ["rollback", "abandon"])]
     from: Option<String>,
-    /// Bring the index that was searched before the last swap up to date, and search that again.
+    /// Update the index that was searched before the last swap, and search it again.
     #[arg(long, conflicts_with = "abandon")]
     rollback: bool,
-    /// Give up a rebuild that has begun; what is searched stays as it is.
+    /// Abandon a rebuild that has begun; the searched index stays as it is.
     #[arg(long)]
     abandon: bool,
     #[command(flatten)]

@@ -22,16 +22,16 @@ const CHUNK: usize = 10_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct ReplayArgs {
-    /// The durable consumer that gets them; nobody else does.
+    /// The durable consumer that gets the events; no other consumer does.
     #[arg(long)]
     consumer: String,
-    /// Which subjects, as NATS filters: `evt.todo.*.*.acme`.
+    /// The subjects, as NATS filters: `evt.todo.*.*.acme`.
     #[arg(long, default_value = "evt.todo.>")]
     subject: String,
-    /// Stored at or after this time (RFC 3339).
+    /// Only events stored at or after this time (RFC 3339).
     #[arg(long)]
     from: DateTime<Utc>,
-    /// Stored before this time (RFC 3339); until now when it is left out.
+    /// Only events stored before this time (RFC 3339); now by default.
     #[arg(long)]
     to: Option<DateTime<Utc>>,
     /// Only show what would be replayed.

@@ -35,7 +35,7 @@ fn edge_port() -> u16 {
 /// How to bring the fleet up.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
-    /// The gateway's port; 0 takes any free one.
+    /// The gateway's port; 0 takes any free port.
     #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = edge_port())]
     gateway_port: u16,
     /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
@@ -43,13 +43,13 @@ pub struct UpArgs {
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     telemetry: TelemetryArgs,
-    /// Take any free port for everything, not the documented ones.
+    /// Use any free ports instead of the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
     /// Put fault proxies between the services and what they call.
     #[arg(long, hide = true)]
     fault_proxy: bool,
-    /// Leave out the demo, even when there is no data yet.
+    /// Skip the demo, even when there is no data yet.
     #[arg(long)]
     no_demo: bool,
 }
@@ -57,16 +57,16 @@ pub struct UpArgs {
 /// What the services log and export.
 #[derive(Debug, Clone, Default, Args)]
 struct TelemetryArgs {
-    /// Which release or commit this is: for log lines, metrics, status and dead letters.
+    /// The release or commit, for log lines, metrics, status and dead letters.
     #[arg(long, env = "FLOTILLA_RELEASE")]
     release: Option<String>,
-    /// Have answers name it, in the header flotilla-release.
+    /// Name the release in responses, in the header flotilla-release.
     #[arg(long, env = "FLOTILLA_RELEASE_HEADER")]
     release_header: Option<bool>,
-    /// Of which share of all traces, 0 to 1, spans are exported and lines are logged of what went well.
+    /// The share of all traces, 0 to 1, for which spans are exported and successes are logged.
     #[arg(long, env = "FLOTILLA_SAMPLE", value_parser = share)]
     sample: Option<f64>,
-    /// What the services log: a level, or several as target=level, with commas.
+    /// What the services log: a level, or target=level pairs separated by commas.
     #[arg(long, env = "FLOTILLA_LOG")]
     log: Option<String>,
 }
@@ -94,7 +94,7 @@ impl TelemetryArgs {
 pub struct SuperviseArgs {
     #[command(flatten)]
     up: UpArgs,
-    /// Stop when standard input ends: when whoever started this is gone.
+    /// Stop when standard input ends: when the process that started this is gone.
     #[arg(long)]
     until_stdin_ends: bool,
     /// Remove the folder after the stop.

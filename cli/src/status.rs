@@ -31,10 +31,10 @@ const JOURNAL: i64 = 5;
 
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
-    /// Show it again and again, until Ctrl-C.
+    /// Refresh the status until Ctrl-C.
     #[arg(long)]
     watch: bool,
-    /// How often, in seconds.
+    /// The refresh interval, in seconds.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     every: u64,
 }

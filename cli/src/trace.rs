@@ -19,7 +19,7 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
-    /// 32 hex digits, or a whole traceparent.
+    /// The trace id: 32 hex digits, or a whole traceparent.
     #[arg(value_parser = trace_id)]
     id: String,
 }

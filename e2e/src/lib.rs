@@ -9,7 +9,7 @@ use std::time::Duration;
 use devstack::supervisor::{BoardFile, State, Unit, read_board};
 use reqwest::{Method, Response};
 use serde_json::Value;
-use testkit::{parts, unique};
+use testkit::{backing, unique};
 use tokio::process::{Child, Command};
 
 /// How long a fleet may take to come up; on a fresh machine the parts are fetched first.
@@ -26,7 +26,7 @@ pub struct Fleet {
 /// The program under test.
 #[must_use]
 pub fn flotilla() -> PathBuf {
-    parts::programs().join("flotilla")
+    backing::programs().join("flotilla")
 }
 
 impl Fleet {

@@ -14,7 +14,7 @@ struct Copy(PathBuf);
 
 impl Copy {
     fn make() -> Self {
-        let folder = testkit::parts::home().with_file_name("new-service");
+        let folder = testkit::backing::home().with_file_name("new-service");
         let copy = Self(folder.join("copy"));
         fs::remove_dir_all(&copy.0).ok();
         let tracked = copy.tracked();
@@ -102,19 +102,32 @@ fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
     // The same packages each time, so that their dependencies are built once. The command is what starts the parts for tests, from the table
     // that knows the service.
     let of = |args: &[&str]| {
-        let packages = ["cli", "ferry", "contracts", "fleet", "proto"].map(|name| ["--package", name]).concat();
+        let packages =
+            ["cli", "ferry", "contracts", "fleet", "proto", "gateway"].map(|name| ["--package", name]).concat();
         copy.run("cargo", &[&args[..1], &["--quiet"], &packages, &args[1..]].concat())
     };
     of(&["build", "--bins", "--tests"]);
     of(&["clippy", "--bins", "--tests", "--", "-D", "warnings"]);
     of(&["test"]);
     copy.run("scripts/buf.sh", &["lint", "proto"]);
-    copy.run("bash", &["-c", "cd services/ferry && test -s errors.md && test -s runbook.md"]);
+    for code in ["OAR_NOT_FOUND", "LIFE_POLICY_NOT_FOUND", "LIFE_POLICY_EXISTS"] {
+        let errors = fs::read_to_string(copy.0.join("services/ferry/errors.md")).unwrap();
+        assert!(errors.contains(&format!("## {code}\n")), "{errors}");
+    }
+    // One built of the old table gives the next service other ports.
+    copy.run(flotilla(), &["new", "service", "tender", "--aggregates", "buoy,anchor_chain"]);
+    let table = fs::read_to_string(copy.0.join("crates/fleet/src/services.rs")).unwrap();
+    assert!(table.contains("17401") && table.contains("17501"), "{table}");
     // A second time it says so, and writes nothing.
     let (changed_before, new_before) = copy.differing();
-    let again = Command::new(flotilla()).args(["new", "service", "todo"]).current_dir(&copy.0).output().unwrap();
-    assert!(String::from_utf8_lossy(&again.stderr).contains("there is a service todo"));
-    let there = Command::new(flotilla()).args(["new", "service", "ferry"]).current_dir(&copy.0).output().unwrap();
-    assert!(String::from_utf8_lossy(&there.stderr).contains("is there already"), "{there:?}");
+    let again = Command::new(flotilla())
+        .args(["new", "service", "todo", "--aggregates", "a_b,c_d"])
+        .current_dir(&copy.0)
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("or there already"));
+    let args = ["new", "service", "ferry", "--aggregates", "oar,life_policy"];
+    let there = Command::new(flotilla()).args(args).current_dir(&copy.0).output().unwrap();
+    assert!(String::from_utf8_lossy(&there.stderr).contains("or there already"), "{there:?}");
     assert_eq!(copy.differing(), (changed_before, new_before));
 }

@@ -263,7 +263,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     let shown = world.fleet.json(&["dlq", "show", &id]).await;
     assert_eq!(shown["event"]["tenant"], "globex");
     assert_eq!(shown["traceId"].as_str().unwrap().len(), 32);
-    assert!(shown["story"][0]["version"].as_str().unwrap().starts_with("search-projector "), "{shown}");
+    assert!(shown["failures"][0]["version"].as_str().unwrap().starts_with("search-projector "), "{shown}");
     assert_eq!(world.verify(&[]).await.1[4], 10, "the read model lacks them");
 
     let status = world.fleet.json(&["status"]).await;

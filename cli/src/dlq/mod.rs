@@ -52,38 +52,38 @@ pub struct DlqArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum DlqCommand {
-    /// List letters, those that died last first.
+    /// List letters, newest failure first.
     List {
         #[command(flatten)]
         which: SelectArgs,
-        /// How many at most.
+        /// The most letters to list.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         limit: i64,
     },
-    /// The causes: letters that died alike, by consumer, event type and error.
+    /// List the causes: letters grouped by consumer, event type and error.
     Groups {
         #[command(flatten)]
         which: SelectArgs,
     },
-    /// One letter with its event, its headers and every time it died.
+    /// Show one letter with its event, its headers and every failure.
     Show {
         /// The letter.
         id: i64,
-        /// Print its event alone, as it would be replayed: to mend it and give it to `edit`.
+        /// Print only its event, as it would be replayed: correct it and pass it to `edit`.
         #[arg(long)]
         event: bool,
     },
-    /// Put a mended event in the place of a dead one, for its replay; the original is kept.
+    /// Replace a letter's event with a corrected one for its replay; the original is kept.
     Edit {
         /// The letter.
         id: i64,
-        /// The whole event, as JSON; `-` reads it from standard input. It must follow the schema of its type.
+        /// The whole event, as JSON; `-` reads standard input. It must follow the schema of its type.
         #[arg(long)]
         file: PathBuf,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Give letters up: they are never replayed, and hold up no later event of their aggregate any more.
+    /// Discard letters: they are never replayed, and no longer hold up later events of their aggregate.
     Discard {
         #[command(flatten)]
         which: SelectArgs,
@@ -93,21 +93,21 @@ enum DlqCommand {
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Replay letters to the consumer that failed, as a job that goes on without this command.
+    /// Replay letters to the consumer that failed, as a job that continues without this command.
     Replay {
         #[command(flatten)]
         which: SelectArgs,
         #[command(flatten)]
         pace: PaceArgs,
-        /// Only show what would be replayed, in its order, and what cannot be handled as it is.
+        /// Only show what would be replayed, in order, and what cannot be handled as it is.
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// The jobs, newest first.
+    /// List the jobs, newest first.
     Jobs {
-        /// How many at most.
+        /// The most jobs to list.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         limit: i64,
     },
@@ -116,32 +116,32 @@ enum DlqCommand {
         /// The job.
         job: i64,
     },
-    /// Send nothing more of a job until it is resumed.
+    /// Pause a job: it sends nothing more until it is resumed.
     Pause {
         /// The job.
         job: i64,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// Have a paused job go on.
+    /// Resume a paused job.
     Resume {
         /// The job.
         job: i64,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// End a job: what it has not sent stays a letter.
+    /// Abort a job: what it has not sent stays a letter.
     Abort {
         /// The job.
         job: i64,
         #[command(flatten)]
         act: ActArgs,
     },
-    /// How many letters there are, by state: the states add up to all of them.
+    /// Count the letters by state: the states add up to all letters.
     Stats,
-    /// Who did what, when and why, newest first.
+    /// List who did what, when and why, newest first.
     Audit {
-        /// How many lines at most.
+        /// The most lines to list.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         lines: i64,
     },
@@ -150,36 +150,36 @@ enum DlqCommand {
 /// Which letters.
 #[derive(Debug, Clone, Args)]
 struct SelectArgs {
-    /// These letters, by number.
+    /// The numbers of the letters.
     ids: Vec<i64>,
-    /// Of this consumer.
+    /// Only letters of this consumer.
     #[arg(long)]
     consumer: Option<String>,
-    /// Of this group (`flotilla dlq groups`).
+    /// Only letters of this group (`flotilla dlq groups`).
     #[arg(long)]
     group: Option<String>,
-    /// Of this event type.
+    /// Only letters of this event type.
     #[arg(long = "type")]
     event_type: Option<String>,
-    /// Of this tenant.
+    /// Only letters of this tenant.
     #[arg(long)]
     tenant: Option<String>,
-    /// Of this aggregate.
+    /// Only letters of this aggregate.
     #[arg(long)]
     aggregate: Option<String>,
-    /// With this text in a reason for which they died.
+    /// Only letters with this text in a failure reason.
     #[arg(long)]
     error: Option<String>,
-    /// Died last at or after this time (RFC 3339).
+    /// Only letters whose last failure is at or after this time (RFC 3339).
     #[arg(long)]
     since: Option<DateTime<Utc>>,
-    /// Died last before this time (RFC 3339).
+    /// Only letters whose last failure is before this time (RFC 3339).
     #[arg(long)]
     until: Option<DateTime<Utc>>,
-    /// In this state. To replay and to discard, always those that are not settled.
+    /// Only letters in this state. Replay and discard always take the unsettled ones.
     #[arg(long, value_parser = ["unsettled", "open", "failed_again", "handled", "discarded", "all"], default_value = "unsettled")]
     state: String,
-    /// Every unsettled letter; needed when nothing else narrows what is replayed or discarded.
+    /// Every unsettled letter; required when nothing else narrows what is replayed or discarded.
     #[arg(long)]
     all: bool,
 }
@@ -221,16 +221,16 @@ impl SelectArgs {
 /// How a job goes.
 #[derive(Debug, Clone, Args)]
 pub struct PaceArgs {
-    /// So many go first; the rest follows once they are settled and not too many of them failed.
+    /// How many go first; the rest follow once these are settled and not too many of them failed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(0..=100_000))]
     canary: i64,
-    /// At most so many a second; after the canary the rate doubles every second up to this.
+    /// The most events a second; after the canary the rate doubles every second up to this.
     #[arg(long, default_value_t = 50.0)]
     rate: f64,
-    /// The job aborts itself when more than this share of what is settled has failed: 0 to 1.
+    /// The job aborts when more than this share of the settled events has failed: 0 to 1.
     #[arg(long, default_value_t = 0.1)]
     max_failures: f64,
-    /// Do not wait for the end of the job: `flotilla dlq watch` follows it.
+    /// Do not wait for the job to end: `flotilla dlq watch` follows it.
     #[arg(long)]
     detach: bool,
 }
@@ -414,7 +414,7 @@ async fn watch(context: &Context, jobs: &mut Jobs, id: i64) -> Result<(), anyhow
     bar.finish_and_clear();
     let text = format!(
         "Job {id} is {}: {} handled, {} failed again, {} left out, of {}. {}",
-        job.state, job.handled, job.failed, job.skipped, job.total, job.story
+        job.state, job.handled, job.failed, job.skipped, job.total, job.detail
     );
     say(context, &json_of(&job)?, &text);
     if job.handled == job.total {

@@ -76,7 +76,7 @@ fn whole_json(letter: &WholeLetter, line: &Letter) -> Result<Value, anyhow::Erro
         "storedAt": processes::time(letter.stored_at.as_ref()), "sequence": letter.sequence, "traceId": letter.trace_id,
         "headers": any(letter.headers.as_bytes()), "settledBy": letter.settled_by,
         "settledAt": letter.settled_at.as_ref().and_then(proto::time),
-        "story": letter.deaths.iter().map(processes::json).collect::<Result<Vec<_>, _>>()?,
+        "failures": letter.deaths.iter().map(processes::json).collect::<Result<Vec<_>, _>>()?,
         "event": read(&letter.payload), "editedEvent": read(&letter.edited),
     });
     if let (Some(whole), Value::Object(more)) = (whole.as_object_mut(), more) {
@@ -204,7 +204,7 @@ pub fn jobs(context: &Context, jobs: &[Job]) -> Result<(), anyhow::Error> {
             job.skipped.to_string(),
             job.actor.clone(),
             short(&job.reason, 40),
-            short(&job.story, 60),
+            short(&job.detail, 60),
         ]
     };
     let rows: Vec<_> = jobs.iter().map(row).collect();

@@ -38,27 +38,27 @@ const MAX_REASONS: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
-    /// The file: todo.txt (with `rec:1w` or `rec:+1w` beside `due:`, a task recurs), or CSV with a head of title, notes, labels,
+    /// The file: todo.txt (with `rec:1w` or `rec:+1w` beside `due:`, a task recurs), or CSV with a header of title, notes, labels,
     /// due, assignee, completed.
     file: PathBuf,
     #[command(flatten)]
     who: Who,
-    /// What the file is; by its name if not said.
+    /// The file's format; by default its name decides.
     #[arg(long)]
     format: Option<Format>,
-    /// Leave out the columns of a CSV that no todo has, instead of refusing the file.
+    /// Ignore CSV columns that no todo has, instead of refusing the file.
     #[arg(long)]
     ignore_other_columns: bool,
-    /// How many writes may be under way; with 1, the todos are made in the order of the file (lists show the newest first).
+    /// How many writes may run at once; with 1, todos are created in the file's order (lists show the newest first).
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
 enum Format {
-    /// One task a line.
+    /// One task per line.
     TodoTxt,
-    /// Values between commas, semicolons or tabs, with a head.
+    /// Values separated by commas, semicolons or tabs, with a header.
     Csv,
 }
 

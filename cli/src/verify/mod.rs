@@ -29,21 +29,21 @@ const EXAMPLES: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// Only what is of this tenant.
+    /// Only this tenant's events and todos.
     #[arg(long)]
     tenant: Option<TenantId>,
     /// Only events written, and todos changed, at or after this time (RFC 3339).
     #[arg(long)]
     from: Option<DateTime<Utc>>,
-    /// Only those before this time (RFC 3339).
+    /// Only events written, and todos changed, before this time (RFC 3339).
     #[arg(long)]
     to: Option<DateTime<Utc>>,
     #[arg(skip = Which::Searched)]
     which: Which,
-    /// Read at most so many rows a second of each part, to spare a fleet at work.
+    /// The most rows to read a second from each source, to spare a running fleet.
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// How long to wait for the projector before what differs is looked at again, in seconds.
+    /// How long to wait for the projector before checking differences again, in seconds.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3_600))]
     patience: u64,
 }

@@ -1,7 +1,7 @@
-//! What the administration makes before services start: the streams that all consumers share, and durable consumers. A
-//! service only looks at them: the right to make one is the right to have its messages sent to any subject.
+//! Setup before services start: creates the streams that all consumers share, and durable consumers. A service only
+//! checks them: the right to make one is the right to have its messages sent to any subject.
 //!
-//! Making is repeatable. What is there already is changed where it is not as it was asked for, but for the limits of streams.
+//! Setup is repeatable. It changes what is not as it was asked for, except the limits of streams.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
 use crate::pull::{ACK_WAIT, BEGINS_BEHIND, Config};
-use crate::{backstop, dead_letter, keep, replay};
+use crate::{backstop, dead_letter, dead_letter_reader, replay};
 
 /// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
 const MAX_EXPIRES: Duration = Duration::from_secs(30);
-/// What JetStream has by itself.
+/// JetStream's default.
 const MOST_IN_HAND: i64 = 1_000;
 /// The most bytes of dead letters: some millions of them. Their own, and none of the disk that events need.
 const LETTERS_BYTES: i64 = 4 << 30;
@@ -41,7 +41,7 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
     let replays = stream::Config {
         name: replay::STREAM.to_owned(),
         subjects: vec!["replay.>".to_owned(), "replayed.*".to_owned()],
-        // By then whoever replays has read what became of it.
+        // By then the sender of a replay has read its outcome.
         max_age: 7 * DAY,
         ..file()
     };
@@ -61,9 +61,9 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
     Ok(())
 }
 
-/// Makes a stream. One that is there is changed in its subjects, its replicas and what it refuses; never in what takes
-/// messages away, its limits. A bound in bytes at which it refuses is set where there is none, at twice what it holds if that is more; one that
-/// somebody has set stays.
+/// Creates a stream. Changes an existing one in its subjects, its replicas and what it refuses; never in its limits, which
+/// remove messages. Sets a bound in bytes at which it refuses where there is none, at twice what it holds if that is more;
+/// one that somebody has set stays.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -155,7 +155,7 @@ pub async fn durables(
     self::durable(records, backstop::STREAM, given_up).await
 }
 
-/// Makes what a [`crate::Keeper`] of this name pulls by.
+/// Makes what a [`crate::DeadLetterReader`] of this name pulls by.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -165,7 +165,7 @@ pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), a
             durable_name: Some(durable.to_owned()),
             filter_subject: filter.to_owned(),
             ack_policy: AckPolicy::Explicit,
-            ack_wait: keep::ACK_WAIT,
+            ack_wait: dead_letter_reader::ACK_WAIT,
             max_deliver: -1,
             max_ack_pending: MOST_IN_HAND,
             max_expires: MAX_EXPIRES,

@@ -1,5 +1,5 @@
 //! Whether the stream still holds what effects were made of. A restore of the producer's database takes events back that
-//! were handled; once the stream is restored, emptied or made anew with it, only the effects still know of them.
+//! were handled; once the stream is restored, emptied or created again with it, only the effects still know of them.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::rewind::Rewinder;
 use crate::settle::{micros, now};
 
 /// By this header a message says which row of its producer's outbox it is (crate `outbox`). The rows of a stream are in order,
-/// also when it is restored or made anew and filled again, at other places; but for newer ones at its beginning, which came
+/// also when it is restored or created and filled again, at other sequences; except newer ones at its beginning, which came
 /// between a purge and the refill.
 const ROW: &str = "Outbox-Seq";
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// its row, the effects are of a history that was undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// Its place in the stream; where it is looked for first.
+    /// Its sequence in the stream; the search for it begins there.
     pub sequence: u64,
     /// Its row in its producer's outbox.
     pub row: u64,
@@ -39,7 +39,7 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// What a message says of itself; none of what is no event, or comes from no outbox.
+    /// The anchor of a message; none of what is no event, or comes from no outbox.
     fn of(message: &StreamMessage) -> Option<Self> {
         let (mut attributes, _) = event::parse(Some(&message.headers), &message.payload).ok()?;
         let event = attributes.remove("id")?;
@@ -56,8 +56,8 @@ fn row(message: &StreamMessage) -> Option<u64> {
 }
 
 impl Rewinder {
-    /// The event at this place of the stream, up to which all was handled just now; none when there is none that could be
-    /// looked for again, or the stream is another one by now.
+    /// The event at this sequence of the stream, up to which all was handled just now; none when there is none that could be
+    /// searched for again, or the stream is another one by now.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it.
@@ -113,7 +113,7 @@ async fn at(stream: &Stream<()>, sequence: u64) -> Result<Option<StreamMessage>,
     }
 }
 
-/// Looks for the message of a row, by halves.
+/// Finds the message of a row, by binary search.
 async fn by_row(stream: &Stream<()>, info: &Info, wanted: u64) -> Result<Option<StreamMessage>, anyhow::Error> {
     let (mut from, mut to) = (info.state.first_sequence.max(1), info.state.last_sequence + 1);
     while info.state.messages > 0 && from < to {
@@ -148,13 +148,13 @@ pub struct Anchored<'a> {
 }
 
 impl Anchored<'_> {
-    /// Looks whether the stream holds the anchor, and notes a newer one when it does; again and again.
+    /// Checks whether the stream holds the anchor, and notes a newer one when it does; again and again.
     pub async fn keep(&self) -> Result<(), anyhow::Error> {
         let (mut tick, mut said) = (tokio::time::interval(LOOK_EVERY), false);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            // Nothing is noted before the stream is open, nor while NATS or the database is away.
+            // Nothing is noted before the stream is open, nor while NATS or the database is unavailable.
             let looked = self.look().await;
             let failed = looked.is_err();
             if let Err(error) = looked

@@ -1,7 +1,7 @@
 //! What nobody else would notice: messages that JetStream itself gave up on (a delivery limit that somebody set, a
 //! message that somebody terminated), and a consumer whose acknowledged floor stands still although something waits.
 //!
-//! JetStream tells of the former by advisories, at most once. A stream keeps those, so that they are still there when
+//! JetStream reports the former by advisories, at most once. A stream keeps those, so that they are still there when
 //! nobody was listening; each becomes a dead letter with the message that it names.
 
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::dead_letter::{self, Letter};
 use crate::event;
 use crate::inbox::Inbox;
 use crate::pull::{Config, Status};
-use crate::settle::{Failed, Settler};
+use crate::settle::{Acker, Failed};
 
 /// The stream that keeps the advisories.
 pub const STREAM: &str = "ADVISORIES";
 pub const KINDS: [&str; 2] = ["MAX_DELIVERIES", "MSG_TERMINATED"];
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// From when on a floor that stands still is said aloud.
+/// How long a floor may stand still before it is reported.
 const STALLED: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
@@ -38,19 +38,19 @@ struct Advisory {
     reason: String,
 }
 
-/// Looks after one consumer.
+/// Watches one consumer.
 pub struct Backstop<'a> {
-    settler: &'a Settler,
+    acker: &'a Acker,
     status: &'a watch::Sender<Status>,
     inbox: Option<&'a Inbox>,
 }
 
 impl<'a> Backstop<'a> {
-    pub const fn new(settler: &'a Settler, status: &'a watch::Sender<Status>, inbox: Option<&'a Inbox>) -> Self {
-        Self { settler, status, inbox }
+    pub const fn new(acker: &'a Acker, status: &'a watch::Sender<Status>, inbox: Option<&'a Inbox>) -> Self {
+        Self { acker, status, inbox }
     }
 
-    /// Until `stop`. What is down is waited for.
+    /// Runs until `stop`; waits for what is down.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut floor = Floor { at: 0, since: Instant::now(), said: false };
         let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -59,7 +59,7 @@ impl<'a> Backstop<'a> {
                 warn!(consumer = self.config().durable, error = format!("{error:#}"), "the backstop cannot look");
             }
         }
-        // Whoever stops says nothing more: what it said last must not stand for ever.
+        // A stopping process reports nothing more: its last report must not stand for ever.
         for name in [
             "consumer_pending",
             "consumer_stalled_seconds",
@@ -73,11 +73,11 @@ impl<'a> Backstop<'a> {
     }
 
     const fn config(&self) -> &Config {
-        &self.settler.config
+        &self.acker.config
     }
 
     async fn look(&self, floor: &mut Floor) -> Result<(), anyhow::Error> {
-        let stream = self.settler.js.get_stream(&self.config().stream).await.context("opening the stream")?;
+        let stream = self.acker.js.get_stream(&self.config().stream).await.context("opening the stream")?;
         let consumer: PullConsumer =
             stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
         let info = consumer.cached_info();
@@ -113,7 +113,7 @@ impl<'a> Backstop<'a> {
 
     async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {
         let Config { stream, durable, .. } = self.config();
-        let advisories = self.settler.js.get_stream(STREAM).await.context("opening the stream of advisories")?;
+        let advisories = self.acker.js.get_stream(STREAM).await.context("opening the stream of advisories")?;
         let consumer: PullConsumer = advisories
             .get_consumer(&self::durable(stream, durable))
             .await
@@ -127,7 +127,7 @@ impl<'a> Backstop<'a> {
             let reason = format!("JetStream gave up on it: {kind} {}", advisory.reason);
             match events.get_raw_message(advisory.stream_seq).await {
                 Ok(given_up) => {
-                    // Before the letter, so that no later event of the aggregate slips by.
+                    // Do this before the letter, so that no later event of the aggregate slips by.
                     let event = event::parse(Some(&given_up.headers), &given_up.payload).ok().map(|(event, _)| event);
                     let dead = self.inbox.zip(event.as_ref());
                     if let Some((inbox, event)) = dead {
@@ -140,7 +140,7 @@ impl<'a> Backstop<'a> {
                     let letter = Letter::stored(given_up);
                     error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
                     let failed = Failed { times: advisory.deliveries, first: letter.stored_at() };
-                    dead_letter::store(self.settler, &letter, &reason, failed).await?;
+                    dead_letter::store(self.acker, &letter, &reason, failed).await?;
                     if let Some((inbox, event)) = dead {
                         let name = |name: &str| event.get(name).map(String::as_str).unwrap_or_default();
                         inbox.remember_letter(durable, name("source"), name("id")).await?;
@@ -181,7 +181,7 @@ pub fn look_for_trimmed(config: &Config, status: &watch::Sender<Status>, first: 
     }
 }
 
-/// What the advisories about a durable consumer are read by.
+/// The name of the durable consumer that reads the advisories about another one.
 pub fn durable(stream: &str, durable: &str) -> String {
     format!("backstop-{stream}-{durable}")
 }

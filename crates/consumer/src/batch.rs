@@ -17,16 +17,16 @@ use crate::event::Event;
 use crate::handler;
 use crate::lines::Line;
 use crate::pull::{self, Config, Messages};
-use crate::settle::{Place, Read, Settler, Unknown, Verdict, delay, now};
+use crate::settle::{Acker, Place, Read, Unknown, Verdict, delay, now};
 
 /// What has come and is not at work.
 #[derive(Default)]
-struct Gathered {
+struct Buffer {
     messages: Vec<jetstream::Message>,
     since: Option<Instant>,
 }
 
-impl Gathered {
+impl Buffer {
     fn push(&mut self, message: jetstream::Message) {
         self.since.get_or_insert_with(Instant::now);
         self.messages.push(message);
@@ -41,7 +41,7 @@ impl Gathered {
 
 /// One pull, until `stop` or until it is broken. What is at work is finished either way.
 pub async fn run<H, F>(
-    settler: &Settler,
+    acker: &Acker,
     stop: &CancellationToken,
     messages: &mut Messages<'_>,
     handler: &mut H,
@@ -51,20 +51,20 @@ where
     H: FnMut(Vec<Event>) -> F,
     F: Future<Output = Vec<Verdict>>,
 {
-    let full = settler.config.batch;
-    let mut gathered = Gathered::default();
+    let full = acker.config.batch;
+    let mut gathered = Buffer::default();
     let mut at_work = FuturesUnordered::new();
     // These are handled one at a time.
     let mut suspects: VecDeque<jetstream::Message> = VecDeque::new();
     let mut suspect_at_work = FuturesUnordered::new();
     let mut begin = |messages| {
-        let mut batch = take_apart(settler, messages);
+        let mut batch = take_apart(acker, messages);
         let events = std::mem::take(&mut batch.events);
         let work = (!events.is_empty()).then(|| {
-            let span = settler.span(&events);
-            handler::outcome(handler::begin(|| handler(events)), settler.config.handle_within).instrument(span)
+            let span = acker.span(&events);
+            handler::outcome(handler::begin(|| handler(events)), acker.config.handle_within).instrument(span)
         });
-        handle(settler, stop, batch, work)
+        handle(acker, stop, batch, work)
     };
     let mut progress = pull::progress();
     let broken = loop {
@@ -73,8 +73,8 @@ where
         {
             suspect_at_work.push(begin(vec![suspect]));
         }
-        let room = at_work.len() < settler.config.in_flight.max(1);
-        let due = gathered.due(&settler.config).filter(|_| room);
+        let room = at_work.len() < acker.config.in_flight.max(1);
+        let due = gathered.due(&acker.config).filter(|_| room);
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
@@ -97,7 +97,7 @@ where
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 let messages = std::mem::take(&mut gathered).messages.into_iter();
-                let (alone, together): (Vec<_>, Vec<_>) = messages.partition(|message| settler.is_suspect(message));
+                let (alone, together): (Vec<_>, Vec<_>) = messages.partition(|message| acker.is_suspect(message));
                 suspects.extend(alone);
                 at_work.push(begin(together));
             }
@@ -115,9 +115,9 @@ where
             }
         }
     };
-    // Nobody has begun with these: the next process, or the next pull, has them at once.
+    // Nobody has begun with these: the next process, or the next pull, gets them at once.
     for message in gathered.messages.into_iter().chain(suspects) {
-        settler.acknowledge(&message, "left", AckKind::Nak(Some(delay(1)))).await.ok();
+        acker.acknowledge(&message, "left", AckKind::Nak(Some(delay(1)))).await.ok();
     }
     let mut rest = streams::select(at_work, suspect_at_work);
     while let Some(settled) = rest.next().await {
@@ -131,7 +131,7 @@ where
 #[derive(Default)]
 struct Batch {
     events: Vec<Event>,
-    /// Of each event its message, its place in the stream, when it was stored, and its log line.
+    /// For each event its message, its position in the stream, when it was stored, and its log line.
     messages: Vec<jetstream::Message>,
     facts: Vec<(Place, DateTime<Utc>, Line)>,
     /// Those of types that the handler does not know.
@@ -141,10 +141,10 @@ struct Batch {
     discarded: Vec<(jetstream::Message, Place)>,
 }
 
-fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
+fn take_apart(acker: &Acker, messages: Vec<jetstream::Message>) -> Batch {
     let mut batch = Batch::default();
     for message in messages {
-        match settler.read(&message) {
+        match acker.read(&message) {
             Read::Event(event, place) if event.replay.as_ref().is_some_and(|replay| replay.discarded) => {
                 batch.discarded.push((message, place));
             }
@@ -163,7 +163,7 @@ fn take_apart(settler: &Settler, messages: Vec<jetstream::Message>) -> Batch {
 
 /// Settles each event of a batch by its verdict, and what was nothing for the handler.
 async fn handle(
-    settler: &Settler,
+    acker: &Acker,
     stop: &CancellationToken,
     batch: Batch,
     work: Option<impl Future<Output = Result<Vec<Verdict>, String>>>,
@@ -178,11 +178,11 @@ async fn handle(
         Ok(verdicts) => verdicts,
         Err(reason) if messages.len() == 1 => vec![Verdict::Retry(reason)],
         Err(reason) => {
-            error!(consumer = settler.config.durable, events = messages.len(), reason, "each is handled alone");
+            error!(consumer = acker.config.durable, events = messages.len(), reason, "each is handled alone");
             for (message, (place, _, line)) in messages.drain(..).zip(facts.drain(..)) {
-                settler.failures.suspect(place);
-                line.write(&settler.config.durable, "retry", started.elapsed());
-                settler.acknowledge(&message, "retry", AckKind::Nak(Some(delay(1)))).await?;
+                acker.failures.suspect(place);
+                line.write(&acker.config.durable, "retry", started.elapsed());
+                acker.acknowledge(&message, "retry", AckKind::Nak(Some(delay(1)))).await?;
             }
             Vec::new()
         }
@@ -192,42 +192,42 @@ async fn handle(
     let took = started.elapsed();
     for ((message, verdict), (place, stored_at, line)) in messages.iter().zip(verdicts).zip(facts) {
         let outcome = if stop.is_cancelled() && matches!(verdict, Verdict::Retry(_)) { "left" } else { verdict.name() };
-        line.write(&settler.config.durable, outcome, took);
+        line.write(&acker.config.durable, outcome, took);
         if verdict == Verdict::Done && !place.0 {
-            settler.record_age(now() - stored_at);
+            acker.record_age(now() - stored_at);
         }
         settled.push(match verdict {
             // Stopping is nobody's failure, however often it happens: the next process has it soon.
             Verdict::Retry(_) if stop.is_cancelled() => {
-                settler.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).boxed()
+                acker.acknowledge(message, "left", AckKind::Nak(Some(delay(1)))).boxed()
             }
-            verdict => settler.settle(message, place, verdict).boxed(),
+            verdict => acker.settle(message, place, verdict).boxed(),
         });
     }
-    settled.extend(discarded.iter().map(|(message, place)| settler.handled(message, *place, "discarded").boxed()));
+    settled.extend(discarded.iter().map(|(message, place)| acker.handled(message, *place, "discarded").boxed()));
     settled.extend(others.iter().map(|(message, reason)| match reason {
-        Ok(reason) => settler.skip(message, reason).boxed(),
-        Err(reason) => settler.reject(message, reason.clone()).boxed(),
+        Ok(reason) => acker.skip(message, reason).boxed(),
+        Err(reason) => acker.reject(message, reason.clone()).boxed(),
     }));
     all(settled).await?;
     let (mut asked, mut settled) = (None, Vec::new());
     for (message, event, place) in &unknown {
-        settled.push(match settler.unknown(event, &mut asked).await? {
-            Unknown::Skip(reason) => settler.skip(message, reason).boxed(),
-            Unknown::Failed(reason) if place.0 => settler.settle(message, *place, Verdict::Reject(reason)).boxed(),
-            Unknown::Failed(reason) => settler.settle(message, *place, Verdict::Retry(reason)).boxed(),
+        settled.push(match acker.unknown(event, &mut asked).await? {
+            Unknown::Skip(reason) => acker.skip(message, reason).boxed(),
+            Unknown::Failed(reason) if place.0 => acker.settle(message, *place, Verdict::Reject(reason)).boxed(),
+            Unknown::Failed(reason) => acker.settle(message, *place, Verdict::Retry(reason)).boxed(),
         });
     }
     all(settled).await
 }
 
-/// Settles together, each to its end: every death waits for the stream of letters to answer, and one after the other they
-/// would outlast `ACK_WAIT`. The first error, if there is one.
+/// Settles together, each to its end: every dead letter waits for its stream to answer, and one after the other they
+/// would outlast `ACK_WAIT`. Returns the first error, if there is one.
 async fn all(settled: Vec<BoxFuture<'_, Result<(), anyhow::Error>>>) -> Result<(), anyhow::Error> {
     join_all(settled).await.into_iter().collect()
 }
 
-/// Runs the handler, and tells the server meanwhile that work goes on.
+/// Runs the handler, and meanwhile reports progress to the server.
 async fn watched<T>(work: impl Future<Output = T>, messages: &[jetstream::Message]) -> T {
     let mut work = std::pin::pin!(work);
     let mut progress = pull::progress();
@@ -239,7 +239,7 @@ async fn watched<T>(work: impl Future<Output = T>, messages: &[jetstream::Messag
     }
 }
 
-/// Tells the server that these are in hand: else it delivers them again.
+/// Reports to the server that these are in hand: else it delivers them again.
 async fn report(messages: &[jetstream::Message]) {
     for message in messages {
         message.ack_with(AckKind::Progress).await.ok();

@@ -89,7 +89,7 @@ impl Claim {
         Err(NotClaimed::Refused)
     }
 
-    /// Says that the transaction that claimed the event has committed. Without it the event is claimed once more when the handler
+    /// Reports that the transaction that claimed the event has committed. Without it the event is claimed once more when the handler
     /// has ended: so is one that needed no transaction.
     pub fn committed(&self) {
         *self.state() = State::Committed;

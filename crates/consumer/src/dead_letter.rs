@@ -1,5 +1,5 @@
 //! Where events go that cannot be handled: a stream that refuses rather than drops, each letter whole and with its
-//! story in headers. The subject is `dlq.<consumer>.<the event's subject>`.
+//! failure history in headers. The subject is `dlq.<consumer>.<the event's subject>`.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use chrono::{DateTime, Utc};
 
 use crate::pull::Config;
 use crate::replay;
-use crate::settle::{Failed, Settler};
+use crate::settle::{Acker, Failed};
 
 /// The dead-letter stream of the fleet.
 pub const STREAM: &str = "DLQ";
 
-/// What JetStream stores of headers at most, in bytes.
+/// The most bytes of headers that JetStream stores.
 const MAX_HEADERS: usize = 65_535;
-/// What a letter's story and the server's own headers take at most: a reason of 1,000 characters, some names, two subjects.
+/// What a letter's failure history and the server's own headers take at most: a reason of 1,000 characters, names, two subjects.
 const ROOM_FOR_OUR_HEADERS: usize = 6_144;
 
 /// A message, whole, to become a letter.
@@ -34,7 +34,7 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// Of a message as it was delivered.
+    /// The letter of a message as it was delivered.
     pub fn of(message: &jetstream::Message) -> Result<Self, anyhow::Error> {
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
         let origin = replay::origin(message, &info);
@@ -48,7 +48,7 @@ impl Letter {
         })
     }
 
-    /// Of a message as the stream holds it.
+    /// The letter of a message as the stream holds it.
     pub fn stored(message: StreamMessage) -> Self {
         Self {
             subject: message.subject.to_string(),
@@ -66,11 +66,11 @@ impl Letter {
     }
 }
 
-/// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its story goes
+/// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its history goes
 /// without its payload (or its headers), which stays in its stream for as long as that keeps it: the header
 /// `Dlq-Payload-Left` (`Dlq-Headers-Left`) says so.
-pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Failed) -> Result<(), anyhow::Error> {
-    let Config { stream, durable: consumer, version, .. } = &settler.config;
+pub async fn store(acker: &Acker, letter: &Letter, reason: &str, failed: Failed) -> Result<(), anyhow::Error> {
+    let Config { stream, durable: consumer, version, .. } = &acker.config;
     let mut headers = HeaderMap::new();
     for (name, values) in letter.headers.iter() {
         let text: &str = name.as_ref();
@@ -106,8 +106,8 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Fai
     if let Some(replay) = &letter.replay {
         headers.insert("Dlq-Replay", replay.as_str());
     }
-    // The server closes the connection of whoever sends more.
-    let room = settler.nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
+    // The server closes the connection of a client that sends more.
+    let room = acker.nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
     let payload = if letter.payload.len() <= room {
         letter.payload.clone()
     } else {
@@ -117,11 +117,11 @@ pub async fn store(settler: &Settler, letter: &Letter, reason: &str, failed: Fai
     let message = PublishMessage::build()
         .payload(payload)
         .headers(headers)
-        // One death is stored once. With when it began: an event that was worked and comes again may die once more.
+        // One failure is stored once. With when it began: an event that was resolved and comes again may fail once more.
         .message_id(format!("{key}:{}", failed.first.timestamp_millis()))
         .expected_stream(STREAM);
     let subject = format!("dlq.{consumer}.{}", letter.subject);
-    let sent = settler.js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
+    let sent = acker.js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
     tokio::time::timeout(Duration::from_secs(5), sent)
         .await
         .context("the dead-letter stream did not answer in time")?

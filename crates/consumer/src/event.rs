@@ -17,7 +17,7 @@ pub struct Event {
     pub data: String,
     /// The subject it was published on.
     pub nats_subject: String,
-    /// Its place in the stream.
+    /// Its sequence in the stream.
     pub stream_sequence: u64,
     /// When the stream stored it.
     pub stored_at: DateTime<Utc>,
@@ -27,10 +27,10 @@ pub struct Event {
     pub replay: Option<Replay>,
 }
 
-/// What has an event come again.
+/// The replay that delivers an event again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
-    /// Which one: what becomes of the event is told under this name.
+    /// Which one: the outcome of the event is reported under this name.
     pub id: String,
     /// An operator has discarded the event: it takes no effect, and holds up nothing any more.
     pub discarded: bool,

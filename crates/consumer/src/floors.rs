@@ -53,7 +53,7 @@ impl Floors {
         self.state().replays.is_some()
     }
 
-    /// What the database has, and what is to be written down in its place.
+    /// What the database has, and what is to be written down instead.
     pub fn to_write(&self, trimmed_unread: u64) -> (Written, Option<Floor>) {
         let state = self.state();
         let trimmed_unread = Some(trimmed_unread).filter(|trimmed| *trimmed > state.written.trimmed_unread);

@@ -14,13 +14,13 @@ use crate::claim::Claim;
 /// Why a handler did not handle an event. Its transaction is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Not this time: again later.
+    /// It failed this time: try it again later.
     #[error("{0}")]
     Retry(String),
-    /// What it needs is away, or in somebody else's hands: again later, however often. This counts as no attempt.
+    /// What it needs is unavailable, or in somebody else's hands: try again later, however often. This counts as no attempt.
     #[error("{0}")]
     Away(String),
-    /// Never: a dead letter, now.
+    /// It can never succeed: make it a dead letter now.
     #[error("{0}")]
     Reject(String),
 }

@@ -33,11 +33,11 @@ pub enum Claimed {
     Lost,
     /// Its aggregate waits behind this event, which is dead.
     Behind(String),
-    /// It is dead itself, and its letter may not have been stored; why it died.
+    /// It is dead itself, and its letter may not have been stored; holds the reason.
     Dead(String),
 }
 
-/// What came of declaring an event dead.
+/// The result of declaring an event dead.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Death {
     /// It is dead.
@@ -229,7 +229,7 @@ impl Inbox {
         })
     }
 
-    /// Writes down that an event is dead: its aggregate waits behind it. Unless it was handled, by a transaction of which nobody
+    /// Writes down that an event is dead: its aggregate waits behind it. Not if it was handled, by a transaction of which nobody
     /// heard that it committed.
     pub async fn die(&self, consumer: &str, epoch: i64, event: &Event, reason: &str) -> Result<Death, sqlx::Error> {
         let (leads, handled): (bool, bool) = sqlx::query_as(
@@ -268,7 +268,7 @@ impl Inbox {
             .map(drop)
     }
 
-    /// Takes a discarded event for handled, without its effect. False when another process pulls by now.
+    /// Marks a discarded event as handled, without its effect. False when another process pulls by now.
     pub async fn discard(&self, consumer: &str, epoch: i64, event: &Event) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
             "with lead as (select from inbox_lease where consumer = $1 and epoch = $2 for share), \
@@ -287,7 +287,7 @@ impl Inbox {
     }
 
     /// Writes down that JetStream itself has given up on an event that was not handled: its aggregate waits behind it.
-    /// Whether it was so.
+    /// Returns whether it did.
     pub async fn was_given_up(
         &self,
         consumer: &str,
@@ -311,7 +311,7 @@ impl Inbox {
         Ok(dead.rows_affected() == 1)
     }
 
-    /// Forgets up to 1,000 of what was handled long ago, the oldest at or behind `from` first; how many it forgot, and when the
+    /// Forgets up to 1,000 of what was handled long ago, the oldest at or behind `from` first. Returns how many, and when the
     /// last of them was handled.
     pub async fn sweep(
         &self,
@@ -343,8 +343,8 @@ fn forms(event: &Event) -> Vec<&str> {
     forms
 }
 
-/// Gives up all dead events of an aggregate, without their effect: the later ones are let through again. Whether there
-/// were any. Where letters are worked by replay, nobody needs this.
+/// Gives up all dead events of an aggregate, without their effect: the later ones are let through again. Returns whether
+/// there were any. Where replays resolve letters, nobody needs this.
 ///
 /// # Errors
 /// The database refuses.

@@ -20,20 +20,20 @@ mod migrations;
 mod settle;
 mod sweep;
 
-mod keep;
+mod dead_letter_reader;
 mod replay;
 
 pub mod administer;
 
 pub use anchor::Anchor;
 pub use claim::{Claim, NotClaimed};
+pub use dead_letter_reader::{Batch, DeadLetter, DeadLetterReader, DlqRecord, Kept};
 pub use event::{Event, MalformedEvent, Replay};
 pub use handler::Failure;
 pub use inbox::{Inbox, unpark};
-pub use keep::{Batch, DeadLetter, Keeper, Kept, Told};
 pub use lines::trace_id;
 pub use migrations::migrations;
 pub use pull::{Config, Consumer, Status};
-pub use replay::{Replayer, Sending, Way};
+pub use replay::{ReplayRequest, ReplayStatus, Replayer};
 pub use rewind::{Acknowledged, Rewinder};
 pub use settle::Verdict;

@@ -15,8 +15,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// That of an event. (Not asked before is whether it will be written: with filters for each layer, a question without
-    /// an event behind it makes the next one of the thread be taken for filtered, tokio-rs/tracing 2519.)
+    /// The line of an event. (It does not ask first whether the line will be written: with filters for each layer, a question
+    /// without an event behind it makes the thread's next one count as filtered, tokio-rs/tracing 2519.)
     pub fn of(event: &Event) -> Self {
         Self {
             event_id: event.attribute("id").to_owned(),

@@ -1,9 +1,9 @@
 //! One event at a time for each aggregate, many aggregates at once, each event in a transaction with its inbox row.
 //!
 //! The process that pulls has a lease. At its start the durable consumer goes back to its acknowledged floor, so that
-//! events which an earlier process had in hand come again before newer ones; those that it had handled are told by the
-//! inbox. An event that must be tried again waits here, and the later ones of its aggregate behind it; the server hears
-//! meanwhile that work goes on. So is order kept across failures, crashes and a stale process.
+//! events which an earlier process had in hand come again before newer ones; the inbox knows those that it had handled.
+//! An event that must be tried again waits here, and the later ones of its aggregate behind it; meanwhile the server
+//! gets progress reports. So order holds across failures, crashes and a stale process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,16 +32,16 @@ use crate::lines::{self, Line};
 use crate::pull::{self, Consumer, Messages, Status};
 use crate::replay;
 use crate::rewind::reset;
-use crate::settle::{Place, Read, Settler, Unknown, delay, micros, now, unknown_here};
+use crate::settle::{Acker, Place, Read, Unknown, delay, micros, now, unknown_here};
 use crate::sweep;
 
-/// For how long the right to pull is had without a renewal.
+/// How long the right to pull lasts without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
 /// How long it may take to give the lease back; it ends by itself.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
-/// The pause before an event is tried again whose handler's needs are away.
+/// The pause before an event is tried again because what its handler needs is unavailable.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
-/// So many times as many events are in hand as are handled at once.
+/// How many times as many events are in hand as are handled at once.
 pub const IN_HAND: usize = 4;
 
 /// An event in hand.
@@ -62,8 +62,8 @@ enum After {
     Left,
 }
 
-/// Stands by for the lease, and pulls for as long as it holds. Whoever `has_failed` asks first whether the broker answers: it may be
-/// cut off where another is well, and would take the lease from under that one again and again.
+/// Stands by for the lease, and pulls for as long as it holds. A process that `has_failed` asks first whether the broker answers:
+/// it may be cut off where another is well, and would take the lease from that one again and again.
 pub async fn lead<H>(
     consumer: &Consumer,
     stop: &CancellationToken,
@@ -81,9 +81,9 @@ where
             None => return Ok(()),
         }
     }
-    let durable = &consumer.settler.config.durable;
+    let durable = &consumer.acker.config.durable;
     let Some(lead) = inbox.lease(durable, LEASE.as_secs_f64()).await.context("taking the lease")? else {
-        // Whoever leads says how the effects stand.
+        // The process that leads says how the effects stand.
         consumer.status.send_modify(|status| status.diverged = false);
         stop.run_until_cancelled(tokio::time::sleep(LEASE / 4)).await;
         *handled = true;
@@ -97,9 +97,9 @@ where
     // One connection is for the lease: handlers that take long must not cost the lead.
     let connections = inbox.db.options().get_max_connections();
     anyhow::ensure!(connections > 1, "the inbox needs a pool of two connections at least");
-    let at_once = consumer.settler.config.batch.clamp(1, connections as usize - 1);
+    let at_once = consumer.acker.config.batch.clamp(1, connections as usize - 1);
     let lanes = Lanes {
-        settler: &consumer.settler,
+        acker: &consumer.acker,
         status: &consumer.status,
         inbox,
         stop,
@@ -146,7 +146,7 @@ struct Opened<'a> {
 }
 
 struct Lanes<'a> {
-    settler: &'a Settler,
+    acker: &'a Acker,
     inbox: &'a Inbox,
     stop: &'a CancellationToken,
     epoch: i64,
@@ -158,7 +158,7 @@ struct Lanes<'a> {
 impl Lanes<'_> {
     async fn keep_lease(&self, lead: &Lead) -> anyhow::Error {
         let mut held_until = tokio::time::Instant::now() + LEASE;
-        let durable = &self.settler.config.durable;
+        let durable = &self.acker.config.durable;
         loop {
             tokio::time::sleep(LEASE / 4).await;
             let asked = tokio::time::Instant::now();
@@ -191,7 +191,7 @@ impl Lanes<'_> {
             if !self.floors.has_replays() {
                 continue;
             }
-            if let Ok(replays) = replay::consumer(&self.settler.js, &self.settler.config.durable).await {
+            if let Ok(replays) = replay::consumer(&self.acker.js, &self.acker.config.durable).await {
                 self.floors.replays_settled_up_to(replays.cached_info().ack_floor.stream_sequence);
             }
         }
@@ -199,7 +199,7 @@ impl Lanes<'_> {
 
     /// What is replayed to this consumer; what a database that went back lacks of it comes again.
     async fn replays(&self, lead: &Lead) -> Result<Messages<'static>, anyhow::Error> {
-        let Settler { js, config, .. } = self.settler;
+        let Acker { js, config, .. } = self.acker;
         let durable = &config.durable;
         // Compared once in a lead: later this process knows better than what the database had at its beginning.
         if self.floors.has_replays() {
@@ -227,7 +227,7 @@ impl Lanes<'_> {
     where
         H: Handler,
     {
-        // A broker that is away may take its time to say so: whoever stops does not wait for that.
+        // An unavailable broker may take its time to say so: a stopping process does not wait for that.
         let Some(opened) = self.stop.run_until_cancelled(Box::pin(self.open(consumer, lead))).await else {
             return Ok(());
         };
@@ -242,10 +242,10 @@ impl Lanes<'_> {
         lead: &'a Lead,
     ) -> Result<(Opened<'a>, Messages<'static>, Progress), anyhow::Error> {
         let (stream, durable) = consumer.open().await?;
-        let config = &self.settler.config;
+        let config = &self.acker.config;
         let (created, first) = (micros(stream.cached_info().created), stream.cached_info().state.first_sequence);
         let acknowledged = durable.cached_info().ack_floor.stream_sequence;
-        // Of another stream nothing is written down, whatever was acknowledged.
+        // Nothing of another stream is written down, whatever was acknowledged.
         let same = lead.stream_created_at.is_none_or(|of| of == created);
         let begins = pull::begins_behind(&durable.cached_info().config);
         let effects = lead.floor.map(|floor| if same { floor.max(0).cast_unsigned().max(begins) } else { 0 });
@@ -284,7 +284,7 @@ impl Lanes<'_> {
         let mut work: FuturesUnordered<BoxFuture<'_, (String, Result<After, anyhow::Error>)>> = FuturesUnordered::new();
         let mut in_hand = 0;
         let mut progress = pull::progress();
-        // Deliveries are counted anew since the reset; one to somebody else is missed here.
+        // The reset restarts the count of deliveries; one to somebody else is missed here.
         let mut delivered = 0;
         // Replays are of events up to there: they come once those are settled again, each behind the earlier ones of its
         // aggregate.
@@ -292,14 +292,14 @@ impl Lanes<'_> {
         loop {
             let stopping = self.stop.is_cancelled();
             if !stopping && replays_after.take_if(|after| settled.floor() >= *after).is_some() {
-                let replays = pull::replays(&self.settler.config.durable, || self.replays(opened.lead));
+                let replays = pull::replays(&self.acker.config.durable, || self.replays(opened.lead));
                 messages = pull::both(messages, replays);
             }
             if stopping && work.is_empty() {
                 return Ok(());
             }
             tokio::select! {
-                message = messages.next(), if !stopping && in_hand < self.settler.config.batch * IN_HAND => {
+                message = messages.next(), if !stopping && in_hand < self.acker.config.batch * IN_HAND => {
                     let message = message.context("the pull has ended")??;
                     // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
                     // lost on the way, and would come after newer ones: from the floor again.
@@ -310,8 +310,8 @@ impl Lanes<'_> {
                         delivered = number;
                         settled.newest = settled.newest.max(info.stream_sequence);
                     }
-                    let read = match self.settler.read(&message) {
-                        Read::Unknown(event, place) => match self.settler.unknown(&event, &mut None).await? {
+                    let read = match self.acker.read(&message) {
+                        Read::Unknown(event, place) => match self.acker.unknown(&event, &mut None).await? {
                             Unknown::Skip(reason) => Read::Skip(reason),
                             Unknown::Failed(reason) if place.0 => Read::Malformed(reason),
                             // It waits for the other release in its aggregate's lane.
@@ -320,9 +320,9 @@ impl Lanes<'_> {
                         read => read,
                     };
                     match read {
-                        Read::Skip(reason) => self.settler.skip(&message, reason).await?,
+                        Read::Skip(reason) => self.acker.skip(&message, reason).await?,
                         Read::Malformed(reason) => {
-                            self.settler.reject(&message, reason).await?;
+                            self.acker.reject(&message, reason).await?;
                         }
                         Read::Unknown(event, place) | Read::Event(event, place) => {
                             in_hand += 1;
@@ -398,12 +398,12 @@ impl Lanes<'_> {
         let Some(permit) = self.stop.run_until_cancelled(ready).await else {
             return (aggregate, Ok(After::Left));
         };
-        let span = self.settler.span(std::slice::from_ref(&*held.event));
+        let span = self.acker.span(std::slice::from_ref(&*held.event));
         let started = Instant::now();
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
-        Line::of(&held.event).write(&self.settler.config.durable, outcome.name(), started.elapsed());
+        Line::of(&held.event).write(&self.acker.config.durable, outcome.name(), started.elapsed());
         let after = self.settle(&held, outcome).await;
         (aggregate, after)
     }
@@ -413,25 +413,25 @@ impl Lanes<'_> {
         H: Handler,
     {
         if event.replay.as_ref().is_some_and(|replay| replay.discarded) {
-            let leads = self.inbox.discard(&self.settler.config.durable, self.epoch, event).await?;
+            let leads = self.inbox.discard(&self.acker.config.durable, self.epoch, event).await?;
             return Ok(if leads { Outcome::Discarded } else { Outcome::Lost });
         }
-        if !self.settler.knows(event.event_type()) {
+        if !self.acker.knows(event.event_type()) {
             return Ok(Outcome::Failed(Failure::Retry(unknown_here(event.event_type()))));
         }
-        let Settler { config, .. } = self.settler;
+        let Acker { config, .. } = self.acker;
         claim::attempt(self.inbox, &config.durable, self.epoch, event, handler, config.handle_within).await
     }
 
     async fn handled(&self, held: &Held, outcome: &'static str) -> Result<After, anyhow::Error> {
-        self.settler.handled(&held.message, held.place, outcome).await?;
-        self.settler.failures.forget(held.place);
+        self.acker.handled(&held.message, held.place, outcome).await?;
+        self.acker.failures.forget(held.place);
         Ok(After::Next)
     }
 
     /// Acknowledges by the outcome.
     async fn settle(&self, held: &Held, outcome: Outcome) -> Result<After, anyhow::Error> {
-        let durable = &self.settler.config.durable;
+        let durable = &self.acker.config.durable;
         let trace_id = lines::trace_id(held.event.attribute("traceparent"));
         let again = |times| Ok(After::Again(delay(times)));
         let (name, away) = (outcome.name(), matches!(outcome, Outcome::Failed(Failure::Away(_))));
@@ -439,7 +439,7 @@ impl Lanes<'_> {
             Outcome::Lost => anyhow::bail!("another process pulls by now"),
             Outcome::Done => {
                 if !held.place.0 {
-                    self.settler.record_age(now() - held.event.stored_at);
+                    self.acker.record_age(now() - held.event.stored_at);
                 }
                 None
             }
@@ -452,19 +452,19 @@ impl Lanes<'_> {
         };
         if away {
             warn!(trace_id, consumer = durable, subject = held.event.nats_subject, reason, "what it needs is away");
-            self.settler.count("retry");
+            self.acker.count("retry");
             return Ok(After::Again(AWAY_PAUSE));
         }
-        let failed = self.settler.failures.one_more(held.place);
+        let failed = self.acker.failures.one_more(held.place);
         // To give an event up cannot fail for good.
         let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
-        if name == "retry" && (gives_up || failed.times < self.settler.config.max_attempts) {
+        if name == "retry" && (gives_up || failed.times < self.acker.config.max_attempts) {
             let (subject, attempts) = (&held.event.nats_subject, failed.times);
             warn!(trace_id, consumer = durable, subject, attempts, reason, "again later");
-            self.settler.count("retry");
+            self.acker.count("retry");
             return again(failed.times);
         }
-        // Before the letter, so that no later event of the aggregate slips by.
+        // Do this before the letter, so that no later event of the aggregate slips by.
         match self.inbox.die(durable, self.epoch, &held.event, &reason).await {
             Ok(Death::Written) => {}
             Ok(Death::Lost) => anyhow::bail!("another process pulls by now"),
@@ -475,7 +475,7 @@ impl Lanes<'_> {
                 return again(failed.times);
             }
         }
-        if !self.settler.bury(&held.message, &reason, failed).await {
+        if !self.acker.bury(&held.message, &reason, failed).await {
             return again(failed.times);
         }
         let (source, id) = (held.event.attribute("source"), held.event.attribute("id"));
@@ -483,8 +483,8 @@ impl Lanes<'_> {
             warn!(trace_id, %error, "the letter could not be remembered: again later");
             return again(failed.times);
         }
-        self.settler.acknowledge(&held.message, name, AckKind::Ack).await?;
-        self.settler.failures.forget(held.place);
+        self.acker.acknowledge(&held.message, name, AckKind::Ack).await?;
+        self.acker.failures.forget(held.place);
         Ok(After::Next)
     }
 }

@@ -1,5 +1,5 @@
-//! A durable consumer's life: pulls, and rebuilds the pull when it falls silent. `batch` and `ordered` hand the messages
-//! to a handler, `settle` acknowledges, `backstop` looks after what JetStream itself gives up on.
+//! A durable consumer's life cycle: pulls, and rebuilds the pull when it falls silent. `batch` and `ordered` hand the messages
+//! to a handler, `settle` acknowledges, `backstop` handles what JetStream itself gives up on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,14 +25,14 @@ use crate::handler::Failure;
 use crate::inbox::Inbox;
 use crate::replay;
 use crate::rewind::Rewinder;
-use crate::settle::{self, Settler, Verdict};
+use crate::settle::{self, Acker, Verdict};
 use crate::{batch, ordered};
 
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Where a durable consumer's metadata say by which revision of [`Config`] it is as it is.
+/// The metadata key for the revision of [`Config`] that a durable consumer was configured by.
 const REVISION: &str = "revision";
-/// Where a durable consumer's metadata say behind which sequence it began: what the stream had dropped by then was never its.
+/// The metadata key for the sequence behind which a durable consumer began: what the stream had dropped by then was never its.
 pub const BEGINS_BEHIND: &str = "begins-behind";
 /// How long the server waits for an acknowledgement, or for a sign that work goes on.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -58,19 +58,19 @@ pub struct Config {
     /// Rises with each change of `filter`. A release whose revision is lower than the durable consumer's, and whose filter
     /// is another, does not pull: it would take back what a newer one has asked for.
     pub revision: u32,
-    /// The most events in one batch; some batches more are had in hand. With an inbox: the most that are handled at once.
+    /// The most events in one batch; some more batches are in hand. With an inbox: the most that are handled at once.
     pub batch: usize,
-    /// How long the first event of a batch waits for others, unless the batch is full before. Of no meaning with an inbox.
+    /// How long the first event of a batch waits for others, unless the batch is full before. Has no meaning with an inbox.
     pub linger: Duration,
     /// How many batches are handled at once. With more than one, an older event may be handled after a newer one of its
-    /// aggregate: effects must be guarded by version. Of no meaning with an inbox.
+    /// aggregate: effects must be guarded by version. Has no meaning with an inbox.
     pub in_flight: usize,
     /// How often an event is tried before it becomes a dead letter.
     pub max_attempts: i64,
     /// How long a handler may take, of a batch or of an event; then the attempt has failed. None for a handler that itself waits
     /// for what is down.
     pub handle_within: Option<Duration>,
-    /// Which code this is, for the story of a dead letter: a release, a commit.
+    /// Which code this is, for the failure history of a dead letter: a release, a commit.
     pub version: String,
 }
 
@@ -141,7 +141,7 @@ impl Config {
     }
 }
 
-/// How a consumer is, beyond what its metrics tell.
+/// The state of a consumer, beyond its metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Status {
     /// It pulls.
@@ -151,7 +151,7 @@ pub struct Status {
     /// How many events the stream dropped before this consumer had them, at most: what it makes of them is incomplete
     /// until it is rebuilt. With a filter, dropped events of others may be among them.
     pub trimmed_unread: u64,
-    /// What it has made, in order, is of events that the stream does not hold: a restore has undone them, or the stream is being
+    /// Its in-order effects are of events that the stream does not hold: a restore has undone them, or the stream is being
     /// refilled. False for as long as another process leads.
     pub diverged: bool,
     /// Whether an operator has paused it.
@@ -164,7 +164,7 @@ pub struct Status {
 
 /// A durable consumer.
 pub struct Consumer {
-    pub(crate) settler: Settler,
+    pub(crate) acker: Acker,
     pub(crate) status: watch::Sender<Status>,
 }
 
@@ -175,33 +175,33 @@ impl Consumer {
     /// A consumer that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
-        Self { settler: Settler::new(nats, config), status: watch::Sender::new(Status::default()) }
+        Self { acker: Acker::new(nats, config), status: watch::Sender::new(Status::default()) }
     }
 
     /// Takes this consumer back to the beginning of its stream, while it runs.
     #[must_use]
     pub fn rewinder(&self) -> Rewinder {
         Rewinder {
-            js: self.settler.js.clone(),
-            stream: self.settler.config.stream.clone(),
-            durable: self.settler.config.durable.clone(),
+            js: self.acker.js.clone(),
+            stream: self.acker.config.stream.clone(),
+            durable: self.acker.config.durable.clone(),
         }
     }
 
-    /// How it is; the receiver tells of changes.
+    /// The consumer's status; the receiver reports changes.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
 
-    /// Hands batches to a handler that gives a verdict for each event, until `stop`. For effects that bear to be
-    /// repeated and to be late, such as a version-guarded write. What is down is waited for.
+    /// Hands batches to a handler that gives a verdict for each event, until `stop`. For effects that tolerate repetition
+    /// and delay, such as a version-guarded write. Waits for what is down.
     pub async fn run_batches<H, F>(self, stop: CancellationToken, mut handler: H)
     where
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let backstop = Backstop::new(&self.settler, &self.status, None);
+        let backstop = Backstop::new(&self.acker, &self.status, None);
         let work = async {
             let mut pauses = pauses();
             while !stop.is_cancelled() {
@@ -214,7 +214,7 @@ impl Consumer {
     }
 
     /// Hands events to a handler one by one, those of an aggregate in their order, each in a transaction with its row of
-    /// the inbox: its effects in that database happen exactly once. Until `stop`; what is down is waited for. The handler
+    /// the inbox: its effects in that database happen exactly once. Runs until `stop`; waits for what is down. The handler
     /// is a plain `async fn on_paid(tx: &mut PgConnection, event: &Event) -> Result<(), Failure>`, given as
     /// `|tx, event| on_paid(tx, event).boxed()`.
     pub async fn run_in_order<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
@@ -237,13 +237,13 @@ impl Consumer {
         self.run_claims(stop, inbox, claimed).await;
     }
 
-    /// The same, for a handler whose transactions are its own, such as a command that also answers requests: it begins one in
-    /// the database of the inbox, calls [`Claim::take`] first, commits, and says so by [`Claim::committed`].
+    /// The same, for a handler with its own transactions, such as a command that also answers requests: it begins one in
+    /// the database of the inbox, calls [`Claim::take`] first, commits, and reports that by [`Claim::committed`].
     pub async fn run_claims<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
     where
         H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync,
     {
-        let backstop = Backstop::new(&self.settler, &self.status, Some(&inbox));
+        let backstop = Backstop::new(&self.acker, &self.status, Some(&inbox));
         let work = async {
             let (mut pauses, mut has_failed) = (pauses(), false);
             while !stop.is_cancelled() {
@@ -270,15 +270,15 @@ impl Consumer {
             let (_, consumer) = self.open().await?;
             self.pull_events(&consumer).await
         };
-        // A broker that is away may take its time to say so: whoever stops does not wait for that.
+        // An unavailable broker may take its time to say so: a stopping process does not wait for that.
         let Some(events) = stop.run_until_cancelled(open).await else { return Ok(()) };
         let events = events?;
-        let Settler { js, config, .. } = &self.settler;
+        let Acker { js, config, .. } = &self.acker;
         let replays = replays(&config.durable, || async {
             messages(&replay::consumer(js, &config.durable).await?, config.batch).await
         });
         let mut messages = both(events, replays);
-        batch::run(&self.settler, stop, &mut messages, handler, handled).await
+        batch::run(&self.acker, stop, &mut messages, handler, handled).await
     }
 
     /// The pause after a pull has ended, and a word why.
@@ -290,13 +290,13 @@ impl Consumer {
         pauses: &mut backoff::ExponentialBackoff,
     ) {
         self.status.send_modify(|status| status.pulling = false);
-        // While NATS is away this would wait for it, also when asked to stop.
-        tokio::time::timeout(FLUSH_WITHIN, self.settler.nats.flush()).await.ok();
+        // While NATS is unavailable this would wait for it, also when asked to stop.
+        tokio::time::timeout(FLUSH_WITHIN, self.acker.nats.flush()).await.ok();
         if handled {
             pauses.reset();
         }
         if let Err(error) = worked {
-            let consumer = &self.settler.config.durable;
+            let consumer = &self.acker.config.durable;
             warn!(consumer, error = format!("{error:#}"), "not consuming: trying again");
         }
         let pause = pauses.next_backoff().unwrap_or(HEARTBEAT);
@@ -305,7 +305,7 @@ impl Consumer {
 
     /// The stream and the durable consumer, as the administration has made them.
     pub(crate) async fn open(&self) -> Result<(stream::Stream, PullConsumer), anyhow::Error> {
-        let Settler { js, config, .. } = &self.settler;
+        let Acker { js, config, .. } = &self.acker;
         let stream = js.get_stream(&config.stream).await.context("opening the stream")?;
         let consumer: PullConsumer =
             stream.get_consumer(&config.durable).await.map_err(|error| anyhow::anyhow!(error)).with_context(|| {
@@ -332,9 +332,9 @@ impl Consumer {
         Ok((stream, consumer))
     }
 
-    /// What the stream gives; an end when the durable consumer is not this release's any more.
+    /// The stream's messages; ends when the durable consumer is not this release's any more.
     pub(crate) async fn pull_events(&self, consumer: &PullConsumer) -> Result<Messages<'static>, anyhow::Error> {
-        let config = &self.settler.config;
+        let config = &self.acker.config;
         // Somebody may change the durable consumer meanwhile: then it is opened again, and refused.
         let mut status = self.status.subscribe();
         let refused = async move { status.wait_for(|status| status.refused).await.is_ok() };
@@ -365,7 +365,7 @@ pub(crate) async fn messages(consumer: &PullConsumer, batch: usize) -> Result<Me
 }
 
 /// What is replayed, by pulls that `open` begins: a new one whenever one has failed. It never ends and never fails, so that the
-/// events go on while the stream of replays is away.
+/// events go on while the stream of replays is unavailable.
 pub(crate) fn replays<'a, F>(durable: &'a str, open: impl Fn() -> F + Send + 'a) -> Messages<'a>
 where
     F: Future<Output = Result<Messages<'static>, anyhow::Error>> + Send + 'a,
@@ -400,7 +400,7 @@ pub(crate) fn both<'a>(events: Messages<'a>, replays: Messages<'a>) -> Messages<
     both.take_while(|message| std::future::ready(message.is_some())).filter_map(std::future::ready).boxed()
 }
 
-/// When the server is to hear that work goes on.
+/// When to report progress to the server.
 pub(crate) fn progress() -> tokio::time::Interval {
     let every = ACK_WAIT / 3;
     tokio::time::interval_at(tokio::time::Instant::now() + every, every)

@@ -1,4 +1,4 @@
-//! Replaying: an event goes to one consumer again, by a stream of its own, and what became of it comes back by the same
+//! Replaying: an event goes to one consumer again, by a stream of its own, and its outcome comes back by the same
 //! stream. The subjects are `replay.<consumer>.<the event's subject>` and `replayed.<consumer>`. A replay that fails
 //! becomes a dead letter that names it.
 
@@ -14,9 +14,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::event::Replay;
-use crate::settle::{ANSWERS_WITHIN, Settler};
+use crate::settle::{ANSWERS_WITHIN, Acker};
 
-/// The stream of replays, and of what became of them.
+/// The stream of replays, and of their outcomes.
 pub const STREAM: &str = "REPLAY";
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -66,7 +66,7 @@ fn header<'a>(headers: Option<&'a HeaderMap>, name: &'static str) -> Option<&'a 
     headers?.get(name).map(|value| value.as_str())
 }
 
-/// The replay that a message tells the outcome of, and the outcome.
+/// The replay whose outcome a message reports, and the outcome.
 pub fn outcome(headers: Option<&HeaderMap>) -> Option<(String, String)> {
     Some((header(headers, ID)?.to_owned(), header(headers, OUTCOME)?.to_owned()))
 }
@@ -75,7 +75,7 @@ async fn stream(js: &jetstream::Context) -> Result<stream::Stream, anyhow::Error
     js.get_stream(STREAM).await.context("opening the stream of replays")
 }
 
-/// What a consumer reads its replays by.
+/// The durable consumer by which a consumer reads its replays.
 pub async fn consumer(js: &jetstream::Context, durable: &str) -> Result<PullConsumer, anyhow::Error> {
     js.get_consumer_from_stream(durable, STREAM).await.context("opening the consumer of replays")
 }
@@ -85,15 +85,15 @@ pub async fn open(js: &jetstream::Context, durable: &str) -> Result<(stream::Str
     Ok((stream(js).await?, consumer(js, durable).await?))
 }
 
-/// Tells what became of a replayed message; `Ok` only once that is stored.
-pub async fn tell(settler: &Settler, message: &jetstream::Message, verdict: &str) -> Result<(), anyhow::Error> {
+/// Reports the outcome of a replayed message; `Ok` only once that is stored.
+pub async fn report(acker: &Acker, message: &jetstream::Message, verdict: &str) -> Result<(), anyhow::Error> {
     let id = header(message.headers.as_ref(), ID).unwrap_or_default();
     let answer = PublishMessage::build()
         .header(ID, id)
         .header(OUTCOME, verdict)
         .message_id(format!("{id}:{verdict}"))
         .expected_stream(STREAM);
-    stored(&settler.js, format!("replayed.{}", settler.config.durable), answer).await.map(drop)
+    stored(&acker.js, format!("replayed.{}", acker.config.durable), answer).await.map(drop)
 }
 
 async fn stored(js: &jetstream::Context, subject: String, message: PublishMessage) -> Result<u64, anyhow::Error> {
@@ -105,10 +105,10 @@ async fn stored(js: &jetstream::Context, subject: String, message: PublishMessag
 
 /// An event to be replayed.
 #[derive(Debug, Clone)]
-pub struct Sending {
+pub struct ReplayRequest {
     /// The one consumer that gets it.
     pub consumer: String,
-    /// A name for this replay, never used before: the outcome is told under it.
+    /// A name for this replay, never used before: the outcome is reported under it.
     pub id: String,
     /// The subject that it was published on.
     pub subject: String,
@@ -116,17 +116,17 @@ pub struct Sending {
     pub headers: Vec<(String, String)>,
     /// The event.
     pub payload: Bytes,
-    /// Its place in its stream, and when that stored it.
+    /// Its sequence in its stream.
     pub stream_sequence: u64,
-    /// See `stream_sequence`.
+    /// When its stream stored it.
     pub stored_at: DateTime<Utc>,
-    /// That it is not to be handled, but given up.
+    /// Whether it is given up instead of handled.
     pub discarded: bool,
 }
 
 /// How far a replay is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum ReplayStatus {
     /// The stream does not hold it: it was lost on the way.
     Lost,
     /// It waits for its consumer, or is in its hands.
@@ -135,7 +135,7 @@ pub enum Way {
     Settled,
 }
 
-/// Sends replays, for whoever works dead letters.
+/// Sends replays, to resolve dead letters.
 #[derive(Debug, Clone)]
 pub struct Replayer {
     js: jetstream::Context,
@@ -148,11 +148,11 @@ impl Replayer {
         Self { js: jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats) }
     }
 
-    /// Sends an event to one consumer; its place in the stream of replays.
+    /// Sends an event to one consumer; returns its sequence in the stream of replays.
     ///
     /// # Errors
     /// It was not stored, or that is not known: send it again, with the same id.
-    pub async fn send(&self, sending: &Sending) -> Result<u64, anyhow::Error> {
+    pub async fn send(&self, sending: &ReplayRequest) -> Result<u64, anyhow::Error> {
         let mut headers = HeaderMap::new();
         for (name, value) in &sending.headers {
             headers.append(name.as_str(), value.as_str());
@@ -169,11 +169,11 @@ impl Replayer {
         stored(&self.js, format!("replay.{}.{}", sending.consumer, sending.subject), message).await
     }
 
-    /// An event as a stream holds it, to be sent; none when it is not there any more.
+    /// An event as a stream holds it, to be sent; none when the stream no longer holds it.
     ///
     /// # Errors
     /// NATS does not answer.
-    pub async fn find(&self, stream: &str, sequence: u64) -> Result<Option<Sending>, anyhow::Error> {
+    pub async fn find(&self, stream: &str, sequence: u64) -> Result<Option<ReplayRequest>, anyhow::Error> {
         let stream = self.js.get_stream(stream).await.context("opening the stream of the event")?;
         let message = match stream.get_raw_message(sequence).await {
             Ok(message) => message,
@@ -182,7 +182,7 @@ impl Replayer {
         };
         let own = |name: &str| !name.to_ascii_lowercase().starts_with("nats-");
         let headers = message.headers.iter().filter(|(name, _)| own((*name).as_ref()));
-        Ok(Some(Sending {
+        Ok(Some(ReplayRequest {
             consumer: String::new(),
             id: String::new(),
             subject: message.subject.to_string(),
@@ -196,7 +196,7 @@ impl Replayer {
         }))
     }
 
-    /// When a stream was created, to the microsecond: made anew, the same sequences are other events.
+    /// When a stream was created, to the microsecond: in one that is created again, the same sequences are other events.
     ///
     /// # Errors
     /// NATS does not answer.
@@ -217,14 +217,14 @@ impl Replayer {
     ///
     /// # Errors
     /// NATS does not answer.
-    pub async fn way(&self, consumer: &str, id: &str, sequence: u64) -> Result<Way, anyhow::Error> {
+    pub async fn status(&self, consumer: &str, id: &str, sequence: u64) -> Result<ReplayStatus, anyhow::Error> {
         let stream = stream(&self.js).await?;
         let floor = self.state(&stream, consumer).await?.map_or(0, |info| info.ack_floor.stream_sequence);
         match stream.get_raw_message(sequence).await {
-            Ok(message) if header(Some(&message.headers), ID) != Some(id) => Ok(Way::Lost),
-            Ok(_) if floor >= sequence => Ok(Way::Settled),
-            Ok(_) => Ok(Way::Waits),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Way::Lost),
+            Ok(message) if header(Some(&message.headers), ID) != Some(id) => Ok(ReplayStatus::Lost),
+            Ok(_) if floor >= sequence => Ok(ReplayStatus::Settled),
+            Ok(_) => Ok(ReplayStatus::Waits),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(ReplayStatus::Lost),
             Err(error) => Err(error).context("reading the stream of replays"),
         }
     }

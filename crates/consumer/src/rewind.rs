@@ -24,13 +24,13 @@ pub struct Rewinder {
 /// How far a durable consumer has acknowledged, without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledged {
-    /// Of which stream, by when that was created, to the microsecond.
+    /// When the stream was created, to the microsecond.
     pub stream_created_at: DateTime<Utc>,
     /// Up to this sequence.
     pub sequence: u64,
     /// How many events are still to be acknowledged.
     pub pending: u64,
-    /// And what was replayed, up to this sequence of the stream of replays; none while that stream is away.
+    /// Replays, up to this sequence of the stream of replays; none while that stream is unavailable.
     pub replays: Option<u64>,
 }
 
@@ -66,7 +66,7 @@ impl Rewinder {
         Ok((settle::micros(info.created), info.state.last_sequence))
     }
 
-    /// Everything behind this sequence is delivered again; how many events of those the stream has dropped.
+    /// Delivers everything behind this sequence again; returns how many events of those the stream has dropped.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it.
@@ -78,7 +78,7 @@ impl Rewinder {
         Ok(from - (sequence + 1))
     }
 
-    /// Everything that was replayed behind this sequence of the stream of replays is delivered again.
+    /// Delivers again everything that was replayed behind this sequence of the stream of replays.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it.
@@ -91,8 +91,8 @@ impl Rewinder {
         Ok(())
     }
 
-    /// Everything that the stream holds is delivered again, from its first message on; the sequence of that, and what it
-    /// carries in this header. What was dropped from the stream before is not.
+    /// Delivers everything that the stream holds again, from its first message on. Returns that message's sequence, and what it
+    /// carries in this header. What was dropped from the stream before does not come again.
     ///
     /// # Errors
     /// NATS does not answer, or does not allow it. Also while the stream is empty although this consumer has had something:
@@ -117,8 +117,8 @@ impl Rewinder {
     }
 }
 
-/// Takes a durable consumer to a sequence, or to its acknowledged floor; its deliveries are counted anew. From another account
-/// nats-server resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so it is looked at until that shows.
+/// Takes a durable consumer to a sequence, or to its acknowledged floor, and restarts its count of deliveries. From another
+/// account nats-server resets it and does not answer (2.14.0 to 2.14.3, its issue 8396): so this polls it until that shows.
 pub(crate) async fn reset(stream: &stream::Stream, durable: &str, to: Option<u64>) -> Result<(), anyhow::Error> {
     let before = stream.consumer_info(durable).await.context("asking for the durable consumer")?;
     let floor = to.map_or(before.ack_floor.stream_sequence, |to| to.saturating_sub(1));

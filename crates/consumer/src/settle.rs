@@ -29,14 +29,14 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// The longest id, source or aggregate of an event, in bytes.
 const MAX_NAME: usize = 600;
 
-/// What a handler says of one event.
+/// A handler's verdict on one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Its effect is in place.
     Done,
-    /// Not this time: again later.
+    /// It failed this time: try it again later.
     Retry(String),
-    /// Never: a dead letter, now.
+    /// It can never succeed: make it a dead letter now.
     Reject(String),
 }
 
@@ -63,7 +63,7 @@ pub struct Failed {
     pub first: DateTime<Utc>,
 }
 
-/// How often each event in hand has failed, by its place. Counted here: the server counts deliveries, and what waits here
+/// How often each event in hand has failed, by its position. Counted here: the server counts deliveries, and what waits here
 /// for long through nobody's fault is delivered again and again.
 #[derive(Default)]
 pub struct Failures(Mutex<Known>);
@@ -79,7 +79,7 @@ impl Failures {
     /// More than can be in hand; some may have gone to another process.
     const MOST: usize = 100_000;
 
-    /// Counts a failure; how many it are by now.
+    /// Counts a failure; returns all so far.
     pub fn one_more(&self, place: Place) -> Failed {
         let mut known = self.known();
         if known.failed.len() >= Self::MOST {
@@ -97,7 +97,7 @@ impl Failures {
         known.suspects.remove(&place);
     }
 
-    /// That this event may be why those which were handled together have no outcome.
+    /// Marks this event as a possible reason why those which were handled together have no outcome.
     pub fn suspect(&self, place: Place) {
         let mut known = self.known();
         if known.suspects.len() >= Self::MOST {
@@ -115,7 +115,7 @@ impl Failures {
 pub enum Unknown {
     /// It is nothing to this consumer.
     Skip(&'static str),
-    /// It is, to another release: this one tries again, and in the end makes a dead letter of it. Of a replay at once.
+    /// Another release knows it: this one tries again, and in the end makes a dead letter of it; of a replay at once.
     Failed(String),
 }
 
@@ -124,7 +124,7 @@ pub fn unknown_here(event_type: &str) -> String {
     format!("another release of this consumer knows the type {event_type}, this one does not")
 }
 
-/// Where a durable consumer's metadata say which types its releases know.
+/// The metadata key for the types that a durable consumer's releases know.
 pub const TYPES: &str = "types";
 
 /// The types that some release of a durable consumer knows.
@@ -133,7 +133,7 @@ pub fn types(metadata: &HashMap<String, String>) -> impl Iterator<Item = &str> {
 }
 
 /// Acknowledges for one consumer.
-pub struct Settler {
+pub struct Acker {
     pub nats: async_nats::Client,
     pub js: jetstream::Context,
     pub config: Config,
@@ -141,7 +141,7 @@ pub struct Settler {
     metrics: Metrics,
 }
 
-/// What is counted for each event, looked up once.
+/// What is counted for each event, resolved once.
 struct Metrics {
     pending: Gauge,
     age: Histogram,
@@ -151,7 +151,7 @@ struct Metrics {
 pub enum Read {
     /// An event that the handler knows, and where its message is.
     Event(Event, Place),
-    /// An event of a type that the handler does not know: [`Settler::unknown`] says what becomes of it.
+    /// An event of a type that the handler does not know: [`Acker::unknown`] says what becomes of it.
     Unknown(Event, Place),
     /// Nothing for the handler.
     Skip(&'static str),
@@ -159,11 +159,11 @@ pub enum Read {
     Malformed(String),
 }
 
-impl Settler {
+impl Acker {
     pub fn new(nats: async_nats::Client, config: Config) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats.clone());
         let consumer = config.durable.clone();
-        // A counter that appears with its first event is, to Prometheus, one that did not rise.
+        // To Prometheus, a counter that appears with its first event did not rise.
         for rare in ["consumer_lost_total", "consumer_dead_letters_total"] {
             metrics::counter!(rare, "consumer" => consumer.clone()).increment(0);
         }
@@ -188,7 +188,7 @@ impl Settler {
         }
         let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
             Ok(parts) => parts,
-            // Of what is no event, nothing remains to be given up.
+            // The message is no event: nothing remains to be given up.
             Err(_) if replay::is_discarded(message, &info) => return Read::Skip("discarded"),
             Err(error) => return Read::Malformed(error.to_string()),
         };
@@ -213,7 +213,7 @@ impl Settler {
         if unfit {
             return Read::Malformed(format!("a NUL, or an id, a source or an aggregate of more than {MAX_NAME} bytes"));
         }
-        // From before twins named each other: only the newer form can be told from its type to be the same.
+        // From before twins named each other: only the newer form shows by its type that it is the same.
         let nameless = event.replay.is_none() && event.attribute("twinof").is_empty();
         if nameless && self.knows(event.attribute("supersededby")) {
             return Read::Skip("superseded");
@@ -242,7 +242,7 @@ impl Settler {
         {
             return Ok(Unknown::Skip("twin"));
         }
-        // Whoever pulls has written down before what it knows.
+        // Each release writes down what it knows before it pulls.
         let known = match asked {
             Some(known) => known,
             None => {
@@ -259,7 +259,7 @@ impl Settler {
         })
     }
 
-    /// Acknowledges the message at this place by the verdict. A dead letter, or what became of a replay, is stored before
+    /// Acknowledges the message at this position by the verdict. A dead letter, or the outcome of a replay, is stored before
     /// its original is acknowledged.
     pub async fn settle(
         &self,
@@ -285,7 +285,7 @@ impl Settler {
         self.acknowledge(message, verdict.name(), AckKind::Ack).await
     }
 
-    /// Acknowledges what needs no more handling; of a replay it is told before.
+    /// Acknowledges what needs no more handling; reports the outcome of a replay before.
     pub async fn handled(
         &self,
         message: &jetstream::Message,
@@ -293,7 +293,7 @@ impl Settler {
         verdict: &'static str,
     ) -> Result<(), anyhow::Error> {
         if place.0 {
-            replay::tell(self, message, verdict).await?;
+            replay::report(self, message, verdict).await?;
         }
         self.acknowledge(message, verdict, AckKind::Ack).await
     }

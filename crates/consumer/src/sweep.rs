@@ -9,7 +9,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEPS_OVER: u32 = 144;
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 
-/// Forgets what was handled long ago, for as long as this process leads. Each look goes on where the last one ended: while
+/// Forgets what was handled long ago, for as long as this process leads. Each sweep starts where the last one ended: while
 /// a long transaction holds on to what was deleted, the index still has it.
 pub async fn run(inbox: &Inbox, consumer: &str) -> Result<(), anyhow::Error> {
     let mut from = None;

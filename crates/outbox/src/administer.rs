@@ -1,4 +1,4 @@
-//! What the administration makes before a service starts: the stream that a relay publishes to. A relay only looks at it.
+//! Setup before a service starts: creates the stream that a relay publishes to. A relay only checks it.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
@@ -9,9 +9,9 @@ use crate::relay::StreamSpec;
 /// The most durable consumers of one stream: each holds memory of the server for what it has in hand.
 const MOST_CONSUMERS: i32 = 500;
 
-/// Makes a relay's stream. One that is there is changed where that takes no event away: in its subjects, its replicas and
-/// what it refuses. Its age limit is an operator's to change: a shorter one takes events away, and behind a longer one an
-/// empty stream looks purged.
+/// Creates a relay's stream. Changes an existing one only where that removes no event: its subjects, replicas and discard
+/// policy. The age limit is an operator's to change: a shorter one removes events, and behind a longer one an empty stream
+/// looks purged.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -22,7 +22,7 @@ pub async fn stream(js: &jetstream::Context, spec: &StreamSpec) -> Result<(), an
         max_age: spec.max_age,
         max_consumers: MOST_CONSUMERS,
         num_replicas: spec.replicas,
-        // Refuse rather than drop: age is the only thing that may take an event away.
+        // Refuse rather than drop: only age may remove an event.
         discard: stream::DiscardPolicy::New,
         storage: stream::StorageType::File,
         ..Default::default()

@@ -2,10 +2,10 @@
 //! window of them in flight. When one fails, the server refuses every later one (10071), so nothing is ever stored
 //! out of order, and a relay that has lost its lead is refused in the same way.
 //!
-//! So an acknowledgement of one message proves that all before it are stored, and it is asked for with every
-//! [`ASKS_EVERY`]th message and with the last of a burst only. A refusal is then heard with the next of these, as a break of
-//! the chain; sent alone, the row that is to blame hears its own. All of this presumes that nobody else publishes: another's message
-//! in the place of one that was refused unheard would be taken for it.
+//! So an acknowledgement of one message proves that all before it are stored. Only every [`ASKS_EVERY`]th message and the last
+//! of a burst ask for one. The next of these reports a refusal, as a break of the chain; a row that is sent alone gets its own
+//! refusal. All of this presumes a single publisher: another publisher's message at the sequence of one that was refused
+//! unheard would be taken for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 /// How long the oldest message in flight may go without an answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Of so many messages in a burst one asks for an answer: answers cost the server as much as messages.
+/// One of this many messages in a burst asks for an answer: answers cost the server as much as messages.
 const ASKS_EVERY: u32 = 32;
 
 const EXPECTED: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
@@ -35,16 +35,16 @@ const CREATED: HeaderName = HeaderName::from_static(CREATED_HEADER);
 const EVENT_ID: HeaderName = HeaderName::from_static(EVENT_ID_HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Why the chain broke. Everything in flight is to be forgotten and the place taken anew from the stream's tail.
+/// Why the chain broke. Forget everything in flight, and take the position again from the stream's tail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum PublishError {
     /// The stream does not stand where this relay thinks: it lost or gained messages, or another relay leads.
     #[error("the stream stands elsewhere: {0}")]
     WrongLast(String),
     /// JetStream is not able to store right now; nothing is wrong with the message.
     #[error("JetStream does not store: {0}")]
     Stalled(String),
-    /// The oldest message in flight got no answer in time. That is how a permission violation looks.
+    /// The oldest message in flight got no answer in time. A permission violation has this symptom.
     #[error("no acknowledgement for outbox row {seq} within {ACK_TIMEOUT:?}")]
     Silent {
         /// The row.
@@ -126,7 +126,7 @@ impl Chain {
     }
 
     /// Sends the row that is held, and holds this one: it goes out behind it with the next row, or by [`Self::ask`].
-    pub async fn send(&mut self, row: Row) -> Result<(), Fault> {
+    pub async fn send(&mut self, row: Row) -> Result<(), PublishError> {
         match self.held.replace(row) {
             Some(before) => self.publish(before, false).await,
             None => Ok(()),
@@ -134,14 +134,14 @@ impl Chain {
     }
 
     /// Ends a burst: the row that is held goes out and asks for an answer.
-    pub async fn ask(&mut self) -> Result<(), Fault> {
+    pub async fn ask(&mut self) -> Result<(), PublishError> {
         match self.held.take() {
             Some(last) => self.publish(last, true).await,
             None => Ok(()),
         }
     }
 
-    async fn publish(&mut self, row: Row, last: bool) -> Result<(), Fault> {
+    async fn publish(&mut self, row: Row, last: bool) -> Result<(), PublishError> {
         let expected = self.end();
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, HeaderValue::from(expected));
@@ -169,9 +169,9 @@ impl Chain {
         };
         sent.map_err(|error| match error.kind() {
             PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
-                Fault::Refused { seq, reason: error.to_string() }
+                PublishError::Refused { seq, reason: error.to_string() }
             }
-            PublishErrorKind::Send => Fault::Stalled(error.to_string()),
+            PublishErrorKind::Send => PublishError::Stalled(error.to_string()),
         })?;
         self.in_flight.push_back(InFlight {
             seq,
@@ -183,18 +183,18 @@ impl Chain {
         Ok(())
     }
 
-    /// Waits for an answer, takes in all that have come, and tells the newest message that is stored with everything
+    /// Waits for an answer, takes in all that have come, and returns the newest message that is stored with everything
     /// before it. Cancel-safe: what was not taken in comes again.
-    pub async fn next(&mut self) -> Result<Option<Stored>, Fault> {
+    pub async fn next(&mut self) -> Result<Option<Stored>, PublishError> {
         debug_assert!(self.held.is_none(), "whoever waits has asked");
         let deadline = self.last_answer + ACK_TIMEOUT;
         let first = tokio::time::timeout_at(deadline, self.answers.next()).await;
         let mut answer = match first {
             Ok(Some(answer)) => answer,
-            Ok(None) => return Err(Fault::Stalled("the subscription for answers has ended".to_owned())),
+            Ok(None) => return Err(PublishError::Stalled("the subscription for answers has ended".to_owned())),
             Err(_) => {
                 let seq = self.in_flight.front().map_or(0, |front| front.seq);
-                return Err(Fault::Silent { seq });
+                return Err(PublishError::Silent { seq });
             }
         };
         self.last_answer = tokio::time::Instant::now();
@@ -210,7 +210,7 @@ impl Chain {
     }
 
     /// The sequence that an answer proves to be stored, with all before it; none if it is of a message before.
-    fn take_in(&self, answer: &async_nats::Message) -> Result<Option<u64>, Fault> {
+    fn take_in(&self, answer: &async_nats::Message) -> Result<Option<u64>, PublishError> {
         let wanted: u64 = answer.subject.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let index = wanted.checked_sub(self.base + 1).and_then(|index| usize::try_from(index).ok());
         let Some(entry) = index.and_then(|index| self.in_flight.get(index)) else { return Ok(None) };
@@ -327,25 +327,25 @@ struct ApiError {
 }
 
 /// What an answer says of the message that expected to be stored as `wanted`.
-fn verdict(status: Option<u16>, payload: &[u8], wanted: u64, seq: i64) -> Result<(), Fault> {
+fn verdict(status: Option<u16>, payload: &[u8], wanted: u64, seq: i64) -> Result<(), PublishError> {
     if let Some(status) = status {
-        return Err(Fault::Stalled(format!("status {status} (503: no stream takes this subject)")));
+        return Err(PublishError::Stalled(format!("status {status} (503: no stream takes this subject)")));
     }
     let ack: PubAck =
-        serde_json::from_slice(payload).map_err(|e| Fault::Stalled(format!("an unreadable answer: {e}")))?;
+        serde_json::from_slice(payload).map_err(|e| PublishError::Stalled(format!("an unreadable answer: {e}")))?;
     match (ack.error, ack.seq) {
         // Success is this very sequence, nothing else.
         (None, Some(stored)) if stored == wanted => Ok(()),
-        (None, stored) => Err(Fault::WrongLast(format!("stored as {stored:?} instead of {wanted}"))),
+        (None, stored) => Err(PublishError::WrongLast(format!("stored as {stored:?} instead of {wanted}"))),
         (Some(error), _) => {
             let text = format!("{} ({})", error.description, error.err_code);
             Err(match error.err_code {
                 // wrong last sequence, also in its constant form; another copy of the sequence is in process
-                10071 | 10164 | 10163 => Fault::WrongLast(text),
+                10071 | 10164 | 10163 => PublishError::WrongLast(text),
                 // account or stream limits, insufficient resources, not able to store, server shutting down
-                10002 | 10077 | 10023 | 10047 | 10028 | 10076 => Fault::Stalled(text),
-                _ if error.code == 503 => Fault::Stalled(text),
-                _ => Fault::Refused { seq, reason: text },
+                10002 | 10077 | 10023 | 10047 | 10028 | 10076 => PublishError::Stalled(text),
+                _ if error.code == 503 => PublishError::Stalled(text),
+                _ => PublishError::Refused { seq, reason: text },
             })
         }
     }
@@ -355,33 +355,33 @@ fn verdict(status: Option<u16>, payload: &[u8], wanted: u64, seq: i64) -> Result
 mod tests {
     use super::*;
 
-    fn of(payload: &str) -> Result<(), Fault> {
+    fn of(payload: &str) -> Result<(), PublishError> {
         verdict(None, payload.as_bytes(), 7, 42)
     }
 
     #[test]
     fn only_the_expected_sequence_is_success() {
         assert_eq!(of(r#"{"stream":"S","seq":7}"#), Ok(()));
-        assert!(matches!(of(r#"{"stream":"S","seq":8}"#), Err(Fault::WrongLast(_))));
+        assert!(matches!(of(r#"{"stream":"S","seq":8}"#), Err(PublishError::WrongLast(_))));
         assert!(matches!(of(r#"{"stream":"S","seq":7,"duplicate":true}"#), Ok(())));
-        assert!(matches!(of("{}"), Err(Fault::WrongLast(_))));
+        assert!(matches!(of("{}"), Err(PublishError::WrongLast(_))));
     }
 
     #[test]
     fn a_fault_of_the_server_is_never_blamed_on_the_row() {
         for code in [10077, 10023, 10002] {
             let answer = format!(r#"{{"error":{{"code":503,"err_code":{code},"description":"no"}}}}"#);
-            assert!(matches!(of(&answer), Err(Fault::Stalled(_))), "{code}");
+            assert!(matches!(of(&answer), Err(PublishError::Stalled(_))), "{code}");
         }
-        assert!(matches!(verdict(Some(503), b"", 7, 42), Err(Fault::Stalled(_))));
-        assert!(matches!(of("not json"), Err(Fault::Stalled(_))));
+        assert!(matches!(verdict(Some(503), b"", 7, 42), Err(PublishError::Stalled(_))));
+        assert!(matches!(of("not json"), Err(PublishError::Stalled(_))));
         let wrong = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 9"}}"#;
-        assert!(matches!(of(wrong), Err(Fault::WrongLast(_))));
+        assert!(matches!(of(wrong), Err(PublishError::WrongLast(_))));
     }
 
     #[test]
     fn a_message_that_is_refused_for_itself_names_its_row() {
         let answer = r#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
-        assert!(matches!(of(answer), Err(Fault::Refused { seq: 42, .. })));
+        assert!(matches!(of(answer), Err(PublishError::Refused { seq: 42, .. })));
     }
 }

@@ -1,19 +1,19 @@
-//! What there is to compare a stream with: the rows, without what they say.
+//! Rows to compare a stream with, without their payloads.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-/// What an outbox says of itself beside [`Overview`](crate::operate::Overview), for whoever compares.
+/// The bounds of an outbox, beside [`Overview`](crate::operate::Overview), for a comparison with its stream.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bounds {
     /// The newest row that is to be published, parked ones left out; 0 where there is none.
     pub unparked_seq: i64,
-    /// Up to which message an operator has vouched for what the outbox does not know.
+    /// Up to which message an operator has accepted what the outbox does not know.
     pub accepted_stream_seq: Option<i64>,
-    /// Of which stream, by when it was created.
+    /// When the stream of that message was created.
     pub accepted_stream_created_at: Option<DateTime<Utc>>,
     /// The database's time.
     pub now: DateTime<Utc>,
@@ -38,12 +38,12 @@ pub struct Row {
     pub parked: bool,
 }
 
-/// Which rows; those that are not said are of any tenant and time.
+/// Which rows; a filter that is not set matches any tenant and time.
 #[derive(Debug, Clone, Default)]
 pub struct Page<'a> {
     /// Behind this number.
     pub after: i64,
-    /// Of this tenant.
+    /// Only rows of this tenant.
     pub tenant: Option<&'a str>,
     /// Written at or after this.
     pub from: Option<DateTime<Utc>>,
@@ -56,7 +56,7 @@ pub struct Page<'a> {
 const COLUMNS: &str = "seq, created_at, event_id, tenant, aggregate_id, sha256(payload) as digest, \
     exists (select from outbox_parked p where p.seq = o.seq) as parked";
 
-/// What the outbox says of itself.
+/// Reads the bounds of the outbox.
 ///
 /// # Errors
 /// The database refuses.

@@ -3,15 +3,15 @@
 pub mod administer;
 mod chain;
 pub mod inspect;
+mod leader_term;
 mod migrations;
 pub mod operate;
-mod place;
+mod poison_tracker;
 mod reader;
 mod relay;
-mod session;
+mod resume;
 mod store;
 mod stream;
-mod suspects;
 
 pub use migrations::migrations;
 pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};

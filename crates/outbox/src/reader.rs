@@ -3,42 +3,42 @@
 //! Rows that follow the last one without a gap in `seq` are settled: each is there. What lies behind a gap, or the end,
 //! is settled by three READ COMMITTED statements, each with a snapshot of its own: a mark (the newest number seen, or
 //! the sequence's), the transactions that hold a writer's lock on the table after that, and the rows up to the mark
-//! once those are gone. A transaction locks the table before it takes a `seq`, so whoever holds a `seq` up to the mark is
-//! among them or has ended. Most gaps close by themselves within the time of a commit, and cost nothing but a look.
+//! once those are gone. A transaction locks the table before it takes a `seq`, so the holder of a `seq` up to the mark is
+//! among them or has ended. Most gaps close by themselves within the time of a commit, and cost only a query.
 //!
-//! Rows that were handed over after their commit are there as well: those that follow the place without a gap need no
-//! statement at all. Those behind a gap wait for the row that closes it to be handed over, or for a look.
+//! Rows that were handed over after their commit are there as well: those that follow the position without a gap need no
+//! statement at all. Those behind a gap wait for the row that closes it to be handed over, or for a query.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use crate::relay::TIDINGS_MOST;
+use crate::relay::MAX_HANDED_OFF;
 use crate::store::{self, Created, Row};
 
 /// How much earlier than the row before it a row may have been stamped: clocks may be set back, a writer may pause
 /// between its `seq` and its time.
 pub const CLOCK_SLACK: TimeDelta = TimeDelta::hours(1);
 
-/// How many rows are read to see whether a gap has closed.
+/// How many rows a query reads to check whether a gap has closed.
 const GAP_LOOK: i64 = 64;
 
-/// A place in the outbox: every row up to `seq` has been passed.
+/// A position in the outbox: every row up to `seq` has been passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     pub seq: i64,
     pub created_at: DateTime<Utc>,
 }
 
-/// What a look at the outbox gave.
+/// What a query of the outbox returned.
 #[derive(Debug)]
 pub enum Next {
     /// Settled rows, and whether more may follow them already.
     Rows(Vec<Row>, bool),
-    /// There is nothing behind the place.
+    /// Nothing follows the position.
     Idle,
-    /// What follows may still commit: look again when something has been committed, or soon.
+    /// What follows may still commit: query again after the next commit, or soon.
     Unsettled,
 }
 
@@ -53,17 +53,17 @@ enum Waiting {
 pub struct Reader {
     /// The last row that was passed. Never a number beyond it: the numbers of a rollback may be given out again after a
     /// crash of the database.
-    place: Place,
-    /// The mark up to which nothing follows the place, as long as the mark stands there.
+    place: Position,
+    /// The mark up to which nothing follows the position, as long as the mark stands there.
     settled: i64,
     waiting: Option<Waiting>,
     batch: i64,
-    /// Committed rows behind the place that writers of this process have handed over; the first may have a gap before it.
+    /// Committed rows behind the position that writers of this process have handed over; the first may have a gap before it.
     handed: BTreeMap<i64, Row>,
 }
 
 impl Reader {
-    pub const fn new(place: Place, batch: i64) -> Self {
+    pub const fn new(place: Position, batch: i64) -> Self {
         Self { place, settled: 0, waiting: None, batch, handed: BTreeMap::new() }
     }
 
@@ -72,15 +72,14 @@ impl Reader {
         self.place.seq.max(self.settled)
     }
 
-    /// Looks again at numbers that had been rolled back.
+    /// Makes the next query check rolled-back numbers again.
     pub const fn forget_settled(&mut self) {
         self.settled = 0;
     }
 
-    /// Takes in rows that have been committed, in any order; `false` if they became too many and some were dropped, which
-    /// a look finds.
+    /// Takes in committed rows, in any order; `false` if they became too many and some were dropped, which a query finds.
     pub fn hand_over(&mut self, rows: Vec<Row>) -> bool {
-        let room = self.handed.len() + rows.len() <= TIDINGS_MOST;
+        let room = self.handed.len() + rows.len() <= MAX_HANDED_OFF;
         if !room {
             self.handed.clear();
         }
@@ -88,8 +87,7 @@ impl Reader {
         room
     }
 
-    /// The rows that follow the place without a gap, of those that were handed over: what a look would find, or its
-    /// beginning.
+    /// The handed-over rows that follow the position without a gap: what a query would find, or its beginning.
     pub fn next_handed(&mut self) -> Option<Next> {
         while self.handed.first_key_value().is_some_and(|(seq, _)| *seq <= self.place.seq) {
             self.handed.pop_first();
@@ -100,7 +98,7 @@ impl Reader {
         (!rows.is_empty()).then(|| self.pass(rows, false))
     }
 
-    /// Leaves the rows that were handed over to those who look.
+    /// Forgets the rows that were handed over; a query finds them.
     pub fn forget_handed(&mut self) {
         self.handed.clear();
     }
@@ -110,14 +108,14 @@ impl Reader {
         !self.handed.is_empty()
     }
 
-    /// Whether a look has found a gap that is not settled yet.
+    /// Whether a query has found a gap that is not settled yet.
     pub const fn waits(&self) -> bool {
         self.waiting.is_some()
     }
 
     /// The next settled rows. After a pause (`settle`) it also takes the next step towards passing a gap.
     pub async fn next(&mut self, db: &mut PgConnection, settle: bool) -> Result<Next, sqlx::Error> {
-        // While a gap is waited for, a look is cheap.
+        // While a gap is open, keep the query cheap.
         let limit = if self.waiting.is_some() { self.batch.min(GAP_LOOK) } else { self.batch };
         let mut rows =
             store::rows(db, self.place.seq, None, Created::From(self.place.created_at - CLOCK_SLACK), limit).await?;
@@ -170,7 +168,7 @@ impl Reader {
 
     fn pass(&mut self, rows: Vec<Row>, more: bool) -> Next {
         if let Some(last) = rows.last() {
-            self.place = Place { seq: last.seq, created_at: last.created_at };
+            self.place = Position { seq: last.seq, created_at: last.created_at };
         }
         self.waiting = None;
         Next::Rows(rows, more)
@@ -184,7 +182,7 @@ fn gapless_prefix(after: i64, seqs: impl Iterator<Item = i64>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Next, Place, Reader, gapless_prefix};
+    use super::{Next, Position, Reader, gapless_prefix};
     use crate::store::Row;
     use chrono::DateTime;
     use proptest::prelude::*;
@@ -213,11 +211,11 @@ mod tests {
         fn rows_that_are_handed_over_in_any_order_come_in_theirs_and_never_past_a_gap(
             order in Just((1_i64..=12).collect::<Vec<_>>()).prop_shuffle(), missing in 1_i64..=13, at_once in 1_usize..5
         ) {
-            let place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
+            let place = Position { seq: 0, created_at: DateTime::UNIX_EPOCH };
             let mut reader = Reader::new(place, 3);
             let mut seen = Vec::new();
             for rows in order.chunks(at_once) {
-                // One of a look's rows may be handed over after the look; it was passed then.
+                // One of a query's rows may be handed over after the query; it was passed then.
                 reader.hand_over([-1, 0].iter().chain(rows).filter(|seq| **seq != missing).map(|seq| row(*seq)).collect());
                 seen.extend(handed(&mut reader));
                 prop_assert_eq!(&seen, &(1..=seen.len() as i64).collect::<Vec<_>>());

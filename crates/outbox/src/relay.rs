@@ -1,5 +1,5 @@
-//! The relay's life: stand by, take the lease, take the place from the stream's tail, publish, and start over on a
-//! fault. `session` decides from where and what is set aside, `reader` what may be published, `chain` how.
+//! The relay's life cycle: stand by, take the lease, take the position from the stream's tail, publish, and start over on a
+//! fault. `resume` decides from where, `leader_term` what is set aside, `reader` what may be published, `chain` how.
 
 use std::ops::DerefMut;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,20 +14,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::chain::Fault;
-use crate::session::Session;
+use crate::chain::PublishError;
+use crate::leader_term::LeaderTerm;
+use crate::poison_tracker::PoisonTracker;
 use crate::store::{self, Entry, NewEvent, Row};
 use crate::stream;
-use crate::suspects::Suspects;
 
-/// How often the stream's tail, the checkpoint and the lease are looked at while nothing happens.
+/// How often the relay checks the stream's tail, the checkpoint and the lease while nothing happens.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// After a lead of this length the pause behind a fault is short again.
 const GOOD_LEAD: Duration = Duration::from_secs(15);
 /// How long JetStream may take to answer, and how long once it has not: by then another relay may lead.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 const ANSWERS_LATE: Duration = Duration::from_secs(10);
-/// How long it may take to give up the lease, which ends by itself, or to send a hint, which a look makes up for.
+/// How long it may take to give up the lease, which ends by itself, or to send a hint, which a poll makes up for.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How often a row may fail alone, while the stream answers, before it is parked.
 const FAILS_ALONE: u32 = 3;
@@ -44,7 +44,7 @@ pub struct StreamSpec {
     pub replicas: usize,
 }
 
-/// How a relay works.
+/// The configuration of a relay.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
     /// Where to publish.
@@ -55,9 +55,9 @@ pub struct RelayConfig {
     pub hint_subject: String,
     /// Who this relay is, for the lease: new for each process.
     pub holder: Uuid,
-    /// For how long the lead is had without a renewal.
+    /// How long the lead lasts without a renewal.
     pub lease: Duration,
-    /// How often to look for rows when nobody hinted.
+    /// How often to poll for rows without a hint.
     pub poll: Duration,
     /// How many messages may be in flight.
     pub window: usize,
@@ -70,14 +70,14 @@ pub struct RelayConfig {
 /// What a relay does right now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// Another relay leads, or a dependency is not there.
+    /// Another relay leads, or a dependency is unavailable.
     Standby,
     /// This relay publishes.
     Leader {
         /// Rises with each change of the lead.
         epoch: i64,
     },
-    /// Stream and outbox contradict each other: it waits for a person, and looks again every few seconds.
+    /// Stream and outbox contradict each other: the relay waits for an operator, and checks again every few seconds.
     Halted {
         /// What contradicts what, and what to do.
         reason: String,
@@ -95,60 +95,60 @@ pub struct Status {
     pub stream_seq: u64,
 }
 
-/// How many rows may lie in the tidings, and as many behind a gap; if more come, all are looked for in the outbox. Of the
+/// How many rows the hand-off may hold, and as many behind a gap; if more come, the relay queries the outbox for all. With the
 /// largest events (64 KiB) that is 32 MiB.
-pub(crate) const TIDINGS_MOST: usize = 500;
+pub(crate) const MAX_HANDED_OFF: usize = 500;
 
 /// What was committed in this process and the relay has not taken up yet.
 #[derive(Debug, Default)]
-pub(crate) struct Tidings {
-    news: Mutex<News>,
+pub(crate) struct HandOff {
+    pending: Mutex<Pending>,
     pub arrived: Notify,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct Pending {
     /// Committed rows.
     pub rows: Vec<Row>,
-    /// Whether there are more, which only a look at the outbox finds.
+    /// Whether there are more, which only a query of the outbox finds.
     pub look: bool,
 }
 
-impl Tidings {
-    fn tell(&self, rows: Vec<Row>, look: bool) {
-        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        if news.rows.len() + rows.len() > TIDINGS_MOST {
-            *news = News { rows: Vec::new(), look: true };
+impl HandOff {
+    fn push(&self, rows: Vec<Row>, look: bool) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.rows.len() + rows.len() > MAX_HANDED_OFF {
+            *pending = Pending { rows: Vec::new(), look: true };
         } else {
-            news.rows.extend(rows);
-            news.look |= look;
+            pending.rows.extend(rows);
+            pending.look |= look;
         }
-        drop(news);
+        drop(pending);
         self.arrived.notify_one();
     }
 
-    pub fn take(&self) -> News {
-        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn take(&self) -> Pending {
+        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// For writers and observers of a relay.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    tidings: Arc<Tidings>,
+    hand_off: Arc<HandOff>,
     status: watch::Receiver<Status>,
 }
 
 impl Handle {
-    /// Appends these events, in their order, as the last that a transaction does, commits it, and hands the rows to the
-    /// relay, which then need not look for them. Lock the aggregate's row first. `commit` is that of the transaction, for
+    /// Appends these events, in their order, as the last step of a transaction, commits it, and hands the rows to the
+    /// relay, which then need not query for them. Lock the aggregate's row first. `commit` is that of the transaction, for
     /// example `sqlx::Transaction::commit`.
     ///
-    /// **`tx` must be the outermost transaction, and `commit` must commit it.** The rows are published once it has returned
-    /// `Ok`: that of a savepoint, or one that does nothing, would publish what may yet be rolled back.
+    /// **`tx` must be the outermost transaction, and `commit` must commit it.** The relay publishes the rows once it has returned
+    /// `Ok`. The commit of a savepoint, or one that does nothing, would publish what may yet be rolled back.
     ///
-    /// This way a row is handed over only by a transaction that was whole to its end: one in which a statement has failed
-    /// takes no more appends (and its COMMIT, which the database answers with a rollback, looks like success to sqlx).
+    /// So only a transaction that was whole to its end hands a row over: one in which a statement has failed takes no more
+    /// appends. (To sqlx its COMMIT, which the database answers with a rollback, is a success.)
     ///
     /// # Errors
     /// Those of the inserts and of `commit`; if the outcome of the commit is not known, the relay finds out by itself.
@@ -168,17 +168,17 @@ impl Handle {
         }
         commit(tx).await?;
         if !rows.is_empty() {
-            self.tidings.tell(rows, false);
+            self.hand_off.push(rows, false);
         }
         Ok(())
     }
 
-    /// Says that a transaction with an event has committed. Never waits; if it is lost, the poll finds the row.
+    /// Reports the commit of a transaction with an event. Never waits; if the report is lost, the poll finds the row.
     pub fn wake(&self) {
-        self.tidings.tell(Vec::new(), true);
+        self.hand_off.push(Vec::new(), true);
     }
 
-    /// Where the relay stands; the receiver tells of changes.
+    /// Where the relay stands; the receiver reports changes.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
@@ -190,13 +190,13 @@ pub struct Relay {
     pub(crate) db: PgPool,
     pub(crate) nats: async_nats::Client,
     pub(crate) config: RelayConfig,
-    pub(crate) tidings: Arc<Tidings>,
+    pub(crate) hand_off: Arc<HandOff>,
     pub(crate) status: watch::Sender<Status>,
 }
 
 /// How this relay stands with the broker.
 struct Standing {
-    /// It has failed there: it looks whether the broker answers before it asks for the lead again.
+    /// It has failed there: it checks whether the broker answers before it asks for the lead again.
     looks_first: bool,
     /// How long an answer may take.
     patience: Duration,
@@ -208,8 +208,8 @@ impl Standing {
     }
 }
 
-pub(crate) enum Trouble {
-    Fault(Fault),
+pub(crate) enum LeadError {
+    PublishError(PublishError),
     Lost(&'static str),
     Down(anyhow::Error),
     Halted(String),
@@ -218,10 +218,10 @@ pub(crate) enum Trouble {
     Stop,
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Trouble {
+impl<E: Into<anyhow::Error>> From<E> for LeadError {
     fn from(error: E) -> Self {
-        match error.into().downcast::<Fault>() {
-            Ok(fault) => Self::Fault(fault),
+        match error.into().downcast::<PublishError>() {
+            Ok(fault) => Self::PublishError(fault),
             Err(other) => Self::Down(other),
         }
     }
@@ -232,16 +232,16 @@ impl Relay {
     #[must_use]
     pub fn new(db: PgPool, nats: async_nats::Client, config: RelayConfig) -> Self {
         let status = watch::Sender::new(Status { role: Role::Standby, done: 0, stream_seq: 0 });
-        Self { db, nats, config, tidings: Arc::default(), status }
+        Self { db, nats, config, hand_off: Arc::default(), status }
     }
 
-    /// For those who write and those who watch.
+    /// The handle for writers and observers.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { tidings: Arc::clone(&self.tidings), status: self.status.subscribe() }
+        Handle { hand_off: Arc::clone(&self.hand_off), status: self.status.subscribe() }
     }
 
-    /// Relays until `stop`. A dependency that is down is waited for; so is a person when stream and outbox contradict
+    /// Relays until `stop`. Waits for a dependency that is down, and for an operator when stream and outbox contradict
     /// each other ([`Role::Halted`]): meanwhile rows are kept, and nothing is published.
     pub async fn run(self, stop: CancellationToken) {
         let mut pauses = ExponentialBackoffBuilder::new()
@@ -249,9 +249,9 @@ impl Relay {
             .with_max_interval(Duration::from_secs(5))
             .with_max_elapsed_time(None)
             .build();
-        let mut suspects = Suspects::new();
+        let mut suspects = PoisonTracker::new();
         let mut standing = Standing { looks_first: false, patience: ANSWERS_WITHIN };
-        // A counter that appears with its first event is, to Prometheus, one that did not rise.
+        // To Prometheus, a counter that appears with its first event did not rise.
         for rare in ["outbox_missing_rows_total", "outbox_refills_total", "outbox_parked_rows_total"] {
             metrics::counter!(rare).increment(0);
         }
@@ -267,22 +267,22 @@ impl Relay {
             if began.elapsed() > GOOD_LEAD {
                 pauses.reset();
             }
-            let halted = matches!(trouble, Trouble::Halted(_));
+            let halted = matches!(trouble, LeadError::Halted(_));
             metrics::gauge!("outbox_leader").set(0.0);
             metrics::gauge!("outbox_halted").set(f64::from(u8::from(halted)));
             if !halted {
                 self.status.send_modify(|status| status.role = Role::Standby);
             }
             match trouble {
-                Trouble::Stop => return,
-                Trouble::Halted(reason) => self.status.send_modify(|status| status.role = Role::Halted { reason }),
-                Trouble::Lost(why) => warn!(why, "the lead is lost"),
-                Trouble::Fault(fault) => {
+                LeadError::Stop => return,
+                LeadError::Halted(reason) => self.status.send_modify(|status| status.role = Role::Halted { reason }),
+                LeadError::Lost(why) => warn!(why, "the lead is lost"),
+                LeadError::PublishError(fault) => {
                     warn!(%fault, "the chain broke");
                     standing.failed();
                 }
-                Trouble::NonePasses(what) => warn!(what, "the chain broke"),
-                Trouble::Down(error) => {
+                LeadError::NonePasses(what) => warn!(what, "the chain broke"),
+                LeadError::Down(error) => {
                     warn!(error = format!("{error:#}"), "a dependency of the relay is down: waiting");
                     standing.failed();
                 }
@@ -308,25 +308,25 @@ impl Relay {
     async fn try_to_lead(
         &self,
         stop: &CancellationToken,
-        suspects: &mut Suspects,
+        suspects: &mut PoisonTracker,
         standing: &mut Standing,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), LeadError> {
         if standing.looks_first {
             let looked = stop.run_until_cancelled(Box::pin(stream::open(self, standing.patience))).await;
-            looked.ok_or(Trouble::Stop)??;
+            looked.ok_or(LeadError::Stop)??;
             standing.looks_first = false;
         }
         let lease = self.config.lease.as_secs_f64();
         let Some(epoch) = store::take_lease(&self.db, self.config.holder, lease).await? else {
-            // The leader tells of these.
+            // The leader reports these.
             for of_the_leader in ["outbox_leader", "outbox_halted", "outbox_backlog_rows", "outbox_parked_rows"] {
                 metrics::gauge!(of_the_leader).set(0.0);
             }
             tokio::select! {
-                () = stop.cancelled() => return Err(Trouble::Stop),
+                () = stop.cancelled() => return Err(LeadError::Stop),
                 () = tokio::time::sleep(self.config.lease / 4) => {}
-                () = self.tidings.arrived.notified() => {
-                    self.tidings.take();
+                () = self.hand_off.arrived.notified() => {
+                    self.hand_off.take();
                     self.hint().await;
                 }
             }
@@ -337,23 +337,23 @@ impl Relay {
             result = self.lead(epoch, stop, suspects, standing.patience) => result,
             lost = self.keep_lease(epoch) => Err(lost),
         };
-        if let Err(Trouble::Halted(reason)) = &result {
+        if let Err(LeadError::Halted(reason)) = &result {
             self.say_halted(epoch, reason).await;
         }
         // Another relay may be well where this one is cut off.
-        if matches!(result, Err(Trouble::Stop | Trouble::Down(_) | Trouble::Fault(_))) {
+        if matches!(result, Err(LeadError::Stop | LeadError::Down(_) | LeadError::PublishError(_))) {
             tokio::time::timeout(GIVES_UP_WITHIN, store::give_up_lease(&self.db, epoch)).await.ok();
         }
         result
     }
 
-    /// Tells the leader, in another process, that there is something to publish. While NATS is away there is no room for more.
+    /// Hints to the leader, in another process, that rows are pending. While NATS is unavailable there is no room for more.
     async fn hint(&self) {
         let hint = self.nats.publish(self.config.hint_subject.clone(), bytes::Bytes::new());
         tokio::time::timeout(GIVES_UP_WITHIN, hint).await.ok();
     }
 
-    async fn keep_lease(&self, epoch: i64) -> Trouble {
+    async fn keep_lease(&self, epoch: i64) -> LeadError {
         let lease = self.config.lease;
         let mut held_until = Instant::now() + lease;
         loop {
@@ -361,28 +361,28 @@ impl Relay {
             let asked = Instant::now();
             match tokio::time::timeout_at(held_until, store::renew_lease(&self.db, epoch, lease.as_secs_f64())).await {
                 Ok(Ok(true)) => held_until = asked + lease,
-                Ok(Ok(false)) => return Trouble::Lost("another relay took it"),
-                Ok(Err(error)) if Instant::now() >= held_until => return Trouble::Down(error.into()),
+                Ok(Ok(false)) => return LeadError::Lost("another relay took it"),
+                Ok(Err(error)) if Instant::now() >= held_until => return LeadError::Down(error.into()),
                 Ok(Err(error)) => warn!(%error, "the lease could not be renewed: trying again"),
-                Err(_) => return Trouble::Lost("the database did not renew the lease in time"),
+                Err(_) => return LeadError::Lost("the database did not renew the lease in time"),
             }
         }
     }
 
-    /// Sessions, one after the other: each takes its place from the stream's tail.
+    /// Sessions, one after the other: each takes its position from the stream's tail.
     async fn lead(
         &self,
         epoch: i64,
         stop: &CancellationToken,
-        suspects: &mut Suspects,
+        suspects: &mut PoisonTracker,
         patience: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), LeadError> {
         suspects.fails.clear();
         let mut hints = self.nats.subscribe(self.config.hint_subject.clone()).await?;
         // Where the stream stood when the chain last broke on a wrong sequence.
         let mut broke_at = None;
         loop {
-            let mut session = Session::open(self, epoch, patience).await?;
+            let mut session = LeaderTerm::open(self, epoch, patience).await?;
             suspects.taken_up(session.stored.outbox_seq);
             // If the stream still stands there, nobody else has published: a message of ours was dropped without an
             // answer. It goes out alone then, and so does a row that failed, to know which one it is.
@@ -396,21 +396,21 @@ impl Relay {
                 Err(trouble) => trouble,
             };
             let (seq, reason) = match trouble {
-                Trouble::Fault(Fault::WrongLast(what)) => {
+                LeadError::PublishError(PublishError::WrongLast(what)) => {
                     warn!(what, "taking the place anew from the stream's tail");
                     metrics::counter!("outbox_sessions_total", "reason" => "wrong_last").increment(1);
                     broke_at = Some(session.stored.stream_seq);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
-                Trouble::Fault(Fault::Silent { seq }) => (seq, "no acknowledgement".to_owned()),
-                Trouble::Fault(Fault::Refused { seq, reason }) => (seq, reason),
-                other @ (Trouble::Fault(Fault::Stalled(_))
-                | Trouble::Lost(_)
-                | Trouble::Down(_)
-                | Trouble::Halted(_)
-                | Trouble::NonePasses(_)
-                | Trouble::Stop) => return Err(other),
+                LeadError::PublishError(PublishError::Silent { seq }) => (seq, "no acknowledgement".to_owned()),
+                LeadError::PublishError(PublishError::Refused { seq, reason }) => (seq, reason),
+                other @ (LeadError::PublishError(PublishError::Stalled(_))
+                | LeadError::Lost(_)
+                | LeadError::Down(_)
+                | LeadError::Halted(_)
+                | LeadError::NonePasses(_)
+                | LeadError::Stop) => return Err(other),
             };
             metrics::counter!("outbox_sessions_total", "reason" => "row_failed").increment(1);
             let alone = session.window == 1;
@@ -424,7 +424,7 @@ impl Relay {
                         "no row passes any more, not only {seq}, which is parked in {wait:.0?} at the earliest: {reason}"
                     );
                     error!(seq, "{what}");
-                    return Err(Trouble::NonePasses(what));
+                    return Err(LeadError::NonePasses(what));
                 }
                 if session.park_seq(seq, &reason).await? {
                     suspects.parked(seq);

@@ -7,7 +7,7 @@ use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, Pg
 use uuid::Uuid;
 
 use crate::operate;
-use crate::reader::Place;
+use crate::reader::Position;
 
 const HOUR: f64 = 3_600.0;
 
@@ -32,7 +32,7 @@ pub struct NewEvent {
 /// relay, [`crate::Handle::commit`] is quicker.
 ///
 /// # Errors
-/// Fails as any insert does; the transaction is then of no more use.
+/// Fails as any insert does; the transaction is then unusable.
 pub async fn append(tx: &mut PgConnection, event: &NewEvent) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) values ($1, $2, $3, $4, $5, $6)",
@@ -79,7 +79,7 @@ pub struct Row {
     pub payload: Vec<u8>,
 }
 
-/// By position: columns by name are looked up for each row anew.
+/// By position: column names would be resolved again for each row.
 impl FromRow<'_, PgRow> for Row {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
@@ -135,10 +135,10 @@ pub async fn rows(
     .await
 }
 
-/// Has this connection's reads follow the index on `seq`, always, by a plan that is made once: one made while a day's
-/// partition is still empty would scan it, and be kept while it grows; one made anew for each look costs several times
-/// the look, over all the days' partitions. (The days that a look is not about are left out when it begins.) What cannot
-/// follow an index, such as reading the sequence, then looks dear to the planner, and must not be compiled for it: 10 to
+/// Makes this connection's reads always follow the index on `seq`, by a plan that is made once. A plan made while a day's
+/// partition is still empty would scan it, and be kept while it grows. A new plan for each query costs several times
+/// the query, over all the days' partitions. (The days that a query is not about are left out when it begins.) What cannot
+/// follow an index, such as reading the sequence, then seems dear to the planner, and must not be compiled for it: 10 to
 /// 130 ms each time.
 ///
 /// For as long as the connection lasts, or for its transaction (`locally`).
@@ -195,7 +195,7 @@ pub async fn published_late_since(
 #[derive(Debug, Clone, FromRow, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Misnumbered {
-    /// That number.
+    /// The row's number.
     pub seq: i64,
     /// When it was written.
     pub created_at: DateTime<Utc>,
@@ -213,8 +213,12 @@ pub async fn numbered_twice(db: impl PgExecutor<'_>, seq: i64) -> Result<bool, s
         .await
 }
 
-/// Rows up to a place that were created after it, oldest first.
-pub async fn created_after(db: &mut PgConnection, place: Place, limit: i64) -> Result<Vec<Misnumbered>, sqlx::Error> {
+/// Rows up to a position that were created after it, oldest first.
+pub async fn created_after(
+    db: &mut PgConnection,
+    place: Position,
+    limit: i64,
+) -> Result<Vec<Misnumbered>, sqlx::Error> {
     // Only asked when something is wrong; then it may take what it takes.
     let mut tx = db.begin().await?;
     tx.execute("set local statement_timeout = '5min'").await?;
@@ -231,11 +235,11 @@ pub async fn created_after(db: &mut PgConnection, place: Place, limit: i64) -> R
     Ok(rows)
 }
 
-/// The place just before the first row that was created after `from`, and that row's time. `slack` is by how much an earlier
-/// row may have been stamped later.
+/// The position just before the first row that was created after `from`, and that row's time. `slack` is by how much an
+/// earlier row may have been stamped later.
 ///
-/// Nothing but `seq` is indexed, and both rise together: so it is looked for by halves, a look at the index each, and then
-/// read forward through the slack. A scan for it would read the day at the age limit from its beginning.
+/// Only `seq` is indexed, and both rise together. So this is a binary search, one index lookup a step, and then a forward
+/// read through the slack. A scan for it would read the day at the age limit from its beginning.
 pub async fn first_after(
     db: &mut PgConnection,
     from: DateTime<Utc>,
@@ -296,7 +300,7 @@ pub async fn checkpoint(db: impl PgExecutor<'_>) -> Result<Checkpoint, sqlx::Err
 pub async fn save_checkpoint(
     db: &PgPool,
     epoch: i64,
-    place: Place,
+    place: Position,
     stream_seq: u64,
     stream_created_at: DateTime<Utc>,
     durably: bool,
@@ -316,7 +320,7 @@ pub async fn save_checkpoint(
     Ok(())
 }
 
-/// Takes the lease if it is free or has run out, on the database's clock; the new epoch if so.
+/// Takes the lease if it is free or has run out, on the database's clock; returns the new epoch if so.
 pub async fn take_lease(db: &PgPool, holder: Uuid, seconds: f64) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "update outbox_relay set holder = $1, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $2) \
@@ -349,7 +353,8 @@ pub async fn give_up_lease(db: &PgPool, epoch: i64) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Sets a row aside, with a line for the journal if it names who did. False when another relay leads by now: nothing was recorded, and nothing behind it may go out.
+/// Sets a row aside, with a line for the journal if `actor` is given. False when another relay leads by now: nothing was
+/// recorded, and nothing behind it may go out.
 ///
 /// # Errors
 /// Fails as any insert does.
@@ -386,7 +391,7 @@ pub async fn parked_aggregates(db: &PgPool) -> Result<Vec<(String, i64)>, sqlx::
         .await
 }
 
-/// The rows that were parked once and are so no more: whoever meets them passes over them.
+/// The rows that were parked once and no longer are: the relay passes over them.
 pub async fn worked(db: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar("select seq from outbox_parked where state <> 'parked'").fetch_all(db).await
 }
@@ -396,12 +401,12 @@ pub async fn parked_count(db: &PgPool) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select count(*) from outbox_parked where state = 'parked'").fetch_one(db).await
 }
 
-/// Makes the partitions of the coming days; how many were missing.
+/// Creates the partitions of the coming days; returns how many were missing.
 pub async fn create_partitions(db: &PgPool) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select outbox_create_partitions(8)").fetch_one(db).await
 }
 
-/// Drops the partitions that retention allows to; how many. The lock may not be to be had: `None`, try again.
+/// Drops the partitions that retention allows; returns how many. `None` when the lock is not available: try again.
 pub async fn drop_partitions(db: &PgPool, keep_days: i32) -> Result<Option<i32>, sqlx::Error> {
     let dropped = sqlx::query_scalar("select outbox_drop_partitions($1)").bind(keep_days).fetch_one(db).await;
     match dropped {
@@ -421,8 +426,8 @@ pub struct Entry<'a> {
     pub detail: &'a str,
 }
 
-/// Writes down why the relay of this epoch has halted, unless that is said already, an operator is removing what it found in the
-/// stream, or has done so since it looked.
+/// Writes down why the relay of this epoch has halted, unless the journal says so already, an operator is removing what it found
+/// in the stream, or has done so since its check.
 pub async fn journal_halt(db: &PgPool, entry: &Entry<'_>, epoch: i64) -> Result<(), sqlx::Error> {
     let mut tx = db.begin().await?;
     let nobody_accepts: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock_shared($1)")
@@ -436,7 +441,7 @@ pub async fn journal_halt(db: &PgPool, entry: &Entry<'_>, epoch: i64) -> Result<
     tx.commit().await
 }
 
-/// Writes a line into the journal; not a second time what it says already of a halt or of missing rows. Whether it did.
+/// Writes a line into the journal; not a second time what it says already of a halt or of missing rows. Returns whether it did.
 pub async fn journal(db: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<bool, sqlx::Error> {
     let written = sqlx::query(
         "insert into outbox_journal (kind, actor, from_seq, to_seq, detail) select $1, $2, $3, $4, $5 \

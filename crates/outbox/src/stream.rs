@@ -1,4 +1,4 @@
-//! The stream that a relay publishes to, as it is: opened, compared with what was asked for, and what it takes.
+//! The stream that a relay publishes to: opens it, compares it with what was asked for, and checks which subjects it takes.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use tracing::error;
 
 use crate::relay::{Relay, RelayConfig};
 
-/// The stream, as the administration has made it ([`crate::administer`]). In what it is not as it was asked for is said, and
-/// shown by the gauge `outbox_stream_drift`.
+/// Opens the stream that the administration has created ([`crate::administer`]). Reports where it differs from what was asked
+/// for, also by the gauge `outbox_stream_drift`.
 pub async fn open(relay: &Relay, patience: Duration) -> Result<stream::Stream, anyhow::Error> {
     let spec = &relay.config.stream;
     let js = jetstream::ContextBuilder::new().timeout(patience).build(relay.nats.clone());
@@ -23,7 +23,7 @@ pub async fn open(relay: &Relay, patience: Duration) -> Result<stream::Stream, a
     Ok(stream)
 }
 
-/// In what a stream differs from what was asked for.
+/// Where a stream differs from what was asked for.
 fn drift(is: &stream::Config, wanted: &RelayConfig) -> Vec<String> {
     let spec = &wanted.stream;
     let mut drift = Vec::new();

@@ -1,7 +1,7 @@
 //! The relay's algorithm, checked in every interleaving: two writers, two aggregates, three events, a window of two, two
 //! relays whose lease may pass at any moment, a rollback, a crash or lost answer at every step, messages that arrive after
 //! their session has ended, and a broker that comes back without its newest messages. The steps are those of
-//! `src/reader.rs` (settle), `src/chain.rs` (window and verdicts), `src/place.rs` (the tail) and `src/relay.rs` (lease).
+//! `src/reader.rs` (settle), `src/chain.rs` (window and verdicts), `src/resume.rs` (the tail) and `src/relay.rs` (lease).
 //!
 //! The same model, broken on purpose in one place, must be caught: a check that cannot fail says nothing.
 

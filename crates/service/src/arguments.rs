@@ -1,8 +1,8 @@
-//! From flags and environment to a configuration: `clap` parses each value, and all that is wrong is named at once.
+//! From flags and environment to a configuration: `clap` parses each value, and one error names every problem.
 //!
-//! A secret is an argument whose environment is hidden (`hide_env_values`). Each may stand in a file instead, which
-//! `--<name>-file` or `<VARIABLE>_FILE` names. No message repeats a secret: `clap`'s own parsers of text repeat no value, and one of
-//! ours for a secret must not.
+//! A secret is an argument whose environment is hidden (`hide_env_values`). Each secret may come from a file instead, which `--<name>-file`
+//! or `<VARIABLE>_FILE` names. No message repeats a secret: `clap`'s own text parsers repeat no value, and our parser for a secret must
+//! not.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -13,9 +13,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command};
 
-/// What a program of a service is configured by.
+/// The configuration of a service's program.
 pub trait Settings: Args {
-    /// Notes what is wrong with values that are each well-formed and do not go together.
+    /// Notes values that are each well-formed but contradict each other.
     fn check(&self, _problems: &mut Problems) {}
 }
 
@@ -32,18 +32,18 @@ impl Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Collects what is wrong.
+/// Collects the problems.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<String>);
 
 impl Problems {
-    /// Notes what is wrong with a variable.
+    /// Notes a problem with a variable.
     pub fn add(&mut self, variable: &str, problem: impl Display) {
         self.0.push(format!("{variable}: {problem}"));
     }
 }
 
-/// The subcommand that takes these settings. It takes every text, so that [`parse`] can name all that are wrong.
+/// The subcommand that takes these settings. It accepts every text, so that [`parse`] can name all the wrong ones.
 #[must_use]
 pub fn command<S: Settings>(name: &'static str) -> Command {
     let strict = S::augment_args(Command::new(name));
@@ -92,7 +92,7 @@ pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
             }
         }
     }
-    // clap ends at the first value that it cannot parse: that one is noted, and the others are parsed once more.
+    // clap stops at the first value that it cannot parse: note that one, and parse the others again.
     let mut noted = BTreeSet::new();
     let matches = loop {
         let error = match command.clone().try_get_matches_from(&words) {

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use crate::retry::Delays;
 
-/// So many failures in a row open it.
+/// The number of failures in a row that opens it.
 const FAILURES: u32 = 3;
 /// How long it stays open, the first time and at most, each by half more or less.
 const FIRST: Duration = Duration::from_millis(250);
 const MOST: Duration = Duration::from_secs(1);
-/// A probe that has no outcome within this is no reason to wait for it.
+/// A probe without an outcome after this time blocks no other call.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// Closed: calls go to the replica. Open: none does. Half open: one does, to see how it is.
@@ -35,7 +35,7 @@ pub(crate) enum State {
     },
 }
 
-/// A call that was let through. Its outcome belongs to it.
+/// A call that was let through, and its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     /// Which probe it is, if it is one.
@@ -89,12 +89,12 @@ impl Breaker {
         Some(Ticket { probe: Some(self.probes) })
     }
 
-    /// A call was answered, whatever the answer: the replica lives.
+    /// A call was answered, whatever the answer: the replica is alive.
     pub(crate) fn answered(&mut self) {
         *self = Self { probes: self.probes, ..Self::new() };
     }
 
-    /// A call was not answered. `away`: nobody listens there, which needs no second proof.
+    /// A call was not answered. `away`: nothing listens there, which needs no second proof.
     pub(crate) fn failed(&mut self, ticket: Ticket, now: Instant, away: bool) {
         let opens = match self.state {
             State::Closed => {
@@ -102,7 +102,7 @@ impl Breaker {
                 away || self.failures >= FAILURES
             }
             State::HalfOpen { probe, .. } => ticket.probe == Some(probe),
-            // What was let through before says nothing new.
+            // The outcome of a call from before the state changed says nothing new.
             State::Open { .. } => false,
         };
         if opens {
@@ -110,7 +110,7 @@ impl Breaker {
         }
     }
 
-    /// A call was given up by whoever waited for it: that says nothing, and another one may probe.
+    /// The caller gave up on a call: that says nothing about the replica, and another call may probe.
     pub(crate) fn abandoned(&mut self, ticket: Ticket, now: Instant) {
         if let State::HalfOpen { probe, .. } = self.state
             && ticket.probe == Some(probe)

@@ -1,5 +1,5 @@
-//! One call of a command: who calls, and what makes it take effect once. A server makes it of a request with a verified token,
-//! a handler of an event; the command is the same.
+//! One call of a command: the caller, and what makes the call take effect once. A server makes it from a request with a verified token, a
+//! handler from an event; the command is the same.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::{clock, telemetry};
 /// One call of a command.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Who calls.
+    /// The caller.
     pub caller: Caller,
     /// The event that caused it; none where a request did.
     pub causation: Option<EventId>,
-    /// The same for all that follows from one request.
+    /// The same for everything that follows from one request.
     pub correlation: String,
     pub(crate) once: Once,
 }
@@ -42,9 +42,9 @@ impl Call {
         permission.check(&self.caller)
     }
 
-    /// The first line of a command about one aggregate: may the caller `see` it, and may it do this? Whoever may see none learns nothing
-    /// of what there is. Role and scopes decide. Relations (OpenFGA: whose list is it, who shares it) are to be asked here as well,
-    /// before the transaction; what depends on the row is checked once more when the row is locked.
+    /// The first line of a command about one aggregate: may the caller `see` it, and may it do this? A caller that may see none does not
+    /// learn whether one exists. Role and scopes decide. Check relations here as well, before the transaction (OpenFGA: who owns the list,
+    /// who shares it). Check what depends on the row once more when the row is locked.
     ///
     /// # Errors
     /// `unseen`, or that role or scopes do not allow it.
@@ -60,7 +60,7 @@ impl Call {
         }
     }
 
-    /// A call of a request's, with its idempotency key if it has one.
+    /// A call from a request, with its idempotency key if it has one.
     #[must_use]
     pub fn of_request(caller: Caller, attempt: Option<Attempt>) -> Self {
         let correlation = telemetry::trace_id().unwrap_or_else(|| clock::new_id().to_string());

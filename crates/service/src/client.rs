@@ -1,8 +1,8 @@
-//! The one way in which a process of the fleet calls another over gRPC: a deadline, repeats within a budget, replicas that do not
-//! answer left out, and the caller's identity and trace carried along.
+//! The one way in which a process of the fleet calls another over gRPC. It sets a deadline, retries within a budget, leaves out replicas
+//! that do not answer, and passes on the caller's identity and trace.
 //!
-//! [`Upstream`] is what a generated client stands on, as on a `tonic` channel. It is for unary calls: an answer is read whole before
-//! it is handed on, so that a connection that ends in the middle of it can be borne.
+//! A generated client uses [`Upstream`] as its channel, like a `tonic` channel. It is for unary calls: it reads the whole answer before it
+//! returns it, so that it can handle a connection that ends in the middle.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,18 +34,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(25);
 /// How much of a call's time a probe may cost it while another replica is known to live.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
-/// How often a call is sent at most, unless the key of an attempt that was lost is waited for.
+/// How many attempts a call has at most, except while it waits for the key of a lost attempt.
 const ATTEMPTS: usize = 4;
-/// The pauses while that key is waited for.
+/// The pauses while it waits for that key.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
-/// Repeats may be a fifth of all calls, and in each second so many more.
+/// Retries may be a fifth of all calls, plus this many in each second.
 const REPEATS_OF_CALLS: f32 = 0.2;
 const REPEATS_A_SECOND: u32 = 10;
-/// How often names are looked up again.
+/// How often names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(5);
 
-/// A request that may be sent twice without a key: it only reads. Set it as an extension of the request.
+/// Marks a request that may be sent twice without a key: it only reads. Set it as an extension of the request.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadsOnly;
 
@@ -61,7 +61,7 @@ struct Shared {
     outcomes: Outcomes,
 }
 
-/// `upstream_attempts_total`, by outcome; looked up once.
+/// `upstream_attempts_total`, by outcome; resolved once.
 struct Outcomes {
     answered: Counter,
     not_sent: Counter,
@@ -96,11 +96,11 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Upstream {
-    /// The replicas at these addresses: `http://host:port`. A host that is a name is looked up every five seconds, and each address
-    /// behind it, of the family of the first, is a replica. Connections are made when they are needed.
+    /// The replicas at these addresses: `http://host:port`. A host name is resolved every five seconds. Each address behind it, of the
+    /// family of the first, is a replica. Connections are made when they are needed.
     ///
     /// # Errors
-    /// An address cannot be read.
+    /// An address cannot be parsed.
     pub fn new(lifecycle: &Lifecycle, name: &str, addresses: &[String]) -> Result<Self, anyhow::Error> {
         let targets = addresses.iter().map(|address| Target::parse(address)).collect::<Result<Vec<_>, _>>()?;
         let upstream = Self(Arc::new(Shared {
@@ -148,7 +148,7 @@ impl Target {
 }
 
 impl Shared {
-    /// Looks the names up; of one that cannot be looked up what was `known` stays in use.
+    /// Resolves the names; a name that does not resolve keeps its `known` addresses.
     async fn resolve(&self, targets: &[Target], known: &mut [Vec<SocketAddr>]) {
         for (target, known) in targets.iter().zip(known.iter_mut()).filter(|(target, _)| target.address().is_none()) {
             match tokio::net::lookup_host((target.host.as_str(), target.port)).await {
@@ -186,8 +186,8 @@ impl Shared {
         Ok(())
     }
 
-    /// A replica for the next attempt, with its breaker's leave: one that this call has not tried rather than one it has, and of these
-    /// the one with the least at work. A call that is not `repeatable` is no probe where another replica is known to live.
+    /// A replica for the next attempt, with its breaker's permit. It prefers a replica that this call has not tried, and of these the one
+    /// with the fewest calls. A call that is not `repeatable` does not probe while another replica is known to be alive.
     fn admit(&self, tried: &[SocketAddr], repeatable: bool) -> Option<Admitted> {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (count, turn) = (replicas.len(), self.turn.fetch_add(1, Ordering::Relaxed));
@@ -198,14 +198,14 @@ impl Shared {
                 let probes = !repeatable && !replica.lives();
                 (tried.contains(&replica.address()), probes, replica.at_work())
             });
-            // Another call may have been let through meanwhile: then choose again.
+            // Another call may have been let through meanwhile: choose again.
             if let Some(admitted) = Admitted::new(best?, now) {
                 return Some(admitted);
             }
         }
     }
 
-    /// Waits while all replicas are left out, but not for long.
+    /// Waits a short time while all replicas are left out.
     async fn next_replica(&self, tried: &[SocketAddr], repeatable: bool, ends: Instant) -> Option<Admitted> {
         let until = ends.min(Instant::now() + PATIENCE);
         loop {
@@ -219,7 +219,7 @@ impl Shared {
         }
     }
 
-    /// Whether another replica than these is known to live.
+    /// Whether another replica is known to be alive.
     fn has_another(&self, tried: &[SocketAddr]) -> bool {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         replicas.iter().any(|replica| !tried.contains(&replica.address()) && replica.lives())
@@ -256,7 +256,7 @@ impl Shared {
                     if !lost || !holds_the_key(&response) {
                         return Ok(response);
                     }
-                    // The attempt that was lost holds the key until the database has seen that its process is gone.
+                    // The lost attempt holds the key until the database has noticed that its process is gone.
                     let pause = delays.next_delay();
                     if Instant::now() + pause >= ends {
                         return Ok(response);
@@ -295,7 +295,7 @@ impl Shared {
         Err(self.gave_up(Instant::now() >= ends, lost, &why))
     }
 
-    /// The caller's error; the log has why.
+    /// The caller's error; the log has the cause.
     fn gave_up(&self, late: bool, lost: bool, why: &str) -> Status {
         tracing::warn!(upstream = %self.name, why, "a call did not get through");
         let failure = if late {
@@ -318,7 +318,7 @@ fn copy(head: &http::request::Parts, body: &Bytes, within: Duration) -> Request<
     *request.uri_mut() = head.uri.clone();
     *request.version_mut() = head.version;
     *request.headers_mut() = head.headers.clone();
-    // Rounded up: the one who waits here is the first to give up.
+    // Rounded up: the caller that waits here gives up first.
     if let Ok(timeout) = HeaderValue::try_from(format!("{}m", within.as_millis().min(99_999_998) + 1)) {
         request.headers_mut().insert("grpc-timeout", timeout);
     }

@@ -1,4 +1,4 @@
-//! What services are configured by, in groups that a service takes as it needs them. `arguments` parses them.
+//! The configuration of services, in groups that a service takes as it needs them. `arguments` parses them.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -13,7 +13,7 @@ use crate::arguments::{Problems, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::page::PageTokens;
 
-/// What every process is configured by.
+/// The configuration of every process.
 #[derive(Debug, Clone, Args)]
 pub struct Base {
     /// Address of the operations port: /metrics, /healthz, /readyz.
@@ -71,7 +71,7 @@ pub struct Issuer {
     pub operators_audience: String,
 }
 
-/// What every service is configured by that callers of the fleet come to.
+/// The configuration of every service that callers of the fleet connect to.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Address that callers come to, for example 127.0.0.1:7101; port 0 picks a free one.
@@ -88,10 +88,10 @@ pub struct Common {
     pub release_header: bool,
     /// What is let in there.
     #[command(flatten)]
-    pub door: Door,
+    pub admission: Admission,
 }
 
-/// The highest rate: what is finer than a microsecond is no limit.
+/// The highest rate: a rate finer than a microsecond is no limit.
 const MAX_RATE: NonZeroU32 = match NonZeroU32::new(1_000_000) {
     Some(rate) => rate,
     None => NonZeroU32::MIN,
@@ -102,9 +102,9 @@ fn rate(text: &str) -> Result<NonZeroU32, String> {
     rate.ok_or_else(|| format!("must be 1 to {MAX_RATE}"))
 }
 
-/// What is let in at a service's own door.
+/// The admission limits of a service's own server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
-pub struct Door {
+pub struct Admission {
     /// How many units of cost all calls of one tenant may spend in a second, in this process (flotilla.edge.v1.policy).
     #[arg(long, env = "FLOTILLA_TENANT_RATE", default_value = "2500", value_parser = rate)]
     pub tenant_rate: NonZeroU32,
@@ -125,8 +125,8 @@ pub struct Door {
     pub reflection: bool,
 }
 
-impl Door {
-    /// One that lets in what any test asks for.
+impl Admission {
+    /// Limits for tests: they admit every test's load.
     #[must_use]
     pub const fn wide() -> Self {
         let (rate, most) = (MAX_RATE, NonZeroU16::MAX);
@@ -140,7 +140,7 @@ impl Door {
         }
     }
 
-    /// What each caller may have.
+    /// The limits of each caller.
     #[must_use]
     pub fn allowances(&self) -> Allowances {
         let allowance = |rate, at_work: NonZeroU16| Allowance { rate, at_work: usize::from(at_work.get()) };
@@ -152,7 +152,7 @@ impl Door {
 }
 
 impl Common {
-    /// One for tests: on any free port of loopback, with a door that lets in what any test asks for.
+    /// A configuration for tests: any free port of loopback, with limits that admit every test's load.
     #[must_use]
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
@@ -160,7 +160,7 @@ impl Common {
             issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned() },
             audience: audience.to_owned(),
             release_header: true,
-            door: Door::wide(),
+            admission: Admission::wide(),
         }
     }
 }
@@ -189,7 +189,7 @@ pub struct Database {
     pub connections: u32,
 }
 
-/// The outbox of a service, and the stream that it is published to.
+/// The outbox of a service, and the stream that its events go to.
 #[derive(Debug, Clone, Args)]
 pub struct Outbox {
     /// The database, as the role `<service>_relay`.
@@ -218,7 +218,7 @@ impl Outbox {
         days(self.stream_max_age_days)
     }
 
-    /// Notes a problem if so many days are less than the stream's: an older event may still be delivered.
+    /// Notes a problem if this is fewer days than the stream keeps events: an older event may still be delivered.
     pub fn outlives_the_stream(&self, variable: &str, days: u32, problems: &mut Problems) {
         if days < self.stream_max_age_days {
             problems.add(variable, format!("must not be less than the stream's {} days", self.stream_max_age_days));

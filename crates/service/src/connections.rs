@@ -1,10 +1,10 @@
 //! The connections of a service's own role, and a transaction on one.
 //!
-//! A connection whose transaction has committed goes straight to the next one: the pool would ask the database whether it
-//! is still alive first, a round trip for every transaction. All others go back through the pool, which asks, rolls back, and
-//! replaces; so does each that was not used for a second or not in the pool for 30, when the next is asked for.
+//! A connection whose transaction has committed goes straight to the next transaction. The pool would first ask the database whether it is
+//! still alive, a round trip for every transaction. All other connections go back through the pool, which asks, rolls back, and replaces
+//! them. So does a connection that was unused for a second or out of the pool for 30, when the next transaction needs one.
 //!
-//! What that saves of a write: 9 % of the service's processor and 8 % of PostgreSQL's (docs/performance.md).
+//! This saves 9 % of a write's processor time in the service and 8 % in PostgreSQL (docs/performance.md).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +17,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSa
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What every connection of a service is bound by. The relay waits for open writers: none may stay open for long. Whoever
-/// waits for a lock holds a connection that others could use. And what was committed must last, or an event could outlive its
-/// change.
+/// The limits of every connection of a service. The relay waits for open writers, so none may stay open for long. A transaction that waits
+/// for a lock holds a connection that others could use. A commit must last, or an event could outlive its change.
 const LIMITS: [(&str, &str); 4] = [
     (STATEMENT_TIMEOUT, "5s"),
     ("lock_timeout", "1s"),
@@ -28,14 +27,14 @@ const LIMITS: [(&str, &str); 4] = [
 ];
 
 const STATEMENT_TIMEOUT: &str = "statement_timeout";
-/// The same of what operators ask, who look at everything there is.
+/// The same for operators, whose queries read everything.
 const OPERATORS: (&str, &str) = (STATEMENT_TIMEOUT, "5min");
 
 /// The connections of one role.
 #[derive(Debug)]
 pub(crate) struct Connections {
     pool: PgPool,
-    /// As many as the pool has connections: whoever has one of these finds one in `warm` or in the pool.
+    /// As many as the pool has connections: a holder of one of these finds a connection in `warm` or in the pool.
     permits: Arc<Semaphore>,
     warm: Mutex<Vec<Taken>>,
 }
@@ -65,7 +64,7 @@ impl Connections {
     /// Begins a transaction with this statement and what follows it in the same round trip.
     pub(crate) async fn begin(self: &Arc<Self>, begin: String) -> Result<Transaction, sqlx::Error> {
         let (taken, permit) = self.take().await?;
-        // From here on a drop rolls back, should this not come to its end.
+        // From here on a drop rolls back an unfinished transaction.
         let mut tx = Transaction { taken: Some(taken), begun: false, home: Arc::clone(self), _permit: permit };
         Transactions::begin(&mut tx, Some(AssertSqlSafe(begin).into_sql_str())).await?;
         tx.begun = true;
@@ -78,7 +77,7 @@ impl Connections {
         taken.connection.ping().await
     }
 
-    /// How many are in use.
+    /// How many connections are in use.
     pub(crate) fn in_use(&self) -> u32 {
         let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
         self.pool.options().get_max_connections().saturating_sub(free)
@@ -121,8 +120,8 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    /// Commits, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a rollback,
-    /// which is no error here. So whoever goes on after a failed statement must not call this.
+    /// Commits, unless a statement of it has failed: the database answers the COMMIT of such a transaction with a rollback, which is no
+    /// error here. A caller that goes on after a failed statement must not call this.
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         Transactions::commit(&mut self).await?;
         // The end of a savepoint, should one have been left open, is not that of the transaction.
@@ -139,7 +138,7 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if let Some(taken) = &mut self.taken {
             if self.begun {
-                // Sent when the pool looks whether the connection is alive.
+                // The pool sends this to check whether the connection is alive.
                 Transactions::start_rollback(&mut taken.connection);
             } else {
                 // Whether the database has begun one is not known to sqlx.
@@ -165,14 +164,13 @@ impl DerefMut for Transaction {
     }
 }
 
-/// A connection that was used so recently is taken to be alive.
+/// A connection that was used this recently counts as alive.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a connection may go from transaction to transaction before the pool sees it again.
+/// How long a connection may go from transaction to transaction before the pool checks it again.
 const TURN: Duration = Duration::from_secs(30);
-/// After so long a connection is replaced: after a switchover it may lead to a server that only reads by now, and says so to
-/// nobody who does not write.
+/// Replaces a connection after this time: after a switchover its server may be read-only, which only a writer notices.
 const LIFETIME: Duration = Duration::from_secs(20);
-/// How long the server of a connection that is given back may take to say whether it writes.
+/// How long the server of a returned connection may take to report whether it is writable.
 const RELEASE: Duration = Duration::from_secs(2);
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -201,14 +199,14 @@ fn pool_options(connections: u32) -> PgPoolOptions {
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .max_lifetime(LIFETIME)
-        // A question before each use is a round trip for each transaction; one after a rest finds what a restart of the
-        // database left dead.
+        // A check before each use costs each transaction a round trip; a check after idle time finds connections that a restart of the
+        // database broke.
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
         })
-        // After a switchover a connection may lead to a server that only reads: whoever asks next must not meet it again. A new
-        // one that does is no better than the next.
+        // After a switchover a connection may lead to a read-only server: the next user must not get it again. A new connection to such a
+        // server is no better than the next one.
         .after_release(|connection, meta| {
             Box::pin(async move {
                 if meta.age < FRESH {

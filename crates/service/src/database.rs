@@ -1,5 +1,5 @@
-//! The service's database. The only ways to a transaction are [`Db::begin`] and [`Db::read`], whose [`Call`] says whose it is, and
-//! [`Db::begin_operator`], for what is of no tenant: row-level security does the rest, with roles that cannot bypass it.
+//! The service's database. The only ways to a transaction are [`Db::begin`] and [`Db::read`], whose [`Call`] names the tenant, and
+//! [`Db::begin_operator`], for what belongs to no tenant. Row-level security does the rest, with roles that cannot bypass it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::idempotency::StoredResponse;
 #[derive(Debug, Clone)]
 pub struct Db {
     connections: Arc<Connections>,
-    /// What [`Db::begin_operator`] begins with.
+    /// The first statement of [`Db::begin_operator`].
     operator: Arc<str>,
 }
 
 impl Db {
-    /// The database of this service, with up to so many connections, made when they are needed.
+    /// The database of this service, with up to this many connections, made when they are needed.
     ///
     /// # Errors
     /// Fails when the address cannot be read.
@@ -35,10 +35,10 @@ impl Db {
         })
     }
 
-    /// Begins the transaction of a command: its tenant's, with its idempotency key or its event claimed.
+    /// Begins the transaction of a command: in its tenant, with its idempotency key or its event claimed.
     ///
     /// # Errors
-    /// No connection is to be had, the key is in use or was used for something else, or the event is not to be handled.
+    /// No connection is available, the key is in use or was used for something else, or the event is not to be handled.
     pub async fn begin(&self, call: &Call) -> Result<TenantTx, Failure> {
         let mut tx = self.tenant("begin", &call.caller.tenant).await?;
         match &call.once {
@@ -53,27 +53,27 @@ impl Db {
         Ok(tx)
     }
 
-    /// Begins a transaction that reads what is its tenant's, and cannot write.
+    /// Begins a transaction that reads its tenant's rows, and cannot write.
     ///
     /// # Errors
-    /// No connection is to be had.
+    /// No connection is available.
     pub async fn read(&self, call: &Call) -> Result<TenantTx, Failure> {
         Ok(self.tenant("begin read only", &call.caller.tenant).await?)
     }
 
-    /// The same of this tenant, for an operator.
+    /// The same for this tenant, for an operator.
     ///
     /// # Errors
-    /// No connection is to be had.
+    /// No connection is available.
     pub(crate) async fn read_as(&self, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
         self.tenant("begin read only", tenant).await
     }
 
-    /// Begins a transaction for what is of no tenant, or for a question about all of them: in the role `<service>_operator`, which
+    /// Begins a transaction for what belongs to no tenant, or for a query over all tenants. It runs in the role `<service>_operator`, which
     /// may use the tables and functions that are listed for it, and sees no tenant's rows. The reason is for the trace.
     ///
     /// # Errors
-    /// No connection is to be had, or the service's role may not take on the operator's.
+    /// No connection is available, or the service's role may not take on the operator's.
     #[tracing::instrument(target = "service::trace", name = "begin operator", skip(self), err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     pub async fn begin_operator(&self, reason: &'static str) -> Result<OperatorTx, sqlx::Error> {
@@ -83,7 +83,7 @@ impl Db {
     #[tracing::instrument(target = "service::trace", name = "begin", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     async fn tenant(&self, begin: &str, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
-        // One round trip. A tenant id holds nothing but a-z, 0-9 and -.
+        // One round trip. A tenant id contains only a-z, 0-9 and -.
         let begin = format!("{begin}; set local app.tenant = '{tenant}'");
         let tx = self.connections.begin(begin).await?;
         Ok(TenantTx { tx, tenant: tenant.clone(), once: Once::No, stored: None })
@@ -109,10 +109,10 @@ impl Db {
 pub struct OperatorTx(Transaction);
 
 impl OperatorTx {
-    /// Commits. As with a tenant's, whoever goes on after a failed statement must not call this.
+    /// Commits. As with a tenant's transaction, a caller that goes on after a failed statement must not call this.
     ///
     /// # Errors
-    /// Fails when it is not known to have happened.
+    /// Fails when the commit is not known to have happened.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.0.commit().await
     }
@@ -143,17 +143,17 @@ pub struct TenantTx {
 }
 
 impl TenantTx {
-    /// Whose it is.
+    /// The tenant.
     #[must_use]
     pub fn tenant(&self) -> TenantId {
         self.tenant.clone()
     }
 
-    /// The answer of an earlier call with the same key: the command returns it and does nothing. A command that does not ask
-    /// cannot commit.
+    /// The answer of an earlier call with the same key: the command returns it and does nothing. A command that does not ask for it cannot
+    /// commit.
     ///
     /// # Errors
-    /// What is stored cannot be read.
+    /// The stored answer cannot be read.
     pub fn replayed<A: StoredResponse>(&mut self) -> Result<Option<A>, Failure> {
         let Some(stored) = self.stored.take() else { return Ok(None) };
         // Whatever the command does with it: nothing is stored a second time.
@@ -162,8 +162,8 @@ impl TenantTx {
         A::from_message(message).map(Some)
     }
 
-    /// Ends a transaction without an event or an answer to keep: one that has read, or has changed what no event reports. Dropped instead, it
-    /// costs its connection a question of the pool's, and its changes are gone.
+    /// Ends a transaction without an event or an answer to keep: one that has read, or has made a change that no event reports. A dropped
+    /// transaction loses its changes, and the pool must check its connection.
     ///
     /// # Errors
     /// The database does not answer, or the call has a key or an event that would be lost.
@@ -177,7 +177,7 @@ impl TenantTx {
     /// Commits, as its transaction does.
     ///
     /// # Errors
-    /// Fails when it is not known to have happened.
+    /// Fails when the commit is not known to have happened.
     #[tracing::instrument(target = "service::trace", name = "commit", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "COMMIT"))]
     pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
@@ -206,5 +206,5 @@ impl DerefMut for TenantTx {
     }
 }
 
-/// A lock was not had within `lock_timeout` (SQLSTATE).
+/// A lock was not acquired within `lock_timeout` (SQLSTATE).
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";

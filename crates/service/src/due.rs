@@ -1,10 +1,9 @@
-//! Work across tenants: what is due at a time, whoever's it is. A SECURITY DEFINER function, which only the operator's role may
-//! call, claims some of it, fairly over tenants, and returns tenants and ids, nothing else. Each is then done by a command in
-//! its own tenant's transaction, as the service itself.
+//! Work across tenants: what is due at a time, in any tenant. A SECURITY DEFINER function, which only the operator's role may call, claims
+//! some of it, fairly over tenants. It returns tenants and ids, nothing else. A command then does each item in its own tenant's
+//! transaction, as the service itself.
 //!
-//! A claim is for a minute, and keeps processes out of each other's way. That the work is done once is the command's to see to:
-//! it takes the claimed row out of its table in the transaction that does the work. Whoever dies in the middle leaves the row,
-//! and it is claimed again.
+//! A claim lasts a minute, and keeps processes out of each other's way. The command ensures that the work is done once: it deletes the
+//! claimed row in the transaction that does the work. A process that dies in the middle leaves the row, and another claim takes it.
 
 use std::time::{Duration, Instant};
 
@@ -20,16 +19,16 @@ use uuid::Uuid;
 use crate::call::{Call, Once};
 use crate::{Code, Db, Failure, Process, clock};
 
-/// How often to ask what is due.
+/// How often to query what is due.
 const EVERY: Duration = Duration::from_secs(1);
-/// How much to claim at once: little enough to be done within a claim's minute, and to be left for one by a process that stops.
+/// How much to claim at once: little enough to finish within a claim's minute, and to wait a minute when its process stops.
 const AT_MOST: i32 = 50;
 
-/// How far a process has come.
+/// The progress of a process.
 struct Turn {
-    /// The tenant at which the last claim ended: the next goes on behind it.
+    /// The tenant at which the last claim ended: the next claim continues after it.
     behind: String,
-    /// How late it was when that was last asked.
+    /// How late the work was at the last query.
     late: f64,
     asked: Instant,
 }
@@ -39,8 +38,8 @@ struct Turn {
 pub struct Work {
     /// Its name in metrics and logs.
     pub name: &'static str,
-    /// Claims up to `$3` of what is due, and returns (tenant, id); in the last row the tenant to go on behind, without an id. `$1`: how many
-    /// seconds after its time it is due. `$2`: the tenant to go on behind when there is more.
+    /// Claims up to `$3` of what is due, and returns (tenant, id); the last row names the tenant to continue after, without an id. `$1`:
+    /// how many seconds after its time it is due. `$2`: the tenant to continue after when there is more.
     pub claim: &'static str,
     /// For how many seconds the oldest that is not claimed might have been. `$1` as above.
     pub late: &'static str,
@@ -62,7 +61,7 @@ impl Work {
         Ok(())
     }
 
-    /// Does what is due until `stop`: `act` with each id. What fails is claimed again a minute later.
+    /// Does what is due until `stop`: calls `act` with each id. Failed work is claimed again a minute later.
     pub async fn run<A>(self, db: &Db, service: &UserId, stop: &CancellationToken, act: A)
     where
         A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
@@ -75,7 +74,7 @@ impl Work {
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             if let Err(error) = self.until_none_is_due(db, service, stop, &mut turn, &act).await {
                 self.count("failed", 1);
-                // Meanwhile it is later than it was when that could be asked.
+                // It is later now than at the last successful query.
                 self.is_late(turn.late + turn.asked.elapsed().as_secs_f64());
                 tracing::warn!(work = self.name, %error, "work that is due could not be claimed or done");
             }
@@ -93,7 +92,7 @@ impl Work {
     where
         A: Fn(Call, Uuid) -> BoxFuture<'static, Result<(), Failure>> + Sync,
     {
-        // Of the round over all tenants that is not over.
+        // For the round over all tenants that has not ended.
         let mut any = false;
         loop {
             let claimed = self.claim(db, turn).await?;
@@ -129,7 +128,7 @@ impl Work {
         Ok(claimed)
     }
 
-    /// Does one; fails when the database is away, so that the others would fail as well.
+    /// Does one; fails when the database is unavailable, so that the others would fail as well.
     #[tracing::instrument(name = "due", skip_all, fields(work = self.name, flotilla.tenant = tenant, %id))]
     async fn act<A>(&self, service: &UserId, tenant: &str, id: Uuid, act: &A) -> Result<(), Failure>
     where
@@ -161,7 +160,7 @@ impl Work {
 }
 
 impl Call {
-    /// The call that a service makes because something is due. The command itself sees to it that this happens once.
+    /// The call that a service makes because something is due. The command itself ensures that this happens once.
     #[must_use]
     pub fn of_schedule(tenant: TenantId, service: UserId) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! What a caller is told when a call fails: one closed set of codes, a stable reason, and what to do about it.
+//! What a caller sees when a call fails: one closed set of codes, a stable reason, and a remedy.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -11,36 +11,36 @@ use tracing::error;
 
 use crate::database::LOCK_NOT_AVAILABLE;
 
-/// Two transactions that wait for each other, and one that cannot be put in a row with others (SQLSTATE): repeating it helps.
+/// A deadlock, and a serialization failure (SQLSTATE): a retry helps.
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION: &str = "40001";
 
-/// The kinds of failure. Each is one gRPC code; the gateway makes the HTTP status of it.
+/// The kinds of failure. Each is one gRPC code; the gateway derives the HTTP status from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The request is wrong, whatever the state.
     InvalidArgument,
     /// No valid access token.
     Unauthenticated,
-    /// The caller may not do it.
+    /// The caller lacks the permission.
     PermissionDenied,
-    /// There is none, or it is not the caller's to see.
+    /// It does not exist, or the caller may not see it.
     NotFound,
-    /// There is one already.
+    /// It exists already.
     AlreadyExists,
-    /// The state does not allow it; trying again will not help.
+    /// The state does not allow it; a retry will not help.
     FailedPrecondition,
-    /// It changed meanwhile, or is being changed: read it again, or try again.
+    /// It changed meanwhile, or somebody is changing it: read it again, or retry.
     Aborted,
     /// Too much.
     ResourceExhausted,
-    /// It was not done in its time; whether it has happened is not known.
+    /// It exceeded its deadline; whether it has happened is not known.
     DeadlineExceeded,
     /// There is no such method.
     Unimplemented,
-    /// A dependency is away: try again later.
+    /// A dependency is unavailable: retry later.
     Unavailable,
-    /// Our fault.
+    /// A fault of ours.
     Internal,
 }
 
@@ -88,21 +88,21 @@ impl Failure {
         Self { code, reason, message: message.to_string(), violations: Vec::new(), retry_after: None, source: None }
     }
 
-    /// A field of the request is wrong; `what` goes on after the field's name.
+    /// A field of the request is wrong; `what` follows the field's name.
     pub fn invalid(field: &str, what: impl Display) -> Self {
         let mut failure = Self::new(Code::InvalidArgument, "INVALID_ARGUMENT", format_args!("{field} {what}"));
         failure.violations.push((field.to_owned(), what.to_string()));
         failure
     }
 
-    /// Something that should not happen happened.
+    /// An unexpected failure.
     pub fn internal(source: impl Into<anyhow::Error>) -> Self {
         let mut failure = Self::new(Code::Internal, "INTERNAL", "something went wrong here; it has been logged");
         failure.source = Some(source.into());
         failure
     }
 
-    /// A dependency is away.
+    /// A dependency is unavailable.
     pub fn unavailable(what: &str, source: impl Into<anyhow::Error>) -> Self {
         let mut failure = Self::new(Code::Unavailable, "UNAVAILABLE", format_args!("{what} is away: try again"));
         failure.retry_after = Some(Duration::from_secs(1));
@@ -110,13 +110,13 @@ impl Failure {
         failure
     }
 
-    /// A call was not done in its time; whether it has happened is not known.
+    /// A call exceeded its deadline; whether it has happened is not known.
     pub(crate) fn late() -> Self {
         let what = "the call was not done in its time, and may have happened: ask, or try again with the same key";
         Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", what)
     }
 
-    /// With a time after which to try again.
+    /// Sets the time after which to retry.
     #[must_use]
     pub const fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
@@ -144,8 +144,8 @@ impl From<sqlx::Error> for Failure {
         }
         let away = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-            // Connection exceptions, operator intervention, insufficient resources, timeouts of locks, statements and of a
-            // transaction at rest; and a server that only reads: another one writes by now.
+            // Connection exceptions, operator intervention, insufficient resources, timeouts of locks, statements and idle transactions. A
+            // read-only server, too: another server accepts writes by now.
             sqlx::Error::Database(db) => db.code().is_some_and(|code| {
                 ["08", "57", "53", "55", "25006", "25P03"].iter().any(|class| code.starts_with(class))
             }),
@@ -161,7 +161,7 @@ impl From<Failure> for Status {
         if let Some(source) = &failure.source {
             error!(reason = failure.reason, error = format!("{source:#}"), "a call failed");
         }
-        // A status travels in headers, and those are bounded: whatever of the request is named must be, too.
+        // A status travels in headers, whose size is bounded: so whatever it names of the request must be bounded, too.
         let short = |text: &str| text.chars().take(300).collect::<String>();
         let mut details = ErrorDetails::new();
         details.set_error_info(failure.reason, "flotilla", HashMap::<String, String>::new());

@@ -1,4 +1,4 @@
-//! The gRPC door of a service: every call is traced, measured, has a deadline and a verified caller.
+//! The gRPC server of a service: every call is traced, measured, has a deadline and a verified caller.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -37,10 +37,10 @@ use crate::ops::AtWork;
 use crate::server::{self, Bounds};
 use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, telemetry};
 
-/// The longest a call may take, whatever deadline it brings.
+/// The longest duration of a call, whatever deadline it brings.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// How many calls one connection may have at work: those of a gateway are of many tenants, each within its own limits.
+/// How many concurrent calls one connection may have: a gateway's calls come from many tenants, each within its own limits.
 const STREAMS: u32 = 1_024;
 
 /// What every call passes.
@@ -54,7 +54,7 @@ struct Guard {
     at_work: metrics::Gauge,
 }
 
-/// What is known of a call, for its line and its span.
+/// The facts of a call, for its line and its span.
 #[derive(Default)]
 struct Seen {
     who: Option<Caller>,
@@ -63,8 +63,8 @@ struct Seen {
     hurried: bool,
 }
 
-/// Serves `service` until the process stops; the address it got. Health and reflection need no token, everything else does.
-/// `descriptors` may hold more than is served here.
+/// Serves `service` until the process stops; returns its address. Health and reflection need no token, everything else does. `descriptors`
+/// may hold more than is served here.
 ///
 /// # Errors
 /// Fails when the address cannot be bound, or the descriptors cannot be read or do not hold the service.
@@ -79,12 +79,12 @@ where
     S::Response: IntoResponse,
     S::Future: Send + 'static,
 {
-    let (Common { listen, door, .. }, lifecycle) = (common, &process.lifecycle);
+    let (Common { listen, admission, .. }, lifecycle) = (common, &process.lifecycle);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
     let mut routes = Routes::new(service).add_service(health_service);
-    if door.reflection {
-        // What is not served here is not listed here.
+    if admission.reflection {
+        // Reflection lists only what is served here.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
@@ -92,7 +92,7 @@ where
                 .with_service_name(S::NAME)
                 .with_service_name("grpc.health.v1.Health")
         };
-        // Two names of the same: some clients know the older one alone.
+        // Two names of the same service: some clients know only the older one.
         routes = routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
     }
     let pool = DescriptorPool::decode(descriptors)?;
@@ -103,7 +103,7 @@ where
         .collect();
     let guard_state = Arc::new(Guard {
         verifier: process.verifier(common)?,
-        limits: Limits::new(&door.allowances()),
+        limits: Limits::new(&admission.allowances()),
         costs,
         release: process.release_header(common),
         at_work: metrics::gauge!("rpc_server_active_calls"),
@@ -112,7 +112,7 @@ where
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let bounds = Bounds {
-        connections: usize::from(door.connections.get()),
+        connections: usize::from(admission.connections.get()),
         streams: STREAMS,
         http2_only: true,
         longest: server::LONGEST,
@@ -131,13 +131,13 @@ where
 /// The call and the message of a request that came through [`serve`], for a method that reads.
 ///
 /// # Errors
-/// INTERNAL when it did not come through it: a service that forgets the guard answers nothing.
+/// INTERNAL when the request did not come through it: a service that forgets the guard answers nothing.
 pub fn reading<T>(request: tonic::Request<T>) -> Result<(Call, T), Failure> {
     let caller = caller(&request)?;
     Ok((Call::of_request(caller, None), request.into_inner()))
 }
 
-/// The same for a method that writes, and takes an idempotency key.
+/// The same for a method that writes, and accepts an idempotency key.
 ///
 /// # Errors
 /// As [`reading`]; INVALID_ARGUMENT for a key that is malformed.
@@ -148,7 +148,7 @@ pub fn writing<T: Message>(request: tonic::Request<T>, method: &'static str) -> 
     Ok((Call::of_request(caller, attempt), request))
 }
 
-/// The same for a method that must have a key: repeated without one, it would happen twice.
+/// The same for a method that requires a key: repeated without one, it would happen twice.
 ///
 /// # Errors
 /// As [`writing`]; INVALID_ARGUMENT without a key.
@@ -182,7 +182,7 @@ impl From<TokenError> for Failure {
 /// The value of the one `Authorization` header of a request.
 ///
 /// # Errors
-/// There are several: which of them counts, others may see otherwise.
+/// There are several: other servers might choose another one.
 pub fn authorization(headers: &HeaderMap) -> Result<Option<&HeaderValue>, TokenError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     match (values.next(), values.next()) {
@@ -197,7 +197,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     if open {
         return next.run(request).await;
     }
-    // Paths that no method answers are the caller's invention: they become no label value, no span's name and no line.
+    // The caller invents paths that no method answers: they become no label value, no span's name and no line.
     let method = if guard.costs.contains_key(&path) { path.clone() } else { "_OTHER".to_owned() };
     let span = tracing::info_span!(
         "rpc",
@@ -253,7 +253,7 @@ fn name_of(code: tonic::Code) -> String {
     name
 }
 
-/// The line of a call: who called what, what came of it, and the events it has written. Nothing of what the caller wrote.
+/// The line of a call: who called what, the outcome, and the events it has written. It holds nothing that the caller wrote.
 fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &Seen, took: Duration) {
     let code = status.map_or(tonic::Code::Ok, Status::code);
     let reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
@@ -266,7 +266,7 @@ fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &
         status: code as u16,
         outcome: match code {
             tonic::Code::Ok => Outcome::Done,
-            // Whoever gives a call no time does not make it our failure.
+            // A caller that allows no time does not cause a failure of ours.
             tonic::Code::DeadlineExceeded if *hurried => Outcome::Refused,
             tonic::Code::Internal
             | tonic::Code::Unknown
@@ -304,7 +304,7 @@ impl Guard {
     }
 }
 
-/// An answer with a trailer more. One that consists of its head alone is none that was made without something.
+/// Adds a trailer to an answer. An answer that consists of its head alone is not degraded.
 fn with_trailer(response: Response, name: &'static str, value: String) -> Response {
     let Ok(value) = HeaderValue::try_from(value) else { return response };
     response.map(|body| {
@@ -318,7 +318,7 @@ fn with_trailer(response: Response, name: &'static str, value: String) -> Respon
     })
 }
 
-/// An answer that no handler of ours has made, with a reason: ours all carry details.
+/// Adds a reason to an answer that no handler of ours has made: all of ours carry details.
 fn with_reason(response: Response) -> Response {
     let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty()) else {
         return response;
@@ -342,7 +342,7 @@ fn with_reason(response: Response) -> Response {
     Status::from(failure).into_http()
 }
 
-/// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. One that cannot be read is none.
+/// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. An unreadable one counts as none.
 pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -1,5 +1,5 @@
-//! Handlers of events: where an event of the stream becomes a call of a command. Here, and nowhere else, is its tenant compared
-//! with its subject, and its envelope typed.
+//! Event handlers: an event of the stream becomes a call of a command. Only here is the event's tenant compared with its subject, and its
+//! envelope typed.
 
 use std::future::Future;
 
@@ -13,10 +13,10 @@ use crate::call::{Call, Once};
 use crate::{Code, Failure, Process, clock, config};
 
 /// Runs the handlers of a service: each event of a durable consumer becomes one call of `handler`, which claims it in the inbox of the
-/// service's own database. What was handled is remembered for so many days.
+/// service's own database. The inbox remembers a handled event for this many days.
 ///
 /// # Errors
-/// The address of the database cannot be read.
+/// The address of the database cannot be parsed.
 pub fn run<F>(
     process: &Process,
     (nats, config): (async_nats::Client, consumer::Config),
@@ -41,10 +41,10 @@ where
     Ok(())
 }
 
-/// The envelope of an event that was delivered; its data as they came.
+/// The envelope of a delivered event; its data are unchanged.
 ///
 /// # Errors
-/// An attribute is missing or malformed, or names another tenant than the subject that it was published on: for a dead letter.
+/// An attribute is missing or malformed, or names another tenant than the subject of the message: for a dead letter.
 pub fn envelope(event: &Event) -> Result<Envelope<&str>, String> {
     fn read<T: std::str::FromStr<Err: std::fmt::Display>>(event: &Event, name: &str) -> Result<T, String> {
         event.attribute(name).parse().map_err(|error| format!("the attribute {name}: {error}"))
@@ -66,7 +66,7 @@ pub fn envelope(event: &Event) -> Result<Envelope<&str>, String> {
         sequence: text("sequence"),
         partitionkey: text("partitionkey"),
         tenant,
-        // What only a newer release writes so is no fault of the event's.
+        // A spelling that only a newer release uses is no fault of the event.
         actor: event.attribute("actor").parse::<Actor>().ok(),
         causationid: event.attribute("causationid").parse::<EventId>().ok(),
         correlationid: optional(event, "correlationid")?,
@@ -83,7 +83,7 @@ pub fn envelope(event: &Event) -> Result<Envelope<&str>, String> {
     Ok(envelope)
 }
 
-/// The words of an error that may quote what was sent, without it.
+/// The text of an error that may quote the input, without the quote.
 #[must_use]
 pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     let why = error.source().map_or(String::new(), |source| format!(": {}", without_quotations(&source.to_string())));
@@ -91,10 +91,10 @@ pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 impl Call {
-    /// The call that a handler of this service makes of an event: in the event's tenant, as the service itself.
+    /// The call that a handler of this service makes for an event: in the event's tenant, as the service itself.
     ///
     /// # Errors
-    /// The event is not one that can be handled: see [`envelope`].
+    /// The event cannot be handled: see [`envelope`].
     pub fn of_event<'a>(service: &UserId, claim: &'a Claim) -> Result<(Self, Envelope<&'a str>), consumer::Failure> {
         let envelope = envelope(claim.event()).map_err(consumer::Failure::Reject)?;
         let call = Self {
@@ -107,7 +107,7 @@ impl Call {
     }
 }
 
-/// A command that a handler called has failed: again later, or a dead letter.
+/// A command that a handler called has failed: retry later, or dead-letter the event.
 impl From<Failure> for consumer::Failure {
     fn from(failure: Failure) -> Self {
         let why = failure.source.as_ref().map_or(String::new(), |source| format!(": {source:#}"));

@@ -1,9 +1,9 @@
 //! Idempotency keys: the answer of a command is a row in the command's own transaction, so the same key finds it if
 //! and only if the command has happened.
 //!
-//! Rules: draft-ietf-httpapi-idempotency-key-header-07. A key is the caller's, per tenant, actor (with the chain it acts for) and method. While the
-//! first request runs, a second gets ABORTED; with another request, INVALID_ARGUMENT; after it, the first answer. Only
-//! committed answers are kept, for 24 hours: an error runs again.
+//! Rules: draft-ietf-httpapi-idempotency-key-header-07. A key belongs to the caller: per tenant, actor (with the chain it acts for) and
+//! method. While the first request runs, a second gets ABORTED. The key with another request gets INVALID_ARGUMENT; after the first
+//! request, a repeat gets its answer. Only committed answers are kept, for 24 hours: after an error, a repeat runs again.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub const METADATA: &str = "idempotency-key";
 pub struct Key(String);
 
 impl Key {
-    /// The key of a request, if it has one.
+    /// The key of a request, if present.
     ///
     /// # Errors
     /// INVALID_ARGUMENT when it is malformed.
@@ -60,7 +60,7 @@ impl Key {
     }
 }
 
-/// The metadata, and the header, of an answer that is an earlier request's with the same key: `true`.
+/// The metadata, and the header, of an answer that repeats an earlier request's with the same key: `true`.
 pub const REPLAYED_METADATA: &str = "idempotency-replayed";
 
 #[derive(sqlx::FromRow)]
@@ -78,7 +78,7 @@ pub trait StoredResponse: Sized {
     fn to_message(&self) -> Self::Message;
 
     /// # Errors
-    /// The message is none of this service's.
+    /// The bytes are not a message of this service.
     fn from_message(message: Self::Message) -> Result<Self, Failure>;
 }
 
@@ -92,7 +92,7 @@ impl StoredResponse for () {
     }
 }
 
-/// One use of a key: by this caller, of this method and for this very request.
+/// One use of a key: by this caller, for this method and this exact request.
 #[derive(Debug)]
 pub struct Attempt {
     tenant: String,
@@ -109,7 +109,7 @@ impl Attempt {
         Self { tenant: caller.tenant.to_string(), principal: caller.key(), method, key, fingerprint }
     }
 
-    /// Takes the key for this transaction; the stored answer, as its bytes, if the command has happened already.
+    /// Claims the key for this transaction; returns the stored answer, as its bytes, if the command has happened already.
     ///
     /// # Errors
     /// ABORTED while another request with this key runs; INVALID_ARGUMENT when it was used for another request.
@@ -152,7 +152,7 @@ impl Attempt {
     /// Stores the answer, to be committed with the command.
     ///
     /// # Errors
-    /// Fails as any insert does.
+    /// Fails like any insert.
     #[tracing::instrument(target = "service::trace", name = "store answer", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT"))]
     pub(crate) async fn store(&self, tx: &mut PgConnection, response: Vec<u8>) -> Result<(), sqlx::Error> {
@@ -195,7 +195,7 @@ pub(crate) fn migrations(app: &str, operator: &str) -> Migrator {
     let step = |(number, (name, sql)): (i64, &(&'static str, &'static str))| {
         let step = Migration::new(number, Cow::Borrowed(*name), MigrationType::Simple, (*sql).into_sql_str(), false);
         let sql = sql.replace("{app}", &format!("\"{app}\"")).replace("{operator}", &format!("\"{operator}\""));
-        // Its checksum is that of the step, for whatever roles.
+        // Its checksum is the step's, whatever the roles.
         Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..step }
     };
     let mut migrator = Migrator::with_migrations((1..).zip(&STEPS).map(step).collect());
@@ -204,18 +204,17 @@ pub(crate) fn migrations(app: &str, operator: &str) -> Migrator {
     migrator
 }
 
-/// How often old records are looked for.
+/// How often to check for old records.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How many records to forget in one transaction.
 const AT_ONCE: i32 = 1_000;
-/// The pause between two thousand records: callers need the connection too.
+/// The pause between batches of a thousand records: callers need the connection too.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
-/// After so many looks the next one begins with the oldest again: what another process had locked may lie behind.
+/// After this many rounds the next one begins with the oldest record again: another process may have locked earlier records.
 const ROUNDS: u32 = 360;
 
-/// Forgets old records until `stop`. Each look goes on where the last one ended: while a long transaction holds on to what was
-/// deleted, the index still has it, and whoever begins with the oldest walks over all of it.
-/// What fails is tried again.
+/// Forgets old records until `stop`. Each batch continues where the last one ended. While a long transaction holds deleted records, the
+/// index still contains them, and a batch that begins with the oldest would walk over all of them. A failure is retried.
 pub async fn sweep(db: Db, stop: CancellationToken) {
     let mut tick = tokio::time::interval(SWEEP_EVERY);
     let mut round: u32 = 0;
@@ -244,11 +243,12 @@ pub async fn sweep(db: Db, stop: CancellationToken) {
     }
 }
 
-/// Forgets up to a thousand records that are older than a day, the oldest at or behind `from` first; how many it forgot, and when the
-/// last of them was made. They are of all tenants, and no command is to be done for one: the database deletes them by itself.
+/// Forgets up to a thousand records that are older than a day, beginning with the oldest at or after `from`. Returns how many it forgot,
+/// and when the last of them was made. The records belong to all tenants, and no command runs for a tenant: the database deletes them by
+/// itself.
 ///
 /// # Errors
-/// Fails as any statement does.
+/// Fails like any statement.
 pub async fn sweep_some(db: &Db, from: Option<DateTime<Utc>>) -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
     let mut tx = db.begin_operator("old idempotency records").await?;
     let swept = sqlx::query_as("select swept, up_to from idempotency_sweep($1, $2)")

@@ -1,18 +1,18 @@
-//! The condition of a change: it happens only while the resource is as the caller has read it.
+//! The condition of a change: the resource must still be as the caller has read it.
 
 use crate::{Code, Failure};
 
-/// Which etags a change is to be made at.
+/// The etags at which a change is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IfMatch {
-    /// Whatever it is: none was asked for, or any (`*`).
+    /// Any etag: the caller named none, or `*`.
     Any,
     /// One of these.
     OneOf(Vec<String>),
 }
 
 impl IfMatch {
-    /// Reads the field `etag` of a request: nothing, `*`, or etags without quotes and with commas between.
+    /// Parses the field `etag` of a request: nothing, `*`, or etags without quotes, separated by commas.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         if text.is_empty() || text == "*" {
@@ -22,7 +22,7 @@ impl IfMatch {
         }
     }
 
-    /// Refuses a change of what is not as it was asked for; `what` names it, and `is` is its etag.
+    /// Refuses a change when the etag does not match; `what` names the resource, and `is` is its etag.
     ///
     /// # Errors
     /// ABORTED, ETAG_MISMATCH.
@@ -34,7 +34,7 @@ impl IfMatch {
         Err(Failure::new(Code::Aborted, "ETAG_MISMATCH", message))
     }
 
-    /// Whether a resource with this etag is as it was asked for.
+    /// Whether this etag matches.
     #[must_use]
     pub fn allows(&self, etag: &str) -> bool {
         match self {

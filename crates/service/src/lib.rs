@@ -1,8 +1,8 @@
 //! The life of a service process, the same for every service of the fleet: configuration, telemetry, the operations
 //! port, start and shutdown, the database with its tenants, the gRPC server, errors and idempotency.
 //!
-//! Reading order: `process` (one `main` for all), `lifecycle` (what runs and how it ends), `database` and `idempotency` (what a command stands on),
-//! `failure` (what a caller is told), then the rest.
+//! Reading order: `process` (one `main` for all), `lifecycle` (what runs and how it ends), `database` and `idempotency` (the base of a
+//! command), `failure` (what a caller sees), then the rest.
 
 pub mod process;
 
@@ -79,8 +79,8 @@ pub use mimalloc::MiMalloc as Allocator;
 /// The header, and the metadata, of answers that name the release (FLOTILLA_RELEASE_HEADER).
 pub const RELEASE: &str = "flotilla-release";
 
-/// The header of an HTTP answer, and the trailer of a gRPC one, that was made without all that belongs to it: the part that is
-/// wanting, as `search-index`.
+/// The header of an HTTP answer, and the trailer of a gRPC one, that was made without one of its sources: it names the missing part, such
+/// as `search-index`.
 pub const DEGRADED: &str = "flotilla-degraded";
 
 pub use call::Call;

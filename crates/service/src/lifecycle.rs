@@ -1,5 +1,5 @@
-//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, a second one ends it at once, and a task that
-//! dies takes the process with it, non-zero.
+//! What runs in a service process, and how it ends: SIGTERM and Ctrl-C drain it, and a second signal ends it at once. A task that ends
+//! early ends the process too, non-zero.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,10 +16,10 @@ use tracing::{error, info};
 /// How long a drain may take before it is cut off.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Signals within so long are of one who asks.
+/// Signals within this time come from one sender.
 const TWINS: Duration = Duration::from_millis(500);
 
-/// The signals by which a process is asked to end.
+/// The signals that end a process.
 struct Signals(Signal, Signal);
 
 impl Signals {
@@ -44,7 +44,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Cancelled when the process is to end: stop taking in, finish what is in hand.
+    /// Cancelled when the process is to end: accept nothing new, finish the current work.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
@@ -62,7 +62,7 @@ impl Lifecycle {
         });
     }
 
-    /// Starts what ends by itself, such as the rest of a call. The drain waits for it.
+    /// Starts a task that ends by itself, such as the rest of a call. The drain waits for it.
     pub fn finish<F>(&self, task: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -94,7 +94,7 @@ impl Lifecycle {
         });
     }
 
-    /// Waits for a signal or a dead task, then for the drain. A signal that comes while it drains for another ends the process.
+    /// Waits for a signal or a task that ends early, then for the drain. A signal during another drain ends the process.
     pub async fn run_to_end(self) -> ExitCode {
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
@@ -115,7 +115,7 @@ impl Lifecycle {
                 let name = signals.next().await;
                 info!("{name}: draining already");
             }
-            // One that asks a process and its group sends two.
+            // A sender that signals a process and its group sends two.
             let one_asks = Instant::now() + TWINS;
             loop {
                 let name = signals.next().await;
@@ -128,13 +128,13 @@ impl Lifecycle {
             trouble = self.shut_down() => trouble.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE),
             name = hurry => {
                 error!("{name} while draining: leaving before the drain has ended");
-                // Nothing that still runs is waited for.
+                // Running tasks are not waited for.
                 std::process::exit(1)
             }
         }
     }
 
-    /// Stops all tasks and waits for them; the task that died, if one did.
+    /// Stops all tasks and waits for them; returns the task that ended early, if any.
     pub async fn shut_down(&self) -> Option<String> {
         self.stop.cancel();
         self.tasks.close();

@@ -1,6 +1,6 @@
-//! How much one tenant, and one principal, may have of a process: so many calls at work, and so many units of cost in a
-//! second. Asked before a call takes a connection to a database. A call that is beyond it waits for its turn for a second;
-//! then it is refused, with the time after which to try again.
+//! Admission limits of one tenant, and of one principal, in a process: concurrent calls, and units of cost in a second. They apply before a
+//! call takes a connection to a database. A call beyond them waits a second for its turn. Then it is refused, with the time after which to
+//! retry.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -20,21 +20,21 @@ use crate::{Code, Failure};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How many calls of one tenant, or principal, may wait for each that may be at work.
 const WAITING: usize = 16;
-/// How many calls beyond those are refused after a wait, so that whoever asks again at once does so once a second.
+/// How many further calls wait before they are refused, so that a caller that retries at once does so once a second.
 const HELD_BACK: usize = 4_096;
-/// Above so many callers those with nothing at work are forgotten.
+/// Above this many callers, idle ones are forgotten.
 const CALLERS: usize = 10_000;
 
-/// What one tenant, or one principal, may have.
+/// The limits of one tenant, or one principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    /// Units of cost in a second (`flotilla.edge.v1.policy`); as many may come at once after a rest.
+    /// Units of cost in a second (`flotilla.edge.v1.policy`); as many may come at once after an idle time.
     pub rate: NonZeroU32,
     /// Calls at work.
     pub at_work: usize,
 }
 
-/// What each tenant and each principal may have.
+/// The limits of each tenant and each principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowances {
     /// All of a tenant together.
@@ -53,7 +53,7 @@ pub fn cost(method: &MethodDescriptor) -> NonZeroU32 {
     cost().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
 }
 
-/// Who has how much of this process just now.
+/// The current use of this process, by caller.
 pub struct Limits {
     tenants: Callers,
     principals: Callers,
@@ -61,7 +61,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Nobody has anything.
+    /// No caller uses anything.
     #[must_use]
     pub fn new(allowances: &Allowances) -> Self {
         Self {
@@ -71,10 +71,10 @@ impl Limits {
         }
     }
 
-    /// Waits until a call may be worked on: first within what its principal may have, then within what its tenant may.
+    /// Waits until a call may run: first within its principal's limits, then within its tenant's.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED when that is not within a second.
+    /// RESOURCE_EXHAUSTED when the limits do not admit it within a second.
     pub async fn turn(&self, who: &authz::Caller, cost: NonZeroU32) -> Result<Turn, Failure> {
         let until = Instant::now() + PATIENCE;
         let principal = format!("{}/{}", who.tenant, who.key());
@@ -117,11 +117,11 @@ struct Callers {
     known: Mutex<HashMap<String, Arc<Caller>>>,
 }
 
-/// The places of one tenant, or principal.
+/// The slots of one tenant, or principal.
 struct Caller {
     inside: Arc<Semaphore>,
     at_work: Arc<Semaphore>,
-    /// Held by whoever is next to spend: else what is cheap overtakes what is not.
+    /// Held by the next call to spend: otherwise cheap calls overtake expensive ones.
     next: tokio::sync::Mutex<()>,
 }
 
@@ -165,12 +165,12 @@ impl Callers {
         Ok(Entered { key, caller, inside })
     }
 
-    /// A place at work, once the cost is paid.
+    /// A slot, once the cost is paid.
     async fn turn(&self, entered: &Entered, cost: NonZeroU32, until: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         let Entered { key, caller, .. } = entered;
         let at_work = timeout_at(until, Arc::clone(&caller.at_work).acquire_owned()).await;
         let at_work = at_work.ok().and_then(Result::ok).ok_or_else(|| self.refused("at work", Duration::ZERO))?;
-        // What costs more than a second's units could never be paid.
+        // A cost above a second's units could never be paid.
         let cost = cost.min(self.allowance.rate);
         let _next = timeout_at(until, caller.next.lock()).await.map_err(|_| self.refused("rate", PATIENCE))?;
         while let Ok(Err(not_yet)) = self.rates.check_key_n(key, cost) {
@@ -268,7 +268,7 @@ mod tests {
         let turn = call(&limits, &ann, 1).await.unwrap();
         assert_eq!(call(&limits, &ann, 1).await.unwrap_err(), REFUSED);
         call(&limits, &bob, 1).await.unwrap();
-        // Whoever waits is next.
+        // The call that waits is next.
         let ((), next) = futures::join!(async { drop(turn) }, call(&limits, &ann, 1));
         let turn = next.unwrap();
         let began = Instant::now();

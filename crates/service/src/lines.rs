@@ -1,8 +1,8 @@
-//! Log lines: one JSON object each, which says of which service, release and trace it is.
+//! Log lines: one JSON object each, which names its service, release and trace.
 //!
-//! Beside what happens now and then there is one line for each request and call (target `request`), each event that was handled
-//! (`consumer::handled`) and each batch that was published (`outbox::published`). Of these, those at INFO (what was done or
-//! refused) are written for a share of all traces only, the same in every service; what failed is at WARN and always written.
+//! Beside occasional lines there is one for each request and call (target `request`), each handled event (`consumer::handled`) and each
+//! published batch (`outbox::published`). Of these, the lines at INFO (done or refused) are written for a share of all traces only, the
+//! same in every service. Failures are at WARN and always written.
 
 use std::fmt::{self, Debug};
 use std::time::{Duration, Instant};
@@ -21,14 +21,14 @@ use crate::telemetry;
 pub const REQUEST: &str = "request";
 const SAMPLED: [&str; 3] = [REQUEST, "consumer::handled", "outbox::published"];
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was asked for.
+    /// It succeeded.
     Done,
-    /// It was the caller's to mend.
+    /// The caller's error.
     Refused,
-    /// It was ours.
+    /// Our error.
     Failed,
 }
 
@@ -37,23 +37,23 @@ pub enum Outcome {
 pub struct Line<'a> {
     /// `request` over HTTP, `call` over gRPC.
     pub kind: &'static str,
-    /// The method and the path's template, or the method's full name; never what the caller has put into a path.
+    /// The method and the path's template, or the method's full name; never what the caller wrote into a path.
     pub method: &'a str,
-    /// Who called, where that is known.
+    /// The caller, where known.
     pub who: Option<&'a Caller>,
     /// The stable code of docs/errors.md, or the status' name.
     pub code: &'a str,
     /// HTTP's or gRPC's status.
     pub status: u16,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
     /// From the request's head to the answer's.
     pub took: Duration,
-    /// The events it has written, with commas.
+    /// The events it has written, separated by commas.
     pub events: Option<String>,
-    /// It was answered with an earlier answer.
+    /// It got the answer of an earlier request.
     pub replayed: bool,
-    /// The parts that the answer was made without, with commas.
+    /// The backing services that the answer was made without, separated by commas.
     pub degraded: Option<String>,
 }
 
@@ -63,7 +63,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 impl Line<'_> {
-    /// Writes it, with the trace that it is in.
+    /// Writes the line, with its trace.
     pub fn write(&self) {
         let Self { kind, method, who, code, status, outcome, took, events, replayed, degraded } = self;
         let (tenant, actor) = (who.map(|who| who.tenant.as_str()), who.map(|who| who.actor.to_string()));
@@ -142,8 +142,8 @@ fn json(text: &str) -> serde_json::Value {
     text.into()
 }
 
-/// Whether a trace is one of those whose lines and spans are kept: it follows from the id alone, in every service alike.
-/// As OpenTelemetry's ratio sampler has it: by the low eight bytes.
+/// Whether a trace's lines and spans are kept: the id alone decides, in every service alike. Uses the low eight bytes, like OpenTelemetry's
+/// ratio sampler.
 #[must_use]
 pub fn is_sampled(trace_id: &str, share: f64) -> bool {
     let Ok(id) = TraceId::from_hex(trace_id) else { return true };
@@ -151,7 +151,7 @@ pub fn is_sampled(trace_id: &str, share: f64) -> bool {
     share >= 1.0 || low < (share * (1_u64 << 63) as f64) as u64
 }
 
-/// The traces that an event names itself.
+/// The traces that an event itself names.
 #[derive(Default)]
 struct Named(Option<String>);
 
@@ -174,7 +174,7 @@ where
         let mut named = Named::default();
         event.record(&mut named);
         let metadata = event.metadata();
-        // The library of spans may log while it holds the span that would be asked.
+        // The tracing library may log while it holds the span that this would query.
         let asked = named.0.is_none() && !metadata.target().starts_with("opentelemetry");
         let current = if asked { telemetry::trace_id() } else { None };
         if self.share < 1.0 && *metadata.level() >= Level::INFO && SAMPLED.contains(&metadata.target()) {
@@ -189,7 +189,7 @@ where
         if let Some(trace_id) = current {
             write!(writer, ",\"trace_id\":\"{trace_id}\"")?;
         }
-        // The line of the formatter is an object of its own: ours goes on with its members.
+        // The formatter's line is an object of its own: ours continues with its members.
         writer.write_char(',')?;
         writer.write_str(line.strip_prefix('{').unwrap_or(&line))
     }

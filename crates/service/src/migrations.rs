@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 use crate::database::LOCK_NOT_AVAILABLE;
 use crate::idempotency;
 
-/// How often a migration asks for its locks, and the pause between.
+/// How often a migration tries to get its locks, and the pause between.
 const TRIES: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -30,12 +30,12 @@ pub struct Migrations {
     pub squashed: Option<Squashed>,
 }
 
-/// What the oldest migrations of a service come to. A database that has begun with them goes through them all the same.
+/// The result of a service's oldest migrations. A database that began with them still runs them all.
 #[derive(Debug, Clone, Copy)]
 pub struct Squashed {
     /// The last of them.
     pub to: i64,
-    /// What they come to, without the tables that crates ship.
+    /// Their result, without the tables that crates ship.
     pub sql: &'static str,
     /// How many steps of outbox, inbox and idempotency records they had made.
     pub shipped: [i64; 3],
@@ -48,20 +48,20 @@ impl Migrations {
         Self { own, outbox: false, inbox: false, idempotency: false, squashed: None }
     }
 
-    /// Brings the database of a service up to date, as its owner, on a connection of its own. What a newer release has made is
-    /// passed over: a migration leaves the release before it running, so this one may be rolled back to.
+    /// Brings the database of a service up to date, as its owner, on a connection of its own. It skips what a newer release has made: a
+    /// migration keeps the release before it running, so this release may be a rollback.
     ///
     /// # Errors
-    /// A migration fails, or one that has run was changed since.
+    /// A migration fails, or one that has run was changed afterwards.
     pub async fn run(&self, service: &str, owner_url: &SecretString) -> Result<(), anyhow::Error> {
         let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
-        // That of sqlx, which releases of before take for each history: it is held from here to the end, by one process at a time.
+        // sqlx's lock, which earlier releases take for each history: one process at a time holds it from here to the end.
         let alone = async {
             sqlx::query("set lock_timeout = '5min'").execute(&mut connection).await?;
             connection.lock().await
         };
         alone.await.context("waiting for another migration of this database to end")?;
-        // All who use a table wait behind a migration that waits for it: so it does not for long, and comes again.
+        // All users of a table wait behind a migration that waits for it: so it waits a short time, and tries again.
         sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
         let (own, shipped) = (copy(self.own, None), self.shipped(service));
         if let Some(squashed) = self.squashed {
@@ -83,7 +83,7 @@ impl Migrations {
         }
         run(&mut connection, &own, None).await?;
         if self.outbox {
-            // A database that nothing has written to for days has no partition for today.
+            // A database without a write for days has no partition for today.
             sqlx::query("select outbox_create_partitions(8)").execute(&mut connection).await?;
         }
         connection.close().await?;
@@ -139,7 +139,8 @@ fn copy(own: &Migrator, squashed: Option<Squashed>) -> Migrator {
     migrator
 }
 
-/// Notes, in the transaction of the squashed ones, that all before the last of them have run: a release of before goes on from there.
+/// Notes, in the transaction of the squashed migrations, that all before the last of them have run: an earlier release continues from
+/// there.
 fn history_of(own: &Migrator, to: i64) -> String {
     let row = |migration: &Migration| {
         let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -168,12 +169,12 @@ async fn has_begun(connection: &mut PgConnection, own: &Migrator) -> Result<bool
         .await
 }
 
-/// Notes that these have run, up to that one.
+/// Notes that these have run, up to that version.
 async fn skip(connection: &mut PgConnection, migrator: &Migrator, to: i64) -> Result<(), MigrateError> {
     if to > 0 { migrator.skip(connection, Some(to)).await } else { Ok(()) }
 }
 
-/// Runs what has not run, and asks again for locks that it does not get.
+/// Runs the migrations that have not run, and retries locks that it does not get.
 async fn run(connection: &mut PgConnection, migrator: &Migrator, to: Option<i64>) -> Result<(), MigrateError> {
     let mut tries = 1;
     loop {

@@ -45,8 +45,7 @@ pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
     url.split(',').map(|address| address.parse().with_context(|| format!("the address {address}"))).collect()
 }
 
-/// Connects. A server that is away is waited for in the background, now and later; what is asked of it meanwhile fails or
-/// waits.
+/// Connects. It waits for an unavailable server in the background, now and later; requests meanwhile fail or wait.
 ///
 /// # Errors
 /// Fails when the address or the credentials cannot be read.
@@ -68,7 +67,7 @@ pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error>
     Ok(client)
 }
 
-/// A stream that is only added to, and that refuses rather than drops: a record for those who do not read the database.
+/// An append-only stream that refuses rather than drops: a record for readers without access to the database.
 #[derive(Debug, Clone)]
 pub struct Record {
     js: jetstream::Context,
@@ -76,17 +75,17 @@ pub struct Record {
 }
 
 impl Record {
-    /// The stream `name`. Nothing is asked yet.
+    /// The stream `name`. Sends no request yet.
     #[must_use]
     pub fn new(nats: Client, name: &'static str) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(nats);
         Self { js, name }
     }
 
-    /// Adds a line; `Ok` once it is stored. Within two minutes, one of the same id is stored once.
+    /// Adds a line; `Ok` once it is stored. Within two minutes, lines of the same id are stored once.
     ///
     /// # Errors
-    /// It was not stored, or that is not known.
+    /// It was not stored, or the outcome is not known.
     pub async fn add(&self, subject: String, id: &str, line: Vec<u8>) -> Result<(), anyhow::Error> {
         let message = PublishMessage::build().payload(line.into()).message_id(id).expected_stream(self.name);
         let sent = self.js.send_publish(subject, message).await.context("publishing")?;

@@ -1,4 +1,4 @@
-//! What a call leaves word of while it is answered, for its answer's headers and its log line; and as whom it was called.
+//! What a call notes while it runs, for its answer's headers and its log line; and the authorization that it came with.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -13,12 +13,12 @@ pub(crate) struct Notes {
     pub replayed: bool,
     /// The events that the call has written.
     pub events: Vec<Uuid>,
-    /// The parts that the answer was made without.
+    /// The backing services that the answer was made without.
     pub degraded: Vec<&'static str>,
 }
 
 impl Notes {
-    /// The parts that the answer was made without, with commas.
+    /// The backing services that the answer was made without, separated by commas.
     pub(crate) fn degraded(&self) -> Option<String> {
         (!self.degraded.is_empty()).then(|| self.degraded.join(", "))
     }
@@ -36,7 +36,7 @@ tokio::task_local! {
     static NOTES: Open;
 }
 
-/// Runs a call that came with this authorization; its outcome, and what it has noted.
+/// Runs a call that came with this authorization; returns its outcome and its notes.
 pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: F) -> (F::Output, Notes) {
     let noted = async {
         let outcome = call.await;
@@ -50,23 +50,23 @@ pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: 
     NOTES.scope(Open { authorization, ..Open::default() }, noted).await
 }
 
-/// The authorization that the call at work here came with: what it calls in turn, it calls as the same.
+/// The authorization of the current call: the calls that it makes carry the same.
 pub(crate) fn authorization() -> Option<HeaderValue> {
     NOTES.try_with(|notes| notes.authorization.clone()).ok().flatten()
 }
 
-/// Notes that the call's answer is an earlier one's.
+/// Notes that the call's answer is the answer of an earlier one.
 pub(crate) fn replayed() {
     NOTES.try_with(|notes| notes.replayed.set(true)).ok();
 }
 
-/// Notes the events that the call has committed. Outside of a call nobody reads it.
+/// Notes the events that the call has committed. Outside of a call this does nothing.
 pub fn wrote(events: impl Iterator<Item = Uuid>) {
     NOTES.try_with(|notes| notes.events.borrow_mut().extend(events)).ok();
 }
 
-/// Notes that the call is answered without this part. It is counted, stands in the call's line, and its caller sees it in the
-/// trailer [`crate::DEGRADED`].
+/// Notes that the call is answered without this backing service. A metric counts it, the call's line names it, and its caller sees it in
+/// the trailer [`crate::DEGRADED`].
 pub fn degraded(part: &'static str) {
     metrics::counter!("degraded_answers_total", "part" => part).increment(1);
     NOTES.try_with(|notes| notes.degraded.borrow_mut().push(part)).ok();

@@ -1,5 +1,5 @@
-//! What operators ask of a process: gRPC services of `flotilla.ops.v1` on its operations port, with an operator's token and nobody
-//! else's. Whoever acts is the subject of that token.
+//! The operators' services of a process: gRPC services of `flotilla.ops.v1` on its operations port, with an operator's token only. The
+//! actor is the subject of that token.
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
@@ -27,7 +27,7 @@ use tracing::info;
 use crate::config::Issuer;
 use crate::{Failure, Process, grpc, retry};
 
-/// How long a token may take to be verified: nobody holds the port while the issuer is away.
+/// How long a token's verification may take: nobody holds the port while the issuer is unavailable.
 const VERIFIED_WITHIN: Duration = Duration::from_secs(5);
 /// The longest reason of an act, in characters.
 const MAX_REASON: usize = 1_000;
@@ -58,7 +58,7 @@ impl Process {
     /// The client for the issuer's keys cannot be made, or others are served already.
     pub fn operate(&self, issuer: &Issuer, services: Routes) -> Result<(), anyhow::Error> {
         let verifier = Arc::new(Verifier::new(issuer.jwks.clone(), &issuer.name, &issuer.operators_audience)?);
-        // So that an operator is let in while the issuer is away.
+        // So that an operator gets in while the issuer is unavailable.
         let keys = Arc::clone(&verifier);
         self.lifecycle.run("operators' keys", |stop| async move {
             stop.run_until_cancelled(retry::until_it_works("the operators' keys", || keys.refresh())).await;
@@ -69,7 +69,7 @@ impl Process {
     }
 }
 
-/// Who acts: the subject of the verified token.
+/// The actor: the subject of the verified token.
 #[derive(Debug, Clone)]
 struct Operator(String);
 
@@ -92,7 +92,7 @@ async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next
     response
 }
 
-/// Who acts, by the request's token, and why.
+/// The actor, by the request's token, and the reason.
 ///
 /// # Errors
 /// INVALID_ARGUMENT without a reason.
@@ -107,16 +107,16 @@ pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, Stri
     Ok((operator.clone(), reason.to_owned()))
 }
 
-/// How many of something may be asked for at once.
+/// How many of something a request may ask for.
 ///
 /// # Errors
-/// INVALID_ARGUMENT when it is another number.
+/// INVALID_ARGUMENT for a number out of range.
 pub fn limit(asked: i64) -> Result<i64, Status> {
     const MOST: i64 = 10_000;
     if (1..=MOST).contains(&asked) { Ok(asked) } else { Err(Status::invalid_argument(format!("ask for 1 to {MOST}"))) }
 }
 
-/// The time that a request has.
+/// The time in a request.
 ///
 /// # Errors
 /// INVALID_ARGUMENT when it is out of range.
@@ -127,7 +127,7 @@ pub fn time(at: Option<Timestamp>) -> Result<Option<DateTime<Utc>>, Status> {
 /// The message that this says, by the names of its fields in JSON.
 ///
 /// # Errors
-/// INTERNAL when the message has no place for it.
+/// INTERNAL when the message has no such field.
 pub fn message<M: Message + Name + Default>(said: &impl Serialize) -> Result<M, Status> {
     proto::from_json(said).map_err(|error| Status::internal(format!("{}: {error}", M::full_name())))
 }
@@ -141,12 +141,12 @@ pub fn answers<M: Send + 'static>(all: Vec<M>) -> tonic::Response<Answers<M>> {
     tonic::Response::new(stream::iter(all).map(Ok).boxed())
 }
 
-/// What the database, or another part, does not give.
+/// A failure of the database, or another backing service.
 pub fn away(error: impl Into<anyhow::Error>) -> Status {
     Status::unavailable(format!("{:#}", error.into()))
 }
 
-/// What cannot be done as things are, with all that is known of why.
+/// An act that the current state does not allow, with all known reasons.
 pub fn refused(error: impl Into<anyhow::Error>) -> Status {
     Status::failed_precondition(format!("{:#}", error.into()))
 }

@@ -1,5 +1,5 @@
-//! The aggregates of a service, as operators compare them with what was made of their events. A tenant's are read in a transaction of
-//! that tenant, whoever asks.
+//! The aggregates of a service, as operators compare them with what was made of their events. A tenant's are read in a transaction of that
+//! tenant, whoever the operator is.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -17,17 +17,17 @@ use uuid::Uuid;
 use crate::operators::{Answers, answers, away, limit, time};
 use crate::{Db, OperatorTx, StoreError, TenantTx};
 
-/// How many may be named at once.
+/// How many a request may name.
 const MOST: usize = 1_000;
 
 /// A page of one tenant's aggregates.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
-    /// Behind this one.
+    /// After this id.
     pub after: Uuid,
-    /// Changed at or after this.
+    /// Changed at or after this time.
     pub from: Option<DateTime<Utc>>,
-    /// Changed before this.
+    /// Changed before this time.
     pub to: Option<DateTime<Utc>>,
     /// How many at most.
     pub limit: i64,
@@ -42,7 +42,7 @@ pub struct State {
 }
 
 impl State {
-    /// Of this id, at this version: its state, or why there is none to be said; none of one that was deleted.
+    /// The aggregate of this id, at this version: its state, or why its state cannot be given; none of a deleted one.
     pub fn new<S: Serialize, E: Display>(id: Uuid, version: i32, state: Option<Result<S, E>>) -> Self {
         let said = |state: S| serde_json::to_string(&state).map_err(|error| error.to_string());
         Self { id, version, state: state.map(|state| state.map_err(|error| format!("{error:#}")).and_then(said)) }
@@ -55,26 +55,26 @@ pub trait Aggregates: Send + Sync + 'static {
     /// The kind: `todo`.
     fn kind(&self) -> &'static str;
 
-    /// The first tenant behind this name that has any.
+    /// The first tenant after this name that has any.
     async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError>;
 
-    /// A page of the tenant's, by id.
+    /// A page of the tenant's aggregates, by id.
     async fn page(&self, tx: &mut TenantTx, page: Page) -> Result<Vec<State>, StoreError>;
 
-    /// Those of these that there are.
+    /// Those of these ids that exist.
     async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError>;
 }
 
 /// The aggregates of a service, kind by kind.
 pub type Kinds = Arc<[Box<dyn Aggregates>]>;
 
-/// How far a page is.
+/// The position of a page.
 struct Reading {
-    /// Of which of the kinds.
+    /// The position in the list of kinds.
     kind: usize,
-    /// The tenant that is next, where that is known.
+    /// The next tenant, where known.
     at: Option<TenantId>,
-    /// Behind this one of its.
+    /// After this id of that tenant.
     after: Uuid,
     /// The tenant before.
     passed: String,
@@ -138,7 +138,7 @@ impl AggregateService for Operated {
         let left = limit(most)?.min(MOST as i64);
         let reading = Reading { kind, at, after, only, from, to, left, passed: String::new() };
         let asked = self.clone();
-        // A tenant at a time, as the caller takes them.
+        // One tenant at a time, as the caller reads them.
         let tenants = stream::try_unfold(reading, move |mut reading| {
             let asked = asked.clone();
             async move {
@@ -178,7 +178,7 @@ impl AggregateService for Operated {
 }
 
 impl Operated {
-    /// The place of a kind.
+    /// The position of a kind.
     fn kind(&self, name: &str) -> Result<usize, Status> {
         let found = self.kinds.iter().position(|kind| kind.kind() == name);
         found.ok_or_else(|| {
@@ -187,7 +187,7 @@ impl Operated {
         })
     }
 
-    /// The next tenant's part of a page; none when it is full, or there is no further tenant.
+    /// The next tenant's share of a page; none when it is full, or there is no further tenant.
     async fn read(&self, reading: &mut Reading) -> Result<Option<Vec<Aggregate>>, Status> {
         if reading.left == 0 {
             return Ok(None);

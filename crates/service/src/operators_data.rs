@@ -1,5 +1,5 @@
-//! What a service holds of a tenant, or of one person of it: exported as it stands, and erased by commands, so that events say so.
-//! What the streams and the outbox hold of it goes with their retention.
+//! What a service holds of a tenant, or of one person in it: exported as it stands, and erased by commands, so that events report it. What
+//! the streams and the outbox hold of it goes with their retention.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,18 +9,28 @@ use futures::stream::{self, StreamExt as _};
 use proto::ops::data_service_server::{DataService, DataServiceServer};
 use proto::ops::{DataRow, DataTable, EraseDataRequest, ErasedData, ExportDataRequest, ListTablesRequest};
 use sqlx::AssertSqlSafe;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::migrations::Migrations;
 use crate::operators::{Answers, act, answers, away};
 use crate::{Call, Code, Db, Failure, Process, StoreError, TenantTx};
 
-/// How many aggregates are asked for at once, and rows fetched.
+/// How many aggregates to request, and rows to fetch, at once.
 const CHUNK: i64 = 200;
-/// How often all is gone through, while somebody goes on writing.
+/// One snapshot of all tables; its reader may pause.
+const EXPORTS: &[&str] = &[
+    "set transaction isolation level repeatable read",
+    "set local statement_timeout = '60s'",
+    "set local idle_in_transaction_session_timeout = '10min'",
+];
+/// How many failures an answer names.
+const NAMED: usize = 5;
+/// How often to repeat the pass, while somebody keeps writing.
 const ROUNDS: usize = 3;
 
-/// What becomes of a table when data are exported or erased.
+/// What happens to a table when data are exported or erased.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
     /// Its name.
@@ -37,17 +47,20 @@ pub enum Holds {
         /// Columns with the subject of a person's tokens.
         people: &'static [&'static str],
     },
-    /// Nothing to be exported, or a copy: why, and what becomes of it.
+    /// Nothing to export, or a copy: why, and what happens to it.
     Copies(&'static str),
 }
 
-/// The tables that crates ship.
-pub const SHIPPED: [Table; 9] = [
+/// The tables that crates ship: those of idempotency keys, the inbox and the outbox.
+const SHIPPED: [Table; 9] = [
     copies("idempotency", "answers to what was asked, for a repeat: forgotten after a day"),
     copies("inbox", "ids of events that were handled: forgotten with the outbox's days"),
     copies("inbox_dead", "ids of events that were not handled: gone when they are replayed or discarded"),
     copies("inbox_lease", "who pulls for a consumer, and the last event that it handled: the next one takes its place"),
-    copies("outbox", "events with the states that were exported: dropped after FLOTILLA_OUTBOX_DAYS"),
+    copies(
+        "outbox",
+        "events with the states that were exported: dropped after FLOTILLA_OUTBOX_DAYS, once no older row is parked",
+    ),
     copies("outbox_journal", "what the relay and operators did: numbers of rows, and an operator's own words"),
     copies("outbox_parked", "which rows could not be published, and why"),
     copies("outbox_passed", "days"),
@@ -58,7 +71,7 @@ const fn copies(name: &'static str, why: &'static str) -> Table {
     Table { name, holds: Holds::Copies(why) }
 }
 
-/// Whose data: a tenant's, or what names one person of it.
+/// Whose data: a tenant's, or those that name one person in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whose {
     /// The tenant.
@@ -73,7 +86,7 @@ pub trait Erase: Send + Sync + 'static {
     /// The kind: `todo`.
     fn kind(&self) -> &'static str;
 
-    /// Up to `limit` aggregates behind this one, by id, that still hold something of the tenant, or name the person.
+    /// Up to `limit` aggregates after this one, by id, that still hold something of the tenant, or name the person.
     async fn holding(
         &self,
         tx: &mut TenantTx,
@@ -82,8 +95,8 @@ pub trait Erase: Send + Sync + 'static {
         limit: i64,
     ) -> Result<Vec<Uuid>, StoreError>;
 
-    /// Runs the command that erases all of one aggregate, or what names the person.
-    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<(), Failure>;
+    /// Runs the command that erases one aggregate, or removes the person from it; returns whether it changed anything.
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure>;
 }
 
 /// How the aggregates of a service are erased, kind by kind.
@@ -94,6 +107,8 @@ pub type Erased = Arc<[Box<dyn Erase>]>;
 pub struct Data {
     /// Its own tables.
     pub own: &'static [Table],
+    /// Which tables crates ship to it.
+    pub migrations: Migrations,
     /// Its aggregates, kind by kind.
     pub kinds: Erased,
 }
@@ -103,6 +118,8 @@ struct Operated {
     db: Db,
     service: UserId,
     data: Data,
+    /// One export at a time: its connection comes from the callers' pool.
+    exports: Arc<Semaphore>,
 }
 
 /// The data of a service, for operators ([`Process::operate`]).
@@ -110,34 +127,39 @@ struct Operated {
 /// # Errors
 /// The service's name is no id.
 pub fn data(process: &Process, db: Db, data: Data) -> Result<DataServiceServer<impl DataService>, anyhow::Error> {
-    Ok(DataServiceServer::new(Operated { db, service: process.acts_as()?, data }))
+    let exports = Arc::new(Semaphore::new(1));
+    Ok(DataServiceServer::new(Operated { db, service: process.acts_as()?, data, exports }))
 }
 
 fn whose(tenant: &str, person: Option<&str>) -> Result<Whose, Status> {
     let wrong = |what: &str, error: contracts::ids::IdError| Status::invalid_argument(format!("{what}: {error}"));
     let tenant = tenant.parse().map_err(|error| wrong("the tenant", error))?;
     let person = person.map(|person| person.parse().map_err(|error| wrong("the person", error))).transpose()?;
+    if person.as_ref() == Some(&UserId::erased()) {
+        return Err(Status::invalid_argument("the person: that is what stands for everybody who was erased"));
+    }
     Ok(Whose { tenant, person })
 }
 
-/// How far an export is.
+/// The progress of an export.
 struct Exporting {
     tx: TenantTx,
     whose: Whose,
-    /// What is still to be exported; the last one next.
+    /// The tables still to export; the last one is next.
     tables: Vec<(&'static str, &'static [&'static str])>,
     open: Option<&'static str>,
+    _turn: OwnedSemaphorePermit,
 }
 
 impl Exporting {
-    /// The next rows, of one table; none when that was all. An empty one is no end.
+    /// The next rows, of one table; none at the end. Empty rows are not the end.
     async fn rows(&mut self) -> Result<Option<Vec<DataRow>>, sqlx::Error> {
         let Some(table) = self.open else {
             let Some((table, people)) = self.tables.pop() else { return Ok(None) };
             if people.is_empty() && self.whose.person.is_some() {
                 return Ok(Some(Vec::new()));
             }
-            // A cursor takes no parameters. The tenant is that of the transaction.
+            // A cursor takes no parameters. The transaction sets the tenant.
             let person = self.whose.person.as_ref().map_or("", UserId::as_str);
             sqlx::query("select set_config('app.person', $1, true)").bind(person).execute(&mut *self.tx).await?;
             let named = people.iter().map(|column| format!("{column} = current_setting('app.person')"));
@@ -173,7 +195,13 @@ impl DataService for Operated {
             };
             DataTable { table: (*name).to_owned(), people, not_exported }
         };
-        Ok(answers(self.data.own.iter().chain(&SHIPPED).map(said).collect()))
+        let Migrations { outbox, inbox, idempotency, .. } = self.data.migrations;
+        let has = |table: &&Table| match table.name {
+            "idempotency" => idempotency,
+            name if name.starts_with("inbox") => inbox,
+            _ => outbox,
+        };
+        Ok(answers(self.data.own.iter().chain(SHIPPED.iter().filter(has)).map(said).collect()))
     }
 
     type ExportDataStream = Answers<DataRow>;
@@ -186,8 +214,14 @@ impl DataService for Operated {
             Holds::Copies(_) => None,
         };
         let tables = self.data.own.iter().rev().filter_map(rows).collect();
-        let tx = self.db.read_as(&whose.tenant).await.map_err(away)?;
-        let exporting = Exporting { tx, whose, tables, open: None };
+        let turn = Arc::clone(&self.exports).try_acquire_owned();
+        let turn =
+            turn.map_err(|_| Status::resource_exhausted("another export is running: try again when it has ended"))?;
+        let mut tx = self.db.read_as(&whose.tenant).await.map_err(away)?;
+        for setting in EXPORTS {
+            sqlx::query(*setting).execute(&mut *tx).await.map_err(away)?;
+        }
+        let exporting = Exporting { tx, whose, tables, open: None, _turn: turn };
         let pages = stream::try_unfold(exporting, |mut exporting| async move {
             match exporting.rows().await.map_err(away)? {
                 Some(rows) => Ok(Some((stream::iter(rows.into_iter().map(Ok)), exporting))),
@@ -203,13 +237,16 @@ impl DataService for Operated {
         let whose = whose(&tenant, person.as_deref())?;
         let mut aggregates = BTreeMap::new();
         for _ in 0..ROUNDS {
-            let mut any = false;
+            let mut round = Round::default();
             for kind in self.data.kinds.iter() {
-                let erased = self.erase_all(kind.as_ref(), &whose).await?;
-                any |= erased > 0;
-                *aggregates.entry(kind.kind().to_owned()).or_insert(0) += erased;
+                let before = round.erased;
+                self.erase_all(kind.as_ref(), &whose, &mut round).await?;
+                *aggregates.entry(kind.kind().to_owned()).or_insert(0) += round.erased - before;
             }
-            if !any {
+            if let Some(failure) = round.failure() {
+                return Err(Status::failed_precondition(format!("{aggregates:?} are erased; {failure}")));
+            }
+            if !round.again {
                 return Ok(Response::new(ErasedData { aggregates }));
             }
         }
@@ -218,23 +255,52 @@ impl DataService for Operated {
     }
 }
 
+/// The result of one pass through all aggregates.
+#[derive(Default)]
+struct Round {
+    erased: i64,
+    /// It changed something, or somebody else is changing something.
+    again: bool,
+    failed: usize,
+    named: Vec<String>,
+}
+
+impl Round {
+    fn failure(&self) -> Option<String> {
+        let named = self.named.join("; ");
+        (self.failed > 0)
+            .then(|| format!("{} could not be erased, such as {named}: mend them, and erase again", self.failed))
+    }
+}
+
 impl Operated {
-    async fn erase_all(&self, kind: &dyn Erase, whose: &Whose) -> Result<i64, Status> {
-        let (mut after, mut erased) = (Uuid::nil(), 0);
+    async fn erase_all(&self, kind: &dyn Erase, whose: &Whose, round: &mut Round) -> Result<(), Status> {
+        let mut after = Uuid::nil();
         let person = whose.person.as_ref();
         loop {
             let mut tx = self.db.read_as(&whose.tenant).await.map_err(away)?;
+            sqlx::query("set local statement_timeout = '60s'").execute(&mut *tx).await.map_err(away)?;
             let ids = kind.holding(&mut tx, person, after, CHUNK).await.map_err(away)?;
             tx.end().await.map_err(away)?;
-            let Some(last) = ids.last() else { return Ok(erased) };
+            let Some(last) = ids.last() else { return Ok(()) };
             after = *last;
             for id in ids {
                 let call = Call::of_schedule(whose.tenant.clone(), self.service.clone());
                 match kind.erase(&call, person, id).await {
-                    Ok(()) => erased += 1,
-                    // Somebody changes it: it is there again in the next round.
-                    Err(failure) if failure.code == Code::Aborted => erased += 1,
-                    Err(failure) => return Err(Status::from(failure)),
+                    Ok(changed) => {
+                        round.erased += i64::from(changed);
+                        round.again |= changed;
+                    }
+                    // Somebody changes it: the next round finds it again.
+                    Err(failure) if failure.code == Code::Aborted => round.again = true,
+                    Err(failure) if failure.code == Code::Unavailable => return Err(failure.into()),
+                    // An unreadable one does not hold up the others.
+                    Err(failure) => {
+                        round.failed += 1;
+                        if round.named.len() < NAMED {
+                            round.named.push(format!("{} {id} ({})", kind.kind(), failure.reason));
+                        }
+                    }
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The outbox, as operators see it and work on it.
+//! The outbox, as operators see and repair it.
 
 use std::time::Duration;
 
@@ -25,18 +25,18 @@ use tonic::{Request, Response, Status};
 use crate::operators::{Answers, act, answers, away, limit, message, refused, time};
 use crate::{Lifecycle, Process, config};
 
-/// How often the stream is asked whether the messages have been removed.
+/// How often to check the stream for the removal of the messages.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// For how long they are waited for: less than a call may take.
+/// How long to wait for that: less than a call may take.
 const REMOVED_WITHIN: Duration = Duration::from_secs(800);
 /// How many connections operators have.
 const CONNECTIONS: u32 = 2;
-/// How many rows may be named at once.
+/// How many rows a request may name.
 const MOST: usize = 10_000;
 
 /// The outbox of a service.
 struct Operated {
-    /// In the relay's role, which may all of it.
+    /// In the relay's role, which may do all of it.
     db: PgPool,
     js: jetstream::Context,
     stream: String,
@@ -189,7 +189,7 @@ impl OutboxService for Operated {
         if DateTime::from_timestamp_micros(info.created.timestamp_micros()) != Some(beyond.stream_created_at) {
             return Err(Status::failed_precondition("that is another stream by now: look again"));
         }
-        // Of its own: cut off, it takes its lock with it.
+        // A connection of its own: closed, it releases its lock.
         let mut db = self.db().await?.detach();
         let (progress, mut steps) = mpsc::channel(2);
         self.lifecycle.finish(|stop| async move {

@@ -1,5 +1,5 @@
-//! The operations port of a service: `/metrics`, `/healthz` (the process lives), `/readyz` (it can do its work), and what operators ask
-//! of the process by gRPC ([`crate::operators`]).
+//! The operations port of a service: `/metrics`, `/healthz` (the process is alive), `/readyz` (it can do its work), and the operators' gRPC
+//! services ([`crate::operators`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,17 +17,17 @@ use tokio::net::TcpListener;
 use crate::Process;
 use crate::server::{self, Bounds};
 
-/// How many may look at once.
+/// How many connections the port accepts at once.
 const CONNECTIONS: usize = 100;
 /// How long an operator's call may take.
 const LONGEST: Duration = Duration::from_secs(900);
 
-/// What must be so before a service is ready, by name. Clones are the same readiness.
+/// The conditions for readiness, by name. Clones are the same readiness.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
 
 impl Readiness {
-    /// Says whether a condition holds. One that was never named does not count.
+    /// Reports whether a condition holds. One that was never named does not count.
     pub fn set(&self, condition: &'static str, holds: bool) {
         if let Ok(mut conditions) = self.0.lock() {
             conditions.insert(condition, holds);
@@ -49,7 +49,7 @@ impl Readiness {
     }
 }
 
-/// Counts a call or request as at work until it is dropped.
+/// Counts a call or request as running until it is dropped.
 pub struct AtWork(metrics::Gauge);
 
 impl AtWork {
@@ -67,7 +67,7 @@ impl Drop for AtWork {
     }
 }
 
-/// Serves the operations port until the process stops; the address it got. `/healthz` names the release.
+/// Serves the operations port until the process stops; returns its address. `/healthz` names the release.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.

@@ -1,4 +1,4 @@
-//! The end of every command: its events, its answer and its change are one commit, and only then is anyone sent anything.
+//! The end of every command: its events, its answer and its change are one commit; only then does anything leave the process.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl Outbox {
         stream: StreamSpec,
         nats: async_nats::Client,
     ) -> Result<Self, anyhow::Error> {
-        // Its session, its lease, and what it parks.
+        // Its session, its lease, and its parked events.
         let db = process.pool(&config.relay_database_url, &format!("{}-relay", process.name), 3)?;
         let relay = Relay::new(
             db,
@@ -50,23 +50,23 @@ impl Outbox {
         Ok(Self::new(handle))
     }
 
-    /// That of a relay which runs already.
+    /// The outbox of a relay that already runs.
     #[must_use]
     pub const fn new(relay: Handle) -> Self {
         Self { relay }
     }
 
-    /// Its relay, to be watched.
+    /// Its relay, for observation.
     #[must_use]
     pub fn relay(&self) -> Handle {
         self.relay.clone()
     }
 
-    /// Ends a command: appends the events in their order, stores the answer with the idempotency key, commits, and hands the events to
-    /// the relay. An aggregate's row must be locked before.
+    /// Ends a command: appends the events in their order, stores the answer with the idempotency key, commits, and hands the events to the
+    /// relay. Lock an aggregate's row before.
     ///
     /// # Errors
-    /// Nothing was committed, or that is not known; a repeat with the same key tells.
+    /// Nothing was committed, or the outcome is not known; a repeat with the same key shows it.
     pub async fn commit<A: StoredResponse>(
         &self,
         mut tx: TenantTx,
@@ -84,7 +84,7 @@ impl Outbox {
 }
 
 impl Call {
-    /// An event that this call makes happen.
+    /// An event that this call causes.
     pub fn envelope<D: EventType>(&self, data: D) -> Envelope<D> {
         let id = EventId::new(clock::new_id());
         Envelope {
@@ -112,7 +112,7 @@ pub fn new_event<D: serde::Serialize>(envelope: &Envelope<D>) -> Result<NewEvent
     })
 }
 
-/// One event in two versions, while the older one is deprecated: each names the other, so that consumers take them for one.
+/// One event in two versions, while the older one is deprecated: each names the other, so that consumers count them as one.
 ///
 /// # Errors
 /// They cannot be serialized.

@@ -1,5 +1,4 @@
-//! Page tokens: opaque, url-safe, and bound to the question they were given for. They say where to go on and never
-//! what one may see.
+//! Page tokens: opaque, url-safe, and bound to the question they were given for. They hold a position and never a permission.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 use crate::Failure;
 
 const TAG_BYTES: usize = 16;
-/// What a page may weigh: half of what a gRPC client takes of an answer unless told otherwise (4 MiB).
+/// The largest page: half of what a gRPC client accepts by default (4 MiB).
 const MAX_BYTES: usize = 2 << 20;
 
-/// Shortens a page to what an answer may weigh; the first item always stays. Who lists goes on behind the last one.
+/// Shortens a page to the largest answer; the first item always stays. The caller continues after the last one.
 pub fn fit<M: prost::Message>(items: &mut Vec<M>) {
     let mut bytes = 0;
     let fits = items.iter().take_while(|item| {
@@ -25,10 +24,10 @@ pub fn fit<M: prost::Message>(items: &mut Vec<M>) {
     items.truncate(fits);
 }
 
-/// How many items a page has: 50 unless it is said, 200 at most.
+/// How many items a page has: 50 by default, 200 at most.
 ///
 /// # Errors
-/// INVALID_ARGUMENT for less than none.
+/// INVALID_ARGUMENT for a negative number.
 pub fn size(asked: i32) -> Result<usize, Failure> {
     match usize::try_from(asked) {
         Err(_) => Err(Failure::invalid("page_size", "must not be negative")),
@@ -48,7 +47,7 @@ impl PageTokens {
         Self(key)
     }
 
-    /// A token for going on at `position` with the same `question` (everything else that shapes the answer).
+    /// A token for continuing at `position` with the same `question` (everything else that shapes the answer).
     pub fn make(&self, question: &impl Serialize, position: &impl Serialize) -> Result<String, Failure> {
         let mut bytes = serde_json::to_vec(position).map_err(Failure::internal)?;
         bytes.splice(0..0, self.tag(question, &bytes)?);
@@ -78,7 +77,7 @@ impl PageTokens {
     /// The position of a token; `None` for the first page.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT when the token is not one of ours, or belongs to another question.
+    /// INVALID_ARGUMENT when the token is not ours, or belongs to another question.
     pub fn read<P: DeserializeOwned>(&self, question: &impl Serialize, token: &str) -> Result<Option<P>, Failure> {
         if token.is_empty() {
             return Ok(None);

@@ -28,7 +28,7 @@ use crate::ops::{self, Readiness};
 use crate::telemetry::Telemetry;
 use crate::{Db, Lifecycle, connections, idempotency, retry};
 
-/// How often a dependency is asked whether it answers, and connections are counted.
+/// How often to check that a dependency answers, and to count connections.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a health check waits for its answer.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
@@ -37,16 +37,16 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 pub trait Service {
     /// Names its program, and the service in logs, metrics and the permission matrix.
     const NAME: &'static str;
-    /// What it is there for, in one sentence, for `--help`.
+    /// What the service is for, in one sentence, for `--help`.
     const ABOUT: &'static str;
     /// The schema of its database, where it has one.
     const MIGRATIONS: Option<Migrations> = None;
-    /// What it is configured by, beside [`Base`].
+    /// Its configuration, beside [`Base`].
     type Config: Settings;
-    /// What tests ask of it while it runs: the address that it got, say.
+    /// What tests read while it runs: its address, say.
     type App: Send;
 
-    /// Starts everything that it does, and waits for dependencies that are down; the tests start exactly this.
+    /// Starts everything, and waits for dependencies that are down; the tests start exactly this.
     ///
     /// # Errors
     /// A port cannot be bound, or an address cannot be read.
@@ -59,18 +59,18 @@ pub trait Service {
 pub struct Process {
     /// What runs in it, and how it ends.
     pub lifecycle: Lifecycle,
-    /// What must be so before it is ready.
+    /// The conditions for its readiness.
     pub readiness: Readiness,
     /// The service's name.
     pub name: &'static str,
-    /// Which release it is of.
+    /// Its release.
     pub release: Arc<str>,
-    /// What operators ask of it.
+    /// Its services for operators.
     pub(crate) operators: Operators,
 }
 
 impl Process {
-    /// One in which nothing runs yet.
+    /// A process in which nothing runs yet.
     #[must_use]
     pub fn new(name: &'static str, release: &str) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl Process {
         }
     }
 
-    /// As what the service acts by itself.
+    /// The identity of the service when it acts by itself.
     ///
     /// # Errors
     /// Its name is no id.
@@ -90,7 +90,7 @@ impl Process {
         self.name.parse()
     }
 
-    /// Name and release, as dead letters name whoever handled an event.
+    /// Name and release, as dead letters name the handler of an event.
     #[must_use]
     pub fn version(&self) -> String {
         format!("{} {}", self.name, self.release)
@@ -129,7 +129,7 @@ impl Process {
     /// # Errors
     /// The address cannot be read.
     pub fn database(&self, config: &Database, common: &Common) -> Result<Db, anyhow::Error> {
-        let at_work = u32::from(common.door.tenant_at_work.get());
+        let at_work = u32::from(common.admission.tenant_at_work.get());
         if at_work >= config.connections {
             warn!(at_work, config.connections, "one tenant's calls at work can take all connections");
         }
@@ -153,7 +153,7 @@ impl Process {
         self.counted(name, most, connections::pool(url, name, most)?)
     }
 
-    /// Opens a pool for what operators ask, whose statements may take minutes.
+    /// Opens a pool for operators, whose statements may take minutes.
     ///
     /// # Errors
     /// The address cannot be read.
@@ -180,7 +180,7 @@ impl Process {
         });
     }
 
-    /// Asks a dependency every second whether it answers; the process is ready while it does.
+    /// Checks every second that a dependency answers; the process is ready while it does.
     pub fn watch<F, E>(&self, condition: &'static str, ask: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = Result<(), E>> + Send,
@@ -201,7 +201,7 @@ impl Process {
     }
 }
 
-/// Everything that `serve` is configured by.
+/// The configuration of `serve`.
 #[derive(Args)]
 struct Served<S: Settings> {
     #[command(flatten)]
@@ -216,7 +216,7 @@ impl<S: Settings> Settings for Served<S> {
     }
 }
 
-/// What `migrate` is configured by.
+/// The configuration of `migrate`.
 #[derive(Args)]
 struct Owner {
     /// The database, as its owner.
@@ -226,7 +226,7 @@ struct Owner {
 
 impl Settings for Owner {}
 
-/// What `healthcheck` is configured by.
+/// The configuration of `healthcheck`.
 #[derive(Args)]
 struct Health {
     /// Address of the operations port.

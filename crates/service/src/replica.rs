@@ -1,4 +1,4 @@
-//! One replica of a service that is called, and one attempt of a call to it.
+//! One replica of an upstream service, and one attempt of a call to it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::breaker::{Breaker, State, Ticket};
 use crate::{Code, Failure};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// A replica that says nothing for so long while calls are at work is asked whether it lives, and has as long to say so.
+/// A replica that is silent for this long while calls run gets a keep-alive ping, and has as long to answer it.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// The largest answer.
 pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -36,11 +36,11 @@ pub(crate) const LATE: &str = "it was not answered in its time";
 
 /// Why an attempt has no answer.
 pub(crate) enum Unanswered {
-    /// Nothing was sent: it may always be sent again.
+    /// Nothing was sent: a retry is always safe.
     NotSent(String),
-    /// It may have been done.
+    /// The call may have taken effect.
     Lost(String),
-    /// The same: its time is over. That says nothing of the replica.
+    /// The same: its time is over, which says nothing about the replica.
     Late,
 }
 
@@ -62,7 +62,7 @@ impl Replica {
         self.address
     }
 
-    /// How many calls are at work there.
+    /// How many calls run there.
     pub(crate) fn at_work(&self) -> usize {
         self.at_work.load(Ordering::Relaxed)
     }
@@ -72,7 +72,7 @@ impl Replica {
         self.breaker().would_admit(now)
     }
 
-    /// Whether it is known to live.
+    /// Whether it is known to be alive.
     pub(crate) fn lives(&self) -> bool {
         self.breaker().state() == State::Closed
     }
@@ -135,7 +135,7 @@ impl Admitted {
             let response = channel.call(request).await.map_err(|error| failed(&error))?;
             let status = response.status();
             if status.is_client_error() {
-                // The replica lives, and would say so again.
+                // The replica is alive, and would give the same answer again.
                 let error = anyhow::anyhow!("it was answered {status}");
                 return Ok(Status::from(Failure::internal(error)).into_http());
             }
@@ -156,7 +156,7 @@ impl Admitted {
                 Err(error) => return Err(Unanswered::Lost(error.to_string())),
             };
             let response = Response::from_parts(head, Body::new(body));
-            // A status that no service of ours has made: of a proxy, or of a server that goes.
+            // A status that no service of ours has made: from a proxy, or from a server that stops.
             match Status::from_header_map(response.headers()) {
                 Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
                     Err(Unanswered::Lost(status.message().to_owned()))
@@ -210,7 +210,7 @@ fn failed(error: &tonic::transport::Error) -> Unanswered {
     while let Some(error) = cause {
         why = format!("{why}: {error}");
         not_sent |= error.is::<tonic::ConnectError>();
-        // tonic counts the same time as we do.
+        // tonic applies the same deadline as we do.
         late |= error.is::<tonic::TimeoutExpired>();
         cause = error.source();
     }

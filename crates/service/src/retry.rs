@@ -1,4 +1,4 @@
-//! Delays between attempts: exponential, with jitter, without an end. The only place that knows the `backoff` crate.
+//! Delays between attempts: exponential, with jitter, without an end. The only user of the `backoff` crate.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -13,7 +13,7 @@ use tracing::warn;
 pub struct Delays(ExponentialBackoff);
 
 impl Delays {
-    /// From `first` on, doubling, up to `most`, each by half more or less.
+    /// From `first`, doubling, up to `most`, each by half more or less.
     #[must_use]
     pub fn new(first: Duration, most: Duration) -> Self {
         Self(
@@ -32,7 +32,7 @@ impl Delays {
     }
 }
 
-/// Tries until it works, and says in the log what is waited for: how a service starts while a dependency is down.
+/// Retries until it succeeds, and logs what it waits for: how a service starts while a dependency is down.
 pub async fn until_it_works<T, E: Display, F: Future<Output = Result<T, E>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,

@@ -1,4 +1,4 @@
-//! Serves connections of clients that may be hostile: bounded in number, and each in time and in size.
+//! Serves connections of clients that may be hostile: limited in number, and each in time and size.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -27,33 +27,33 @@ use tokio_util::task::TaskTracker;
 
 /// How long a client may take for its first request's head.
 pub const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// How long a connection may rest after that, between requests or within a head; longer than a load balancer's minute.
+/// How long a connection may be idle after that, between requests or within a head; longer than a load balancer's minute.
 pub const REST: Duration = Duration::from_secs(75);
-/// How long it may rest while as many are open as may be: those who wait outside have more need of its place.
+/// How long it may be idle while the maximum number is open: waiting clients need its slot more.
 pub const REST_WHEN_FULL: Duration = Duration::from_secs(2);
-/// How long a request may take, to the end of its answer: one that is not read ends, and so does a stream.
+/// How long a request may take, to the end of its answer: an unread answer ends, and so does a stream.
 pub const LONGEST: Duration = Duration::from_secs(60);
-/// The same while as many are open as may be; a body, a turn and a call's deadline fit in it.
+/// The same while the maximum number is open; a body, a turn and a call's deadline fit in it.
 pub const LONGEST_WHEN_FULL: Duration = Duration::from_secs(30);
 /// How long a connection that is to close may take for what it has to write, and then for what is at work: together less than
 /// a drain.
 const CLOSES_WITHIN: Duration = Duration::from_secs(5);
 const ENDS_WITHIN: Duration = Duration::from_secs(11);
-/// The most of an HTTP/1 head, in bytes; the same for what is read ahead of a body.
+/// The largest HTTP/1 head, in bytes; the same for the read-ahead of a body.
 const MAX_HEAD: usize = 64 * 1024;
-/// The most of an HTTP/2 head, in bytes, when it is unpacked.
+/// The largest HTTP/2 head, in bytes, when it is unpacked.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
-/// Fewer bytes that go out at once may be a ping, which is no work.
+/// Fewer bytes written at once may be a ping, which is no work.
 const OF_AN_ANSWER: usize = 1_024;
-/// The pause after nothing could be accepted, as when there are no descriptors left.
+/// The pause after a failed accept, as when no descriptors are left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// What connections may be.
+/// The limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// How many may be open; one more waits, and others in the kernel's queue.
     pub connections: usize,
-    /// How many requests one HTTP/2 connection may have at work.
+    /// How many concurrent requests one HTTP/2 connection may have.
     pub streams: u32,
     /// Whether they must speak HTTP/2.
     pub http2_only: bool,
@@ -61,10 +61,10 @@ pub struct Bounds {
     pub longest: Duration,
 }
 
-/// Serves until `stop`, and then until what is at work has ended, or 16 seconds.
+/// Serves until `stop`, and then until the running requests have ended, or 16 seconds.
 ///
 /// # Errors
-/// None: what goes wrong with one connection is that one's end.
+/// None: a failure of one connection ends that connection only.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -78,7 +78,7 @@ pub async fn serve(
     loop {
         let next = async {
             let accepted = listener.accept().await;
-            // Somebody waits: those at rest make room.
+            // A client waits: idle connections make room.
             full.store(permits.available_permits() == 0 || accepted.is_err(), Ordering::SeqCst);
             let permit = Arc::clone(&permits).acquire_owned().await;
             (permit, accepted)
@@ -90,7 +90,7 @@ pub async fn serve(
                 let connection = Connection { builder, full, stop, longest: bounds.longest, permit };
                 connections.spawn(connection.serve(stream, router.clone()));
             }
-            // There are no descriptors left, or this one is gone already.
+            // No descriptors are left, or this connection is gone already.
             Some((Ok(_), Err(error))) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 stop.run_until_cancelled(tokio::time::sleep(ACCEPT_AGAIN)).await;
@@ -152,11 +152,11 @@ impl Connection {
     }
 }
 
-/// What is at work on one connection.
+/// The running requests of one connection.
 struct Work(Mutex<AtWorkNow>);
 
 struct AtWorkNow {
-    /// When each request began that is at work; in the order in which they did.
+    /// When each running request began; in that order.
     requests: BTreeMap<u64, Instant>,
     /// How many there were, these among them.
     begun: u64,
@@ -174,12 +174,12 @@ impl Work {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the newest request that is at work began.
+    /// When the newest running request began.
     fn newest(&self) -> Option<Instant> {
         self.with(|now| now.requests.values().next_back().copied())
     }
 
-    /// Ends when the connection has rested, or its oldest request was at work, for longer than it may.
+    /// Ends when the connection has been idle, or its oldest request has run, for longer than allowed.
     async fn takes_too_long(&self, full: &AtomicBool, longest: Duration) {
         let mut tick = tokio::time::interval(REST_WHEN_FULL / 2);
         loop {
@@ -203,7 +203,7 @@ impl Work {
     }
 }
 
-/// One request at work.
+/// One running request.
 struct AtWork {
     work: Arc<Work>,
     number: u64,
@@ -229,7 +229,7 @@ impl Drop for AtWork {
     }
 }
 
-/// The connection's stream, which notes when bytes go out: over HTTP/1 an answer is handed over as a whole, and written later.
+/// The connection's stream, which notes when bytes go out: over HTTP/1 an answer is handed over whole, and written later.
 struct Watched {
     stream: TcpStream,
     work: Arc<Work>,

@@ -1,14 +1,14 @@
-//! What a service's SQL can fail with, in words of its own.
+//! The errors of a service's SQL.
 
 use crate::{Code, Failure};
 
-/// Why a statement has failed, or has not done what it should.
+/// Why a statement failed, or did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The row is not at the version that it was read at.
     #[error("the row has changed since it was read")]
     Conflict,
-    /// A row holds what the domain does not allow: a bug, or somebody has changed it by hand.
+    /// A row holds what the domain does not allow: a bug, or a manual change.
     #[error("the row {id} of {table} holds what it cannot")]
     Inconsistent {
         /// The table.
@@ -19,12 +19,12 @@ pub enum StoreError {
         #[source]
         source: anyhow::Error,
     },
-    /// A constraint does not allow it; the name is for the command to know.
+    /// A constraint refused it; the command interprets the name.
     #[error("the constraint {name} does not allow it")]
     Constraint {
         /// The constraint's name in the schema.
         name: String,
-        /// The database's words.
+        /// The database's message.
         #[source]
         source: sqlx::Error,
     },
@@ -34,13 +34,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether this constraint has refused it.
+    /// Whether this constraint refused it.
     #[must_use]
     pub fn is_constraint(&self, constraint: &str) -> bool {
         matches!(self, Self::Constraint { name, .. } if name == constraint)
     }
 
-    /// A row that holds what it cannot.
+    /// A row with a value that it cannot hold.
     pub fn inconsistent(table: &'static str, id: impl ToString, source: impl Into<anyhow::Error>) -> Self {
         Self::Inconsistent { table, id: id.to_string(), source: source.into() }
     }
@@ -55,7 +55,7 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// What no command knows better.
+/// What no command handles itself.
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {

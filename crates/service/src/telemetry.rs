@@ -22,7 +22,7 @@ use authz::Caller;
 use crate::config::Base;
 use crate::lines::Lines;
 
-/// The longest `tracestate` that is passed on.
+/// The longest `tracestate` that is forwarded.
 const MAX_TRACESTATE_BYTES: usize = 512;
 /// Buckets for durations, in seconds.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -43,8 +43,8 @@ impl Telemetry {
         let share = *share;
         let otlp_endpoint = otlp_endpoint.as_deref();
         let spans = provider(service, release, otlp_endpoint, share)?;
-        // Where nothing is exported, calls still have trace ids (events and problems carry them), but the spans that
-        // serve tracing alone are not made at all.
+        // Without an export, calls still have trace ids (events and problems carry them), but the spans that serve tracing alone are not
+        // made.
         let traced = match otlp_endpoint {
             Some(_) => {
                 "info,request=off,outbox::published=off,consumer::handled=off,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off"
@@ -52,7 +52,7 @@ impl Telemetry {
             None => "off,service::grpc=info,gateway::http=info",
         };
         let traced: Targets = traced.parse()?;
-        // A span is entered at each step of a call: what that would record is not worth its time.
+        // A span is entered at each step of a call: recording that costs more than it is worth.
         let layer = tracing_opentelemetry::layer()
             .with_tracer(spans.tracer(service))
             .with_tracked_inactivity(false)
@@ -61,7 +61,7 @@ impl Telemetry {
             .with_threads(false)
             .with_filter(traced);
         global::set_text_map_propagator(TraceContextPropagator::new());
-        // By targets alone: filters that look into spans are asked at each step of each request.
+        // Filters by target only: filters that read spans run at each step of each request.
         let log: Targets = format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off").parse()?;
         tracing_subscriber::registry()
             .with(layer)
@@ -99,7 +99,7 @@ fn provider(
 ) -> Result<SdkTracerProvider, anyhow::Error> {
     let release = KeyValue::new("service.version", release.to_owned());
     let resource = Resource::builder().with_service_name(service).with_attribute(release).build();
-    // By the id alone, whatever the caller's flag says: the same traces as everywhere, and as in the log.
+    // The id alone decides, whatever the caller's flag says: the same traces as everywhere, and as in the log.
     let mut provider =
         SdkTracerProvider::builder().with_resource(resource).with_sampler(Sampler::TraceIdRatioBased(share));
     if let Some(endpoint) = otlp_endpoint {
@@ -138,7 +138,7 @@ impl Injector for HeadersMut<'_> {
     }
 }
 
-/// Makes a span the child of what the headers of a request name.
+/// Makes a span the child of the one that a request's headers name.
 pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
     if !span.is_disabled() {
         let parent = global::get_text_map_propagator(|p| p.extract_with_context(&Context::new(), &Headers(headers)));
@@ -152,12 +152,12 @@ pub fn set(span: &Span, key: &'static str, value: impl Into<opentelemetry::Value
     span.set_attribute(key, value);
 }
 
-/// Says of a span that what it covers was not done, and why: a code of docs/errors.md or a status.
+/// Marks a span as failed, with the reason: a code of docs/errors.md or a status.
 pub fn set_error(span: &Span, code: &str) {
     set(span, "error.type", code.to_owned());
 }
 
-/// Says of a span who called.
+/// Sets the caller of a span.
 pub fn set_caller(span: &Span, who: &Caller) {
     set(span, "user.id", who.actor.subject().id.to_string());
     set(span, "flotilla.actor", who.actor.to_string());
@@ -168,7 +168,7 @@ pub fn set_caller(span: &Span, who: &Caller) {
 pub fn pass_trace(headers: &mut http::HeaderMap) {
     let context = Span::current().context();
     global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
-    // What a caller has put there goes no further than the specification asks (W3C Trace Context, 3.3.1.5): heads are bounded.
+    // A caller's value goes no further than the specification asks (W3C Trace Context, 3.3.1.5): heads are bounded.
     if headers.get("tracestate").is_some_and(|state| state.len() > MAX_TRACESTATE_BYTES) {
         headers.remove("tracestate");
     }

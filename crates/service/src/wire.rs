@@ -1,4 +1,4 @@
-//! The fields of requests and stored answers, read into types that cannot be wrong.
+//! The fields of requests and stored answers, parsed into types that cannot be wrong.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use crate::Failure;
 /// The seconds of the years that a time may have: 1 to 9999.
 const YEARS: std::ops::Range<i64> = -62_135_596_800..253_402_300_800;
 
-/// What a parser of the domain made of a field.
+/// The domain parser's result for a field.
 ///
 /// # Errors
-/// INVALID_ARGUMENT: the parser's words, behind the field's name.
+/// INVALID_ARGUMENT: the parser's message, after the field's name.
 pub fn text<T, E: Display>(field: &str, parsed: Result<T, E>) -> Result<T, Failure> {
     parsed.map_err(|error| Failure::invalid(field, error))
 }
@@ -22,12 +22,12 @@ pub fn text<T, E: Display>(field: &str, parsed: Result<T, E>) -> Result<T, Failu
 /// An id.
 ///
 /// # Errors
-/// INVALID_ARGUMENT when it is none.
+/// INVALID_ARGUMENT when it is not an id.
 pub fn id<T: FromStr<Err: Display>>(field: &str, text: &str) -> Result<T, Failure> {
     text.parse().map_err(|error| Failure::invalid(field, format_args!("is not one: {error}")))
 }
 
-/// An id that may be left out.
+/// An optional id.
 ///
 /// # Errors
 /// As [`id`].
@@ -35,7 +35,7 @@ pub fn optional_id<T: FromStr<Err: Display>>(field: &str, text: &str) -> Result<
     if text.is_empty() { Ok(None) } else { id(field, text).map(Some) }
 }
 
-/// A time that may be left out, to the microsecond.
+/// An optional time, to the microsecond.
 ///
 /// # Errors
 /// INVALID_ARGUMENT when it is out of range.
@@ -53,7 +53,7 @@ pub fn time(field: &str, time: Option<&Timestamp>) -> Result<Option<DateTime<Utc
 /// A time that a stored answer always has.
 ///
 /// # Errors
-/// INTERNAL when it has none.
+/// INTERNAL when the time is absent.
 pub fn stored_time(time: Option<Timestamp>) -> Result<DateTime<Utc>, Failure> {
     time.and_then(|time| proto::time(&time))
         .ok_or_else(|| Failure::internal(anyhow::anyhow!("a stored answer lacks a time")))
@@ -63,10 +63,10 @@ pub fn stored_time(time: Option<Timestamp>) -> Result<DateTime<Utc>, Failure> {
 pub struct Mask<'a>(Vec<&'a str>);
 
 impl<'a> Mask<'a> {
-    /// Reads `update_mask`: names of what can be changed, or `*` for all of it.
+    /// Parses `update_mask`: names of fields that can be changed, or `*` for all of them.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a name of something else.
+    /// INVALID_ARGUMENT for any other name.
     pub fn of(mask: Option<&'a FieldMask>, writable: &[&str]) -> Result<Self, Failure> {
         let paths: Vec<&str> = mask.into_iter().flat_map(|mask| &mask.paths).map(String::as_str).collect();
         if let Some(unknown) = paths.iter().find(|path| **path != "*" && !writable.contains(path)) {
@@ -76,7 +76,7 @@ impl<'a> Mask<'a> {
         Ok(Self(paths))
     }
 
-    /// Whether it takes a field; without a mask, whether that is set.
+    /// Whether the change takes a field; without a mask, whether that field is set.
     #[must_use]
     pub fn takes(&self, field: &str, is_set: bool) -> bool {
         match self.0.as_slice() {

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::{Parts, unique};
+use crate::{Backing, unique};
 
 /// A migrated database; dropped when the test process ends.
 pub struct TestDatabase {
@@ -19,13 +19,13 @@ pub struct TestDatabase {
 }
 
 fn login(role: &str, password: &str, database: &str) -> String {
-    let (_, host) = Parts::shared().postgres.split_once('@').unwrap();
+    let (_, host) = Backing::shared().postgres.split_once('@').unwrap();
     let (host, _) = host.split_once('/').unwrap();
     format!("postgres://{role}:{password}@{host}/{database}")
 }
 
 fn superuser(database: &str) -> String {
-    let (server, _) = Parts::shared().postgres.rsplit_once('/').unwrap();
+    let (server, _) = Backing::shared().postgres.rsplit_once('/').unwrap();
     format!("{server}/{database}")
 }
 
@@ -36,13 +36,13 @@ impl TestDatabase {
     /// # Panics
     /// The table has no such database.
     pub async fn of(service: &str, fingerprint: &str, migrate: impl AsyncFnOnce(String)) -> Self {
-        let parts = Parts::shared();
+        let backing = Backing::shared();
         let roles =
-            parts.roles.get(service).unwrap_or_else(|| panic!("{service} has no database in the fleet's table"));
+            backing.roles.get(service).unwrap_or_else(|| panic!("{service} has no database in the fleet's table"));
         let template = template((service, &roles.owner), fingerprint, migrate).await;
         let name = unique("test_");
-        Parts::remove_at_the_end(&format!("database {name}"));
-        let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
+        Backing::remove_at_the_end(&format!("database {name}"));
+        let mut admin = PgConnection::connect(&backing.postgres).await.unwrap();
         // Only one copy of a template at a time, over all test processes.
         for sql in [
             "select pg_advisory_lock(7151)".to_owned(),
@@ -70,8 +70,8 @@ impl TestDatabase {
     /// A script fails.
     pub async fn with(scripts: &[&'static str]) -> Self {
         let name = unique("test_");
-        Parts::remove_at_the_end(&format!("database {name}"));
-        let mut admin = PgConnection::connect(&Parts::shared().postgres).await.unwrap();
+        Backing::remove_at_the_end(&format!("database {name}"));
+        let mut admin = PgConnection::connect(&Backing::shared().postgres).await.unwrap();
         admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
         admin.close().await.unwrap();
         let url = superuser(&name);
@@ -94,10 +94,10 @@ impl TestDatabase {
 
 /// The template of this very schema; made by the first test that needs it.
 async fn template((service, password): (&str, &str), fingerprint: &str, migrate: impl AsyncFnOnce(String)) -> String {
-    let parts = Parts::shared();
+    let backing = Backing::shared();
     // Partitions are made for the days to come: a template is good for its day.
     let name = format!("template_{service}_{fingerprint}_{}", devstack::supervisor::now().format("%Y%m%d"));
-    let mut admin = PgConnection::connect(&parts.postgres).await.unwrap();
+    let mut admin = PgConnection::connect(&backing.postgres).await.unwrap();
     admin.execute("select pg_advisory_lock(7151)").await.unwrap();
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(&name)

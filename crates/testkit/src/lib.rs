@@ -10,7 +10,7 @@ pub mod database;
 
 pub mod nats;
 
-pub mod parts;
+pub mod backing;
 
 pub mod proxy;
 
@@ -18,9 +18,9 @@ pub mod slow;
 
 pub mod token;
 
+pub use backing::Backing;
 pub use database::TestDatabase;
 pub use nats::TestNats;
-pub use parts::Parts;
 pub use proxy::TestProxy;
 pub use slow::SlowApi;
 pub use token::TestIssuer;

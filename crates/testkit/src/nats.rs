@@ -267,7 +267,7 @@ impl TestNats {
 
 fn prepare() -> (PathBuf, Home, PathBuf) {
     // The program is there already: the shared parts were fetched together with it.
-    crate::Parts::shared();
+    crate::Backing::shared();
     let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
     let home = Home::open(&folder).unwrap();
     (folder, home, program())

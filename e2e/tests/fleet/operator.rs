@@ -63,27 +63,31 @@ fn what_is_held_of_a_tenant_is_exported_and_erased() {
         let lea = fleet.caller("leaving", "lea").await;
         lea.create(json!({"title": "careen the hull", "assignee": "kim"})).await;
         testkit::until("it is found", || async { lea.search("careen").await.len() == 1 }).await;
-        let export = fleet.run(&["data", "export", "--tenant", "leaving", "--person", "kim"]).await;
-        let lines = String::from_utf8(export.stdout).unwrap();
+        let token = fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout;
+        let token = String::from_utf8(token).unwrap().trim().to_owned();
+        let operate = async |args: &[&str]| {
+            let args = [args, &["--reason", "the contract has ended"]].concat();
+            let output = fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &token).output().await.unwrap();
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (lines, _) = operate(&["data", "export", "--tenant", "leaving", "--person", "kim"]).await;
         let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let [row] = rows.as_slice() else { panic!("{lines}") };
         assert_eq!(
             (&row["service"], &row["table"], &row["row"]["title"]),
             (&json!("todo"), &json!("todo"), &json!("careen the hull"))
         );
-        let erase = ["--json", "data", "erase", "--tenant", "leaving", "--reason", "the contract has ended", "--yes"];
-        let token = fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout;
-        let token = String::from_utf8(token).unwrap().trim().to_owned();
         let erased = async || {
-            let output = fleet.command(&erase).env("FLOTILLA_OPERATOR_TOKEN", &token).output().await.unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            serde_json::from_slice::<Value>(&output.stdout).unwrap()["todo"]["todo"].clone()
+            let (said, error) = operate(&["--json", "data", "erase", "--tenant", "leaving", "--yes"]).await;
+            serde_json::from_str::<Value>(&said).unwrap_or_else(|_| panic!("{error}"))["todo"]["todo"].clone()
         };
         assert_eq!(erased().await, 1);
         testkit::until("it is found no more", || async { lea.search("careen").await.is_empty() }).await;
         assert_eq!(erased().await, 0);
-        let unknown = fleet.run(&["data", "export", "--tenant", "leaving", "--service", "gateway"]).await;
-        assert!(String::from_utf8(unknown.stderr).unwrap().contains("holds no data of tenants"));
+        let (_, unknown) = operate(&["data", "export", "--tenant", "leaving", "--service", "gateway"]).await;
+        assert!(unknown.contains("holds no data of tenants"), "{unknown}");
+        let silent = fleet.run(&["data", "export", "--tenant", "leaving"]).await;
+        assert!(String::from_utf8(silent.stderr).unwrap().contains("--reason must say why"));
     });
 }
 

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use nix::sys::signal::Signal;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use testkit::{parts, unique, until};
+use testkit::{backing, unique, until};
 use tokio::process::{Child, Command};
 
 use crate::with_fleet;
@@ -20,7 +20,7 @@ async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child
     let own = String::from_utf8(own).unwrap();
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (listen, ops) = (free(), free());
-    let mut command = Command::new(parts::programs().join(service));
+    let mut command = Command::new(backing::programs().join(service));
     command.arg("serve").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.env_clear().envs(own.split('\0').filter_map(|pair| pair.split_once('=')));
     command.env("FLOTILLA_LISTEN", &listen).env("FLOTILLA_OPS_LISTEN", &ops).envs(more.iter().copied());

@@ -83,7 +83,7 @@ fn a_go_program_reads_the_events() {
 fn a_rust_program_reads_the_events() {
     with_fleet(|fleet, _| async {
         reads_and_goes_on(fleet, "stranger-rust", |args| {
-            let mut command = Command::new(testkit::parts::programs().join("consume-events"));
+            let mut command = Command::new(testkit::backing::programs().join("consume-events"));
             command.args(args);
             command
         })

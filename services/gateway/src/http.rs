@@ -1,4 +1,4 @@
-//! The HTTP door: who calls, which RPC, call it, answer.
+//! The HTTP server: who calls, which RPC, call it, answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ struct Edge {
 /// # Errors
 /// Fails when the address cannot be bound.
 pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> Result<SocketAddr, anyhow::Error> {
-    let (Common { listen, door, .. }, Process { lifecycle, readiness, .. }) = (common, process.clone());
+    let (Common { listen, admission, .. }, Process { lifecycle, readiness, .. }) = (common, process.clone());
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
@@ -63,14 +63,14 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
         .fallback(traced)
         .with_state(Arc::new(Edge {
             verifier: process.verifier(common)?,
-            limits: Limits::new(&door.allowances()),
+            limits: Limits::new(&admission.allowances()),
             bodies: Bodies::new(),
             upstreams,
             at_work: metrics::gauge!("http_server_active_requests"),
         }))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
     let bounds = Bounds {
-        connections: usize::from(door.connections.get()),
+        connections: usize::from(admission.connections.get()),
         streams: 256,
         http2_only: false,
         longest: server::LONGEST,

@@ -48,7 +48,7 @@ impl Service for Program {
     const NAME: &'static str = "gateway";
     const ABOUT: &'static str = "The fleet's edge: HTTP/JSON in, gRPC to the services, driven by the proto annotations";
     type Config = Config;
-    /// Where its HTTP door is.
+    /// Where its HTTP server is.
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {

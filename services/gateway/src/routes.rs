@@ -127,6 +127,21 @@ mod tests {
     }
 
     #[test]
+    fn no_two_rpcs_have_one_method_and_path() {
+        let all = all();
+        for (number, route) in all.iter().enumerate() {
+            let twice = |other: &&Route| other.verb == route.verb && other.template.is_like(&route.template);
+            let other = all[..number].iter().find(twice);
+            assert!(
+                other.is_none(),
+                "{} and {}",
+                route.rpc.full_name(),
+                other.map_or("", |other| other.rpc.full_name())
+            );
+        }
+    }
+
+    #[test]
     fn the_doors_of_the_fleet() {
         use http::Method;
         for (method, path, wanted) in [

@@ -85,6 +85,12 @@ impl Template {
         literals + usize::from(self.verb.is_some())
     }
 
+    /// Whether it matches the same paths as another one.
+    #[cfg(test)]
+    pub fn is_like(&self, other: &Self) -> bool {
+        (&self.segments, &self.verb) == (&other.segments, &other.verb)
+    }
+
     /// The fields that a path sets, with their values; `None` when the path is not of this template.
     #[must_use]
     pub fn matches(&self, path: &str) -> Option<Vec<(String, String)>> {

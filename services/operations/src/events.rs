@@ -1,7 +1,7 @@
 //! What consumers tell of dead letters and replays, into rows.
 
 use anyhow::Context as _;
-use consumer::{Batch, Keeper, Told};
+use consumer::{Batch, DeadLetterReader, DlqRecord};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use crate::store_kept;
 const LEASE_SECONDS: f64 = 20.0;
 
 /// Keeps what is told, until `stop`; while another process does, this one stands by.
-pub(crate) async fn keep(store: &Store, keeper: &Keeper, holder: Uuid, stop: &CancellationToken) {
+pub(crate) async fn keep(store: &Store, keeper: &DeadLetterReader, holder: Uuid, stop: &CancellationToken) {
     let kept =
         || async { store.kept(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by") };
     keeper.run(stop, kept, |batch| on_told(store, holder, batch)).await;
@@ -29,12 +29,12 @@ async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch
     anyhow::ensure!(noted, "the database went back behind what was kept, or another process keeps the letters by now");
     for one in &told {
         match one {
-            Told::Letter(letter) => store_kept::keep(&mut tx, letter).await?,
-            Told::Replayed { id, outcome } => store_jobs::replayed(&mut tx, id, outcome).await?,
+            DlqRecord::Letter(letter) => store_kept::keep(&mut tx, letter).await?,
+            DlqRecord::Replayed { id, outcome } => store_jobs::replayed(&mut tx, id, outcome).await?,
         }
     }
     tx.commit().await?;
-    for letter in told.iter().filter_map(|one| if let Told::Letter(letter) = one { Some(letter) } else { None }) {
+    for letter in told.iter().filter_map(|one| if let DlqRecord::Letter(letter) = one { Some(letter) } else { None }) {
         let trace_id = letters::trace_id(&letter.attributes);
         info!(
             trace_id,

@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const MOST: usize = 500_000;
 
 /// Until `stop`. What is down is waited for.
-pub(crate) async fn tell(store: &Store, record: &Record, stop: &CancellationToken) {
+pub(crate) async fn audit(store: &Store, record: &Record, stop: &CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = false;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use consumer::{Replayer, Sending, Way};
+use consumer::{ReplayRequest, ReplayStatus, Replayer};
 use service::clock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -141,17 +141,17 @@ impl Runner {
         Ok(())
     }
 
-    async fn sending(&self, job: &Job, item: &ToSend) -> Result<Option<Sending>, anyhow::Error> {
+    async fn sending(&self, job: &Job, item: &ToSend) -> Result<Option<ReplayRequest>, anyhow::Error> {
         let id = name(job, item.n, item.tries);
         let (consumer, discarded) = (job.consumer.clone(), job.kind == "discard");
         let stream_sequence = item.stream_sequence.cast_unsigned();
         let (Some(subject), Some(stored_at)) = (item.subject.clone(), item.stored_at) else {
             let stream = job.selection["stream"].as_str().unwrap_or_default();
             let found = self.replayer.find(stream, stream_sequence).await?;
-            return Ok(found.map(|found| Sending { consumer, id, discarded, ..found }));
+            return Ok(found.map(|found| ReplayRequest { consumer, id, discarded, ..found }));
         };
         let headers = item.headers.clone().unwrap_or_default();
-        Ok(Some(Sending {
+        Ok(Some(ReplayRequest {
             consumer,
             id,
             subject,
@@ -166,17 +166,17 @@ impl Runner {
     /// What was lost on its way goes again: the consumer tells a second one from the first by the event.
     async fn look_for(&self, job: &Job, item: &OnItsWay) -> Result<(), anyhow::Error> {
         let way = match item.replay_sequence {
-            None => Way::Lost,
+            None => ReplayStatus::Lost,
             Some(sequence) => {
                 let id = name(job, item.n, item.tries);
-                self.replayer.way(&job.consumer, &id, sequence.cast_unsigned()).await?
+                self.replayer.status(&job.consumer, &id, sequence.cast_unsigned()).await?
             }
         };
         let gone = job.kind == "discard" && item.seconds > NO_CONSUMER.as_secs_f64();
         if gone && !self.replayer.takes_replays(&job.consumer).await? {
             return Ok(self.store.settled(job.id, item.n, "there is no such consumer any more").await?);
         }
-        if way == Way::Lost || (way == Way::Settled && item.seconds > UNTOLD.as_secs_f64()) {
+        if way == ReplayStatus::Lost || (way == ReplayStatus::Settled && item.seconds > UNTOLD.as_secs_f64()) {
             warn!(job = job.id, item = item.n, ?way, "a replay was lost on its way: it goes again");
             self.store.again(job.id, item).await?;
         }

@@ -36,7 +36,7 @@ pub struct Job {
     /// `running`, `paused`, `done` or `aborted`.
     pub state: String,
     /// Why it is so.
-    pub story: String,
+    pub detail: String,
     /// How many it was at the start.
     pub total: i64,
     /// When it was asked for.
@@ -79,7 +79,7 @@ impl Job {
 }
 
 pub(crate) const JOB: &str = "j.id, j.kind, j.consumer, j.actor, j.reason, j.selection, j.canary, j.rate, j.max_failures, j.state, \
-    j.story, j.total, j.created_at, j.ramp_at, j.ended_at, j.waiting, j.sent, j.handled, j.failed, j.skipped";
+    j.story as detail, j.total, j.created_at, j.ramp_at, j.ended_at, j.waiting, j.sent, j.handled, j.failed, j.skipped";
 /// One letter of a plan.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -332,20 +332,20 @@ pub async fn steer(db: &mut PgConnection, id: i64, steer: Steer, act: Act<'_>) -
         tx.rollback().await?;
         return Err(refused);
     }
-    let story = format!("{action} by {}: {}", act.actor, act.reason);
+    let detail = format!("{action} by {}: {}", act.actor, act.reason);
     let left =
-        if to == "aborted" { end(&mut tx, id, to, &story).await? } else { turn(&mut tx, id, to, &story).await? };
+        if to == "aborted" { end(&mut tx, id, to, &detail).await? } else { turn(&mut tx, id, to, &detail).await? };
     audit(&mut tx, act, action, left, &json!({"job": id})).await?;
     tx.commit().await?;
     Ok(())
 }
 
 /// Pauses a job or has it go on; how many wait.
-async fn turn(tx: &mut PgConnection, id: i64, state: &str, story: &str) -> Result<i64, sqlx::Error> {
+async fn turn(tx: &mut PgConnection, id: i64, state: &str, detail: &str) -> Result<i64, sqlx::Error> {
     sqlx::query("update job set state = $2, story = $3 where id = $1")
         .bind(id)
         .bind(state)
-        .bind(story)
+        .bind(detail)
         .execute(&mut *tx)
         .await?;
     sqlx::query_scalar("select count(*) from job_item where job = $1 and state = 'waiting'")
@@ -355,11 +355,11 @@ async fn turn(tx: &mut PgConnection, id: i64, state: &str, story: &str) -> Resul
 }
 
 /// Ends a job; how many were left out. What is on its way still tells what became of it.
-pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, story: &str) -> Result<i64, sqlx::Error> {
+pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, detail: &str) -> Result<i64, sqlx::Error> {
     sqlx::query("update job set state = $2, story = $3, ended_at = clock_timestamp() where id = $1")
         .bind(id)
         .bind(state)
-        .bind(story)
+        .bind(detail)
         .execute(&mut *tx)
         .await?;
     let left = sqlx::query(

@@ -43,7 +43,7 @@ impl Store {
     }
 }
 
-/// Keeps a death. Told twice, it is one.
+/// Keeps a death. DlqRecord twice, it is one.
 ///
 /// # Errors
 /// The database refuses.

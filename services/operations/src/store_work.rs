@@ -174,7 +174,7 @@ impl Store {
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn finish(&self, job: &Job, epoch: i64, state: &str, story: &str) -> Result<(), sqlx::Error> {
+    pub async fn finish(&self, job: &Job, epoch: i64, state: &str, detail: &str) -> Result<(), sqlx::Error> {
         let mut tx = self.0.begin().await?;
         let still: Option<i64> =
             sqlx::query_scalar("select id from job where id = $1 and epoch = $2 and state = 'running' for update")
@@ -185,9 +185,9 @@ impl Store {
         if still.is_none() {
             return tx.rollback().await;
         }
-        let skipped = end(&mut tx, job.id, state, story).await? + job.skipped;
+        let skipped = end(&mut tx, job.id, state, detail).await? + job.skipped;
         let detail =
-            json!({"job": job.id, "handled": job.handled, "failed": job.failed, "skipped": skipped, "story": story});
+            json!({"job": job.id, "handled": job.handled, "failed": job.failed, "skipped": skipped, "detail": detail});
         let act = Act { actor: "operations", reason: &format!("job {} of {}: {}", job.id, job.actor, job.reason) };
         audit(&mut tx, act, if state == "done" { "done" } else { "aborted itself" }, job.total, &detail).await?;
         tx.commit().await

@@ -71,7 +71,7 @@ impl Service for Program {
     const NAME: &'static str = fleet::PROJECTOR;
     const ABOUT: &'static str = "Keeps the search index true to the events, and answers searches";
     type Config = Config;
-    /// Where its gRPC door is.
+    /// Where its gRPC server is.
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {

@@ -1,6 +1,6 @@
-//! What the service does. One function per command, one transaction in each: authorize, begin (with the idempotency key or the
-//! event that it handles), load, decide, save, and commit together with the events and the answer. Nothing is called or published
-//! in between; the relay gets the events afterwards.
+//! What the service does: one function per command, one transaction in each. A command authorizes, begins (with the idempotency key or the
+//! event that it handles), loads, decides, and saves. It commits together with its events and its answer. It calls and publishes nothing in
+//! between: the relay gets the events afterwards.
 
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ pub struct App {
     pub outbox: Outbox,
 }
 
-/// Why a command was not done.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such todo in the caller's tenant, or it is deleted, or the caller may not see any.
+    /// The caller's tenant has no such todo, the todo is deleted, or the caller may not see any.
     #[error("there is no todo {0}")]
     NotFound(TodoId),
-    /// The caller may not do it.
+    /// The caller lacks the permission.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The state does not allow it.
@@ -37,6 +37,9 @@ pub enum Error {
     /// The series has this occurrence already.
     #[error("the series has this occurrence already")]
     OccurrenceExists,
+    /// The todo that this one would follow was erased.
+    #[error("the todo that this one would follow was erased")]
+    PredecessorErased,
     /// What every service can fail with.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -66,6 +69,7 @@ impl From<Error> for Failure {
                 Self::new(Code::FailedPrecondition, "TODO_ALREADY_OPEN", error)
             }
             Error::OccurrenceExists => Self::new(Code::AlreadyExists, "OCCURRENCE_EXISTS", error),
+            Error::PredecessorErased => Self::new(Code::FailedPrecondition, "PREDECESSOR_ERASED", error),
             Error::Failure(failure) => failure,
         }
     }
@@ -74,8 +78,9 @@ impl From<Error> for Failure {
 /// Creates a todo.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::OccurrenceExists`], those of idempotency keys; INVALID_ARGUMENT for a text that looks like another one.
-pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error> {
+/// [`Error::Denied`], [`Error::OccurrenceExists`], [`Error::PredecessorErased`], those of idempotency keys; INVALID_ARGUMENT for a text
+/// that resembles another one.
+pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Error> {
     call.authorize(&permissions::CREATE)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
@@ -83,8 +88,13 @@ pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error>
     }
     let by = call.caller.actor.subject().id.clone();
     let goes_on = draft.follows.is_some();
+    if let Some(follows) = &draft.follows {
+        // An event may be older than an erasure: it must bring back neither erased texts nor a forgotten person.
+        let row = store::people(&mut tx, follows.predecessor).await?.ok_or(Error::PredecessorErased)?;
+        draft.forget_like(&row);
+    }
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, by, clock::now());
-    // A series goes on with the texts that it has.
+    // A series keeps its texts: they are not checked again.
     if !goes_on {
         refuse_misleading(&todo, None)?;
     }
@@ -94,11 +104,11 @@ pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error>
     Ok(todo)
 }
 
-/// Changes what the patch says. When all is so already, nothing happens and no event is written.
+/// Applies the patch. A patch that changes nothing writes no event.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new text that
-/// looks like another one.
+/// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new text that resembles another
+/// one.
 pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patch: Patch) -> Result<Todo, Error> {
     authorize(call, &permissions::UPDATE, id)?;
     let mut tx = app.db.begin(call).await?;
@@ -118,7 +128,7 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
     Ok(todo)
 }
 
-/// Completes an open todo. Its event has two versions: the older is deprecated.
+/// Completes an open todo. Its event has two versions; the older one is deprecated.
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, [`Error::Transition`], those of idempotency keys.
@@ -154,7 +164,7 @@ pub async fn reopen(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
     Ok(todo)
 }
 
-/// Deletes a todo: the row stays, for nobody to see, and the event carries its last state.
+/// Deletes a todo: the row stays but nobody sees it, and the event carries the last state.
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys.
@@ -173,15 +183,15 @@ pub async fn delete(app: &App, call: &Call, id: TodoId, if_match: &IfMatch) -> R
     Ok(())
 }
 
-/// Announces that an open todo's due time has come, for the timer that was claimed. Nothing happens when that timer is gone or was
-/// set anew: somebody else has announced it, or the due time was moved.
+/// Announces that an open todo's due time has come, for the claimed timer. Does nothing when that timer is gone or was set again: another
+/// process has announced it, or the due time has moved.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
 pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
     call.authorize(&permissions::BECOME_DUE)?;
     let mut tx = app.db.begin(call).await?;
-    // Locked first: whoever changes the todo sets its timer.
+    // Locked first: a command that changes the todo also sets its timer.
     let before = store::get_for_update(&mut tx, id).await?;
     let due = store::take_due_timer(&mut tx, id).await?;
     let now = clock::now();
@@ -196,7 +206,7 @@ pub async fn become_due(app: &App, call: &Call, id: TodoId) -> Result<(), Error>
     Ok(())
 }
 
-/// Removes what a todo held that was deleted more than `after` ago. No event says so: the todo has long been gone for all.
+/// Empties a todo that was deleted more than `after` ago. It writes no event: no reader has seen the todo since its deletion.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
@@ -208,11 +218,11 @@ pub async fn purge(app: &App, call: &Call, id: TodoId, after: Duration) -> Resul
     Ok(())
 }
 
-/// Erases what a todo holds: it is deleted, by an event that carries nothing of it, and its row emptied.
+/// Erases a todo: deletes it, by an event that carries none of its texts, and empties its row. Returns whether there was anything to erase.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
-pub async fn erase(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
+pub async fn erase(app: &App, call: &Call, id: TodoId) -> Result<bool, Error> {
     call.authorize(&permissions::ERASE)?;
     let mut tx = app.db.begin(call).await?;
     let mut events = Vec::new();
@@ -221,33 +231,37 @@ pub async fn erase(app: &App, call: &Call, id: TodoId) -> Result<(), Error> {
         store::mark_deleted(&mut tx, &before, &todo).await?;
         events = outgoing::event(call, &todo, DeletedV1::of)?;
     }
-    store::purge(&mut tx, id, None).await?;
+    let emptied = store::purge(&mut tx, id, None).await?;
     app.outbox.commit(tx, events, &()).await?;
-    Ok(())
+    Ok(emptied)
 }
 
-/// Takes a person out of a todo. One that is deleted is emptied.
+/// Removes a person from a todo; returns whether the todo named that person. A deleted todo is emptied.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
-pub async fn forget(app: &App, call: &Call, id: TodoId, person: &UserId) -> Result<(), Error> {
+pub async fn forget(app: &App, call: &Call, id: TodoId, person: &UserId) -> Result<bool, Error> {
     call.authorize(&permissions::FORGET)?;
     let mut tx = app.db.begin(call).await?;
     let Some(before) = store::get_for_update(&mut tx, id).await? else {
-        store::purge(&mut tx, id, None).await?;
-        return Ok(tx.end().await?);
+        let emptied = store::purge(&mut tx, id, None).await?;
+        tx.end().await?;
+        return Ok(emptied);
     };
-    let Some(todo) = before.forget(person, clock::now()) else { return Ok(tx.end().await?) };
+    let Some(todo) = before.forget(person, clock::now()) else {
+        tx.end().await?;
+        return Ok(false);
+    };
     store::save(&mut tx, &before, &todo).await?;
     let events = outgoing::event(call, &todo, UpdatedV1::of)?;
     app.outbox.commit(tx, events, &()).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Reads one todo.
 ///
 /// # Errors
-/// [`Error::Denied`] for want of a scope, [`Error::NotFound`]
+/// [`Error::Denied`] for lack of a scope, [`Error::NotFound`]
 pub async fn get(app: &App, call: &Call, id: TodoId) -> Result<Todo, Error> {
     authorize(call, &permissions::GET, id)?;
     let mut tx = app.db.read(call).await?;
@@ -274,17 +288,17 @@ pub async fn list(
     Ok(todos)
 }
 
-/// The first line of a command about one todo.
+/// Authorizes a command about one todo.
 fn authorize(call: &Call, permission: &Permission, id: TodoId) -> Result<(), Error> {
     call.authorize_on(permission, &permissions::GET, || Error::NotFound(id))
 }
 
-/// Refuses what is new and looks like another text. Called behind `replayed`: an earlier answer stands.
+/// Refuses a new text that resembles another one. Call it after `replayed`: an earlier answer stands.
 fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
     todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
 }
 
-/// The todo, locked until the transaction ends, if it is as the caller has read it.
+/// Loads and locks the todo until the transaction ends; checks that it is as the caller has read it.
 async fn load(tx: &mut TenantTx, id: TodoId, if_match: &IfMatch) -> Result<Todo, Error> {
     let todo = store::get_for_update(tx, id).await?.ok_or(Error::NotFound(id))?;
     if_match.check("todo", &todo.etag())?;

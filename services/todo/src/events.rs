@@ -1,4 +1,4 @@
-//! Handlers of events: each runs a command, as the service itself.
+//! Event handlers: each runs a command, as the service itself.
 
 use anyhow::Context as _;
 use consumer::{Claim, Failure as Unhandled};
@@ -35,29 +35,29 @@ pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Res
 /// Handles an event of the durable consumer `todo-recurrence`.
 ///
 /// # Errors
-/// Says whether the event comes again or is a dead letter.
+/// Whether the event is delivered again or becomes a dead letter.
 async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unhandled> {
     let (call, envelope) = Call::of_event(service, claim)?;
     let event =
         Event::decode(&envelope.event_type, envelope.data).map_err(|error| Unhandled::Reject(reason(&error)))?;
     match event {
         Some(Event::Completed(completed)) => on_completed(app, &call, completed).await,
-        // Nothing follows from it.
+        // No command follows from it.
         Some(Event::Created(_) | Event::Updated(_) | Event::Reopened(_) | Event::BecameDue(_) | Event::Deleted(_))
         | None => Ok(()),
     }
 }
 
-/// A recurring todo that was completed brings forth its next occurrence: once, however often that is said.
+/// Creates the next occurrence of a completed recurring todo: once, however often the event is delivered.
 async fn on_completed(app: &App, call: &Call, completed: CompletedV2) -> Result<(), Unhandled> {
     if completed.todo.recurrence.is_none() {
         return Ok(());
     }
-    // The error's words may quote what somebody wrote.
+    // The error text may quote a user's words.
     let todo = todo(completed.todo).map_err(|_| Unhandled::Reject("its todo is none that recurs here".to_owned()))?;
     let Some(next) = todo.next_of_series() else { return Ok(()) };
     match commands::create(app, call, next).await {
-        Ok(_) | Err(Error::OccurrenceExists) => Ok(()),
+        Ok(_) | Err(Error::OccurrenceExists | Error::PredecessorErased) => Ok(()),
         Err(error) => Err(Failure::from(error).into()),
     }
 }

@@ -14,7 +14,7 @@ use crate::{commands, wire};
 pub struct Todos {
     /// What commands need.
     pub app: commands::App,
-    /// For lists.
+    /// Makes and reads page tokens.
     pub pages: PageTokens,
 }
 
@@ -39,7 +39,7 @@ impl TodoService for Todos {
         let size = page::size(request.page_size)?;
         let question = (call.caller.tenant.as_str(), request.status, &request.label, &request.assignee);
         let after: Option<TodoId> = self.pages.read(&question, &request.page_token)?;
-        // One more than asked for tells whether there is a next page.
+        // One more than requested shows whether there is a next page.
         let found = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
         let (todos, next_page_token) = self.pages.page(&question, size, found, (|todo| todo.id, wire::todo))?;
         Ok(Response::new(pb::ListTodosResponse { todos, next_page_token }))

@@ -1,7 +1,7 @@
 //! The todo service, the exemplar: every pattern of the fleet appears here first.
 //!
-//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of `commands`: one visible transaction that
-//! asks `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
+//! A request enters at `grpc`, becomes domain types in `wire`, and runs one function of `commands`: one visible transaction. It asks
+//! `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
 
 pub mod grpc;
 
@@ -39,10 +39,10 @@ use service::{Outbox, Process, Service, config, nats};
 
 pub use schema::MIGRATIONS;
 
-/// The program.
+/// The service's program.
 pub struct Program;
 
-/// What the service is configured by.
+/// The configuration of the service.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     #[command(flatten)]
@@ -71,7 +71,7 @@ impl Settings for Config {
 
 /// The running service.
 pub struct App {
-    /// Where its gRPC door is.
+    /// The address of its gRPC server.
     pub address: SocketAddr,
     /// Its relay.
     pub relay: outbox::Handle,

@@ -1,4 +1,4 @@
-//! What operators ask of the service.
+//! The service's answers to operators.
 
 use std::sync::Arc;
 
@@ -12,18 +12,19 @@ use uuid::Uuid;
 
 use crate::commands::{self, App};
 use crate::store_states::Todos;
-use crate::{Config, store_data};
+use crate::{Config, MIGRATIONS, store_data};
 
-/// Serves it, on the operations port.
+/// Serves the operators' services, on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
     let todos = operators_aggregates::aggregates(app.db.clone(), Arc::new([Box::new(Todos)]));
-    let data = Data { own: &store_data::TABLES, kinds: Arc::new([Box::new(Erased(app.clone()))]) };
+    let data =
+        Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: Arc::new([Box::new(Erased(app.clone()))]) };
     let data = operators_data::data(process, app.db.clone(), data)?;
     process.operate(&config.common.issuer, Routes::new(outbox).add_service(todos).add_service(data))
 }
 
-/// How todos are erased.
+/// How the service erases todos.
 struct Erased(App);
 
 #[tonic::async_trait]
@@ -42,7 +43,7 @@ impl Erase for Erased {
         store_data::holding(tx, person, after, limit).await
     }
 
-    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<(), Failure> {
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
         let erased = match person {
             None => commands::erase(&self.0, call, TodoId::new(id)).await,
             Some(person) => commands::forget(&self.0, call, TodoId::new(id), person).await,

@@ -1,4 +1,4 @@
-//! The events that commands write: the todo as they carry it, and who acted.
+//! The events that commands write: each carries the todo and the actor.
 
 use contracts::Envelope;
 use contracts::events::EventType;
@@ -57,10 +57,10 @@ pub(crate) fn state(todo: &Todo) -> event::Todo {
     }
 }
 
-/// One event about `todo`; `data` makes it of the todo's state and of the one on whose behalf the caller acts.
+/// One event about `todo`; `data` builds it from the todo's state and the principal on whose behalf the caller acts.
 ///
 /// # Errors
-/// It cannot be serialized.
+/// The event cannot be serialized.
 pub(crate) fn event<D: EventType>(
     call: &Call,
     todo: &Todo,
@@ -72,7 +72,7 @@ pub(crate) fn event<D: EventType>(
 /// One event in two versions, while the older one is deprecated.
 ///
 /// # Errors
-/// They cannot be serialized.
+/// The events cannot be serialized.
 pub(crate) fn twins<Old: EventType, New: EventType>(
     call: &Call,
     todo: &Todo,

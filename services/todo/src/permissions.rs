@@ -1,9 +1,9 @@
-//! Who may do what: the todo service's rows of the permission matrix, one for each RPC, and one for each
-//! thing that the service does by itself.
+//! Who may do what: the todo service's rows of the permission matrix. There is one for each RPC, and one for each action that the service
+//! takes by itself.
 
 use authz::{Caller, Denied, Permission, Role};
-use contracts::ActorKind;
 use contracts::events::todo::SERVICE;
+use contracts::{ActorKind, UserId};
 
 use crate::todo::Todo;
 
@@ -17,7 +17,7 @@ const WRITE: &str = "todo:write";
 /// Creates a todo; the service itself creates the next one of a series.
 pub const CREATE: Permission =
     Permission { action: "todo.create", scope: WRITE, roles: &[Owner, Admin, Member], services: &[SERVICE] };
-/// Reads one todo: whoever may not gets NOT_FOUND.
+/// Reads one todo: a caller without the permission gets NOT_FOUND.
 pub const GET: Permission =
     Permission { action: "todo.get", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
 /// Lists todos.
@@ -26,7 +26,7 @@ pub const LIST: Permission =
 /// Changes a todo.
 pub const UPDATE: Permission =
     Permission { action: "todo.update", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
-/// Deletes a todo. A member deletes only what it has created: [`delete_this`].
+/// Deletes a todo. A member deletes only the todos that it has created: [`delete_this`].
 pub const DELETE: Permission =
     Permission { action: "todo.delete", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
 /// Completes a todo.
@@ -36,15 +36,15 @@ pub const COMPLETE: Permission =
 pub const REOPEN: Permission =
     Permission { action: "todo.reopen", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
 
-/// Announces that a todo's due time has come: nobody but the service, when it has.
+/// Announces that a todo's due time has come: only the service does, at that time.
 pub const BECOME_DUE: Permission =
     Permission { action: "todo.become_due", scope: WRITE, roles: &[], services: &[SERVICE] };
-/// Removes what a todo held that was deleted long ago.
+/// Empties a todo that was deleted long ago.
 pub const PURGE: Permission = Permission { action: "todo.purge", scope: WRITE, roles: &[], services: &[SERVICE] };
 
-/// Erases a todo, as an operator has asked for its tenant.
+/// Erases a todo, at an operator's request for its tenant.
 pub const ERASE: Permission = Permission { action: "todo.erase", scope: WRITE, roles: &[], services: &[SERVICE] };
-/// Takes a person out of a todo, as an operator has asked.
+/// Removes a person from a todo, at an operator's request.
 pub const FORGET: Permission = Permission { action: "todo.forget", scope: WRITE, roles: &[], services: &[SERVICE] };
 
 /// The row of each RPC, by its name.
@@ -58,17 +58,18 @@ pub const MATRIX: [(&str, &Permission); 7] = [
     ("ReopenTodo", &REOPEN),
 ];
 
-/// The rows of what the service does by itself, by the command.
+/// The rows of the service's own actions, by the command.
 pub const BY_ITSELF: [(&str, &Permission); 4] =
     [("become_due", &BECOME_DUE), ("purge", &PURGE), ("erase", &ERASE), ("forget", &FORGET)];
 
-/// Whether this caller, who may delete, may delete this todo.
+/// Checks that this caller, who may delete, may delete this todo.
 ///
 /// # Errors
-/// A member has not created it, or is a program: a todo holds the id of who has created it, and not whether that is a person.
+/// The member has not created it, or is a program: a todo stores its creator's id, but not whether that is a person.
 pub fn delete_this(caller: &Caller, todo: &Todo) -> Result<(), Denied> {
     let subject = caller.actor.subject();
-    let own = subject.kind == ActorKind::User && todo.created_by == subject.id;
+    let known = todo.created_by != UserId::erased();
+    let own = known && subject.kind == ActorKind::User && todo.created_by == subject.id;
     if caller.role == Some(Member) && !own {
         return Err(Denied::This("a member may delete only the todos that it has created"));
     }

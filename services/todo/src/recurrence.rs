@@ -1,9 +1,8 @@
 //! How a todo recurs: an RFC 5545 recurrence rule over the wall clock of a time zone. Pure.
 //!
-//! The rule runs over wall-clock times, so that 9 o'clock stays 9 o'clock when summer time begins. An occurrence keeps the wall-clock
-//! time that the rule has given it; the instant at which it is due follows from that by RFC 5545, 3.3.5: a time that occurs twice is the
-//! first, one that is left out takes the offset from before. The 31st of a month without one is left out, too; the last day of each
-//! month is `BYMONTHDAY=-1`.
+//! The rule runs over wall-clock times, so that 9 o'clock stays 9 o'clock when summer time begins. An occurrence keeps the wall-clock time
+//! that the rule has given it. RFC 5545, 3.3.5, derives the due instant: a time that occurs twice is the first one, and a skipped time
+//! takes the offset from before. The rule skips the 31st in a month without one; the last day of each month is `BYMONTHDAY=-1`.
 
 use std::str::FromStr;
 
@@ -16,19 +15,19 @@ use rrule::{Frequency, NWeekday, RRule, RRuleSet, Unvalidated};
 
 /// The longest rule, in bytes.
 const MAX_RULE: usize = 256;
-/// How far ahead an occurrence is looked for: a rule without one in four centuries has none.
+/// How far ahead to search for an occurrence: a rule without one in four centuries has none.
 const HORIZON: TimeDelta = TimeDelta::days(400 * 366);
 
-/// Why a todo cannot recur so. The messages go on after the field's name.
+/// Why a todo cannot recur this way. Each message follows the field's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecurrenceError {
-    /// The rule is none.
+    /// The text is not a rule.
     #[error("is not a rule of RFC 5545 such as FREQ=WEEKLY;BYDAY=MO: {0}")]
     Malformed(String),
-    /// The rule is one that a todo does not take.
+    /// A todo does not accept this rule.
     #[error("holds what a todo does not recur by: {0}")]
     Unsupported(&'static str),
-    /// The time zone is none.
+    /// There is no such time zone.
     #[error("must name a time zone of the IANA database, such as Europe/Berlin")]
     TimeZone,
     /// The rule has no first time.
@@ -55,13 +54,13 @@ impl PartialEq for Rule {
 impl Eq for Rule {}
 
 impl Rule {
-    /// Reads the value of an `RRULE`, such as `FREQ=MONTHLY;BYMONTHDAY=-1;COUNT=12`.
+    /// Parses the value of an `RRULE`, such as `FREQ=MONTHLY;BYMONTHDAY=-1;COUNT=12`.
     ///
     /// # Errors
-    /// It is none, or one that a todo does not take. The time of day is the due time's, so it takes no hours.
+    /// The text is not a rule, or a todo does not accept it. The due time sets the time of day, so a rule names no hours.
     pub fn parse(text: &str) -> Result<Self, RecurrenceError> {
         let text = text.trim();
-        // What is no character of a rule makes the parser panic (rrule 0.14), or is another property (`EXRULE:`).
+        // A character that no rule contains makes the parser panic (rrule 0.14), or begins another property (`EXRULE:`).
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"=;,+-".contains(&byte);
         if text.len() > MAX_RULE || !text.bytes().all(plain) {
             let what = format!("it may have {MAX_RULE} characters, of letters, digits and = ; , + -");
@@ -72,7 +71,7 @@ impl Rule {
         let numbered = |day: &NWeekday| matches!(day, NWeekday::Nth(..));
         let days = rule.get_by_weekday();
         let times_of_day = [rule.get_by_hour(), rule.get_by_minute(), rule.get_by_second()];
-        // What the library takes and does not follow, or what would cost seconds.
+        // What the library accepts but does not follow, or what would take seconds.
         let unsupported = [
             (rule.get_freq() > Frequency::Daily, "a FREQ below DAILY"),
             (times_of_day.iter().any(|times| !times.is_empty()), "BYHOUR, BYMINUTE or BYSECOND"),
@@ -95,13 +94,13 @@ impl Rule {
         }
     }
 
-    /// The text.
+    /// The rule as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The first wall-clock time after `than` that the rule gives when it begins at `from`. Its COUNT and UNTIL are not asked.
+    /// The first wall-clock time after `than` that the rule gives when it begins at `from`. Ignores COUNT and UNTIL.
     fn after(&self, from: NaiveDateTime, than: NaiveDateTime) -> Option<NaiveDateTime> {
         let start = rrule::Tz::UTC.from_utc_datetime(&from.with_nanosecond(0)?);
         let than = rrule::Tz::UTC.from_utc_datetime(&than.with_nanosecond(0)?);
@@ -112,13 +111,13 @@ impl Rule {
         next.map(|at| at.naive_utc())
     }
 
-    /// Whether it names days or months, beside its interval.
+    /// Whether the rule names days or months, beside its interval.
     fn names_days(&self) -> bool {
         self.text.split(';').any(|part| part.len() > 2 && part.as_bytes()[..2].eq_ignore_ascii_case(b"BY"))
     }
 }
 
-/// Whether each day of BYDAY is two letters, behind a number that is not 0. (The library takes `0MO` and `XXMO` for MO.)
+/// Whether each day of BYDAY is two letters, after a number that is not 0. (The library accepts `0MO` and `XXMO` for MO.)
 fn days_are_spelled(text: &str) -> bool {
     let parts = text.split(';').filter_map(|part| part.split_once('='));
     let days = parts.filter(|(name, _)| ["BYDAY", "BYWEEKDAY"].iter().any(|known| name.eq_ignore_ascii_case(known)));
@@ -126,31 +125,31 @@ fn days_are_spelled(text: &str) -> bool {
     days.flat_map(|(_, days)| days.split(',')).all(|day| day.len() >= 2 && number(&day[..day.len() - 2]))
 }
 
-/// From when the next occurrence is reckoned.
+/// Where the next occurrence is reckoned from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
-    /// From when this one was due.
+    /// The due time of this occurrence.
     DueTime,
-    /// From the day on which this one was completed.
+    /// The day on which this one was completed.
     Completion,
 }
 
-/// How somebody has asked for a todo to recur.
+/// How a user wants a todo to recur.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
-    /// When.
+    /// The recurrence rule.
     pub rule: Rule,
-    /// By which wall clock.
+    /// The time zone of the wall clock.
     pub time_zone: Tz,
-    /// From when on.
+    /// Where the next occurrence is reckoned from.
     pub basis: Basis,
 }
 
 impl Pattern {
-    /// Reads a rule and the name of a time zone in the IANA database.
+    /// Parses a rule and the name of a time zone in the IANA database.
     ///
     /// # Errors
-    /// One of them is none, or no todo recurs so.
+    /// One of them cannot be parsed, or no todo recurs this way.
     pub fn parse(rule: &str, time_zone: &str, basis: Basis) -> Result<Self, RecurrenceError> {
         let time_zone = Tz::from_str(time_zone).map_err(|_| RecurrenceError::TimeZone)?;
         Ok(Self { rule: Rule::parse(rule)?, time_zone, basis })
@@ -160,16 +159,16 @@ impl Pattern {
 /// A pattern, and the wall-clock time that it has given to this todo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recurrence {
-    /// As it was asked for.
+    /// The pattern as requested.
     pub pattern: Pattern,
-    /// When this todo is due by the wall clock, whether there is such a time on that day or not.
+    /// The todo's due time by the wall clock, whether that time exists on that day or not.
     pub wall_time: NaiveDateTime,
 }
 
-/// Which todo of a series it is. It stays so, whatever becomes of its recurrence.
+/// Which todo of a series it is. This never changes, whatever happens to its recurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occurrence {
-    /// The id of its first todo.
+    /// The id of the first todo of the series.
     pub series: SeriesId,
     /// Counts from 1.
     pub number: i32,
@@ -183,7 +182,7 @@ impl Recurrence {
         Self { pattern, wall_time }
     }
 
-    /// The same, refused for the `number`th todo of a series when nothing follows it.
+    /// The same, refused for the `number`th todo of a series when no occurrence follows it.
     ///
     /// # Errors
     /// [`RecurrenceError::Never`]
@@ -192,15 +191,15 @@ impl Recurrence {
         if self.next(number, due_time).is_some() { Ok(self) } else { Err(RecurrenceError::Never) }
     }
 
-    /// Whether a todo that is due then is due by this wall-clock time.
+    /// Whether `due_time` is the instant of this wall-clock time.
     #[must_use]
     pub fn is_due(&self, due_time: DateTime<Utc>) -> bool {
         instant(self.pattern.time_zone, self.wall_time) == Some(due_time)
     }
 
-    /// What follows when the todo that is the `number`th of its series was completed at `completed`: its recurrence, and when it is
-    /// due. None when the series ends. By completion, an interval is reckoned from the day of completion; a rule that names days keeps
-    /// them, and goes on behind both that day and when this one was due.
+    /// The next occurrence after the `number`th todo of a series was completed at `completed`: its recurrence and its due time. None when
+    /// the series ends. By completion, an interval starts at the day of completion. A rule that names days keeps them, and continues after
+    /// both that day and this one's due time.
     #[must_use]
     pub fn next(&self, number: i32, completed: DateTime<Utc>) -> Option<(Self, DateTime<Utc>)> {
         let Pattern { rule, time_zone, basis } = &self.pattern;
@@ -297,12 +296,12 @@ mod tests {
         };
         let is = |due: &str, after: &str| (due.to_owned(), after.to_owned());
         assert_eq!(due("Europe/Berlin", "2026-03-28 09:00"), is("29 07:00", "30 09:00"));
-        // There is no 02:30 on that day: 03:30 it is, and 02:30 again on the next.
+        // There is no 02:30 on that day: 03:30 it is, and 02:30 again on the next day.
         assert_eq!(due("Europe/Berlin", "2026-03-28 02:30"), is("29 01:30", "30 02:30"));
-        // There are two: the first.
+        // There are two: the first one counts.
         assert_eq!(due("Europe/Berlin", "2026-10-24 02:30"), is("25 00:30", "26 02:30"));
         assert_eq!(due("Australia/Lord_Howe", "2026-10-03 02:15"), is("03 15:45", "05 02:15"));
-        // A whole day that Samoa has left out.
+        // A whole day that Samoa skipped.
         assert_eq!(due("Pacific/Apia", "2011-12-29 09:00"), is("30 19:00", "31 09:00"));
     }
 

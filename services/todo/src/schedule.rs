@@ -1,4 +1,4 @@
-//! What the service does by itself when its time comes: each is a row of `todo_timer`, claimed over all tenants and done as a command.
+//! The service's timed work: each item is a row of `todo_timer`, claimed over all tenants and executed as a command.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use service::{Process, Work};
 use crate::commands::{self, App};
 use crate::store;
 
-/// The due time of a todo has come.
+/// A todo's due time has come.
 const DUE: Work = Work { name: "todo-due", claim: store::CLAIM_DUE, late: store::DUE_LATE, after: Duration::ZERO };
 
-/// What a todo held that was deleted so long ago is to go.
+/// A todo that was deleted that long ago is emptied.
 const fn purge(after: Duration) -> Work {
     Work { name: "todo-purge", claim: store::CLAIM_PURGE, late: store::PURGE_LATE, after }
 }
 
-/// Does all of it until the service stops.
+/// Does all timed work until the service stops.
 ///
 /// # Errors
 /// The service's name is no id.

@@ -5,7 +5,7 @@ use sqlx::migrate::Migrator;
 
 static OWN: Migrator = sqlx::migrate!("./migrations");
 
-/// What the migrations up to 0018 come to; they made the shipped tables, too.
+/// The result of the migrations up to 0018, which also made the tables that crates ship.
 const SQUASHED: Squashed = Squashed { to: 18, sql: include_str!("../schema/todo.sql"), shipped: [6, 2, 5] };
 
 /// The service's own tables, and those that crates ship.

@@ -1,4 +1,4 @@
-//! The SQL of the todo service: functions on a tenant's transaction. They never begin or commit one.
+//! The SQL of the todo service: functions on a tenant's transaction. They never begin or commit a transaction.
 //!
 //! Every statement names the tenant although row-level security would do: the indexes begin with it, and two guards
 //! are better than one.
@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
 use crate::texts::{Labels, Notes, Title};
-use crate::todo::{Filter, State, Status, Todo};
+use crate::todo::{Filter, People, State, Status, Todo};
 
-/// The constraint by which each occurrence of a series is one todo.
+/// The constraint that makes each occurrence of a series one todo.
 pub const OCCURRENCE_ONCE: &str = "todo_occurrence_once";
 
-/// The questions to all tenants of [`service::Work`]: which due times have come, and what was deleted so long ago.
+/// The queries over all tenants of [`service::Work`]: which due times have come, and which todos were deleted long enough ago.
 pub const CLAIM_DUE: &str = "select of_tenant, id from todo_timer_claim('DUE', $1, $2, $3)";
 pub const DUE_LATE: &str = "select todo_timer_late('DUE', $1)";
 pub const CLAIM_PURGE: &str = "select of_tenant, id from todo_timer_claim('PURGE', $1, $2, $3)";
@@ -250,7 +250,7 @@ pub async fn get(tx: &mut TenantTx, id: TodoId) -> Result<Option<Todo>, StoreErr
     one(tx, id, "").await
 }
 
-/// Reads a todo that is not deleted and locks it: whoever appends to its events next waits for this transaction.
+/// Reads a todo that is not deleted and locks it: the next command that appends to its events waits for this transaction.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
 pub async fn get_for_update(tx: &mut TenantTx, id: TodoId) -> Result<Option<Todo>, StoreError> {
@@ -360,7 +360,7 @@ pub async fn mark_deleted(tx: &mut TenantTx, before: &Todo, todo: &Todo) -> Resu
     delete_labels(tx, todo.id).await
 }
 
-/// Takes the timer of a due time that has come, by the database's clock; whether there was one. The todo is locked.
+/// Deletes the timer of a due time that has come, by the database's clock; returns whether there was one. Lock the todo first.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "DELETE", db.collection.name = "todo_timer"))]
 pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, StoreError> {
@@ -377,18 +377,18 @@ pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, Store
     Ok(taken.rows_affected() == 1)
 }
 
-/// Empties the row of a todo that was deleted, more than `after` ago where that is said, and takes its timer. The row stays, as a tombstone: that there was
-/// such a todo, up to which version, and when it was deleted.
+/// Empties the row of a deleted todo and deletes its timer; with `after`, only when it was deleted longer ago. The row stays as a
+/// tombstone: it shows that the todo existed, its last version, and when it was deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
-pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Result<(), StoreError> {
+pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Result<bool, StoreError> {
     let tenant = tx.tenant();
-    sqlx::query(
+    let emptied = sqlx::query(
         r"
         update todo
         set title = '(deleted)', notes = '', due_time = null, labels = '{}', assignee = null, created_by = '(deleted)',
             recurrence_rule = null, recurrence_zone = null, recurrence_basis = null, recurrence_wall_time = null
-        where tenant = $1 and id = $2 and delete_time is not null
+        where tenant = $1 and id = $2 and delete_time is not null and (title <> '(deleted)' or created_by <> '(deleted)')
             and ($3::float8 is null or delete_time <= clock_timestamp() - make_interval(secs => $3))",
     )
     .bind(tenant.as_str())
@@ -407,7 +407,30 @@ pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Re
     .bind(after.map(|after| after.as_secs_f64()))
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    Ok(emptied.rows_affected() == 1)
+}
+
+/// The creator and the assignee of a todo, deleted or not; none of an emptied one. Locks the row, so that nobody erases it meanwhile.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
+pub async fn people(tx: &mut TenantTx, id: TodoId) -> Result<Option<People>, StoreError> {
+    let tenant = tx.tenant();
+    let row: Option<(String, Option<String>)> = sqlx::query_as(
+        r"
+        select created_by, assignee from todo
+        where tenant = $1 and id = $2 and (delete_time is null or title <> '(deleted)' or created_by <> '(deleted)')
+        for update",
+    )
+    .bind(tenant.as_str())
+    .bind(id.uuid())
+    .fetch_optional(&mut **tx)
+    .await?;
+    let read =
+        |user: String| user.parse().map_err(|error| StoreError::inconsistent("todo", id, anyhow::Error::from(error)));
+    row.map(|(created_by, assignee)| {
+        Ok(People { created_by: read(created_by)?, assignee: assignee.map(read).transpose()? })
+    })
+    .transpose()
 }
 
 /// A page of todos that are not deleted, newest first.
@@ -427,7 +450,7 @@ fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: usiz
     let mut query = QueryBuilder::new(format!("select {COLUMNS} from todo t"));
     let tenant = tx.tenant().to_string();
     let Filter { status, label, assignee } = filter;
-    // By label, the label's index gives the order; else one of the todo's.
+    // With a label, the label's index gives the order; otherwise an index of the todo does.
     let order = if let Some(label) = label {
         query.push(" join todo_label l on l.tenant = t.tenant and l.todo_id = t.id and l.label = ");
         query.push_bind(label.as_str().to_owned()).push(" and l.tenant = ").push_bind(tenant.clone());

@@ -1,4 +1,4 @@
-//! What the database holds of a tenant, and of one person of it: table by table, and which todos.
+//! What the database holds of a tenant, or of one person in it: table by table, and which todos.
 
 use contracts::UserId;
 use service::operators_data::{Holds, Table};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 pub(crate) const TABLES: [Table; 4] = [
     Table { name: "todo", holds: Holds::Rows { people: &["created_by", "assignee"] } },
     Table { name: "todo_label", holds: Holds::Rows { people: &[] } },
-    // Ids and numbers: they stay, for a series to go on from.
+    // Ids and numbers: they stay, so that a series can continue.
     Table { name: "todo_occurrence", holds: Holds::Rows { people: &[] } },
     Table { name: "todo_timer", holds: Holds::Rows { people: &[] } },
 ];
@@ -26,7 +26,8 @@ pub(crate) async fn holding(
         r"
         select id from todo
         where tenant = $1 and id > $2
-            and case when $3::text is null then created_by <> $4 else created_by = $3 or assignee = $3 end
+            and case when $3::text is null then delete_time is null or title <> $4 or created_by <> $4
+                     else created_by = $3 or assignee = $3 end
         order by id limit $5",
     )
     .bind(tenant.as_str())

@@ -1,4 +1,4 @@
-//! The todos of a tenant as operators compare them: deleted ones too, each with its state as its events carry it.
+//! The todos of a tenant as operators compare them: deleted ones too, each with the state that its events carry.
 
 use contracts::TenantId;
 use service::operators_aggregates::{Aggregates, Page, State};

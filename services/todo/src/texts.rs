@@ -1,14 +1,14 @@
-//! The texts of a todo, as they may be. Pure.
+//! The valid texts of a todo. Pure.
 
 use contracts::text::{TextError, check, line};
 
 /// The most labels a todo may carry.
 pub const MAX_LABELS: usize = 20;
 
-/// Labels that cannot be taken.
+/// Why labels are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelsError {
-    /// One of them.
+    /// One of them is invalid.
     #[error(transparent)]
     Text(#[from] TextError),
     /// Too many labels.
@@ -27,7 +27,7 @@ impl Title {
         line(text, 500).map(Self)
     }
 
-    /// What stands in its place when it was erased.
+    /// The text that replaces an erased title.
     #[must_use]
     pub fn erased() -> Self {
         Self("(deleted)".to_owned())

@@ -7,7 +7,7 @@ use contracts::{SeriesId, TodoId, UserId};
 use crate::recurrence::{Occurrence, Pattern, Recurrence, RecurrenceError};
 use crate::texts::{Label, Labels, Notes, Title};
 
-/// Where a todo is in its life.
+/// Where a todo is in its life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Still to be done.
@@ -19,7 +19,7 @@ pub enum State {
     },
 }
 
-/// One thing to be done. Not here: whose it is (the transaction knows), and whether it is deleted (then it is gone).
+/// One thing to do. It does not hold its tenant (the transaction knows it), nor whether it is deleted (then there is no todo).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Todo {
     /// Its id.
@@ -28,7 +28,7 @@ pub struct Todo {
     pub title: Title,
     /// More about it.
     pub notes: Notes,
-    /// Where it is in its life.
+    /// Where it is in its life cycle.
     pub state: State,
     /// When it should be done.
     pub due_time: Option<DateTime<Utc>>,
@@ -50,7 +50,7 @@ pub struct Todo {
     pub version: i32,
 }
 
-/// What a new todo is made of.
+/// The input for a new todo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     /// What is to be done.
@@ -65,11 +65,43 @@ pub struct Draft {
     pub assignee: Option<UserId>,
     /// How it recurs; it then has a due time.
     pub recurrence: Option<Recurrence>,
-    /// Which todo of a series it is, and who has begun that.
-    pub follows: Option<(Occurrence, UserId)>,
+    /// For a later todo of a series: what it follows.
+    pub follows: Option<Follows>,
 }
 
-/// What is to change; `None` stays as it is.
+/// What the next todo of a series follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Follows {
+    /// The todo before.
+    pub predecessor: TodoId,
+    /// Which todo of the series it is.
+    pub occurrence: Occurrence,
+    /// Who began the series.
+    pub begun_by: UserId,
+}
+
+/// The people whom a todo names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct People {
+    /// Who created it.
+    pub created_by: UserId,
+    /// Who should do it.
+    pub assignee: Option<UserId>,
+}
+
+impl Draft {
+    /// Removes every person whom the todo before no longer names.
+    pub fn forget_like(&mut self, before: &People) {
+        if before.assignee.is_none() {
+            self.assignee = None;
+        }
+        if let Some(follows) = self.follows.as_mut().filter(|_| before.created_by == UserId::erased()) {
+            follows.begun_by = UserId::erased();
+        }
+    }
+}
+
+/// A change; a `None` field stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Patch {
     /// A new title.
@@ -118,12 +150,12 @@ pub enum TransitionError {
 }
 
 impl Todo {
-    /// A new, open todo; the next one of a series is whose the series is.
+    /// A new, open todo. The next todo of a series belongs to the creator of the series.
     #[must_use]
     pub fn create(id: TodoId, draft: Draft, by: UserId, now: DateTime<Utc>) -> Self {
         let Draft { title, notes, due_time, labels, assignee, recurrence, follows } = draft;
         let (occurrence, created_by) = match follows {
-            Some((occurrence, begun_by)) => (Some(occurrence), begun_by),
+            Some(Follows { predecessor: _, occurrence, begun_by }) => (Some(occurrence), begun_by),
             None => (recurrence.as_ref().map(|_| first_of_series(id)), by),
         };
         Self {
@@ -143,7 +175,7 @@ impl Todo {
         }
     }
 
-    /// The todo with the patch applied; `None` when that changes nothing. A new due time is the series' from there on.
+    /// The todo with the patch applied; `None` when the patch changes nothing. The series continues from a new due time.
     ///
     /// # Errors
     /// It would recur without a due time, or never again.
@@ -154,7 +186,7 @@ impl Todo {
         let number = self.occurrence.map_or(1, |occurrence| occurrence.number);
         let recurrence = match (pattern, due_time, &self.recurrence) {
             (None, _, _) => None,
-            // Also where a release that knows nothing of it has taken the due time away.
+            // Also where a release that does not know recurrence has removed the due time.
             (Some(pattern), _, Some(was)) if due_time == self.due_time && pattern == was.pattern => Some(was.clone()),
             (Some(_), None, _) => return Err(RecurrenceError::NeedsDueTime),
             (Some(pattern), Some(due_time), Some(was)) if pattern == was.pattern => {
@@ -175,12 +207,12 @@ impl Todo {
         Ok((new != *self).then(|| new.changed(now)))
     }
 
-    /// The todo that follows when this one, of a series, was completed. None when it does not recur, or its series ends.
+    /// The todo that follows this completed one in its series. None when it does not recur, or its series ends.
     #[must_use]
     pub fn next_of_series(&self) -> Option<Draft> {
         let State::Completed { at } = self.state else { return None };
         let (recurrence, occurrence, due_time) = (self.recurrence.as_ref()?, self.occurrence?, self.due_time?);
-        // A release that knows nothing of recurrence may have moved it.
+        // A release that does not know recurrence may have moved the due time.
         let moved = (!recurrence.is_due(due_time)).then(|| Recurrence::new(recurrence.pattern.clone(), due_time));
         let (next, due_time) = moved.as_ref().unwrap_or(recurrence).next(occurrence.number, at)?;
         Some(Draft {
@@ -190,15 +222,16 @@ impl Todo {
             labels: self.labels.clone(),
             assignee: self.assignee.clone(),
             recurrence: Some(next),
-            follows: Some((
-                Occurrence { number: occurrence.number.checked_add(1)?, ..occurrence },
-                self.created_by.clone(),
-            )),
+            follows: Some(Follows {
+                predecessor: self.id,
+                occurrence: Occurrence { number: occurrence.number.checked_add(1)?, ..occurrence },
+                begun_by: self.created_by.clone(),
+            }),
         })
     }
 
-    /// The first field of one line that is new, as against `before`, and looks like another text than it is. What was
-    /// stored before that was refused may stay, and be sent back.
+    /// The first single-line field that differs from `before` and resembles another text. A text that was stored before such texts were
+    /// refused may stay, and may be sent back.
     #[must_use]
     pub fn misleading(&self, before: Option<&Self>) -> Option<&'static str> {
         let title = before.is_none_or(|before| before.title != self.title) && is_misleading(self.title.as_str());
@@ -222,7 +255,7 @@ impl Todo {
         }
     }
 
-    /// To be done again.
+    /// Open again.
     ///
     /// # Errors
     /// It is open already.
@@ -233,13 +266,13 @@ impl Todo {
         }
     }
 
-    /// Open, and its due time has come, which is said as a change of it; `None` where it is not so.
+    /// Open, with its due time reached, which counts as a change; `None` when it is not open or has no due time.
     #[must_use]
     pub fn become_due(&self, now: DateTime<Utc>) -> Option<Self> {
         (self.state == State::Open && self.due_time.is_some()).then(|| self.changed(now))
     }
 
-    /// Its last version: whoever holds it knows that it is gone.
+    /// Its last version: a reader that holds this version knows of the deletion.
     #[must_use]
     pub fn delete(&self, now: DateTime<Utc>) -> Self {
         self.changed(now)
@@ -260,7 +293,7 @@ impl Todo {
         }
     }
 
-    /// Without this person; `None` where it does not name it.
+    /// Without this person; `None` when the todo does not name that person.
     #[must_use]
     pub fn forget(&self, person: &UserId, now: DateTime<Utc>) -> Option<Self> {
         let created_by = if self.created_by == *person { UserId::erased() } else { self.created_by.clone() };
@@ -349,7 +382,7 @@ mod tests {
     #[test]
     fn a_new_due_time_is_the_series_from_there_on_and_another_change_keeps_its_wall_clock() {
         let (gap, later) = (at(1_774_747_800), at(1_774_911_600));
-        // 02:30 in Berlin on the day on which there is none: due at 03:30.
+        // In Berlin, 02:30 does not exist on that day: due at 03:30.
         let wall_time = chrono::NaiveDate::from_ymd_opt(2026, 3, 29).unwrap().and_hms_opt(2, 30, 0).unwrap();
         let pattern = recurring("FREQ=DAILY").recurrence.unwrap().unwrap();
         let recurrence = Some(Recurrence { pattern, wall_time });

@@ -1,4 +1,4 @@
-//! Between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
+//! Conversions between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use contracts::{TodoId, UserId};
@@ -59,11 +59,11 @@ struct Writable<'a> {
     labels: &'a [String],
     assignee: &'a str,
     recurrence: Option<&'a pb::Recurrence>,
-    /// Not written: the condition of a change.
+    /// Not a field to write: the condition of a change.
     etag: &'a str,
 }
 
-/// Takes a todo apart whole, so that no new field is forgotten here.
+/// Destructures the whole todo, so that no new field is forgotten here.
 fn writable(todo: &pb::Todo) -> Writable<'_> {
     let pb::Todo {
         title,
@@ -86,7 +86,7 @@ fn writable(todo: &pb::Todo) -> Writable<'_> {
     Writable { title, notes, due_time, labels, assignee, recurrence, etag }
 }
 
-/// How somebody asks for a todo to recur.
+/// How a caller requests a recurrence.
 fn pattern(recurrence: &pb::Recurrence) -> Result<Pattern, Failure> {
     let pb::Recurrence { rule, time_zone, basis, wall_time: _ } = recurrence;
     let basis = match pb::Basis::try_from(*basis) {

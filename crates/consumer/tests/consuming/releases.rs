@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use consumer::{Config, Failure, Replayer, Sending, Verdict};
+use consumer::{Config, Failure, ReplayRequest, Replayer, Verdict};
 use serde_json::json;
 use testkit::until;
 
@@ -181,7 +181,7 @@ async fn the_twin_of_a_dead_event_shares_its_letter_and_its_replay() {
     let replayer = Replayer::new(world.nats.client("admin").await);
     for (sequence, id) in [(1, "1.1.1"), (3, "1.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
-        let sending = Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found };
+        let sending = ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found };
         replayer.send(&sending).await.unwrap();
     }
     until("both have taken effect", || async { world.effects().await.get("a").is_some_and(|a| a.len() == 2) }).await;
@@ -215,7 +215,7 @@ async fn what_is_replayed_is_unknown(batches: Option<Seen>) {
     let replayer = Replayer::new(world.nats.client("admin").await);
     for (sequence, id) in [(1, "7.1.1"), (2, "7.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
-        replayer.send(&Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
+        replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
     }
     world.until_letters(1).await;
     let letters = world.letters().await;

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use testkit::until;
 use tokio::sync::watch;
 
-use consumer::{Event, Failure, Replayer, Sending, Status};
+use consumer::{Event, Failure, ReplayRequest, Replayer, Status};
 
 use crate::world::{STREAM, World, failing, within};
 
@@ -103,7 +103,7 @@ async fn replay_the_letters(world: &World, others: u64) {
     let replayer = Replayer::new(world.nats.client("admin").await);
     for (sequence, id) in [(3, "1.1.1"), (4, "1.2.1")] {
         let found = replayer.find(STREAM, sequence + others).await.unwrap().unwrap();
-        replayer.send(&Sending { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
+        replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
     }
     until("both have taken effect", || async { world.effects().await["a"] == [1, 2, 3, 4] }).await;
     let replays = world.js.get_stream("REPLAY").await.unwrap();

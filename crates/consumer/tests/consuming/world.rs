@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use testkit::{TestDatabase, TestNats, until};
+use testkit::{PATIENCE, TestDatabase, TestNats, until, until_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -200,7 +200,8 @@ impl World {
 
     /// Waits until everything is acknowledged.
     pub async fn drain(&self) {
-        until("everything is acknowledged", || async {
+        // What was on its way to a process that has ended comes again when its time to be acknowledged has passed: 30 seconds.
+        until_within(3 * PATIENCE, "everything is acknowledged", || async {
             let Some(durable) = self.durable().await else { return false };
             let info = durable.get_info().await.unwrap();
             info.num_pending == 0 && info.num_ack_pending == 0

@@ -1,4 +1,4 @@
-//! A stream that is ahead of its outbox: what it holds beyond, and its removal once an operator vouches for the outbox.
+//! A stream that is ahead of its outbox: what it holds beyond, and its removal once an operator confirms the outbox.
 
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use chrono::{DateTime, Utc};
@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Act, Refused, look_anew};
-use crate::place::{self, micros, origin};
+use crate::resume::{self, micros, origin};
 use crate::store::{self, Entry};
 
 /// What a stream holds beyond the outbox.
@@ -24,7 +24,7 @@ pub struct Beyond {
     pub stream_created_at: DateTime<Utc>,
 }
 
-/// Looks backwards from the stream's end for the newest message that the outbox knows.
+/// Searches backwards from the stream's end for the newest message that the outbox knows.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -56,14 +56,14 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
     if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
 }
 
-/// The advisory lock of whoever removes from the stream what the outbox does not know: no halt is written down meanwhile.
+/// The advisory lock for removing from the stream what the outbox does not know: no halt is written down meanwhile.
 pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
 
-/// Vouches for an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay goes
-/// on with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
-/// read model that is filled from the stream would have them again. Interrupted, it is to be done once more.
+/// Confirms an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay resumes
+/// with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each
+/// read model that is filled from the stream would get them again. Repeat it after an interruption.
 ///
-/// `removed` is ready once that has happened: [`remove`], or somebody who may.
+/// `removed` completes once those are removed: by [`remove`], or by a process that may remove them.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -119,6 +119,6 @@ pub async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
 /// See [`Refused`].
 pub async fn is_removed(stream: &Stream, beyond: &Beyond) -> Result<bool, Refused> {
     let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
-    let newest = place::newest(stream, &info).await.map_err(Refused::Stream)?;
+    let newest = resume::newest(stream, &info).await.map_err(Refused::Stream)?;
     Ok(newest.is_none_or(|message| !(beyond.from..=beyond.to).contains(&message.sequence)))
 }

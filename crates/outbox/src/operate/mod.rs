@@ -1,6 +1,6 @@
-//! What operators do with an outbox: look at it, work parked rows, and go on behind a stream that is ahead. As the
-//! owner of the tables; every act is one transaction that writes its line into the journal, and makes the relay look
-//! anew.
+//! Operator actions on an outbox: inspect it, resolve parked rows, and resume behind a stream that is ahead. They run as
+//! the owner of the tables. Each is one transaction that writes its line into the journal, and makes the relay take its
+//! position again.
 
 mod ahead;
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Connection as _, FromRow, PgConnection};
 use uuid::Uuid;
 
-use crate::place::{self, origin};
-use crate::reader::Place;
+use crate::reader::Position;
+use crate::resume::{self, origin};
 use crate::store::{self, Entry, Misnumbered};
 
 pub use ahead::{ACCEPTING, Beyond, accept, beyond, is_removed, remove};
@@ -57,7 +57,7 @@ pub struct Act<'a> {
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParkedRow {
-    /// Its place in the outbox.
+    /// Its position in the outbox.
     pub seq: i64,
     /// When it was set aside.
     pub parked_at: DateTime<Utc>,
@@ -91,7 +91,7 @@ pub struct JournalLine {
     pub detail: String,
 }
 
-/// How an outbox and its relay are.
+/// The state of an outbox and its relay.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
@@ -111,11 +111,11 @@ pub struct Overview {
     pub parked: i64,
     /// Whether the relay has halted, and why.
     pub halted: Option<String>,
-    /// When the oldest row behind the newest known one was created: what waits, or was stored since the last look.
+    /// When the oldest row behind the newest known one was created: it waits, or was stored since the last check.
     pub oldest_waiting: Option<DateTime<Utc>>,
 }
 
-/// How the outbox and its relay are.
+/// Reads the state of the outbox and its relay.
 ///
 /// # Errors
 /// The database refuses.
@@ -173,7 +173,7 @@ pub async fn parked(db: &mut PgConnection) -> Result<Vec<ParkedRow>, sqlx::Error
 }
 
 /// Appends the parked rows of an aggregate again, and its later ones behind them: under new `seq`, with the same event
-/// ids. How many. What cannot be published this time either is parked again.
+/// ids. Returns how many. A row that still cannot be published is parked again.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -181,7 +181,7 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
     let mut tx = db.begin().await?;
     // Others wait for what this locks.
     store::follow_the_index(&mut tx, true).await?;
-    // No writer is open while this looks, so no event of the aggregate commits behind its back.
+    // No writer is open during this query, so no event of the aggregate commits unseen.
     if let Err(refused) = lock_out_writers(&mut tx).await {
         tx.rollback().await?;
         return Err(refused);
@@ -193,7 +193,7 @@ pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) ->
             .fetch_one(&mut *tx)
             .await?;
     let Some(first) = first else {
-        // Now, and not when the connection is used again: others wait for these locks.
+        // Roll back now, not when the connection is used again: others wait for these locks.
         tx.rollback().await?;
         return Err(Refused::NotParked(format!("the aggregate {aggregate_id}")));
     };
@@ -251,7 +251,7 @@ pub async fn discard(db: &mut PgConnection, seq: i64, act: Act<'_>) -> Result<()
 }
 
 /// Appends rows again under new numbers, with the same event ids: what a hole in the stream has lost. They come after newer
-/// events of their aggregates. How many.
+/// events of their aggregates. Returns how many.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -286,26 +286,26 @@ pub struct Behind {
     pub rows: Vec<Misnumbered>,
 }
 
-/// Looks for rows that are numbered behind what the stream holds.
+/// Finds rows that are numbered behind what the stream holds.
 ///
 /// # Errors
 /// See [`Refused`].
 pub async fn numbered_behind(db: &mut PgConnection, stream: &Stream) -> Result<Behind, Refused> {
     let read = async {
         let info = stream.get_info().await?;
-        let tail = place::newest(stream, &info).await?;
+        let tail = resume::newest(stream, &info).await?;
         anyhow::Ok((info, tail))
     };
     let (info, tail) = read.await.map_err(Refused::Stream)?;
     // What was known to be published before anything fell back; an empty stream says nothing.
     let checkpoint = store::checkpoint(&mut *db).await?;
-    let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
+    let known = checkpoint.outbox_created_at.map(|created_at| Position { seq: checkpoint.outbox_seq, created_at });
     let tail = tail.as_ref().and_then(origin).map(|(place, _)| place);
     let Some(published) = known.into_iter().chain(tail).min_by_key(|place| place.seq) else {
         return Err(Refused::NothingBehind);
     };
     let sequence = store::mark(&mut *db).await?;
-    let rows = place::misnumbered(db, stream, &info, published).await.map_err(Refused::Stream)?;
+    let rows = resume::misnumbered(db, stream, &info, published).await.map_err(Refused::Stream)?;
     if rows.is_empty() && sequence >= published.seq {
         return Err(Refused::NothingBehind);
     }
@@ -357,7 +357,7 @@ pub async fn renumber(db: &mut PgConnection, behind: &Behind, act: Act<'_>) -> R
     Ok(moved)
 }
 
-/// Copies rows under new numbers, in their order; how many.
+/// Copies rows under new numbers, in their order; returns how many.
 async fn append_again(tx: &mut PgConnection, seqs: &[i64]) -> Result<u64, sqlx::Error> {
     let copied = sqlx::query(
         "insert into outbox (event_id, tenant, aggregate_id, subject, traceparent, payload) \
@@ -366,7 +366,7 @@ async fn append_again(tx: &mut PgConnection, seqs: &[i64]) -> Result<u64, sqlx::
     Ok(copied.bind(seqs).execute(tx).await?.rows_affected())
 }
 
-/// Keeps writers out until the transaction ends. While it waits for the lock all that write wait behind it: for a moment each
+/// Keeps writers out until the transaction ends. While it waits for the lock, all writers wait behind it: for a moment each
 /// time, and not for long at a stretch.
 async fn lock_out_writers(tx: &mut PgConnection) -> Result<(), Refused> {
     sqlx::query("set local lock_timeout = '100ms'").execute(&mut *tx).await?;
@@ -388,7 +388,7 @@ async fn lock_out_writers(tx: &mut PgConnection) -> Result<(), Refused> {
     Err(Refused::InUse)
 }
 
-/// Has the leader take its place anew: what it holds in memory is no longer so. Serialized with its parking.
+/// Makes the leader take its position again: what it holds in memory is out of date. Serialized with its parking.
 async fn look_anew(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("update outbox_relay set epoch = epoch + 1").execute(tx).await.map(drop)
 }

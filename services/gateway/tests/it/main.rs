@@ -8,7 +8,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use gateway::upstream::Addresses;
 use gateway::{Config, Program};
 use reqwest::{Client, Method, Response};
-use service::config::{Common, Door};
+use service::config::{Admission, Common};
 use service::{Lifecycle, Process, Service as _, arguments};
 use testkit::{TestIssuer, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,17 +21,17 @@ struct Edge {
 }
 
 async fn start() -> Edge {
-    behind(Door::wide()).await
+    behind(Admission::wide()).await
 }
 
-async fn behind(door: Door) -> Edge {
+async fn behind(admission: Admission) -> Edge {
     let issuer = TestIssuer::new();
     // A port that nobody listens on any more: the services are away.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let services = ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService"];
     let config = Config {
         common: Common {
-            door,
+            admission,
             ..Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE)
         },
         upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
@@ -99,14 +99,14 @@ async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
 #[tokio::test]
 async fn who_calls_too_often_is_told_when_to_call_again() {
     let (rate, at_work) = (NonZeroU32::MIN, NonZeroU16::MIN);
-    let door = Door {
+    let admission = Admission {
         tenant_rate: rate,
         tenant_at_work: at_work,
         principal_rate: rate,
         principal_at_work: at_work,
-        ..Door::wide()
+        ..Admission::wide()
     };
-    let edge = behind(door).await;
+    let edge = behind(admission).await;
     let all = futures::future::join_all((0..10).map(|_| edge.send(Method::GET, "/v1/todos"))).await;
     let (refused, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|response| response.status() == 429);
     assert!(!others.is_empty() && refused.len() >= 5, "{} were let in", others.len());

@@ -89,7 +89,7 @@ async fn a_range_of_a_stream_that_was_made_anew_is_not_replayed() {
     let wrong = store_range::create_range(&mut db, "printer", &of(other), &events, PACE, ACT).await.unwrap();
     let wrong = world.until_ended(wrong).await;
     assert_eq!((wrong.state.as_str(), wrong.handled), ("aborted", 0), "{wrong:?}");
-    assert!(wrong.story.contains("made anew"), "{wrong:?}");
+    assert!(wrong.detail.contains("made anew"), "{wrong:?}");
     let right = store_range::create_range(&mut db, "printer", &of(created), &events, PACE, ACT).await.unwrap();
     assert_eq!(world.until_ended(right).await.handled, 3);
     assert_eq!(handled.lock().unwrap().len(), 6);

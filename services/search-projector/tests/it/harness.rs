@@ -19,7 +19,7 @@ use search_projector::{Config, Program};
 use secrecy::SecretString;
 use service::config::{Common, Pages};
 use service::{Lifecycle, Process, Service as _, clock};
-use testkit::{Parts, TestIssuer, TestNats, unique, until};
+use testkit::{Backing, TestIssuer, TestNats, unique, until};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -54,7 +54,7 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn start() -> Self {
-        Self::start_with(None, &Parts::shared().opensearch).await
+        Self::start_with(None, &Backing::shared().opensearch).await
     }
 
     /// With something between the projector and OpenSearch.
@@ -64,17 +64,17 @@ impl Fleet {
 
     /// With an index that an older release has made: its definition is ours but for this.
     pub async fn start_on(older: fn(&mut serde_json::Value)) -> Self {
-        Self::start_with(Some(older), &Parts::shared().opensearch).await
+        Self::start_with(Some(older), &Backing::shared().opensearch).await
     }
 
     async fn start_with(older: Option<fn(&mut serde_json::Value)>, opensearch: &str) -> Self {
         let nats = TestNats::start().await;
         let issuer = TestIssuer::new();
         let index = unique("todos-test-");
-        Parts::remove_at_the_end(&format!("index {index}-v1"));
+        Backing::remove_at_the_end(&format!("index {index}-v1"));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         if let Some(older) = older {
-            let url = &Parts::shared().opensearch;
+            let url = &Backing::shared().opensearch;
             let mut definition = Index::new(url, &index, Duration::from_millis(200)).unwrap().definition();
             older(&mut definition);
             definition["mappings"]["_meta"] = serde_json::json!({"filled_since": 1});
@@ -156,7 +156,7 @@ impl Fleet {
             self.consumer().await.is_some_and(|info| info.num_pending == 0 && info.num_ack_pending == 0)
         })
         .await;
-        let url = format!("{}/{}/_refresh", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}/_refresh", Backing::shared().opensearch, self.index);
         assert!(self.http.post(url).send().await.unwrap().status().is_success());
     }
 
@@ -179,27 +179,27 @@ impl Fleet {
 
     /// What the index takes otherwise than this release means it.
     pub async fn behind(&self) -> Vec<String> {
-        let index = Index::new(&Parts::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
+        let index = Index::new(&Backing::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
         let (searched, _) = index.named().await.unwrap().unwrap();
         index.add_fields(&searched).await.unwrap()
     }
 
     /// Has the index refuse writes, or take them again.
     pub async fn block_writes(&self, block: bool) {
-        let url = format!("{}/{}/_settings", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}/_settings", Backing::shared().opensearch, self.index);
         let body = serde_json::json!({"index.blocks.write": block});
         assert!(self.http.put(url).json(&body).send().await.unwrap().status().is_success());
     }
 
     /// Removes the index, as a node does that lost its data.
     pub async fn lose_index(&self) {
-        let url = format!("{}/{}-v1", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}-v1", Backing::shared().opensearch, self.index);
         assert!(self.http.delete(url).send().await.unwrap().status().is_success());
     }
 
     /// From which event of the stream on the index says to be filled.
     pub async fn filled_since(&self) -> Option<u64> {
-        let url = format!("{}/{}-v1/_mapping", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}-v1/_mapping", Backing::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         answer[format!("{}-v1", self.index)]["mappings"]["_meta"]["filled_since"].as_u64()
     }
@@ -221,8 +221,8 @@ impl Fleet {
 
     /// Puts an index of an older release in the place of the one that was searched before the last swap.
     pub async fn searched_before_the_swap(&self, older: fn(&mut serde_json::Value)) {
-        let (url, name) = (&Parts::shared().opensearch, format!("{}-older", self.index));
-        Parts::remove_at_the_end(&format!("index {name}"));
+        let (url, name) = (&Backing::shared().opensearch, format!("{}-older", self.index));
+        Backing::remove_at_the_end(&format!("index {name}"));
         let previous = Index::new(url, &self.index, Duration::from_millis(200)).unwrap().previous();
         let mut definition = previous.definition();
         older(&mut definition);
@@ -233,7 +233,7 @@ impl Fleet {
 
     /// Whether that one takes this field.
     pub async fn has_field_before_the_swap(&self, field: &str) -> bool {
-        let url = format!("{}/{}-older/_mapping", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}-older/_mapping", Backing::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         answer[format!("{}-older", self.index)]["mappings"]["properties"][field].is_object()
     }
@@ -248,7 +248,7 @@ impl Fleet {
     }
 
     async fn notes(&self) -> Option<serde_json::Value> {
-        let url = format!("{}/{}/_mapping", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}/_mapping", Backing::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         Some(answer.as_object()?.values().next()?["mappings"]["_meta"].clone())
     }
@@ -262,9 +262,9 @@ impl Fleet {
     /// A copy of the index, notes and all, as a snapshot has it.
     pub async fn copy_of_index(&self) -> String {
         let copy = format!("{}-copy", self.index);
-        Parts::remove_at_the_end(&format!("index {copy}"));
+        Backing::remove_at_the_end(&format!("index {copy}"));
         self.block_writes(true).await;
-        let url = format!("{}/{}-v1/_clone/{copy}?wait_for_active_shards=1", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}-v1/_clone/{copy}?wait_for_active_shards=1", Backing::shared().opensearch, self.index);
         let body = serde_json::json!({"settings": {"index.blocks.write": null}});
         let cloned = self.http.post(url).json(&body).send().await.unwrap();
         assert!(cloned.status().is_success(), "{}", cloned.text().await.unwrap());
@@ -274,7 +274,7 @@ impl Fleet {
 
     /// Has the copy take the place of the index, as a restore does.
     pub async fn restore_index(&self, copy: &str) {
-        let (index, url) = (format!("{}-v1", self.index), format!("{}/_aliases", Parts::shared().opensearch));
+        let (index, url) = (format!("{}-v1", self.index), format!("{}/_aliases", Backing::shared().opensearch));
         let body = serde_json::json!({"actions": [
             {"remove": {"index": index, "alias": self.index}},
             {"add": {"index": copy, "alias": self.index, "is_write_index": true}},
@@ -290,7 +290,7 @@ impl Fleet {
 
     /// What the index holds of a todo, tombstones included.
     pub async fn document(&self, tenant: &str, id: TodoId) -> serde_json::Value {
-        let url = format!("{}/{}/_doc/{id}?routing={tenant}", Parts::shared().opensearch, self.index);
+        let url = format!("{}/{}/_doc/{id}?routing={tenant}", Backing::shared().opensearch, self.index);
         self.http.get(url).send().await.unwrap().json().await.unwrap()
     }
 
@@ -359,7 +359,7 @@ impl Front {
                     refused.fetch_add(1, Ordering::SeqCst);
                     return (StatusCode::BAD_REQUEST, "illegal".into());
                 }
-                let url = format!("{}{}", Parts::shared().opensearch, parts.uri);
+                let url = format!("{}{}", Backing::shared().opensearch, parts.uri);
                 let sent = http.request(parts.method, url).headers(parts.headers).body(body).send().await.unwrap();
                 (sent.status(), sent.bytes().await.unwrap())
             }

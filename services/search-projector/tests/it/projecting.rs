@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use consumer::{Replayer, Sending};
+use consumer::{ReplayRequest, Replayer};
 use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
 use serde_json::json;
 
@@ -212,7 +212,7 @@ async fn what_was_replayed_comes_again_into_an_index_that_was_restored() {
     let mut event: serde_json::Value = serde_json::from_slice(&found.payload).unwrap();
     (event["subject"], event["partitionkey"]) = (json!(mended.id), json!(mended.id));
     event["data"]["todo"] = serde_json::to_value(&mended).unwrap();
-    let sending = Sending {
+    let sending = ReplayRequest {
         consumer: "search-projector".to_owned(),
         id: "1.1.1".to_owned(),
         payload: event.to_string().into(),

@@ -3,13 +3,14 @@
 use contracts::events::todo::Event;
 use proto::ops::data_service_client::DataServiceClient;
 use proto::ops::{DataRow, EraseDataRequest, ErasedData, ExportDataRequest, ListTablesRequest};
-use proto::todo::Todo;
+use proto::todo::{Basis, Todo};
 use serde_json::Value;
 use testkit::catalog;
 use tonic::{Code, Status};
 
 use crate::harness::{Fleet, reason};
 use crate::operators::with;
+use crate::recurring::{drained, recurring};
 
 async fn export(fleet: &Fleet, tenant: &str, person: Option<&str>) -> Vec<(String, Value)> {
     let mut data = DataServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
@@ -119,6 +120,45 @@ async fn a_person_is_taken_out_of_what_names_it_and_what_the_tenant_works_on_sta
     let updated = events.iter().filter(|stored| matches!(stored.event, Event::Updated(_)));
     let names: Vec<_> = updated.map(|stored| stored.envelope.data.get().contains("bob")).collect();
     assert_eq!(names, [false, false]);
-    let nobody = erase(&fleet, "acme", Some("")).await.unwrap_err();
-    assert_eq!(nobody.code(), Code::InvalidArgument);
+    for nobody in ["", "(deleted)"] {
+        let refused = erase(&fleet, "acme", Some(nobody)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{nobody:?}");
+    }
+    assert_eq!(erase(&fleet, "acme", Some("bob")).await.unwrap().aggregates["todo"], 0);
+    assert_eq!(
+        erase(&fleet, "acme", None).await.unwrap().aggregates["todo"],
+        3,
+        "one that names nobody is the tenant's, too"
+    );
+    assert_eq!(reason(ann.get(&by_him.id).await), "TODO_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn an_event_from_before_does_not_bring_back_what_was_erased() {
+    let fleet = Fleet::start().await;
+    let (ann, bob) = (fleet.client("acme", "ann"), fleet.client("acme", "bob"));
+    let until = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) + chrono::TimeDelta::hours(1);
+    let stream = fleet.stream().await;
+    stream.pause_consumer("todo-recurrence", until).await.unwrap();
+    let erased = ann.create(recurring("a secret", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
+    let his = bob.create(recurring("for all", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
+    for todo in [&erased, &his] {
+        ann.complete(&todo.id, "").await.unwrap();
+    }
+    let app = todo::commands::App {
+        db: service::Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap(),
+        outbox: service::Outbox::new(fleet.app.relay.clone()),
+    };
+    let call = service::Call::of_schedule("acme".parse().unwrap(), "todo".parse().unwrap());
+    assert!(todo::commands::erase(&app, &call, erased.id.parse().unwrap()).await.unwrap());
+    erase(&fleet, "acme", Some("bob")).await.unwrap();
+    fleet.drain().await;
+    stream.resume_consumer("todo-recurrence").await.unwrap();
+    drained(&fleet).await;
+    let all = ann.list(proto::todo::ListTodosRequest::default()).await.unwrap().todos;
+    let next = |todo: &Todo| todo.occurrence.as_ref().is_some_and(|place| place.number == 2);
+    let [next] = &*all.into_iter().filter(next).collect::<Vec<_>>() else {
+        panic!("one follows, of that which is there")
+    };
+    assert_eq!((next.title.as_str(), next.created_by.as_str(), next.assignee.as_str()), ("for all", "(deleted)", ""));
 }

@@ -10,7 +10,7 @@ use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, Get
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
-use service::config::{Common, Database, Door, Handlers, Outbox, Pages};
+use service::config::{Admission, Common, Database, Handlers, Outbox, Pages};
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
 use todo::{App, Config, Program};
@@ -47,23 +47,23 @@ impl Stored {
 
 impl Fleet {
     pub async fn start() -> Self {
-        Self::behind(Door::wide()).await
+        Self::behind(Admission::wide()).await
     }
 
     /// One that lets in what this door does.
-    pub async fn behind(door: Door) -> Self {
-        Self::with(database().await, door).await
+    pub async fn behind(admission: Admission) -> Self {
+        Self::with(database().await, admission).await
     }
 
     /// One on this database.
     pub async fn on(database: TestDatabase) -> Self {
-        Self::with(database, Door::wide()).await
+        Self::with(database, Admission::wide()).await
     }
 
-    async fn with(database: TestDatabase, door: Door) -> Self {
+    async fn with(database: TestDatabase, admission: Admission) -> Self {
         let (nats, issuer) = (TestNats::start().await, TestIssuer::new());
         let mut config = config(&database, &nats, &issuer);
-        config.common.door = door;
+        config.common.admission = admission;
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
         let app = Program::start(&config, &process).await.unwrap();

@@ -5,7 +5,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use proto::todo::Todo;
-use service::config::Door;
+use service::config::Admission;
 use sqlx::Executor as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -80,8 +80,9 @@ async fn what_another_is_changing_is_answered_soon_and_a_deadline_is_kept() {
 async fn one_tenant_that_does_too_much_waits_and_is_refused_and_no_other_is() {
     let rate = NonZeroU32::new(10).unwrap();
     let (tenant_at_work, principal_at_work) = (NonZeroU16::new(100).unwrap(), NonZeroU16::new(2).unwrap());
-    let door = Door { tenant_rate: rate, tenant_at_work, principal_rate: rate, principal_at_work, ..Door::wide() };
-    let fleet = Fleet::behind(door).await;
+    let admission =
+        Admission { tenant_rate: rate, tenant_at_work, principal_rate: rate, principal_at_work, ..Admission::wide() };
+    let fleet = Fleet::behind(admission).await;
     let (ann, bob) = (fleet.client("acme", "ann"), fleet.client("globex", "bob"));
     let todo = bob.titled("x").await;
     let create = || ann.create(Todo { title: "x".to_owned(), ..Todo::default() });
@@ -103,7 +104,7 @@ async fn reflection_answers_only_where_it_is_asked_for_and_lists_what_is_served(
     use tonic_reflection::pb::{v1, v1alpha};
 
     for wanted in [true, false] {
-        let fleet = Fleet::behind(Door { reflection: wanted, ..Door::wide() }).await;
+        let fleet = Fleet::behind(Admission { reflection: wanted, ..Admission::wide() }).await;
         let list = v1::server_reflection_request::MessageRequest::ListServices(String::new());
         let list = v1::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
         let mut client = v1::server_reflection_client::ServerReflectionClient::new(fleet.channel.clone());

@@ -113,8 +113,8 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
         "ReopenTodo" => commands::reopen(app, call, id, &IfMatch::Any).await.map(drop),
         "become_due" => commands::become_due(app, call, id).await,
         "purge" => commands::purge(app, call, id, std::time::Duration::ZERO).await,
-        "erase" => commands::erase(app, call, id).await,
-        "forget" => commands::forget(app, call, id, &"ann".parse().unwrap()).await,
+        "erase" => commands::erase(app, call, id).await.map(drop),
+        "forget" => commands::forget(app, call, id, &"ann".parse().unwrap()).await.map(drop),
         other => panic!("{other}: say here how a handler calls it"),
     }
 }

@@ -1,6 +1,6 @@
 //! A recurring todo that is completed brings forth its next occurrence: once, whatever happens.
 
-use consumer::{Replayer, Sending, Way};
+use consumer::{ReplayRequest, ReplayStatus, Replayer};
 use contracts::events::EventType as _;
 use contracts::events::todo::{CompletedV2, Event};
 use prost_types::Timestamp;
@@ -38,7 +38,7 @@ pub fn recurring(title: &str, rule: &str, basis: Basis) -> Todo {
 }
 
 /// Waits until every event that is committed now is settled.
-async fn drained(fleet: &Fleet) {
+pub async fn drained(fleet: &Fleet) {
     fleet.drain().await;
     settled(&fleet.stream().await).await;
 }
@@ -125,10 +125,10 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
     let sequence =
         fleet.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
     let found = replayer.find("EVENTS_TODO", sequence as u64 + 1).await.unwrap().unwrap();
-    let sending = Sending { consumer: DURABLE.to_owned(), id: "1.1.1".to_owned(), ..found };
+    let sending = ReplayRequest { consumer: DURABLE.to_owned(), id: "1.1.1".to_owned(), ..found };
     let replayed = replayer.send(&sending).await.unwrap();
     until("the replay is settled", || async {
-        replayer.way(DURABLE, "1.1.1", replayed).await.unwrap() == Way::Settled
+        replayer.status(DURABLE, "1.1.1", replayed).await.unwrap() == ReplayStatus::Settled
     })
     .await;
     assert_eq!(all(&ann).await.len(), 2);

@@ -163,14 +163,15 @@ pub async fn list_vessels(
     Ok(vessels)
 }
 
-/// Gives a vessel its logbook, in the name of who has created it.
+/// Gives a vessel its logbook, in the name of who has created it. The row says who that is: an event may be older than an erasure.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::LogbookExists`], those of the database.
-pub async fn create_logbook(app: &App, call: &Call, vessel_id: VesselId, by: UserId) -> Result<Logbook, Error> {
+/// [`Error::Denied`], [`Error::NoVessel`], [`Error::LogbookExists`], those of the database.
+pub async fn create_logbook(app: &App, call: &Call, vessel_id: VesselId) -> Result<Logbook, Error> {
     call.authorize(&permissions::CREATE_LOGBOOK)?;
     let mut tx = app.db.begin(call).await?;
-    let logbook = Logbook::create(LogbookId::new(clock::new_id()), vessel_id, by, clock::now());
+    let vessel = store_vessel::get_for_update(&mut tx, vessel_id).await?.ok_or(Error::NoVessel(vessel_id))?;
+    let logbook = Logbook::create(LogbookId::new(clock::new_id()), vessel_id, vessel.created_by, clock::now());
     store_logbook::insert(&mut tx, &logbook).await?;
     let events = outgoing::event(call, outgoing::logbook(&logbook), LogbookCreatedV1::of)?;
     app.outbox.commit(tx, events, &logbook).await?;
@@ -252,16 +253,22 @@ pub async fn list_logbooks(
     Ok(logbooks)
 }
 
-/// Erases a vessel, or takes a person out of it.
+/// Erases a vessel, or takes a person out of it; says whether there was anything.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
-pub async fn erase_vessel(app: &App, call: &Call, id: VesselId, person: Option<&UserId>) -> Result<(), Error> {
+pub async fn erase_vessel(app: &App, call: &Call, id: VesselId, person: Option<&UserId>) -> Result<bool, Error> {
     call.authorize(&permissions::ERASE_VESSEL)?;
     let mut tx = app.db.begin(call).await?;
-    let Some(before) = store_vessel::get_for_update(&mut tx, id).await? else { return Ok(tx.end().await?) };
+    let Some(before) = store_vessel::get_for_update(&mut tx, id).await? else {
+        tx.end().await?;
+        return Ok(false);
+    };
     let events = if let Some(person) = person {
-        let Some(vessel) = before.forget(person, clock::now()) else { return Ok(tx.end().await?) };
+        let Some(vessel) = before.forget(person, clock::now()) else {
+        tx.end().await?;
+        return Ok(false);
+    };
         store_vessel::save(&mut tx, &before, &vessel).await?;
         outgoing::event(call, outgoing::vessel(&vessel), VesselUpdatedV1::of)?
     } else {
@@ -270,19 +277,25 @@ pub async fn erase_vessel(app: &App, call: &Call, id: VesselId, person: Option<&
         outgoing::event(call, outgoing::vessel(&vessel), VesselDeletedV1::of)?
     };
     app.outbox.commit(tx, events, &()).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// The same of a logbook.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
-pub async fn erase_logbook(app: &App, call: &Call, id: LogbookId, person: Option<&UserId>) -> Result<(), Error> {
+pub async fn erase_logbook(app: &App, call: &Call, id: LogbookId, person: Option<&UserId>) -> Result<bool, Error> {
     call.authorize(&permissions::ERASE_LOGBOOK)?;
     let mut tx = app.db.begin(call).await?;
-    let Some(before) = store_logbook::get_for_update(&mut tx, id).await? else { return Ok(tx.end().await?) };
+    let Some(before) = store_logbook::get_for_update(&mut tx, id).await? else {
+        tx.end().await?;
+        return Ok(false);
+    };
     let events = if let Some(person) = person {
-        let Some(logbook) = before.forget(person, clock::now()) else { return Ok(tx.end().await?) };
+        let Some(logbook) = before.forget(person, clock::now()) else {
+        tx.end().await?;
+        return Ok(false);
+    };
         store_logbook::save(&mut tx, &before, &logbook).await?;
         outgoing::event(call, outgoing::logbook(&logbook), LogbookUpdatedV1::of)?
     } else {
@@ -291,7 +304,7 @@ pub async fn erase_logbook(app: &App, call: &Call, id: LogbookId, person: Option
         outgoing::event(call, outgoing::logbook(&logbook), LogbookDeletedV1::of)?
     };
     app.outbox.commit(tx, events, &()).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// The first line of a command about one vessel.

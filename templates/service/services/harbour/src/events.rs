@@ -53,8 +53,9 @@ async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unha
 
 /// A created vessel gets its logbook: one, however often that is said.
 async fn on_created(app: &App, call: &Call, created: VesselCreatedV1) -> Result<(), Unhandled> {
-    match commands::create_logbook(app, call, created.vessel.id, created.vessel.created_by).await {
-        Ok(_) | Err(Error::LogbookExists) => Ok(()),
+    match commands::create_logbook(app, call, created.vessel.id).await {
+        // It has one, or is gone meanwhile.
+        Ok(_) | Err(Error::LogbookExists | Error::NoVessel(_)) => Ok(()),
         Err(error) => Err(Failure::from(error).into()),
     }
 }

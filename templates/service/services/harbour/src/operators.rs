@@ -14,15 +14,16 @@ use uuid::Uuid;
 
 use crate::commands::{self, App};
 use crate::store_states::{Logbooks, Vessels};
-use crate::{Config, store_data};
+use crate::{Config, MIGRATIONS, store_data};
 
 /// Serves it, on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
     let kinds: Kinds = Arc::new([Box::new(Vessels), Box::new(Logbooks)]);
     let aggregates = operators_aggregates::aggregates(app.db.clone(), kinds);
-    let erased: Erased = Arc::new([Box::new(EraseVessels(app.clone())), Box::new(EraseLogbooks(app.clone()))]);
-    let data = Data { own: &store_data::TABLES, kinds: erased };
+    // Logbooks first: else the handler deletes them, by an event with what they held.
+    let erased: Erased = Arc::new([Box::new(EraseLogbooks(app.clone())), Box::new(EraseVessels(app.clone()))]);
+    let data = Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: erased };
     let data = operators_data::data(process, app.db.clone(), data)?;
     process.operate(&config.common.issuer, Routes::new(outbox).add_service(aggregates).add_service(data))
 }
@@ -47,7 +48,7 @@ impl Erase for EraseVessels {
         store_data::vessels(tx, person, after, limit).await
     }
 
-    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<(), Failure> {
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
         Ok(commands::erase_vessel(&self.0, call, VesselId::new(id), person).await?)
     }
 }
@@ -68,7 +69,7 @@ impl Erase for EraseLogbooks {
         store_data::logbooks(tx, person, after, limit).await
     }
 
-    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<(), Failure> {
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
         Ok(commands::erase_logbook(&self.0, call, LogbookId::new(id), person).await?)
     }
 }

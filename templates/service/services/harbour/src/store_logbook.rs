@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use contracts::events::harbour::{LogbookId, VesselId};
 use service::{StoreError, TenantTx};
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
 use uuid::Uuid;
 
@@ -172,18 +172,15 @@ pub async fn list(
 ) -> Result<Vec<Logbook>, StoreError> {
     let tenant = tx.tenant();
     let LogbookFilter { vessel_id } = filter;
-    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
-        r"
-        select {COLUMNS} from logbook t
-        where t.tenant = $1 and t.delete_time is null and ($2::uuid is null or t.id < $2)
-            and ($3::uuid is null or t.vessel_id = $3)
-        order by t.id desc limit $4",
-    )))
-    .bind(tenant.as_str())
-    .bind(after.map(LogbookId::uuid))
-    .bind(vessel_id.map(VesselId::uuid))
-    .bind(limit as i64)
-    .fetch_all(&mut **tx)
-    .await?;
+    let mut query = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from logbook t where t.delete_time is null and t.tenant = "));
+    query.push_bind(tenant.to_string());
+    if let Some(vessel_id) = vessel_id {
+        query.push(" and t.vessel_id = ").push_bind(vessel_id.uuid());
+    }
+    if let Some(after) = after {
+        query.push(" and t.id < ").push_bind(after.uuid());
+    }
+    query.push(" order by t.id desc limit ").push_bind(limit as i64);
+    let rows: Vec<Row> = query.build_query_as().fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }

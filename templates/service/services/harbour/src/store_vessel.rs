@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use contracts::events::harbour::VesselId;
 use service::{StoreError, TenantTx};
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
 use uuid::Uuid;
 
@@ -157,16 +157,12 @@ pub async fn delete(tx: &mut TenantTx, before: &Vessel, vessel: &Vessel) -> Resu
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "vessel"))]
 pub async fn list(tx: &mut TenantTx, after: Option<VesselId>, limit: usize) -> Result<Vec<Vessel>, StoreError> {
     let tenant = tx.tenant();
-    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
-        r"
-        select {COLUMNS} from vessel t
-        where t.tenant = $1 and t.delete_time is null and ($2::uuid is null or t.id < $2)
-        order by t.id desc limit $3",
-    )))
-    .bind(tenant.as_str())
-    .bind(after.map(VesselId::uuid))
-    .bind(limit as i64)
-    .fetch_all(&mut **tx)
-    .await?;
+    let mut query = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from vessel t where t.delete_time is null and t.tenant = "));
+    query.push_bind(tenant.to_string());
+    if let Some(after) = after {
+        query.push(" and t.id < ").push_bind(after.uuid());
+    }
+    query.push(" order by t.id desc limit ").push_bind(limit as i64);
+    let rows: Vec<Row> = query.build_query_as().fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }

@@ -37,8 +37,7 @@ async fn a_second_logbook_is_refused_by_the_database() {
     let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
     let app = harbour::commands::App { db, outbox: Outbox::new(fleet.app.relay.clone()) };
     let call = Call::of_schedule("acme".parse().unwrap(), "harbour".parse().unwrap());
-    let again =
-        harbour::commands::create_logbook(&app, &call, vessel.id.parse().unwrap(), "ann".parse().unwrap()).await;
+    let again = harbour::commands::create_logbook(&app, &call, vessel.id.parse().unwrap()).await;
     assert_eq!(Failure::from(again.unwrap_err()).reason, "LOGBOOK_EXISTS");
     fleet.settled().await;
     assert_eq!(fleet.count("logbook").await, 1);

@@ -14,7 +14,7 @@ use proto::harbour::{
 use prost_types::FieldMask;
 use secrecy::SecretString;
 use serde_json::value::RawValue;
-use service::config::{Common, Database, Door, Handlers, Outbox, Pages};
+use service::config::{Common, Database, Admission, Handlers, Outbox, Pages};
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique, until};
 use tonic::transport::Channel;
@@ -80,9 +80,12 @@ impl Fleet {
         let stream = self.nats.jetstream_of("harbour").await.get_stream("EVENTS_HARBOUR").await.unwrap();
         until("all is settled", || async {
             let before = self.count("outbox").await;
+            // In this order: published, then handled, and nothing has followed.
+            if self.stored().await.len() as i64 != before {
+                return false;
+            }
             let info = stream.consumer_info("harbour-logbooks").await.unwrap();
-            let settled = info.num_pending == 0 && info.num_ack_pending == 0;
-            settled && self.count("outbox").await == before && self.stored().await.len() as i64 == before
+            info.num_pending == 0 && info.num_ack_pending == 0 && self.count("outbox").await == before
         })
         .await;
     }
@@ -128,7 +131,7 @@ impl Drop for Fleet {
 
 fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
     let mut common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
-    common.door = Door::wide();
+    common.admission = Admission::wide();
     Config {
         common,
         database: Database { url: SecretString::from(database.app.clone()), connections: 8 },

@@ -12,9 +12,9 @@ use std::sync::{Mutex, OnceLock};
 use devstack::postgres::Roles;
 use serde::Deserialize;
 
-/// Where the shared parts are, and the logins of the services' roles there.
+/// Where the shared backing services are, and the logins of the services' roles there.
 #[derive(Clone, Deserialize)]
-pub struct Parts {
+pub struct Backing {
     /// The superuser's login.
     pub postgres: String,
     /// The passwords of each service's roles.
@@ -25,7 +25,7 @@ pub struct Parts {
 
 /// The parts, and the connection that keeps them: it is closed when the test process ends, however it ends.
 /// What kept them from starting is kept as well, so that the first test says it and the others need not wait for it.
-static PARTS: OnceLock<Result<(Parts, Mutex<UnixStream>), String>> = OnceLock::new();
+static BACKING: OnceLock<Result<(Backing, Mutex<UnixStream>), String>> = OnceLock::new();
 
 /// The folder of the workspace's programs.
 ///
@@ -44,8 +44,8 @@ pub fn home() -> PathBuf {
     programs().join("test-parts")
 }
 
-impl Parts {
-    /// The shared parts; the first test of a run starts them.
+impl Backing {
+    /// The shared backing services; the first test of a run starts them.
     ///
     /// # Panics
     /// They cannot be started: says why.
@@ -56,33 +56,33 @@ impl Parts {
     /// Has a database (`database NAME`) or an index (`index NAME`) removed when this test process ends.
     ///
     /// # Panics
-    /// The shared parts have gone.
+    /// The shared backing services have gone.
     pub fn remove_at_the_end(what: &str) {
         let (_, connection) = connected();
         writeln!(connection.lock().unwrap(), "{what}").unwrap();
     }
 }
 
-fn connected() -> &'static (Parts, Mutex<UnixStream>) {
-    match PARTS.get_or_init(connect) {
+fn connected() -> &'static (Backing, Mutex<UnixStream>) {
+    match BACKING.get_or_init(connect) {
         Ok(connected) => connected,
         Err(why) => panic!("{why}"),
     }
 }
 
-fn connect() -> Result<(Parts, Mutex<UnixStream>), String> {
+fn connect() -> Result<(Backing, Mutex<UnixStream>), String> {
     std::fs::create_dir_all(home()).unwrap();
     // One test starts the parts, the others wait for it.
     let lock = File::create(home().join("start.lock")).unwrap();
     lock.lock().unwrap();
-    let (parts, connection) = match guest() {
+    let (backing, connection) = match guest() {
         Some(guest) => guest,
         None => start()?,
     };
-    Ok((parts, Mutex::new(connection)))
+    Ok((backing, Mutex::new(connection)))
 }
 
-fn guest() -> Option<(Parts, UnixStream)> {
+fn guest() -> Option<(Backing, UnixStream)> {
     let stream = UnixStream::connect(home().join("run/test-parts.sock")).ok()?;
     let mut line = String::new();
     BufReader::new(stream.try_clone().ok()?).read_line(&mut line).ok()?;
@@ -90,7 +90,7 @@ fn guest() -> Option<(Parts, UnixStream)> {
 }
 
 #[expect(clippy::zombie_processes, reason = "the keeper outlives the test process that starts it")]
-fn start() -> Result<(Parts, UnixStream), String> {
+fn start() -> Result<(Backing, UnixStream), String> {
     let program = programs().join("flotilla");
     assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());
     let log = home().join("test-parts.log");

@@ -1,4 +1,4 @@
-//! One session of the leader: from taking its place at the stream's tail to the first fault.
+//! One session of the leader: from taking its position at the stream's tail to the first fault.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -15,43 +15,43 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::chain::{self, Chain, Fault, Stored};
-use crate::place::{self, micros};
-use crate::reader::{Next, Place, Reader};
-use crate::relay::{LOOK_EVERY, Relay, Role, Status, Trouble};
+use crate::chain::{self, Chain, PublishError, Stored};
+use crate::poison_tracker::PoisonTracker;
+use crate::reader::{Next, Position, Reader};
+use crate::relay::{LOOK_EVERY, LeadError, Relay, Role, Status};
+use crate::resume::{self, micros};
 use crate::store::{self, Created, Row};
-use crate::suspects::Suspects;
 
-/// How often the coming days' partitions are made and those of days gone by dropped.
+/// How often the leader creates the coming days' partitions and drops those of days gone by.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
-/// When retention tries again that could not have the table's lock.
+/// The pause before retention tries again after it could not get the table's lock.
 const RETENTION_AGAIN: Duration = Duration::from_secs(60);
-/// So many looks in a row may get no answer while nothing is stored.
+/// How many checks in a row may get no answer while nothing is stored.
 const UNANSWERED_MOST: u32 = 3;
-/// The most rows that are read at once.
+/// The most rows that one query reads.
 const BATCH: usize = 1_000;
-/// The pause before a gap that nobody's commit has closed is worked on, and the longest.
+/// The pause before the reader works on a gap that no commit has closed, and the longest.
 const GAP_PAUSE: Duration = Duration::from_millis(3);
 const GAP_PAUSE_MOST: Duration = Duration::from_millis(50);
 
-/// When looks at the outbox take longer than this, the machine is busy ([`Pace`]).
+/// When queries of the outbox take longer than this, the machine is busy ([`Pace`]).
 const SLOW_LOOK: Duration = Duration::from_millis(1);
-/// The longest pause between two looks.
+/// The longest pause between two queries.
 const REST_MOST: Duration = Duration::from_millis(10);
 
-/// The pause between two looks at the outbox: none while they are quick. On a busy machine twice as much time passes between
-/// looks as they take, so that each finds more rows and writers get the processor instead. A database that is further away than
-/// [`SLOW_LOOK`] looks the same; then it is at most [`REST_MOST`] that a row waits for it.
+/// The pause between two queries of the outbox: none while they are quick. On a busy machine the pause is twice as long as a
+/// query, so that each finds more rows and writers get the processor instead. A database that is further away than
+/// [`SLOW_LOOK`] has the same effect; then a row waits at most [`REST_MOST`] for it.
 #[derive(Debug, Default)]
 struct Pace {
-    /// How long the last ones took: one slow look is chance, four are not.
+    /// How long the last ones took: one slow query is chance, four are not.
     took: [Duration; 4],
     looks: usize,
     rests_until: Option<Instant>,
 }
 
 impl Pace {
-    /// After a look; `follow` if more rows lie ready behind what it gave.
+    /// After a query; `follow` if more rows lie ready behind what it returned.
     fn looked(&mut self, since: Instant, follow: bool) {
         let now = Instant::now();
         self.took[self.looks % self.took.len()] = now - since;
@@ -73,7 +73,7 @@ impl Pace {
     }
 }
 
-/// A look at the stream that is under way.
+/// A check of the stream that is under way.
 struct Look {
     /// What was known to be stored when it began.
     stored: Stored,
@@ -87,11 +87,11 @@ async fn answer(looking: &mut Option<Look>) -> Result<stream::Info, InfoError> {
     }
 }
 
-/// From taking the place to the first fault.
-pub struct Session<'a> {
+/// From taking the position to the first fault.
+pub struct LeaderTerm<'a> {
     relay: &'a Relay,
     epoch: i64,
-    /// For the reader alone: a look at the outbox is one round trip.
+    /// For the reader alone: a query of the outbox is one round trip.
     db: PoolConnection<Postgres>,
     stream_created_at: DateTime<Utc>,
     stream: stream::Stream,
@@ -101,15 +101,15 @@ pub struct Session<'a> {
     reader: Reader,
     /// The first parked row of each aggregate that has one.
     parked: HashMap<String, i64>,
-    /// Rows that were parked once and that operators have worked since.
+    /// Rows that were parked once and that operators have resolved since.
     worked: HashSet<i64>,
     pub window: usize,
     pub stored: Stored,
     /// Whether `stored` is a row of this session.
     acknowledged: bool,
-    /// What `stored` was at the last look.
+    /// What `stored` was at the last check.
     looked_at: Stored,
-    /// How many looks in a row got no answer while nothing was stored.
+    /// How many checks in a row got no answer while nothing was stored.
     unanswered: u32,
     /// Whether rows that the reader has passed were put back, because this relay is asked to stop.
     put_back: bool,
@@ -117,9 +117,9 @@ pub struct Session<'a> {
     next_partitions: Instant,
 }
 
-impl<'a> Session<'a> {
-    /// Takes the place. `patience` is how long JetStream may take to answer.
-    pub async fn open(relay: &'a Relay, epoch: i64, patience: Duration) -> Result<Self, Trouble> {
+impl<'a> LeaderTerm<'a> {
+    /// Takes the position. `patience` is how long JetStream may take to answer.
+    pub async fn open(relay: &'a Relay, epoch: i64, patience: Duration) -> Result<Self, LeadError> {
         let config = &relay.config;
         match store::create_partitions(&relay.db).await {
             Ok(0) => {}
@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
         let base = info.state.last_sequence;
-        let place = Box::pin(place::find(relay, &mut db, epoch, (&stream, &info))).await?;
+        let place = Box::pin(resume::find(relay, &mut db, epoch, (&stream, &info))).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
         let stored = Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base };
         let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
@@ -151,11 +151,11 @@ impl<'a> Session<'a> {
             window: config.window,
             stored,
             acknowledged: false,
-            looked_at: Stored { stream_seq: place::beginning(&info), ..stored },
+            looked_at: Stored { stream_seq: resume::beginning(&info), ..stored },
             unanswered: 0,
             put_back: false,
             saved: 0,
-            // The first look drops what may go.
+            // The first check drops what retention allows.
             next_partitions: Instant::now(),
         })
     }
@@ -172,8 +172,8 @@ impl<'a> Session<'a> {
         &mut self,
         hints: &mut async_nats::Subscriber,
         stop: &CancellationToken,
-        suspects: &mut Suspects,
-    ) -> Result<(), Trouble> {
+        suspects: &mut PoisonTracker,
+    ) -> Result<(), LeadError> {
         let mut poll = tokio::time::interval(self.relay.config.poll);
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -183,9 +183,9 @@ impl<'a> Session<'a> {
         let mut gap: Option<(Instant, Duration)> = None;
         let mut pace = Pace::default();
         let mut looking: Option<Look> = None;
-        // The first look finds all that was committed before it. Rows of before may be of a database that has been
+        // The first query finds all that was committed before it. Rows handed over before may be of a database that has been
         // restored since, and their numbers given out again.
-        self.relay.tidings.take();
+        self.relay.hand_off.take();
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
             if stop.is_cancelled() {
@@ -195,7 +195,7 @@ impl<'a> Session<'a> {
                 (more, gap) = (false, None);
             }
             if waiting.is_empty() && self.chain.in_flight() < self.window {
-                // Behind a gap that a look has found may be rows that nobody hands over.
+                // Behind a gap that a query has found may be rows that nobody hands over.
                 let found_a_gap = self.reader.waits();
                 if let Some(Next::Rows(rows, _)) = self.reader.next_handed() {
                     waiting.extend(rows);
@@ -219,7 +219,7 @@ impl<'a> Session<'a> {
                         more = false;
                         gap = match gap {
                             Some(waiting) if !settle => Some(waiting),
-                            // This look was the first to see the gap.
+                            // This query was the first to see the gap.
                             Some((_, pause)) if !known => Some((Instant::now() + pause, pause)),
                             Some((_, pause)) => {
                                 let pause = (pause * 2).min(GAP_PAUSE_MOST);
@@ -247,11 +247,11 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if self.chain.in_flight() == 0 => {
-                    // Saved by the look, of a stream that is as it should be: a place behind a purge would hide it for ever.
+                    // The check saves it only of a stream that is as it should be: a position behind a purge would hide it for ever.
                     if Box::pin(self.last_look()).await.is_err() {
                         info!("stopping without a checkpoint: the next leader takes its place from an older one");
                     }
-                    return Err(Trouble::Stop);
+                    return Err(LeadError::Stop);
                 }
                 // Before what may always be ready: it comes every few seconds, also under load.
                 _ = look.tick(), if looking.is_none() => looking = Some(self.look().await?),
@@ -277,13 +277,13 @@ impl<'a> Session<'a> {
                 () = tokio::time::sleep_until(gap.map_or_else(Instant::now, |(at, _)| at)), if gap.is_some() && !more => {
                     more = true;
                 }
-                () = self.relay.tidings.arrived.notified() => {
-                    let news = self.relay.tidings.take();
-                    let kept = self.reader.hand_over(news.rows);
-                    more |= news.look || !kept;
+                () = self.relay.hand_off.arrived.notified() => {
+                    let pending = self.relay.hand_off.take();
+                    let kept = self.reader.hand_over(pending.rows);
+                    more |= pending.look || !kept;
                 }
                 Some(_) = hints.next() => {
-                    // One look does for all that have come.
+                    // One query does for all that have come.
                     while let Some(Some(_)) = hints.next().now_or_never() {}
                     more = true;
                 }
@@ -292,7 +292,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn publish(&mut self, row: Row) -> Result<(), Trouble> {
+    async fn publish(&mut self, row: Row) -> Result<(), LeadError> {
         if self.worked.contains(&row.seq) {
             return Ok(());
         }
@@ -303,24 +303,24 @@ impl<'a> Session<'a> {
         };
         match reason {
             Some(reason) => self.park(&row, reason).await,
-            // Not parked at once: when it is the stream that is wrong, this is true of every row.
+            // Do not park it at once: when the stream is wrong, this is true of every row.
             None if !crate::stream::takes(&self.subjects, &row.subject) => {
                 let reason = format!("the stream does not take the subject {}", row.subject);
-                Err(Trouble::Fault(Fault::Refused { seq: row.seq, reason }))
+                Err(LeadError::PublishError(PublishError::Refused { seq: row.seq, reason }))
             }
             None => Ok(self.chain.send(row).await?),
         }
     }
 
     /// Sets a row and its aggregate aside; recorded before anything behind it goes out.
-    async fn park(&mut self, row: &Row, reason: &str) -> Result<(), Trouble> {
-        // What is before it need not wait for the database.
+    async fn park(&mut self, row: &Row, reason: &str) -> Result<(), LeadError> {
+        // The rows before it need not wait for the database.
         self.chain.ask().await?;
         let actor = format!("relay, epoch {}", self.epoch);
-        // One line for an aggregate, not one for each row behind the first.
+        // Write one line for an aggregate, not one for each row behind the first.
         let actor = (!self.parked.contains_key(&row.aggregate_id)).then_some(actor.as_str());
         if !store::park(&self.relay.db, self.epoch, row, reason, actor).await? {
-            return Err(Trouble::Lost("another relay took it"));
+            return Err(LeadError::Lost("another relay took it"));
         }
         let trace_id = row.traceparent.as_deref().and_then(chain::trace_id);
         let event_id = row.event_id.to_string();
@@ -338,8 +338,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Parks a row by its number, unless it has been stored after all; whether it did.
-    pub async fn park_seq(&mut self, seq: i64, reason: &str) -> Result<bool, Trouble> {
+    /// Parks a row by its number, unless it has been stored after all; returns whether it did.
+    pub async fn park_seq(&mut self, seq: i64, reason: &str) -> Result<bool, LeadError> {
         // Only while the stream answers, and stands where it was left: else it is not the row's fault.
         let info = self.stream.get_info().await.context("reading the stream's state")?;
         if info.state.last_sequence != self.stored.stream_seq {
@@ -351,18 +351,18 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A look around while time passes: does the outbox hold what it did, and the stream still stand where it was left? The stream
-    /// is asked and not waited for: publishing goes on.
-    async fn look(&mut self) -> Result<Look, Trouble> {
+    /// A regular check: does the outbox hold what it did, and does the stream stand where it was left? Publishing goes on while the
+    /// stream's answer is on its way.
+    async fn look(&mut self) -> Result<Look, LeadError> {
         let mark = store::mark(&mut *self.db).await?;
         if mark < self.stored.outbox_seq {
             let what = format!("the outbox's sequence stands at {mark}, behind row {}", self.stored.outbox_seq);
-            return Err(Trouble::Fault(Fault::WrongLast(what)));
+            return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
         // Or it fell back, and writes have overtaken since.
         if store::numbered_twice(&mut *self.db, self.looked_at.outbox_seq).await? {
             let what = format!("numbers up to {} of the outbox were given out twice", self.looked_at.outbox_seq);
-            return Err(Trouble::Fault(Fault::WrongLast(what)));
+            return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
         let backlog = mark - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
@@ -373,15 +373,15 @@ impl<'a> Session<'a> {
             let (seq, created_at) = (self.stored.outbox_seq, self.stored.created_at);
             if store::event_at(&mut *self.db, seq, created_at).await?.is_none() {
                 let what = format!("the outbox no longer holds its row {seq}");
-                return Err(Trouble::Fault(Fault::WrongLast(what)));
+                return Err(LeadError::PublishError(PublishError::WrongLast(what)));
             }
         }
         let stream = self.stream.clone();
         Ok(Look { stored: self.stored, answer: async move { stream.get_info().await }.boxed() })
     }
 
-    /// What the stream said to a look that began when so much was stored.
-    async fn looked(&mut self, asked_at: Stored, answer: Result<stream::Info, InfoError>) -> Result<(), Trouble> {
+    /// Takes in the stream's answer to a check that began when `asked_at` was stored.
+    async fn looked(&mut self, asked_at: Stored, answer: Result<stream::Info, InfoError>) -> Result<(), LeadError> {
         let info = match answer {
             Ok(info) => info,
             // What is stored proves as much: the chain is fenced.
@@ -390,7 +390,7 @@ impl<'a> Session<'a> {
                 warn!(%error, unanswered = self.unanswered, "the stream's state could not be read");
                 let away = self.relay.nats.connection_state() != State::Connected;
                 return if away || self.unanswered >= UNANSWERED_MOST {
-                    Err(Trouble::Down(anyhow::Error::new(error).context("reading the stream's state")))
+                    Err(LeadError::Down(anyhow::Error::new(error).context("reading the stream's state")))
                 } else {
                     Ok(())
                 };
@@ -400,7 +400,7 @@ impl<'a> Session<'a> {
         let (last, created) = (info.state.last_sequence, micros(info.created));
         // It was asked after the one was stored, and has answered before the others are.
         let elsewhere = last < asked_at.stream_seq || last > self.chain.end();
-        let purged = place::is_purged(&info, self.looked_at.stream_seq, self.looked_at.created_at);
+        let purged = resume::is_purged(&info, self.looked_at.stream_seq, self.looked_at.created_at);
         if elsewhere || purged || created != self.stream_created_at {
             let what = format!(
                 "it stands at {last}, not between {} and {}, and begins at {}",
@@ -408,24 +408,24 @@ impl<'a> Session<'a> {
                 self.chain.end(),
                 info.state.first_sequence
             );
-            return Err(Trouble::Fault(Fault::WrongLast(what)));
+            return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
         if asked_at.stream_seq > self.looked_at.stream_seq {
             self.looked_at = asked_at;
         }
-        // Only of a stream that is as it should be.
+        // Save it only of a stream that is as it should be.
         self.save_checkpoint(asked_at).await?;
         self.look_after_partitions().await;
         Ok(())
     }
 
-    async fn last_look(&mut self) -> Result<(), Trouble> {
+    async fn last_look(&mut self) -> Result<(), LeadError> {
         let mut look = self.look().await?;
         let answer = look.answer.as_mut().await;
         self.looked(look.stored, answer).await
     }
 
-    /// Makes the days ahead and drops those gone by. What goes wrong here is said and tried again; relaying goes on.
+    /// Creates the partitions ahead and drops those gone by. A failure here is logged and tried again; relaying goes on.
     async fn look_after_partitions(&mut self) {
         if Instant::now() < self.next_partitions {
             return;
@@ -438,20 +438,20 @@ impl<'a> Session<'a> {
             match store::drop_partitions(&self.relay.db, days).await {
                 Ok(Some(0)) => {}
                 Ok(Some(dropped)) => info!(dropped, "dropped outbox partitions by retention"),
-                // Somebody reads the outbox for long. Each try holds writers up for a moment.
+                // A reader holds the outbox for long. Each try holds writers up for a moment.
                 Ok(None) => self.next_partitions = Instant::now() + RETENTION_AGAIN,
                 Err(error) => error!(%error, "retention could not drop old partitions"),
             }
         }
     }
 
-    async fn save_checkpoint(&mut self, stored: Stored) -> Result<(), Trouble> {
+    async fn save_checkpoint(&mut self, stored: Stored) -> Result<(), LeadError> {
         if self.saved == stored.outbox_seq {
             return Ok(());
         }
-        let place = Place { seq: stored.outbox_seq, created_at: stored.created_at };
+        let place = Position { seq: stored.outbox_seq, created_at: stored.created_at };
         let stream_seq = stored.stream_seq.max(self.looked_at.stream_seq);
-        // Not waiting for the disk: a crash that takes the newest checkpoint leaves an older one, which is as true.
+        // Do not wait for the disk: a crash that loses the newest checkpoint leaves an older one, which is as true.
         store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
         self.saved = stored.outbox_seq;
         Ok(())

@@ -1,4 +1,4 @@
-//! Reading the dead letters, and what became of replays, for whoever keeps them beside the broker.
+//! Reads the dead letters, and the outcomes of replays, to keep them beside the broker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,20 +20,20 @@ use crate::settle::{ANSWERS_WITHIN, now};
 use crate::{dead_letter, event, replay};
 use backoff::backoff::Backoff as _;
 
-/// How many are handed over at once, at most.
+/// The most that are handed over at once.
 const BATCH: usize = 200;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// When what could not be kept is delivered again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
-/// How often it is asked whether what was kept is still there.
+/// How often to check whether what was kept is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A dead letter, as the stream of dead letters holds it.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// Its name: that of one death. The same death told twice has the same.
+    /// Its name: that of one failed event. The same failure reported twice has the same name.
     pub key: String,
-    /// Its place in the stream of dead letters.
+    /// Its sequence in the stream of dead letters.
     pub sequence: u64,
     /// When that stored it.
     pub died_at: DateTime<Utc>,
@@ -41,7 +41,7 @@ pub struct DeadLetter {
     pub consumer: String,
     /// The stream of the event.
     pub stream: String,
-    /// Its place there.
+    /// Its sequence there.
     pub stream_sequence: u64,
     /// When that stored it.
     pub stored_at: DateTime<Utc>,
@@ -65,10 +65,10 @@ pub struct DeadLetter {
     pub attributes: BTreeMap<String, String>,
 }
 
-/// What a keeper is told.
+/// A record for a dead-letter reader.
 #[derive(Debug, Clone)]
-pub enum Told {
-    /// An event has died.
+pub enum DlqRecord {
+    /// An event became a dead letter.
     Letter(Box<DeadLetter>),
     /// A replayed event needs no more handling.
     Replayed {
@@ -79,7 +79,7 @@ pub enum Told {
     },
 }
 
-/// How far a keeper has come in the stream of dead letters. It stands beside what is kept, in the same transaction: a
+/// How far a reader has come in the stream of dead letters. It is stored beside what is kept, in the same transaction: a
 /// database that went back has an older one, and what was kept since comes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
@@ -92,32 +92,32 @@ pub struct Kept {
 /// What is to be kept together.
 #[derive(Debug)]
 pub struct Batch {
-    /// What was told.
-    pub told: Vec<Told>,
-    /// How far this keeper knows to have come before.
+    /// The records to keep.
+    pub told: Vec<DlqRecord>,
+    /// How far this reader knows that it had come before.
     pub before: Kept,
     /// How far it has come with this: to be written down in the transaction that keeps it, which must fail when what is
     /// written down is less than `before`.
     pub now: Kept,
 }
 
-/// Reads both, by durable consumers of its name.
-pub struct Keeper {
+/// Reads dead letters and the outcomes of replays, by durable consumers of its name.
+pub struct DeadLetterReader {
     js: jetstream::Context,
     durable: String,
 }
 
-impl Keeper {
-    /// A keeper that acts as the user of `nats`.
+impl DeadLetterReader {
+    /// A reader that acts as the user of `nats`.
     #[must_use]
     pub fn new(nats: async_nats::Client, durable: &str) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats);
         Self { js, durable: durable.to_owned() }
     }
 
-    /// Hands over what is told, in batches, until `stop`. A batch is acknowledged once `keep` has it, and else comes again:
+    /// Hands over the records, in batches, until `stop`. A batch is acknowledged once `keep` has it, and else comes again:
     /// it may come more than once. `kept` says how far that is written down; it is asked at the start, and every few
-    /// seconds: when it says less than it did, the letters from there on come again.
+    /// seconds. When it says less than it did, the letters from there on come again.
     pub async fn run<P, G, K, F>(&self, stop: &CancellationToken, kept: P, mut keep: K)
     where
         P: Fn() -> G,
@@ -157,7 +157,7 @@ impl Keeper {
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
         let mut known = Kept { stream_created_at: Some(created), sequence: is.sequence };
         if is.stream_created_at.is_some_and(|of| of != created) {
-            // Of this stream nothing is written down, whatever was acknowledged.
+            // Nothing of this stream is written down, whatever was acknowledged.
             known.sequence = 0;
         }
         if known.sequence < acknowledged {
@@ -171,7 +171,7 @@ impl Keeper {
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
         let newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
         let mut progress = Progress { known, missing: BTreeSet::new(), newest };
-        // Letters are kept while the stream of replays is away.
+        // Letters are kept while the stream of replays is unavailable.
         let replays =
             pull::replays(&self.durable, || async { messages(&self.consumer(replay::STREAM).await?.1, BATCH).await });
         let mut batches = pull::both(messages(&letters, BATCH).await?, replays).ready_chunks(BATCH);
@@ -207,7 +207,7 @@ impl Keeper {
     }
 }
 
-/// How far a keeper is in the stream of dead letters.
+/// How far a reader is in the stream of dead letters.
 struct Progress {
     /// What is written down.
     known: Kept,
@@ -225,7 +225,7 @@ impl Progress {
         }
     }
 
-    /// Has some kept together, and acknowledges them; the inner error is the keeper's: nothing of them is kept.
+    /// Has some kept together, and acknowledges them; the inner error is that of `keep`: nothing of them is kept.
     async fn keep<K, F>(
         &mut self,
         batch: &[jetstream::Message],
@@ -277,14 +277,14 @@ impl Progress {
     }
 }
 
-/// Of a stream without a bound: not at all.
+/// Reports how full a stream is; 0 without a bound.
 fn tell_how_full(info: &Info) {
     let bound = info.config.max_bytes;
     let used = if bound > 0 { info.state.bytes as f64 / bound as f64 } else { 0.0 };
     metrics::gauge!("dlq_stream_used").set(used);
 }
 
-/// The place of a letter; none of what a replay tells.
+/// The sequence of a letter; none of a replay's outcome.
 fn letter(message: &jetstream::Message) -> Option<u64> {
     let info = message.info().ok()?;
     (info.stream == dead_letter::STREAM).then_some(info.stream_sequence)
@@ -297,12 +297,12 @@ async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), any
     Ok(())
 }
 
-/// What a message tells. None when it tells nothing that anybody here has written.
-fn told(message: &jetstream::Message) -> Option<Told> {
+/// The record in a message. None when it holds nothing that anybody here has written.
+fn told(message: &jetstream::Message) -> Option<DlqRecord> {
     let info = message.info().ok()?;
     if info.stream == replay::STREAM {
         let (id, outcome) = replay::outcome(message.headers.as_ref())?;
-        return Some(Told::Replayed { id, outcome });
+        return Some(DlqRecord::Replayed { id, outcome });
     }
     let empty = HeaderMap::new();
     let headers = message.headers.as_ref().unwrap_or(&empty);
@@ -313,7 +313,7 @@ fn told(message: &jetstream::Message) -> Option<Told> {
     let parts = event::parse(Some(headers), &message.payload);
     let own = |name: &str| !["nats-", "dlq-"].iter().any(|ours| name.to_ascii_lowercase().starts_with(ours));
     let consumer = text("Dlq-Consumer").or_else(|| message.subject.split('.').nth(1).map(ToOwned::to_owned))?;
-    Some(Told::Letter(Box::new(DeadLetter {
+    Some(DlqRecord::Letter(Box::new(DeadLetter {
         key: text("Dlq-Key")
             .or_else(|| text("Nats-Msg-Id"))
             .unwrap_or_else(|| format!("{}:{}", info.published, info.stream_sequence)),

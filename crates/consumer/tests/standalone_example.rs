@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use sqlx::Connection as _;
-use testkit::{TestDatabase, TestNats, parts, until};
+use testkit::{TestDatabase, TestNats, backing, until};
 use tokio::process::{Child, Command};
 
 fn example(name: &str, database: &TestDatabase, nats: &TestNats) -> Command {
-    let program: PathBuf = parts::programs().join("examples").join(name);
+    let program: PathBuf = backing::programs().join("examples").join(name);
     assert!(program.exists(), "{} is missing: run `cargo build --workspace --all-targets` first", program.display());
     let mut command = Command::new(program);
     command.env("DATABASE_URL", &database.superuser).env("NATS_URL", nats.url());

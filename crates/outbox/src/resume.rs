@@ -1,5 +1,5 @@
-//! Where a session goes on: behind the row of the stream's last message. Also what that says of the stream: that it has
-//! lost messages, which are then refilled, or that it holds what the outbox does not, which stops the relay.
+//! Where a session resumes: behind the row of the stream's last message. Also what that says of the stream: it has
+//! lost messages, which are then refilled, or it holds what the outbox does not, which stops the relay.
 
 use anyhow::Context as _;
 use async_nats::jetstream::message::StreamMessage;
@@ -8,23 +8,23 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 use tracing::{error, warn};
 
-use crate::chain::Fault;
-use crate::reader::{CLOCK_SLACK, Place};
-use crate::relay::{Relay, Trouble};
+use crate::chain::PublishError;
+use crate::reader::{CLOCK_SLACK, Position};
+use crate::relay::{LeadError, Relay};
 use crate::store::{self, Checkpoint, Entry, Misnumbered};
 use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// Before the first row.
-const BEGINNING: Place = Place { seq: 0, created_at: DateTime::UNIX_EPOCH };
+const BEGINNING: Position = Position { seq: 0, created_at: DateTime::UNIX_EPOCH };
 
-/// Takes the place from the stream's tail, and writes into the journal what was found to be lost.
+/// Takes the position from the stream's tail, and writes into the journal what is lost.
 /// `db` is a connection whose reads follow the index ([`store::follow_the_index`]).
 pub async fn find(
     relay: &Relay,
     db: &mut PgConnection,
     epoch: i64,
     (stream, info): (&stream::Stream, &stream::Info),
-) -> Result<Place, Trouble> {
+) -> Result<Position, LeadError> {
     let checkpoint = store::checkpoint(&relay.db).await?;
     let created = micros(info.created);
     let same = checkpoint.stream_created_at == Some(created);
@@ -35,8 +35,8 @@ pub async fn find(
     } else {
         behind_nothing(db, &checkpoint, info).await?
     };
-    // Writes may have overtaken the tail since the sequence fell back: what was known before tells.
-    let before = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
+    // Writes may have overtaken the tail since the sequence fell back: the checkpoint of before shows it.
+    let before = checkpoint.outbox_created_at.map(|created_at| Position { seq: checkpoint.outbox_seq, created_at });
     let before = before.filter(|before| before.seq < place.seq).unwrap_or(place);
     are_numbered_behind(relay, db, (stream, info), place, before).await?;
     let actor = format!("relay, epoch {epoch}");
@@ -62,7 +62,7 @@ pub async fn find(
         metrics::counter!("outbox_refills_total").increment(1);
         let entry = Entry { kind: "refill", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: was };
         store::journal(&relay.db, &entry).await?;
-        // So that the next session does not take it for another loss.
+        // Save it, so that the next session does not take it for another loss.
         store::save_checkpoint(&relay.db, epoch, place, beginning(info), created, true).await?;
     }
     if store::halted(&relay.db).await? {
@@ -90,10 +90,10 @@ async fn behind_the_tail(
     stream: &stream::Stream,
     info: &stream::Info,
     checkpoint: &Checkpoint,
-) -> Result<Place, Trouble> {
+) -> Result<Position, LeadError> {
     let tail = tail(stream, info).await?;
     let Some((place, id)) = origin(&tail) else {
-        return Err(Trouble::Halted(format!(
+        return Err(LeadError::Halted(format!(
             "message {} on {} is not from this outbox: nobody else may publish to this stream. Find out who did; then \
              `flotilla outbox accept` saves it, removes it, and goes on",
             tail.sequence, tail.subject
@@ -103,7 +103,7 @@ async fn behind_the_tail(
         Some(event) if event.to_string() == id => Ok(place),
         // Retention has dropped the row since.
         None if place.seq <= checkpoint.dropped_seq => Ok(place),
-        found => Err(Trouble::Halted(format!(
+        found => Err(LeadError::Halted(format!(
             "the stream is ahead of the outbox: its last message {} is event {id} of row {}, and the outbox has {} \
              there. Was Postgres restored from an older backup? `flotilla outbox accept` shows what the stream has \
              beyond the outbox, saves it, removes it, and goes on",
@@ -114,10 +114,10 @@ async fn behind_the_tail(
     }
 }
 
-/// The stream's last existing message, read so that it fits `info`: by its sequence. (The newest message would not do: a
-/// broker that loses or stores messages between the two reads gives a place for a base that it does not fit. Found by
+/// The stream's last existing message, read by its sequence so that it fits `info`. (The newest message would not do: a
+/// broker that loses or stores messages between the two reads gives a position that does not fit its base. Found by
 /// the model, `TailApart` in tests/model.rs.)
-async fn tail(stream: &stream::Stream, info: &stream::Info) -> Result<StreamMessage, Trouble> {
+async fn tail(stream: &stream::Stream, info: &stream::Info) -> Result<StreamMessage, LeadError> {
     match stream.get_raw_message(info.state.last_sequence).await {
         Ok(tail) => return Ok(tail),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
@@ -127,13 +127,13 @@ async fn tail(stream: &stream::Stream, info: &stream::Info) -> Result<StreamMess
     let tail = newest(stream, info).await?.context("the stream has messages, and none of them is its last")?;
     let again = stream.get_info().await.context("reading the stream's state")?;
     if again.state != info.state || again.created != info.created {
-        return Err(Trouble::Fault(Fault::WrongLast("it changes while the place is taken".to_owned())));
+        return Err(LeadError::PublishError(PublishError::WrongLast("it changes while the place is taken".to_owned())));
     }
     Ok(tail)
 }
 
-/// The newest message that the stream holds. Asked for by the stream's subjects: asked by `>` the server looks at its last
-/// sequence alone, whose message may have been removed.
+/// The newest message that the stream holds. Queries each of the stream's subjects: for `>` the server checks only its last
+/// sequence, whose message may have been removed.
 pub async fn newest(stream: &stream::Stream, info: &stream::Info) -> Result<Option<StreamMessage>, anyhow::Error> {
     let mut newest: Option<StreamMessage> = None;
     for subject in &info.config.subjects {
@@ -150,27 +150,31 @@ pub async fn newest(stream: &stream::Stream, info: &stream::Info) -> Result<Opti
 }
 
 /// The row that a message was published from, and its event's id.
-pub fn origin(message: &StreamMessage) -> Option<(Place, &str)> {
+pub fn origin(message: &StreamMessage) -> Option<(Position, &str)> {
     let header = |name| message.headers.get(name).map(|value| value.as_str());
     let seq = header(SEQ_HEADER)?.parse().ok()?;
     let created_at = DateTime::from_timestamp_micros(header(CREATED_HEADER)?.parse().ok()?)?;
-    Some((Place { seq, created_at }, header(EVENT_ID_HEADER)?))
+    Some((Position { seq, created_at }, header(EVENT_ID_HEADER)?))
 }
 
-/// An empty stream: new, wiped, purged, or emptied by age. What has aged out is not published again; what has never
-/// been published always is.
-async fn behind_nothing(db: &mut PgConnection, checkpoint: &Checkpoint, info: &stream::Info) -> Result<Place, Trouble> {
+/// An empty stream: new, wiped, purged, or emptied by age. A row that has aged out is not published again; one that was
+/// never published always is.
+async fn behind_nothing(
+    db: &mut PgConnection,
+    checkpoint: &Checkpoint,
+    info: &stream::Info,
+) -> Result<Position, LeadError> {
     // The limit in force, whatever was asked for. None means that nothing ages out.
     let max_age = info.config.max_age;
     let oldest = match TimeDelta::from_std(max_age) {
         Ok(age) if !max_age.is_zero() => now() - age,
         _ => DateTime::UNIX_EPOCH,
     };
-    // What was written long before it was published has not aged out with its row.
+    // An event that was published long after it was written has not aged out with its row.
     let oldest = store::published_late_since(&mut *db, oldest).await?.map_or(oldest, |day| oldest.min(day));
     let young = store::first_after(db, oldest, CLOCK_SLACK).await?;
-    let young = young.map(|(seq, created_at)| Place { seq, created_at });
-    let known = checkpoint.outbox_created_at.map(|created_at| Place { seq: checkpoint.outbox_seq, created_at });
+    let young = young.map(|(seq, created_at)| Position { seq, created_at });
+    let known = checkpoint.outbox_created_at.map(|created_at| Position { seq: checkpoint.outbox_seq, created_at });
     Ok(match (known, young) {
         (None, _) => BEGINNING,
         (Some(known), Some(young)) if young.seq < known.seq => young,
@@ -178,15 +182,15 @@ async fn behind_nothing(db: &mut PgConnection, checkpoint: &Checkpoint, info: &s
     })
 }
 
-/// Halts while rows are, or will be, numbered at or before the place: nobody would publish them. A sequence falls back when it
-/// was not carried along with its table, as by logical replication.
+/// Halts while rows are, or will be, numbered at or before the position: nobody would publish them. A sequence falls back when
+/// it was not carried along with its table, as by logical replication.
 async fn are_numbered_behind(
     relay: &Relay,
     db: &mut PgConnection,
     (stream, info): (&stream::Stream, &stream::Info),
-    place: Place,
-    before: Place,
-) -> Result<(), Trouble> {
+    place: Position,
+    before: Position,
+) -> Result<(), LeadError> {
     let mark = store::mark(&mut *db).await?;
     let twice = store::numbered_twice(&mut *db, before.seq).await?;
     if mark >= place.seq && !twice && !store::halted(&relay.db).await? {
@@ -194,7 +198,7 @@ async fn are_numbered_behind(
     }
     let behind = misnumbered(db, stream, info, before).await?;
     if mark < place.seq {
-        return Err(Trouble::Halted(format!(
+        return Err(LeadError::Halted(format!(
             "the sequence `outbox_seq` stands at {mark}, behind row {}, which is in the stream: what is written now would \
              never be published, and {} rows are numbered so already. Was the database moved by logical replication, or \
              from a dump? `flotilla outbox renumber` sets the sequence right and gives those rows new numbers",
@@ -203,7 +207,7 @@ async fn are_numbered_behind(
         )));
     }
     if let Some(first) = behind.first() {
-        return Err(Trouble::Halted(format!(
+        return Err(LeadError::Halted(format!(
             "{} rows, first {} of event {}, were numbered behind what was in the stream already, and are not in it: \
              `flotilla outbox renumber` gives them new numbers",
             behind.len(),
@@ -214,17 +218,17 @@ async fn are_numbered_behind(
     Ok(())
 }
 
-/// The most rows that are looked for at once.
+/// The most rows that one query returns.
 const MISNUMBERED_MOST: i64 = 1_000;
-/// How many of the stream's newest messages are looked at for rows that were stamped in another order than they were numbered.
+/// How many of the stream's newest messages are checked for rows that were stamped in another order than they were numbered.
 const OUT_OF_ORDER_MOST: u64 = 100_000;
 
-/// Rows that are numbered up to the place, were created after it, and are not in the stream; oldest first.
+/// Rows that are numbered up to the position, were created after it, and are not in the stream; oldest first.
 pub async fn misnumbered(
     db: &mut PgConnection,
     stream: &stream::Stream,
     info: &stream::Info,
-    place: Place,
+    place: Position,
 ) -> Result<Vec<Misnumbered>, anyhow::Error> {
     let mut rows = store::created_after(db, place, MISNUMBERED_MOST).await?;
     // Two writers may take their numbers in one order and their times in the other, a moment apart.

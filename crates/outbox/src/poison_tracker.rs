@@ -12,7 +12,7 @@ const PARK_PAUSE_MOST: Duration = Duration::from_secs(300);
 
 /// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
 /// aggregates, not all of them one by one.
-pub struct Suspects {
+pub struct PoisonTracker {
     /// How often each failed alone.
     pub fails: HashMap<i64, u32>,
     /// How many were parked with no row passing between them, and the last of them.
@@ -22,7 +22,7 @@ pub struct Suspects {
     pub may_park_from: Instant,
 }
 
-impl Suspects {
+impl PoisonTracker {
     pub fn new() -> Self {
         Self { fails: HashMap::new(), in_a_row: 0, last_parked: 0, may_park_from: Instant::now() }
     }
@@ -34,7 +34,7 @@ impl Suspects {
         self.fails.is_empty()
     }
 
-    /// At a place taken anew: another relay may have led meanwhile.
+    /// After the position was taken again: another relay may have led meanwhile.
     pub fn taken_up(&mut self, stored: i64) {
         if stored > self.last_parked {
             (self.in_a_row, self.may_park_from) = (0, Instant::now());
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn rows_are_parked_ever_more_slowly_until_one_passes() {
-        let mut suspects = Suspects::new();
+        let mut suspects = PoisonTracker::new();
         let mut pauses = Vec::new();
         for seq in 0..40 {
             suspects.parked(seq);
