@@ -1,5 +1,5 @@
-//! The way of a write through the edge with its libraries alone: HTTP in, a gRPC call, seven round trips with sqlx, a
-//! publish. No tokens, spans, metrics, checks, JSON by descriptor, or relay: what ours could reach at most.
+//! The path of a write through the edge with its libraries alone: HTTP in, a gRPC call, seven round trips with sqlx, a
+//! publish. No tokens, spans, metrics, checks, JSON by descriptor, or relay: the most that the fleet could reach.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};

@@ -90,7 +90,7 @@ impl Writer {
     }
 }
 
-/// What one run used.
+/// The resources that one run used.
 struct Run {
     rate: f64,
     latencies: Vec<f64>,
@@ -118,7 +118,7 @@ async fn through_the_edge(bench: &Bench, args: &EdgeArgs) -> Result<Run, anyhow:
     through(bench, args, &bench.address("gateway"), [bench.pid("gateway"), bench.pid("todo")]).await
 }
 
-/// The same with the libraries alone.
+/// The same measurement with the libraries alone.
 async fn through_libraries(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run, anyhow::Error> {
     let database = bench.database().await?;
     let bare = Bare::start(bench, &database, usize::try_from(payload)?).await?;
@@ -200,8 +200,8 @@ async fn pgbench(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<(f64, f
     Ok((tps, used * 1e6 / (tps * args.seconds as f64)))
 }
 
-/// The same from this process with sqlx, as the todo service sends it: what its library takes, and no service, no gateway and
-/// no stream.
+/// The same from this process with sqlx, as the todo service sends it: the cost of its library, without service,
+/// gateway and stream.
 async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run, anyhow::Error> {
     let database = bench.database().await?;
     let payload = vec![b'x'; usize::try_from(payload)?];
@@ -219,7 +219,7 @@ async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run,
         }
         Ok::<_, anyhow::Error>((latencies, db))
     });
-    // With their connections: what a backend has used counts as long as it lives.
+    // Including their connections: a backend's CPU time counts as long as it lives.
     let done = futures::future::try_join_all(writers).await?;
     let (after, elapsed) = (used(), started.elapsed());
     let latencies = done.iter().flat_map(|(latencies, _)| latencies).copied().collect();

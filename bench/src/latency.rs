@@ -1,4 +1,4 @@
-//! From the commit of an event to its place in the stream, at a steady rate.
+//! The time from the commit of an event to its storage in the stream, at a steady rate.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ impl Default for LatencyArgs {
     }
 }
 
-/// A relay in this process, on a thread of its own, so that its CPU time can be told from that of the writers.
+/// A relay in this process, on a thread of its own, so that its CPU time is separate from the writers'.
 struct Within {
     handle: outbox::Handle,
     thread: i32,
@@ -65,30 +65,30 @@ impl Within {
     }
 }
 
-/// What one run at a steady rate gave, in ms.
+/// The results of one run at a steady rate, in ms.
 pub struct Latency {
     /// From an event's commit.
     commit_to_stored: Vec<f64>,
     /// From the commit of the last event that goes before it, or its own: what the relay adds.
     settled_to_stored: Vec<f64>,
-    /// The commits themselves, as their writers saw them: what the disk is like.
+    /// The commits themselves, as their writers saw them: the latency of the disk.
     commit: Vec<f64>,
     /// The share of a core that the relay used.
     used: f64,
     /// Commit to stored in the quiet seconds alone.
     quiet: Vec<f64>,
-    /// What other guests of the machine took meanwhile.
+    /// The CPU time that other guests of the machine took meanwhile.
     guests: Guests,
 }
 
-/// Who publishes what was committed.
+/// The publisher of committed events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Publisher {
-    /// The relay of the writers' process, which hand it what they commit: as in a service.
+    /// The relay in the writers' process, which hand it what they commit: as in a service.
     Relay,
-    /// A relay in another process, which is only told that there is something to look for: as with a second replica.
+    /// A relay in another process, which is only notified to query the outbox: as with a second replica.
     RelayBeside,
-    /// Each writer, right after its commit, with no outbox between: as quick as this machine is, and what a crash loses.
+    /// Each writer, right after its commit, without an outbox: the machine's best, and a crash loses events.
     Writer,
 }
 
@@ -184,7 +184,7 @@ pub async fn once(
         let id = message.headers.as_ref().and_then(|headers| headers.get(EVENT_ID)).context("an id")?;
         let (commit, _) = committed.get(&id.as_str().parse()?).context("a foreign event")?;
         settled = settled.max(*commit);
-        // The client hears of its commit after the relay may have seen it: never less than nothing.
+        // The relay may see a commit before its client does: never less than zero.
         let since = |from| ((stored - from) as chrono::TimeDelta).num_microseconds().unwrap_or(0).max(0) as f64 / 1e3;
         commit_to_stored.push(since(*commit));
         settled_to_stored.push(since(settled));

@@ -1,5 +1,5 @@
-//! `make bench`: what the fleet does against the raw limit of the same machine, in the same run. It brings a stack of
-//! its own up from the release build, measures, and removes it. docs/performance.md has the figures and what bounds them.
+//! `make bench`: the fleet against the raw limit of the same machine, in the same run. It brings up its own stack
+//! from the release build, measures, and removes it. docs/performance.md has the figures and their limits.
 
 #![expect(clippy::disallowed_methods, reason = "a measuring program reads clocks and makes ids")]
 
@@ -22,7 +22,7 @@ use tokio::runtime::Builder;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures the fleet against the raw limits of this machine. Build with --release, and leave the machine alone.
+/// Measures the fleet against the raw limits of this machine. Build with --release, and run nothing else on the machine.
 #[derive(Parser)]
 struct Args {
     /// How often each ratio is measured; the median counts.
@@ -46,7 +46,7 @@ enum Command {
     Edge(edge::EdgeArgs),
     /// The same writes with a log line for each request, call and batch, against without.
     Lines(edge::EdgeArgs),
-    /// A tenant's reads beside another tenant that writes as fast as it can, with the limits that services have by themselves.
+    /// A tenant's reads beside another tenant that writes as fast as it can, with the services' default limits.
     Neighbour(neighbour::NeighbourArgs),
     /// Projector: a backlog of events, against raw bulk requests.
     Projector(search::ProjectorArgs),

@@ -1,4 +1,4 @@
-//! What one tenant feels of another that writes as fast as it can.
+//! The effect on one tenant of another that writes as fast as it can.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub struct NeighbourArgs {
     /// For how many seconds.
     #[arg(long, default_value = "10")]
     seconds: u64,
-    /// Units of cost that a tenant may spend in a second, instead of what services allow by themselves; 0: without any limit.
+    /// Units of cost that a tenant may spend in a second, instead of the services' default; 0: no limit.
     #[arg(long)]
     rate: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! What the kernel says of a process.
+//! The kernel's figures of a process.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -35,8 +35,8 @@ pub fn cpu_with_children(pid: u32) -> Duration {
     cpu(pid) + spent(&format!("/proc/{pid}/stat"), 13) + children.map(cpu_with_children).sum::<Duration>()
 }
 
-/// What other guests of the machine took of the processors (`steal`), second by second: what passes with this program cannot
-/// be told from what passes with theirs in a second that they took much of.
+/// The share of the processors that other guests of the machine took (`steal`), second by second. A second of which they took
+/// much says nothing reliable about this program.
 #[derive(Default)]
 pub struct Guests {
     /// The end of each second, and the share of the processors that was taken in it, from 0 to 1.
@@ -44,7 +44,7 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// What they may take of a second that counts as quiet.
+    /// The most that they may take of a quiet second.
     const QUIET: f64 = 0.05;
 
     /// Watches until it is dropped.
@@ -63,13 +63,13 @@ impl Guests {
         }
     }
 
-    /// Whether all seconds of this while were quiet.
+    /// Whether all seconds of this period were quiet.
     pub fn quiet(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> bool {
         let of = |at| self.seconds.partition_point(|(end, _)| *end < at);
         self.seconds.get(of(from)..=of(to)).is_some_and(|all| all.iter().all(|(_, share)| *share <= Self::QUIET))
     }
 
-    /// Tells what they took in each run; the answer names the quiet seconds, for the figure of those alone.
+    /// Prints what they took in each run; returns the label of the quiet seconds, for their own figure.
     pub fn tell(runs: &[&Self]) -> String {
         let shares = |run: &Self| run.seconds.iter().map(|(_, share)| *share).collect::<Vec<_>>();
         let taken = runs.iter().map(|run| {
@@ -84,7 +84,7 @@ impl Guests {
     }
 }
 
-/// What all processors did since the start, in ticks: user, nice, system, idle, iowait, irq, softirq, steal.
+/// The time of all processors since the start, in ticks: user, nice, system, idle, iowait, irq, softirq, steal.
 fn ticks() -> [u64; 8] {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let mut ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(str::parse);
@@ -102,7 +102,7 @@ pub fn resident(pid: u32) -> f64 {
     status(pid, "VmRSS")
 }
 
-/// The most that was ever resident, in MiB.
+/// Peak resident memory, in MiB.
 pub fn peak(pid: u32) -> f64 {
     status(pid, "VmHWM")
 }

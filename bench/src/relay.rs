@@ -19,7 +19,7 @@ use crate::process;
 use crate::report::{figure, heading, median, ratios};
 use crate::stack::{Bench, Database, NatsLogin, connect, first_and_last};
 
-/// What else would use the processor.
+/// The units that would use the processor.
 pub const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
 pub const PAYLOAD: usize = 600;
 pub const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -87,7 +87,7 @@ pub async fn make(database: &str, nats: &NatsLogin, name: &str) -> Result<Relay,
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
         .install_recorder()
-        // It may have been, by the run before.
+        // The run before may have installed it.
         .ok();
     let config = RelayConfig {
         stream: spec(name),
@@ -193,7 +193,7 @@ pub fn stream_config(name: &str) -> stream::Config {
     }
 }
 
-/// The same payload and headers but for the expected sequence, published by a client that does nothing else, with so many in flight.
+/// The same payload and headers but for the expected sequence, published by a client that does nothing else, with a fixed number in flight.
 async fn raw_once(bench: &Bench, name: &str, rows: u64, window: u64) -> Result<f64, anyhow::Error> {
     let client = bench.nats().await?;
     let js = jetstream::new(client.clone());
@@ -281,7 +281,7 @@ async fn append_old(database: &Database, rows: u64) -> Result<(), anyhow::Error>
     Ok(())
 }
 
-/// Commits that an old snapshot keeps from being cleaned up after, all relayed as they come.
+/// Commits whose dead rows an old snapshot keeps, all relayed as they come.
 async fn commit_many(bench: &Bench, database: &Database, name: &str, commits: u64) -> Result<f64, anyhow::Error> {
     let script = std::env::temp_dir().join(format!("{}.sql", database.name));
     let subject = format!("{name}.todo.created.v1.acme");
@@ -294,7 +294,7 @@ async fn commit_many(bench: &Bench, database: &Database, name: &str, commits: u6
     )?;
     let relay = spawn(bench, database, name)?;
     let mut pgbench = Command::new(bench.stack.postgres.bin.join("pgbench"));
-    // Whether these commits outlive a power failure is not what is measured here.
+    // This does not measure whether these commits outlive a power failure.
     pgbench.env("PGOPTIONS", "-c synchronous_commit=off");
     pgbench.args(["-n", "-M", "prepared", "-c", "8", "-j", "2", "-t", &(commits / 8).to_string(), "-f"]).arg(&script);
     let started = Instant::now();

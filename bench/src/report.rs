@@ -8,7 +8,7 @@ pub fn median(values: &[f64]) -> f64 {
     f64::midpoint(at(sorted.len().saturating_sub(1) / 2), at(sorted.len() / 2))
 }
 
-/// The value below which a share of them lies.
+/// The quantile of this share.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -21,12 +21,12 @@ pub fn figure(what: &str, value: &str) {
     println!("  {what:<58} {value}");
 }
 
-/// What follows belongs to this.
+/// The title of the figures that follow.
 pub fn heading(what: &str) {
     println!("\n{what}");
 }
 
-/// A rate and what share of the raw limit it is.
+/// A rate and its share of the raw limit.
 pub fn ratios(what: &str, ours: &[f64], raw: &[f64]) {
     let shares: Vec<f64> = ours.iter().zip(raw).map(|(ours, raw)| ours / raw * 100.0).collect();
     let all: Vec<String> = shares.iter().map(|share| format!("{share:.0}")).collect();

@@ -38,7 +38,7 @@ pub struct SearchableArgs {
     /// For how many seconds.
     #[arg(long, default_value = "75")]
     seconds: u64,
-    /// Of them so many at the start do not count: Java warms up.
+    /// How many of these at the start do not count: Java warms up.
     #[arg(long, default_value = "15")]
     warm_up: u64,
 }
@@ -50,7 +50,7 @@ impl Default for SearchableArgs {
 }
 
 /// Writes events of new todos into the outbox of the todo service, as it writes them: their ids follow the time (UUIDv7),
-/// which spares the index much of its looking for older versions.
+/// which spares the index many lookups of older versions.
 async fn append(bench: &Bench, events: usize) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&bench.stack.postgres.superuser_url("todo")).await?;
     sqlx::query(
@@ -107,7 +107,7 @@ fn http() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder().no_proxy().build()
 }
 
-/// Waits until OpenSearch is done with what came before: it merges long after the last answer.
+/// Waits until OpenSearch has finished earlier work: it merges long after the last answer.
 async fn until_merged(bench: &Bench) -> Result<(), anyhow::Error> {
     let (http, base, started) = (http()?, bench.opensearch()?, Instant::now());
     http.post(format!("{base}/_refresh")).send().await?;
@@ -125,7 +125,7 @@ async fn until_merged(bench: &Bench) -> Result<(), anyhow::Error> {
     }
 }
 
-/// An empty index of the same make as the projector's.
+/// An empty index with the projector's settings and mapping.
 async fn raw_index(bench: &Bench) -> Result<(), anyhow::Error> {
     let base = bench.opensearch()?;
     let http = http()?;
@@ -221,7 +221,7 @@ pub async fn projector(bench: &Bench, args: &ProjectorArgs) -> Result<(), anyhow
             best = (size, in_flight, rate);
         }
     }
-    // The same into both indices, in all: the larger one is, the more it merges.
+    // The same total into both indices: the larger one is, the more it merges.
     project(bench, args.events).await?;
     let mut all = documents(bench, args.events).await?;
     raw_index(bench).await?;
@@ -259,11 +259,11 @@ pub async fn searchable(bench: &Bench, args: &SearchableArgs) -> Result<(), anyh
         }
         Ok::<_, anyhow::Error>(())
     });
-    // Beside them a few that look for what they write.
+    // Beside them a few clients search for what they write.
     let lookers = (0..3_u32).map(|number| async move {
         let mut looker = Writer::connect(bench, token).await?;
         let mut lags = Vec::new();
-        // Found is found right after a refresh: who writes again at once always waits for a whole interval. So all
+        // A write is found right after a refresh: a client that writes again at once always waits for a whole interval. So all
         // moments of an interval get their turn.
         let phases = (1_u32..).map(|turn| f64::from(turn * 3 + number) * 0.618_034 % 1.0);
         for phase in phases {

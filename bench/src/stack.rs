@@ -27,7 +27,7 @@ pub struct Database {
     pub superuser: String,
 }
 
-/// So much of a rate, and so many calls at work, for each tenant and principal.
+/// The rate, and the calls in flight, for each tenant and principal.
 pub fn allowed(rate: u32, at_work: u32) -> Vec<(String, String)> {
     let scope = |scope| [(format!("FLOTILLA_{scope}_RATE"), rate), (format!("FLOTILLA_{scope}_AT_WORK"), at_work)];
     let all = ["TENANT", "PRINCIPAL"].into_iter().flat_map(scope);
@@ -35,7 +35,7 @@ pub fn allowed(rate: u32, at_work: u32) -> Vec<(String, String)> {
 }
 
 impl Bench {
-    /// One whose services have these variables beyond those they need.
+    /// Starts one whose services have these additional variables.
     pub async fn start(runs: usize, env: Vec<(String, String)>) -> Result<Self, anyhow::Error> {
         let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
         let home = programs.join("bench-stack");
@@ -54,7 +54,7 @@ impl Bench {
             parts_only: false,
             env,
         };
-        let say: devstack::Say = Arc::new(|line: &str| eprintln!("  {line}"));
+        let say: devstack::Reporter = Arc::new(|line: &str| eprintln!("  {line}"));
         let stack = Stack::start(&options, say).await?;
         Ok(Self { runs, stack, programs, databases: AtomicU32::new(0) })
     }
@@ -122,7 +122,7 @@ impl Bench {
         self.drop_database(database).await
     }
 
-    /// Where NATS is, and the administration's credentials for the account of the todos' events.
+    /// The address of NATS, and the administration's credentials for the account of the todos' events.
     pub fn nats_login(&self) -> NatsLogin {
         let credentials = devstack::nats::credentials_file(&self.stack.home, &devstack::nats::administration("TODO"));
         NatsLogin { url: self.url("nats"), credentials }
@@ -133,7 +133,7 @@ impl Bench {
     }
 }
 
-/// Where NATS is, and by which credentials file.
+/// The address of NATS, and the credentials file.
 #[derive(Debug, Clone, clap::Args)]
 pub struct NatsLogin {
     #[arg(long = "nats", env = "BENCH_NATS_URL")]

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::stack::Context;
 
-/// How long a write is tried again while the fleet is away.
+/// How long a write is retried while the fleet is unavailable.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Who acts.
@@ -99,14 +99,14 @@ pub struct Api {
     token: String,
 }
 
-/// What was answered.
+/// An answer.
 pub struct Answer {
     pub status: StatusCode,
     pub body: Value,
     pub trace_id: String,
     /// It is the answer to an earlier request with the same key.
     pub replayed: bool,
-    /// When to try again at the soonest, if that was said.
+    /// The shortest wait before a retry, if the answer has one.
     retry_after: Duration,
 }
 
@@ -118,7 +118,7 @@ impl Api {
         Ok(Self { http, base: format!("http://{}", gateway.address), token: token(context, tenant, user, 1440)? })
     }
 
-    /// Asks once.
+    /// Sends a request once.
     pub async fn call(
         &self,
         method: Method,
@@ -144,7 +144,7 @@ impl Api {
         Ok(Answer { status, body, trace_id, replayed, retry_after })
     }
 
-    /// Writes, with the same key until the fleet has answered: what was tried twice happens once.
+    /// Writes with the same key until the fleet has answered: what is tried twice happens once.
     pub async fn write(&self, path: &str, key: &str, body: &Value) -> Result<Answer, anyhow::Error> {
         let mut delays = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(100))

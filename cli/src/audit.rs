@@ -1,4 +1,4 @@
-//! The audit of operators' acts: read, and written by those that happen outside the operations service.
+//! The audit of operators' acts: read, and written for acts outside the operations service.
 
 use proto::ops::audit_service_client::AuditServiceClient;
 use proto::ops::{AuditLine, ListAuditRequest, RecordActRequest};
@@ -13,7 +13,7 @@ async fn open(context: &Context) -> Result<AuditServiceClient<Port>, anyhow::Err
     Ok(AuditServiceClient::new(context.port(SERVICE).await?))
 }
 
-/// Writes an act down, as one of whoever the token names.
+/// Records an act of the operator whom the token names.
 pub async fn record(
     context: &Context,
     action: &str,

@@ -68,7 +68,7 @@ pub async fn run(context: &Context, args: &ConsumersArgs) -> Result<(), anyhow::
     }
 }
 
-/// How each durable consumer of each stream of events is.
+/// The state of each durable consumer of each event stream.
 pub async fn of_all(context: &Context) -> Result<Vec<Value>, anyhow::Error> {
     let mut consumers = Vec::new();
     for service in fleet::producers() {
@@ -77,12 +77,12 @@ pub async fn of_all(context: &Context) -> Result<Vec<Value>, anyhow::Error> {
     Ok(consumers)
 }
 
-/// How each durable consumer of a stream is.
+/// The state of each durable consumer of a stream.
 async fn all(stream: &Stream) -> Result<Vec<Value>, anyhow::Error> {
     let mut all: Vec<Value> = Vec::new();
     let mut consumers = stream.consumers();
     while let Some(info) = consumers.try_next().await.context("reading the consumers")? {
-        // Those of somebody who reads for a moment have no name to be worked by.
+        // Ephemeral consumers have no name by which to pause or resume them.
         if info.config.durable_name.is_some() {
             all.push(json!({
                 "name": info.name, "stream": info.stream_name, "pending": info.num_pending, "inHand": info.num_ack_pending,

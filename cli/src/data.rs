@@ -1,4 +1,4 @@
-//! `flotilla data`: what the services hold of a tenant, or of one person of it, exported and erased.
+//! `flotilla data`: what the services hold about a tenant, or about one person in it, exported and erased.
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -129,7 +129,7 @@ async fn erase(context: &Context, whose: &WhoseArgs, act: &ActArgs) -> Result<()
         Some(person) => format!("the person {person} in what {} hold of the tenant {tenant}", services.join(", ")),
     };
     act.confirm(&format!("Erase {what} for ever?"))?;
-    // First: what a call has done that fails is not known here.
+    // First: the effects of a failed call are unknown here.
     audit::record(context, "erase data", 0, &whose.detail(&services), &act.reason).await?;
     let (mut all, mut count) = (serde_json::Map::new(), 0);
     for service in services {

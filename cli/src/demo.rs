@@ -1,4 +1,4 @@
-//! `flotilla demo`: the whole way, seen from outside: write, events, search, another tenant, and where the time goes.
+//! `flotilla demo`: the whole path, seen from outside: write, events, search, another tenant, and where the time goes.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
             println!("{text}");
         }
     };
-    // Listen from here on: from what the stream holds now, so that no event of the script is missed.
+    // Listen from the stream's present end, so that no event of the script is missed.
     let from = events::From::Sequence(stream.get_info().await?.state.last_sequence + 1);
     let listening = events::tail(&stream, (contracts::events::todo::SERVICE, Some(&acme)), from, move |event| {
         told.send(event).is_ok()
@@ -110,10 +110,10 @@ impl Way {
     }
 }
 
-/// Writes one todo and sees it pass each stage, timed from the moment it was sent.
+/// Writes one todo and follows it through each stage, timed from the moment it was sent.
 async fn follow(api: &Api, heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Way, anyhow::Error> {
     let sent = (Instant::now(), devstack::supervisor::now());
-    // A word of its own, so that the search has one hit however often the demo is run.
+    // A unique word, so that the search has one hit however often the demo is run.
     let title = &format!("Trace this todo through the fleet, run {}", key());
     let (todo, trace_id) = accepted(api.write("/v1/todos", &key(), &json!({"title": title})).await?)?;
     let answered = sent.0.elapsed();
@@ -152,7 +152,7 @@ async fn next(heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Told, anyhow:
     event.with_context(|| format!("no event within {:?}", events::WAIT))?.context("the events have ended")
 }
 
-/// Searches; every hit of the first page.
+/// Searches; returns every hit of the first page.
 async fn search(api: &Api, words: &str) -> Result<Vec<Value>, anyhow::Error> {
     let query: String = words.replace(' ', "+");
     let answer = api.call(Method::GET, &format!("/v1/todos:search?query={query}&pageSize=100"), None, None).await?;

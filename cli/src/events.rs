@@ -1,4 +1,4 @@
-//! `flotilla events tail`: what the fleet tells, as it tells it.
+//! `flotilla events tail`: the fleet's events, as they are published.
 
 use std::time::Duration;
 
@@ -34,14 +34,14 @@ pub enum EventsCommand {
     },
 }
 
-/// An event as it came.
+/// An event as received.
 pub struct Told {
     pub envelope: Envelope<Value>,
     pub stored_at: DateTime<Utc>,
     raw: Vec<u8>,
 }
 
-/// Where NATS is.
+/// The address of NATS.
 pub fn address(context: &Context) -> Result<String, anyhow::Error> {
     let board = context.board()?;
     let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
@@ -79,7 +79,7 @@ pub enum From {
     Sequence(u64),
 }
 
-/// Reads events until `each` says that it is enough.
+/// Reads events until `each` stops it.
 pub async fn tail(
     stream: &Stream,
     (service, tenant): (&str, Option<&TenantId>),
@@ -123,7 +123,7 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
     let each = |told: Told| {
         let text = if context.json { String::from_utf8_lossy(&told.raw).into_owned() } else { line(&told) };
         left -= 1;
-        // Whoever reads this may have enough of it: `flotilla events tail | head`.
+        // The reader may close the pipe: `flotilla events tail | head`.
         println!("{text}");
         left > 0 && !terminal::is_closed()
     };
@@ -150,5 +150,5 @@ pub fn line(told: &Told) -> String {
     )
 }
 
-/// Waits for the next message of a channel, and for no longer than this.
+/// Waits for the next message of a channel, but no longer than this.
 pub const WAIT: Duration = Duration::from_secs(15);

@@ -1,6 +1,6 @@
-//! Ends that are no failure of the command itself, each with an exit code of its own for scripts.
+//! Results that are no failure of the command itself, each with its own exit code for scripts.
 
-/// The command did what it was to do, and this is what it found.
+/// The command did its work, and this is the result.
 #[derive(Debug)]
 pub struct Exit {
     /// The process's exit code.
@@ -9,7 +9,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// A job ended without having everything handled: 3.
+    /// A job ended with something unhandled: 3.
     pub const fn unfinished(message: String) -> Self {
         Self { code: 3, message }
     }

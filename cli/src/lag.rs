@@ -18,7 +18,7 @@ impl Histogram {
         self.0.last().map_or(0.0, |(_, count)| *count)
     }
 
-    /// The value below which a share of them lies, by linear interpolation within its bucket.
+    /// The quantile of this share, by linear interpolation within its bucket.
     fn quantile(&self, share: f64) -> Option<f64> {
         let rank = share * self.count();
         if rank == 0.0 {
@@ -65,7 +65,7 @@ pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
-/// What the metrics of every service say, by service; empty text of one that does not answer.
+/// The metrics of every service, by service; an empty text for one that does not answer.
 pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyhow::Error> {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
     let units = context.board()?.units.into_iter().filter_map(|unit| unit.ops.map(|ops| (unit.name, ops)));
@@ -96,7 +96,7 @@ pub struct Stage {
     pub p99_seconds: Option<f64>,
 }
 
-/// The stages of an event's way: out of each outbox, through each consumer that keeps something, into each index.
+/// The stages of an event's path: out of each outbox, through each consumer that keeps something, into each index.
 pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
     let mut stages = Vec::new();
     let mut add = |of: &'static str, stage, h: Histogram| {
@@ -123,7 +123,7 @@ pub fn stages(metrics: &BTreeMap<String, String>) -> Vec<Stage> {
     stages
 }
 
-/// The consumers of a service, but for one that only rebuilds.
+/// The consumers of a service, except one that only rebuilds.
 fn durables(service: &fleet::Service) -> impl Iterator<Item = &'static str> {
     service.durables.iter().filter(|durable| !durable.on_demand).map(|durable| durable.name)
 }

@@ -1,6 +1,6 @@
 //! `flotilla`: one command for operators and newcomers.
 
-// First: its macros take the place of std's.
+// First: its macros replace std's.
 #[macro_use]
 mod terminal;
 

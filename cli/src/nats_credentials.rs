@@ -78,7 +78,7 @@ fn parse_duration(text: &str) -> Result<TimeDelta, anyhow::Error> {
     time.filter(bounded).ok_or_else(wrong)
 }
 
-/// Makes what is missing of the accounts, the streams and the durable consumers, and changes what may be changed.
+/// Makes the missing accounts, streams and durable consumers, and changes what may be changed.
 pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyhow::Error> {
     let wanted = Wanted {
         max_age: Duration::from_secs(args.stream_days * 86_400),

@@ -1,6 +1,6 @@
 //! `flotilla new service`: writes a service from the templates of the repository, and its row in the fleet's table.
 //!
-//! The templates are a service `harbour` with the aggregates `vessel` and `logbook`, which these names take the place of, in texts and
+//! The templates are a service `harbour` with the aggregates `vessel` and `logbook`. The new names replace these in texts and
 //! in the names of files.
 
 use std::collections::BTreeSet;
@@ -10,13 +10,13 @@ use std::process::Command;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 
-/// The templates, as they lie below the root of the repository.
+/// The path of the templates below the root of the repository.
 const TEMPLATES: &str = "templates/service";
-/// What the fleet knows of its services.
+/// The fleet's table of services.
 const TABLE: &str = "crates/fleet/src/services.rs";
 /// The registries of events.
 const EVENTS: &str = "crates/contracts/src/events/mod.rs";
-/// Who is asked.
+/// The code owners.
 const OWNERS: &str = ".github/CODEOWNERS";
 
 /// Words that no aggregate may be called, for a table, a module and a struct have its name: reserved ones of PostgreSQL and of Rust, and
@@ -102,13 +102,13 @@ fn tool(root: &Path, program: &str, args: &[&str]) -> Result<(), anyhow::Error> 
     Ok(())
 }
 
-/// What the repository has, as it lies there: the program that runs may be older.
+/// The contents of the repository on disk: the running program may be older.
 struct Known {
     /// Names of packages, ours and others', and of the folders of contracts.
     packages: BTreeSet<String>,
-    /// The contracts, where the paths of HTTP stand.
+    /// The contracts, which hold the HTTP paths.
     paths: String,
-    /// The highest port that the table gives away, of those that start with 17.
+    /// The highest port in the table, of those that start with 17.
     highest_port: u16,
 }
 
@@ -135,7 +135,7 @@ impl Known {
     }
 }
 
-/// What takes the place of the names of the templates.
+/// The replacements of the templates' names.
 #[derive(Debug)]
 struct Names {
     service: String,
@@ -227,7 +227,7 @@ impl Names {
     }
 }
 
-/// Replaces each of these words, the first that fits at a place, and none within what another was replaced by.
+/// Replaces each of these words, the first that fits at a position, and none within a replacement.
 fn replaced(text: &str, words: &[(String, String)]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -284,7 +284,7 @@ fn files(root: &Path, names: &Names) -> Result<Vec<(PathBuf, String)>, anyhow::E
     Ok(found)
 }
 
-/// The files that are changed: each takes some lines before one that is known.
+/// The changed files: each gets some lines before a known one.
 fn edits(root: &Path, names: &Names) -> Result<Vec<(PathBuf, String)>, anyhow::Error> {
     let Names { service, owner, .. } = names;
     let row = names.put_into(

@@ -1,4 +1,4 @@
-//! Who operates: the subject of a verified operator token, never the shell's user. And the question before an act.
+//! Who operates: the subject of a verified operator token, never the shell's user. And the confirmation before an act.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ pub struct ActArgs {
 }
 
 impl ActArgs {
-    /// Whether it is said who acts, and why.
+    /// Checks that the token and the reason are given.
     pub fn check(&self, context: &Context) -> Result<String, anyhow::Error> {
         anyhow::ensure!(!self.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
         context.operator.given()?.context(
@@ -55,7 +55,7 @@ impl ActArgs {
         )
     }
 
-    /// The same, and whether the token is an operator's: for what no process does, and so none verifies.
+    /// The same, and checks that the token is an operator's: for acts that no process does, and so none verifies.
     pub async fn verify(&self, context: &Context) -> Result<(), anyhow::Error> {
         let token = self.check(context)?;
         let board = context.board()?;
@@ -66,7 +66,7 @@ impl ActArgs {
         Ok(())
     }
 
-    /// Asks, unless told not to.
+    /// Asks for confirmation, unless `--yes` is given.
     pub fn confirm(&self, question: &str) -> Result<(), anyhow::Error> {
         if self.yes {
             return Ok(());

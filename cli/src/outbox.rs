@@ -1,4 +1,4 @@
-//! `flotilla outbox`: parked rows worked, the journal read, and a stream that is ahead of its outbox.
+//! `flotilla outbox`: parked rows, the journal, and a stream that is ahead of its outbox.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -20,10 +20,10 @@ use crate::processes::{self, Port, clock, said};
 use crate::stack::Context;
 use crate::{events, table};
 
-/// The outbox of a service, asked at its process.
+/// The API of a service's outbox, at its process.
 pub type Outbox = OutboxServiceClient<Port>;
 
-/// Opens the outbox of a service.
+/// Connects to the API of a service's outbox.
 pub async fn open(context: &Context, service: &str) -> Result<Outbox, anyhow::Error> {
     Ok(OutboxServiceClient::new(context.port(service).await?))
 }
@@ -159,7 +159,7 @@ async fn journal(context: &Context, outbox: &mut Outbox, lines: i64) -> Result<(
     Ok(())
 }
 
-/// A line of the journal, for a table.
+/// A line of the journal as a table row.
 pub fn journal_cells(line: &JournalLine) -> Vec<String> {
     let seq = |seq: Option<i64>| seq.map_or_else(String::new, |seq| seq.to_string());
     let rows = match (line.from_seq, line.to_seq) {
@@ -212,7 +212,7 @@ async fn accept(
     let mut removed = false;
     let mut accepted = follow(outbox, request.clone(), &stream, &mut removed).await;
     if removed && accepted.is_err() {
-        // The service has not waited so long.
+        // The service did not wait so long.
         accepted = follow(outbox, request, &stream, &mut removed).await;
     }
     accepted?;
@@ -220,7 +220,7 @@ async fn accept(
     Ok(())
 }
 
-/// Removes what is beyond the outbox, which a service may not do in its own stream, until the service says that it goes on.
+/// Removes the messages beyond the outbox, which a service may not do in its own stream, until the service reports that it goes on.
 async fn follow(
     outbox: &mut Outbox,
     request: AcceptRequest,
@@ -242,9 +242,9 @@ async fn follow(
     anyhow::bail!("the service did not say that it goes on: run the command again")
 }
 
-/// Writes messages of the stream to a file; how many there were.
+/// Writes messages of the stream to a file; returns how many.
 async fn save(stream: &Stream, from: u64, to: u64, export: &PathBuf) -> Result<u64, anyhow::Error> {
-    // It holds what tenants wrote.
+    // It holds tenants' data.
     let mut options = std::fs::OpenOptions::new();
     let file = options
         .write(true)

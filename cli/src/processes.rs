@@ -1,4 +1,4 @@
-//! The processes of the fleet, as operators ask them: by gRPC, at their operations ports.
+//! The processes of the fleet, as operators query them: by gRPC, at their operations ports.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use tonic::{Code, Request, Status};
 use crate::api;
 use crate::stack::Context;
 
-/// How long a process may take to take a connection.
+/// How long a process may take to accept a connection.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take to begin an answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(900);
-/// How long one that is stopped in the middle of something is taken for alive.
+/// How long a process that is stopped in the middle of a call counts as alive.
 const LIVES_WITHIN: Duration = Duration::from_secs(5);
-/// Who asks, where nobody has said who it is: whoever holds the fleet's keys.
+/// The caller without a token of its own: a holder of the fleet's keys.
 const ADMINISTRATION: &str = "administration";
 
 /// The operations port of a process.
@@ -40,7 +40,7 @@ impl Interceptor for Bearer {
 }
 
 impl Context {
-    /// The operations port of a service. Whoever looks at a stack whose issuer's key is in its folder needs no token of its own.
+    /// The operations port of a service. A caller needs no token of its own if the issuer's key is in the stack's folder.
     pub async fn port(&self, service: &str) -> Result<Port, anyhow::Error> {
         let board = self.board()?;
         let address = board.unit(service)?.ops.clone().with_context(|| format!("{service} is no service"))?;
@@ -60,11 +60,11 @@ impl Context {
     }
 }
 
-/// What a process said instead of an answer, for whoever operates.
+/// The error that a process answered, as text for an operator.
 pub fn said(status: Status) -> anyhow::Error {
     match status.code() {
         Code::Unauthenticated => anyhow::anyhow!("the operator's token was refused: {}", status.message()),
-        // Not the process has said it, but the connection to it.
+        // The error is from the connection, not from the process.
         _ if std::error::Error::source(&status).is_some() => {
             anyhow::Error::from(status).context("the process does not answer at its operations port")
         }
@@ -74,7 +74,7 @@ pub fn said(status: Status) -> anyhow::Error {
     }
 }
 
-/// All that is streamed.
+/// All messages of a stream.
 pub async fn all<M>(answer: Result<tonic::Response<tonic::Streaming<M>>, Status>) -> Result<Vec<M>, anyhow::Error> {
     let (mut stream, mut all) = (answer.map_err(said)?.into_inner(), Vec::new());
     while let Some(message) = stream.message().await.map_err(said)? {
@@ -83,7 +83,7 @@ pub async fn all<M>(answer: Result<tonic::Response<tonic::Streaming<M>>, Status>
     Ok(all)
 }
 
-/// For machines.
+/// A message as JSON.
 pub fn json<M: Message + Name>(message: &M) -> Result<Value, anyhow::Error> {
     Ok(proto::to_json(message)?)
 }

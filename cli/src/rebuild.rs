@@ -1,8 +1,8 @@
 //! `flotilla rebuild search`: a new index beside the one that is searched, filled while the fleet works, compared with the
-//! database, and swapped in; or the one before, brought up to date and swapped back in.
+//! database, and swapped in. Or the previous one, brought up to date and swapped back in.
 //!
-//! What there is to know is where it outlives this command: in an alias (`todos-rebuild`), in notes inside the index, and
-//! in a durable consumer by which the projector fills it. Run again, the command goes on where it stands.
+//! The state outlives this command: it is in an alias (`todos-rebuild`), in notes inside the index, and
+//! in the durable consumer by which the projector fills it. Run again, the command continues from there.
 
 use std::time::Duration;
 
@@ -28,11 +28,11 @@ use crate::verify::index::{CHUNK, Documents, TODO, documents, todos};
 use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
 use crate::{audit, events, table};
 
-/// For how long the projector is held up at most, should this command die in the middle of the swap.
+/// The longest pause of the projector, should this command die in the middle of the swap.
 const PAUSE: TimeDelta = TimeDelta::seconds(120);
-/// For how long the new index is waited for meanwhile.
+/// How long the swap waits for the new index meanwhile.
 const CATCHES_UP: Duration = Duration::from_secs(20);
-/// What it is filled from.
+/// The source of the new index.
 const STREAM: &str = "stream";
 const DATABASE: &str = "database";
 
@@ -81,7 +81,7 @@ pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Er
 }
 
 impl Rebuild<'_> {
-    /// One of the indexes, where there is one: its name, and what is noted in it.
+    /// One of the indexes, if it exists: its name, and the notes in it.
     async fn named(&self, which: Which) -> Result<Option<(String, Value)>, anyhow::Error> {
         let all = processes::all(self.index.clone().list_indexes(ListIndexesRequest {}).await).await?;
         let one = all.into_iter().find(|index| index.which() == which);
@@ -163,7 +163,7 @@ impl Rebuild<'_> {
             None => DATABASE,
         };
         self.args.act.confirm(&format!("Build an index from the {source} beside what is searched, and swap it in?"))?;
-        // While the operator thought about it, another one may have begun.
+        // During the confirmation, another rebuild may have begun.
         ensure!(self.named(Which::Next).await?.is_none(), "an index is being built already: run the command again");
         let from = if source == STREAM { 1 } else { state.last_sequence + 1 };
         self.durable(from).await?;
@@ -185,7 +185,7 @@ impl Rebuild<'_> {
         ensure!(first <= behind, "the stream has dropped what {name} lacks: build a new one instead");
         self.args.act.confirm(&format!("Bring {name} up to date, and search it again?"))?;
         self.durable(behind).await?;
-        // What an older release has left there of how it was filled is no longer so.
+        // The notes of an older release about how it was filled are no longer true.
         for note in ["floor", "anchor"] {
             notes.as_object_mut().map(|notes| notes.remove(note));
         }
@@ -200,7 +200,7 @@ impl Rebuild<'_> {
         Ok((name, notes))
     }
 
-    /// Removes what fills the index; the account of its replays.
+    /// Removes the durable consumer that fills the index; returns the account of its replays.
     async fn forget(&self) -> Result<jetstream::Context, anyhow::Error> {
         let records = events::administration(self.context, fleet::RECORDS).await?;
         let stream = self.stream.cached_info().config.name.as_str();
@@ -249,7 +249,7 @@ impl Rebuild<'_> {
         Ok(ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(what))
     }
 
-    /// Waits until the projector has filled it with all that the stream holds.
+    /// Waits until the projector has filled it with everything in the stream.
     async fn filled(&self) -> Result<(), anyhow::Error> {
         let state = self.stream.get_info().await?.state;
         let bar = self.bar(state.messages, "filling")?;
@@ -260,7 +260,7 @@ impl Rebuild<'_> {
             let waits = info.num_pending + info.num_ack_pending as u64;
             bar.set_length(bar.length().unwrap_or(0).max(waits));
             bar.set_position(bar.length().unwrap_or(0).saturating_sub(waits));
-            // What comes meanwhile is the swap's to wait for.
+            // The swap waits for events that come meanwhile.
             if waits == 0 || info.ack_floor.stream_sequence >= state.last_sequence {
                 bar.finish_and_clear();
                 return Ok(());
@@ -268,7 +268,7 @@ impl Rebuild<'_> {
         }
     }
 
-    /// Parity: every todo of every tenant is in it as the database has it, and nothing else is.
+    /// Parity: it holds every todo of every tenant as the database has it, and nothing else.
     async fn compare(&self) -> Result<Report, anyhow::Error> {
         self.refresh().await?;
         let mut report = Report::default();
@@ -284,7 +284,7 @@ impl Rebuild<'_> {
         if report.diverged.count > 0 {
             let example = report.diverged.examples.first().map(ToString::to_string).unwrap_or_default();
             let what = format!("{} todos differ, such as {example}", report.diverged.count);
-            return Err(Exit::found(format!("not swapped: {what}. Run again to look again, or --abandon")).into());
+            return Err(Exit::found(format!("not swapped: {what}. Run again to compare again, or --abandon")).into());
         }
         ensure!(
             report.unchecked.is_empty(),
@@ -294,7 +294,7 @@ impl Rebuild<'_> {
         Ok(report)
     }
 
-    /// While the projector is held up for a moment, so that neither index has what the other lacks.
+    /// Swaps while the projector is paused for a moment, so that neither index has what the other lacks.
     async fn swap(&self, target: &str) -> Result<(), anyhow::Error> {
         let current = self.named(Which::Searched).await?;
         let before = self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
@@ -309,7 +309,7 @@ impl Rebuild<'_> {
             None => {
                 self.stream.resume_consumer(PROJECTOR).await.context("letting the projector go on")?;
             }
-            // An operator has paused it: so it stays.
+            // An operator has paused it: keep it paused.
             Some(left) => {
                 let until = devstack::supervisor::now() + left;
                 self.stream
@@ -323,7 +323,7 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// A pause is in force once the consumer says so: the answer to it comes before that.
+    /// A pause is in force once the consumer reports it: the answer to the request comes earlier.
     async fn paused(&self) -> Result<(), anyhow::Error> {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let paused = async {
@@ -340,7 +340,7 @@ impl Rebuild<'_> {
             .context("not swapped: the projector is not held up; does the clock of NATS agree with this machine's?")?
     }
 
-    /// Once the projector has let go of it: it would make it anew.
+    /// Removes it once the projector no longer pulls from it: the projector would make it again.
     async fn end_filling(&self) {
         let mut tick = tokio::time::interval(Duration::from_millis(200));
         let let_go = async {
@@ -349,7 +349,7 @@ impl Rebuild<'_> {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), let_go).await.ok();
-        // The next rebuild tries again; what is searched is whole.
+        // The next rebuild tries again; the searched index is complete.
         if let Err(error) = self.forget().await {
             eprintln!("what filled the index is still there: {error:#}");
         }
@@ -364,7 +364,7 @@ impl Rebuild<'_> {
                     self.stream.consumer_info(PROJECTOR).await.context("asking for the projector's consumer")?;
                 let rebuilt =
                     self.stream.consumer_info(REBUILDER).await.context("asking how far the index is filled")?;
-                // What is in the projector's hands may be in the index that is searched: the new one must have it.
+                // Events in the projector's hands may be in the searched index: the new one must have them.
                 let (has, needs) = (rebuilt.ack_floor.stream_sequence, searched.delivered.stream_sequence);
                 let all = rebuilt.num_pending == 0 && rebuilt.num_ack_pending == 0;
                 if all || has >= needs {
@@ -379,7 +379,7 @@ impl Rebuild<'_> {
             Some((name, mut notes)) => {
                 // Should it be searched again, it lacks what follows.
                 notes["behind"] = json!(floor + 1);
-                // That says it for now; how far it is filled is noted again once it is searched again.
+                // That note suffices for now; how far it is filled is noted again once it is searched again.
                 notes.as_object_mut().map(|notes| notes.remove("floor"));
                 self.note(&name, &notes).await?;
                 Some((name, notes))
@@ -397,7 +397,7 @@ impl Rebuild<'_> {
             reason: self.args.act.reason.clone(),
         };
         self.index.clone().swap_indexes(request).await.map_err(said)?;
-        // The projector notes things in the same place, and may have done so at the same moment. Until now the event that it had noted
+        // The projector writes notes in the same document, and may have done so at the same moment. Until now the event that it had noted
         // was evidence of what the index showed; it is searched again only after it was compared.
         if let Some((name, mut notes)) = current {
             notes.as_object_mut().map(|notes| notes.remove("anchor"));

@@ -1,4 +1,4 @@
-//! `flotilla replay`: what a stream holds of a subject and a range of time, to one consumer again.
+//! `flotilla replay`: sends one consumer a stream's messages of a subject and a range of time again.
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
@@ -16,8 +16,8 @@ use crate::stack::Context;
 use crate::{events, outbox};
 
 /// The most events of one job.
-const MOST: usize = 1_000_000;
-/// So many go in one message.
+const MAX: usize = 1_000_000;
+/// How many events go in one message.
 const CHUNK: usize = 10_000;
 
 #[derive(Debug, Clone, Args)]
@@ -87,7 +87,7 @@ pub async fn run(context: &Context, args: &ReplayArgs) -> Result<(), anyhow::Err
     dlq::started(context, &mut jobs, &job, args.pace.detach()).await
 }
 
-/// What is selected, as the stream holds it now.
+/// The selected events, as the stream holds them now.
 async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<RangedEvent>, anyhow::Error> {
     let state = &stream.cached_info().state;
     let mut selected = Vec::new();
@@ -106,17 +106,17 @@ async fn select(stream: &Stream, args: &ReplayArgs, handled: u64) -> Result<Vec<
         let message = messages.next().await.context("the stream has ended")?.context("reading the stream")?;
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
         left -= 1;
-        // What the consumer has not had yet comes by itself, and in its order.
+        // What the consumer has not received yet comes by itself, in order.
         if info.stream_sequence > handled || args.to.is_some_and(|to| info.published >= to) {
             break;
         }
-        anyhow::ensure!(selected.len() < MOST, "more than {MOST} events: replay a shorter range at a time");
+        anyhow::ensure!(selected.len() < MAX, "more than {MAX} events: replay a shorter range at a time");
         selected.push(of(info.stream_sequence, &message.payload));
     }
     Ok(selected)
 }
 
-/// The event that a message is, at this place.
+/// The event in a message, at this sequence.
 fn of(sequence: u64, payload: &[u8]) -> RangedEvent {
     let event: Value = serde_json::from_slice(payload).unwrap_or_default();
     let text = |name: &str| event[name].as_str().map(ToOwned::to_owned);

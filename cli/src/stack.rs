@@ -1,4 +1,4 @@
-//! Up, down, status: the stack's life.
+//! The lifecycle of the stack: up, down, status.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,8 +11,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::login::Proxy;
 use devstack::stack::{BOARD, LOCK};
-use devstack::supervisor::{BoardFile, read_board};
-use devstack::{Home, Options, Say, Stack, process};
+use devstack::supervisor::{StackStatus, read_status};
+use devstack::{Home, Options, Reporter, Stack, process};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -20,14 +20,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{demo, operator};
 
-/// What every command is about.
+/// The context of every command.
 pub struct Context {
     pub home: PathBuf,
     pub json: bool,
     pub operator: operator::Token,
 }
 
-/// The gateway's port, unless another is asked for.
+/// The gateway's default port.
 fn edge_port() -> u16 {
     fleet::SERVICES.iter().find(|service| service.edge).and_then(|service| service.port).unwrap_or_default()
 }
@@ -126,13 +126,13 @@ impl LoginProxyArgs {
 
 impl Context {
     /// The board of the running stack.
-    pub fn board(&self) -> Result<BoardFile, anyhow::Error> {
-        let board = read_board(&self.home.join(BOARD)).ok().filter(|_| self.is_supervised());
+    pub fn board(&self) -> Result<StackStatus, anyhow::Error> {
+        let board = read_status(&self.home.join(BOARD)).ok().filter(|_| self.is_supervised());
         board.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
     }
 
-    /// Whether a process supervises the folder: it holds the lock for as long as it lives. A process id in a file says
-    /// nothing, it may be somebody else's by now.
+    /// Whether a process supervises the folder: it holds the lock for as long as it lives. A process id in a file proves
+    /// nothing, another process may have it by now.
     fn is_supervised(&self) -> bool {
         std::fs::File::open(self.home.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
     }
@@ -159,11 +159,11 @@ impl Context {
     }
 }
 
-fn say_to_terminal() -> Say {
+fn say_to_terminal() -> Reporter {
     Arc::new(|line| println!("  {line}"))
 }
 
-/// Ctrl-C, or being told to stop.
+/// Waits for Ctrl-C, or for the signal to stop.
 async fn told_to_stop() -> Result<(), anyhow::Error> {
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -179,7 +179,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     println!("Bringing the fleet up in {} (Ctrl-C stops it)", context.home.display());
     let started = Instant::now();
     let options = context.options(args)?;
-    // Asked to stop in the middle of the start: what runs already dies with this process.
+    // Stopped in the middle of the start: what runs already dies with this process.
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
         stop = told_to_stop() => {
@@ -205,7 +205,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     outcome
 }
 
-/// What a newcomer sees once all is up.
+/// Prints what a newcomer needs once all is up.
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let first = context.home.join("data/demo-done");
     if !args.no_demo && !first.exists() {
@@ -264,7 +264,7 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     welcome(context, args).await
 }
 
-/// Waits until every unit was ready once; `still` fails when that will not be.
+/// Waits until every unit was ready once; `still` fails if that cannot happen any more.
 async fn until_up(
     context: &Context,
     mut still: impl FnMut() -> Result<(), anyhow::Error>,
@@ -352,7 +352,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
     if args.wipe_at_end { home.wipe() } else { Ok(()) }
 }
 
-/// Postgres and OpenSearch for test runs: one pair for all of them, stopped when the last has gone.
+/// Postgres and OpenSearch for test runs: one pair for all of them, stopped after the last has ended.
 pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     const LINGER: Duration = Duration::from_secs(20);
     let options = Options {
@@ -386,7 +386,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     std::fs::remove_file(&socket).ok();
     let listener = UnixListener::bind(&socket)?;
     let tasks = tokio_util::task::TaskTracker::new();
-    // Counted here: a task that says it has left has not quite ended.
+    // Counted here: a task that reports its end has not quite ended.
     let mut guests = 0_usize;
     let (left, mut leaving) = tokio::sync::mpsc::unbounded_channel();
     loop {
@@ -419,7 +419,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// Removes what a test run has made: `database NAME` or `index NAME`.
+/// Removes what a test run made: `database NAME` or `index NAME`.
 async fn remove(parts: &serde_json::Value, line: &str) -> Result<(), anyhow::Error> {
     use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 

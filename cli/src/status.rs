@@ -1,4 +1,4 @@
-//! `flotilla status`: an operator's first questions on one screen. What cannot be asked is said; the rest is shown.
+//! `flotilla status`: an operator's first questions on one screen. It names what does not answer, and shows the rest.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::processes::{self, clock, said};
 use crate::stack::Context;
 use crate::{audit, consumers, dlq, events, table, terminal};
 
-/// What does not answer by then is said not to.
+/// A query without an answer by then counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(3);
 const GROUPS: usize = 5;
 const JOURNAL: i64 = 5;
@@ -39,12 +39,12 @@ pub struct StatusArgs {
     every: u64,
 }
 
-/// How the fleet is.
+/// The state of the fleet.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     units: Vec<Unit>,
-    /// What each service says of which release it is.
+    /// The release that each service reports.
     releases: BTreeMap<String, String>,
     /// By the service.
     outboxes: BTreeMap<&'static str, Asked<Outbox>>,
@@ -52,9 +52,9 @@ struct Status {
     /// How long each stage takes.
     stages: Vec<Stage>,
     dead_letters: Asked<Letters>,
-    /// Whether OpenSearch wants a login; where it does not, whoever reaches its port reads and changes the read models.
+    /// Whether OpenSearch requires a login; without one, anyone who reaches its port reads and changes the read models.
     search_has_login: bool,
-    /// What is not as it should be, and what to read about it.
+    /// The problems, and the page about each.
     degraded: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ enum Asked<T> {
 struct Outbox {
     #[serde(serialize_with = "message")]
     overview: ops::Outbox,
-    /// The stream's newest message; the overview says how far it is known to be stored.
+    /// The stream's newest message; the overview reports how far it is known to be stored.
     stream_tail: Option<u64>,
     oldest_waiting_seconds: Option<f64>,
     #[serde(serialize_with = "messages")]
@@ -102,7 +102,7 @@ struct Letters {
     last_rebuild: Option<AuditLine>,
 }
 
-/// Asks, and does not wait for long.
+/// Queries, and does not wait for long.
 async fn asked<T>(question: impl Future<Output = Result<T, anyhow::Error>>) -> Asked<T> {
     match tokio::time::timeout(PATIENCE, question).await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
         Ok(answer) => Asked::Answer(answer),
@@ -227,7 +227,7 @@ async fn letters(context: &Context) -> Result<Letters, anyhow::Error> {
     Ok(Letters { stats, groups, last_rebuild })
 }
 
-/// What is not as it should be, in words, with the page that says what to do.
+/// The problems in words, each with the page that says what to do.
 fn degraded(
     units: &[Unit],
     unready: &[(String, String)],
@@ -313,7 +313,7 @@ fn degraded(
         Err(error) => degraded.push(format!("the dead letters cannot be read: {error}")),
         Ok(Letters { stats, .. }) if stats.open + stats.failed_again > 0 => {
             let count = stats.open + stats.failed_again;
-            degraded.push(format!("{count} dead letters wait to be worked (docs/runbooks/dead-letters.md)"));
+            degraded.push(format!("{count} dead letters wait to be resolved (docs/runbooks/dead-letters.md)"));
         }
         Ok(_) => {}
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::terminal;
 
-/// Prints rows under a head, each column as wide as it needs.
+/// Prints rows under a header, each column as wide as it needs.
 pub fn print(head: &[&str], rows: &[Vec<String>]) {
     let rows: Vec<Vec<Cow<'_, str>>> =
         rows.iter().map(|row| row.iter().map(|cell| terminal::on_one_line(cell)).collect()).collect();

@@ -1,5 +1,5 @@
-//! The one way to a person's terminal. What is printed may hold what a stranger has sent: nothing of it steers the terminal, turns
-//! the direction of writing, or hides. And whoever reads may have enough of it: a closed pipe is no failure.
+//! The only output to a person's terminal. It may hold text that a stranger sent: none of it steers the terminal, turns
+//! the direction of writing, or hides. The reader may stop: a closed pipe is no failure.
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
@@ -40,7 +40,7 @@ pub fn error(text: &str) {
     write(std::io::stderr().lock(), &harmless(text), &AtomicBool::new(false));
 }
 
-/// Begins the screen anew, where there is one.
+/// Clears the screen, if there is one.
 pub fn clear() {
     use std::io::IsTerminal as _;
     if std::io::stdout().is_terminal() {

@@ -1,4 +1,4 @@
-//! `flotilla trace`: what all services have logged of one trace. An answer's `trace-id` header, a problem's `traceId`, an event's
+//! `flotilla trace`: the log lines of one trace from all services. An answer's `trace-id` header, a problem's `traceId`, an event's
 //! `traceparent` and a dead letter name it.
 
 use std::fs::File;
@@ -12,9 +12,9 @@ use crate::exit::Exit;
 use crate::stack::Context;
 use crate::table;
 
-/// The most lines of one log that are shown: strangers name traces as they like.
+/// The most lines shown of one log: external callers name traces as they like.
 const MAX_LINES: usize = 10_000;
-/// The longest line that is looked at.
+/// The longest line that is read.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Args)]
@@ -26,7 +26,7 @@ pub struct TraceArgs {
 
 fn trace_id(text: &str) -> Result<String, String> {
     let text = text.to_ascii_lowercase();
-    // As a whole traceparent, too.
+    // Accept a whole traceparent, too.
     let id = text.split('-').nth(1).unwrap_or(&text);
     let is_one = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
     is_one.then(|| id.to_owned()).ok_or_else(|| "a trace id is 32 hex digits, as the header trace-id has it".to_owned())
@@ -46,7 +46,7 @@ pub fn run(context: &Context, args: &TraceArgs) -> Result<(), anyhow::Error> {
             lines.extend(found);
         }
     }
-    // RFC 3339 in UTC with as many digits everywhere: as text, in the order of time.
+    // RFC 3339 in UTC with equally many digits: text order is time order.
     lines.sort_by(|one, other| text(one, "timestamp").cmp(text(other, "timestamp")));
     if lines.is_empty() {
         let message =

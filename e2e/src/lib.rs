@@ -1,4 +1,4 @@
-//! A whole fleet as processes, in a folder and on ports of its own, driven through its public doors only.
+//! A whole fleet as processes, in a folder and on ports of its own, driven through its public endpoints only.
 
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use devstack::supervisor::{BoardFile, State, Unit, read_board};
+use devstack::supervisor::{StackStatus, State, Unit, read_status};
 use reqwest::{Method, Response};
 use serde_json::Value;
 use testkit::{backing, unique};
 use tokio::process::{Child, Command};
 
-/// How long a fleet may take to come up; on a fresh machine the parts are fetched first.
+/// How long a fleet may take to come up; on a fresh machine the backing services are fetched first.
 const UP_WITHIN: Duration = Duration::from_secs(600);
 
-/// A running fleet. It stops when this is dropped, and when the test process ends.
+/// A running fleet. It stops when dropped, and when the test process ends.
 pub struct Fleet {
     /// Its folder.
     pub home: PathBuf,
@@ -33,7 +33,7 @@ impl Fleet {
     /// Brings a fleet up as a user would, on any free ports.
     ///
     /// # Panics
-    /// It does not come up: shows what it said.
+    /// It does not come up: the message shows its output.
     pub async fn start(otlp_endpoint: Option<&str>) -> Self {
         Self::start_with(otlp_endpoint, &[]).await
     }
@@ -41,7 +41,7 @@ impl Fleet {
     /// Brings a fleet up with more arguments.
     ///
     /// # Panics
-    /// It does not come up: shows what it said.
+    /// It does not come up: the message shows its output.
     pub async fn start_with(otlp_endpoint: Option<&str>, more: &[&str]) -> Self {
         let home = std::env::temp_dir().join(unique("flotilla-e2e-"));
         std::fs::create_dir_all(&home).unwrap();
@@ -75,11 +75,11 @@ impl Fleet {
         fleet
     }
 
-    fn board(&self) -> Option<BoardFile> {
-        read_board(&self.home.join(devstack::stack::BOARD)).ok()
+    fn board(&self) -> Option<StackStatus> {
+        read_status(&self.home.join(devstack::stack::BOARD)).ok()
     }
 
-    /// How a part or service is.
+    /// The state of a backing service or service.
     ///
     /// # Panics
     /// There is no such unit.
@@ -157,15 +157,15 @@ impl Fleet {
     /// A caller of the HTTP API.
     ///
     /// # Panics
-    /// No token can be had.
+    /// No token is minted.
     pub async fn caller(&self, tenant: &str, user: &str) -> Caller {
         self.caller_as(tenant, user, &[]).await
     }
 
-    /// A caller whose token is minted with these arguments more: `--role`, `--scope`, `--agent`.
+    /// A caller whose token is minted with these additional arguments: `--role`, `--scope`, `--agent`.
     ///
     /// # Panics
-    /// No token can be had.
+    /// No token is minted.
     pub async fn caller_as(&self, tenant: &str, user: &str, more: &[&str]) -> Caller {
         let output = self.run(&[&["token", "--tenant", tenant, "--user", user], more].concat()).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -201,13 +201,13 @@ impl Drop for Fleet {
     }
 }
 
-/// Where the workspace is.
+/// The root of the workspace.
 #[must_use]
 pub fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Someone who speaks HTTP.
+/// An HTTP client.
 #[derive(Clone)]
 pub struct Caller {
     http: reqwest::Client,
@@ -242,7 +242,7 @@ impl Caller {
         self.http.execute(request).await
     }
 
-    /// Sends it.
+    /// Sends a request and reads the answer.
     ///
     /// # Panics
     /// There is no answer.
@@ -275,7 +275,7 @@ impl Caller {
     }
 }
 
-/// What was answered.
+/// An answer.
 #[derive(Debug)]
 pub struct Answer {
     /// The HTTP status.
@@ -297,13 +297,13 @@ impl Answer {
         Self { status, headers, body }
     }
 
-    /// A header's text; empty when it is not there.
+    /// A header's text; empty if it is absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The stable code of a problem, after a look at its shape.
+    /// The stable code of a problem, after a check of its shape.
     ///
     /// # Panics
     /// It is no problem.

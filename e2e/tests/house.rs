@@ -21,7 +21,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("authz", &["contracts"]),
     ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
     ("testkit", &["authz", "devstack", "fleet"]),
-    // It asks the services, and links none.
+    // It calls the services, and links none.
     ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto"]),
     ("bench", &["devstack", "outbox", "proto"]),
     ("consume-events", &[]),
@@ -128,7 +128,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Code lines that hold one of these words, comments and tests left out.
+/// Code lines that hold one of these words, without comments and tests.
 fn lines_with(path: &Path, words: &[&str]) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap();
     let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
@@ -180,8 +180,8 @@ fn statements(text: &str) -> Vec<(String, bool)> {
     all.into_iter().map(|(text, excused)| (plain(text), excused)).filter(|(text, _)| !text.is_empty()).collect()
 }
 
-/// Whether a statement, by its form alone, takes nothing away from a release that runs, and refuses none of its writes. What is done to
-/// `made` is done to a table or function that the same migrations make.
+/// Whether a statement, by its form alone, takes nothing away from a release that runs, and refuses none of its writes. `made` are the
+/// tables and functions that the same migrations make.
 fn only_adds(statement: &str, made: &[String]) -> bool {
     let of_a_new_one = |rest: &str| made.iter().any(|name| rest.split([' ', '(']).next() == Some(name));
     let begins = |words: &[&str]| words.iter().any(|words| statement.starts_with(words));
@@ -259,7 +259,7 @@ fn the_rule_of_migrations_knows_what_takes_away() {
     assert_eq!(statements(text), expected.map(|(text, excused)| (text.to_owned(), excused)));
 }
 
-/// Those that were released stay as they are, by `scripts/check.sh`; they were held to this when they were new.
+/// `scripts/check.sh` keeps released migrations unchanged; they were checked when they were new.
 #[test]
 fn a_migration_leaves_the_release_before_it_running() {
     let released = std::fs::read_to_string(workspace().join("infra/released-migrations.sha384")).unwrap();

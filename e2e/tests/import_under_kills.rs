@@ -1,5 +1,5 @@
-//! What this project promises, in one test: 20,000 todos into two tenants while every service is killed at least once.
-//! Afterwards nothing is lost, nothing is there twice, and everything is found.
+//! The promise of this project, in one test: 20,000 todos into two tenants while every service is killed at least once.
+//! Afterwards nothing is lost, nothing is duplicated, and everything is found.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -61,7 +61,7 @@ async fn an_import_of_20_000_todos_survives_the_death_of_every_service() {
     }
     let postgres = fleet.login("postgres")["url"].as_str().unwrap().to_owned();
     let mut db = sqlx::PgConnection::connect(&postgres).await.unwrap();
-    // Each kill waits until a good deal more has been written, so that it hits the work and not the start or the end.
+    // Each kill waits for many more writes, so that it hits the work and not the start or the end.
     for (round, victim) in
         ["todo", "search-projector", "gateway", "todo", "search-projector", "gateway"].iter().enumerate()
     {
@@ -138,7 +138,7 @@ async fn an_import_of_20_000_todos_survives_the_death_of_every_service() {
         assert_eq!(found, PER_TENANT, "every todo of {tenant} is found by its title");
     }
     db.close().await.unwrap();
-    // What anyone can check with one command says the same.
+    // The command that anyone can run confirms it.
     let verified = fleet.run(&["verify"]).await;
     let said = String::from_utf8_lossy(&verified.stdout);
     assert!(verified.status.success() && said.contains("20000 todos with 20000 documents"), "{said}");

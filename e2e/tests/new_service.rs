@@ -1,4 +1,4 @@
-//! `flotilla new service`: what it writes builds, passes its own tests and the fleet's rules, and touches what it says.
+//! `flotilla new service`: what it writes builds, passes its own tests and the fleet's rules, and changes only what it reports.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -22,7 +22,7 @@ impl Copy {
             let (from, to) = (workspace().join(file), copy.0.join(file));
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::copy(&from, &to).unwrap();
-            // So that what has not changed is not built again.
+            // This avoids a rebuild of what has not changed.
             let changed = fs::metadata(&from).unwrap().modified().unwrap();
             fs::File::options().write(true).open(&to).unwrap().set_modified(changed).unwrap();
         }
@@ -37,7 +37,7 @@ impl Copy {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs a program there; what it printed.
+    /// Runs a program there; returns its output.
     fn run(&self, program: impl AsRef<Path>, args: &[&str]) -> String {
         let mut command = Command::new(program.as_ref());
         command.args(args).current_dir(&self.0);
@@ -54,7 +54,7 @@ impl Copy {
         said
     }
 
-    /// The files that differ from those of the repository, and those that are not there.
+    /// The files that differ from those of the repository, and those that are not in it.
     fn differing(&self) -> (BTreeSet<String>, BTreeSet<String>) {
         let (mut changed, mut new) = (BTreeSet::new(), BTreeSet::new());
         let mut folders = vec![self.0.clone()];
@@ -99,8 +99,8 @@ fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
         }
     }
     copy.run("cargo", &["fmt", "--all", "--check"]);
-    // The same packages each time, so that their dependencies are built once. The command is what starts the parts for tests, from the table
-    // that knows the service.
+    // The same packages each time, so that their dependencies are built once. The command starts the backing services for tests, from the
+    // table that knows the service.
     let of = |args: &[&str]| {
         let packages =
             ["cli", "ferry", "contracts", "fleet", "proto", "gateway"].map(|name| ["--package", name]).concat();
@@ -114,7 +114,7 @@ fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
         let errors = fs::read_to_string(copy.0.join("services/ferry/errors.md")).unwrap();
         assert!(errors.contains(&format!("## {code}\n")), "{errors}");
     }
-    // One built of the old table gives the next service other ports.
+    // A command built from the old table gives the next service other ports.
     copy.run(flotilla(), &["new", "service", "tender", "--aggregates", "buoy,anchor_chain"]);
     let table = fs::read_to_string(copy.0.join("crates/fleet/src/services.rs")).unwrap();
     assert!(table.contains("17401") && table.contains("17501"), "{table}");

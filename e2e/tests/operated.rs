@@ -1,4 +1,4 @@
-//! What an operator does at night: sees what died, finds the cause, mends it, replays; and checks that all is well, or
+//! What an operator does at night: sees the dead letters, finds the cause, repairs it, replays; and checks that all is well, or
 //! what is not. By the command, on a fleet of its own, with faults planted behind its back.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -30,7 +30,7 @@ impl World {
         Self { fleet, token, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
-    /// Runs the command as an operator; its exit code and what it printed.
+    /// Runs the command as an operator; returns its exit code and output.
     async fn operate(&self, args: &[&str]) -> (i32, Value) {
         let mut command = self.fleet.command(&[args, &["--reason", "the test says so", "--yes", "--json"]].concat());
         let output = command.env("FLOTILLA_OPERATOR_TOKEN", &self.token).output().await.unwrap();
@@ -57,7 +57,7 @@ impl World {
         sqlx::PgConnection::connect(&format!("{server}/todo")).await.unwrap()
     }
 
-    /// Has a copy of all todos take longer than anybody waits; what ends that.
+    /// Makes a copy of all todos take longer than any caller waits; returns the SQL that ends this.
     async fn hold_up_copies(&self) -> String {
         let mut db = self.todo_database().await;
         let is = "select pg_get_functiondef('todo_next_tenant(text)'::regprocedure)";
@@ -68,7 +68,7 @@ impl World {
         is
     }
 
-    /// Has somebody else lead the outbox of todo, who does nothing, until then.
+    /// Gives the lead of todo's outbox to an idle holder, until then.
     async fn hold_the_lead(&self, until: &str) {
         let mut db = self.todo_database().await;
         sqlx::query(
@@ -109,7 +109,7 @@ async fn message(stream: &Stream, id: &Value, version: i32) -> StreamMessage {
 async fn publish(js: &jetstream::Context, message: &StreamMessage) {
     let mut headers = async_nats::HeaderMap::new();
     for (name, values) in message.headers.iter() {
-        // What the relay asked of the server then is left out.
+        // Leave out the relay's `Nats-` headers.
         if !AsRef::<str>::as_ref(name).starts_with("Nats-") {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
@@ -137,7 +137,7 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     assert_eq!((code, found), (0, [0; 5]), "{report}");
     assert_eq!(["outboxRows", "messages", "todos"].map(|part| report[part].as_u64().unwrap()), [17, 17, 8], "{report}");
 
-    // The read model: one document changed, one gone, one that is no todo, one raised from the dead.
+    // The read model: one document changed, one gone, one that is no todo, one deleted todo shown again.
     let text = |n: usize| ids[n].as_str().unwrap().to_owned();
     let get =
         async |id: &str| world.opensearch(Method::GET, &format!("todos/_doc/{id}?routing=acme"), json!(null)).await;
@@ -165,9 +165,9 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     assert_eq!(named, planted);
     assert_eq!(world.verify(&["--tenant", "another"]).await.0, 0, "it is none of that tenant's");
 
-    // The stream, while the relay cannot mend anything: a message gone; back, behind a newer one of its todo; one twice;
+    // The stream, while the relay cannot repair anything: a message gone; back, behind a newer one of its todo; one twice;
     // one that the outbox does not know.
-    // (The relay cannot catch up: it is not waited for.)
+    // (The relay cannot catch up: do not wait for it.)
     let soon = ["--patience", "2"];
     world.hold_the_lead("infinity").await;
     let (js, stream) = world.stream().await;
@@ -192,7 +192,7 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     let text = String::from_utf8(world.fleet.run(&["verify", "--patience", "2"]).await.stdout).unwrap();
     assert!(text.contains("1 out of order") && text.contains(ids[2].as_str().unwrap()), "{text}");
 
-    // What is away is said, and is not taken for well: a process that is stopped holds up nobody who asks it.
+    // What is unavailable is reported and does not count as well: a stopped process holds up no caller.
     let stopped = async |service: &str, more: &[&str]| {
         let process = world.fleet.unit(service).pid.unwrap();
         devstack::process::signal(process, Signal::SIGSTOP).unwrap();
@@ -221,7 +221,7 @@ fn wrong_mapping() -> Value {
 }
 
 impl World {
-    /// Has the alias lead to a new index with this mapping, in one step; the one before is removed.
+    /// Points the alias to a new index with this mapping, in one step; the one before is removed.
     async fn put_in_place(&self, name: &str, mapping: &Value) {
         let before = searched(self).await;
         let index = self.opensearch(Method::GET, &format!("{before}/_settings"), json!(null)).await;
@@ -243,7 +243,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     let mut right =
         world.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
     assert_eq!(right["_meta"]["filled_since"], 1, "{right}");
-    // An index that says how far it was filled would be filled up from there by itself.
+    // An index that notes how far it was filled would be filled up from there by itself.
     right["_meta"] = json!({"filled_since": 1});
     world.put_in_place("todos-wrong", &wrong_mapping()).await;
     for n in 0..5 {
@@ -282,7 +282,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     // Too early: the canary fails, and everything stays where it was.
     let (code, job) = world.operate(&["dlq", "replay", "--consumer", "search-projector"]).await;
     assert_eq!((code, &job["state"], &job["failed"], &job["skipped"]), (3, &json!("aborted"), &json!(1), &json!(14)));
-    // Nobody replays everything by leaving something out, and nobody acts without a token of an operator.
+    // Nobody replays everything by omitting an option, and nobody acts without an operator's token.
     let without = world.fleet.run(&["dlq", "replay", "--reason", "r", "--yes"]).await;
     assert!(String::from_utf8_lossy(&without.stderr).contains("--all"), "{without:?}");
     let nobody = world.fleet.run(&["dlq", "replay", "--all", "--reason", "r", "--yes"]).await;
@@ -291,7 +291,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     assert_eq!(edited["letters"].as_array().unwrap().len(), 15);
     assert_eq!(world.fleet.json(&["dlq", "stats"]).await["failedAgain"], 1);
 
-    // One is given up, the index is mended, the rest is replayed.
+    // One is discarded, the index is repaired, the rest is replayed.
     let (code, discarded) = world.operate(&["dlq", "discard", &id]).await;
     assert_eq!((code, &discarded["discarded"]), (0, &json!(1)));
     world.put_in_place("todos-mended", &right).await;
@@ -304,7 +304,7 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     assert_eq!((found[4], &report["diverged"]["examples"][0]["tenant"]), (1, &json!("globex")), "{report}");
     until("what was replayed is found", || async { ann.search("ann's").await.len() == 5 }).await;
 
-    // The one that was given up comes by a replay of its stream, to that consumer alone.
+    // The discarded one comes by a replay of its stream, to that consumer alone.
     let range = [
         "replay",
         "--consumer",
@@ -326,8 +326,8 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     world.fleet.stop().await;
 }
 
-/// Somebody writes and searches all the while: no search fails, and none goes back in time; how many writes. (Searches are
-/// the projector's: while that is dead they are refused.)
+/// A client writes and searches all the while: no search fails, and none goes back in time; returns how many writes. (Searches are
+/// the projector's: while that is down they are refused.)
 async fn used(caller: Caller, id: String, title: &'static str, phases: watch::Receiver<&'static str>) -> usize {
     let (mut shown, mut writes) = (0, 0);
     while *phases.borrow() != "over" {
@@ -371,7 +371,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     let mut live = tokio::task::JoinSet::new();
     live.spawn(used(ann, ids[0].clone(), "todo 0", phases));
 
-    // The tool and the projector die in the middle; run again, it goes on.
+    // The command and the projector die in the middle; run again, the command goes on.
     let before = searched(&world).await;
     let copies = world.hold_up_copies().await;
     let args = ["rebuild", "search", "--from", "database", "--reason", "the mapping changed", "--yes", "--json"];
@@ -393,7 +393,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     assert_ne!(after, before);
     world.is_well().await;
 
-    // Back to the one before, which has missed what was written since; then anew, from the stream.
+    // Back to the one before, which has missed what was written since; then a new one, from the stream.
     let (code, back) = world.operate(&["rebuild", "search", "--rollback"]).await;
     assert_eq!((code, &back["index"]), (0, &json!(before)));
     world.is_well().await;
@@ -416,7 +416,7 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     assert_eq!(world.operate(&["consumers", "resume", "search-projector"]).await.0, 0);
     world.is_well().await;
 
-    // What differs is not swapped in, and can be given up.
+    // An index that differs is not swapped in, and can be abandoned.
     let copies = world.hold_up_copies().await;
     let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
     until("another has begun", next).await;

@@ -1,4 +1,4 @@
-//! `flotilla dlq`: dead letters looked at, mended, replayed as jobs, discarded. `flotilla replay`: a range of a stream.
+//! `flotilla dlq`: dead letters inspected, corrected, replayed as jobs, discarded. `flotilla replay`: a range of a stream.
 
 mod show;
 
@@ -30,16 +30,16 @@ use crate::stack::Context;
 /// The service that keeps dead letters.
 pub const SERVICE: &str = fleet::OPERATIONS;
 
-/// Dead letters, asked at their service.
+/// The API of dead letters, at their service.
 pub type Letters = LetterServiceClient<Port>;
 
-/// Jobs, asked at their service.
+/// The API of jobs, at their service.
 pub type Jobs = JobServiceClient<Port>;
 
-/// The states of what is not settled.
+/// The states of unsettled letters.
 pub const UNSETTLED: [&str; 2] = ["open", "failed_again"];
 
-/// Opens the jobs.
+/// Connects to the API of jobs.
 pub async fn jobs(context: &Context) -> Result<Jobs, anyhow::Error> {
     Ok(JobServiceClient::new(context.port(SERVICE).await?))
 }
@@ -288,7 +288,7 @@ pub async fn run(context: &Context, args: &DlqArgs) -> Result<(), anyhow::Error>
     }
 }
 
-/// A job, for machines.
+/// A job as JSON.
 fn json_of(job: &Job) -> Result<Value, anyhow::Error> {
     processes::json_with(job, "selection")
 }
@@ -300,15 +300,15 @@ async fn edit(
     file: &PathBuf,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
-    /// More is no event.
-    const MOST: u64 = 1 << 20;
+    /// A larger file is no event.
+    const MAX: u64 = 1 << 20;
     act.check(context)?;
     let mut event = Vec::new();
     if file.as_os_str() == "-" {
-        std::io::stdin().lock().take(MOST).read_to_end(&mut event)?;
+        std::io::stdin().lock().take(MAX).read_to_end(&mut event)?;
     } else {
         let file = std::fs::File::open(file).with_context(|| format!("opening {}", file.display()))?;
-        file.take(MOST).read_to_end(&mut event)?;
+        file.take(MAX).read_to_end(&mut event)?;
     }
     let edited = |dry_run| EditLetterRequest { id, event: event.clone(), reason: act.reason.clone(), dry_run };
     letters.edit_letter(edited(true)).await.map_err(said)?;
@@ -361,7 +361,7 @@ async fn discard(
     dry_run: bool,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
-    // The consumer is told of each, as fast as it takes them.
+    // The job reports each to the consumer, as fast as it takes them.
     let pace = Pace { canary: 0, rate: 10_000.0, max_failures: 1.0 };
     let selection = which.narrowed()?;
     let planned = plan(jobs, "discard", &selection).await?;
@@ -372,7 +372,7 @@ async fn discard(
     act.confirm(&format!("Give up {} letters for ever?", planned.len()))?;
     let job = create(jobs, "discard", selection, &planned, pace, act).await?.id;
     let json = json!({"discarded": planned.len(), "job": job});
-    say(context, &json, &format!("{} letters are discarded; job {job} tells their consumer.", planned.len()));
+    say(context, &json, &format!("{} letters are discarded; job {job} reports it to their consumer.", planned.len()));
     Ok(())
 }
 
@@ -385,7 +385,7 @@ pub async fn started(context: &Context, jobs: &mut Jobs, job: &Job, detach: bool
     watch(context, jobs, job).await
 }
 
-/// Follows a job to its end. It goes on without this.
+/// Follows a job to its end. The job goes on without this.
 async fn watch(context: &Context, jobs: &mut Jobs, id: i64) -> Result<(), anyhow::Error> {
     let mut job = jobs.get_job(GetJobRequest { id }).await.map_err(said)?.into_inner();
     let bar = if context.json { ProgressBar::hidden() } else { ProgressBar::new(job.total.cast_unsigned()) };

@@ -67,7 +67,7 @@ pub async fn groups(context: &Context, letters: &mut Letters, selection: Selecti
     Ok(())
 }
 
-/// A letter for machines: the line, and what is beyond it.
+/// A letter as JSON: the line, and its details.
 fn whole_json(letter: &WholeLetter, line: &Letter) -> Result<Value, anyhow::Error> {
     let read = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(any);
     let mut whole = processes::json(line)?;
@@ -85,7 +85,7 @@ fn whole_json(letter: &WholeLetter, line: &Letter) -> Result<Value, anyhow::Erro
     Ok(whole)
 }
 
-/// What bytes hold: JSON, or text.
+/// The content of bytes: JSON, or text.
 fn any(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()))
 }
@@ -123,7 +123,7 @@ pub async fn show(context: &Context, letters: &mut Letters, id: i64, event: bool
     for (name, value) in rows {
         println!("{name:<13} {value}");
     }
-    println!("\nHow it died:");
+    println!("\nFailure history:");
     for death in &letter.deaths {
         let replay = death.replay.as_ref().map(|replay| format!(" in replay {replay}")).unwrap_or_default();
         println!(
@@ -161,7 +161,7 @@ pub fn print_plan(planned: &[PlannedLetter]) {
     let row = |letter: &PlannedLetter| {
         let mut notes = Vec::new();
         if letter.added {
-            notes.push("not asked for: it died before one of its aggregate that was");
+            notes.push("not asked for: it failed before one of its aggregate that was");
         }
         if letter.is_edited {
             notes.push("mended");
@@ -219,7 +219,7 @@ pub async fn stats(context: &Context, letters: &mut Letters) -> Result<(), anyho
     let sum = stats.open + stats.failed_again + stats.handled + stats.discarded;
     anyhow::ensure!(sum == stats.letters, "{} letters, and the states add up to {sum}", stats.letters);
     let text = format!(
-        "{} letters: {} open, {} failed again, {} handled, {} discarded ({} deaths told)",
+        "{} letters: {} open, {} failed again, {} handled, {} discarded ({} failures reported)",
         stats.letters, stats.open, stats.failed_again, stats.handled, stats.discarded, stats.deaths
     );
     say(context, &processes::json(&stats)?, &text);

@@ -1,5 +1,5 @@
 //! `flotilla import`: a file of todos through the public API. The idempotency keys come from the content, so an import
-//! that was killed, or is run again within a day, writes nothing twice.
+//! that was killed, or runs again within a day, writes nothing twice.
 
 mod todo_csv;
 mod todo_txt;
@@ -33,7 +33,7 @@ const MAX_LABEL: usize = 50;
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most todos of a file: each is remembered, so that equal lines are told apart.
 const MAX_ITEMS: usize = 5_000_000;
-/// Of so many lines that are left out the reason is kept; of the others, how many they are.
+/// How many omitted lines keep their reason; the others are only counted.
 const MAX_REASONS: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
@@ -62,7 +62,7 @@ enum Format {
     Csv,
 }
 
-/// A todo to write.
+/// A todo to create.
 #[derive(Debug, Clone, PartialEq)]
 struct Item {
     line: u64,
@@ -74,12 +74,12 @@ struct Item {
 
 /// What became of a line.
 enum Outcome {
-    /// It is there; whether it was before, and what is to be said of it.
+    /// It exists; whether it did before, and the remarks about it.
     Written(bool, u64, Vec<String>),
     Refused(u64, String),
 }
 
-/// Lines of which something is to be said.
+/// Lines with remarks.
 #[derive(Default)]
 struct Said {
     count: u64,
@@ -108,7 +108,7 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
     let text = BufReader::new(Bounded { reader: bar.wrap_read(file), left: MAX_FILE_BYTES, beyond: too_large });
     let (tenant, ignore) = (args.who.tenant.as_str().to_owned(), args.ignore_other_columns);
     let (sender, mut lines) = mpsc::channel(1_024);
-    // A file may be a pipe that says nothing for long: what is under way goes on meanwhile.
+    // A file may be a pipe that is silent for long: writes under way go on meanwhile.
     let reading = tokio::task::spawn_blocking(move || -> Result<(), anyhow::Error> {
         for line in items(text, format, ignore, &tenant)? {
             if sender.blocking_send(line?).is_err() {
@@ -217,7 +217,7 @@ fn too_large() -> String {
     )
 }
 
-/// Reads so much and fails beyond, with these words.
+/// Reads up to a limit and fails beyond it, with this message.
 struct Bounded<R> {
     reader: R,
     left: u64,
@@ -233,14 +233,14 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// What to write for a line, whether it is completed, and what is to be said of it.
+/// What to write for a line, whether it is completed, and the remarks about it.
 type Wanted = (Value, bool, Vec<String>);
 /// A line, and what to write for it, or what is wrong with it.
 type Body = (u64, Result<Wanted, String>);
-/// What to write, or the line that is left out and why.
+/// What to write, or the omitted line and why.
 type Line = Result<Item, (u64, String)>;
 
-/// What is to be written for each line, as it is read.
+/// What to write for each line, as it is read.
 fn items(
     mut text: impl BufRead + 'static,
     format: Format,
@@ -277,7 +277,7 @@ fn items(
     }))
 }
 
-/// What can be said without asking the fleet.
+/// The problems that can be found without the fleet.
 fn checked(body: Value) -> Result<Value, String> {
     let title = body["title"].as_str().unwrap_or_default().trim().chars().count();
     match title {
@@ -317,7 +317,7 @@ async fn write(api: &Api, item: Item) -> Result<Outcome, anyhow::Error> {
     let refused = |answer: &Answer| {
         let why = answer.body["detail"].as_str().unwrap_or("no reason given").to_owned();
         match answer.status {
-            // Of no use to go on: the next line would fare no better.
+            // Stop: the next line would fail as well.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!("the fleet refuses: {why}"),
             _ => Ok(Outcome::Refused(item.line, why)),
         }
@@ -330,7 +330,7 @@ async fn write(api: &Api, item: Item) -> Result<Outcome, anyhow::Error> {
         let id = created.body["id"].as_str().context("a todo has an id")?;
         let key = Uuid::new_v5(&item.key, b"complete").to_string();
         let completed = api.write(&format!("/v1/todos/{id}:complete"), &key, &json!({})).await?;
-        // Completed after all, by an earlier import whose keys are forgotten.
+        // An earlier import, whose keys are forgotten, completed it after all.
         if !completed.status.is_success() && completed.body["code"] != "TODO_ALREADY_COMPLETED" {
             return refused(&completed);
         }

@@ -1,6 +1,6 @@
-//! Todos as CSV: a head with `title` and any of `notes`, `labels` (separated by `;`, or by `,` where `;` separates the
-//! values), `due` (a date or RFC 3339 time), `assignee` and `completed` (true or false). Commas, semicolons or tabs stand
-//! between the values, as the head has it.
+//! Todos as CSV: a header with `title` and any of `notes`, `labels` (separated by `;`, or by `,` where `;` separates the
+//! values), `due` (a date or RFC 3339 time), `assignee` and `completed` (true or false). Commas, semicolons or tabs separate
+//! the values, as in the header.
 
 use std::io::{BufRead, Read};
 
@@ -29,7 +29,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Those that a todo has room for.
+    /// The labels that fit into a todo.
     pub fn labels(&self) -> Vec<String> {
         let mut labels: Vec<String> = Vec::new();
         for label in self.all_labels().into_iter().filter(|label| label.chars().count() <= MAX_LABEL) {
@@ -49,14 +49,14 @@ impl Row {
             .collect()
     }
 
-    /// The due time; none where the text is no time.
+    /// The due time; none if the text is no time.
     pub fn due(&self) -> Option<DateTime<Utc>> {
         let text = self.due.trim();
         let date = text.parse::<NaiveDate>().ok().and_then(|date| date.and_hms_opt(0, 0, 0)).map(|time| time.and_utc());
         date.or_else(|| text.parse().ok())
     }
 
-    /// The notes, and behind them what a todo has no other place for.
+    /// The notes, followed by what fits no other field of a todo.
     pub fn notes(&self) -> String {
         let mut notes = self.notes.clone();
         let mut add = |name: &str, what: String| {
@@ -82,15 +82,15 @@ impl Row {
 /// A row and the line it starts on, or what is wrong there.
 pub type Numbered = (u64, Result<Row, String>);
 
-/// The columns that a todo has a place for.
+/// The columns that a todo has a field for.
 const COLUMNS: [&str; 6] = ["title", "notes", "labels", "due", "assignee", "completed"];
-/// The longest row: where a quote is never closed, all the rest is one.
+/// The longest row: with an unclosed quote, all the rest is one row.
 const MAX_ROW_BYTES: u64 = 1 << 20;
 
-/// The rows of a file, each with the line it starts on. Columns that are ignored are named to standard error.
+/// The rows of a file, each with the line it starts on. It reports ignored columns on standard error.
 ///
 /// # Errors
-/// The head names no title, a column twice, or, unless those are to be ignored, one that no todo has.
+/// The header has no title, a column twice, or, unless those are ignored, a column that no todo has.
 pub fn rows<R: BufRead>(
     mut text: R,
     ignore_other_columns: bool,
@@ -132,7 +132,7 @@ pub fn rows<R: BufRead>(
         }
         reader.get_mut().left = MAX_ROW_BYTES;
         let read = reader.read_record(&mut record);
-        // Where it cannot be told which quote closes which, the parser makes values of whole rows.
+        // Where quotes are ambiguous, the parser makes values of whole rows.
         let next_line = reader.position().line();
         let quoting = &reader.get_ref().reader.quoting;
         let wrong = quoting.wrong.filter(|wrong| quoting.at_end || *wrong < next_line);
@@ -154,7 +154,7 @@ pub fn rows<R: BufRead>(
     }))
 }
 
-/// What the head has most of between its names.
+/// The most frequent separator in the header.
 fn delimiter(text: &[u8]) -> u8 {
     let head = text.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
     let count = |delimiter: u8| head.iter().filter(|byte| **byte == delimiter).count();

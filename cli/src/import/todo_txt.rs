@@ -8,7 +8,7 @@ use chrono::{Datelike as _, NaiveDate};
 
 use super::{MAX_LABEL, MAX_LABELS};
 
-/// The longest line that is looked at.
+/// The longest line that is read.
 const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// A task.
@@ -22,7 +22,7 @@ pub struct Task {
     pub due: Option<NaiveDate>,
     /// `rec:+1w`
     pub recurs: Option<Recurs>,
-    /// What was taken otherwise than somebody may expect.
+    /// Remarks on what was read otherwise than a user may expect.
     pub remarks: Vec<String>,
     /// `x` at the start.
     pub completed: bool,
@@ -32,7 +32,7 @@ pub struct Task {
     pub completed_on: Option<NaiveDate>,
 }
 
-/// How a task recurs, as the apps that write `rec:` have it.
+/// How a task recurs, by the rules of the apps that write `rec:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recurs {
     /// An RFC 5545 rule.
@@ -44,7 +44,7 @@ pub struct Recurs {
 /// Reads what follows `rec:`: a plus sign or none, a number, and d, b (business days), w, m or y.
 ///
 /// # Errors
-/// Says why no todo recurs so.
+/// No todo can recur like this: the error says why.
 fn recurs(text: &str) -> Result<Recurs, &'static str> {
     let (from_due, text) = text.strip_prefix('+').map_or((false, text), |rest| (true, rest));
     let unit = text.chars().last().unwrap_or_default();
@@ -76,7 +76,7 @@ pub fn tasks<R: BufRead>(reader: R) -> impl Iterator<Item = std::io::Result<(u64
     })
 }
 
-/// Lines that end with a line feed, a carriage return, or both, as different systems have it.
+/// Lines that end with a line feed, a carriage return, or both, as on different systems.
 struct Lines<R> {
     reader: R,
     number: u64,
@@ -129,7 +129,7 @@ impl<R: BufRead> Iterator for Lines<R> {
 /// Reads one line.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// The line is wrong: the error says how.
 pub fn parse(line: &str) -> Result<Task, String> {
     let mut rest = line.trim();
     let mut task = Task {
@@ -167,7 +167,7 @@ pub fn parse(line: &str) -> Result<Task, String> {
     }
     let mut words = Vec::new();
     for word in rest.split_whitespace() {
-        // What is no date, and a second one, is what somebody wrote.
+        // What is no date, and a second one, is the user's text.
         if task.due.is_none()
             && let Some(date) = word.strip_prefix("due:").and_then(|date| date.parse().ok())
         {
@@ -201,7 +201,7 @@ pub fn parse(line: &str) -> Result<Task, String> {
     Ok(task)
 }
 
-/// Takes the first `rec:` out of the words, where a todo recurs so; else it stays there, and that is said.
+/// Takes the first `rec:` out of the words, if a todo can recur like this; otherwise it stays there, with a remark.
 fn take_recurrence(task: &mut Task, words: &mut Vec<&str>) {
     let is_one = |word: &&str| word.starts_with("rec:");
     let Some(index) = words.iter().position(is_one) else { return };

@@ -1,4 +1,4 @@
-//! Todos against the index that shows them: by key, with a second look at what differs.
+//! Todos against the index that shows them: by key, with a second check of what differs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -19,34 +19,34 @@ use crate::outbox::{self, Outbox};
 use crate::processes::{self, Port, said};
 use crate::stack::Context;
 
-/// What the services take at once.
+/// How many the services accept at once.
 pub const CHUNK: usize = 1_000;
-/// More than these are not looked at twice: the model is wrong then, not late.
+/// More than these are not checked twice: the model is wrong then, not late.
 const SUSPECTS: usize = 100_000;
 
 /// The aggregates that the index shows.
 pub const TODO: &str = "todo";
 
-/// The todos, asked at their service.
+/// The API of the todos, at their service.
 pub type Todos = AggregateServiceClient<Port>;
 
-/// The read model, asked at its service.
+/// The API of the read model, at its service.
 pub type Documents = IndexServiceClient<Port>;
 
-/// Opens the todos.
+/// Connects to the API of the todos.
 pub async fn todos(context: &Context) -> Result<Todos, anyhow::Error> {
     Ok(AggregateServiceClient::new(context.port(SERVICE).await?))
 }
 
-/// Opens the read model.
+/// Connects to the API of the read model.
 pub async fn documents(context: &Context) -> Result<Documents, anyhow::Error> {
     Ok(IndexServiceClient::new(context.port(PROJECTOR).await?))
 }
 
-/// So often what differs is looked at again: an event may still be on its way from the outbox into the stream.
+/// How often differences are checked again: an event may still be on its way from the outbox into the stream.
 const ROUNDS: usize = 4;
 
-/// Whose, and which.
+/// The tenant, and the id.
 type Named = (String, String);
 
 struct Index<'a> {
@@ -65,7 +65,7 @@ fn key((tenant, id): &Named) -> Key {
     Key { tenant: tenant.clone(), id: id.clone() }
 }
 
-/// Compares; what differs is looked at again once `consumer` has handled what is in the stream by then.
+/// Compares; what differs is checked again once `consumer` has handled what is in the stream by then.
 pub async fn verify(
     context: &Context,
     args: &VerifyArgs,
@@ -77,7 +77,7 @@ pub async fn verify(
     let mut index = Index { documents, todos, outbox, args, throttle: Throttle::new(args.rate) };
     let mut suspects = BTreeMap::new();
     index.todos(report, &mut suspects).await?;
-    // What was found is looked at again and said, whatever else cannot be read.
+    // What was found is checked again and reported, whatever else cannot be read.
     if let Err(error) = index.documents(report, &mut suspects).await {
         report.unchecked.push(format!("the documents of the read model: {error:#}"));
     }
@@ -88,7 +88,7 @@ pub async fn verify(
         match index.again(suspects.clone(), context, consumer).await {
             Ok(still) => suspects = still,
             Err(error) => {
-                report.unchecked.push(format!("whether what differs is only late (look {}): {error:#}", round + 2));
+                report.unchecked.push(format!("whether what differs is only late (check {}): {error:#}", round + 2));
                 break;
             }
         }
@@ -100,7 +100,7 @@ pub async fn verify(
     Ok(())
 }
 
-/// Waits until all that the outbox holds now is in the stream, and the projector has acknowledged all that this holds then.
+/// Waits until everything in the outbox now is in the stream, and the projector has acknowledged everything in the stream by then.
 async fn caught_up(
     context: &Context,
     outbox: &mut Outbox,
@@ -122,12 +122,12 @@ async fn caught_up(
                     }
                     Err(_) => None,
                 };
-                // One of somebody else's at the end says nothing of the relay.
+                // Another publisher's message at the end says nothing about the relay.
                 last = (mark == 0 || seq.is_none_or(|seq| seq >= mark)).then_some(state.last_sequence);
             }
             let Some(last) = last else { continue };
             let info = stream.consumer_info(consumer).await.context("asking for the projector's consumer")?;
-            // The floor stands behind what the filter leaves out.
+            // The floor stays behind messages that the filter excludes.
             if info.ack_floor.stream_sequence >= last || (info.num_pending == 0 && info.num_ack_pending == 0) {
                 return Ok(());
             }
@@ -203,8 +203,8 @@ impl Index<'_> {
         }
     }
 
-    /// What still differs, although the projector has handled since what was in the stream. A todo that is being changed
-    /// all the time may be newer in the index than it was when it was read: it must be so by then as well.
+    /// What still differs, although the projector has handled since what was in the stream. A todo that changes
+    /// all the time may be newer in the index than when it was read: by then it must be as new in the database.
     async fn again(
         &mut self,
         suspects: BTreeMap<Named, String>,
@@ -244,9 +244,9 @@ impl Index<'_> {
         Ok(still)
     }
 
-    /// Those of these todos that there are, as they stand.
+    /// The present states of these todos, of those that exist.
     async fn states(&mut self, names: &[Named]) -> Result<BTreeMap<Named, Aggregate>, anyhow::Error> {
-        // Whoever has no todo's id is none.
+        // What has no todo's id is no todo.
         let keys = names.iter().filter(|(_, id)| id.parse::<uuid::Uuid>().is_ok()).map(key).collect();
         let todos =
             processes::all(self.todos.get_aggregates(GetAggregatesRequest { keys, aggregate: TODO.to_owned() }).await)

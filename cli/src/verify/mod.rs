@@ -1,11 +1,11 @@
-//! `flotilla verify`: whether outbox, stream and read model tell the same, live or at rest.
+//! `flotilla verify`: whether outbox, stream and read model agree, live or at rest.
 //!
 //! Every row of the outbox up to the one that the stream's last message carries must be in the stream, once, as it is,
 //! and no later than a newer one of its aggregate; nothing else may be there. Every todo must be in the index as the
-//! database has it, and nothing else may be there. What differs is looked at again once the projector has handled what
-//! was in the stream by then: a fleet at work is behind itself by moments.
+//! database has it, and nothing else may be there. What differs is checked again once the projector has handled what
+//! was in the stream by then: a working fleet is always moments behind.
 //!
-//! Memory is bounded: rows and messages are merged in chunks, and of each finding some thousand examples are kept.
+//! Memory is bounded: rows and messages are merged in chunks, and some thousand examples of each finding are kept.
 
 pub mod index;
 mod stream;
@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::exit::Exit;
 use crate::stack::Context;
 
-/// Of each finding so many are named; more are counted.
+/// How many of each finding are named; more are only counted.
 const EXAMPLES: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
@@ -49,13 +49,13 @@ pub struct VerifyArgs {
 }
 
 impl VerifyArgs {
-    /// Everything of one read model, as fast as it goes.
+    /// Everything of one read model, at full speed.
     pub const fn of_index(which: Which) -> Self {
         Self { tenant: None, from: None, to: None, which, rate: 1_000_000, patience: 60 }
     }
 }
 
-/// What was found of one kind.
+/// The findings of one kind.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Findings {
@@ -74,7 +74,7 @@ impl Findings {
     }
 }
 
-/// What there is of one tenant, deleted todos and their tombstones included.
+/// The counts of one tenant, deleted todos and their tombstones included.
 #[derive(Debug, Default, Serialize)]
 pub struct Tenant {
     /// In the database.
@@ -85,7 +85,7 @@ pub struct Tenant {
     pub differing: u64,
 }
 
-/// What was looked at, and what is not as it must be.
+/// What was checked, and what is wrong.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -93,7 +93,7 @@ pub struct Report {
     messages: u64,
     todos: u64,
     documents: u64,
-    /// Of each tenant, what the database and the read model have.
+    /// The counts of each tenant in the database and the read model.
     pub tenants: BTreeMap<String, Tenant>,
     /// Committed, and not in the stream.
     lost: Findings,
@@ -101,18 +101,18 @@ pub struct Report {
     duplicated: Findings,
     /// Behind a newer one of its aggregate.
     out_of_order: Findings,
-    /// In the stream, and no event of the outbox; or another than the outbox has.
+    /// In the stream, but not in the outbox; or different from the outbox.
     foreign: Findings,
-    /// The read model shows a todo otherwise than the database, or not at all, or one that is none.
+    /// The read model shows a todo differently from the database, not at all, or one that does not exist.
     pub diverged: Findings,
-    /// By design beyond this check: dropped by retention, set aside or vouched for by operators.
+    /// By design beyond this check: dropped by retention, set aside or confirmed by operators.
     outside: Vec<String>,
     /// What could not be checked, and why.
     pub unchecked: Vec<String>,
 }
 
 impl Report {
-    /// Adds what was found of one service's outbox and stream.
+    /// Adds the findings of one service's outbox and stream.
     fn add(&mut self, service: &str, of_one: Self) {
         self.outbox_rows += of_one.outbox_rows;
         self.messages += of_one.messages;
@@ -145,7 +145,7 @@ impl Report {
     }
 }
 
-/// Keeps reading to a rate.
+/// Limits the rate of reading.
 struct Throttle {
     rate: f64,
     started: Instant,
@@ -167,7 +167,7 @@ impl Throttle {
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Error> {
     let started = Instant::now();
     let mut report = Report::default();
-    // What is away is said, and the rest is checked all the same.
+    // Report what is unavailable, and check the rest all the same.
     for service in fleet::producers() {
         let mut of_one = Report::default();
         if let Err(error) = stream::verify(context, args, service, &mut of_one).await {

@@ -21,11 +21,11 @@ use crate::processes::{self, said, time};
 use crate::stack::Context;
 
 const CHUNK: i64 = 10_000;
-/// Messages that come behind newer ones, at most: where there are more, something is so wrong that these will do.
+/// The most messages behind newer ones: with more, something is so wrong that these suffice.
 const LATE: usize = 100_000;
-/// A stream that still has something gives it within this.
+/// A stream with more messages delivers one within this.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
-/// How much later than it was created a row's message is looked for, and how much a clock may have been set back.
+/// How much later than its creation a row's message is searched for, and how much a clock may have been set back.
 const SLACK: TimeDelta = TimeDelta::hours(1);
 
 /// A row of the outbox.
@@ -83,20 +83,20 @@ struct Merge<'a> {
     /// The chunk in hand, by `seq`, and up to where rows were read.
     rows: BTreeMap<i64, Row>,
     end: i64,
-    /// The newest row that was met in the stream.
+    /// The newest row that was found in the stream.
     newest: i64,
     missing: BTreeMap<i64, Row>,
     late: Vec<Late>,
-    /// Messages of which no row was there when it was looked for.
+    /// Messages whose row was not there when it was searched for.
     unknown: Vec<Message>,
-    /// Messages that retention, or an operator, accounts for.
+    /// Messages that retention, or an operator, explains.
     explained: u64,
-    /// From when on the stream keeps what it was given, and how many rows are older.
+    /// Since when the stream keeps its messages, and how many rows are older.
     kept_since: DateTime<Utc>,
     aged: u64,
 }
 
-/// What the outbox says of itself, before anything else is read.
+/// The outbox's own report, before anything else is read.
 struct Relay {
     /// Known to be in the stream.
     outbox_seq: i64,
@@ -118,7 +118,7 @@ pub(super) async fn verify(
         said_of_itself;
     let (_js, stream) = events::open_of(context, service).await?;
     let info = stream.cached_info();
-    // An operator has vouched for one stream, not for whatever has its name.
+    // An operator has confirmed one stream, not every stream with its name.
     let created = DateTime::from_timestamp_micros(info.created.timestamp_micros());
     let of_this_one = accepted_stream_created_at.as_ref().and_then(proto::time) == created;
     let accepted_stream_seq = accepted_stream_seq.filter(|_| of_this_one);
@@ -242,7 +242,7 @@ impl Merge<'_> {
             return Ok(());
         };
         if row.event_id != message.event_id {
-            // Not this row's message: that may follow.
+            // Not this row's message: the right one may follow.
             self.foreign(&message, "the outbox has another event there");
             return Ok(());
         }
@@ -256,7 +256,7 @@ impl Merge<'_> {
         Ok(())
     }
 
-    /// A message that is not the outbox's, unless that is accounted for.
+    /// Adds a message that is not the outbox's, unless it is explained.
     fn foreign(&mut self, message: &Message, why: &str) {
         let accepted = self.relay.accepted_stream_seq.is_some_and(|to| message.sequence <= to.cast_unsigned());
         if message.seq <= self.relay.dropped_seq || accepted {
@@ -266,7 +266,7 @@ impl Merge<'_> {
         }
     }
 
-    /// Reads on in the outbox; whether there was anything.
+    /// Reads the next chunk of the outbox; returns whether there was one.
     async fn next_chunk(&mut self) -> Result<bool, anyhow::Error> {
         self.put_by();
         anyhow::ensure!(
@@ -290,7 +290,7 @@ impl Merge<'_> {
         Ok(true)
     }
 
-    /// What was not met so far may come yet.
+    /// Rows that were not found so far may still come.
     fn put_by(&mut self) {
         for (seq, row) in std::mem::take(&mut self.rows) {
             if row.created_at < self.kept_since {
@@ -301,9 +301,9 @@ impl Merge<'_> {
         }
     }
 
-    /// What came late, what is missing, and what of it is not for this check.
+    /// Reports what came late and what is missing, and counts what is beyond this check.
     async fn judge(mut self) -> Result<(), anyhow::Error> {
-        // Rows are in the stream up to the newest that was met, and up to what the relay knows to be there.
+        // Rows are in the stream up to the newest that was found, and up to what the relay knows to be there.
         let settled = self.newest.max(self.relay.outbox_seq);
         while self.end < settled && self.next_chunk().await? {}
         self.put_by();
@@ -347,7 +347,7 @@ impl Merge<'_> {
         Ok(())
     }
 
-    /// The row that the outbox has in the place of a message.
+    /// The row that the outbox has at a message's sequence.
     async fn row_of(&mut self, message: &Message) -> Result<Option<Row>, anyhow::Error> {
         let request = GetRowRequest {
             seq: message.seq,

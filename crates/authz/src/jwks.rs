@@ -1,5 +1,5 @@
-//! The issuer's keys: fetched when an unknown one is named, one fetch at a time and not too often; the keys had before
-//! stay in use while the issuer is away.
+//! The issuer's keys. An unknown key triggers a fetch, one at a time and not too often. The known keys
+//! stay in use while the issuer is unavailable.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
 use tokio::sync::{Mutex, RwLock};
 use tokio::time::Instant;
 
-/// Where the keys are had.
+/// The source of the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JwksSource {
     /// An `http` or `https` address.
@@ -33,7 +33,7 @@ impl FromStr for JwksSource {
     }
 }
 
-/// Why the keys could not be had.
+/// Why the keys are unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum JwksError {
     /// The issuer does not answer, or not with a key set.
@@ -51,7 +51,7 @@ pub struct Jwks {
     source: JwksSource,
     http: reqwest::Client,
     known: RwLock<JwkSet>,
-    /// When a fetch was last tried; locked while one is under way.
+    /// When a fetch was last tried; locked during a fetch.
     tried: Mutex<Option<Instant>>,
     cooldown: Duration,
 }
@@ -73,7 +73,7 @@ impl Jwks {
             return Ok(Some(key.clone()));
         }
         let mut tried = self.tried.lock().await;
-        // Whoever waited for the lock finds what the fetch before it brought.
+        // A caller that waited for the lock finds the keys of the fetch before it.
         if let Some(key) = self.known.read().await.find(kid) {
             return Ok(Some(key.clone()));
         }
@@ -100,7 +100,7 @@ impl Jwks {
     }
 }
 
-/// The one algorithm a key is for, from its kind: a key is never used with another.
+/// The one algorithm of a key, by its kind: a key is never used with another.
 pub fn algorithm(key: &Jwk) -> Option<Algorithm> {
     match &key.algorithm {
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Some(Algorithm::EdDSA),

@@ -21,23 +21,23 @@ use serde::Deserialize;
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
 /// How far clocks may differ.
 const LEEWAY_SECONDS: u64 = 30;
-/// The longest that a token may be valid: whoever needs longer asks for a new one.
+/// The longest validity of a token: a client that needs longer asks for a new one.
 const MAX_LIFETIME_SECONDS: f64 = 24.0 * 3_600.0;
-/// The longest chain of actors, in bytes of its text: it is a part of keys.
+/// The longest chain of actors, in bytes of its text: the chain is a part of keys.
 const MAX_ACTOR_BYTES: usize = 2_000;
-/// The longest token that is looked at, in bytes.
+/// The longest token that is accepted, in bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// A verified caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The tenant it acts in.
+    /// The tenant in which it acts.
     pub tenant: TenantId,
     /// Who acts, and for whom.
     pub actor: Actor,
     /// Its role in the tenant. Without one it may do nothing.
     pub role: Option<Role>,
-    /// What its token is limited to; none where the role alone counts.
+    /// The scopes of its token; none where the role alone counts.
     pub scopes: Option<Vec<String>>,
 }
 
@@ -48,30 +48,30 @@ impl Caller {
         Self { tenant, actor: Actor::new(ActorKind::Service, name), role: None, scopes: None }
     }
 
-    /// The caller as one text, different for each of a tenant. A person is its bare id; no id holds the control character that
-    /// tells the others from it.
+    /// The caller as a text, unique within the tenant. A person is its bare id. Any other caller begins with a control character
+    /// that no id holds.
     #[must_use]
     pub fn key(&self) -> String {
         if self.actor.is_person() { self.actor.id.to_string() } else { format!("\u{1f}{}", self.actor) }
     }
 }
 
-/// Why a token does not say who is calling. The texts are for the caller; none holds a part of the token.
+/// Why a token does not identify a caller. The texts are for the caller; none holds a part of the token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// No `Authorization: Bearer` header.
+    /// The `Authorization: Bearer` header is missing.
     #[error("no access token: send the header Authorization: Bearer <token>")]
     Missing,
     /// It cannot be read as a signed access token, or a claim is missing or malformed.
     #[error("the access token is not one this service can read: {0}")]
     Malformed(&'static str),
-    /// Its time has passed, or has not come.
+    /// The token has expired, or is not valid yet.
     #[error("the access token is expired or not yet valid: get a new one")]
     Expired,
-    /// No trusted key has signed it, or it is meant for someone else.
+    /// No trusted key has signed it, or it is for another issuer or audience.
     #[error("the access token is not trusted here: {0}")]
     Untrusted(&'static str),
-    /// The keys could not be had, so nothing can be said of the token.
+    /// The keys are unavailable, so the token cannot be verified.
     #[error("access tokens cannot be verified right now")]
     Keys(#[source] JwksError),
 }
@@ -88,7 +88,7 @@ pub struct Verifier {
 struct Claims {
     sub: UserId,
     tenant: TenantId,
-    /// What `sub` is; a person unless it says otherwise.
+    /// The kind of `sub`; a person where it is absent.
     kind: Option<ActorKind>,
     /// Who acts for `sub` (RFC 8693, 4.1).
     act: Option<Act>,
@@ -98,7 +98,7 @@ struct Claims {
     _client_id: String,
     #[serde(rename = "jti")]
     _jti: String,
-    // A list is not refused by the library, and is no issuer (RFC 7519, 4.1.1).
+    // The library does not refuse a list, which is no issuer (RFC 7519, 4.1.1).
     #[serde(rename = "iss")]
     _iss: String,
     iat: f64,
@@ -126,7 +126,7 @@ impl Act {
 }
 
 impl Verifier {
-    /// A verifier that has fetched no keys yet; the first token, or [`Verifier::refresh`], does.
+    /// A verifier without keys; the first token, or [`Verifier::refresh`], fetches them.
     ///
     /// # Errors
     /// Fails when the HTTP client cannot be made.
@@ -143,12 +143,12 @@ impl Verifier {
     /// Fetches the keys now.
     ///
     /// # Errors
-    /// Fails when the keys cannot be had; those had before stay in use.
+    /// Fails when the keys are unavailable; the known ones stay in use.
     pub async fn refresh(&self) -> Result<(), JwksError> {
         self.keys.refresh().await
     }
 
-    /// The caller, from the value of an `Authorization` header.
+    /// Verifies the value of an `Authorization` header; returns the caller.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -171,7 +171,7 @@ impl Verifier {
         if !header.typ.as_deref().is_some_and(access_token) {
             return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)"));
         }
-        // Whoever does not understand an extension that is critical must refuse it (RFC 7515, 4.1.11), and none is known here.
+        // A recipient that does not understand a critical extension must refuse the token (RFC 7515, 4.1.11). None is known here.
         if header.crit.is_some() {
             return Err(TokenError::Malformed("its header has a crit, and no extension is understood here"));
         }
@@ -205,14 +205,14 @@ impl Verifier {
                 .ok_or(TokenError::Malformed("its act names more actors than one acts through"))?,
             None => subject,
         };
-        // Only a process of the fleet itself is a service on its own behalf; nobody is one by a token.
+        // Only a process of the fleet is a service on its own behalf; a token makes nobody one.
         if actor.kind == ActorKind::Service && actor.acts_for.is_none() {
             return Err(TokenError::Untrusted("it names a service that acts for nobody"));
         }
         if actor.to_string().len() > MAX_ACTOR_BYTES {
             return Err(TokenError::Malformed("the names of those who act are too long together"));
         }
-        // In a log or a list it would look like somebody else.
+        // In a log or a list the name would pass for another.
         if actor.chain().any(|actor| is_misleading_name(actor.id.as_str())) {
             return Err(TokenError::Malformed("a sub of it holds what cannot be seen"));
         }

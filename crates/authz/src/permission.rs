@@ -1,13 +1,13 @@
 //! What a caller may do: a pure decision over the role and the scopes in its token, by rows that each service writes down.
 //!
-//! Relations ("whose list is it?") are not decided here.
+//! Relations ("whose list is it?") are decided elsewhere.
 
 use contracts::ActorKind;
 use serde::Deserialize;
 
 use crate::Caller;
 
-/// What a person, or a program with a key, is in a tenant.
+/// The role of a person, or of a program with a key, in a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -24,10 +24,10 @@ pub enum Role {
 }
 
 impl Role {
-    /// All roles, those that may do most first.
+    /// All roles, the most powerful first.
     pub const ALL: [Self; 5] = [Self::Owner, Self::Admin, Self::Billing, Self::Member, Self::Viewer];
 
-    /// As tokens spell it.
+    /// The role as in tokens.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,26 +49,26 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One row of the permission matrix: who may do one thing.
+/// A row of the permission matrix: who may do one thing.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// What is done, for messages and the matrix: `todo.complete`.
+    /// The action, for messages and the matrix: `todo.complete`.
     pub action: &'static str,
-    /// The scope that a token with scopes must have for it: `todo:write`.
+    /// The scope that a token with scopes needs: `todo:write`.
     pub scope: &'static str,
-    /// The roles that may.
+    /// The roles that may do it.
     pub roles: &'static [Role],
-    /// The services of the fleet that may, on their own behalf: in a handler of an event.
+    /// The services of the fleet that may do it on their own behalf, in a handler of an event.
     pub services: &'static [&'static str],
 }
 
-/// Why a caller may not.
+/// Why a caller may not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// Its token's scopes leave it out.
+    /// Its token's scopes leave the action out.
     #[error("the access token lacks the scope {0}")]
     Scope(&'static str),
-    /// Its role does not allow it.
+    /// Its role does not allow the action.
     #[error("{subject} may not do this ({action})")]
     Role {
         /// The role, or the service.
@@ -76,17 +76,17 @@ pub enum Denied {
         /// [`Permission::action`]
         action: &'static str,
     },
-    /// Its role allows it, but not of this: what would be.
+    /// Its role allows the action, but not on this object: the text says on which.
     #[error("{0}")]
     This(&'static str),
 }
 
 impl Permission {
-    /// Whether this caller may. A service of the fleet that acts on its own behalf has its row; everybody else has a role, and
-    /// whoever has none may do nothing.
+    /// Checks this caller. A service of the fleet that acts on its own behalf has its row; everybody else has a role. A caller
+    /// without a role may do nothing.
     ///
     /// # Errors
-    /// It may not.
+    /// Fails when the caller may not do it.
     pub fn check(&self, caller: &Caller) -> Result<(), Denied> {
         if caller.scopes.as_ref().is_some_and(|scopes| !scopes.iter().any(|scope| scope == self.scope)) {
             return Err(Denied::Scope(self.scope));
@@ -141,7 +141,7 @@ mod tests {
         let check = |actor: &str, role| PERMISSION.check(&caller(actor, role, None)).is_ok();
         assert!(check("service:todo", None));
         assert!(!check("service:billing", None) && !check("service:billing", Some(Role::Owner)));
-        // In somebody's name it may do what that one may.
+        // On behalf of another caller it may do what that caller may.
         assert!(
             !check("service:todo user:ann", Some(Role::Viewer)) && check("service:todo user:ann", Some(Role::Owner))
         );

@@ -1,4 +1,4 @@
-//! Tokens that were verified a moment ago, so that a client that sends one with every call costs one signature check a
+//! Recently verified tokens, so that a client that sends a token with every call costs one signature check a
 //! minute and not one a call (45 µs each).
 
 use std::collections::HashMap;
@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 use crate::Caller;
 
-/// For how long the signature is not checked again, should the keys have been fetched anew meanwhile.
+/// How long a verified token skips the signature check; the keys may have changed meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// The most tokens that are kept, of at most [`crate::MAX_TOKEN_BYTES`] each; one more and all are forgotten.
-const MOST: usize = 2_000;
+/// The most tokens that are kept, of at most [`crate::MAX_TOKEN_BYTES`] each. One more, and all are dropped.
+const MAX: usize = 2_000;
 
-/// Now, on the clock that tokens are written for and on the one that is never set back.
+/// The time, on the clock of the tokens and on one that never goes back.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     unix_seconds: f64,
@@ -42,7 +42,7 @@ struct Entry {
 pub struct Verified(RwLock<HashMap<String, Entry>>);
 
 impl Verified {
-    /// Who sends this very token, if it was verified within the last minute and has not expired.
+    /// The caller of this very token, if it was verified within the last minute and has not expired.
     pub fn get(&self, token: &str, now: Now) -> Option<Caller> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let entry = known.get(token)?;
@@ -50,10 +50,10 @@ impl Verified {
         (fresh && now.unix_seconds < entry.expires_unix_seconds).then(|| entry.caller.clone())
     }
 
-    /// Keeps a token that has just been verified; `expires_unix_seconds` is when it is refused.
+    /// Keeps a token that was just verified; after `expires_unix_seconds` it is refused.
     pub fn put(&self, token: &str, caller: Caller, expires_unix_seconds: f64, now: Now) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST {
+        if known.len() >= MAX {
             known.clear();
         }
         known.insert(token.to_owned(), Entry { caller, expires_unix_seconds, checked: now.steady });
@@ -88,11 +88,11 @@ mod tests {
     #[test]
     fn they_never_grow_without_end() {
         let verified = Verified::default();
-        for n in 0..3 * MOST {
+        for n in 0..3 * MAX {
             verified.put(&n.to_string(), ann(), 2_000.0, at(1_000.0, Duration::ZERO));
         }
-        assert!(verified.0.read().unwrap().len() <= MOST);
-        let last = (3 * MOST - 1).to_string();
+        assert!(verified.0.read().unwrap().len() <= MAX);
+        let last = (3 * MAX - 1).to_string();
         assert_eq!(verified.get(&last, at(1_000.0, Duration::ZERO)), Some(ann()));
     }
 }

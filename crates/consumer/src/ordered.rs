@@ -451,7 +451,13 @@ impl Lanes<'_> {
             return self.handled(held, name).await;
         };
         if away {
-            warn!(trace_id, consumer = durable, subject = held.event.nats_subject, reason, "what it needs is away");
+            warn!(
+                trace_id,
+                consumer = durable,
+                subject = held.event.nats_subject,
+                reason,
+                "what it needs is unavailable"
+            );
             self.acker.count("retry");
             return Ok(After::Again(AWAY_PAUSE));
         }

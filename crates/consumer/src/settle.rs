@@ -77,12 +77,12 @@ struct Known {
 
 impl Failures {
     /// More than can be in hand; some may have gone to another process.
-    const MOST: usize = 100_000;
+    const MAX: usize = 100_000;
 
     /// Counts a failure; returns all so far.
     pub fn one_more(&self, place: Place) -> Failed {
         let mut known = self.known();
-        if known.failed.len() >= Self::MOST {
+        if known.failed.len() >= Self::MAX {
             known.failed.clear();
         }
         let failed = known.failed.entry(place).or_insert_with(|| Failed { times: 0, first: now() });
@@ -100,7 +100,7 @@ impl Failures {
     /// Marks this event as a possible reason why those which were handled together have no outcome.
     pub fn suspect(&self, place: Place) {
         let mut known = self.known();
-        if known.suspects.len() >= Self::MOST {
+        if known.suspects.len() >= Self::MAX {
             known.suspects.clear();
         }
         known.suspects.insert(place);

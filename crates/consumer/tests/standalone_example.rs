@@ -1,4 +1,4 @@
-//! The examples, as somebody runs them who took the crates home: a shop that publishes, a ledger that consumes.
+//! The examples, as an external user runs them: a shop that publishes, a ledger that consumes.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 

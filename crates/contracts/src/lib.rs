@@ -1,7 +1,7 @@
-//! What the services of the fleet must agree on: ids, the event envelope, the events, and where they are published.
+//! What the services of the fleet must agree on: ids, the event envelope, the events, and their subjects.
 //!
 //! Pure data: no I/O, no clock, no randomness. The Rust types here are the source; `schemas/` is generated from them
-//! (`tests/schemas.rs`), and every sample that was ever released must decode for ever (`tests/samples.rs`).
+//! (`tests/schemas.rs`), and every released sample must decode for ever (`tests/samples.rs`).
 
 #[macro_use]
 pub mod ids;

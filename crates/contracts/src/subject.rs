@@ -1,4 +1,4 @@
-//! Where events are published: `evt.<service>.<event>.v<N>.<tenant>`.
+//! The subjects of events: `evt.<service>.<event>.v<N>.<tenant>`.
 
 use crate::TenantId;
 

@@ -1,6 +1,6 @@
-//! What a text may be: its length, and no characters by which it looks like another one than it is.
+//! The rules for a text: its length, and no characters that make it look like another text.
 
-/// A text that cannot be taken; the message goes on after the field's name.
+/// An invalid text; the message continues after the field's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// Nothing but white space.
@@ -12,12 +12,12 @@ pub enum TextError {
     /// A control character.
     #[error("must not contain control characters{0}")]
     Control(&'static str),
-    /// It looks like another one.
+    /// The text looks like another one.
     #[error("must not contain what turns the direction of writing or cannot be seen")]
     Misleading,
 }
 
-/// Refuses a text of more than so many characters, or with a character that is `control`; `except` names those that are none.
+/// Refuses a text with more characters than the limit, or with a character that is `control`; `except` names the exceptions.
 ///
 /// # Errors
 /// [`TextError::TooLong`], [`TextError::Control`].
@@ -28,10 +28,10 @@ pub fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'stati
     if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
 }
 
-/// A text of one line, trimmed: 1 to so many characters.
+/// A text of one line, trimmed: from 1 character to the limit.
 ///
 /// # Errors
-/// See [`TextError`]. Whether it misleads is asked of new texts alone ([`is_misleading`]): this also reads what was stored.
+/// See [`TextError`]. Only new texts are checked for misleading characters ([`is_misleading`]): this also reads stored ones.
 pub fn line(text: &str, most: usize) -> Result<String, TextError> {
     let text = text.trim();
     check(text, most, char::is_control, "")?;
@@ -39,7 +39,7 @@ pub fn line(text: &str, most: usize) -> Result<String, TextError> {
 }
 
 /// Whether a character turns the direction of writing (Unicode's bidirectional controls), breaks a line unseen, or shows nothing:
-/// what Unicode calls default ignorable, but for the joiners and variation selectors that emojis and some scripts need.
+/// default ignorable in Unicode, except the joiners and variation selectors that emojis and some scripts need.
 #[must_use]
 pub const fn misleads(c: char) -> bool {
     matches!(
@@ -60,28 +60,28 @@ pub const fn misleads(c: char) -> bool {
     )
 }
 
-/// With the tags for `gbeng`, `gbsct` and `gbwls`, and the one that ends them (UTS 51, Annex C).
+/// The tags for `gbeng`, `gbsct` and `gbwls`, and the one that ends them (UTS 51, Annex C).
 const FLAGS: [&str; 3] = [
     "\u{1f3f4}\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
     "\u{1f3f4}\u{e0067}\u{e0062}\u{e0073}\u{e0063}\u{e0074}\u{e007f}",
     "\u{1f3f4}\u{e0067}\u{e0062}\u{e0077}\u{e006c}\u{e0073}\u{e007f}",
 ];
 
-/// What joins or varies the character before it.
+/// Whether it joins or varies the character before it.
 const fn joins(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{180b}'..='\u{180d}' | '\u{180f}' | '\u{e0100}'..='\u{e01ef}')
 }
 
-/// Whether a text of one line holds what misleads, or a joiner (ZWJ, ZWNJ) or variation selector that has nothing to join or vary:
+/// Whether a text of one line holds misleading characters, or a joiner (ZWJ, ZWNJ) or variation selector that has nothing to join or vary:
 /// at the beginning, behind white space, or twice; a joiner at an end or before white space as well.
 ///
-/// For what is written newly. What was stored before this rule is still read.
+/// For new texts. Texts stored before this rule are still read.
 #[must_use]
 pub fn is_misleading(text: &str) -> bool {
     if text.is_ascii() {
         return false;
     }
-    // The flags of England, Scotland and Wales are a black one with tags behind it, which by themselves cannot be seen.
+    // The flags of England, Scotland and Wales are a black flag followed by tags, which are invisible by themselves.
     let flags = FLAGS.iter().fold(text.to_owned(), |text, flag| text.replace(flag, "\u{1f3f4}"));
     let text = flags.as_str();
     let mut before = ' ';
@@ -100,14 +100,14 @@ pub fn is_misleading(text: &str) -> bool {
     false
 }
 
-/// Whether a name, by which somebody is known, holds what cannot be seen: in a name nothing is to be joined.
+/// Whether a name that identifies somebody holds invisible characters: a name needs no joiners.
 #[must_use]
 pub fn is_misleading_name(name: &str) -> bool {
     name.chars().any(|c| misleads(c) || joins(c))
 }
 
-/// What a program says of a text it refuses, without what it quotes of it: everything from the first double quote to the
-/// last, and what follows `Preview of`, is left out. For logs and letters, which hold nothing of what a person wrote.
+/// A program's message about a text that it refuses, without its quotations: everything from the first double quote to the
+/// last, and what follows `Preview of`, is left out. For logs and letters, which hold nothing that a person wrote.
 #[must_use]
 pub fn without_quotations(said: &str) -> String {
     let said = said.split("Preview of").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A fault proxy (toxiproxy) between the services and what they call, for whoever wants to see them bear it.
+//! A fault proxy (toxiproxy) between the services and what they call, for tests of failures.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::home::Home;
 use crate::ports::Ports;
 use crate::process::{Program, Ready};
 
-/// The proxies of a stack, by what is behind them.
+/// The proxies of a stack, by their upstream.
 #[derive(Debug, Clone)]
 pub struct Proxies {
     /// The port of its own API.
@@ -46,7 +46,7 @@ impl Proxies {
         Ok(Self { api, doors, program: program.to_owned(), config, log: home.log("toxiproxy") })
     }
 
-    /// The port to connect to instead.
+    /// The proxy's port, to connect to instead.
     #[must_use]
     pub fn door(&self, name: &str, port: u16) -> u16 {
         self.doors.get(name).copied().unwrap_or(port)

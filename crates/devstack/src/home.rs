@@ -1,5 +1,5 @@
-//! Where a stack keeps its things: `.flotilla` in the clone (data, logs, secrets, what runs), and the user's cache for
-//! what every clone shares.
+//! The folders of a stack: `.flotilla` in the clone (data, logs, secrets, what runs), and the user's cache for
+//! what all clones share.
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use aws_lc_rs::rand;
 use nix::unistd::{Uid, User};
 
-/// Below it is what root's stacks keep outside of their folders.
+/// The folder above what root's stacks keep outside their own folders.
 const OUTSIDE: &str = "/var/lib/flotilla";
 /// The file there that names the stack's folder.
 const OF: &str = "home";
@@ -23,7 +23,7 @@ impl Home {
     /// Opens, and makes, the folder.
     ///
     /// # Errors
-    /// Says which folder cannot be used, and why.
+    /// The folder cannot be used: the error says which, and why.
     pub fn open(path: &Path) -> Result<Self, anyhow::Error> {
         let unusable = |what: &Path| {
             format!(
@@ -37,7 +37,7 @@ impl Home {
             let folder = home.0.join(name);
             fs::create_dir_all(&folder).with_context(|| unusable(&folder))?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).with_context(|| unusable(&folder))?;
-            // Rights say little to root: try it.
+            // Permission bits say little to root: try it.
             let probe = folder.join(format!(".probe-{}", std::process::id()));
             fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).with_context(|| unusable(&folder))?;
         }
@@ -70,7 +70,7 @@ impl Home {
         Ok(text)
     }
 
-    /// Writes a file that only its owner may read, and tells where it is.
+    /// Writes a file that only its owner may read, and returns its path.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -80,14 +80,14 @@ impl Home {
         Ok(path)
     }
 
-    /// Where data goes that another user must reach: inside, or below /var/lib when root starts the stack, because
+    /// The folder of data that another user must reach: inside, or below /var/lib when root starts the stack, because
     /// a clone in root's home is closed to everyone else.
     ///
-    /// The place below /var/lib is drawn once and kept inside: a folder that was removed and made anew at the same
+    /// The path below /var/lib is drawn once and noted inside. A folder that was removed and made again at the same
     /// path never meets the data of the one before, whose passwords have gone with it.
     ///
     /// # Errors
-    /// The place cannot be kept.
+    /// The path cannot be noted.
     pub fn data_of_user(&self, name: &str) -> Result<PathBuf, anyhow::Error> {
         let data = self.0.join("data");
         if !Uid::effective().is_root() {
@@ -108,7 +108,7 @@ impl Home {
         Ok(outside.join(name))
     }
 
-    /// The place that the note names, if it is this folder's.
+    /// The path that the note names, if it is this folder's.
     fn drawn(&self, note: &Path, place: &Path) -> Result<PathBuf, anyhow::Error> {
         let name = place.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let ours = place.parent() == Some(Path::new(OUTSIDE)) && name.bytes().all(|b| b.is_ascii_hexdigit());
@@ -119,7 +119,7 @@ impl Home {
                 place.display()
             );
         }
-        // Who looks around there sees whose data it is; and a copy of a folder must not take the data of the first.
+        // An operator sees there whose data it is; and a copy of a folder must not take the data of the first.
         let of = fs::read_to_string(place.join(OF)).unwrap_or_default();
         if Path::new(&of) != self.0 {
             if fs::read_to_string(Path::new(&of).join("data/outside")).is_ok_and(|other| Path::new(&other) == place) {
@@ -169,7 +169,7 @@ pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Er
 /// The folder that all clones of this user share.
 ///
 /// # Errors
-/// There is neither XDG_CACHE_HOME nor HOME.
+/// Neither XDG_CACHE_HOME nor HOME is set.
 pub fn cache() -> Result<PathBuf, anyhow::Error> {
     let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
@@ -179,7 +179,7 @@ pub fn cache() -> Result<PathBuf, anyhow::Error> {
     Ok(cache)
 }
 
-/// The user who owns the data of a program that refuses to run as root; `None` when nobody needs to change.
+/// The user who owns the data of a program that refuses to run as root; `None` when no change is needed.
 ///
 /// # Errors
 /// Root, and no unprivileged user to become.
@@ -195,7 +195,7 @@ pub fn unprivileged() -> Result<Option<User>, anyhow::Error> {
     bail!("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody`: run as another user")
 }
 
-/// Says so when the disk that holds `path` is nearly full.
+/// Checks that the disk that holds `path` has room.
 ///
 /// # Errors
 /// Less than 1 GiB is free.

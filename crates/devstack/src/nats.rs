@@ -32,7 +32,7 @@ pub struct Nats {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
-    /// Its place in a cluster: its number, its port for the others, and theirs.
+    /// Its position in a cluster: its number, its port for the others, and theirs.
     cluster: Option<(usize, u16, Vec<u16>)>,
     accounts: Layout,
 }
@@ -42,9 +42,9 @@ pub struct Nats {
 pub enum Layout {
     /// The logins of the fleet's table, and these beside them, each in its account.
     Fleet(Vec<Login>),
-    /// The logins of the table with all their permissions, in one account: what the layout is compared with.
+    /// The logins of the table with all their permissions, in one account: the control for the layout.
     OneAccount,
-    /// One account, and one user `admin` who may do everything: for what knows no fleet.
+    /// One account, and one user `admin` who may do everything: for tests without a fleet.
     Alone,
 }
 
@@ -149,7 +149,7 @@ impl Nats {
         ))
     }
 
-    /// The same, as those see it who come through a proxy at this port.
+    /// The same, as clients see it through a proxy at this port.
     #[must_use]
     pub fn through(&self, port: u16) -> Self {
         Self { port, ..self.clone() }
@@ -178,7 +178,7 @@ impl Nats {
         matches!(self.accounts, Layout::Alone)
     }
 
-    /// Where clients connect to.
+    /// The address for clients.
     #[must_use]
     pub fn address(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)

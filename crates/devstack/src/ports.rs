@@ -1,4 +1,4 @@
-//! Ports on loopback: the wished one, or any free one.
+//! Ports on loopback: the requested one, or any free one.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,7 +14,7 @@ fn free(port: u16) -> Option<u16> {
 }
 
 impl Ports {
-    /// `wished` if it is free, else any free port; 0 wishes for any.
+    /// `wished` if it is free, otherwise any free port; 0 requests any.
     ///
     /// # Errors
     /// No port is free.
@@ -22,7 +22,7 @@ impl Ports {
         if wished != 0 && free(wished).is_some() && self.0.insert(wished) {
             return Ok(wished);
         }
-        // Not from the range that outgoing connections take theirs from: a port must be there again after a restart.
+        // Outside the range of ephemeral ports: a port must be free again after a restart.
         for _ in 0..1_000 {
             let mut bytes = [0; 2];
             aws_lc_rs::rand::fill(&mut bytes)?;
@@ -37,7 +37,7 @@ impl Ports {
     /// `wished` and no other.
     ///
     /// # Errors
-    /// It is taken: says so, and what to do.
+    /// It is taken: the error says so, and what to do.
     pub fn exactly(&mut self, wished: u16) -> Result<u16, anyhow::Error> {
         match free(wished).filter(|port| self.0.insert(*port)) {
             Some(port) => Ok(port),
@@ -48,13 +48,13 @@ impl Ports {
         }
     }
 
-    /// A port of a range, bound: nobody else has it as long as the socket is kept.
+    /// A port of a range, bound: no other process takes it while the socket is kept.
     ///
     /// # Errors
     /// All of them are taken.
     pub fn within(&mut self, range: std::ops::RangeInclusive<u16>) -> Result<TcpListener, anyhow::Error> {
         let text = format!("{range:?}");
-        // Spread by process, so that two stacks that start at once rarely want the same one.
+        // Spread by process, so that two stacks that start at once rarely choose the same one.
         let start = std::process::id() as usize % range.len();
         let ports: Vec<u16> = range.collect();
         let mut turned = ports[start..].iter().chain(&ports[..start]).filter(|port| !self.0.contains(port));

@@ -1,4 +1,4 @@
-//! A PostgreSQL cluster of our own: its own port and data, never the system's.
+//! A PostgreSQL cluster with its own port and data, never the system's.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,17 +24,17 @@ pub struct Postgres {
     pub data: PathBuf,
     /// Its port on loopback.
     pub port: u16,
-    /// Whether what was committed outlives a power failure; tests can do without.
+    /// Whether what was committed outlives a power failure; tests do not need it.
     pub durable: bool,
     password: String,
     log: PathBuf,
 }
 
 impl Postgres {
-    /// Makes the cluster if there is none.
+    /// Makes the cluster if it does not exist.
     ///
     /// # Errors
-    /// Says what stands in the way.
+    /// The cluster cannot be made: the error names the cause.
     pub async fn prepare(home: &Home, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
         let data = home.data_of_user("postgres")?;
         let cluster = Self {
@@ -88,7 +88,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// The same, as those see it who come through a proxy at this port.
+    /// The same, as clients see it through a proxy at this port.
     #[must_use]
     pub fn through(&self, port: u16) -> Self {
         Self { port, ..self.clone() }
@@ -145,7 +145,7 @@ impl Postgres {
         format!("postgres://{role}:{password}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Makes the roles of a service (owner, app, relay, operator) and its database, if they are not there. The app role cannot
+    /// Makes the roles of a service (owner, app, relay, operator) and its database, if they do not exist. The app role cannot
     /// bypass row-level security, and no statement or idle transaction of it lasts long.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl Postgres {
         let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await?;
         // Two stacks may share a cluster and start at once.
         sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
-        // The operator's role is taken on for one transaction at a time, for what is of no tenant; nobody logs in as it.
+        // The operator's role is taken on for one transaction at a time, for data of no tenant; nobody logs in as it.
         let login = |password: &str| format!("login password '{password}'");
         for (role, login) in [
             ("owner", login(&passwords.owner)),

@@ -1,4 +1,4 @@
-//! One child process: started with its log, found ready, stopped. It dies with whoever started it.
+//! One child process: started with its log, probed for readiness, stopped. It dies with its parent.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, User};
 use tokio::process::{Child, Command};
 
-/// How to tell that a program is ready.
+/// How to check that a program is ready.
 #[derive(Debug, Clone)]
 pub enum Ready {
     /// This address answers with a success.
@@ -34,17 +34,17 @@ pub struct Program {
     pub args: Vec<String>,
     /// Its environment, beyond PATH and HOME.
     pub env: Vec<(String, String)>,
-    /// Where it writes.
+    /// Its log.
     pub log: PathBuf,
-    /// As whom it runs, if not as the caller.
+    /// The user that it runs as, if not the caller.
     pub user: Option<User>,
-    /// What asks it to stop.
+    /// The signal that asks it to stop.
     pub stop: Signal,
-    /// When it is ready.
+    /// How to check that it is ready.
     pub ready: Ready,
     /// A bound socket that is its standard input. It stays bound while the program is started again.
     pub socket: Option<Arc<TcpListener>>,
-    /// An address that answers with a success while the program lives, ready or not; None when nothing but readiness tells.
+    /// An address that answers with a success while the program lives, ready or not; None where only readiness can be checked.
     pub alive: Option<String>,
 }
 
@@ -59,8 +59,8 @@ impl Program {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("opening the log {}", self.log.display()))?;
-        // setpriv (util-linux) makes the kernel stop the child when its parent dies, however it dies, and gives it
-        // its user: what would need unsafe code here.
+        // setpriv (util-linux) makes the kernel stop the child when its parent dies, however it dies, and sets
+        // its user: both would need unsafe code here.
         let mut command = Command::new("setpriv");
         command.arg("--pdeathsig").arg(self.stop.as_str().trim_start_matches("SIG"));
         if let Some(user) = &self.user {
@@ -75,7 +75,7 @@ impl Program {
             }
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        // A folder that every user may be in.
+        // A folder that every user may enter.
         command.current_dir("/").process_group(0).kill_on_drop(true);
         command.stdin(match &self.socket {
             Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone()?)),
@@ -99,7 +99,7 @@ impl Program {
         }
     }
 
-    /// Whether it says that it lives: then it waits for something else, and to start it again would help nobody.
+    /// Whether it reports that it lives: then it waits for something else, and a restart would not help.
     pub async fn is_alive(&self, http: &reqwest::Client) -> bool {
         match &self.alive {
             Some(url) => succeeds(http, url).await,
@@ -107,7 +107,7 @@ impl Program {
         }
     }
 
-    /// Asks a child to stop, and makes it after `grace`.
+    /// Asks a child to stop, and kills it after `grace`.
     pub async fn stop(&self, child: &mut Child, grace: Duration) -> Option<ExitStatus> {
         if let Some(pid) = child.id() {
             signal(pid, self.stop).ok();
@@ -131,20 +131,20 @@ async fn succeeds(http: &reqwest::Client, url: &str) -> bool {
 /// Sends a signal to a process.
 ///
 /// # Errors
-/// It is not there, or not ours.
+/// It does not exist, or is not ours.
 pub fn signal(pid: u32, signal: Signal) -> Result<(), anyhow::Error> {
     kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to process {pid}"))
 }
 
-/// Sends a signal to a program that [`Program::spawn`] has started and to what that has started.
+/// Sends a signal to a program that [`Program::spawn`] started, and to its children.
 ///
 /// # Errors
-/// It is not there, or not ours.
+/// It does not exist, or is not ours.
 pub fn signal_all(pid: u32, signal: Signal) -> Result<(), anyhow::Error> {
     killpg(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to the group {pid}"))
 }
 
-/// Whether a process is there.
+/// Whether a process exists.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None).is_ok())

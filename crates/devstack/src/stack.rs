@@ -1,4 +1,4 @@
-//! A whole fleet on this machine: the parts, the issuer, and the services in the order in which they need each other.
+//! A whole fleet on this machine: the backing services, the issuer, and the services in the order of their dependencies.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::Say;
+use crate::Reporter;
 use crate::faults::Proxies;
 use crate::home::{self, Home};
 use crate::install::{self, Programs};
@@ -23,26 +23,26 @@ use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, Roles, SUPERUSER};
 use crate::process::{Program, Ready, tail};
-use crate::supervisor::{Board, Kind, State, Supervisor, Unit, now};
+use crate::supervisor::{Kind, State, StatusFile, Supervisor, Unit, now};
 
-/// What a stack is to be.
+/// The settings of a stack.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Its folder.
     pub home: PathBuf,
-    /// Where the services' programs are.
+    /// The folder of the services' programs.
     pub programs: PathBuf,
     /// The gateway's port; 0 for any free one.
     pub gateway_port: u16,
-    /// Whether the other ports are the documented ones where they are free.
+    /// Whether the other ports are the documented ones, if they are free.
     pub usual_ports: bool,
     /// Whether Postgres must outlive a power failure.
     pub durable: bool,
     /// Where services export spans to.
     pub otlp_endpoint: Option<String>,
-    /// Whether the services reach each other and the parts through fault proxies.
+    /// Whether the services reach each other and the backing services through fault proxies.
     pub fault_proxy: bool,
-    /// The parts alone, without the services: what integration tests share.
+    /// The backing services alone, without the services: for integration tests.
     pub parts_only: bool,
     /// Variables for every service, beyond those it needs.
     pub env: Vec<(String, String)>,
@@ -52,8 +52,8 @@ pub struct Options {
 pub struct Stack {
     /// Its folder.
     pub home: Home,
-    /// How every unit is.
-    pub board: Board,
+    /// The state of every unit.
+    pub board: StatusFile,
     /// The cluster.
     pub postgres: Postgres,
     supervisor: Arc<Supervisor>,
@@ -61,21 +61,21 @@ pub struct Stack {
     _lock: File,
 }
 
-/// The file that tells how the units of a home are.
+/// The file with the states of a home's units.
 pub const BOARD: &str = "run/state.json";
 /// Locked by the process that supervises a home.
 pub const LOCK: &str = "run/lock";
 
 impl Stack {
-    /// Brings everything up, and says so step by step. After an error nothing is left running.
+    /// Brings everything up, and reports each step. After an error nothing is left running.
     ///
     /// # Errors
     /// One clear message: what failed, where its log is, what to do.
-    pub async fn start(options: &Options, say: Say) -> Result<Self, anyhow::Error> {
+    pub async fn start(options: &Options, say: Reporter) -> Result<Self, anyhow::Error> {
         let home = Home::open(&options.home)?;
         home::check_disk(&options.home)?;
         let lock = File::create(home.path(LOCK))?;
-        // Whoever asks whether a stack runs holds the lock for a moment.
+        // A process that checks whether a stack runs holds the lock for a moment.
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let mut patience = 20;
         while lock.try_lock().is_err() && patience > 0 {
@@ -91,10 +91,10 @@ impl Stack {
             port => ports.exactly(port)?,
         };
         let programs = install::all(&say).await?;
-        let board = Board::new(home.path(BOARD));
+        let board = StatusFile::new(home.path(BOARD));
         let supervisor = Arc::new(Supervisor::new(board.clone())?);
         let issuer_stop = CancellationToken::new();
-        let starting = Starting { options, home: &home, say: &say, supervisor: &supervisor, board: &board };
+        let starting = Startup { options, home: &home, say: &say, supervisor: &supervisor, board: &board };
         match Box::pin(starting.all(&programs, ports, gateway_port, &issuer_stop)).await {
             Ok(postgres) => {
                 board.is_up();
@@ -117,32 +117,32 @@ impl Stack {
     }
 }
 
-struct Starting<'a> {
+struct Startup<'a> {
     options: &'a Options,
     home: &'a Home,
-    say: &'a Say,
+    say: &'a Reporter,
     supervisor: &'a Arc<Supervisor>,
-    board: &'a Board,
+    board: &'a StatusFile,
 }
 
-/// Where services find what they need, and each other.
+/// The addresses that services need, each other's included.
 struct Surroundings {
     postgres: Postgres,
     nats: Nats,
     opensearch: String,
     issuer_port: u16,
-    /// What the edge calls.
+    /// The servers that the edge calls.
     upstreams: String,
     /// For callers, and for operations.
     ports: BTreeMap<&'static str, (Option<u16>, u16)>,
 }
 
-/// Whether a service starts once all parts are up; the others start beside OpenSearch, which takes longest.
+/// Whether a service starts once all backing services are up; the others start beside OpenSearch, which takes longest.
 const fn needs_all(service: &fleet::Service) -> bool {
     service.search_engine || service.edge
 }
 
-impl Starting<'_> {
+impl Startup<'_> {
     async fn all(
         &self,
         programs: &Programs,
@@ -203,7 +203,7 @@ impl Starting<'_> {
         };
         self.step("prepared the parts' folders and configuration", started);
 
-        // OpenSearch takes longest: everything that does not need it goes on meanwhile.
+        // OpenSearch takes longest: everything that does not need it starts meanwhile.
         let (supervisor, program, unit) = (Arc::clone(self.supervisor), node.program(), self.opensearch_unit(&node)?);
         let opensearch_started = Instant::now();
         let opensearch = async move { supervisor.start(program, unit).await };
@@ -272,7 +272,7 @@ impl Starting<'_> {
         env.push(("FLOTILLA_ISSUER", ISSUER.to_owned()));
         if let Some(port) = port {
             env.push(("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")));
-            // So that a gRPC client on this machine can look around.
+            // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));
         }
         if service.edge {
@@ -285,7 +285,7 @@ impl Starting<'_> {
         self.run(service.name, port.unwrap_or(ops), ops, env).await
     }
 
-    /// Makes and migrates the database of a service; where it finds it.
+    /// Makes and migrates the database of a service; returns the variables that locate it.
     async fn database(
         &self,
         service: &fleet::Service,
@@ -399,7 +399,7 @@ impl Starting<'_> {
         Unit {
             data_dir: Some(nats.store.clone()),
             url: Some(format!("nats://127.0.0.1:{}", nats.port)),
-            // Who looks around looks at the todos' events first.
+            // An operator inspects the todos' events first.
             creds_file: Some(nats::credentials_file(self.home, &nats::administration("TODO"))),
             ..self.unit("nats", Kind::Part, nats.port)
         }
@@ -429,8 +429,8 @@ impl Starting<'_> {
     }
 }
 
-/// Makes streams and durable consumers anew after each start of nats-server: its store may have been lost.
-async fn administrate(home: Home, board: Board, address: String, stop: CancellationToken) {
+/// Makes streams and durable consumers again after each start of nats-server: its store may have been lost.
+async fn administrate(home: Home, board: StatusFile, address: String, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let (mut seen, mut said) = (0, false);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
@@ -442,7 +442,7 @@ async fn administrate(home: Home, board: Board, address: String, stop: Cancellat
         match nats::provision(&home, &address, nats::Wanted::default()).await {
             Ok(()) => (seen, said) = (unit.restarts, false),
             Err(error) if !std::mem::replace(&mut said, true) => {
-                eprintln!("the streams and the durable consumers cannot be looked after: {error:#}");
+                eprintln!("the streams and the durable consumers cannot be maintained: {error:#}");
             }
             Err(_) => {}
         }

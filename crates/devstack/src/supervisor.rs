@@ -1,5 +1,5 @@
-//! Keeps programs running: starts them, finds them ready, restarts what dies with a growing pause, and keeps a board
-//! of how each one is, in memory and in a file that `flotilla status` reads.
+//! Keeps programs running: starts them, waits until they are ready, restarts what dies after a growing pause, and keeps a board
+//! of their states, in memory and in a file that `flotilla status` reads.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -14,9 +14,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::process::{Program, tail};
 
-/// How long a program may take to become ready, or after a restart to say that it lives.
+/// How long a program may take to become ready, or after a restart to report that it lives.
 const READY_WITHIN: Duration = Duration::from_secs(90);
-/// How often a program that is not ready is asked whether it lives before it is stopped: one answer may be late.
+/// How often the liveness of a program that is not ready is checked before it is stopped: one answer may be late.
 const ASKED_TO_LIVE: u32 = 3;
 /// How long a program may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
@@ -31,17 +31,17 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(10),
 ];
 
-/// A part is somebody else's program, a service is ours.
+/// Parts are the backing services; services are the fleet's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Postgres, NATS, OpenSearch, the issuer.
+    /// PostgreSQL, NATS, OpenSearch, the issuer.
     Part,
     /// One of the fleet's services.
     Service,
 }
 
-/// How a unit is.
+/// The state of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -61,36 +61,36 @@ pub enum State {
 pub struct Unit {
     /// Its name.
     pub name: String,
-    /// Ours or not.
+    /// A part or a service.
     pub kind: Kind,
     /// The process, while there is one.
     pub pid: Option<u32>,
-    /// host:port of its door.
+    /// host:port of its server.
     pub address: String,
-    /// How it is.
+    /// Its state.
     pub state: State,
-    /// Since when it is so.
+    /// Since when it has this state.
     pub since: DateTime<Utc>,
-    /// How often it has died and was started again.
+    /// How often it died and was started again.
     pub restarts: u32,
     /// Its log.
     pub log: PathBuf,
-    /// host:port of its operations port, for services.
+    /// host:port of its operations server, for services.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ops: Option<String>,
-    /// Where its data is, for parts.
+    /// The folder of its data, for parts.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub data_dir: Option<PathBuf>,
     /// Its address as a URL without secrets, for parts.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub url: Option<String>,
-    /// How to log in, for parts that want it: for NATS a credentials file, else a JSON file with `url`, `user` and `password`.
+    /// The login, for parts that require one: for NATS a credentials file, else a JSON file with `url`, `user` and `password`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub creds_file: Option<PathBuf>,
 }
 
 impl Unit {
-    /// Its address as a URL with the login that it wants, where it wants one.
+    /// Its address as a URL, with its login if it requires one.
     ///
     /// # Errors
     /// It has none, or its credentials cannot be read.
@@ -106,8 +106,8 @@ impl Unit {
 
 /// What `run/state.json` holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct BoardFile {
-    /// The process that supervises.
+pub struct StackStatus {
+    /// The supervising process.
     pub supervisor: u32,
     /// Whether all units were ready once.
     pub up: bool,
@@ -115,7 +115,7 @@ pub struct BoardFile {
     pub units: Vec<Unit>,
 }
 
-impl BoardFile {
+impl StackStatus {
     /// A unit by its name.
     ///
     /// # Errors
@@ -125,34 +125,34 @@ impl BoardFile {
     }
 }
 
-/// How every unit is. Clones are the same board.
+/// The state of every unit. Clones are the same board.
 #[derive(Clone)]
-pub struct Board {
+pub struct StatusFile {
     file: PathBuf,
-    content: Arc<Mutex<BoardFile>>,
+    content: Arc<Mutex<StackStatus>>,
     changed: watch::Sender<u64>,
 }
 
-impl Board {
-    /// An empty board that is kept in `file`.
+impl StatusFile {
+    /// An empty board, stored in `file`.
     #[must_use]
     pub fn new(file: PathBuf) -> Self {
-        let content = BoardFile { supervisor: std::process::id(), up: false, units: Vec::new() };
+        let content = StackStatus { supervisor: std::process::id(), up: false, units: Vec::new() };
         Self { file, content: Arc::new(Mutex::new(content)), changed: watch::Sender::new(0) }
     }
 
-    /// What is on it.
+    /// Its contents.
     #[must_use]
-    pub fn read(&self) -> BoardFile {
+    pub fn read(&self) -> StackStatus {
         self.content.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Puts a unit on it.
+    /// Adds a unit.
     pub fn add(&self, unit: Unit) {
         self.change(|board| board.units.push(unit));
     }
 
-    /// Says that all units are ready.
+    /// Records that all units are ready.
     pub fn is_up(&self) {
         self.change(|board| board.up = true);
     }
@@ -168,7 +168,7 @@ impl Board {
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut BoardFile)) {
+    fn change(&self, change: impl FnOnce(&mut StackStatus)) {
         let mut content = self.content.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut content);
         // A reader sees the old file or the new one, never half of one.
@@ -199,14 +199,14 @@ impl Board {
 ///
 /// # Errors
 /// There is none, or it cannot be read.
-pub fn read_board(file: &Path) -> Result<BoardFile, anyhow::Error> {
+pub fn read_status(file: &Path) -> Result<StackStatus, anyhow::Error> {
     let json = std::fs::read(file)?;
     serde_json::from_slice(&json).with_context(|| format!("reading {}", file.display()))
 }
 
 /// Runs programs and keeps them running.
 pub struct Supervisor {
-    board: Board,
+    board: StatusFile,
     http: reqwest::Client,
     ready_within: Duration,
     running: Mutex<Vec<(CancellationToken, TaskTracker)>>,
@@ -217,7 +217,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The HTTP client for readiness probes cannot be made.
-    pub fn new(board: Board) -> Result<Self, anyhow::Error> {
+    pub fn new(board: StatusFile) -> Result<Self, anyhow::Error> {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
         Ok(Self { board, http, ready_within: READY_WITHIN, running: Mutex::new(Vec::new()) })
     }
@@ -225,7 +225,7 @@ impl Supervisor {
     /// Starts a program and waits until it is ready; from then on it is restarted when it dies.
     ///
     /// # Errors
-    /// It died or did not become ready: names the log, with its last lines. Nothing of it is left running.
+    /// It died or did not become ready: the error names the log, with its last lines. None of its processes is left running.
     pub async fn start(&self, program: Program, unit: Unit) -> Result<(), anyhow::Error> {
         self.board.add(unit);
         let mut child = program.spawn()?;
@@ -291,7 +291,7 @@ async fn until_ready(program: &Program, http: &reqwest::Client) {
 /// A program that is restarted whenever it dies.
 struct Supervised {
     program: Program,
-    board: Board,
+    board: StatusFile,
     http: reqwest::Client,
     ready_within: Duration,
     stop: CancellationToken,
@@ -342,7 +342,7 @@ impl Supervised {
     }
 
     /// Waits for a program that was started again; ends when it is neither ready nor alive in time. One that lives and is
-    /// not ready waits for a part that is away, however long.
+    /// not ready waits for an unavailable backing service, however long.
     async fn hangs(&self, restarts: u32) {
         if restarts > 0 {
             let ready = || tokio::time::timeout(self.ready_within, until_ready(&self.program, &self.http));
@@ -386,7 +386,7 @@ mod tests {
     use super::*;
     use crate::process::{Ready, signal};
 
-    /// What a program says of itself.
+    /// What a program reports of itself.
     #[derive(Default)]
     struct Says {
         ready: AtomicBool,
@@ -425,7 +425,7 @@ mod tests {
         server.spawn(stop.clone().run_until_cancelled_owned(axum::serve(listener, router).into_future()));
         let folder = std::env::temp_dir().join(format!("flotilla-supervisor-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
-        let board = Board::new(folder.join("state.json"));
+        let board = StatusFile::new(folder.join("state.json"));
         let mut supervisor = Supervisor::new(board.clone()).unwrap();
         supervisor.ready_within = Duration::from_millis(50);
         let program = Program {

@@ -1,4 +1,4 @@
-//! The durable consumers of the fleet: what a service's row says of each, from which the rest follows.
+//! The durable consumers of the fleet: what a service's row says about each, from which the rest follows.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use contracts::subject;
 
 use crate::{PROJECTOR, REBUILDER, SERVICES};
 
-/// What the fleet knows of a durable consumer.
+/// The configuration of a durable consumer.
 #[derive(Debug, Clone, Copy)]
 pub struct Durable {
     /// Its name.
     pub name: &'static str,
-    /// The service whose events it has.
+    /// The service whose events it reads.
     pub of: &'static str,
-    /// Their types.
+    /// The types of these events.
     pub types: &'static [&'static str],
-    /// How many are pulled at once; of one whose effects are in a database, for how many aggregates it works at once.
+    /// How many events it pulls at once; if its effects are in a database, how many aggregates it handles at once.
     pub batch: usize,
     /// How long it waits for a batch to fill.
     pub linger: Duration,
-    /// How many batches may be in the works.
+    /// How many batches may be in flight.
     pub in_flight: usize,
-    /// How long one event may take; none where the handler waits by itself.
+    /// The limit of time for one event; none if the handler waits by itself.
     pub handle_within: Option<Duration>,
-    /// Whether somebody makes it for a task, and removes it behind that.
+    /// Whether a task makes it and removes it afterwards.
     pub on_demand: bool,
 }
 
-/// One whose effects are in the service's own database: in order for each aggregate.
+/// A durable consumer whose effects are in the service's own database: in order for each aggregate.
 pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
     Durable {
         name,
@@ -43,7 +43,7 @@ pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'stati
     }
 }
 
-/// One that fills an index.
+/// A durable consumer that fills an index.
 const fn projection(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
     Durable {
         batch: 1_000,
@@ -81,7 +81,7 @@ impl Durable {
         }
     }
 
-    /// Every version of the one event that it handles; of several events, all that the service publishes.
+    /// Every version of the one event that it handles; for several events, all that the service publishes.
     fn filter(&self) -> String {
         let event = |event_type: &&'static str| event_type.split('.').nth(1).unwrap_or_default();
         let first = self.types.first().map_or("", event);

@@ -1,9 +1,9 @@
-//! The fleet's table: who produces which stream, who has which durable consumers, and what each login of NATS may do.
+//! The fleet's table: the producer of each stream, the durable consumers of each service, and the permissions of each NATS login.
 //! Accounts, streams and durable consumers are made from it, and services take their own configuration from it.
 //!
-//! A producing service's account owns its stream. Dead letters, replays, audit and advisories lie in the account RECORDS, in
+//! A producing service's account owns its stream. Dead letters, replays, audit and advisories are in the account RECORDS, to
 //! which no service logs in. An account either owns streams or reads those of others, never both: a reply subject is
-//! resolved in the account of whoever asks, so what an account cannot do, no reply does for it (ADR 9).
+//! resolved in the requester's account, so what an account cannot do, no reply does for it (ADR 9).
 
 mod durables;
 mod services;
@@ -19,7 +19,7 @@ pub use services::{Database, SERVICES, Service, named, producers, upstreams};
 
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";
-/// What lies there.
+/// The streams of that account.
 pub const RECORD_STREAMS: [&str; 4] = ["DLQ", "REPLAY", "AUDIT", "ADVISORIES"];
 /// The search projector, and its durable consumer that fills the index that is searched.
 pub const PROJECTOR: &str = "search-projector";
@@ -28,10 +28,10 @@ pub const REBUILDER: &str = "search-projector-rebuild";
 /// The login and the durable consumers that keep dead letters.
 pub const OPERATIONS: &str = "operations";
 
-/// For how long a stream keeps an event, unless a deployment says otherwise.
+/// How long a stream keeps an event, unless a deployment says otherwise.
 pub const STREAM_DAYS: u64 = 30;
 
-/// A login, in an account of its own, and all that it may do.
+/// A login, in an account of its own, with all its permissions.
 #[derive(Debug, Clone, Default)]
 pub struct Login {
     /// Its name.
@@ -40,31 +40,31 @@ pub struct Login {
     pub publishes: Vec<String>,
     /// Streams whose messages it reads one by one, its own or others'.
     pub reads: Vec<String>,
-    /// Streams that it only asks about.
+    /// Streams that it only queries for information.
     pub asks: Vec<String>,
-    /// Streams whose durable consumers it asks about, all of them.
+    /// Streams of which it queries all durable consumers for information.
     pub asks_consumers: Vec<String>,
-    /// Durable consumers that it pulls by: the stream and the name.
+    /// Durable consumers that it pulls from: the stream and the name.
     pub pulls: Vec<(String, String)>,
-    /// Durable consumers among them that it takes back to an earlier place.
+    /// Durable consumers among them that it resets to an earlier sequence.
     pub takes_back: Vec<(String, String)>,
     /// Subjects that never leave its account, published and subscribed.
     pub local: Vec<String>,
 }
 
-/// Something that a login asks of the account that owns a stream.
+/// A request of a login to the account that owns a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// The account that answers.
     pub owner: String,
     /// The subject, the same on both sides.
     pub subject: String,
-    /// Whether several messages come back.
+    /// Whether the answer is several messages.
     pub stream: bool,
 }
 
 impl Login {
-    /// Its account: of an owner that of its streams, else one of its own. No two logins but an owner's and its administration's
+    /// Its account: for an owner that of its streams, otherwise one of its own. No two logins but an owner's and its administration's
     /// share one.
     #[must_use]
     pub fn account(&self) -> String {
@@ -77,7 +77,7 @@ impl Login {
         producers().contains(&self.name.as_str())
     }
 
-    /// All that it may ask, of its own account and of others: this is the authority.
+    /// All requests that it may make, to its own account and to others: this is the authority.
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
         let mut all: Vec<Asked> = Vec::new();
@@ -200,12 +200,12 @@ pub fn logins() -> Vec<Login> {
     let operations = Login {
         name: OPERATIONS.to_owned(),
         publishes: vec!["replay.>".to_owned(), "audit.>".to_owned()],
-        // A range of a stream is replayed from there, and how far a replay is.
+        // It replays a range of a stream from there, and queries how far a replay is.
         reads: producers().into_iter().map(subject::stream).chain(["REPLAY".to_owned()]).collect(),
         asks: vec!["DLQ".to_owned()],
         asks_consumers: vec!["REPLAY".to_owned()],
         pulls: vec![kept("DLQ"), kept("REPLAY")],
-        // Letters that a restored database has lost are read again.
+        // It reads letters again that a restored database has lost.
         takes_back: vec![kept("DLQ")],
         ..Login::default()
     };
@@ -221,8 +221,8 @@ pub fn logins() -> Vec<Login> {
     logins
 }
 
-/// The login of an event consumer that is no service of the fleet: one durable consumer with one tenant's events, and not
-/// a word about the stream that it is of.
+/// The login of an event consumer that is no service of the fleet: one durable consumer with one tenant's events, and
+/// no information about its stream.
 #[must_use]
 pub fn team(name: &str, tenant: &TenantId, service: &str) -> Login {
     Login {

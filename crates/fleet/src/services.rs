@@ -8,16 +8,16 @@ use contracts::events::{EventType as _, todo};
 use crate::durables::{Durable, PROJECTION, REBUILD, handler};
 use crate::{OPERATIONS, PROJECTOR};
 
-/// What the fleet knows of a service.
+/// A service's row.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
     /// Names its program, its login at NATS, and its database.
     pub name: &'static str,
-    /// Who answers for it.
+    /// The team that owns it.
     pub owner: &'static str,
-    /// The port that callers come to on a developer's machine, where it has callers.
+    /// The port of its server on a developer's machine, if it has callers.
     pub port: Option<u16>,
-    /// The operations port there.
+    /// The port of its operations server there.
     pub ops_port: u16,
     /// The gRPC services that it serves, by their full names: the gateway's upstreams.
     pub serves: &'static [&'static str],
@@ -31,7 +31,7 @@ pub struct Service {
     pub page_token_key: Option<&'static str>,
     /// Whether it uses OpenSearch.
     pub search_engine: bool,
-    /// Whether it stands before all others, for callers from outside.
+    /// Whether it is the edge, in front of all others, for callers from outside.
     pub edge: bool,
 }
 
@@ -39,7 +39,7 @@ pub struct Service {
 #[derive(Debug, Clone, Copy)]
 pub struct Database {
     /// Tables that belong to no tenant and that the service's own role reaches: what its handlers have done, and what operators work
-    /// on. All others that it reaches are a tenant's, behind a policy. What only the relay or the owner reaches is not named.
+    /// on. All others that it reaches are a tenant's, behind a policy. Tables that only the relay or the owner reaches are not named.
     pub of_no_tenant: &'static [&'static str],
 }
 
@@ -56,7 +56,7 @@ pub static SERVICES: &[Service] = &[
         serves: &["flotilla.todo.v1.TodoService"],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
-        // A completed todo brings forth its next occurrence.
+        // A completed todo creates its next occurrence.
         durables: &[handler("todo-recurrence", todo::SERVICE, &[todo::CompletedV1::TYPE, todo::CompletedV2::TYPE])],
         page_token_key: Some("todo-page-token-key"),
         ..service(todo::SERVICE, todo::OWNER, 17102)
@@ -72,7 +72,7 @@ pub static SERVICES: &[Service] = &[
     Service { port: Some(8080), edge: true, ..service("gateway", "platform", 17002) },
 ];
 
-/// One that has nothing but operations.
+/// A service with nothing but operations.
 const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Service {
     Service {
         name,
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// Roles and the database are called so, in SQL.
+    /// Roles and the database have this name, in SQL.
     #[test]
     fn a_service_with_a_database_has_a_name_that_sql_takes_as_it_is() {
         for Service { name, .. } in SERVICES.iter().filter(|service| service.database.is_some()) {
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(lines, SERVICES.iter().map(line).collect::<String>());
     }
 
-    /// `infra/prometheus/prometheus.yml` scrapes what stands in the folder: a file for each.
+    /// `infra/prometheus/prometheus.yml` scrapes the targets in the folder: one file for each service.
     #[test]
     fn every_service_is_scraped() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/prometheus/targets");

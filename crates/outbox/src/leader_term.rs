@@ -27,21 +27,21 @@ const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 /// The pause before retention tries again after it could not get the table's lock.
 const RETENTION_AGAIN: Duration = Duration::from_secs(60);
 /// How many checks in a row may get no answer while nothing is stored.
-const UNANSWERED_MOST: u32 = 3;
+const MAX_UNANSWERED: u32 = 3;
 /// The most rows that one query reads.
 const BATCH: usize = 1_000;
 /// The pause before the reader works on a gap that no commit has closed, and the longest.
 const GAP_PAUSE: Duration = Duration::from_millis(3);
-const GAP_PAUSE_MOST: Duration = Duration::from_millis(50);
+const MAX_GAP_PAUSE: Duration = Duration::from_millis(50);
 
 /// When queries of the outbox take longer than this, the machine is busy ([`Pace`]).
 const SLOW_LOOK: Duration = Duration::from_millis(1);
 /// The longest pause between two queries.
-const REST_MOST: Duration = Duration::from_millis(10);
+const MAX_REST: Duration = Duration::from_millis(10);
 
 /// The pause between two queries of the outbox: none while they are quick. On a busy machine the pause is twice as long as a
 /// query, so that each finds more rows and writers get the processor instead. A database that is further away than
-/// [`SLOW_LOOK`] has the same effect; then a row waits at most [`REST_MOST`] for it.
+/// [`SLOW_LOOK`] has the same effect; then a row waits at most [`MAX_REST`] for it.
 #[derive(Debug, Default)]
 struct Pace {
     /// How long the last ones took: one slow query is chance, four are not.
@@ -58,7 +58,7 @@ impl Pace {
         self.looks += 1;
         let shortest = self.took.iter().min().copied().unwrap_or_default();
         let rests = !follow && shortest > SLOW_LOOK;
-        self.rests_until = rests.then(|| now + (shortest * 2).min(REST_MOST));
+        self.rests_until = rests.then(|| now + (shortest * 2).min(MAX_REST));
     }
 
     fn rests(&self) -> bool {
@@ -128,7 +128,7 @@ impl<'a> LeaderTerm<'a> {
             Err(error) => error!(%error, "partitions ahead could not be made"),
         }
         let mut db = relay.db.acquire().await?;
-        store::follow_the_index(&mut db, false).await?;
+        store::pin_index_plan(&mut db, false).await?;
         let stream = Box::pin(crate::stream::open(relay, patience)).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
@@ -222,7 +222,7 @@ impl<'a> LeaderTerm<'a> {
                             // This query was the first to see the gap.
                             Some((_, pause)) if !known => Some((Instant::now() + pause, pause)),
                             Some((_, pause)) => {
-                                let pause = (pause * 2).min(GAP_PAUSE_MOST);
+                                let pause = (pause * 2).min(MAX_GAP_PAUSE);
                                 Some((Instant::now() + pause, pause))
                             }
                             None => Some((Instant::now() + GAP_PAUSE, GAP_PAUSE)),
@@ -389,7 +389,7 @@ impl<'a> LeaderTerm<'a> {
                 self.unanswered = if self.stored == asked_at { self.unanswered + 1 } else { 0 };
                 warn!(%error, unanswered = self.unanswered, "the stream's state could not be read");
                 let away = self.relay.nats.connection_state() != State::Connected;
-                return if away || self.unanswered >= UNANSWERED_MOST {
+                return if away || self.unanswered >= MAX_UNANSWERED {
                     Err(LeadError::Down(anyhow::Error::new(error).context("reading the stream's state")))
                 } else {
                     Ok(())

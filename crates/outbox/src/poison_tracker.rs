@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// When nothing passes it is hardly the rows' fault: how long after a row was parked the next one may be that follows it
-/// with none passing between them. Doubles with each, to at most [`PARK_PAUSE_MOST`].
+/// with none passing between them. Doubles with each, to at most [`MAX_PARK_PAUSE`].
 const PARK_PAUSE: Duration = Duration::from_secs(30);
-const PARK_PAUSE_MOST: Duration = Duration::from_secs(300);
+const MAX_PARK_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is known against rows that were not stored. It outlives leads: a lost permission for a night parks a few
 /// aggregates, not all of them one by one.
@@ -43,7 +43,7 @@ impl PoisonTracker {
 
     pub fn parked(&mut self, seq: i64) {
         self.last_parked = seq;
-        let pause = PARK_PAUSE.saturating_mul(1 << self.in_a_row.min(10)).min(PARK_PAUSE_MOST);
+        let pause = PARK_PAUSE.saturating_mul(1 << self.in_a_row.min(10)).min(MAX_PARK_PAUSE);
         self.in_a_row += 1;
         self.may_park_from = Instant::now() + pause;
     }

@@ -18,7 +18,7 @@ use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 const BEGINNING: Position = Position { seq: 0, created_at: DateTime::UNIX_EPOCH };
 
 /// Takes the position from the stream's tail, and writes into the journal what is lost.
-/// `db` is a connection whose reads follow the index ([`store::follow_the_index`]).
+/// `db` is a connection whose reads follow the index ([`store::pin_index_plan`]).
 pub async fn find(
     relay: &Relay,
     db: &mut PgConnection,
@@ -219,9 +219,9 @@ async fn are_numbered_behind(
 }
 
 /// The most rows that one query returns.
-const MISNUMBERED_MOST: i64 = 1_000;
+const MAX_MISNUMBERED: i64 = 1_000;
 /// How many of the stream's newest messages are checked for rows that were stamped in another order than they were numbered.
-const OUT_OF_ORDER_MOST: u64 = 100_000;
+const MAX_OUT_OF_ORDER: u64 = 100_000;
 
 /// Rows that are numbered up to the position, were created after it, and are not in the stream; oldest first.
 pub async fn misnumbered(
@@ -230,10 +230,10 @@ pub async fn misnumbered(
     info: &stream::Info,
     place: Position,
 ) -> Result<Vec<Misnumbered>, anyhow::Error> {
-    let mut rows = store::created_after(db, place, MISNUMBERED_MOST).await?;
+    let mut rows = store::created_after(db, place, MAX_MISNUMBERED).await?;
     // Two writers may take their numbers in one order and their times in the other, a moment apart.
     let mut sequence = info.state.last_sequence;
-    while !rows.is_empty() && sequence > info.state.last_sequence.saturating_sub(OUT_OF_ORDER_MOST) {
+    while !rows.is_empty() && sequence > info.state.last_sequence.saturating_sub(MAX_OUT_OF_ORDER) {
         let message = match stream.get_raw_message(sequence).await {
             Ok(message) => message,
             // Removed by an operator, perhaps a moment ago.

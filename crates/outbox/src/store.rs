@@ -142,7 +142,7 @@ pub async fn rows(
 /// 130 ms each time.
 ///
 /// For as long as the connection lasts, or for its transaction (`locally`).
-pub async fn follow_the_index(db: &mut PgConnection, locally: bool) -> Result<(), sqlx::Error> {
+pub async fn pin_index_plan(db: &mut PgConnection, locally: bool) -> Result<(), sqlx::Error> {
     sqlx::query(
         "select set_config(name, value, $1) from (values ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), \
          ('enable_sort', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) as settings (name, value)",

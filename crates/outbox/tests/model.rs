@@ -18,13 +18,13 @@ const EVENTS: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     Nothing,
-    /// Gaps are passed without a look at who is writing.
+    /// Gaps are passed without a check of who is writing.
     NoSettle,
     /// The mark is read after the writers, not before.
     MarkAfterWriters,
     /// Messages expect nothing of the stream.
     NoExpectedSequence,
-    /// The place is what was acknowledged last, not the stream's tail.
+    /// The position is that of the last acknowledgement, not of the stream's tail.
     CursorInsteadOfTail,
     /// A `seq` is taken before the aggregate's row is locked.
     SeqBeforeLock,
@@ -34,7 +34,7 @@ enum Broken {
     TailApart,
 }
 
-/// A committed row: its number, its aggregate, and the version that the event tells of.
+/// A committed row: its number, its aggregate, and the version in the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Row {
     seq: u8,
@@ -118,7 +118,7 @@ enum Action {
     NoticeLostLease(usize),
     ReadLastSequence(usize),
     ReadTail(usize),
-    /// So many of the rows that follow without a gap: all, as a look finds them, or as many as were handed over so far.
+    /// So many of the rows that follow without a gap: all, as a query finds them, or as many as were handed over so far.
     ReadGapless(usize, usize),
     ReadMark(usize),
     ReadWriters(usize),
@@ -216,7 +216,7 @@ impl Model for Outbox {
         for (index, writer) in state.writers.iter().enumerate() {
             match writer {
                 Writer::Idle if state.begun < EVENTS => {
-                    // The first of two like writers goes first: the other way round tells nothing new.
+                    // The first of two like writers goes first: the other way round shows nothing new.
                     if index == 0 || state.transactions[0] > 0 {
                         for aggregate in 0..2 {
                             if self.broken == Broken::SeqBeforeLock || !Self::is_locked(state, aggregate) {

@@ -12,20 +12,20 @@ use serde::de::Error as _;
 /// The encoded `FileDescriptorSet` of all contracts, with comments and `google.api` options.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// All contracts, for those who read messages by their description.
+/// All contracts, for code that reads messages by their descriptors.
 #[expect(clippy::expect_used, reason = "the set is made by our own build script: if it cannot be read, nothing works")]
 pub static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("build.rs wrote a descriptor set"));
 
 include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 
-/// A time, as messages have it.
+/// Converts a time for messages.
 #[must_use]
 pub fn timestamp(at: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: at.timestamp(), nanos: at.timestamp_subsec_nanos().cast_signed() }
 }
 
-/// The time that a message has; none for one that is out of range.
+/// The time in a message; none if it is out of range.
 #[must_use]
 pub fn time(at: &Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
@@ -36,10 +36,10 @@ fn described<M: Name>() -> Result<MessageDescriptor, serde_json::Error> {
     POOL.get_message_by_name(&name).ok_or_else(|| serde_json::Error::custom(format!("no message {name}")))
 }
 
-/// The message that this says, by the names of its fields in JSON.
+/// Reads a message from JSON, by its JSON field names.
 ///
 /// # Errors
-/// It says what the message has no field for, or something else than its fields take.
+/// The JSON has an unknown field, or a value that its field does not accept.
 pub fn from_json<M: Name + Default>(said: &impl Serialize) -> Result<M, serde_json::Error> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let said = serde_json::to_value(said)?;
@@ -50,7 +50,7 @@ pub fn from_json<M: Name + Default>(said: &impl Serialize) -> Result<M, serde_js
 /// A message in JSON, with every field that is not optional, and numbers as numbers.
 ///
 /// # Errors
-/// It is none of [`POOL`].
+/// The message is not in [`POOL`].
 pub fn to_json<M: Name>(message: &M) -> Result<serde_json::Value, serde_json::Error> {
     let mut dynamic = DynamicMessage::new(described::<M>()?);
     dynamic.transcode_from(message).map_err(serde_json::Error::custom)?;

@@ -16,7 +16,7 @@ use clap::{Arg, ArgMatches, Args, Command};
 /// The configuration of a service's program.
 pub trait Settings: Args {
     /// Notes values that are each well-formed but contradict each other.
-    fn check(&self, _problems: &mut Problems) {}
+    fn check(&self, _problems: &mut ConfigErrors) {}
 }
 
 /// Everything that is wrong with a configuration, a line each.
@@ -34,9 +34,9 @@ impl std::error::Error for ConfigError {}
 
 /// Collects the problems.
 #[derive(Debug, Default)]
-pub struct Problems(Vec<String>);
+pub struct ConfigErrors(Vec<String>);
 
-impl Problems {
+impl ConfigErrors {
     /// Notes a problem with a variable.
     pub fn add(&mut self, variable: &str, problem: impl Display) {
         self.0.push(format!("{variable}: {problem}"));
@@ -75,7 +75,7 @@ fn takes_anything(arg: Arg) -> Arg {
 /// # Errors
 /// Names every value that is missing or wrong, but no secret.
 pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
-    let mut problems = Problems::default();
+    let mut problems = ConfigErrors::default();
     let mut command = S::augment_args(Command::new("settings").no_binary_name(true));
     let mut words: Vec<String> = Vec::new();
     for arg in command.clone().get_arguments() {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     impl Settings for Shop {
-        fn check(&self, problems: &mut Problems) {
+        fn check(&self, problems: &mut ConfigErrors) {
             if self.goods.len() > usize::try_from(self.guests).unwrap() {
                 problems.add("FLOTILLA_SHOP_GOODS", "are more than FLOTILLA_SHOP_GUESTS");
             }

@@ -8,7 +8,7 @@ use crate::retry::Delays;
 const FAILURES: u32 = 3;
 /// How long it stays open, the first time and at most, each by half more or less.
 const FIRST: Duration = Duration::from_millis(250);
-const MOST: Duration = Duration::from_secs(1);
+const MAX: Duration = Duration::from_secs(1);
 /// A probe without an outcome after this time blocks no other call.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -61,7 +61,7 @@ impl State {
 
 impl Breaker {
     pub(crate) fn new() -> Self {
-        Self { state: State::Closed, failures: 0, delays: Delays::new(FIRST, MOST), probes: 0 }
+        Self { state: State::Closed, failures: 0, delays: Delays::new(FIRST, MAX), probes: 0 }
     }
 
     pub(crate) const fn state(&self) -> State {
@@ -138,7 +138,7 @@ mod tests {
         }
         breaker.failed(ticket, start, false);
         assert_eq!(breaker.admit(start), None);
-        let later = start + MOST;
+        let later = start + MAX;
         let probe = breaker.admit(later).unwrap();
         assert_eq!(breaker.admit(later), None, "one at a time");
         breaker.failed(ticket, later, false);
@@ -191,10 +191,10 @@ mod tests {
                     prop_assert!(ended || step == 1 || was == State::Closed || was == breaker.state(), "another's outcome");
                 }
                 if let State::Open { until } | State::HalfOpen { until, .. } = breaker.state() {
-                    prop_assert!(until <= now + MOST * 2, "shut for {:?}", until - now);
+                    prop_assert!(until <= now + MAX * 2, "shut for {:?}", until - now);
                 }
             }
-            prop_assert!(breaker.admit(now + MOST * 2).is_some());
+            prop_assert!(breaker.admit(now + MAX * 2).is_some());
             breaker.answered();
             prop_assert_eq!(breaker.state(), State::Closed);
         }

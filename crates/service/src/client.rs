@@ -304,7 +304,7 @@ impl Shared {
             let what = if lost {
                 "the service went away, and the call may have happened: ask, or try again with the same key"
             } else {
-                "the service is away for the moment: try again"
+                "the service is unavailable for the moment: try again"
             };
             Failure::new(Code::Unavailable, "UNAVAILABLE", what).retry_after(Duration::from_secs(1))
         };

@@ -9,7 +9,7 @@ use authz::JwksSource;
 use clap::Args;
 use secrecy::SecretString;
 
-use crate::arguments::{Problems, Settings};
+use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::page::PageTokens;
 
@@ -219,7 +219,7 @@ impl Outbox {
     }
 
     /// Notes a problem if this is fewer days than the stream keeps events: an older event may still be delivered.
-    pub fn outlives_the_stream(&self, variable: &str, days: u32, problems: &mut Problems) {
+    pub fn outlives_the_stream(&self, variable: &str, days: u32, problems: &mut ConfigErrors) {
         if days < self.stream_max_age_days {
             problems.add(variable, format!("must not be less than the stream's {} days", self.stream_max_age_days));
         }
@@ -227,7 +227,7 @@ impl Outbox {
 }
 
 impl Settings for Outbox {
-    fn check(&self, problems: &mut Problems) {
+    fn check(&self, problems: &mut ConfigErrors) {
         self.outlives_the_stream("FLOTILLA_OUTBOX_DAYS", self.outbox_days, problems);
     }
 }

@@ -22,7 +22,7 @@ use crate::{Code, Db, Failure, Process, clock};
 /// How often to query what is due.
 const EVERY: Duration = Duration::from_secs(1);
 /// How much to claim at once: little enough to finish within a claim's minute, and to wait a minute when its process stops.
-const AT_MOST: i32 = 50;
+const MAX_AT_ONCE: i32 = 50;
 
 /// The progress of a process.
 struct Turn {
@@ -121,7 +121,7 @@ impl Work {
         let claimed = sqlx::query_as(self.claim)
             .bind(self.after.as_secs_f64())
             .bind(&turn.behind)
-            .bind(AT_MOST)
+            .bind(MAX_AT_ONCE)
             .fetch_all(&mut *tx)
             .await?;
         tx.commit().await?;

@@ -104,7 +104,7 @@ impl Failure {
 
     /// A dependency is unavailable.
     pub fn unavailable(what: &str, source: impl Into<anyhow::Error>) -> Self {
-        let mut failure = Self::new(Code::Unavailable, "UNAVAILABLE", format_args!("{what} is away: try again"));
+        let mut failure = Self::new(Code::Unavailable, "UNAVAILABLE", format_args!("{what} is unavailable: try again"));
         failure.retry_after = Some(Duration::from_secs(1));
         failure.source = Some(source.into());
         failure

@@ -61,7 +61,7 @@ impl Process {
         // So that an operator gets in while the issuer is unavailable.
         let keys = Arc::clone(&verifier);
         self.lifecycle.run("operators' keys", |stop| async move {
-            stop.run_until_cancelled(retry::until_it_works("the operators' keys", || keys.refresh())).await;
+            stop.run_until_cancelled(retry::retry_forever("the operators' keys", || keys.refresh())).await;
             stop.cancelled().await;
         });
         let router = services.into_axum_router().layer(middleware::from_fn_with_state(verifier, guard));
@@ -112,8 +112,8 @@ pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, Stri
 /// # Errors
 /// INVALID_ARGUMENT for a number out of range.
 pub fn limit(asked: i64) -> Result<i64, Status> {
-    const MOST: i64 = 10_000;
-    if (1..=MOST).contains(&asked) { Ok(asked) } else { Err(Status::invalid_argument(format!("ask for 1 to {MOST}"))) }
+    const MAX: i64 = 10_000;
+    if (1..=MAX).contains(&asked) { Ok(asked) } else { Err(Status::invalid_argument(format!("ask for 1 to {MAX}"))) }
 }
 
 /// The time in a request.

@@ -18,7 +18,7 @@ use crate::operators::{Answers, answers, away, limit, time};
 use crate::{Db, OperatorTx, StoreError, TenantTx};
 
 /// How many a request may name.
-const MOST: usize = 1_000;
+const MAX: usize = 1_000;
 
 /// A page of one tenant's aggregates.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +135,7 @@ impl AggregateService for Operated {
         if only.is_some() && only != at {
             return Err(Status::invalid_argument("the page goes on behind an aggregate of another tenant"));
         }
-        let left = limit(most)?.min(MOST as i64);
+        let left = limit(most)?.min(MAX as i64);
         let reading = Reading { kind, at, after, only, from, to, left, passed: String::new() };
         let asked = self.clone();
         // One tenant at a time, as the caller reads them.
@@ -157,8 +157,8 @@ impl AggregateService for Operated {
     ) -> Result<Response<Answers<Aggregate>>, Status> {
         let GetAggregatesRequest { keys, aggregate: kind } = request.into_inner();
         let store = &self.kinds[self.kind(&kind)?];
-        if keys.len() > MOST {
-            return Err(Status::invalid_argument(format!("name at most {MOST}")));
+        if keys.len() > MAX {
+            return Err(Status::invalid_argument(format!("name at most {MAX}")));
         }
         let mut of: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
         for key in keys {

@@ -32,7 +32,7 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(800);
 /// How many connections operators have.
 const CONNECTIONS: u32 = 2;
 /// How many rows a request may name.
-const MOST: usize = 10_000;
+const MAX: usize = 10_000;
 
 /// The outbox of a service.
 struct Operated {
@@ -147,8 +147,8 @@ impl OutboxService for Operated {
     async fn requeue_rows(&self, request: Request<RequeueRowsRequest>) -> Result<Response<ActedRows>, Status> {
         let (actor, reason) = act(&request, &request.get_ref().reason)?;
         let seqs = request.into_inner().seqs;
-        if seqs.is_empty() || seqs.len() > MOST {
-            return Err(Status::invalid_argument(format!("name 1 to {MOST} rows")));
+        if seqs.is_empty() || seqs.len() > MAX {
+            return Err(Status::invalid_argument(format!("name 1 to {MAX} rows")));
         }
         let act = Act { actor: &actor, reason: &reason };
         operate::requeue(&mut *self.db().await?, &seqs, act).await.map(acted).map_err(not_done)
@@ -168,7 +168,7 @@ impl OutboxService for Operated {
         let now = operate::numbered_behind(&mut *self.db().await?, &stream).await.map_err(not_done)?;
         let seqs = |behind: &operate::Behind| behind.rows.iter().map(|row| row.seq).collect::<Vec<_>>();
         if behind.published_seq > now.published_seq || seqs(&behind) != seqs(&now) {
-            return Err(Status::failed_precondition("that is not what is numbered behind now: look again"));
+            return Err(Status::failed_precondition("that is not what is numbered behind now: query it again"));
         }
         operate::renumber(&mut *self.db().await?, &behind, act).await.map(acted).map_err(not_done)
     }
@@ -187,7 +187,7 @@ impl OutboxService for Operated {
         let stream = self.stream().await?;
         let info = stream.cached_info();
         if DateTime::from_timestamp_micros(info.created.timestamp_micros()) != Some(beyond.stream_created_at) {
-            return Err(Status::failed_precondition("that is another stream by now: look again"));
+            return Err(Status::failed_precondition("that is another stream by now: query it again"));
         }
         // A connection of its own: closed, it releases its lock.
         let mut db = self.db().await?.detach();

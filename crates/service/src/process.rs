@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use tracing::{info, warn};
 
-use crate::arguments::{self, Problems, Settings};
+use crate::arguments::{self, ConfigErrors, Settings};
 use crate::config::{Base, Common, Database};
 use crate::migrations::Migrations;
 use crate::operators::Operators;
@@ -115,7 +115,7 @@ impl Process {
         self.readiness.set("keys", false);
         let (ready, keys) = (self.readiness.clone(), Arc::clone(&verifier));
         self.lifecycle.run("keys", |stop| async move {
-            let had = retry::until_it_works("the issuer's keys", || keys.refresh());
+            let had = retry::retry_forever("the issuer's keys", || keys.refresh());
             if stop.run_until_cancelled(had).await.is_some() {
                 ready.set("keys", true);
             }
@@ -211,7 +211,7 @@ struct Served<S: Settings> {
 }
 
 impl<S: Settings> Settings for Served<S> {
-    fn check(&self, problems: &mut Problems) {
+    fn check(&self, problems: &mut ConfigErrors) {
         self.settings.check(problems);
     }
 }

@@ -33,7 +33,7 @@ impl Delays {
 }
 
 /// Retries until it succeeds, and logs what it waits for: how a service starts while a dependency is down.
-pub async fn until_it_works<T, E: Display, F: Future<Output = Result<T, E>>>(
+pub async fn retry_forever<T, E: Display, F: Future<Output = Result<T, E>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) -> T {

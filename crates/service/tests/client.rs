@@ -61,7 +61,7 @@ impl World {
         self.came.load(Ordering::SeqCst)
     }
 
-    /// One that answers each call by this.
+    /// A server that answers each call by this.
     async fn replica(
         &self,
         answer: impl Fn(HeaderMap) -> BoxFuture<'static, Response<Body>> + Clone + Send + Sync + 'static,
@@ -85,7 +85,7 @@ impl World {
         self.replica(|_| std::future::pending().boxed()).await
     }
 
-    /// One that takes a connection, reads of it, and breaks off.
+    /// A server that takes a connection, reads from it, and breaks off.
     async fn breaking_off(&self) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, came, stop) = (listener.local_addr().unwrap(), Arc::clone(&self.came), self.lifecycle.stopping());
@@ -107,7 +107,7 @@ impl World {
 
 type Client = SearchServiceClient<Upstream>;
 
-/// Nobody listens there any more.
+/// A port without a listener.
 fn gone() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -58,7 +58,7 @@ impl Served {
         Self { client, began: Instant::now(), stop, server }
     }
 
-    /// Of a client that has greeted, with these settings.
+    /// The connection of a client that has greeted, with these settings.
     async fn greeted(settings: &[(u16, u32)]) -> Self {
         let settings: Vec<u8> =
             settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
@@ -125,7 +125,7 @@ fn request(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields(path))
 }
 
-/// A connection is looked at each second, and then given some seconds to close.
+/// The server checks a connection each second, and then gives it some seconds to close.
 fn about(after: Duration, wanted: Duration) -> bool {
     (wanted..wanted + Duration::from_secs(8)).contains(&after)
 }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, OnceLock};
 use devstack::postgres::Roles;
 use serde::Deserialize;
 
-/// Where the shared backing services are, and the logins of the services' roles there.
+/// The addresses of the shared backing services, and the logins of the services' roles there.
 #[derive(Clone, Deserialize)]
 pub struct Backing {
     /// The superuser's login.
@@ -23,8 +23,8 @@ pub struct Backing {
     pub opensearch: String,
 }
 
-/// The parts, and the connection that keeps them: it is closed when the test process ends, however it ends.
-/// What kept them from starting is kept as well, so that the first test says it and the others need not wait for it.
+/// The backing services, and the connection that keeps them: it is closed when the test process ends, however it ends.
+/// A failed start is kept as well: the first test reports it and the others do not wait.
 static BACKING: OnceLock<Result<(Backing, Mutex<UnixStream>), String>> = OnceLock::new();
 
 /// The folder of the workspace's programs.
@@ -48,7 +48,7 @@ impl Backing {
     /// The shared backing services; the first test of a run starts them.
     ///
     /// # Panics
-    /// They cannot be started: says why.
+    /// They cannot be started: the message says why.
     pub fn shared() -> &'static Self {
         &connected().0
     }
@@ -56,7 +56,7 @@ impl Backing {
     /// Has a database (`database NAME`) or an index (`index NAME`) removed when this test process ends.
     ///
     /// # Panics
-    /// The shared backing services have gone.
+    /// The shared backing services have stopped.
     pub fn remove_at_the_end(what: &str) {
         let (_, connection) = connected();
         writeln!(connection.lock().unwrap(), "{what}").unwrap();
@@ -72,7 +72,7 @@ fn connected() -> &'static (Backing, Mutex<UnixStream>) {
 
 fn connect() -> Result<(Backing, Mutex<UnixStream>), String> {
     std::fs::create_dir_all(home()).unwrap();
-    // One test starts the parts, the others wait for it.
+    // One test starts the backing services, the others wait for it.
     let lock = File::create(home().join("start.lock")).unwrap();
     lock.lock().unwrap();
     let (backing, connection) = match guest() {
@@ -99,7 +99,7 @@ fn start() -> Result<(Backing, UnixStream), String> {
     command.arg("--home").arg(home()).arg("test-parts");
     command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
     let mut keeper = command.spawn().unwrap();
-    // Fetching the parts on a fresh machine takes its time.
+    // The first fetch of the backing services on a machine takes long.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(600);
     loop {
         if let Some(guest) = guest() {
@@ -107,7 +107,7 @@ fn start() -> Result<(Backing, UnixStream), String> {
         }
         let said = || std::fs::read_to_string(&log).unwrap_or_default();
         if let Some(status) = keeper.try_wait().unwrap() {
-            // A keeper that is just leaving still holds the stack: try again when it has gone.
+            // A supervisor that is stopping still holds the stack: try again when it has gone.
             if !said().contains("another process runs a stack") {
                 return Err(format!("the parts ended with {status}:\n{}", said()));
             }

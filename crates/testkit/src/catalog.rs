@@ -1,4 +1,4 @@
-//! What must hold of the schema of every service's database, by PostgreSQL's own catalogue.
+//! The invariants of every service's schema, checked in PostgreSQL's own catalogue.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +20,11 @@ const OF_THE_OWNER: [&str; 8] = [
 /// role reaches it.
 type Table = (String, bool, bool, bool);
 
-/// Each table is a tenant's, behind a policy, and is one of `tenants`; or the row of the service lists it as of no tenant; or only the
+/// Each table is a tenant's, behind a policy, and is one of `tenants`; or the row of the service lists it without a tenant; or only the
 /// relay and the owner reach it. The operator's role reaches none: it calls functions.
 ///
 /// # Panics
-/// One is not so.
+/// A table breaks this rule.
 pub async fn every_table_is_a_tenants_or_listed(database: &TestDatabase, service: &str, tenants: &[&str]) {
     let mut admin = database.admin().await;
     // Partitions are reached through their parent alone: the service's role has no grant on one.
@@ -61,10 +61,10 @@ pub async fn every_table_is_a_tenants_or_listed(database: &TestDatabase, service
     assert_eq!(operators, [""; 0], "what the operator's role reaches");
 }
 
-/// The service says of each table what becomes of its rows when data are exported or erased.
+/// The service declares for each table what becomes of its rows when data are exported or erased.
 ///
 /// # Panics
-/// It says nothing of one, or something of one that is not there.
+/// A table is not declared, or a declared table does not exist.
 pub async fn every_table_is_answered_for(database: &TestDatabase, answered: impl IntoIterator<Item = String>) {
     let mut admin = database.admin().await;
     let tables: Vec<String> = sqlx::query_scalar(
@@ -77,7 +77,7 @@ pub async fn every_table_is_answered_for(database: &TestDatabase, answered: impl
     assert_eq!(answered.into_iter().collect::<BTreeSet<_>>(), tables.into_iter().collect());
 }
 
-/// A SECURITY DEFINER function looks among a caller's temporary tables last of all.
+/// A SECURITY DEFINER function searches the caller's temporary schema last.
 ///
 /// # Panics
 /// One does not.

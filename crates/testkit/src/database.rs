@@ -64,7 +64,7 @@ impl TestDatabase {
         }
     }
 
-    /// A database with what these scripts make, of the superuser.
+    /// A database made by these scripts, owned by the superuser.
     ///
     /// # Panics
     /// A script fails.
@@ -86,13 +86,13 @@ impl TestDatabase {
     /// A connection as the superuser.
     ///
     /// # Panics
-    /// There is none to be had.
+    /// It cannot connect.
     pub async fn admin(&self) -> PgConnection {
         PgConnection::connect(&self.superuser).await.unwrap()
     }
 }
 
-/// The template of this very schema; made by the first test that needs it.
+/// The template of exactly this schema; the first test that needs it makes it.
 async fn template((service, password): (&str, &str), fingerprint: &str, migrate: impl AsyncFnOnce(String)) -> String {
     let backing = Backing::shared();
     // Partitions are made for the days to come: a template is good for its day.

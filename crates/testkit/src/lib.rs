@@ -1,4 +1,4 @@
-//! Real parts for tests. All test runs of a clone share one PostgreSQL and one OpenSearch, which the hidden command
+//! Real backing services for tests. All test runs of a clone share one PostgreSQL and one OpenSearch, which the hidden command
 //! `flotilla test-parts` keeps for as long as a test is connected, and a little longer; each test has a database made
 //! from a template, an index name and a nats-server of its own. Nothing is left behind.
 
@@ -28,21 +28,21 @@ pub use token::TestIssuer;
 use std::future::Future;
 use std::time::Duration;
 
-/// How long an event may take before a test fails. No test takes so long when all is well.
+/// How long an event may take before a test fails. A passing test never takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 ///
 /// # Panics
-/// It is not so within [`PATIENCE`].
+/// It does not hold within [`PATIENCE`].
 pub async fn until<F: Future<Output = bool>>(what: &str, is_so: impl FnMut() -> F) {
     until_within(PATIENCE, what, is_so).await;
 }
 
-/// Waits until something is so that takes its time.
+/// Waits until a condition holds, for at most this time.
 ///
 /// # Panics
-/// It is not so in that time.
+/// It does not hold in that time.
 pub async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &str, mut is_so: impl FnMut() -> F) {
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     let deadline = tokio::time::Instant::now() + patience;

@@ -1,4 +1,4 @@
-//! A nats-server for one test: with the accounts of the local stack, or with one account for what knows no fleet.
+//! A nats-server for one test: with the accounts of the local stack, or with one account for tests without a fleet.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use tokio::process::Child;
 
 use crate::{unique, until};
 
-/// A running server; stopped and removed with this.
+/// A running server; dropping this stops and removes it.
 pub struct TestNats {
     folder: PathBuf,
     home: Home,
@@ -30,7 +30,7 @@ impl TestNats {
         Self::with(Vec::new()).await
     }
 
-    /// Starts one that has these logins too.
+    /// Starts one with these additional logins.
     ///
     /// # Panics
     /// It does not start.
@@ -40,7 +40,7 @@ impl TestNats {
         test
     }
 
-    /// Starts one that has one account, with one user `admin`, and no stream.
+    /// Starts one with one account, one user `admin`, and no stream.
     ///
     /// # Panics
     /// It does not start.
@@ -48,7 +48,7 @@ impl TestNats {
         Self::one(Layout::Alone).await
     }
 
-    /// Starts one that is laid out so, without streams.
+    /// Starts one with this layout, without streams.
     ///
     /// # Panics
     /// It does not start.
@@ -66,7 +66,7 @@ impl TestNats {
         test
     }
 
-    /// Starts a cluster of three, each stream on all of them; the first of them owns the folder.
+    /// Starts a cluster of three, each stream on all three; the first owns the folder.
     ///
     /// # Panics
     /// It does not start.
@@ -74,7 +74,7 @@ impl TestNats {
         Self::cluster_with(Vec::new()).await
     }
 
-    /// Starts one that has these logins too.
+    /// Starts one with these additional logins.
     ///
     /// # Panics
     /// It does not start.
@@ -93,7 +93,7 @@ impl TestNats {
         tests
     }
 
-    /// What the administration does: makes streams and durable consumers, and changes what differs.
+    /// Provisions as the administration: makes streams and durable consumers, and changes what differs.
     ///
     /// # Panics
     /// NATS refuses.
@@ -112,19 +112,19 @@ impl TestNats {
         Self { folder, home, nats, program, child }
     }
 
-    /// The port that clients connect to.
+    /// The port for clients.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.nats.port
     }
 
-    /// Where JetStream keeps everything.
+    /// The store folder of JetStream.
     #[must_use]
     pub fn store(&self) -> &std::path::Path {
         &self.nats.store
     }
 
-    /// Where it keeps the streams of an account.
+    /// The folder in which it stores an account's streams.
     ///
     /// # Panics
     /// The account's key cannot be read.
@@ -138,13 +138,13 @@ impl TestNats {
         until("nats-server is ready", || self.program.is_ready(&http)).await;
     }
 
-    /// Where clients connect to.
+    /// The address for clients.
     #[must_use]
     pub fn address(&self) -> String {
         self.nats.address()
     }
 
-    /// The home that its keys and credentials are in.
+    /// The home of its keys and credentials.
     #[must_use]
     pub const fn home(&self) -> &Home {
         &self.home
@@ -156,7 +156,7 @@ impl TestNats {
         nats::credentials_file(&self.home, login)
     }
 
-    /// The address with the login of the one user of a server without accounts.
+    /// The address with the login of the only user, of a server without accounts.
     ///
     /// # Panics
     /// There is none.
@@ -209,7 +209,7 @@ impl TestNats {
         async_nats::jetstream::new(self.client("records-admin").await)
     }
 
-    /// SIGKILL, and a wait until it is gone.
+    /// Kills it with SIGKILL, and waits until it is gone.
     ///
     /// # Panics
     /// It cannot be killed.
@@ -218,8 +218,8 @@ impl TestNats {
         self.child.wait().await.unwrap();
     }
 
-    /// Starts it again, on the same ports, with what its store holds. Where that was wiped, the administration makes streams
-    /// and durable consumers anew.
+    /// Starts it again, on the same ports, with what its store holds. If that was wiped, the administration makes streams
+    /// and durable consumers again.
     ///
     /// # Panics
     /// It does not start.
@@ -232,7 +232,7 @@ impl TestNats {
         }
     }
 
-    /// Starts it again with what its store holds, laid out anew: as an upgrade does.
+    /// Starts it again with what its store holds and a new layout, as an upgrade does.
     ///
     /// # Panics
     /// It does not start.
@@ -266,7 +266,7 @@ impl TestNats {
 }
 
 fn prepare() -> (PathBuf, Home, PathBuf) {
-    // The program is there already: the shared parts were fetched together with it.
+    // The program is there already: it was fetched together with the shared backing services.
     crate::Backing::shared();
     let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
     let home = Home::open(&folder).unwrap();
@@ -281,7 +281,7 @@ fn program() -> PathBuf {
 impl Drop for TestNats {
     fn drop(&mut self) {
         self.child.start_kill().ok();
-        // The server may still be writing: what it writes after this is in nobody's way.
+        // The server may still be writing: what it writes after this disturbs no test.
         while self.child.try_wait().is_ok_and(|status| status.is_none()) {
             std::thread::yield_now();
         }

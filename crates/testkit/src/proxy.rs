@@ -1,4 +1,4 @@
-//! A fault proxy (toxiproxy) in front of a part: cut, and put together again.
+//! A fault proxy (toxiproxy) in front of a backing service: cut, and restored.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use tokio::process::{Child, Command};
 
 use crate::until;
 
-/// A proxy for one address; gone with this.
+/// A proxy for one address; dropping this stops it.
 pub struct TestProxy {
     child: Child,
     api: String,
     http: reqwest::Client,
-    /// Where to connect instead.
+    /// The address to connect to instead.
     pub port: u16,
 }
 
@@ -24,7 +24,7 @@ impl TestProxy {
     /// # Panics
     /// It cannot be started.
     pub async fn to(upstream: u16) -> Self {
-        let program = devstack::install::toxiproxy(&(Arc::new(|_: &str| {}) as devstack::Say)).await.unwrap();
+        let program = devstack::install::toxiproxy(&(Arc::new(|_: &str| {}) as devstack::Reporter)).await.unwrap();
         let mut ports = Ports::default();
         let (api, port) = (ports.pick(0).unwrap(), ports.pick(0).unwrap());
         let mut command = Command::new(program);
@@ -48,10 +48,10 @@ impl TestProxy {
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
-    /// Lets nothing through any more, and closes nothing: a black hole.
+    /// Stops all traffic without closing a connection: a black hole.
     ///
     /// # Panics
-    /// The proxy has gone.
+    /// The proxy has stopped.
     pub async fn cut(&self) {
         for stream in ["upstream", "downstream"] {
             let toxic = json!({"name": stream, "type": "timeout", "stream": stream, "attributes": {"timeout": 0}});
@@ -59,10 +59,10 @@ impl TestProxy {
         }
     }
 
-    /// As it was.
+    /// Restores the traffic.
     ///
     /// # Panics
-    /// The proxy has gone.
+    /// The proxy has stopped.
     pub async fn mend(&self) {
         self.post("/reset", &json!({})).await;
     }

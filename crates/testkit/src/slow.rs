@@ -1,4 +1,4 @@
-//! A way to a nats-server on which the questions to JetStream's API take long, and messages do not: as when the API is busy.
+//! A proxy to a nats-server that delays requests to JetStream's API, but no messages: as when the API is busy.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
-/// The way; gone with this.
+/// The proxy; dropping this stops it.
 pub struct SlowApi {
-    /// Where to connect instead.
+    /// The address to connect to instead.
     pub port: u16,
     _tasks: JoinSet<()>,
 }
 
 impl SlowApi {
-    /// One to a port of this machine, on which each question waits so long.
+    /// Starts one in front of a port of this machine, with this delay for each API request.
     ///
     /// # Panics
-    /// No port is to be had.
+    /// No port is free.
     pub async fn to(upstream: u16, wait: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -72,7 +72,7 @@ async fn read(
             client.read_exact(&mut payload).await?;
             frame.extend(payload);
         }
-        // A pull is no question: it is answered by messages.
+        // A pull is not delayed: messages answer it.
         let asks =
             words.get(1).is_some_and(|subject| subject.starts_with("$JS.API.") && !subject.contains(".MSG.NEXT."));
         if asks {

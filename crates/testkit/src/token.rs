@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::unique;
 
-/// An issuer of its own; its folder is removed with it.
+/// An issuer with its own folder; dropping it removes the folder.
 pub struct TestIssuer {
     folder: PathBuf,
     issuer: Issuer,
@@ -29,10 +29,10 @@ impl TestIssuer {
         Self { folder, issuer }
     }
 
-    /// Where its keys are.
+    /// The file of its keys.
     ///
     /// # Panics
-    /// Never: the path is one this made.
+    /// Never: this made the path.
     #[must_use]
     pub fn jwks(&self) -> authz::JwksSource {
         authz::JwksSource::File(self.folder.join("jwks.json"))
@@ -56,7 +56,7 @@ impl TestIssuer {
         format!("Bearer {}", self.issuer.token(tenant, user, TimeDelta::minutes(10)).unwrap())
     }
 
-    /// The same of an operator.
+    /// The same for an operator.
     ///
     /// # Panics
     /// The token cannot be signed.
@@ -65,7 +65,7 @@ impl TestIssuer {
         format!("Bearer {}", self.issuer.operator_token(user, TimeDelta::minutes(10)).unwrap())
     }
 
-    /// One whose time has passed.
+    /// An expired one.
     ///
     /// # Panics
     /// The token cannot be signed.

@@ -1,4 +1,4 @@
-//! Clients that write through the gateway, each its own todos. A write is tried with the same idempotency key until it is
+//! Clients that write through the gateway, each its own todos. They retry a write with the same idempotency key until it is
 //! acknowledged; what was acknowledged is remembered.
 
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 
 use crate::random::Random;
 
-/// What is wanted of the clients.
+/// The instructions to the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wishes {
     Write,
-    /// What has begun is brought to its end.
+    /// Finish what has begun.
     Stop,
 }
 
-/// A todo as its client was told.
+/// A todo as acknowledged to its client.
 #[derive(Debug)]
 pub struct Todo {
     pub id: String,
@@ -49,9 +49,9 @@ impl Client {
         Self { number, todos: Vec::new(), acknowledged: 0, retries: 0, caller, random }
     }
 
-    /// Writes until it is asked to stop; gives itself back with what it knows.
+    /// Writes until asked to stop; returns itself with what it knows.
     pub async fn run(mut self, wishes: watch::Receiver<Wishes>, pace: Duration) -> Self {
-        // So that a run is bounded in what it writes as well.
+        // This bounds the writes of a run as well.
         let mut pace = tokio::time::interval(pace);
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while *wishes.borrow() == Wishes::Write {
@@ -79,7 +79,7 @@ impl Client {
         match choice {
             4..7 => {
                 let title = format!("client {} at {}", self.number, self.acknowledged);
-                // Every second one only if nobody was faster: and nobody is, not even its own retry.
+                // Every second one with an etag: no other writer is faster, not even its own retry.
                 let guard = self.random.below(2) == 0;
                 let body = Some(json!({"title": title}));
                 let answer =
@@ -103,7 +103,7 @@ impl Client {
         }
     }
 
-    /// Sends a write until it is acknowledged: the same one, under the same key.
+    /// Sends the same write under the same key until it is acknowledged.
     async fn acknowledged(&mut self, method: &Method, path: &str, body: Option<Value>, guard: Option<String>) -> Value {
         let key = format!("faults-{}-{}", self.number, self.acknowledged);
         loop {
@@ -116,7 +116,7 @@ impl Client {
             }
             let mut request = request.header("idempotency-key", &key).build().unwrap();
             *request.method_mut() = method.clone();
-            // A request that nobody answers must not hold up its client for long.
+            // A request without an answer must not hold up its client for long.
             *request.timeout_mut() = Some(Duration::from_secs(10));
             match self.caller.execute(request).await {
                 Err(_) => {}
@@ -126,7 +126,7 @@ impl Client {
                             return body;
                         }
                     }
-                    // Its first try is still at work, or something is down.
+                    // Its first try is still running, or something is down.
                     409 | 429 | 500..=599 => {}
                     status => {
                         let why = response.text().await.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The faults, and how long the fleet takes to be itself again after each.
+//! The faults, and how long the fleet takes to recover from each.
 
 use std::time::Duration;
 
@@ -15,26 +15,26 @@ use tokio::time::Instant;
 use crate::clients::Client;
 use crate::random::Random;
 
-/// How long the fleet may take to be itself again.
+/// How long the fleet may take to recover.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(240);
-/// The services, all of them and those that are called.
+/// The services: all, and those that are called.
 fn services(wanted: fn(&fleet::Service) -> bool) -> Vec<&'static str> {
     fleet::SERVICES.iter().filter(|service| wanted(service)).map(|service| service.name).collect()
 }
 const PARTS: [&str; 3] = ["nats", "postgres", "opensearch"];
 
-/// What is done to the fleet.
+/// A fault of the fleet.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// SIGKILL; the supervisor starts it again.
     Kill(&'static str),
-    /// SIGSTOP, and SIGCONT after so long.
+    /// SIGSTOP, and SIGCONT after this time.
     Pause(&'static str, Duration),
-    /// What goes through this door is disturbed for so long.
+    /// The traffic through this proxy is disturbed for this time.
     Disturb(&'static str, Toxic, Duration),
-    /// Killed, and everything that it has stored is gone.
+    /// Killed, and everything that it stored is gone.
     Wipe(&'static str),
-    /// Taken back to what it held so long ago, as a restore from a backup does.
+    /// Restored to its state of this long ago, as from a backup.
     Restore(&'static str, Duration),
     /// A row that nobody can publish gets into the outbox; an operator discards it.
     Poison,
@@ -103,7 +103,7 @@ struct Done {
 /// What a run has done.
 pub struct Report {
     done: Vec<Done>,
-    /// How many todos were written to see whether the fleet is itself again.
+    /// How many todos were written to check the recovery.
     pub probes: usize,
 }
 
@@ -142,7 +142,7 @@ pub struct Faults<'a> {
     random: Random,
     prober: Caller,
     http: reqwest::Client,
-    /// The token of an operator, who works what waits for a person.
+    /// The token of an operator, who resolves what waits for a person.
     operator: String,
     probes: usize,
 }
@@ -211,7 +211,7 @@ impl<'a> Faults<'a> {
                 let backup = data.with_extension(testkit::unique("backup-"));
                 let copied = self.kill("nats", || copy(&data, &backup)).await;
                 tokio::time::sleep(*ago).await;
-                // What a fault before had killed was being written to: no backup.
+                // An earlier fault killed it during a write: no backup.
                 if copied {
                     let put_back = || {
                         std::fs::remove_dir_all(&data).unwrap();
@@ -233,7 +233,7 @@ impl<'a> Faults<'a> {
         }
     }
 
-    /// Puts a row into the outbox whose subject is none; its aggregate. Tried again while the database is away.
+    /// Puts a row into the outbox whose subject is none; its aggregate. Retried while the database is unavailable.
     async fn poison(&self) -> String {
         let aggregate = testkit::unique("poison-");
         let insert = "insert into outbox (event_id, tenant, aggregate_id, subject, payload) select gen_random_uuid(), \
@@ -246,7 +246,7 @@ impl<'a> Faults<'a> {
         aggregate
     }
 
-    /// Waits until the row is parked, with everything else going on, and gives it up as an operator does.
+    /// Waits until the row is parked, while everything else goes on, and discards it as an operator does.
     async fn until_discarded(&self, aggregate: &str) {
         let parked = "select seq from outbox_parked where aggregate_id = $1 and state = 'parked'";
         until_within(RECOVERED_WITHIN, "the row is parked and discarded", || async {
@@ -265,7 +265,7 @@ impl<'a> Faults<'a> {
         tokio::time::timeout(Duration::from_secs(5), PgConnection::connect(login["url"].as_str()?)).await.ok()?.ok()
     }
 
-    /// The index that is searched, and a copy of it as it is now; none while OpenSearch is away.
+    /// The index that is searched, and a copy of it as it is now; none while OpenSearch is unavailable.
     async fn copy_of_the_index(&self) -> Option<(String, String)> {
         let answer = self.opensearch(Method::GET, "_alias/todos", &json!(null)).await?;
         let index = answer.as_object()?.keys().next()?.clone();
@@ -281,15 +281,15 @@ impl<'a> Faults<'a> {
         copied.map(|_| (index, backup))
     }
 
-    /// What OpenSearch answers; none when it does not, or refuses.
+    /// OpenSearch's answer; none if there is none, or a refusal.
     async fn opensearch(&self, method: Method, path: &str, body: &serde_json::Value) -> Option<serde_json::Value> {
         let url = format!("{}/{path}", self.fleet.unit("opensearch").login_url().ok()?);
         let answer = self.http.request(method, url).json(body).send().await.ok()?;
         answer.error_for_status().ok()?.json().await.ok()
     }
 
-    /// Kills a unit, does something at once, and waits until the supervisor has noticed. One that is dead already, by the
-    /// fault before, is left to it: false then.
+    /// Kills a unit, does something at once, and waits until the supervisor has noticed. If the
+    /// fault before killed it already, returns false.
     async fn kill(&self, unit: &str, then: impl FnOnce()) -> bool {
         let before = self.fleet.unit(unit);
         let killed = before.pid.is_some_and(|pid| signal(pid, Signal::SIGKILL).is_ok());

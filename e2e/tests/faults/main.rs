@@ -1,5 +1,5 @@
-//! Writes from many clients while every part and service is killed, paused, cut off and wiped, in an order that a seed
-//! gives. Afterwards the promise is checked: every acknowledged write is in the database, the stream and the index; none
+//! Writes from many clients while every backing service and service is killed, paused, cut off and wiped, in an order that
+//! a seed gives. Afterwards the test checks the promise: every acknowledged write is in the database, the stream and the index; none
 //! twice, none out of order.
 //!
 //! `make test` runs two minutes of it; `make faults` as long as FLOTILLA_FAULTS_SECONDS says, from the seed that
@@ -36,7 +36,7 @@ struct Plan {
     seed: u64,
     length: Duration,
     clients: usize,
-    /// How long a client waits from one write to the next, at least.
+    /// The shortest wait of a client between two writes.
     pace: Duration,
 }
 
@@ -76,7 +76,7 @@ async fn run(plan: Plan) {
     let todos: usize = written.iter().map(|client| client.todos.len()).sum::<usize>() + report.probes;
     let operations: usize = written.iter().map(|client| client.acknowledged).sum();
     assert!(operations > 100, "only {operations} writes were acknowledged: this run shows nothing");
-    // The one command that anyone can check it with.
+    // The one command with which anyone can check it.
     let verified = fleet.run(&["verify", "--json", "--patience", "180"]).await;
     let found: Value = serde_json::from_slice(&verified.stdout).unwrap();
     assert!(verified.status.success(), "seed {}: {found:#}\n{}", plan.seed, String::from_utf8_lossy(&verified.stderr));
@@ -88,7 +88,7 @@ async fn run(plan: Plan) {
     Arc::into_inner(fleet).unwrap().stop().await;
 }
 
-/// Each todo is as its client was told last.
+/// Each todo is as last acknowledged to its client.
 async fn every_write_is_there(fleet: &Fleet, written: &[Client], seed: u64) {
     for client in written {
         let caller = fleet.caller(TENANTS[client.number % TENANTS.len()], &format!("user-{}", client.number)).await;
@@ -110,7 +110,7 @@ async fn every_write_is_there(fleet: &Fleet, written: &[Client], seed: u64) {
     }
 }
 
-/// The versions of every aggregate in the stream: 1, 2, 3 and so on; a twin tells the same version.
+/// The versions of every aggregate in the stream: 1, 2, 3 and so on; a twin has the same version.
 async fn versions_follow_each_other(fleet: &Fleet, seed: u64) {
     let js = fleet.jetstream().await;
     let stream = js.get_stream("EVENTS_TODO").await.unwrap();

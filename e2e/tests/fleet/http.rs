@@ -32,7 +32,7 @@ fn a_todo_lives_over_http() {
         let patched = ann.send(Method::PATCH, &path, Some(json!({"title": "Caulk it", "dueTime": null}))).await;
         assert_eq!((patched.status, &patched.body["title"]), (200, &json!("Caulk it")));
         assert_eq!((&patched.body["dueTime"], &patched.body["labels"]), (&Value::Null, &json!(["hull"])));
-        // What a client has read it may send back.
+        // A client may send back what it has read.
         let whole = ann.send(Method::PATCH, &path, Some(patched.body.clone())).await;
         assert_eq!((whole.status, &whole.body["version"]), (200, &json!(2)));
 
@@ -66,7 +66,7 @@ fn a_recurring_todo_comes_again_and_a_role_says_who_may_do_what() {
         let first = ann.create(body).await;
         assert_eq!(first["occurrence"], json!({"seriesId": first["id"], "number": 1}));
         assert_eq!(first["recurrence"]["wallTime"], "2035-01-31T09:00:00");
-        // What a client has read it may send back.
+        // A client may send back what it has read.
         let whole = ann.send(Method::PATCH, &path(&first), Some(first.clone())).await;
         assert_eq!((whole.status, &whole.body), (200, &first));
 
@@ -180,7 +180,7 @@ fn a_repeat_with_the_same_key_happens_once() {
         let ann = fleet.caller("http-again", "ann").await;
         let send = async |key: &str, title: &str| {
             let request = ann.request(Method::POST, "/v1/todos").header("idempotency-key", key);
-            // The caller's own key is one too many: send exactly this one.
+            // The caller's own key would be a second one: send exactly this one.
             let mut request = request.json(&json!({"title": title})).build().unwrap();
             request.headers_mut().insert("idempotency-key", key.parse().unwrap());
             Answer::of(reqwest::Client::new_no_proxy().execute(request).await.unwrap()).await
@@ -195,7 +195,7 @@ fn a_repeat_with_the_same_key_happens_once() {
     });
 }
 
-/// A client as a stranger would make it.
+/// A client as an outside developer would make it.
 trait NoProxy {
     fn new_no_proxy() -> Self;
 }
@@ -265,7 +265,7 @@ fn nothing_a_client_sends_is_a_5xx() {
             let answer = Answer::of(request.send().await.unwrap()).await;
             assert_eq!(answer.status, status, "{}", answer.body);
         }
-        // What is long is refused for what it is, and does not burst the headers on the way back.
+        // A long value is refused by its own rule, and does not overflow the headers of the answer.
         let long = "x".repeat(20_000);
         let complete = format!("{one}:complete");
         for (request, status) in [

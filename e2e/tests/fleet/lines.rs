@@ -1,4 +1,4 @@
-//! What the log says of one request, through all services.
+//! The log lines of one request, through all services.
 
 use reqwest::Method;
 use serde_json::{Value, json};

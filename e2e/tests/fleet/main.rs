@@ -10,7 +10,7 @@ mod operator;
 
 mod replicas;
 
-mod stranger;
+mod external_consumers;
 
 mod tenants;
 

@@ -91,7 +91,7 @@ fn what_is_held_of_a_tenant_is_exported_and_erased() {
     });
 }
 
-/// Whoever is on the machine reaches the node's port; they read and change nothing there.
+/// Everyone on the machine reaches the node's port; they read and change nothing there.
 #[test]
 fn the_search_node_takes_nobody_without_a_login() {
     with_fleet(|fleet, _| async {
@@ -120,7 +120,7 @@ fn the_search_node_takes_nobody_without_a_login() {
             assert_eq!(request.send().await.unwrap().status(), 401, "{who}");
         }
         assert_eq!(index().basic_auth(user, Some(password)).send().await.unwrap().status(), 200);
-        // The node itself, its other port too, listens where nothing of this machine comes.
+        // The node itself, its other port too, listens where nothing on this machine reaches it.
         let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
         assert_ne!(namespace(&unit.pid.unwrap().to_string()), namespace("self"));
     });
@@ -163,7 +163,7 @@ fn status_answers_the_first_questions_of_an_operator() {
     });
 }
 
-/// An alert on a metric that nobody tells never fires, and nobody notices.
+/// An alert on a metric that nobody exports never fires, and nobody notices.
 #[test]
 fn every_metric_that_an_alert_speaks_of_is_told() {
     with_fleet(|fleet, _| async {
@@ -178,7 +178,7 @@ fn every_metric_that_an_alert_speaks_of_is_told() {
         let metrics: std::collections::BTreeSet<String> =
             words.filter(|word| ours.iter().any(|prefix| word.starts_with(prefix))).collect();
         assert!(metrics.len() > 16, "{metrics:?}");
-        // Told by the kind of letter, once there is one: the tests of operations see to that.
+        // Exported by the kind of letter, once there is one: the tests of operations cover these.
         let later = ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"];
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         for metric in metrics.iter().filter(|metric| !later.contains(&metric.as_str())) {
@@ -240,7 +240,7 @@ fn events_and_lag_can_be_watched() {
     });
 }
 
-/// What a login of a service may do beyond its tables, in every database: rows that say what is wrong.
+/// The rights of a service's login beyond its tables, in every database: rows that name what is wrong.
 const TOO_MUCH: &str = "
     with login as (select oid, rolname from pg_roles where rolcanlogin and not rolsuper),
     own as (select n.oid, nspname from pg_namespace n where nspname !~ '^pg_' and nspname <> 'information_schema')
@@ -309,7 +309,7 @@ fn what_a_stranger_has_written_steers_no_terminal() {
         let title = "safe\u{202e}fdp.exe\u{200b}";
         let ann = fleet.caller("steer", "ann").await;
         let todo = ann.create(serde_json::json!({"title": "safe"})).await;
-        // As one of before such titles were refused; it is still read, changed and published.
+        // A todo from before such titles were refused; it is still read, changed and published.
         let login = fleet.login("postgres");
         let mut db = PgConnection::connect(login["url"].as_str().unwrap()).await.unwrap();
         let changed = sqlx::query("update todo set title = $1 where tenant = 'steer'").bind(title).execute(&mut db);
@@ -422,7 +422,7 @@ fn what_stands_in_the_way_of_a_start_is_said_with_its_remedy() {
         assert!(said.contains("cannot be used") && said.contains("FLOTILLA_HOME"), "{said}");
         std::fs::remove_file(&file).unwrap();
 
-        // A part that dies at start: a cluster of a PostgreSQL that never was.
+        // A backing service that dies at start: a cluster of a PostgreSQL version that never existed.
         let folder = std::env::temp_dir().join(testkit::unique("flotilla-broken-"));
         let home = devstack::Home::open(&folder).unwrap();
         let data = home.data_of_user("postgres").unwrap();

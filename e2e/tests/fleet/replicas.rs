@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use crate::with_fleet;
 
-/// One more process of a service, like the fleet's own but for its ports and these variables.
+/// One more process of a service, like the fleet's own except for its ports and these variables.
 async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child, String, String) {
     let own = std::fs::read(format!("/proc/{}/environ", fleet.unit(service).pid.unwrap())).unwrap();
     let own = String::from_utf8(own).unwrap();
@@ -53,7 +53,7 @@ fn of_two_replicas_one_is_killed_under_load_and_no_idempotent_call_fails() {
             let mut created = Vec::new();
             while !stop.load(Ordering::SeqCst) {
                 if n.is_multiple_of(2) {
-                    // Each with a key of its own.
+                    // Each with its own key.
                     let title = unique("written-");
                     let answer = ann.send(Method::POST, "/v1/todos", Some(json!({"title": title}))).await;
                     assert_eq!(answer.status, 200, "a write: {}", answer.body);

@@ -1,4 +1,4 @@
-//! Another tenant's todo does not exist, at any door.
+//! Another tenant's todo does not exist, at any endpoint.
 
 use reqwest::Method;
 use serde_json::json;

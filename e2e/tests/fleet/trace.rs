@@ -57,7 +57,7 @@ impl Received {
         let belongs = |span: &Span| {
             hex(&span.trace_id) == trace_id || span.links.iter().any(|link| hex(&link.trace_id) == trace_id)
         };
-        // What a linked span did belongs to it as well.
+        // The spans of a linked trace belong to it as well.
         let linked: BTreeSet<_> =
             spans.iter().filter(|(_, span)| belongs(span)).map(|(_, span)| span.trace_id.clone()).collect();
         spans.iter().filter(|(_, span)| linked.contains(&span.trace_id)).cloned().collect()
@@ -99,7 +99,7 @@ fn one_write_is_one_trace_from_the_edge_to_the_index() {
             let known = ids.contains_key(&span.parent_span_id) || span.parent_span_id == caller;
             assert!(known, "{} has a parent that was never sent", span.name);
         }
-        // How a call ended is known only then.
+        // Only then is the outcome of a call known.
         for (service, key, wanted) in [
             ("gateway", "http.response.status_code", Value::IntValue(200)),
             ("todo", "rpc.response.status_code", Value::StringValue("OK".to_owned())),

@@ -20,7 +20,7 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     consumer::administer::streams(&js, 1).await.unwrap();
     consumer::administer::durables(&js, &js, &projector, None).await.unwrap();
     consumer::administer::keeper(&js, fleet::OPERATIONS).await.unwrap();
-    // Letters, a job under way whose replays wait, and a durable consumer that has read some and was paused.
+    // Letters, a running job whose replays wait, and a durable consumer that has read some and was paused.
     for subject in ["evt.todo.created.v1.acme", "dlq.search-projector.a", "replay.search-projector.a"] {
         for _ in 0..3 {
             js.publish(subject, "{}".into()).await.unwrap().await.unwrap();
@@ -54,10 +54,10 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     }
     let replays = records.get_stream("REPLAY").await.unwrap().consumer_info(fleet::PROJECTOR).await.unwrap();
     assert_eq!(replays.num_pending, 3, "they reach it yet");
-    // Nobody's pull stays at the server for ever.
+    // No pull stays at the server for ever.
     let pulled = [stream.consumer_info(fleet::PROJECTOR).await.unwrap(), replays];
     assert!(pulled.iter().all(|durable| !durable.config.max_expires.is_zero()), "{pulled:?}");
-    // What is stored in both is nobody's to choose between.
+    // A stream stored in both accounts is an error: nothing chooses between them.
     let before = nats.store().join("jetstream/$G/streams/DLQ");
     nats.kill().await;
     std::fs::create_dir_all(&before).unwrap();
@@ -84,7 +84,7 @@ async fn a_login_that_a_release_brings_works_without_a_restart() {
         read += 1;
     }
     assert_eq!(read, 6);
-    // Those who were there go on.
+    // The clients that were connected go on.
     world.nats.client("search-projector").await;
 }
 
@@ -110,7 +110,7 @@ async fn an_account_has_its_limits_and_takes_nothing_from_another() {
     let unknown = api(world.admin("TODO"), "STREAM.INFO.EVENTS_TODO", json!({"no_such_field": true})).await;
     assert!(!unknown["error"].is_null(), "{unknown}");
     world.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
-    // Nor more connections than it is given.
+    // Nor more connections than its limit.
     let mut clients = Vec::new();
     let file = world.nats.credentials("search-projector");
     let refused = loop {

@@ -11,18 +11,18 @@ use testkit::until;
 
 use crate::world::{SETTLES, World, heard, requests, streams, targets};
 
-/// The ways in which something is tried.
+/// The ways of an attack.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// It is published.
     Subject,
-    /// It is the reply subject of whatever may be asked.
+    /// It is the reply subject of every permitted request.
     Reply,
     /// It is the reply subject of a pull that is answered later, when others write.
     Late,
-    /// It is where the server is to tell of a message's way.
+    /// It is where the server is to publish a message's trace.
     Trace,
-    /// It is where a consumer is to deliver to.
+    /// It is the delivery subject of a consumer.
     Deliver,
 }
 
@@ -65,8 +65,8 @@ async fn attack(world: &World, login: &Login, way: Way) -> usize {
                 }
             }
             client.flush().await.unwrap();
-            // One for each that waits. Without a body, which is what PURGE and DELETE want; and nobody waits for an answer: what
-            // was set off may have taken the stream away.
+            // One for each that waits. Without a body, as PURGE and DELETE require; and without waiting for an answer: an
+            // attack may have deleted the stream.
             let mut headers = async_nats::HeaderMap::new();
             headers.insert("x", "y");
             for _ in &targets {
@@ -198,7 +198,7 @@ async fn whatever_is_asked_is_answered_once() {
 #[tokio::test]
 async fn an_advisory_of_an_owner_is_kept_and_nothing_is_said_where_it_asks_for() {
     let world = World::new(Layout::Fleet(Vec::new())).await;
-    // As JetStream tells it in the owner's account; with a subject for the acknowledgement that is another stream's.
+    // As JetStream publishes it in the owner's account; with another stream's subject for the acknowledgement.
     let subject = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_TODO.search-projector";
     world.admin("TODO").publish_with_reply(subject, "audit.forged", "{}".into()).await.unwrap();
     world.admin("TODO").flush().await.unwrap();
@@ -209,7 +209,7 @@ async fn an_advisory_of_an_owner_is_kept_and_nothing_is_said_where_it_asks_for()
     until("it is kept", || kept("ADVISORIES", format!("subject {subject}"))).await;
     tokio::time::sleep(SETTLES).await;
     assert!(!kept("AUDIT", "subject audit.forged".to_owned()).await);
-    // Nor does an owner speak about another's stream.
+    // Nor does an owner publish about another's stream.
     let foreign = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_BILLING.billing";
     world.admin("TODO").publish(foreign, "{}".into()).await.unwrap();
     world.admin("TODO").flush().await.unwrap();

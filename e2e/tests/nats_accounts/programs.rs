@@ -25,7 +25,7 @@ async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_cred
         read.push(message.subject.to_string());
     }
     assert_eq!(read, ["evt.todo.created.v1.acme"; 3]);
-    // All that it may ask, and what others may: no answer names another tenant, or how much there is in all.
+    // All requests that it may make, and those of others: no answer names another tenant, or any total.
     let others = world.logins.iter().flat_map(Login::asked).map(|asked| asked.subject);
     let asks: Vec<String> = others
         .filter(|subject| subject.starts_with("$JS.API"))
@@ -63,7 +63,7 @@ async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_cred
     until("it is cut off", || async { client.connection_state() != async_nats::connection::State::Connected }).await;
     assert!(stream.consumer_info(&acme.durable()).await.is_err());
     assert!(stream.consumer_info(&team("globex").durable()).await.is_ok());
-    // One of the same name that is given later is another credential.
+    // A later one of the same name is another credential.
     let file = teams::create(world.nats.home(), &world.nats.address(), &acme).await.unwrap();
     assert!(devstack::nats::connect(&world.nats.address(), &file).await.is_ok());
     let twice = teams::create(world.nats.home(), &world.nats.address(), &acme).await.unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! A server with the fleet's logins, and what can be asked and tried there.
+//! A server with the fleet's logins, and the requests and attacks to try there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use testkit::TestNats;
 
 pub const TENANTS: [&str; 2] = ["acme", "globex"];
-/// How long something that was set off may take to show. The control must show within it.
+/// How long the effect of an attack may take to show. The control must show within it.
 pub const SETTLES: Duration = Duration::from_millis(500);
 
 pub struct World {
@@ -47,7 +47,7 @@ impl World {
         for subject in ["dlq.search-projector.a", "replay.search-projector.a", "replayed.search-projector", "audit.a"] {
             world.store("RECORDS", subject.to_owned()).await;
         }
-        // No one is told that this was stored.
+        // Nobody receives an acknowledgement of this.
         let advisory = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SEED.seed";
         world.admin("RECORDS").publish(advisory, "{}".into()).await.unwrap();
         world.admin("RECORDS").flush().await.unwrap();
@@ -63,7 +63,7 @@ impl World {
         js.publish(subject, Bytes::from_static(b"{\"id\":1}")).await.unwrap().await.unwrap();
     }
 
-    /// All there is: how each stream and each consumer is, and how many messages each subject has.
+    /// The whole state: each stream, each consumer, and how many messages each subject has.
     pub async fn picture(&self) -> BTreeMap<(String, String), String> {
         let mut all = BTreeMap::new();
         for (_, admin) in &self.admins {
@@ -125,8 +125,8 @@ impl World {
     }
 }
 
-/// What a producer's account says about its own stream's consumers is its own word: nobody takes it for more. And a service may
-/// give up on what its own durable consumer has in hand, which is told.
+/// What a producer's account publishes about its own stream's consumers is its own word: nobody takes it for more. And a service
+/// may give up on what its own durable consumer has in hand, which JetStream publishes.
 pub fn is_its_own_advisory(login: &Login, stream: &str, subject: &str) -> bool {
     let gave_up = |(of, durable): &(String, String)| subject.ends_with(&format!(".{of}.{durable}"));
     let is_program = login.name.starts_with("team-");
@@ -253,7 +253,7 @@ pub fn targets(world: &World, login: &Login) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// Everything that this login may ask and that is answered.
+/// Every request that this login may make and that is answered.
 pub fn requests(login: &Login) -> Vec<(String, &'static [u8])> {
     let mut all: Vec<(String, &'static [u8])> = Vec::new();
     for asked in login.asked() {
@@ -280,7 +280,7 @@ pub fn requests(login: &Login) -> Vec<(String, &'static [u8])> {
     all
 }
 
-/// What somebody hears without being meant to.
+/// The subjects that a subscriber hears without permission.
 pub async fn heard(subscriber: &mut Subscriber) -> Vec<String> {
     let mut heard = Vec::new();
     while let Some(Some(message)) = subscriber.next().now_or_never() {

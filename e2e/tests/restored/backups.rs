@@ -1,5 +1,5 @@
 //! Backups of the three stores, all taken at one moment, and any of them put back later, as an operator who restores
-//! volumes does: with the files, and with every other process still there.
+//! volumes does: the files, while every other process still runs.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::{database, operate, outbox, token, until_published};
 const STORES: [&str; 3] = ["postgres", "nats", "opensearch"];
 const RESTORED_WITHIN: Duration = Duration::from_secs(240);
 
-/// What becomes of a fleet of which these stores are put back.
+/// The fleet after these stores are put back.
 async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     let ann = fleet.caller("acme", "ann").await;
     let word = unique("w");
@@ -51,14 +51,14 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
             outbox(fleet).await["overview"]["halted"].as_str().is_some_and(|why| why.contains("older backup"))
         })
         .await;
-        // An index that was put back reads first what it lacks, of the lost time too.
+        // An index that was put back first reads what it lacks, the lost time included.
         until_within(RESTORED_WITHIN, "the index has what the stream has", || index_is_level(fleet)).await;
         let export = fleet.home.join(unique("beyond-"));
         operate(fleet, operator, &["outbox", "accept", "--export", export.to_str().unwrap()]).await.unwrap();
     }
     let index_is_newer = !restored.contains(&"opensearch") || stream_is_newer;
     if is_lost && index_is_newer {
-        // Not for the moment of a refill only: also when all that there is is there, and was looked at.
+        // Not only for the moment of a refill: also once everything is there and was checked.
         until_published(fleet).await;
         until_within(RESTORED_WITHIN, "the index is filled", || has_reached_the_end(fleet, "floor")).await;
         let says = "the search index holds what its stream does not";
@@ -87,7 +87,7 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
     assert!(verified.status.success(), "{restored:?}: {}", String::from_utf8_lossy(&verified.stdout));
 }
 
-/// What `flotilla status` says is wrong.
+/// The problems that `flotilla status` reports.
 async fn degraded(fleet: &Fleet) -> Vec<String> {
     let status = fleet.json(&["status"]).await;
     let lines = status["degraded"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned());
@@ -100,7 +100,7 @@ async fn letters_of(fleet: &Fleet) -> usize {
     letters.as_array().unwrap().len()
 }
 
-/// Has an event die whose data are none, and waits for its letter; how many letters there are then.
+/// Publishes an event with invalid data and waits for its dead letter; returns how many letters there are then.
 async fn die(fleet: &Fleet) -> usize {
     let before = letters_of(fleet).await;
     let aggregate = unique("dies-");
@@ -132,7 +132,7 @@ async fn until_settled(fleet: &Fleet, caller: &Caller, title: &str) {
     })
     .await;
     until_published(fleet).await;
-    // The index notes how far it is filled every few seconds: a backup of before that is of an index that is older.
+    // The index notes how far it is filled every few seconds: a backup from before that holds an older index.
     until("the index has noted it", || index_is_level(fleet)).await;
 }
 
@@ -141,14 +141,14 @@ async fn index_is_level(fleet: &Fleet) -> bool {
     has_reached_the_end(fleet, "floor").await && has_reached_the_end(fleet, "anchor").await
 }
 
-/// Whether a note of the index names the stream's newest place, or one behind it.
+/// Whether a note of the index names the stream's newest sequence, or a later one.
 async fn has_reached_the_end(fleet: &Fleet, note: &str) -> bool {
     let Some(notes) = notes(fleet).await else { return false };
     let stream = fleet.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
     notes[note]["sequence"].as_u64() >= Some(stream.cached_info().state.last_sequence)
 }
 
-/// What the index that is searched notes of itself.
+/// The notes in the searched index.
 async fn notes(fleet: &Fleet) -> Option<Value> {
     let url = format!("{}/todos/_mapping", fleet.unit("opensearch").login_url().unwrap());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -189,7 +189,7 @@ async fn backup(fleet: &Fleet) -> Vec<(&'static str, PathBuf)> {
     folders.map(|(store, backup, _)| (store, backup)).into()
 }
 
-/// Puts the files of these stores back, while nobody looks. One that is `lost` had no backup.
+/// Puts the files of these stores back, while all services are stopped. One that is `lost` had no backup.
 async fn put_back(fleet: &Fleet, restored: &[&str], backups: Vec<(&str, PathBuf)>) {
     let services: Vec<_> = fleet::SERVICES.iter().map(|service| service.name).collect();
     all(fleet, &services, Signal::SIGSTOP);

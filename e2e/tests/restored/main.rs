@@ -1,4 +1,4 @@
-//! What an operator does when Postgres was restored from an older backup: sees it, looks at what the stream has beyond,
+//! What an operator does when Postgres was restored from an older backup: sees it, inspects what the stream has beyond,
 //! saves it, and goes on behind it. And the everyday acts: parked rows, pauses. All by the command.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -20,7 +20,7 @@ async fn database(fleet: &Fleet) -> PgConnection {
     PgConnection::connect(fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap()
 }
 
-/// Runs the command as an operator; what it printed.
+/// Runs the command as an operator; returns its output.
 async fn operate(fleet: &Fleet, token: &str, args: &[&str]) -> Result<String, String> {
     let mut command = fleet.command(&[args, &["--reason", "the test says so", "--yes", "--json"]].concat());
     let output = command.env("FLOTILLA_OPERATOR_TOKEN", token).output().await.unwrap();
@@ -51,7 +51,7 @@ async fn an_operator_works_with_the_outbox() {
     let operator = token(&fleet, &["token", "--operator", "--user", "olga"]).await;
     let user = token(&fleet, &["token", "--tenant", "acme", "--user", "ann"]).await;
 
-    // A row that cannot be published, worked by somebody who may.
+    // A row that cannot be published, resolved by an operator.
     let mut db = database(&fleet).await;
     db.execute(
         "insert into outbox (event_id, tenant, aggregate_id, subject, payload) values \
@@ -129,7 +129,7 @@ async fn an_operator_works_with_the_outbox() {
     assert!(by("parked").unwrap().starts_with("relay") && by("halted").unwrap().starts_with("relay"), "{said:?}");
     let again = operate(&fleet, &operator, &accept).await.unwrap_err();
     assert!(again.contains("nothing to accept"), "{again}");
-    // What consumers had made of it goes with a rebuild, and does not come back.
+    // A rebuild removes what consumers made of it, and it does not come back.
     assert!(!ann.search("before 5").await.is_empty(), "the read model has seen it");
     operate(&fleet, &operator, &["rebuild", "search"]).await.unwrap();
     assert!(ann.search("before 5").await.is_empty(), "the lost timeline is gone");

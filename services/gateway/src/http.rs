@@ -31,12 +31,12 @@ use crate::routes::{self, Found};
 use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
 
-/// The error types, for people: what `type` in a problem points to.
+/// The error documentation, which `type` in a problem points to.
 const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 
-/// The code of what was answered as it was asked for.
+/// The code of a successful answer.
 const OK: &str = "OK";
 
 struct Edge {
@@ -47,7 +47,7 @@ struct Edge {
     at_work: metrics::Gauge,
 }
 
-/// Serves until the process stops; the address it got.
+/// Serves until the process stops; returns the address.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
@@ -80,14 +80,14 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
     Ok(address)
 }
 
-/// What is so for every request and every answer, whatever they are about.
+/// Applies the rules that hold for every request and every answer.
 async fn strict(State(release): State<Option<HeaderValue>>, request: Request, next: Next) -> Response {
     let mut response = match request::host(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
-    // What a tenant is answered is for nobody else, and is what it says it is.
+    // An answer is for its tenant alone, and its type is what it says.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Some(release) = release {
@@ -142,7 +142,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     response
 }
 
-/// The line of a request.
+/// Writes the log line of a request.
 fn report(method: &str, who: Option<&Caller>, code: &str, response: &Response, took: Duration) {
     let status = response.status().as_u16();
     let outcome = match status {
@@ -155,7 +155,7 @@ fn report(method: &str, who: Option<&Caller>, code: &str, response: &Response, t
     Line { kind: "request", method, who, code, status, outcome, took, events: None, replayed, degraded }.write();
 }
 
-/// Methods are the caller's to invent; label values are not.
+/// A caller may invent methods; label values must be known.
 fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -185,12 +185,12 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         }
     };
     let (head, body) = request.into_parts();
-    // Who calls, before anything of the request is looked at.
+    // Verify the caller before the rest of the request.
     let refused = |failure: Failure| Problem::from(Status::from(failure));
     let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
     let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
     let who = edge.verifier.verify(authorization.as_ref().and_then(|value| value.to_str().ok())).await;
-    // Paid for and bounded before a body is read and taken apart.
+    // Charge and bound the call before its body is read and parsed.
     let who = who.map_err(|error| refused(error.into()))?;
     let who = &*caller.insert(who);
     let _turn = edge.limits.turn(who, route.cost).await.map_err(refused)?;
@@ -211,7 +211,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
     let key = request::one_key(&head.headers)?;
     let own_key = key.is_none() && [Method::PATCH, Method::DELETE].contains(&route.verb);
-    // A change that names no key gets one here, so that it can be sent to another replica.
+    // A change without a key gets one here, so that it can be sent to another replica.
     let key = if own_key { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
     for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key)] {
         if let Some(value) = value {
@@ -222,7 +222,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         call.extensions_mut().insert(ReadsOnly);
     }
     let answer = edge.upstreams.call(&route.rpc, call).await.map_err(|status| match Problem::from(status) {
-        // Its own attempt, which went away with its replica.
+        // The gateway's own attempt holds the key; its replica went away.
         problem if own_key && problem.code == "IDEMPOTENCY_KEY_IN_USE" => {
             let detail = "the service went away, and the change may have happened: ask";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", detail).retry_after(1)
@@ -230,7 +230,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         problem => problem,
     })?;
     let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
-    // Said by the service: of an answer that is an earlier request's with the same key, and of one that was made without something.
+    // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
         let meant = !(own_key && name == idempotency::REPLAYED_METADATA);
         if let Some(said) = answer.metadata().as_ref().get(name).filter(|_| meant) {
@@ -240,7 +240,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     Ok(response)
 }
 
-/// The answer as JSON; for reading, by the request's conditions.
+/// The answer as JSON; a read follows the request's conditions.
 fn respond(answer: &prost_reflect::DynamicMessage, conditions: Option<&Conditions>) -> Result<Response, Problem> {
     let (json, etag) = transcode::response(answer)?;
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
@@ -255,7 +255,7 @@ fn respond(answer: &prost_reflect::DynamicMessage, conditions: Option<&Condition
     Ok(response)
 }
 
-/// What answers a HEAD: the head of the answer to a GET (RFC 9110, 9.3.2).
+/// The answer to a HEAD: the head of the answer to a GET (RFC 9110, 9.3.2).
 fn without_content(response: Response) -> Response {
     let (mut head, body) = response.into_parts();
     if let Some(length) = body.size_hint().exact()

@@ -1,5 +1,5 @@
-//! JSON in which no object names a member twice (RFC 8259, 4, leaves open which of them counts; readers differ), and of which
-//! there is not too much: a value takes many times the bytes that say it.
+//! JSON in which no object names a member twice (RFC 8259, 4, leaves open which of them counts; readers differ). The number of
+//! values is bounded too: in memory, a value takes many times the bytes of its text.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,14 +13,14 @@ const MAX_VALUES: usize = 10_000;
 /// Reads a JSON text.
 ///
 /// # Errors
-/// It is none, an object names a member twice, or there are more than 10,000 values.
+/// Fails when it is no JSON, an object names a member twice, or there are more than 10,000 values.
 pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { left: &Cell::new(MAX_VALUES) }.deserialize(&mut reader)?;
     reader.end().map(|()| value)
 }
 
-/// Names of fields as JSON has them: `due_time` is `dueTime`. What is no such name stays as it is.
+/// Turns field names into those of JSON: `due_time` becomes `dueTime`. Any other text stays as it is.
 pub fn camel(names: &str) -> String {
     let mut text = String::with_capacity(names.len());
     let mut chars = names.chars().peekable();
@@ -39,7 +39,7 @@ pub fn camel(names: &str) -> String {
 
 #[derive(Clone, Copy)]
 struct Strict<'a> {
-    /// How many more values there may be.
+    /// How many more values are allowed.
     left: &'a Cell<usize>,
 }
 

@@ -1,7 +1,7 @@
 //! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
-//! `http` takes a request through `routes` (which RPC), `request` (its body and headers), `transcode` (JSON to message and back), `upstream` (the call)
+//! `http` takes a request through `routes` (RPC), `request` (body, headers), `transcode` (JSON to message and back), `upstream` (call)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
 
 pub mod http;

@@ -1,5 +1,5 @@
-//! What went wrong, as RFC 9457 problem details with a stable `code`. The one place where a gRPC status becomes an
-//! HTTP status. Every code is explained in `docs/errors.md`, or in the `errors.md` of its service; the gateway serves all of them at `/problems`.
+//! Errors, as RFC 9457 problem details with a stable `code`. Only this module turns a gRPC status into an
+//! HTTP status. `docs/errors.md`, or the `errors.md` of a service, explains every code; the gateway serves all of them at `/problems`.
 
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -43,13 +43,13 @@ impl Problem {
         Self { errors, ..Self::invalid(detail) }
     }
 
-    /// Our fault.
+    /// An internal error.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "something went wrong here; it has been logged")
     }
 
-    /// The path exists, for other methods.
+    /// The path exists, but only for other methods.
     #[must_use]
     pub fn method_not_allowed(allowed: &[&http::Method]) -> Self {
         let allowed = allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -59,7 +59,7 @@ impl Problem {
         problem
     }
 
-    /// With a time after which to try again.
+    /// Adds the time after which to try again.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
@@ -72,7 +72,7 @@ impl From<Status> for Problem {
         let details = status.get_error_details();
         let Some(info) = details.error_info() else { return from_transport(&status) };
         let http = match (info.reason.as_str(), status.code()) {
-            // Where HTTP has a word of its own for what gRPC says more coarsely.
+            // HTTP has a more precise status for these.
             ("ETAG_MISMATCH", _) => StatusCode::PRECONDITION_FAILED,
             ("IDEMPOTENCY_KEY_REUSED", _) => StatusCode::UNPROCESSABLE_ENTITY,
             ("TOO_LARGE", _) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -97,7 +97,7 @@ impl From<Status> for Problem {
     }
 }
 
-/// A status that no service of ours made: the call did not get through.
+/// A status that none of our services made: the call did not get through.
 fn from_transport(status: &Status) -> Problem {
     match status.code() {
         Code::Cancelled | Code::DeadlineExceeded if status.message().contains("imeout") => Problem::new(
@@ -113,14 +113,14 @@ fn from_transport(status: &Status) -> Problem {
             Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "UNAVAILABLE",
-                "the service is away for the moment: try again",
+                "the service is unavailable for the moment: try again",
             )
             .retry_after(1)
         }
     }
 }
 
-/// google/rpc/code.proto
+/// The mapping in google/rpc/code.proto.
 const fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,

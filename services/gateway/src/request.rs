@@ -1,4 +1,4 @@
-//! Takes a request in: its body, bounded in size and time, and the headers that mean something here.
+//! Receives a request: its body, bounded in size and time, and the headers that matter here.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use crate::problem::Problem;
 
 /// The largest request body.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// How much of a larger one is read before the connection is given up.
+/// How much of a larger body is read before the connection is given up.
 const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
 /// How long a request body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How much of all bodies together may be here.
+/// The most memory for all bodies together.
 const MAX_BODIES_BYTES: usize = 128 * MAX_BODY_BYTES;
-/// Room is taken for so many bytes at once.
+/// The unit in which memory is reserved.
 const ROOM_BYTES: usize = 16 * 1024;
-/// A key and its quotes.
+/// The longest key, with its quotes.
 const MAX_KEY_BYTES: usize = 257;
 /// The header of idempotency keys.
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(idempotency::METADATA);
 
-/// One host, which every HTTP/1.1 request names (RFC 9112, 3.2).
+/// Checks that an HTTP/1.1 request names one host (RFC 9112, 3.2).
 ///
 /// # Errors
 /// 400 when it names none or several.
@@ -37,24 +37,24 @@ pub fn host(request: &Request) -> Result<(), Problem> {
     if wrong { Err(Problem::invalid("an HTTP/1.1 request has one Host header")) } else { Ok(()) }
 }
 
-/// The room for bodies, so that many callers together cannot take all memory.
+/// The memory for bodies: many callers together cannot take all of it.
 pub struct Bodies(Semaphore);
 
-/// A body that has arrived; its room is free again when this is dropped.
+/// A body that has arrived; dropping it frees its memory.
 pub struct Arrived<'a> {
     bytes: Vec<u8>,
     room: Option<SemaphorePermit<'a>>,
 }
 
 impl Arrived<'_> {
-    /// What it holds.
+    /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl Bodies {
-    /// With nothing in it.
+    /// With all memory free.
     pub const fn new() -> Self {
         Self::of(MAX_BODIES_BYTES)
     }
@@ -66,7 +66,7 @@ impl Bodies {
     /// Reads a JSON body, or none.
     ///
     /// # Errors
-    /// 408 when it takes too long, 413 when it is too large, 415 when it is not declared as JSON, 503 when there is no room.
+    /// 408 when it takes too long, 413 when it is too large, 415 when it is not declared as JSON, 503 when there is no memory for it.
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Arrived<'_>, Problem> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
             let detail = "send the body as it is, without a Content-Encoding";
@@ -90,7 +90,7 @@ impl Bodies {
         Ok(body)
     }
 
-    /// A body that is too large is read a good deal further, and forgotten: a client that is still sending would not see
+    /// Reads a body that is too large a good deal further, and discards it: a client that is still sending would not see
     /// the answer.
     async fn collect(&self, body: Body) -> Result<Arrived<'_>, Problem> {
         let mut stream = body.into_data_stream();
@@ -131,7 +131,7 @@ impl Bodies {
     }
 }
 
-/// What a request wants of the resource's entity tag (RFC 9110, 13.1).
+/// What a request requires of the resource's entity tag (RFC 9110, 13.1).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// `If-Match`: one of these, compared strongly.
@@ -145,18 +145,18 @@ pub struct Conditions {
 enum Tags {
     /// `*`
     Any,
-    /// Whether each is weak, and what stands in its quotes.
+    /// Whether each tag is weak, and the text in its quotes.
     Listed(Vec<(bool, String)>),
 }
 
-/// No todo has this tag: what wants it is never done.
+/// No todo has this tag: a change that requires it is never made.
 const NO_TAG: &str = "-";
 
 impl Conditions {
-    /// Those of a request.
+    /// The conditions of a request.
     ///
     /// # Errors
-    /// 400 when they cannot be read, or a change has a condition that is for reading.
+    /// 400 when they cannot be read, or a change has a condition for reading.
     pub fn of(method: &Method, headers: &HeaderMap) -> Result<Self, Problem> {
         let conditions = Self { matches: tags(headers, &IF_MATCH)?, none_matches: tags(headers, &IF_NONE_MATCH)? };
         let reads = [Method::GET, Method::HEAD].contains(method);
@@ -168,16 +168,16 @@ impl Conditions {
         }
     }
 
-    /// For a change: the entity tags of which the resource must have one, separated by commas.
+    /// For a change: the entity tags, separated by commas; the resource must have one of them.
     pub fn etag(&self) -> Option<String> {
-        // Only what is there can be changed: a change of what is not there is 404 anyway.
+        // Only an existing resource can be changed: for a missing one the answer is 404 anyway.
         if self.none_matches.is_some() {
             return Some(NO_TAG.to_owned());
         }
         match self.matches.as_ref()? {
             Tags::Any => Some("*".to_owned()),
             Tags::Listed(tags) => {
-                // Weak tags never match, nor do those that mean something else to a service: no resource of ours has one.
+                // Weak tags never match. Nor do tags that a service would read as something else: no resource of ours has one.
                 let other = |tag: &str| tag.is_empty() || tag == "*" || tag.contains(',') || tag.trim() != tag;
                 let strong: Vec<&str> =
                     tags.iter().filter(|(weak, tag)| !weak && !other(tag)).map(|(_, tag)| tag.as_str()).collect();
@@ -186,10 +186,10 @@ impl Conditions {
         }
     }
 
-    /// For a request to a collection, in which something is to be made: there is no entity tag to compare.
+    /// For a request that creates in a collection: there is no entity tag to compare.
     ///
     /// # Errors
-    /// 412: what the caller wants to be so cannot be.
+    /// 412 when the condition cannot be met.
     pub fn of_collection(&self) -> Result<(), Problem> {
         let any = |tags: &Option<Tags>| matches!(tags, None | Some(Tags::Any));
         if any(&self.matches) && self.none_matches.is_none() {
@@ -199,7 +199,7 @@ impl Conditions {
         Err(Problem::new(StatusCode::PRECONDITION_FAILED, "ETAG_MISMATCH", detail))
     }
 
-    /// For reading: whether the caller has the resource already.
+    /// For a read: whether the caller has the resource already.
     ///
     /// # Errors
     /// 412 when the resource has none of the tags of `If-Match`.

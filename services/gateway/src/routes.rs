@@ -1,4 +1,4 @@
-//! Which RPC a request is for, read from the `google.api.http` options of the descriptors.
+//! Finds the RPC of a request, by the `google.api.http` options of the descriptors.
 
 use std::num::NonZeroU32;
 use std::sync::LazyLock;
@@ -8,18 +8,18 @@ use service::limits;
 
 use crate::template::Template;
 
-/// One way to reach an RPC.
+/// A route to an RPC.
 #[derive(Debug)]
 pub struct Route {
     /// The HTTP method.
     pub verb: http::Method,
-    /// The path template as it was written, for logs and metrics.
+    /// The path template as written, for logs and metrics.
     pub pattern: String,
     /// The request field that the body fills: `*` for the whole request, empty for none.
     pub body: String,
     /// The RPC.
     pub rpc: MethodDescriptor,
-    /// What a call costs of its caller's rate.
+    /// How much of its caller's rate a call costs.
     pub cost: NonZeroU32,
     template: Template,
     service: String,
@@ -35,24 +35,24 @@ impl Route {
 
 static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(read_all);
 
-/// Every route of every service, the closest description first.
+/// Every route of every service, the closest template first.
 #[must_use]
 pub fn all() -> &'static [Route] {
     &ROUTES
 }
 
-/// What a path leads to.
+/// The result for a path.
 #[derive(Debug)]
 pub enum Found {
     /// An RPC, and the fields that the path sets.
     Route(&'static Route, Vec<(String, String)>),
-    /// The path exists, for these methods.
+    /// The path exists, but only for these methods.
     OtherMethods(Vec<&'static http::Method>),
-    /// Nothing.
+    /// There is no such path.
     Nothing,
 }
 
-/// Finds the RPC of a request. A HEAD is for what a GET is for.
+/// Finds the RPC of a request. A HEAD has the route of a GET.
 #[must_use]
 pub fn find(method: &http::Method, path: &str) -> Found {
     let mut others = Vec::new();

@@ -91,7 +91,7 @@ impl Template {
         (&self.segments, &self.verb) == (&other.segments, &other.verb)
     }
 
-    /// The fields that a path sets, with their values; `None` when the path is not of this template.
+    /// The fields that a path sets, with their values; `None` when the template does not match the path.
     #[must_use]
     pub fn matches(&self, path: &str) -> Option<Vec<(String, String)>> {
         let mut path = path.strip_prefix('/')?;
@@ -131,7 +131,7 @@ fn segment(text: &str) -> Segment {
     }
 }
 
-/// Percent-decodes; `None` when what comes out is not UTF-8.
+/// Percent-decodes a text; `None` when the result is not UTF-8.
 #[must_use]
 pub fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());

@@ -1,5 +1,5 @@
-//! Between HTTP/JSON and messages, by the rules of google/api/http.proto: path variables, then the body, and the rest
-//! from the query. JSON is proto3 JSON. Everything of a request becomes one JSON object, read as the RPC's request.
+//! Converts between HTTP/JSON and messages, by the rules of google/api/http.proto: path variables, then the body, and the rest
+//! from the query. JSON is proto3 JSON. A whole request becomes one JSON object, read as the RPC's request.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ const UPDATE_MASK: &str = "update_mask";
 /// The parts of a request that fill the message.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
-    /// What the path set.
+    /// The fields that the path sets.
     pub path: &'a [(String, String)],
     /// The query string.
     pub query: &'a str,
@@ -30,13 +30,13 @@ pub struct Parts<'a> {
 /// The RPC's request message.
 ///
 /// # Errors
-/// A problem of status 400 that says which part is wrong.
+/// A problem of status 400, which names the part that is wrong.
 pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Problem> {
     let input = route.rpc.input();
     let mut object = body(route, &input, parts.body)?;
     if route.body != "*" {
         let query = query(parts.query)?;
-        // The mask that the body gave is none that was asked for.
+        // A mask in the query replaces the mask of the body.
         let mask = |(name, _): &(String, String)| field(&input, name).is_some_and(|field| field.name() == UPDATE_MASK);
         if query.iter().any(mask) {
             object.remove("updateMask");
@@ -74,7 +74,7 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     })
 }
 
-/// Where in the body, or under which parameter, a value stands (RFC 6901); None for the whole.
+/// The position of a value in the body or among the parameters (RFC 6901); None for the whole.
 fn pointer(path: &serde_path_to_error::Path, body: &str) -> Option<String> {
     use serde_path_to_error::Segment;
     let parts = path.iter().map_while(|segment| match segment {
@@ -82,7 +82,7 @@ fn pointer(path: &serde_path_to_error::Path, body: &str) -> Option<String> {
         Segment::Seq { index } => Some(index.to_string()),
         Segment::Enum { .. } | Segment::Unknown => None,
     });
-    // The body is this field: whoever wrote it does not know the field's name.
+    // The body is this field: its sender does not know the field's name.
     let parts: Vec<String> =
         parts.enumerate().filter(|(at, part)| *at > 0 || part != body).map(|(_, part)| part).collect();
     (!parts.is_empty()).then(|| format!("#/{}", parts.join("/")))
@@ -119,10 +119,10 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
     Ok(object)
 }
 
-/// Refuses fields that the message does not have; and one that is given under both its names, `dueTime` and `due_time`:
-/// such a request says two things. `at` points at the message.
+/// Refuses fields that the message does not have, and a field under both its names, `dueTime` and `due_time`:
+/// such a request is ambiguous. `at` points at the message.
 fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str) -> Result<(), Problem> {
-    // JSON of its own.
+    // These messages have JSON of their own.
     if message.full_name().starts_with("google.protobuf.") {
         return Ok(());
     }
@@ -153,18 +153,18 @@ fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str
     Ok(())
 }
 
-/// A parameter of the query or the path, pointed at.
+/// The pointer to a parameter of the query or the path.
 fn parameter(path: &str) -> String {
     let short: String = path.chars().take(100).collect();
     format!("#/{}", escaped(&short).replace('.', "/"))
 }
 
-/// A name as a part of a JSON pointer (RFC 6901, 3).
+/// Escapes a name for a JSON pointer (RFC 6901, 3).
 fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// A PATCH means the fields it names. What the service fills in itself may be sent back, and is not meant.
+/// A PATCH changes the fields it names. A client may send back what the service fills in; that counts as not named.
 fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Value>) -> Option<String> {
     input.get_field_by_name(UPDATE_MASK)?;
     let Kind::Message(resource) = input.get_field_by_name(&route.body)?.kind() else { return None };
@@ -174,7 +174,7 @@ fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Va
         .filter(|field| field.name() != "etag" && !output_only(field))
         .map(|field| field.json_name().to_owned())
         .collect();
-    // Nothing named that can be changed is no mask: then all that are set are meant, which is nothing.
+    // Without a field that can be changed there is no mask: then all fields that are set count, and none is.
     (!named.is_empty()).then(|| named.join(","))
 }
 
@@ -203,7 +203,7 @@ fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
         .collect()
 }
 
-/// Puts a text at a field path (`todo.title`), as JSON of the field's kind.
+/// Inserts a text at a field path (`todo.title`), as JSON of the field's kind.
 fn insert(
     object: &mut Map<String, Value>,
     message: &MessageDescriptor,
@@ -244,7 +244,7 @@ fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
         Kind::Bool => text.parse().ok().map(Value::Bool),
         Kind::Enum(_) => Some(text.parse::<i32>().map_or_else(|_| text.into(), Value::from)),
         Kind::Message(message) => {
-            // Both spellings of a field's name are taken, as everywhere.
+            // Take both spellings of a field's name, as everywhere.
             match message.full_name() {
                 "google.protobuf.FieldMask" => Some(camel(text).into()),
                 "google.protobuf.Timestamp" | "google.protobuf.Duration" => Some(text.into()),
@@ -256,7 +256,7 @@ fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
     }
 }
 
-/// Where the request keeps its etag: in the resource that the body is, or beside it.
+/// Puts the etag where the request keeps it: in the resource that is the body, or beside it.
 fn etag_into(route: &Route, input: &MessageDescriptor, object: &mut Map<String, Value>, etag: &str) {
     let resource = input.get_field_by_name(&route.body).and_then(|field| match field.kind() {
         Kind::Message(resource) => resource.get_field_by_name("etag"),

@@ -1,4 +1,4 @@
-//! Calls to the services, with messages that are known by their descriptors only.
+//! Calls to the services, with messages known by their descriptors only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -18,7 +18,7 @@ use crate::routes;
 pub struct Addresses(pub BTreeMap<String, Vec<String>>);
 
 impl FromStr for Addresses {
-    /// Everything that is wrong, a sentence each.
+    /// All errors, a sentence each.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -47,7 +47,7 @@ impl FromStr for Addresses {
 pub struct Upstreams(BTreeMap<String, Upstream>);
 
 impl Upstreams {
-    /// The services with their addresses; connections are made when they are needed.
+    /// The services with their addresses; connections open when they are needed.
     ///
     /// # Errors
     /// Fails when an address cannot be read.
@@ -60,7 +60,7 @@ impl Upstreams {
     /// Calls an RPC.
     ///
     /// # Errors
-    /// The status that the service, or the way to it, answers with.
+    /// The status from the service, or from the way to it.
     pub async fn call(
         &self,
         rpc: &MethodDescriptor,

@@ -1,4 +1,4 @@
-//! What consumers tell of dead letters and replays, into rows.
+//! Stores what consumers report of dead letters and replays.
 
 use anyhow::Context as _;
 use consumer::{Batch, DeadLetterReader, DlqRecord};
@@ -11,10 +11,10 @@ use crate::store::Store;
 use crate::store_jobs;
 use crate::store_kept;
 
-/// For how long the right to keep is had: several times as long as from one look of the keeper to the next.
+/// How long the lease lasts: several poll intervals of the dead-letter reader.
 const LEASE_SECONDS: f64 = 20.0;
 
-/// Keeps what is told, until `stop`; while another process does, this one stands by.
+/// Stores reports until `stop`. This process stands by while another one holds the lease.
 pub(crate) async fn keep(store: &Store, keeper: &DeadLetterReader, holder: Uuid, stop: &CancellationToken) {
     let kept =
         || async { store.kept(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by") };
@@ -22,7 +22,7 @@ pub(crate) async fn keep(store: &Store, keeper: &DeadLetterReader, holder: Uuid,
     store.give_up_keeping(holder).await.ok();
 }
 
-/// One transaction for what came together, and for how far that is.
+/// One transaction covers a batch of reports and the new position in their stream.
 async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
     let noted = store_kept::note_kept(&mut tx, holder, before, now).await?;

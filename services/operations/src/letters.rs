@@ -1,4 +1,4 @@
-//! What is known of a dead letter from itself. Pure.
+//! What a dead letter says of itself. Pure.
 
 use std::collections::BTreeMap;
 
@@ -45,28 +45,28 @@ pub fn trace_id(attributes: &BTreeMap<String, String>) -> String {
     consumer::trace_id(attributes.get("traceparent").map(String::as_str).unwrap_or_default()).to_owned()
 }
 
-/// Why an edited event cannot take the place of a dead one.
+/// Why an edited event cannot replace a dead one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NotTheEvent {
-    /// Not the JSON of a CloudEvent.
+    /// The text is not the JSON of a CloudEvent.
     #[error("it is not an event: {0}")]
     Malformed(String),
-    /// The envelope says what happened to whom, and is not to be mended.
+    /// The envelope says what happened to whom; an edit must keep it.
     #[error("`{0}` must stay as it is: {1}")]
     Changed(&'static str, String),
     /// The fleet has no such event.
     #[error("there is no event of the type {0}")]
     UnknownType(String),
-    /// More than any event may have.
+    /// The event exceeds the size limit of every event.
     #[error("an event has {MAX_BYTES} bytes at most, this has {0}")]
     TooLarge(usize),
-    /// Against its JSON Schema.
+    /// The event violates its JSON Schema.
     #[error("it does not follow the schema of {0}: {1}")]
     Schema(String, String),
 }
 
-/// Checks that an edited event may take the place of a dead one: it follows the schema of its type, is of the tenant of
-/// its subject, and its envelope is that of the original, where the original had one.
+/// Checks that an edited event may replace a dead one. It must follow the schema of its type and be of the tenant of
+/// its subject. Its envelope must be that of the original, where the original had one.
 ///
 /// # Errors
 /// See [`NotTheEvent`].
@@ -81,7 +81,7 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
     if wanted != subject {
         return Err(NotTheEvent::Changed(
             "type` and `tenant",
-            format!("the event died on {subject}, this is {wanted}"),
+            format!("the event failed on {subject}, this is {wanted}"),
         ));
     }
     let registered =
@@ -117,7 +117,7 @@ pub fn check_edit(subject: &str, original: Option<&[u8]>, edited: &[u8]) -> Resu
             return Err(NotTheEvent::Changed(name, format!("it was {was}")));
         }
     }
-    // What consumers go by beside the envelope: the aggregate in the data is the envelope's, at its version.
+    // Consumers read the data too: its aggregate must be the envelope's, at the envelope's version.
     let state = (registered.state)(&value["data"].to_string())
         .map_err(|DecodeError::Data { source, .. }| wrong(source.to_string()))?;
     if state.id != envelope.subject {

@@ -1,7 +1,7 @@
 //! The operations service: keeps dead letters beside the broker, and replays them as jobs.
 //!
-//! `events` keeps what consumers tell, `replay` works on jobs at the pace that `pace` (pure) gives, `letters` (pure)
-//! knows what a letter says of itself. `operators` answers `flotilla dlq`.
+//! `events` stores what consumers report, `replay` runs jobs at the pace that `pace` (pure) gives, `letters` (pure)
+//! reads what a letter says of itself. `operators` answers `flotilla dlq`.
 
 pub mod letters;
 
@@ -41,7 +41,7 @@ use crate::store::Store;
 /// The program.
 pub struct Program;
 
-/// How many connections operators have.
+/// The size of the operators' connection pool.
 const OPERATORS: u32 = 4;
 
 /// What the service is configured by.

@@ -1,4 +1,4 @@
-//! What operators ask of the service: letters, jobs and the audit.
+//! The operators' API: letters, jobs and the audit.
 
 use proto::ops;
 use proto::ops::audit_service_server::{AuditService, AuditServiceServer};
@@ -17,12 +17,12 @@ use crate::store_audit;
 use crate::store_jobs::{self, Order, Steer};
 use crate::store_range::{self, Ranged};
 
-/// So many letters of a plan are held against their schemas: enough to see what is wrong.
+/// So many letters of a plan are checked against their schemas: enough to see what is wrong.
 const CHECKED: usize = 1_000;
 /// The most events of one job: its selection is rows.
-const MOST: usize = 1_000_000;
+const MAX: usize = 1_000_000;
 
-/// All of it, for the operations port.
+/// All services for the operations port.
 pub(crate) fn services(store: &Store) -> Routes {
     let operated = Operated(store.clone());
     Routes::new(LetterServiceServer::new(operated.clone()))
@@ -48,14 +48,14 @@ fn not_done(error: Refused) -> Status {
     }
 }
 
-/// A message of something whose field of any form is text there.
+/// Makes a message; `field`, of any form, becomes text in it.
 fn with_text<M: prost::Name + Default>(said: &impl Serialize, field: &str) -> Result<M, Status> {
     let mut said = serde_json::to_value(said).map_err(|error| Status::internal(error.to_string()))?;
     said[field] = said[field].to_string().into();
     message(&said)
 }
 
-/// What a field holds as JSON.
+/// Parses the JSON of a field.
 fn any(text: &str) -> Result<Value, Status> {
     serde_json::from_str(text).map_err(|error| Status::invalid_argument(format!("that is no JSON: {error}")))
 }
@@ -209,9 +209,9 @@ impl JobService for Operated {
         let (selection, pace) = (any(&first.selection)?, pace(first.pace)?);
         let (mut events, mut more) = (Vec::new(), Some(first.events));
         while let Some(some) = more {
-            if events.len() + some.len() > MOST {
+            if events.len() + some.len() > MAX {
                 return Err(Status::invalid_argument(format!(
-                    "more than {MOST} events: replay a shorter range at a time"
+                    "more than {MAX} events: replay a shorter range at a time"
                 )));
             }
             events.extend(some.into_iter().map(|ops::RangedEvent { sequence, aggregate_id, event_id }| Ranged {

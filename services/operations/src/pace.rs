@@ -2,37 +2,37 @@
 
 use std::time::Duration;
 
-/// The most that are on their way at once.
+/// The most items in flight at once.
 const WINDOW: i64 = 500;
 
-/// How a job is to go.
+/// How a job runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// So many go first, and all of them must be settled before the rest follows.
+    /// So many go first; all of them must be settled before the rest follows.
     pub canary: i64,
-    /// At most so many a second; after the canary the rate doubles every second until it is this.
+    /// The most items a second. After the canary the rate doubles every second until it reaches this.
     pub rate: f64,
-    /// Above this share of failures among the settled ones, once the canary is settled, the job aborts itself.
+    /// Once the canary is settled, the job aborts itself above this share of failures among the settled items.
     pub max_failures: f64,
 }
 
-/// How far a job is.
+/// A job's progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     /// Waiting to be sent.
     pub waiting: i64,
-    /// On their way.
+    /// In flight.
     pub sent: i64,
     /// Handled, or needing no more handling.
     pub handled: i64,
-    /// Dead once more.
+    /// Failed again.
     pub failed: i64,
-    /// Left out, because one of their aggregate before them failed or the job was aborted.
+    /// Left out, because an earlier item of their aggregate failed or the job was aborted.
     pub skipped: i64,
 }
 
 impl Progress {
-    /// Those of which it is known what became of them.
+    /// The items with a known outcome.
     #[must_use]
     pub const fn settled(&self) -> i64 {
         self.handled + self.failed
@@ -42,15 +42,15 @@ impl Progress {
 /// What a job does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Send at most so many; 0 is to wait.
+    /// Send at most so many; 0 means wait.
     Send(i64),
     /// Too many fail.
     Abort(String),
-    /// Nothing waits and nothing is on its way.
+    /// Nothing waits and nothing is in flight.
     Done,
 }
 
-/// What to do, `since_ramp` after the canary had passed (none while it has not), `since_last` after the last look.
+/// The next step. `since_ramp` counts from when the canary passed (none before that), `since_last` from the last send.
 #[must_use]
 pub fn step(pace: &Pace, progress: &Progress, since_ramp: Option<Duration>, since_last: Duration) -> Step {
     let (settled, failed) = (progress.settled(), progress.failed);
@@ -68,9 +68,9 @@ pub fn step(pace: &Pace, progress: &Progress, since_ramp: Option<Duration>, sinc
         return Step::Send((pace.canary - out).clamp(0, progress.waiting));
     };
     let rate = (pace.canary.max(1) as f64 * since_ramp.as_secs_f64().min(40.0).exp2()).min(pace.rate);
-    // A look that came late does not make up for more than a second.
+    // A late tick does not make up for more than a second.
     let due = rate * since_last.as_secs_f64().min(1.0);
-    // A slow rate still sends one, when its time has come.
+    // A slow rate still sends one item when it is due.
     let due = if due < 1.0 { i64::from(rate * since_last.as_secs_f64() >= 1.0) } else { due as i64 };
     Step::Send(due.min(WINDOW - progress.sent).clamp(0, progress.waiting))
 }

@@ -1,4 +1,4 @@
-//! What this service tells: the lines of the audit, on `audit.<action>` in the stream `AUDIT`, for those who keep their own.
+//! Publishes the lines of the audit on `audit.<action>` in the stream `AUDIT`, for those who keep their own.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tracing::warn;
 use crate::store::Store;
 use crate::store_audit::AuditLine;
 
-/// The stream, of `audit.>`.
+/// The stream with the subjects `audit.>`.
 pub(crate) const STREAM: &str = "AUDIT";
 const EVERY: Duration = Duration::from_secs(1);
-/// A message takes no more than the server's `max_payload`, 1 MiB.
-const MOST: usize = 500_000;
+/// The server's `max_payload`, 1 MiB, bounds a message.
+const MAX: usize = 500_000;
 
-/// Until `stop`. What is down is waited for.
+/// Publishes lines until `stop`. Retries while a backing service is unavailable.
 pub(crate) async fn audit(store: &Store, record: &Record, stop: &CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -25,7 +25,7 @@ pub(crate) async fn audit(store: &Store, record: &Record, stop: &CancellationTok
         match round(store, record).await {
             Ok(()) => said = false,
             Err(error) if !said => {
-                warn!(error = format!("{error:#}"), "the audit is not told: trying again");
+                warn!(error = format!("{error:#}"), "the audit is not written: trying again");
                 said = true;
             }
             Err(_) => {}
@@ -41,7 +41,7 @@ async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
     for (id, line) in lines {
         let subject = format!("audit.{}", line.action.replace(' ', "-"));
         let mut text = serde_json::to_vec(&line)?;
-        if text.len() > MOST {
+        if text.len() > MAX {
             let job = &line.detail["job"];
             let left = json!({"job": job, "left": format!("{} bytes, see the table audit", text.len())});
             text = serde_json::to_vec(&AuditLine { detail: left, ..line })?;

@@ -1,5 +1,5 @@
-//! Works on jobs: sends what is selected, at the job's pace, to the one consumer. What became of each comes back through
-//! `events`. A job that loses its process is taken up by the next one.
+//! Runs jobs: sends the selected items, at the job's pace, to the one consumer. `events` receives the outcome of each.
+//! When a job loses its process, the next process takes it over.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::store_work::{OnItsWay, ToSend};
 
 const TICK: Duration = Duration::from_millis(100);
 const LEASE: Duration = Duration::from_secs(5);
-/// From then on an item that is on its way is looked for.
+/// An item in flight for longer than this is checked.
 const LONG: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// What its consumer has acknowledged has told what became of it; should that be lost, it goes again after this.
+/// An acknowledged item has a reported outcome. Should the report be lost, the item goes again after this.
 const UNTOLD: Duration = Duration::from_secs(60);
 
-/// A discard whose consumer has not been there for this long has nobody to be told to.
+/// A discard is settled when its consumer has been absent for this long.
 const NO_CONSUMER: Duration = Duration::from_secs(900);
 
-/// Works on the jobs that nobody else works on.
+/// Runs the jobs that no other process runs.
 pub(crate) struct Runner {
     pub store: Store,
     pub replayer: Replayer,
@@ -43,7 +43,7 @@ struct Memory {
 }
 
 impl Runner {
-    /// Until `stop`. What is down is waited for.
+    /// Runs jobs until `stop`. Retries while a backing service is unavailable.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut memories: HashMap<i64, Memory> = HashMap::new();
         let mut tick = tokio::time::interval(TICK);
@@ -68,7 +68,7 @@ impl Runner {
         for (epoch, job) in &jobs {
             let now = Instant::now();
             let memory = memories.entry(job.id).or_insert(Memory { sent_at: now - TICK, looked_at: now });
-            // One job that cannot go on is no reason for the others to wait.
+            // One stuck job must not hold up the others.
             if let Err(error) = self.work(*epoch, job, memory).await {
                 failed.get_or_insert(error);
             }
@@ -120,13 +120,13 @@ impl Runner {
         Ok(())
     }
 
-    /// A range names events by their sequences, in the stream that there was when it was asked for.
+    /// A range names events by their sequences, in the stream that existed when the job was created.
     async fn is_of_another_stream(&self, job: &Job) -> Result<Option<String>, anyhow::Error> {
         let created = job.selection["streamCreatedAt"].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok());
         let (Some(created), Some(stream)) = (created, job.selection["stream"].as_str()) else { return Ok(None) };
         let is = self.replayer.created(stream).await?;
         let same = is.timestamp_micros() == created.timestamp_micros();
-        Ok((!same).then(|| format!("the stream {stream} was made anew since: its sequences are other events")))
+        Ok((!same).then(|| format!("the stream {stream} was created again since: its sequences are other events")))
     }
 
     async fn send(&self, job: &Job, item: ToSend) -> Result<(), anyhow::Error> {
@@ -163,7 +163,7 @@ impl Runner {
         }))
     }
 
-    /// What was lost on its way goes again: the consumer tells a second one from the first by the event.
+    /// Sends a lost item again; the consumer recognizes a repetition by the event.
     async fn look_for(&self, job: &Job, item: &OnItsWay) -> Result<(), anyhow::Error> {
         let way = match item.replay_sequence {
             None => ReplayStatus::Lost,
@@ -184,13 +184,13 @@ impl Runner {
     }
 }
 
-/// Whether a range's event has given its place to another one, as in a stream that was restored.
+/// Whether another event now has the sequence of a range's event, as in a stream that was restored.
 fn is_another(item: &ToSend, payload: &[u8]) -> bool {
     item.event_id.is_some() && item.event_id != Ranged::of(0, payload).event_id
 }
 
-/// The name of a replay: job, place in it, try, and when the job was asked for. A database that was restored gives the numbers of
-/// jobs out again.
+/// The name of a replay: job, position in it, try, and when the job was created. A restored database gives out the numbers of
+/// jobs again.
 fn name(job: &Job, n: i64, tries: i32) -> String {
     format!("{}.{n}.{tries}.{}", job.id, job.created_at.timestamp_micros())
 }

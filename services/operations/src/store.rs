@@ -24,23 +24,23 @@ pub(crate) type Connection = sqlx::pool::PoolConnection<sqlx::Postgres>;
 pub struct Act<'a> {
     /// The operator: the subject of a verified token.
     pub actor: &'a str,
-    /// For those who read the audit later.
+    /// The reason, for readers of the audit.
     pub reason: &'a str,
 }
 
-/// Why an operator's act was not done. Nothing has changed then.
+/// Why an operator's act was refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// There is no letter with this number.
     #[error("there is no letter {0}; `flotilla dlq list` shows which there are")]
     NoLetter(i64),
-    /// Nothing that is not settled matches.
+    /// Nothing unsettled matches.
     #[error("no unsettled letter matches; `flotilla dlq list --state all` shows the settled ones too")]
     NothingMatches,
     /// A job is about one consumer.
     #[error("the selection is of several consumers ({0}): choose one with --consumer")]
     SeveralConsumers(String),
-    /// What was shown is not what there is now.
+    /// The selection has changed since the operator saw it.
     #[error(
         "nothing was done: since they were shown, {settled} of these letters were settled, and {more} more would have to go \
          before them; run the command again and look at them"
@@ -48,16 +48,16 @@ pub enum Refused {
     Changed {
         /// How many were settled.
         settled: usize,
-        /// How many earlier ones of their aggregates have died.
+        /// How many earlier letters of their aggregates are new.
         more: usize,
     },
     /// A letter is in one unfinished job at most.
     #[error("{0}: wait for it, or abort it (`flotilla dlq jobs`)")]
     Busy(String),
-    /// It is settled.
+    /// The letter is settled.
     #[error("letter {0} is {1} already")]
     Settled(i64, String),
-    /// Its event is not in the letter.
+    /// The letter does not hold its event.
     #[error("letter {0} came without its event, which was too large: replay it from its stream (`flotilla replay`)")]
     NoPayload(i64),
     /// The edited event is not acceptable.
@@ -66,55 +66,55 @@ pub enum Refused {
     /// There is no such job.
     #[error("there is no job {0}; `flotilla dlq jobs` shows which there are")]
     NoJob(i64),
-    /// The job is not in a state in which that can be done.
+    /// The job's state does not allow the act.
     #[error("job {0} is {1}")]
     JobIs(i64, String),
-    /// A discard is brought to its end.
-    #[error("job {0} tells a consumer what is discarded already: it can be paused, not aborted")]
+    /// A discard must run to its end.
+    #[error("job {0} has already reported what is discarded to a consumer: it can be paused, not aborted")]
     Discards(i64),
     /// The database refused.
     #[error("the database of operations refuses")]
     Database(#[from] sqlx::Error),
 }
 
-/// Which letters.
+/// A selection of letters; an absent field matches every letter.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Selection {
-    /// These.
+    /// These numbers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ids: Option<Vec<i64>>,
-    /// Of this consumer.
+    /// The consumer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub consumer: Option<String>,
-    /// Of this group.
+    /// The group.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub group: Option<String>,
-    /// Of this event type.
+    /// The event type.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub event_type: Option<String>,
-    /// Of this tenant.
+    /// The tenant.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tenant: Option<String>,
-    /// Of this aggregate.
+    /// The aggregate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub aggregate: Option<String>,
-    /// Whose reason holds this text.
+    /// A text in the reason.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Died last at or after this.
+    /// Last failed at or after this.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since: Option<DateTime<Utc>>,
-    /// Died last before this.
+    /// Last failed before this.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<DateTime<Utc>>,
-    /// In one of these states; none is every state.
+    /// One of these states; none is every state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub states: Option<Vec<String>>,
 }
 
 impl Selection {
-    /// The states of what is not settled.
+    /// The states of an unsettled letter.
     #[must_use]
     pub fn unsettled() -> Vec<String> {
         vec!["open".to_owned(), "failed_again".to_owned()]
@@ -147,91 +147,91 @@ macro_rules! select {
 }
 pub(crate) use select;
 
-/// A letter, on one line.
+/// A letter's line in a list.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Letter {
     /// Its number.
     pub id: i64,
-    /// The consumer that did not handle it.
+    /// The consumer that failed.
     pub consumer: String,
     /// The event's type; empty when it is no event.
     pub event_type: String,
-    /// Whose event it is.
+    /// The event's tenant.
     pub tenant: String,
-    /// The aggregate that it is about.
+    /// The event's aggregate.
     pub aggregate_id: String,
-    /// The event.
+    /// The event's id.
     pub event_id: String,
-    /// The letters that died alike.
+    /// The group of letters that failed alike.
     pub group_id: String,
     /// `open`, `failed_again`, `handled` or `discarded`.
     pub state: String,
-    /// How often it has died.
+    /// How often it was dead-lettered.
     pub deaths: i64,
-    /// When its consumer failed for the first time.
+    /// When its consumer first failed.
     pub first_failed_at: DateTime<Utc>,
-    /// When it died last.
+    /// When it was last dead-lettered.
     pub last_died_at: DateTime<Utc>,
-    /// Why, the last time.
+    /// The reason of the last failure.
     pub reason: String,
-    /// An operator has mended it.
+    /// Whether an operator has edited it.
     pub is_edited: bool,
-    /// The unfinished job that it is in.
+    /// The unfinished job that holds it.
     pub job: Option<i64>,
 }
 
-/// A letter, whole.
+/// A whole letter.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WholeLetter {
-    /// The line.
+    /// Its line in a list.
     #[sqlx(flatten)]
     #[serde(flatten)]
     pub letter: Letter,
     /// The stream of the event.
     pub stream: String,
-    /// Its place there.
+    /// The event's sequence there.
     pub stream_sequence: i64,
-    /// When that stored it.
+    /// When the stream stored it.
     pub stored_at: DateTime<Utc>,
     /// Its subject.
     pub subject: String,
     /// The aggregate's version after the change.
     pub sequence: String,
-    /// The trace that it belongs to.
+    /// The event's trace.
     pub trace_id: String,
     /// Its headers, as pairs.
     pub headers: Value,
-    /// The event as it died.
+    /// The event as it failed.
     #[serde(skip)]
     pub payload: Option<Vec<u8>>,
-    /// The event as it was mended.
+    /// The event as an operator edited it.
     #[serde(skip)]
     pub edited: Option<Vec<u8>>,
     /// When it was settled.
     pub settled_at: Option<DateTime<Utc>>,
-    /// By what or whom.
+    /// Who or what settled it.
     pub settled_by: Option<String>,
 }
 
-/// One of a letter's stories.
+/// One failure of a letter.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Death {
-    /// When.
+    /// When it was dead-lettered.
     pub died_at: DateTime<Utc>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i64,
-    /// Why it died.
+    /// The reason.
     pub reason: String,
-    /// The code that failed.
+    /// The version of the code that failed.
     pub version: String,
-    /// The replay that it was: job, place in it, try.
+    /// The replay that failed: job, position in it, try.
     pub replay: Option<String>,
 }
 
-/// Letters that died alike.
+/// A group of letters that failed alike.
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Group {
@@ -241,34 +241,34 @@ pub struct Group {
     pub consumer: String,
     /// The event type.
     pub event_type: String,
-    /// What they share of their reasons.
+    /// The cause that their reasons share.
     pub error_class: String,
-    /// How many.
+    /// The number of letters.
     pub letters: i64,
-    /// Of how many tenants.
+    /// The number of tenants.
     pub tenants: i64,
-    /// Of how many aggregates.
+    /// The number of aggregates.
     pub aggregates: i64,
     /// When the first of them failed.
     pub first_seen: DateTime<Utc>,
-    /// When the last of them died.
+    /// When the last of them was dead-lettered.
     pub last_seen: DateTime<Utc>,
 }
 
-/// How many letters there are, by state: each is in one of them.
+/// The number of letters by state; each letter is in one state.
 #[derive(Debug, Clone, Copy, FromRow, Serialize, PartialEq, Eq)]
 pub struct Stats {
-    /// All of them.
+    /// All letters.
     pub letters: i64,
-    /// Never worked.
+    /// Not triaged yet.
     pub open: i64,
-    /// Replayed, and dead once more.
+    /// Replayed, and failed again.
     pub failed_again: i64,
     /// Replayed, and handled.
     pub handled: i64,
     /// Given up by an operator.
     pub discarded: i64,
-    /// How many deaths were told, some letters having died more than once.
+    /// The number of reported failures; some letters failed more than once.
     pub deaths: i64,
 }
 
@@ -278,7 +278,7 @@ const LINE: &str = "l.id, l.consumer, l.event_type, l.tenant, l.aggregate_id, l.
     l.edited is not null as is_edited, \
     (select job from job_item i where i.letter = l.id and i.state in ('waiting', 'sent')) as job";
 
-/// The letters of a selection, those that died last first.
+/// The letters of a selection, latest failure first.
 ///
 /// # Errors
 /// The database refuses.
@@ -300,7 +300,7 @@ pub async fn groups(db: &mut PgConnection, selection: &Selection) -> Result<Vec<
     select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection).fetch_all(db).await
 }
 
-/// One letter with its stories, oldest first.
+/// One letter with its failure history, oldest first.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -320,7 +320,7 @@ pub async fn whole(db: &mut PgConnection, id: i64) -> Result<(WholeLetter, Vec<D
     Ok((letter.ok_or(Refused::NoLetter(id))?, deaths))
 }
 
-/// How many there are.
+/// The number of letters by state.
 ///
 /// # Errors
 /// The database refuses.
@@ -335,7 +335,7 @@ pub async fn stats(db: &mut PgConnection) -> Result<Stats, sqlx::Error> {
     .await
 }
 
-/// Puts a mended event in the place of a dead one, for the next replay. The original is kept, and so is every edit, in
+/// Replaces a dead event by an edited one, for the next replay. The original stays, and so does every edit, in
 /// the audit.
 ///
 /// # Errors
@@ -343,7 +343,7 @@ pub async fn stats(db: &mut PgConnection) -> Result<Stats, sqlx::Error> {
 pub async fn edit(db: &mut PgConnection, id: i64, edited: &[u8], act: Act<'_>) -> Result<(), Refused> {
     let mut tx = db.begin().await?;
     let edited_now = edit_in(&mut tx, id, edited, act).await;
-    // Now, and not when the connection is used again.
+    // Roll back now, not when the connection is used again.
     if edited_now.is_ok() {
         tx.commit().await?
     } else {
@@ -374,7 +374,7 @@ impl Store {
     /// A connection of the pool.
     ///
     /// # Errors
-    /// There is none to be had.
+    /// No connection is available.
     pub(crate) async fn connection(&self) -> Result<Connection, sqlx::Error> {
         self.0.acquire().await
     }
@@ -382,7 +382,7 @@ impl Store {
     /// A transaction.
     ///
     /// # Errors
-    /// No connection is to be had.
+    /// No connection is available.
     pub async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
         self.0.begin().await
     }

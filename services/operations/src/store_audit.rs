@@ -11,17 +11,17 @@ use crate::store::{Act, Store};
 #[derive(Debug, Clone, FromRow, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditLine {
-    /// When.
+    /// When the act happened.
     pub at: DateTime<Utc>,
-    /// Who.
+    /// Who acted.
     pub actor: String,
-    /// What.
+    /// The action.
     pub action: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// About how many.
+    /// How many things it was about.
     pub count: i64,
-    /// What exactly, and what came of it.
+    /// The detail, and the outcome.
     pub detail: Value,
 }
 
@@ -47,7 +47,7 @@ pub async fn audit(
         .map(drop)
 }
 
-/// The newest lines of the audit, newest first; of one kind of act, where that is said.
+/// The lines of the audit, newest first; only those of one action, where given.
 ///
 /// # Errors
 /// The database refuses.
@@ -63,7 +63,7 @@ pub async fn lines(db: &mut PgConnection, lines: i64, action: Option<&str>) -> R
 }
 
 impl Store {
-    /// Lines of the audit that are not in the stream of it, oldest first.
+    /// Lines of the audit that its stream lacks, oldest first.
     ///
     /// # Errors
     /// The database refuses.

@@ -21,11 +21,11 @@ pub struct Job {
     pub kind: String,
     /// The one consumer that it sends to.
     pub consumer: String,
-    /// Who asked for it.
+    /// Who created it.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// What was asked for.
+    /// What was selected.
     pub selection: Value,
     /// See [`Pace`].
     pub canary: i32,
@@ -35,43 +35,43 @@ pub struct Job {
     pub max_failures: f64,
     /// `running`, `paused`, `done` or `aborted`.
     pub state: String,
-    /// Why it is so.
+    /// Why it is in this state.
     pub detail: String,
-    /// How many it was at the start.
+    /// How many items it began with.
     pub total: i64,
-    /// When it was asked for.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When its canary had passed.
+    /// When its canary passed.
     pub ramp_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub ended_at: Option<DateTime<Utc>>,
     /// Waiting to be sent.
     pub waiting: i64,
-    /// On their way.
+    /// In flight.
     pub sent: i64,
     /// Handled.
     pub handled: i64,
-    /// Dead once more.
+    /// Failed again.
     pub failed: i64,
     /// Left out.
     pub skipped: i64,
 }
 
 impl Job {
-    /// How far it is.
+    /// Its progress.
     #[must_use]
     pub const fn progress(&self) -> Progress {
         let Self { waiting, sent, handled, failed, skipped, .. } = *self;
         Progress { waiting, sent, handled, failed, skipped }
     }
 
-    /// How it is to go.
+    /// Its pace.
     #[must_use]
     pub fn pace(&self) -> Pace {
         Pace { canary: self.canary.into(), rate: self.rate, max_failures: self.max_failures }
     }
 
-    /// Whether nothing of it is to come any more.
+    /// Whether it is done or aborted.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         matches!(self.state.as_str(), "done" | "aborted")
@@ -94,11 +94,11 @@ pub struct Planned {
     pub tenant: String,
     /// Its aggregate.
     pub aggregate_id: String,
-    /// The version of it.
+    /// The aggregate's version.
     pub sequence: String,
-    /// It was not asked for, but died before another of its aggregate that was, and so goes before it.
+    /// It was not selected, but failed before a selected letter of its aggregate, and so goes before that.
     pub added: bool,
-    /// An operator has mended it.
+    /// An operator has edited it.
     pub is_edited: bool,
     #[serde(skip)]
     has_payload: bool,
@@ -106,18 +106,18 @@ pub struct Planned {
     stream_sequence: i64,
 }
 
-/// What a job is to be.
+/// The order for a job.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
     /// `replay` or `discard`.
     pub kind: &'a str,
-    /// Which letters.
+    /// The selected letters.
     pub selection: &'a Selection,
-    /// How it goes.
+    /// Its pace.
     pub pace: Pace,
 }
 
-/// What a job would do, in the order in which it would; nothing is changed.
+/// What a job would do, in its order; nothing is changed.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -128,10 +128,10 @@ pub async fn plan(db: &mut PgConnection, kind: &str, selection: &Selection) -> R
     planned
 }
 
-/// Makes a job of what a plan has shown, and of nothing else; its number.
+/// Makes a job of exactly what a plan has shown; returns its number.
 ///
 /// # Errors
-/// See [`Refused`]; [`Refused::Changed`] when that is not to be had any more.
+/// See [`Refused`]; [`Refused::Changed`] when the plan is out of date.
 pub async fn create(db: &mut PgConnection, order: Order<'_>, shown: &[i64], act: Act<'_>) -> Result<i64, Refused> {
     let mut tx = db.begin().await?;
     let created = create_in(&mut tx, order, shown, act).await;
@@ -149,10 +149,10 @@ async fn plan_in(tx: &mut PgConnection, kind: &str, selection: Selection) -> Res
     Ok(chosen)
 }
 
-/// What these letters give now.
+/// The letters that a selection gives now.
 async fn choose(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> Result<Vec<Planned>, sqlx::Error> {
     selection.states = Some(Selection::unsettled());
-    // Earlier ones of the same aggregates go before those that were asked for. To discard one leaves the others.
+    // Earlier letters of the same aggregates go before the selected ones. A discard does not take them along.
     let sql = format!(
         "with chosen as (select l.id, l.consumer, l.aggregate_id, l.sequence as version from letter l where {SELECTED}), \
          newest as (select distinct on (consumer, aggregate_id) consumer, aggregate_id, version, id from chosen \
@@ -168,7 +168,7 @@ async fn choose(tx: &mut PgConnection, kind: &str, mut selection: Selection) -> 
     select!(sqlx::query_as(sqlx::AssertSqlSafe(sql)), selection).bind(kind == "replay").fetch_all(tx).await
 }
 
-/// Locks them for a job, and refuses what one cannot have.
+/// Locks letters for a job, and refuses those that a job cannot have.
 async fn freeze(tx: &mut PgConnection, kind: &str, planned: &[Planned]) -> Result<(), Refused> {
     let Some(first) = planned.first() else { return Err(Refused::NothingMatches) };
     let mut consumers: Vec<&str> = planned.iter().map(|letter| letter.consumer.as_str()).collect();
@@ -186,7 +186,7 @@ async fn freeze(tx: &mut PgConnection, kind: &str, planned: &[Planned]) -> Resul
     let still: Vec<i64> = sqlx::query_scalar(still).bind(&ids).fetch_all(&mut *tx).await?;
     refuse_busy(tx, &ids).await?;
     if still.len() != ids.len() {
-        return Err(Refused::Busy("some of these letters were settled this very moment: look again".to_owned()));
+        return Err(Refused::Busy("some of these letters were settled this very moment: list them again".to_owned()));
     }
     Ok(())
 }
@@ -295,14 +295,14 @@ pub async fn job(db: &mut PgConnection, id: i64) -> Result<Job, Refused> {
     job.ok_or(Refused::NoJob(id))
 }
 
-/// What operators do with a job that goes on.
+/// An operator's act on an unfinished job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steer {
-    /// Nothing more is sent until it is resumed.
+    /// Sends nothing more until it is resumed.
     Pause,
-    /// It goes on.
+    /// Goes on sending.
     Resume,
-    /// What was not sent stays where it is.
+    /// Leaves unsent letters as they are.
     Abort,
 }
 
@@ -323,7 +323,7 @@ pub async fn steer(db: &mut PgConnection, id: i64, steer: Steer, act: Act<'_>) -
         .await?;
     let refused = match job {
         None => Some(Refused::NoJob(id)),
-        // Its letters are discarded already; a consumer that is not told would hold up what is behind them for ever.
+        // Its letters are discarded already. Without a report, a consumer would hold up what is behind them for ever.
         Some((_, kind)) if kind == "discard" && steer == Steer::Abort => Some(Refused::Discards(id)),
         Some((state, _)) if !from.contains(&state.as_str()) => Some(Refused::JobIs(id, state)),
         Some(_) => None,
@@ -340,7 +340,7 @@ pub async fn steer(db: &mut PgConnection, id: i64, steer: Steer, act: Act<'_>) -
     Ok(())
 }
 
-/// Pauses a job or has it go on; how many wait.
+/// Pauses or resumes a job; returns how many items wait.
 async fn turn(tx: &mut PgConnection, id: i64, state: &str, detail: &str) -> Result<i64, sqlx::Error> {
     sqlx::query("update job set state = $2, story = $3 where id = $1")
         .bind(id)
@@ -354,7 +354,7 @@ async fn turn(tx: &mut PgConnection, id: i64, state: &str, detail: &str) -> Resu
         .await
 }
 
-/// Ends a job; how many were left out. What is on its way still tells what became of it.
+/// Ends a job; returns how many items were left out. Items in flight still report their outcome.
 pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, detail: &str) -> Result<i64, sqlx::Error> {
     sqlx::query("update job set state = $2, story = $3, ended_at = clock_timestamp() where id = $1")
         .bind(id)
@@ -373,7 +373,7 @@ pub(crate) async fn end(tx: &mut PgConnection, id: i64, state: &str, detail: &st
     Ok(left.rows_affected().cast_signed())
 }
 
-/// The job, the place and the try of a replay's name; none of a job that this database does not have.
+/// The job, position and try in a replay's name; none for a job that this database does not have.
 async fn place(tx: &mut PgConnection, replay: &str) -> Result<Option<(i64, i64, i32)>, sqlx::Error> {
     let parts: Vec<Option<i64>> = replay.split('.').map(|part| part.parse().ok()).collect();
     let (Some(Some(job)), Some(Some(n))) = (parts.first(), parts.get(1)) else { return Ok(None) };
@@ -385,7 +385,7 @@ async fn place(tx: &mut PgConnection, replay: &str) -> Result<Option<(i64, i64, 
     Ok(same.then_some((*job, *n, tries)))
 }
 
-/// A replay has died again: its letter, if it was one of a letter.
+/// Records that a replay failed again; returns its letter, if it has one.
 pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) -> Result<Option<i64>, sqlx::Error> {
     let Some((job, n, tried)) = place(tx, replay).await? else { return Ok(None) };
     let item: Option<(Option<i64>, String, i32)> =
@@ -395,7 +395,7 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
             .fetch_optional(&mut *tx)
             .await?;
     let Some((letter, state, tries)) = item else { return Ok(None) };
-    // Of an earlier try, only the story is new: what becomes of the later one counts.
+    // A failure of an earlier try only adds to the failure history: the outcome of the later try counts.
     if state == "handled" || (tried != 0 && tried != tries) {
         return Ok(letter);
     }
@@ -407,7 +407,7 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
     .bind(reason.replace('\0', "\u{fffd}"))
     .execute(&mut *tx)
     .await?;
-    // One behind another goes before it or not at all.
+    // No item overtakes an earlier one of its aggregate: the later ones are left out.
     sqlx::query(
         "update job_item set state = 'skipped', outcome = 'one before it failed', settled_at = clock_timestamp() \
          where job = $1 and state = 'waiting' and aggregate_id <> '' \
@@ -420,7 +420,7 @@ pub(crate) async fn failed(tx: &mut PgConnection, replay: &str, reason: &str) ->
     Ok(letter)
 }
 
-/// What a consumer told of a replay that did not die. Only what took effect, or had taken effect before, settles a letter
+/// Records the outcome of a replay that did not fail. Only what took effect, now or before, settles a letter
 /// that was to be handled: a release of the consumer may have passed it over.
 ///
 /// # Errors

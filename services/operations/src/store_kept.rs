@@ -1,4 +1,4 @@
-//! All SQL of keeping: dead letters into rows, and how far the stream of them is kept.
+//! All SQL of storing dead letters, and of the position in their stream.
 
 use std::hash::{Hash as _, Hasher as _};
 
@@ -12,8 +12,8 @@ use crate::store::Store;
 use crate::store_jobs;
 
 impl Store {
-    /// How far the stream of dead letters is kept; none while another process keeps them. Asked for again within this time, the right
-    /// to keep them stays.
+    /// How far the stream of dead letters is stored; none while another process has the lease. Another call within this time
+    /// renews the lease.
     ///
     /// # Errors
     /// The database refuses.
@@ -30,7 +30,7 @@ impl Store {
             .map(|(stream_created_at, sequence)| Kept { stream_created_at, sequence: sequence.max(0).cast_unsigned() }))
     }
 
-    /// Lets another process keep the letters at once.
+    /// Gives up the lease at once.
     ///
     /// # Errors
     /// The database refuses.
@@ -43,14 +43,14 @@ impl Store {
     }
 }
 
-/// Keeps a death. DlqRecord twice, it is one.
+/// Stores a failure; the same one reported twice counts once.
 ///
 /// # Errors
 /// The database refuses.
 pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::Error> {
     let key = clean(&dead.key);
-    // The same message again, or the same death told by another while its letter is not settled. A settled one that has died
-    // anew (an index was wiped, its events come again) is another death.
+    // The same message again, or the same failure in another message while its letter is unsettled. A settled letter that fails
+    // again (an index was wiped, its events come again) has a new failure.
     let (again, before): (bool, bool) = sqlx::query_as(
         "select exists (select from death d join letter l on l.id = d.letter where d.key = $1 \
          and (d.dlq_sequence = $2 or l.state in ('open', 'failed_again'))) \
@@ -100,23 +100,23 @@ pub async fn keep(tx: &mut PgConnection, dead: &DeadLetter) -> Result<(), sqlx::
     Ok(())
 }
 
-/// A text that the database takes, and its indices: whoever wrote a dead letter's may have written anything. What is cut
-/// short ends in a mark of the whole, so that two stay two.
+/// Makes a text fit for the database and its indexes: the text of a dead letter may hold anything. A text that is cut
+/// short ends in a hash of the whole, so that two different ones stay different.
 fn clean(text: &str) -> String {
     /// Four of them fit into an index row of some 2,700 bytes.
-    const MOST: usize = 600;
+    const MAX: usize = 600;
     let text = text.replace('\0', "\u{fffd}");
-    if text.len() <= MOST {
+    if text.len() <= MAX {
         return text;
     }
     let mut hasher = std::hash::DefaultHasher::new();
     text.hash(&mut hasher);
-    let short = text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MOST - 20).map(|(_, c)| c);
+    let short = text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MAX - 20).map(|(_, c)| c);
     format!("{}…{:016x}", short.collect::<String>(), hasher.finish())
 }
 
-/// Notes how far the stream of dead letters is kept; false when this database knows less than `before`, which was noted, or
-/// another process keeps them by now.
+/// Notes how far the stream of dead letters is stored. Returns false when this database knows less than the noted `before`,
+/// or when another process has the lease.
 ///
 /// # Errors
 /// The database refuses.
@@ -134,7 +134,7 @@ pub async fn note_kept(tx: &mut PgConnection, holder: Uuid, before: Kept, now: K
     Ok(noted.rows_affected() == 1)
 }
 
-/// A letter for an event that died by itself; the same one when it, or its other form, is known and not settled.
+/// A letter for an event that failed outside a replay; an unsettled letter of the event, or of its twin, is used again.
 async fn insert(tx: &mut PgConnection, dead: &DeadLetter) -> Result<i64, sqlx::Error> {
     let of = |name: &str| clean(dead.attributes.get(name).map(String::as_str).unwrap_or_default());
     let aggregate = ["partitionkey", "subject", "id"].into_iter().map(of).find(|value| !value.is_empty());

@@ -11,7 +11,7 @@ use crate::store_jobs::insert;
 /// An event of a range, as its stream held it when the job was asked for.
 #[derive(Debug, Clone)]
 pub struct Ranged {
-    /// Its place in the stream.
+    /// Its sequence in the stream.
     pub sequence: u64,
     /// Its aggregate; empty when it is no event of ours.
     pub aggregate_id: String,
@@ -20,7 +20,7 @@ pub struct Ranged {
 }
 
 impl Ranged {
-    /// The event that a message is, at this place.
+    /// Reads the event in a message, at this sequence.
     #[must_use]
     pub fn of(sequence: u64, payload: &[u8]) -> Self {
         let event: Value = serde_json::from_slice(payload).unwrap_or_default();
@@ -29,7 +29,7 @@ impl Ranged {
     }
 }
 
-/// Makes a job of events of a stream: their sequences and aggregates, in the stream's order.
+/// Makes a job of events of a stream, by sequence and aggregate, in the stream's order.
 ///
 /// # Errors
 /// See [`Refused`].

@@ -1,4 +1,4 @@
-//! All SQL of the process that works on jobs.
+//! All SQL of the process that runs jobs.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -12,13 +12,13 @@ use crate::store_jobs::{JOB, Job, end, failed, replayed};
 /// An item that is to be sent.
 #[derive(Debug, Clone, FromRow)]
 pub struct ToSend {
-    /// Its place in the job.
+    /// Its position in the job.
     pub n: i64,
     /// Which try this is, from 1.
     pub tries: i32,
-    /// Where the event is, or was, in its stream.
+    /// The event's sequence in its stream; the stream may have lost it.
     pub stream_sequence: i64,
-    /// The id of the event that a range named there; none of a letter.
+    /// The id of the event that a range named there; none for a letter.
     pub event_id: Option<String>,
     /// The letter's event; none in a job of a stream's range.
     pub subject: Option<String>,
@@ -30,21 +30,21 @@ pub struct ToSend {
     pub stored_at: Option<DateTime<Utc>>,
 }
 
-/// An item that is on its way for long.
+/// An item that has been in flight for long.
 #[derive(Debug, Clone, FromRow)]
 pub struct OnItsWay {
-    /// Its place in the job.
+    /// Its position in the job.
     pub n: i64,
     /// Which try this is.
     pub tries: i32,
-    /// Where it is in the stream of replays; none when that is not known.
+    /// Its sequence in the stream of replays; none while unknown.
     pub replay_sequence: Option<i64>,
-    /// For how long, in seconds.
+    /// How long it has been in flight, in seconds.
     pub seconds: f64,
 }
 
 impl Store {
-    /// The jobs that this process works on: those that run and that nobody else has, each with its epoch.
+    /// Leases the jobs with items to send or in flight that no other process holds; returns each with its epoch.
     ///
     /// # Errors
     /// The database refuses.
@@ -66,7 +66,7 @@ impl Store {
         Ok(jobs.into_iter().map(|job| (epoch(job.id), job)).collect())
     }
 
-    /// Says of the next items that they are on their way, and gives them: in order, of each aggregate one at a time.
+    /// Marks the next items as in flight, and returns them: in order, one at a time of each aggregate.
     ///
     /// # Errors
     /// The database refuses.
@@ -90,7 +90,7 @@ impl Store {
         Ok(items)
     }
 
-    /// Notes where an item is in the stream of replays.
+    /// Notes an item's sequence in the stream of replays.
     ///
     /// # Errors
     /// The database refuses.
@@ -105,7 +105,7 @@ impl Store {
             .map(drop)
     }
 
-    /// An item cannot be sent: it is left out, and those behind it.
+    /// Leaves out an item that cannot be sent, and those behind it.
     ///
     /// # Errors
     /// The database refuses.
@@ -115,7 +115,7 @@ impl Store {
         tx.commit().await
     }
 
-    /// What became of a discard whose consumer is gone: nothing more is to be done.
+    /// Settles a discard whose consumer is gone.
     ///
     /// # Errors
     /// The database refuses.
@@ -125,7 +125,7 @@ impl Store {
         tx.commit().await
     }
 
-    /// Items that have been on their way for longer than this, of jobs that this process works on.
+    /// A job's items that have been in flight for longer than this.
     ///
     /// # Errors
     /// The database refuses.
@@ -141,7 +141,7 @@ impl Store {
         .await
     }
 
-    /// An item that was lost on its way goes again.
+    /// Has an item that was lost in flight sent again, unless its job was aborted.
     ///
     /// # Errors
     /// The database refuses.
@@ -158,7 +158,7 @@ impl Store {
         .map(drop)
     }
 
-    /// The canary has passed.
+    /// Notes that the canary has passed.
     ///
     /// # Errors
     /// The database refuses.
@@ -170,7 +170,7 @@ impl Store {
             .map(drop)
     }
 
-    /// The job has come to its end by itself. The audit says how.
+    /// Ends a job that came to its end by itself; the audit says how.
     ///
     /// # Errors
     /// The database refuses.

@@ -1,4 +1,4 @@
-//! The letters that nobody has settled, as metrics.
+//! The unsettled letters, as metrics.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(crate) async fn count(store: &Store, stop: &CancellationToken) {
     }
 }
 
-/// A kind that has none any more is zero.
+/// Sets the metrics; a kind without letters is zero.
 fn set(unsettled: &[(String, String, i64, f64)], known: &mut Vec<(String, String)>) {
     for (consumer, event_type, _, _) in unsettled {
         let kind = (consumer.clone(), event_type.clone());

@@ -1,4 +1,4 @@
-//! Events into documents: a batch of events is one bulk request, with a verdict for each.
+//! Turns events into documents: a batch of events is one bulk request, with a verdict for each.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::store::{Document, Filled, Index};
 use crate::store_bulk::Outcome;
 use crate::{rebuilt, upkeep};
 
-/// Starts everything that keeps the index true to the events; whether it is whole.
+/// Starts everything that keeps the index in step with the events; returns whether the index is whole.
 pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> watch::Receiver<bool> {
     let (Process { lifecycle, readiness, .. }, version) = (process.clone(), process.version());
     let durable = move |durable: fleet::Durable| durable.config(version.clone());
@@ -53,7 +53,7 @@ pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> w
 pub(crate) struct Projector {
     pub index: Index,
     pub stop: CancellationToken,
-    /// One document of the newest bulk, to see when it is found; none while an index is rebuilt.
+    /// One document of the newest bulk, to measure when a search finds it; none while an index is rebuilt.
     pub sampled: Option<watch::Sender<Option<Sample>>>,
 }
 
@@ -66,12 +66,12 @@ pub(crate) struct Sample {
 }
 
 impl Projector {
-    /// A verdict for each event. While the index is away this waits: an outage makes no dead letters.
+    /// Returns a verdict for each event. Waits while the index is unavailable: an outage makes no dead letters.
     pub async fn on_batch(&self, events: Vec<Delivered>) -> Vec<Verdict> {
         let read: Vec<Result<Document, String>> = events.iter().map(document).collect();
         let documents: Vec<&Document> = read.iter().filter_map(|document| document.as_ref().ok()).collect();
         let outcomes = self.write(&documents).await;
-        // What was refused, or is there already, says nothing of how long it takes.
+        // A document that was refused, or is there already, says nothing about how long indexing takes.
         let written = documents.iter().zip(&outcomes).rev().find(|(_, outcome)| **outcome == Outcome::Written);
         if let (Some((last, _)), Some(sampled)) = (written, &self.sampled) {
             let sample = Sample { id: last.id.to_string(), version: last.version, written: Instant::now() };
@@ -90,7 +90,7 @@ impl Projector {
         read.iter().map(verdict).collect()
     }
 
-    /// The outcomes, in order; none when the service is to stop first.
+    /// The outcomes, in order; none when the service stops first.
     async fn write(&self, documents: &[&Document]) -> Vec<Outcome> {
         let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut outcomes = vec![Outcome::Away("not written yet".to_owned()); documents.len()];
@@ -123,7 +123,7 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
     let event = Event::decode(&envelope.event_type, envelope.data)
         .map_err(|error| handlers::reason(&error))?
         .ok_or("its type is not known")?;
-    // What is written goes by these: a letter that was mended must not write another todo, or a version of its own.
+    // These fields key the document: an edited letter must not write another todo, or a version of its own.
     let About::Todo(todo) = event.about();
     let id = todo.id.to_string();
     if envelope.subject != id || envelope.partitionkey != id {
@@ -136,7 +136,7 @@ fn document(delivered: &Delivered) -> Result<Document, String> {
     Ok(Document::new(envelope.tenant, todo, deleted, clock::now()))
 }
 
-/// Writes events into the index that is being rebuilt, whenever there is one behind this alias.
+/// Writes events into the index that is being rebuilt, whenever this alias has one.
 pub(crate) async fn rebuild(index: &Index, consumer: impl Fn() -> Consumer, stop: &CancellationToken) {
     while let Some(()) = stop.run_until_cancelled(until(index, true)).await {
         info!("an index is being rebuilt: filling it");
@@ -152,7 +152,7 @@ pub(crate) async fn rebuild(index: &Index, consumer: impl Fn() -> Consumer, stop
     }
 }
 
-/// Waits until there is an index behind the alias, or none any more.
+/// Waits until the alias has an index, or none any more.
 async fn until(index: &Index, there: bool) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
@@ -163,7 +163,7 @@ async fn until(index: &Index, there: bool) {
     }
 }
 
-/// Measures, one document at a time, how long after its write a document is found.
+/// Measures, one document at a time, how long after its write a search finds it.
 pub(crate) async fn sample_lag(index: Index, mut samples: watch::Receiver<Option<Sample>>) {
     while samples.changed().await.is_ok() {
         let Some(sample) = samples.borrow_and_update().clone() else { continue };
@@ -175,7 +175,7 @@ pub(crate) async fn sample_lag(index: Index, mut samples: watch::Receiver<Option
                 break;
             }
         }
-        // One that is not found by then counts with what it took at least.
+        // A document that no search finds by then counts with the time that has passed.
         metrics::histogram!("search_handled_to_searchable_seconds").record(sample.written.elapsed().as_secs_f64());
     }
 }

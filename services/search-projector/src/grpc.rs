@@ -1,4 +1,4 @@
-//! The gRPC server: searches.
+//! The gRPC server for searches.
 
 use contracts::TodoId;
 use contracts::events::todo::Status;
@@ -18,9 +18,9 @@ use crate::store::{Hit, Index, Question};
 pub struct Search {
     /// The index.
     pub index: Index,
-    /// Whether it shows all that it should.
+    /// Whether the index shows all that it should.
     pub is_whole: watch::Receiver<bool>,
-    /// For long answers.
+    /// The page tokens.
     pub pages: PageTokens,
 }
 
@@ -33,12 +33,12 @@ impl SearchService for Search {
         let (call, request) = reading(request)?;
         let caller = &call.caller;
         permissions::SEARCH.check(caller).map_err(Failure::from)?;
-        // The order is part of the question: a place in another one is none in this.
+        // The order is part of the question: a position in another order means nothing in this one.
         let asked =
             (caller.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");
         let question =
             Question { after: self.pages.read::<(f64, TodoId)>(&asked, &request.page_token)?, ..question(&request)? };
-        // One more than asked for tells whether there is a next page.
+        // One hit more than asked for shows whether there is a next page.
         let wanted = Question { limit: question.limit + 1, ..question.clone() };
         let (mut hits, total) = self
             .index
@@ -55,7 +55,7 @@ impl SearchService for Search {
         let (places, mut hits): (Vec<_>, Vec<_>) =
             hits.into_iter().filter_map(|found| Some((place(&found), hit(found)?))).unzip();
         page::fit(&mut hits);
-        // Cut short, the page goes on behind the last hit that stayed; else behind the last one looked at.
+        // A shortened page continues behind its last hit; any other page, behind the last hit that was read.
         let last =
             if hits.len() < places.len() { places.get(..hits.len()).and_then(<[_]>::last) } else { end.as_ref() };
         let next_page_token = last.map_or(Ok(String::new()), |last| self.pages.make(&asked, last))?;
@@ -86,7 +86,7 @@ fn question(request: &pb::SearchTodosRequest) -> Result<Question, Failure> {
     Ok(Question { words: request.query.trim().to_owned(), status, label, after: None, limit })
 }
 
-/// A hit on the wire; none where the document is a tombstone or cannot be read, as one that a newer release has written.
+/// A hit on the wire; none for a tombstone, or a document that cannot be read, such as one of a newer release.
 fn hit(hit: Hit) -> Option<pb::TodoHit> {
     let document = hit.document;
     let content = document.content?;

@@ -1,6 +1,6 @@
 //! The search projector: events in, a full-text read model out, and the search over it.
 //!
-//! `events` turns events into documents, `store` knows the index, `grpc` answers searches. The index is a copy: what
+//! `events` turns events into documents, `store` accesses the index, `grpc` answers searches. The index is a copy: what
 //! it holds follows from the events alone, and each document carries the version of the todo it shows.
 
 pub mod events;
@@ -35,10 +35,10 @@ use service::{Process, Service, config, nats};
 /// The program.
 pub struct Program;
 
-/// The durable consumer that fills an index which is rebuilt.
+/// The durable consumer that fills an index during a rebuild.
 pub const REBUILDER: &str = fleet::REBUILDER;
 
-/// The alias of an index while it is rebuilt, beside the one behind `alias` that is searched.
+/// The alias of an index during its rebuild, beside the one behind `alias` that is searched.
 #[must_use]
 pub fn rebuilt(alias: &str) -> String {
     format!("{alias}-rebuild")

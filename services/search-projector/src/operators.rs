@@ -1,4 +1,4 @@
-//! What operators ask of the index: what it holds beside the todos, and how it is built anew.
+//! The operators' API of the index: comparison with the todos, and the rebuild.
 
 use chrono::{DateTime, Utc};
 use contracts::events::todo::Todo;
@@ -15,12 +15,12 @@ use crate::store::{Document, Index};
 use crate::store_bulk::Outcome;
 use crate::store_documents::Page;
 
-/// How many aggregates may be named at once.
-const MOST: usize = 1_000;
-/// So many of the largest todos are one message.
+/// How many aggregates a request may name.
+const MAX: usize = 1_000;
+/// The size in bytes of a message with that many of the largest todos.
 const MESSAGE: usize = 64 << 20;
 
-/// All of it, for the operations port.
+/// The service for the operations port.
 pub(crate) fn services(index: &Index) -> Routes {
     Routes::new(IndexServiceServer::new(Operated(index.clone())).max_decoding_message_size(MESSAGE))
 }
@@ -28,7 +28,7 @@ pub(crate) fn services(index: &Index) -> Routes {
 struct Operated(Index);
 
 fn few(count: usize) -> Result<(), Status> {
-    if count <= MOST { Ok(()) } else { Err(Status::invalid_argument(format!("name at most {MOST}"))) }
+    if count <= MAX { Ok(()) } else { Err(Status::invalid_argument(format!("name at most {MAX}"))) }
 }
 
 fn notes(text: &str) -> Result<Value, Status> {
@@ -40,7 +40,7 @@ fn changed() -> Response<ops::IndexChanged> {
     Response::new(ops::IndexChanged {})
 }
 
-/// The document that is to be there of an aggregate.
+/// The document that the index should hold for an aggregate.
 fn document(aggregate: &ops::Aggregate, now: DateTime<Utc>) -> Result<Document, anyhow::Error> {
     let ops::Aggregate { key, version, deleted, state, problem } = aggregate;
     let key = key.clone().unwrap_or_default();
@@ -56,7 +56,7 @@ fn document(aggregate: &ops::Aggregate, now: DateTime<Utc>) -> Result<Document, 
     Ok(Document::new(tenant, &todo, false, now))
 }
 
-/// Why the index shows a todo otherwise than it is.
+/// Why the index differs from the todo.
 fn differs(aggregate: &ops::Aggregate, shown: Option<&Document>) -> Option<String> {
     let version = aggregate.version;
     let Some(shown) = shown else { return Some(format!("at version {version}, and not in the index")) };
@@ -83,7 +83,7 @@ impl Operated {
         }
     }
 
-    /// The name of an index of this service: whoever names another touches none.
+    /// Checks that this service owns the index of this name: a caller may touch no other.
     fn name<'a>(&self, name: &'a str) -> Result<&'a str, Status> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let ours = name.strip_prefix(self.0.alias()).and_then(|rest| rest.strip_prefix('-'));
@@ -151,7 +151,7 @@ impl IndexService for Operated {
         let aggregates = request.into_inner().aggregates;
         few(aggregates.len())?;
         let next = self.index(Which::Next)?;
-        // Without it OpenSearch would make an index of that name.
+        // Without this check OpenSearch would make an index of that name.
         next.named().await.map_err(away)?.ok_or_else(|| Status::failed_precondition("no index is being built"))?;
         let documents = aggregates.iter().map(|aggregate| document(aggregate, clock::now()));
         let documents = documents.collect::<Result<Vec<_>, _>>().map_err(refused)?;
@@ -216,7 +216,7 @@ impl IndexService for Operated {
         let (next, name) = (self.index(Which::Next)?, request.into_inner().name);
         let named = next.named().await.map_err(away)?.filter(|(named, _)| *named == name);
         let (name, notes) = named.ok_or_else(|| Status::failed_precondition(format!("{name} is not being built")))?;
-        // One that was searched before is only let go.
+        // An index that was searched before only loses the alias.
         let given_up = if notes["behind"].is_u64() { next.let_go(&name).await } else { next.remove(&name).await };
         given_up.map_err(away)?;
         Ok(changed())

@@ -25,18 +25,18 @@ use crate::store_bulk::refusal;
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One todo as it is searched.
+/// A todo as the index holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Document {
-    /// Whose it is.
+    /// The todo's tenant.
     pub tenant: TenantId,
-    /// The todo.
+    /// The todo's id.
     pub id: TodoId,
     /// The todo's version.
     pub version: i32,
-    /// A tombstone: of the todo nothing but these four fields is kept.
+    /// Whether it is a tombstone, which keeps only these four fields of the todo.
     pub deleted: bool,
-    /// When this was written.
+    /// When it was written.
     pub index_time: DateTime<Utc>,
     /// What is searched and shown.
     #[serde(flatten)]
@@ -117,7 +117,7 @@ pub struct Question {
     pub status: Option<Status>,
     /// Only todos with this label.
     pub label: Option<String>,
-    /// Behind the hit with this score and id.
+    /// The score and id of the hit to continue behind.
     pub after: Option<(f64, TodoId)>,
     /// At most so many hits.
     pub limit: usize,
@@ -126,11 +126,11 @@ pub struct Question {
 /// One hit.
 #[derive(Debug, Clone)]
 pub struct Hit {
-    /// What was found.
+    /// The document.
     pub document: Document,
     /// How well it matches.
     pub score: f64,
-    /// Where, by field.
+    /// The snippets that match, by field.
     pub highlights: Vec<(String, Vec<String>)>,
 }
 
@@ -139,9 +139,9 @@ pub struct Hit {
 pub enum Filled {
     /// There is no such index.
     Missing,
-    /// It was made anew, and begins with whatever comes.
+    /// It is new, and begins with whatever comes.
     No,
-    /// From this event of the stream on; 1 is the beginning.
+    /// It is filled from this event of the stream on; 1 is the beginning.
     Since(u64),
 }
 
@@ -156,13 +156,13 @@ pub struct Index {
 /// Parses the address of an OpenSearch, which may hold a password.
 ///
 /// # Errors
-/// It is no address.
+/// The text is no address.
 pub fn address(text: &str) -> Result<SecretString, String> {
     Url::parse(text).map(|_| text.to_owned().into()).map_err(|error| error.to_string())
 }
 
 impl Index {
-    /// The index behind `alias` of the cluster at `url`. Nothing is asked yet.
+    /// The index behind `alias` of the cluster at `url`. Sends no request yet.
     ///
     /// # Errors
     /// Fails when the address cannot be read.
@@ -187,7 +187,7 @@ impl Index {
     /// Makes the index if there is none.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away or refuses it.
+    /// Fails when OpenSearch is unavailable or refuses it.
     pub async fn ensure(&self) -> Result<(), anyhow::Error> {
         let indices = self.client.indices();
         let exists = indices.exists_alias(IndicesExistsAliasParts::Name(&[&self.alias])).send().await?;
@@ -198,7 +198,7 @@ impl Index {
         }
         let mut definition = self.definition();
         definition["aliases"] = json!({&self.alias: {"is_write_index": true}});
-        // The first name may be that of an index from before a rebuild.
+        // An index from before a rebuild may have the first name.
         let names = [format!("{}-v1", self.alias), format!("{}-{}", self.alias, clock::now().format("%Y%m%d%H%M%S"))];
         let mut name = String::new();
         for candidate in names {
@@ -226,7 +226,7 @@ impl Index {
         Ok(())
     }
 
-    /// As [`Self::ask`], for what must succeed; the answer.
+    /// Like [`Self::ask`], but fails unless OpenSearch succeeds; returns the answer.
     pub(crate) async fn demand(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, anyhow::Error> {
         let response = self.ask(method, path, body).await?;
         let status = response.status_code();
@@ -244,7 +244,7 @@ impl Index {
         Ok(self.client.transport().send(method, path, headers, None::<&()>, body, Some(TIMEOUT)).await?)
     }
 
-    /// The settings and the mapping of an index, as this version of the service has them.
+    /// The settings and the mapping of an index in this version of the service.
     #[must_use]
     pub fn definition(&self) -> Value {
         let words = json!({"type": "text", "analyzer": "folded"});
@@ -255,9 +255,9 @@ impl Index {
                 "number_of_shards": 1,
                 "number_of_replicas": 0,
                 "refresh_interval": format!("{}ms", self.refresh.as_millis()),
-                // Else each refresh waits for the merge of small segments that it starts. Only heard when the index is made.
+                // Otherwise each refresh waits for the merge of small segments that it starts. Only a new index takes this setting.
                 "merge_on_flush.enabled": false,
-                // Who writes "cafe" finds "Café".
+                // A search for "cafe" finds "Café".
                 "analysis": {"analyzer": {"folded": {
                     "type": "custom", "tokenizer": "standard", "filter": ["lowercase", "asciifolding"],
                 }}},
@@ -289,7 +289,7 @@ impl Index {
     /// Whether a search shows this version of a document, or a newer one.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn shows(&self, id: &str, version: i32) -> Result<bool, anyhow::Error> {
         let query = json!({"size": 0, "query": {"bool": {"filter": [
             {"term": {"id": id}}, {"range": {"version": {"gte": version}}},
@@ -299,10 +299,10 @@ impl Index {
         Ok(answer["hits"]["total"]["value"].as_u64() == Some(1))
     }
 
-    /// Searches the todos of one tenant; the hits and how many there are in all.
+    /// Searches the todos of one tenant; returns the hits, and how many there are in all.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away or does not answer in time.
+    /// Fails when OpenSearch is unavailable or does not answer in time.
     #[instrument(target = "service::trace", name = "search", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "search"))]
     pub async fn search(&self, tenant: &TenantId, question: &Question) -> Result<(Vec<Hit>, u64), anyhow::Error> {
@@ -328,11 +328,11 @@ impl Index {
     }
 }
 
-/// The only place that makes a query: the tenant is its first filter.
+/// The only function that makes a query: the tenant is its first filter.
 ///
-/// A hit's score is a sum of constants: it follows from the todo and the question alone. By OpenSearch's own score, which
-/// counts how often words occur in all documents, a tenant would see others write, and pages would shift under their reader.
-/// Of equal scores the newest todo is first, so that what is written meanwhile comes before the page that is read.
+/// A hit's score is a sum of constants: it depends on the todo and the question alone. OpenSearch's own score counts how often
+/// words occur in all documents: a tenant would see others write, and pages would shift under their reader.
+/// Among equal scores the newest todo is first, so that new todos come before the page that is read.
 fn search_body(tenant: &TenantId, question: &Question) -> Value {
     let mut filter = vec![json!({"term": {"tenant": tenant}}), json!({"term": {"deleted": false}})];
     if let Some(status) = question.status {
@@ -344,7 +344,7 @@ fn search_body(tenant: &TenantId, question: &Question) -> Value {
     let words = &question.words;
     let mut rules = vec![json!({"match_all": {"boost": 1}})];
     if !words.is_empty() {
-        // All words, wherever they are; a title is also found by itself, even one without a single word in it.
+        // Match all words, in any field. The whole title matches too, even one without a single word in it.
         filter.push(json!({"bool": {"minimum_should_match": 1, "should": [
             {"multi_match": {
                 "query": words, "type": "cross_fields", "operator": "and", "fields": ["title", "labels", "notes"],

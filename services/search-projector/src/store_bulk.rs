@@ -1,4 +1,4 @@
-//! Writing documents: bulks that are bounded in bytes, and taken apart when they are refused as a whole.
+//! Writes documents in bulks that are bounded in bytes, and splits a bulk that is refused as a whole.
 
 use std::io::Write as _;
 use std::ops::Range;
@@ -15,21 +15,21 @@ use tracing::{instrument, warn};
 
 use crate::store::{Document, Index, TIMEOUT};
 
-/// The most bytes in one bulk, but for a document that alone is larger. Managed clusters take 10 MiB.
+/// The most bytes in one bulk, unless one document alone is larger. Managed clusters take 10 MiB.
 const BULK_BYTES: usize = 8 << 20;
 
-/// What became of one document of a bulk.
+/// The outcome of one document of a bulk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It is in the index.
     Written,
     /// The index has this version, or a newer one.
     Newer,
-    /// The index takes nothing now, this document no more than others: it is full, blocked, closed or away.
+    /// The index takes nothing now, neither this document nor others: it is full, blocked, closed or unavailable.
     Away(String),
-    /// Not now.
+    /// The index may take the document later.
     Busy(String),
-    /// Never.
+    /// The index never takes the document.
     Refused(String),
 }
 
@@ -40,26 +40,26 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// What it means for a document that was alone. A size is the document's own; whatever else is wrong with a request may be what is
-    /// before OpenSearch, and is tried again.
+    /// The outcome for a document that was alone. A size is the document's own fault. Any other error may come from a proxy before
+    /// OpenSearch, and is tried again.
     fn of_one(self) -> Outcome {
         if self.too_large { Outcome::Refused(self.reason) } else { Outcome::Busy(self.reason) }
     }
 }
 
 impl Index {
-    /// Writes documents, as many in one bulk as may go together; an outcome each, in order. When OpenSearch, or what is before it,
-    /// refuses a bulk as a whole, it goes in halves, down to the document that is why.
+    /// Writes documents, as many in one bulk as may go together; returns an outcome each, in order. When OpenSearch, or a proxy before
+    /// it, refuses a bulk as a whole, the bulk goes in halves, down to the document at fault.
     ///
     /// # Errors
-    /// Fails when the index takes nothing now: then nothing is known of any of them.
+    /// Fails when the index takes nothing now: then no outcome is known.
     #[instrument(target = "service::trace", name = "bulk", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "bulk", db.operation.batch.size = documents.len()))]
     pub async fn write(&self, documents: &[&Document]) -> Result<Vec<Outcome>, anyhow::Error> {
         let (body, ends) = bulk_body(documents)?;
         let mut outcomes = Vec::with_capacity(documents.len());
         let mut index_answers = false;
-        // The next one last.
+        // Put the next one last: `pop` takes that.
         let mut parts = bulks(&ends);
         parts.reverse();
         while let Some(part) = parts.pop() {
@@ -67,7 +67,7 @@ impl Index {
             match self.bulk(body.slice(from..ends[part.end - 1]), part.len()).await? {
                 Ok(written) => outcomes.extend(written),
                 Err(refusal) if part.len() == 1 => {
-                    // Whatever is before OpenSearch may refuse everything: that is no document's fault.
+                    // A proxy before OpenSearch may refuse everything: that is no document's fault.
                     index_answers = index_answers || self.answers().await;
                     anyhow::ensure!(index_answers, "{}", refusal.reason);
                     outcomes.push(refusal.of_one());
@@ -82,13 +82,13 @@ impl Index {
         Ok(outcomes)
     }
 
-    /// Whether the index is there for those who ask.
+    /// Whether the index answers requests.
     async fn answers(&self) -> bool {
         let path = format!("/_alias/{}", self.alias());
         self.ask(Method::Head, &path, None).await.is_ok_and(|answer| answer.status_code().is_success())
     }
 
-    /// One bulk: an outcome for each document, or why it was refused as a whole.
+    /// Sends one bulk; returns an outcome for each document, or why the bulk was refused as a whole.
     async fn bulk(&self, body: Bytes, documents: usize) -> Result<Result<Vec<Outcome>, Refusal>, anyhow::Error> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
@@ -99,7 +99,7 @@ impl Index {
         let status = response.status_code();
         if !status.is_success() {
             let reason = format!("OpenSearch answers a bulk with {status}: {}", refusal(response).await);
-            // What is wrong with the request is wrong with one of its documents, or with how many they are.
+            // The fault is that of one of the documents, or of their number.
             return match status.as_u16() {
                 413 => Ok(Err(Refusal { reason, too_large: true })),
                 400 | 422 => Ok(Err(Refusal { reason, too_large: false })),
@@ -114,12 +114,12 @@ impl Index {
     }
 }
 
-/// The lines of a bulk, and where those of each document end.
+/// The lines of a bulk, and the offsets where those of each document end.
 fn bulk_body(documents: &[&Document]) -> Result<(Bytes, Vec<usize>), anyhow::Error> {
     let mut body = Vec::with_capacity(documents.len() * 600);
     let mut ends = Vec::with_capacity(documents.len());
     for document in documents {
-        // Neither an id nor a tenant holds what JSON would escape.
+        // No id and no tenant holds what JSON would escape.
         let Document { id, tenant, version, .. } = document;
         writeln!(
             body,
@@ -132,7 +132,7 @@ fn bulk_body(documents: &[&Document]) -> Result<(Bytes, Vec<usize>), anyhow::Err
     Ok((Bytes::from(body), ends))
 }
 
-/// Which documents go together, by where each one's lines end.
+/// Which documents share a bulk, by the offset where each one's lines end.
 fn bulks(ends: &[usize]) -> Vec<Range<usize>> {
     let mut bulks: Vec<Range<usize>> = Vec::new();
     let mut from = 0;
@@ -164,7 +164,7 @@ struct ItemResult {
     error: Option<Value>,
 }
 
-/// The kind of a refusal. OpenSearch's words may quote what was sent; those of a proxy before it do not.
+/// The kind of a refusal. OpenSearch's text may quote what was sent; that of a proxy before it does not.
 pub(crate) async fn refusal(response: Response) -> String {
     let said = response.text().await.unwrap_or_default();
     match serde_json::from_str::<Value>(&said) {
@@ -181,7 +181,7 @@ fn outcome(item: ItemResult) -> Outcome {
         200 | 201 => Outcome::Written,
         409 => Outcome::Newer,
         400 if why().contains("index_closed_exception") => Outcome::Away(why()),
-        // The mapping lacks a field that this release writes: no fault of the event.
+        // The mapping lacks a field that this release writes: that is no fault of the event.
         400 if text("type") == "strict_dynamic_mapping_exception" => Outcome::Away(why()),
         400 => Outcome::Refused(why()),
         // A block (disk nearly full), no index, a full queue, no shard.
@@ -205,7 +205,7 @@ mod tests {
         assert!(matches!(item(400), Outcome::Refused(_)));
         let closed = Some(json!({"type": "index_closed_exception", "reason": "closed"}));
         assert!(matches!(outcome(ItemResult { status: 400, error: closed }), Outcome::Away(_)));
-        // An index of an older release, before it was given the field: a moment later it has it.
+        // An index of an older release lacks the field at first, and gets it a moment later.
         let strict = Some(json!({"type": "strict_dynamic_mapping_exception", "reason": "not allowed"}));
         assert!(matches!(outcome(ItemResult { status: 400, error: strict }), Outcome::Away(_)));
         for away in [403, 404, 429, 503] {

@@ -1,4 +1,4 @@
-//! The questions to the index of whoever compares it with what it was made of.
+//! Queries that compare the index with its source.
 
 use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, Utc};
@@ -7,26 +7,26 @@ use serde_json::{Value, json};
 
 use crate::store::{Document, Index};
 
-/// Which documents.
+/// Selects a page of documents.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
-    /// Behind this id and tenant.
+    /// The id and tenant to continue behind.
     pub after: Option<(String, String)>,
-    /// Of this tenant.
+    /// The tenant.
     pub tenant: Option<String>,
-    /// Of todos that were changed at or after this.
+    /// Only todos that were changed at or after this.
     pub from: Option<DateTime<Utc>>,
-    /// Of todos that were changed before this.
+    /// Only todos that were changed before this.
     pub to: Option<DateTime<Utc>>,
-    /// How many at most.
+    /// The most documents.
     pub limit: i64,
 }
 
 impl Index {
-    /// A page of documents by id and tenant: those two of each.
+    /// A page of documents by id and tenant; returns those two of each.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away, or there is no such index.
+    /// Fails when OpenSearch is unavailable, or there is no such index.
     pub async fn page(&self, page: &Page) -> Result<Vec<(String, String)>, anyhow::Error> {
         let Page { after, tenant, from, to, limit } = page;
         let mut filter = Vec::new();
@@ -41,7 +41,7 @@ impl Index {
             "_source": ["tenant", "id"], "track_total_hits": false,
         });
         if let Some((id, tenant)) = after {
-            // What has none of them comes last, under nothing.
+            // A document without the field sorts last, under null.
             let sorted = |text: &String| if text.is_empty() { Value::Null } else { json!(text) };
             body["search_after"] = json!([sorted(id), sorted(tenant)]);
         }
@@ -51,10 +51,10 @@ impl Index {
         Ok(hits.iter().map(|hit| (text(hit, "id"), text(hit, "tenant"))).collect())
     }
 
-    /// The documents of these ids and tenants as they are written, whether a search shows them yet or not.
+    /// The documents of these ids and tenants as written, even before a search shows them.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away, there is no such index, or a document cannot be read.
+    /// Fails when OpenSearch is unavailable, there is no such index, or a document cannot be read.
     pub async fn get(&self, keys: &[(String, String)]) -> Result<Vec<Option<Document>>, anyhow::Error> {
         if keys.is_empty() {
             return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! What an index says of itself: the fields that it takes, and what is noted beside them.
+//! The mapping of an index: the fields that it takes, and the notes beside them.
 
 use opensearch::http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -10,16 +10,16 @@ impl Index {
     /// How far the index behind the alias is filled.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn filled(&self) -> Result<Filled, anyhow::Error> {
         let notes = self.named().await?.map(|(_, notes)| notes["filled_since"].as_u64());
         Ok(notes.map_or(Filled::Missing, |since| since.map_or(Filled::No, Filled::Since)))
     }
 
-    /// The name of the index behind the alias, and what is noted in it; none when there is none.
+    /// The name of the index behind the alias, and its notes; none when there is no index.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn named(&self) -> Result<Option<(String, Value)>, anyhow::Error> {
         let response = self.ask(Method::Get, &format!("/{}/_mapping", self.alias()), None).await?;
         if response.status_code() == StatusCode::NOT_FOUND {
@@ -30,22 +30,22 @@ impl Index {
         Ok(first.map(|(name, index)| (name.clone(), index["mappings"]["_meta"].clone())))
     }
 
-    /// Notes something in an index, beside what is noted there.
+    /// Adds notes to those of an index.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn note_beside(&self, name: &str, notes: &Value, more: &Value) -> Result<(), anyhow::Error> {
         let mut all = notes.as_object().cloned().unwrap_or_default();
         all.extend(more.as_object().cloned().unwrap_or_default());
         self.note(name, &Value::Object(all)).await
     }
 
-    /// Gives the indices behind this alias, and those of its rebuild and of before the last swap, the fields that this
-    /// release writes and they lack; in words, what they take not, or what `searched`, the index behind this alias, takes apart
-    /// otherwise. An index takes new fields at any time; what cannot be added needs a rebuild.
+    /// Adds the fields that this release writes to the index behind this alias, to that of its rebuild, and to the previous one.
+    /// Returns in words which fields they do not take, and which `searched`, the index behind this alias, analyzes otherwise.
+    /// An index takes new fields at any time; any other change needs a rebuild.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn add_fields(&self, searched: &str) -> Result<Vec<String>, anyhow::Error> {
         let (next, previous) = (self.next(), self.previous());
         let path = format!("/{},{},{}/_mapping?ignore_unavailable=true", self.alias(), next.alias(), previous.alias());
@@ -60,7 +60,7 @@ impl Index {
             let has = &index["mappings"]["properties"];
             for (field, definition) in wanted.as_object().into_iter().flatten() {
                 if !has[field].is_null() {
-                    // Of the one before the last swap only what is written counts: nobody searches it.
+                    // For the index before the last swap only the types count: nobody searches it.
                     let counts: &[&str] = if searched == name { &["type", "analyzer"] } else { &["type"] };
                     if let Some(what) = counts.iter().find(|what| has[field][*what] != definition[*what]) {
                         behind.push(format!("{name} has {} as the {what} of {field}", has[field][*what]));

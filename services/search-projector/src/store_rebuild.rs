@@ -1,4 +1,4 @@
-//! All questions to the index that a rebuild asks: an index beside the one that is searched, and the swap.
+//! All requests of a rebuild: an index beside the one that is searched, and the swap.
 
 use opensearch::http::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use tracing::instrument;
 use crate::rebuilt;
 use crate::store::Index;
 
-/// Where an index that is rebuilt gets what was before it.
+/// The source from which a rebuild gets what came before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// Every event of the stream, from the first.
@@ -17,7 +17,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// As it is noted in the index.
+    /// Its name in the notes of the index.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl Index {
     /// Makes an index of this name behind this alias, with the mapping of this version.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away or refuses it.
+    /// Fails when OpenSearch is unavailable or refuses it.
     pub async fn create(&self, name: &str, notes: &Value) -> Result<(), anyhow::Error> {
         let mut definition = self.definition();
         definition["aliases"] = json!({self.alias(): {"is_write_index": true}});
@@ -54,33 +54,33 @@ impl Index {
     /// Notes something in an index.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn note(&self, name: &str, notes: &Value) -> Result<(), anyhow::Error> {
         self.demand(Method::Put, &format!("/{name}/_mapping"), Some(json!({"_meta": notes}))).await.map(drop)
     }
 
-    /// Puts an index behind this alias as well.
+    /// Adds this alias to an index.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn point_to(&self, name: &str) -> Result<(), anyhow::Error> {
         let add = json!({"add": {"index": name, "alias": self.alias(), "is_write_index": true}});
         self.demand(Method::Post, "/_aliases", Some(json!({"actions": [add]}))).await.map(drop)
     }
 
-    /// Has searches see all that was written.
+    /// Makes all writes visible to searches.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn refresh(&self) -> Result<(), anyhow::Error> {
         self.demand(Method::Post, &format!("/{}/_refresh", self.alias()), None).await.map(drop)
     }
 
-    /// In one step, so that no search sees anything in between: `to`, which was rebuilt, is searched and written; `from` is
-    /// the previous one, if there was one. What was the previous one before is removed.
+    /// Swaps in one step, so that no search sees anything in between. `to`, which was rebuilt, is searched and written; `from` is
+    /// the previous index, if there was one. The former previous index is removed.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away or refuses it; then nothing has changed.
+    /// Fails when OpenSearch is unavailable or refuses it; then nothing has changed.
     #[instrument(target = "service::trace", skip_all, err(level = "debug"))]
     pub async fn swap(&self, from: Option<&str>, to: &str) -> Result<(), anyhow::Error> {
         let (alias, next, previous) = (self.alias(), self.next(), self.previous());
@@ -104,15 +104,15 @@ impl Index {
     /// Gives up an index that is being rebuilt.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn remove(&self, name: &str) -> Result<(), anyhow::Error> {
         self.demand(Method::Delete, &format!("/{name}"), None).await.map(drop)
     }
 
-    /// Takes this alias from an index, which stays.
+    /// Removes this alias from an index, which stays.
     ///
     /// # Errors
-    /// Fails when OpenSearch is away.
+    /// Fails when OpenSearch is unavailable.
     pub async fn let_go(&self, name: &str) -> Result<(), anyhow::Error> {
         let remove = json!({"remove": {"index": name, "alias": self.alias()}});
         self.demand(Method::Post, "/_aliases", Some(json!({"actions": [remove]}))).await.map(drop)

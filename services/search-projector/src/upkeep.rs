@@ -1,4 +1,4 @@
-//! Looking after the index that is searched: that there is one, how far it is filled, and how it stands to its stream.
+//! Upkeep of the index that is searched: that it exists, how far it is filled, and whether it agrees with its stream.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use tracing::{error, info, warn};
 
 use crate::store::Index;
 
-/// Keeps an index behind the alias. One that had to be made anew (its data was wiped, somebody deleted it) is filled from
-/// the beginning of the stream: the consumer goes back there. Sends `true` to `there` once there is one to write to, and to `whole`
-/// whether it shows all that it should, as far as that is known.
+/// Keeps an index behind the alias. A new one (its data was wiped, somebody deleted it) is filled from the beginning of
+/// the stream: the consumer goes back there. Sends `true` to `there` once there is an index to write to. Sends to `whole`
+/// whether the index shows all that it should, as far as that is known.
 pub(crate) async fn keep_index(
     index: &Index,
     rewinder: &Rewinder,
@@ -38,7 +38,7 @@ pub(crate) async fn keep_index(
                 said = false;
             }
             Err(error) if !said => {
-                warn!(error = format!("{error:#}"), "the index cannot be looked after: trying again");
+                warn!(error = format!("{error:#}"), "the upkeep of the index failed: trying again");
                 said = true;
             }
             Err(_) => {}
@@ -51,18 +51,18 @@ pub(crate) async fn keep_index(
 struct Noted {
     index: String,
     sequence: Option<u64>,
-    /// The same of what was replayed.
+    /// The same for replays.
     replays: Option<u64>,
-    /// What was replayed behind this is to come again; that stream has not been asked for it yet.
+    /// The replays behind this must come again; their stream has not been asked for them yet.
     replays_owed: Option<u64>,
     at: Option<Instant>,
-    /// How many events were found to be trimmed unread, as far as that is noted: in the index of that time.
+    /// How many events were trimmed unread, as noted in the index of that time.
     trimmed_unread: u64,
-    /// It said less than before at the last look. Another process may have written an older note; it is looked at twice.
+    /// The note was older at the last check. Another process may have written an older one, so the check runs twice.
     fell_back: bool,
-    /// The stream was found not to hold what the index does.
+    /// The stream lacks what the index holds.
     diverged: bool,
-    /// What was logged of mappings that are behind.
+    /// The mapping differences in the last log line.
     mapping_behind: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ async fn look_after(
     }
     if !notes["filled_since"].is_u64() {
         let (stream, last) = rewinder.end().await?;
-        // Rewritten from the outbox, a stream may begin anywhere: its first message says with which row.
+        // A stream that was rewritten from the outbox may begin anywhere: its first message says with which row.
         let (sequence, row) = rewinder.rewind("Outbox-Seq").await?;
         let first = row.and_then(|row| row.parse().ok()).unwrap_or(sequence);
         if first > 1 {
@@ -99,7 +99,7 @@ async fn look_after(
             info!("the index is new: filling it from the beginning of the stream");
         }
         metrics::counter!("search_index_refills_total").increment(1);
-        // An event that was mended is only there.
+        // Only the stream of replays holds an edited event.
         noted.replays_owed = Some(0);
         let since = serde_json::json!({"filled_since": first, "filling": filling(stream, last)});
         index.note_beside(&name, &notes, &since).await?;
@@ -107,7 +107,7 @@ async fn look_after(
         notes["filling"] = since["filling"].clone();
     }
     let filling = keep_floor(index, rewinder, (&name, &notes), trimmed_unread, noted).await?;
-    // While the stream of replays is away the events go on.
+    // The events go on while the stream of replays is unavailable.
     if let Some(behind) = noted.replays_owed
         && rewinder.rewind_replays_behind(behind).await.is_ok()
     {
@@ -119,14 +119,14 @@ async fn look_after(
     Ok(!incomplete && !noted.diverged && !filling)
 }
 
-/// The note that an index shows less than it should until it is filled up to here: whichever process looks, it is so.
+/// The note that an index is incomplete until it is filled up to here; every process goes by it.
 fn filling(stream_created_at: DateTime<Utc>, to: u64) -> serde_json::Value {
     serde_json::json!({"stream_created_at": stream_created_at.to_rfc3339(), "to": to})
 }
 
-/// Notes in the index how far it is filled, and looks whether it still is: one that was restored from a snapshot lacks what
-/// was acknowledged since, which comes again. So does, after each start, what was acknowledged behind the newest note. Whether it is
-/// being filled.
+/// Notes in the index how far it is filled, and checks that. An index restored from a snapshot lacks what was acknowledged
+/// since, which comes again. After each start, what was acknowledged behind the newest note comes again too. Returns whether the
+/// index is being filled.
 async fn keep_floor(
     index: &Index,
     rewinder: &Rewinder,
@@ -137,7 +137,7 @@ async fn keep_floor(
     const NOTE_EVERY: Duration = Duration::from_secs(5);
     let Some(is) = rewinder.acknowledged().await? else { return Ok(notes["filling"].is_object()) };
     let said = notes["floor"]["sequence"].as_u64();
-    // Of another stream the index holds nothing.
+    // The index holds nothing of another stream.
     let stream = is.stream_created_at.to_rfc3339();
     let said = said.map(|said| if notes["floor"]["stream_created_at"] == stream { said } else { 0 });
     let said_of_replays = notes["floor"]["replays"].as_u64();
@@ -164,7 +164,7 @@ async fn keep_floor(
         noted.replays_owed = said_of_replays.or(noted.replays_owed);
         (noted.sequence, noted.replays, noted.fell_back) = (Some(said), said_of_replays, false);
         let missing = missing.max(notes["trimmed_unread"].as_u64().unwrap_or_default());
-        // What had been acknowledged is what must come again.
+        // What had been acknowledged must come again.
         let more =
             serde_json::json!({"trimmed_unread": missing, "filling": filling(is.stream_created_at, is.sequence)});
         index.note_beside(name, notes, &more).await?;
@@ -173,7 +173,7 @@ async fn keep_floor(
     (noted.sequence, noted.replays) = (noted.sequence.max(said), noted.replays.max(said_of_replays));
     let trimmed = trimmed_unread > noted.trimmed_unread;
     let fills = notes["filling"]["to"].as_u64();
-    // A stream that was made anew is filled itself: until nothing of it waits.
+    // A stream that was created again is being filled itself, until nothing of it is pending.
     let same = notes["filling"]["stream_created_at"] == stream;
     let filled = fills.is_some_and(|to| is.pending == 0 || (same && is.sequence >= to));
     let filling = fills.is_some() && !filled;
@@ -182,7 +182,7 @@ async fn keep_floor(
     }
     noted.at = Some(Instant::now());
     let mut more = serde_json::json!({});
-    // What cannot be compared is no reason not to fill the index.
+    // A failed comparison must not keep the index from being filled.
     match next_anchor(rewinder, &notes["anchor"], &is, noted).await {
         Ok(Some(anchor)) => more["anchor"] = serde_json::to_value(anchor)?,
         Ok(None) => {}
@@ -206,8 +206,8 @@ async fn keep_floor(
     Ok(filling)
 }
 
-/// Looks whether the stream holds the event that is noted in the index as handled. As long as it does, a newer one is to be noted;
-/// while it does not, the index shows what was undone, and the old one is the evidence.
+/// Checks that the stream holds the event that the index notes as handled. While it does, a newer one is to be noted.
+/// While it does not, the index shows what was undone, and the old note is the evidence.
 async fn next_anchor(
     rewinder: &Rewinder,
     noted_in_index: &serde_json::Value,

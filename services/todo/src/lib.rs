@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
-use service::arguments::{Problems, Settings};
+use service::arguments::{ConfigErrors, Settings};
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
@@ -63,7 +63,7 @@ pub struct Config {
 }
 
 impl Settings for Config {
-    fn check(&self, problems: &mut Problems) {
+    fn check(&self, problems: &mut ConfigErrors) {
         self.outbox.check(problems);
         self.outbox.outlives_the_stream("FLOTILLA_DELETED_DAYS", self.deleted_days, problems);
     }

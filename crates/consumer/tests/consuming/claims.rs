@@ -1,4 +1,4 @@
-//! Handlers whose transactions are their own: the claim decides, whatever they say.
+//! Handlers with transactions of their own: the claim decides, whatever they report.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ async fn handle(db: PgPool, claim: Claim, before: usize) -> Result<(), Failure> 
     match version(claim.event()) {
         // Nothing is to be done.
         1 => Ok(()),
-        // It forgets to say that it has committed.
+        // It forgets to report that it has committed.
         2 => Ok(effect(&db, &claim).await?),
         // It fails after that.
         3 => {
@@ -49,7 +49,7 @@ async fn handle(db: PgPool, claim: Claim, before: usize) -> Result<(), Failure> 
             }
             Ok(())
         }
-        // What it needs is away at first, for more attempts than there are.
+        // Its backing service is unavailable at first, for more attempts than there are.
         6 if before == 0 => Err(Failure::Away("not yet".to_owned())),
         // It knows no more what it has handled.
         6 if before > 1 => Err(Failure::Reject("what is this".to_owned())),

@@ -149,7 +149,7 @@ async fn one_process_pulls_and_another_takes_over_in_order() {
             world.publish(aggregate, version).await;
         }
         if version % 10 == 0 {
-            // Whoever pulls has lost the lease, and is not told.
+            // The pulling process has lost the lease, and does not learn of it.
             sqlx::query("update inbox_lease set epoch = epoch + 1, expires_at = '-infinity'")
                 .execute(&world.db)
                 .await
@@ -403,7 +403,7 @@ async fn deliveries_that_nobody_worked_on_are_no_attempts_and_an_older_configura
 async fn a_letter_too_large_for_a_message_says_where_its_payload_is() {
     let world = World::new().await;
     let most = world.nats.client("admin").await.server_info().max_payload;
-    // It fits into a message, but not together with its story.
+    // It fits into a message, but not together with its failure history.
     world.publish_as("shop.paid.v2", "a", 1, json!({"data": "x".repeat(most - 1_000)})).await;
     world.batches(4, 2, |_| Verdict::Reject("never".to_owned())).await;
     world.drain().await;

@@ -103,7 +103,7 @@ async fn releases_that_pull_batches_and_take_turns_under_load_lose_nothing() {
 const CHANGES: i32 = 150;
 
 /// The consumer's releases take turns, forward and back, each beside the next one for a while; and so does the producer's, of
-/// which the older one tells a change in one form and the newer one in two.
+/// which the older one publishes a change in one form and the newer one in two.
 async fn take_turns(world: &World, batches: Option<Seen>) {
     let publishing = async {
         for version in 1..=CHANGES {

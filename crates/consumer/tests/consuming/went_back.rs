@@ -92,7 +92,7 @@ async fn effects_that_a_restore_takes_under_the_running_consumer_come_again() {
     world.stop().await;
 }
 
-/// Dies, unless it is replayed.
+/// Rejects the event, unless it is replayed.
 fn dies(event: &Event) -> Option<Failure> {
     let dies = event.replay.is_none() && event.attribute("id").ends_with("-a-3");
     dies.then(|| Failure::Reject("no such account".to_owned()))
@@ -271,7 +271,7 @@ async fn effects_of_events_that_the_stream_does_not_hold_are_said_until_they_are
     world.stop().await;
 }
 
-/// A stream that was lost and is filled anew by its producer, row by row: as they were, and as a restore has left them.
+/// A stream that was lost and is filled again by its producer, row by row: as they were, and as a restore has left them.
 #[tokio::test]
 async fn a_stream_that_is_filled_anew_is_compared_by_its_producers_rows() {
     let mut world = World::new().await;

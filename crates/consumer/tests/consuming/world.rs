@@ -109,7 +109,7 @@ impl World {
         stopped
     }
 
-    /// One change, told in two versions: the older one first.
+    /// One change, published in two versions: the older one first.
     pub async fn publish_twins(&self, aggregate: &str, version: i32) {
         let id = |event_type: &str| format!("{event_type}-{aggregate}-{version}");
         let old = json!({"twinof": id("shop.paid.v2"), "supersededby": "shop.paid.v2"});
@@ -268,7 +268,7 @@ pub async fn handled(tx: &mut PgConnection, event: &Event, fault: Option<Failure
     fault.map_or(Ok(()), Err)
 }
 
-/// Says that it has begun, and waits for leave to go on.
+/// Reports that it has begun, and waits for leave to go on.
 pub async fn gated(
     tx: &mut PgConnection,
     event: &Event,

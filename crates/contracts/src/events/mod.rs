@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{Envelope, UserId, envelope};
 
-/// The modules, and their registries.
+/// The modules and their registries.
 macro_rules! producers {
     ($($service:ident),*) => {
         $(pub mod $service;)*
@@ -30,7 +30,7 @@ pub fn all() -> impl Iterator<Item = &'static Type> {
     REGISTRIES.iter().copied().flatten()
 }
 
-/// An event type by its name; none that the fleet does not have.
+/// An event type by its name; none for a type that the fleet does not have.
 #[must_use]
 pub fn named(event_type: &str) -> Option<&'static Type> {
     all().find(|registered| registered.name == event_type)
@@ -49,9 +49,9 @@ pub struct Type {
     pub name: &'static str,
     /// The service that publishes it.
     pub service: &'static str,
-    /// Who answers for it.
+    /// The owner of the event.
     pub owner: &'static str,
-    /// Of an older version: the type that superseded it.
+    /// For an older version: the type that superseded it.
     pub superseded_by: Option<&'static str>,
     /// Makes its JSON Schema.
     pub schema: fn() -> Value,
@@ -90,13 +90,13 @@ pub struct State {
     pub changed: DateTime<Utc>,
 }
 
-/// What events are about. They carry its whole state, so that a projection never has to ask back.
+/// The subject of events. They carry its whole state, so that a projection never has to query for more.
 pub trait Aggregate {
     /// Its id.
     fn id(&self) -> String;
     /// Counts its changes, from 1.
     fn version(&self) -> i32;
-    /// When it was changed to be so.
+    /// When it was changed to this state.
     fn changed(&self) -> DateTime<Utc>;
     /// One with every field, for samples.
     fn example() -> Self;
@@ -108,7 +108,7 @@ pub trait EventType: Serialize + DeserializeOwned + JsonSchema {
     const TYPE: &'static str;
     /// The CloudEvents `source`: `/flotilla/<service>`.
     const SOURCE: &'static str;
-    /// Of an older version: the type that superseded it.
+    /// For an older version: the type that superseded it.
     const SUPERSEDED_BY: Option<&'static str>;
     /// What it is about.
     type About: Aggregate;
@@ -122,8 +122,8 @@ pub trait Superseded: EventType {
     type By: EventType + From<Self>;
 }
 
-/// Refuses a type whose name is not of the form that subjects are made of, or is another service's. The registry asks it of each type
-/// when it is compiled.
+/// Refuses a type whose name does not have the form that subjects need, or is another service's. The registry checks each type
+/// at compile time.
 ///
 /// ```
 /// const _: () = contracts::events::check("identity.member_added.v1", "identity");
@@ -136,7 +136,7 @@ pub trait Superseded: EventType {
 /// ```
 ///
 /// # Panics
-/// When it refuses.
+/// The name is refused.
 pub const fn check(event_type: &str, service: &str) {
     assert!(is_name(event_type), "an event type is named <service>.<event>.v<N>, in lower case, the event one token");
     let (event_type, service) = (event_type.as_bytes(), service.as_bytes());
@@ -152,7 +152,7 @@ pub const fn check(event_type: &str, service: &str) {
 #[must_use]
 pub const fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
-    // What stood before: `.` at the beginning of a token.
+    // The previous character: `.` at the beginning of a token.
     let (mut at, mut token, mut before) = (0, 0, b'.');
     while at < bytes.len() {
         let byte = bytes[at];

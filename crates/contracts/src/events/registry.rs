@@ -123,7 +123,7 @@ macro_rules! event_type {
     };
 }
 
-/// From each version to the one that superseded it, and from the newest to the event.
+/// Converts each version to the one that superseded it, and the newest to the event.
 macro_rules! upcasters {
     ($name:ident, $newest:ident $(, $old:ident)*) => {
         impl From<$newest> for Event {

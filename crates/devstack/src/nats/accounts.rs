@@ -1,4 +1,4 @@
-//! The accounts of nats-server, written out from the fleet's table: keys that are made once, JWTs that are made anew at each
+//! The accounts of nats-server, generated from the fleet's table: keys that are made once, JWTs that are made again at each
 //! start, and a credentials file for each login.
 
 use std::fs;
@@ -18,7 +18,7 @@ use crate::home::{Home, write_secret};
 /// from somewhere hears the server answer twice, and first that JetStream is not enabled.
 const EMPTY: &str = "EMPTY";
 const TOTALS: &str = "$JS.API.INFO";
-/// What owners offer of their streams; whoever takes one of it needs a token for exactly that.
+/// What owners export of their streams; an importer needs a token for exactly that export.
 const OFFERED: [(&str, Kind); 6] = [
     ("$JS.API.STREAM.INFO.*", Kind::Answer),
     ("$JS.API.STREAM.MSG.GET.*", Kind::Answer),
@@ -31,7 +31,7 @@ const RECORDED: [&str; 4] = ["dlq.>", "replay.>", "replayed.*", "audit.>"];
 
 const GIB: i64 = 1 << 30;
 const MIB: i64 = 1 << 20;
-/// What an owner of streams may use.
+/// The limits of an owner of streams.
 const OWNER: Limits = Limits {
     connections: 100,
     subscriptions: 1_000,
@@ -41,18 +41,18 @@ const OWNER: Limits = Limits {
     streams: 16,
     consumers: 1_000,
 };
-/// What a reader may use.
+/// The limits of a reader.
 const READER: Limits =
     Limits { connections: 20, subscriptions: 200, disk: 0, memory: 0, streams: 0, consumers: 0, ..OWNER };
-/// What the system account may use: it has no client but the administration.
+/// The limits of the system account: its only client is the administration.
 const SYSTEM: Limits = Limits { connections: -1, subscriptions: -1, max_payload: -1, ..READER };
-/// What the server keeps on disk at most; more than all owners together, so that none of them takes another's.
+/// The server's limit on disk; it exceeds all owners' together, so that none takes another's share.
 #[must_use]
 pub fn max_file() -> i64 {
     (i64::try_from(fleet::owners().len()).unwrap_or(0) + 1) * OWNER.disk
 }
 
-/// What nats-server is started with.
+/// The keys and JWTs that nats-server starts with.
 pub struct Accounts {
     pub operator: String,
     /// The system account's key and JWT.
@@ -77,7 +77,7 @@ pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow
     }
 }
 
-/// Where keys and credentials are.
+/// The folder of keys and credentials.
 pub fn folder(home: &Home) -> Result<PathBuf, anyhow::Error> {
     let folder = home.path("secrets/nats");
     fs::create_dir_all(&folder)?;
@@ -150,7 +150,7 @@ fn make_owner(
     let mut imports = Vec::new();
     if owner == RECORDS {
         exports.extend(RECORDED.map(|subject| claims::export(subject, Kind::Answer)));
-        // Of services alone: a program could say as much as it likes about its own durable consumer.
+        // For services alone: a program could publish anything about its own durable consumer.
         for (stream, durable) in logins.iter().flat_map(|login| &login.pulls) {
             let producer = fleet::owner(stream);
             for subject in advisories(stream, durable).into_iter().filter(|_| producer != RECORDS) {
@@ -169,8 +169,8 @@ fn make_owner(
     Ok((account.public_key(), jwt))
 }
 
-/// What JetStream tells of a durable consumer of an owner's stream. The stream's name stands in the subject, so that nobody
-/// tells of another's.
+/// What JetStream publishes about a durable consumer of an owner's stream. The subject holds the stream's name, so that no owner
+/// publishes about another's.
 fn advisories(stream: &str, durable: &str) -> [String; 2] {
     ["MAX_DELIVERIES", "MSG_TERMINATED"].map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
 }
@@ -198,7 +198,7 @@ pub fn permissions(login: &Login) -> (Vec<String>, Vec<String>) {
     let mut publish: Vec<String> = login.asked().into_iter().map(|asked| asked.subject).collect();
     let mut subscribe = vec![format!("_INBOX_{}.>", login.name)];
     if !login.owns() {
-        // Nobody else is in its account; in an owner's the administration is.
+        // Its account has no other login; an owner's also has the administration.
         publish.push(TOTALS.to_owned());
         subscribe.push("_INBOX.>".to_owned());
     }

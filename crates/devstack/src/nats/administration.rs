@@ -1,4 +1,4 @@
-//! The administration: logs in to each owner's account, and makes streams and durable consumers as the fleet's table says. What it makes twice is as if it were made once.
+//! The administration: logs in to each owner's account, and idempotently makes streams and durable consumers as the fleet's table says.
 
 use std::path::Path;
 use std::time::Duration;
@@ -44,12 +44,12 @@ pub async fn connect(address: &str, credentials: &Path) -> Result<Client, anyhow
     options.connect(address).await.context("connecting to NATS")
 }
 
-/// How the streams are to be.
+/// The settings of the streams.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// For how long the streams of events keep an event.
+    /// How long the streams of events keep an event.
     pub max_age: Duration,
-    /// On how many servers each stream is; where nothing is said, as many as it is on.
+    /// How many servers hold each stream; None keeps the present number.
     pub replicas: Option<usize>,
 }
 
@@ -60,7 +60,7 @@ impl Default for Wanted {
 }
 
 /// Gives a server that runs the accounts of the table as this release has it, and these beside them; their credentials are
-/// written anew. A login that is new works from then on; a service learns of changed permissions when it starts.
+/// written again. A new login works at once; a service gets changed permissions when it starts.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
@@ -73,14 +73,14 @@ pub async fn announce(home: &Home, address: &str, more: &[Login]) -> Result<(), 
 /// Makes every stream and every durable consumer of the table, and changes what differs.
 ///
 /// # Errors
-/// Says what could not be made.
+/// Something cannot be made: the error says what.
 pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
     let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
     let replicas = match wanted.replicas {
         Some(replicas) => replicas,
         None => match records.get_stream("DLQ").await {
             Ok(letters) => letters.cached_info().config.num_replicas,
-            // Only then: whoever does not answer now may have three.
+            // Only then: a server that does not answer now may have three.
             Err(error) if is_not_found(&error) => 1,
             Err(error) => return Err(error).context("asking on how many servers the streams are"),
         },

@@ -1,4 +1,4 @@
-//! Streams that were stored before each owner had an account: they lie in the one account that there was, `$G`. JetStream
+//! Streams that were stored before each owner had an account: they are in the only account of that time, `$G`. JetStream
 //! keeps each account in a folder of its own, so they are carried over as folders, messages, consumers and all, while the
 //! server is down. Dead letters, replays, audit and advisories have no other source.
 
@@ -11,7 +11,7 @@ use nkeys::KeyPairType;
 use super::accounts::key;
 use crate::home::Home;
 
-/// Where JetStream keeps the streams of an owner.
+/// The folder in which JetStream stores an owner's streams.
 ///
 /// # Errors
 /// The account's key cannot be read.
@@ -20,7 +20,7 @@ pub fn streams(home: &Home, store: &Path, owner: &str) -> Result<PathBuf, anyhow
     Ok(store.join("jetstream").join(account).join("streams"))
 }
 
-/// Moves every stream to the account that owns it, or none: what belongs to nobody here, and what is there already, is an
+/// Moves every stream to the account that owns it, or none. A stream without an owner, or one that is there already, is an
 /// error.
 pub fn over(home: &Home, store: &Path, cluster: bool) -> Result<(), anyhow::Error> {
     let before = store.join("jetstream/$G/streams");

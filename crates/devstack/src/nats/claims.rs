@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::supervisor::now;
 
-/// What an account offers others who hold a token of its key.
+/// What an account exports to holders of a token of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Requests, each answered once.
@@ -30,7 +30,7 @@ impl Kind {
     }
 }
 
-/// How much an account may use. What has no limit is -1.
+/// The limits of an account; -1 is no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub connections: i64,
@@ -44,12 +44,12 @@ pub struct Limits {
     pub consumers: i64,
 }
 
-/// Something that another account offers, taken under the same name.
+/// An import: what another account exports, under the same name.
 pub struct Import {
     pub owner: String,
     pub subject: String,
     pub kind: Kind,
-    /// Signed by the owner's key: who may take exactly this.
+    /// Signed by the owner's key: who may import exactly this.
     pub token: String,
 }
 
@@ -58,10 +58,10 @@ pub fn operator(key: &KeyPair, system: &KeyPair) -> Result<String, anyhow::Error
     sign(key, &key.public_key(), "flotilla", None, nats)
 }
 
-/// An export that nobody takes without a token.
+/// An export that nobody imports without a token.
 pub fn export(subject: &str, kind: Kind) -> Value {
     let mut export = json!({"name": subject, "subject": subject, "type": kind.name(), "token_req": true});
-    // A request that nobody answers is forgotten after this; a pull waits for longer than any of ours.
+    // The server drops a request without an answer after this; for a pull that is longer than any of ours waits.
     let seconds = match kind {
         Kind::Answer if subject.starts_with("$JS.") => 10,
         Kind::Answer => 30,
@@ -100,7 +100,7 @@ pub fn account(
     sign(operator, &key.public_key(), name, None, nats)
 }
 
-/// Who may take exactly this of an owner.
+/// The token that lets an account import exactly this from an owner.
 pub fn activation(owner: &KeyPair, importer: &KeyPair, subject: &str, kind: Kind) -> Result<String, anyhow::Error> {
     let nats = json!({"type": "activation", "version": 2, "subject": subject, "kind": kind.name()});
     sign(owner, &importer.public_key(), subject, None, nats)
@@ -120,7 +120,7 @@ pub fn user(
     sign(account, &key.public_key(), name, expires, nats)
 }
 
-/// What clients log in by: the JWT and the seed of its key.
+/// A client's credentials: the JWT and the seed of its key.
 pub fn credentials(jwt: &str, key: &KeyPair) -> Result<String, anyhow::Error> {
     let seed = key.seed()?;
     Ok(format!(

@@ -20,24 +20,24 @@ use super::claims;
 use crate::home::{Home, write_secret};
 use crate::supervisor::now;
 
-/// The longest that a pull of theirs waits. What a client that is gone has asked for is given to nobody until then.
+/// The longest that their pulls wait. Until then no other client gets what a disconnected one requested.
 const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
 const ACK_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 const MOST_IN_HAND: i64 = 1_000;
 
-/// A credential, as it was given.
+/// An issued credential.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Team {
-    /// Whose events.
+    /// The tenant whose events it reads.
     pub tenant: TenantId,
-    /// What it is called, once for each tenant.
+    /// Its name, unique within the tenant.
     pub name: String,
-    /// The service whose events.
+    /// The service that publishes the events.
     pub events: String,
-    /// When it was given.
+    /// When it was issued.
     pub created: DateTime<Utc>,
-    /// From when on nobody logs in by it.
+    /// When it expires.
     pub expires: DateTime<Utc>,
 }
 
@@ -54,20 +54,20 @@ impl Team {
         fleet::team_durable(&self.name, &self.tenant)
     }
 
-    /// Whether it has run out.
+    /// Whether it has expired.
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.expires <= now()
     }
 
-    /// Where its credentials file is.
+    /// The path of its credentials file.
     #[must_use]
     pub fn credentials(&self, home: &Home) -> PathBuf {
         credentials_file(home, &self.durable())
     }
 }
 
-/// Every credential that was given and not revoked.
+/// Every credential that was issued and not revoked.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -84,10 +84,10 @@ pub fn all(home: &Home) -> Result<Vec<Team>, anyhow::Error> {
     Ok(teams)
 }
 
-/// Gives a credential, on a fleet that runs: its account, its durable consumer, its file. Nothing is restarted.
+/// Issues a credential on a running fleet: its account, its durable consumer, its file. Nothing is restarted.
 ///
 /// # Errors
-/// There is one of this name, the name or the service is not known, or NATS does not answer.
+/// The name is taken or invalid, the service is not known, or NATS does not answer.
 pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, anyhow::Error> {
     let slug = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     ensure!(
@@ -96,7 +96,7 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     );
     ensure!(
         fleet::producers().contains(&team.events.as_str()),
-        "no service `{}` tells events: there is {}",
+        "no service `{}` publishes events: there is {}",
         team.events,
         fleet::producers().join(", ")
     );
@@ -104,7 +104,7 @@ pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, 
     if record.exists() {
         bail!("{} has a credential `{}`: revoke it first, or choose another name", team.tenant, team.name);
     }
-    // First: what is given half way can be listed, and taken back.
+    // First: a half-issued credential can be listed and revoked.
     write_secret(&record, serde_json::to_vec_pretty(team)?.as_slice())?;
     let login = team.login();
     let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
@@ -137,7 +137,7 @@ pub(super) async fn provide(js: &jetstream::Context, team: &Team) -> Result<(), 
     consumer::administer::durable(js, &subject::stream(&team.events), config).await
 }
 
-/// Takes a credential back, on a fleet that runs: whoever is logged in by it is cut off, and its durable consumer is gone.
+/// Revokes a credential on a running fleet: its clients are disconnected, and its durable consumer is deleted.
 ///
 /// # Errors
 /// There is none, or NATS does not answer.
@@ -148,7 +148,7 @@ pub async fn revoke(home: &Home, address: &str, tenant: &TenantId, name: &str) -
     administration::remove(home, address, &[account.public_key()]).await?;
     let owner = Administration::connect(home, address, &fleet::account(&team.events)).await?;
     forget(&owner.js, &team).await?;
-    // The keys too: a credential of the same name that is given later is another one.
+    // The keys too: a later credential of the same name is another one.
     let folder = folder(home)?;
     for file in [
         team.credentials(home),

@@ -180,7 +180,7 @@ pub async fn parked(db: &mut PgConnection) -> Result<Vec<ParkedRow>, sqlx::Error
 pub async fn release(db: &mut PgConnection, aggregate_id: &str, act: Act<'_>) -> Result<u64, Refused> {
     let mut tx = db.begin().await?;
     // Others wait for what this locks.
-    store::follow_the_index(&mut tx, true).await?;
+    store::pin_index_plan(&mut tx, true).await?;
     // No writer is open during this query, so no event of the aggregate commits unseen.
     if let Err(refused) = lock_out_writers(&mut tx).await {
         tx.rollback().await?;
@@ -257,7 +257,7 @@ pub async fn discard(db: &mut PgConnection, seq: i64, act: Act<'_>) -> Result<()
 /// See [`Refused`].
 pub async fn requeue(db: &mut PgConnection, seqs: &[i64], act: Act<'_>) -> Result<u64, Refused> {
     let mut tx = db.begin().await?;
-    store::follow_the_index(&mut tx, true).await?;
+    store::pin_index_plan(&mut tx, true).await?;
     let there: Vec<i64> = sqlx::query_scalar("select distinct seq from outbox where seq = any($1)")
         .bind(seqs)
         .fetch_all(&mut *tx)

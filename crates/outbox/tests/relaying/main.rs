@@ -3,11 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids, and one of them is a process with an environment")]
 
-mod handed;
+mod handoff;
 
-mod leading;
+mod failover;
 
-mod losses;
+mod stream_loss;
 
 mod poison;
 
@@ -23,7 +23,7 @@ use testkit::{PATIENCE, until};
 
 use crate::world::{RELAY, STREAM, SUBJECT, World, event};
 
-/// Waits until the relay waits for writers: its connection's last statement looks at their locks.
+/// Waits until the relay waits for writers: its connection's last statement queries their locks.
 async fn until_relay_waits(world: &World) {
     until("the relay waits for an open writer", || async {
         let mut admin = world.database.admin().await;
@@ -111,7 +111,7 @@ async fn o6_a_look_reads_what_is_new_however_much_lies_behind_it() {
     let mut status = world.relay.status();
     let done = status.borrow().done;
     for n in 1..=20 {
-        // As a writer of another process, whose rows have to be looked for.
+        // As a writer of another process, whose rows the relay must query.
         outbox::append(&mut admin, &event("a")).await.unwrap();
         world.relay.wake();
         let passed = status.wait_for(|status| status.done >= done + n);

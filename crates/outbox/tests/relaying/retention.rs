@@ -37,7 +37,7 @@ async fn o7_what_was_published_long_after_it_was_written_comes_again_into_a_stre
     world.until_checkpointed().await;
     let all = world.rows().await;
     assert_eq!((all.len(), world.stored().await), (4, all.clone()));
-    // Retention's look, which notes when the day was stored.
+    // Retention's check, which notes when the day was stored.
     admin.execute("select outbox_drop_partitions(1)").await.unwrap();
     world.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
     world.nats.provision(Wanted::default()).await;

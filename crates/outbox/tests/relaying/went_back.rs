@@ -1,5 +1,5 @@
 //! A sequence that fell behind its table, a stream with a hole, with another configuration, or without its newest message:
-//! seen, said, and mended.
+//! detected, reported, and repaired.
 
 use async_nats::jetstream::stream;
 use devstack::nats::Wanted;
@@ -47,7 +47,7 @@ async fn o7_a_stream_whose_last_message_was_removed_goes_on_behind_the_one_befor
     world.until_checkpointed().await;
     let stream = world.stream().await;
     stream.delete_message(4).await.unwrap();
-    // A new lead takes its place from what is left, and publishes the last one again.
+    // A new lead takes its position from what is left, and publishes the last one again.
     let mut admin = world.database.admin().await;
     admin.execute("update outbox_relay set epoch = epoch + 1").await.unwrap();
     until("it is there again", || async { stream.get_info().await.unwrap().state.last_sequence == 5 }).await;
@@ -61,7 +61,7 @@ async fn o2_rows_are_not_lost_though_writes_have_overtaken_the_stream_since_the_
     world.write(10).await;
     world.until_checkpointed().await;
     let mut admin = world.database.admin().await;
-    // All of it before anybody looks.
+    // All of it before any relay checks.
     admin
         .execute(
             "select setval('outbox_seq', 3); insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
@@ -148,14 +148,14 @@ async fn o7_no_halt_is_written_down_while_an_operator_removes_what_it_is_about_a
     let world = World::new().await;
     world.write(10).await;
     world.until_checkpointed().await;
-    // An operator who is in the middle of it, and takes longer than the relay takes to look.
+    // An operator is in the middle of it, and takes longer than the relay's check.
     let mut operator = world.database.admin().await;
     operator.execute(AssertSqlSafe(format!("select pg_advisory_lock({})", operate::ACCEPTING))).await.unwrap();
     world.restore_postgres(6).await;
     world.until_halted().await;
     let halts = || async { world.journal(&["halted"]).await.len() };
     assert_eq!(halts().await, 0);
-    // Whoever is interrupted holds no lock, and the stream is ahead still.
+    // An interrupted operator holds no lock, and the stream is ahead still.
     operator.close().await.unwrap();
     until("the halt is written down", || async { halts().await == 1 }).await;
     world.stop().await;

@@ -115,7 +115,7 @@ fn pool(url: &str) -> PgPool {
         .connect_lazy_with(options.application_name(RELAY).options(LIMITS))
 }
 
-/// A server that is away is waited for in the background.
+/// Waits in the background for a server that is unavailable.
 async fn connect(setup: &Setup) -> async_nats::Client {
     async_nats::ConnectOptions::new()
         .credentials_file(&setup.credentials)

@@ -26,7 +26,7 @@ async fn start() -> Edge {
 
 async fn behind(admission: Admission) -> Edge {
     let issuer = TestIssuer::new();
-    // A port that nobody listens on any more: the services are away.
+    // A port without a listener: the services are unavailable.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let services = ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService"];
     let config = Config {

@@ -1,4 +1,4 @@
-//! Three servers, of which one dies: consumers, dead letters and replays go on.
+//! Three servers, of which one fails: consumers, dead letters and replays go on.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use testkit::until_within;
 
 use crate::harness::{PACE, World, consumer_of};
 
-/// A server that is found to be dead, new leaders of a dozen streams, pulls that are begun anew, and what a busy machine adds.
+/// A server is found to be down, a dozen streams get new leaders, and pulls begin again. A busy machine adds to that.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn never(_: &Event) -> bool {
@@ -20,7 +20,7 @@ async fn publish(world: &World, aggregate: &str, version: i32) {
     until_within(PATIENCE, "the event is stored", || world.publish_bytes(event.clone())).await;
 }
 
-/// Waits until each stream that the test works with is whole on all three servers.
+/// Waits until each stream of the test is complete on all three servers.
 async fn until_whole(world: &World) {
     for (js, names) in [(&world.js, &["EVENTS_TODO"][..]), (&world.records, &["DLQ", "REPLAY", "ADVISORIES"])] {
         for name in names {
@@ -49,7 +49,7 @@ async fn each_of_three_servers_may_die_while_consumers_and_operators_work() {
         world.break_again();
         world.down = Some(round);
         world.nats[round].kill().await;
-        // One more process, which begins while a server is down.
+        // One more process, which starts while a server is down.
         printers.push(world.consumer("printer", never).await);
         for aggregate in ["a", "b"] {
             publish(&world, aggregate, 10 * version + 1).await;
@@ -62,7 +62,7 @@ async fn each_of_three_servers_may_die_while_consumers_and_operators_work() {
         })
         .await;
         until_within(PATIENCE, "the printer's are letters", || async { world.stats().await.letters == wanted }).await;
-        // And an operator works them, with the server still down.
+        // An operator replays them, with the server still down.
         world.mend();
         let job = world.replay(&consumer_of("printer"), PACE).await;
         until_within(PATIENCE, "they are replayed", || async {
@@ -72,7 +72,7 @@ async fn each_of_three_servers_may_die_while_consumers_and_operators_work() {
         .await;
         let job = world.job(job).await;
         assert_eq!((job.state.as_str(), job.handled, job.failed), ("done", 4, 0), "{job:?}");
-        // Any of the printer's processes may have handled them, those of the rounds before too.
+        // Any process of the printer may have handled them, those of earlier rounds too.
         let handled: BTreeSet<_> = printers.iter().flat_map(|each| each.lock().unwrap().clone()).collect();
         assert_eq!(handled.len(), 4 * (round + 1), "{handled:?}");
         world.nats[round].restart().await;

@@ -1,4 +1,4 @@
-//! A shop whose consumers fail, and the service that keeps and replays what died of it.
+//! A shop whose consumers fail, and the service that stores and replays their dead letters.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,21 +46,21 @@ fn readers() -> Vec<fleet::Login> {
 pub struct World {
     /// One server, or a cluster.
     pub nats: Vec<TestNats>,
-    /// The one of them that is down.
+    /// The server that is down.
     pub down: Option<usize>,
     /// The account of the events, and that of the letters.
     pub js: jetstream::Context,
     pub records: jetstream::Context,
     pub database: TestDatabase,
     pub issuer: TestIssuer,
-    /// Whether the consumers reject what they get.
+    /// Whether the consumers reject their events.
     pub broken: Arc<AtomicBool>,
     consumers: TaskTracker,
     stop: CancellationToken,
 }
 
 impl World {
-    /// A broker and a database; the service is not up yet.
+    /// A broker and a database; the service is not started yet.
     pub async fn new() -> Self {
         Box::pin(Self::on(async { vec![TestNats::with(readers()).await] })).await
     }
@@ -76,7 +76,7 @@ impl World {
         let fingerprint = migrations.fingerprint("operations");
         let database = TestDatabase::of("operations", &fingerprint, migrate);
         let (nats, database) = tokio::join!(nats, database);
-        // What the consumers of the shop have.
+        // The tables of the shop's consumers.
         let mut admin = database.admin().await;
         for script in [include_str!("../../../../crates/consumer/schema/inbox.sql"), EFFECTS] {
             admin.execute(script).await.unwrap();
@@ -97,7 +97,7 @@ impl World {
         world
     }
 
-    /// What the administration makes.
+    /// Makes what the administration makes.
     pub async fn provision(&self) {
         self.server().provision(Wanted::default()).await;
         for name in READERS {
@@ -105,18 +105,18 @@ impl World {
         }
     }
 
-    /// A server that runs.
+    /// A running server.
     pub fn server(&self) -> &TestNats {
         let up = self.nats.iter().enumerate().find(|(number, _)| Some(*number) != self.down);
         up.unwrap().1
     }
 
-    /// The service itself.
+    /// Starts the service.
     pub async fn operations(&self) -> Lifecycle {
         self.with_port().await.0
     }
 
-    /// The same, and its operations port.
+    /// Starts the service; returns its operations port too.
     pub async fn with_port(&self) -> (Lifecycle, SocketAddr) {
         let process = Process::new(operations::Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
@@ -154,7 +154,7 @@ impl World {
         }
     }
 
-    /// A consumer of its own state: it rejects everything while the world is broken, and always what `never` says.
+    /// A consumer with a state of its own: it rejects everything while the world is broken, and always what `never` says.
     pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
         let handled = Handled::default();
         let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
@@ -172,7 +172,7 @@ impl World {
         handled
     }
 
-    /// A consumer with an inbox, whose effects are in the database; it rejects what is at version 2 while it is broken.
+    /// A consumer with an inbox, whose effects are in the database. It rejects version 2 while the world is broken.
     pub async fn ordered(&self, durable: &str) {
         let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
         let db = PgPool::connect(&self.database.superuser).await.unwrap();
@@ -274,7 +274,7 @@ impl World {
         self.broken.store(false, Ordering::SeqCst);
     }
 
-    /// Tells what became of a replay, as a consumer does.
+    /// Reports the outcome of a replay, as a consumer does.
     pub async fn tell(&self, durable: &str, id: &str, outcome: &str) {
         let message = PublishMessage::build().header("Replay-Id", id).header("Replay-Outcome", outcome);
         self.records.send_publish(format!("replayed.{durable}"), message).await.unwrap().await.unwrap();

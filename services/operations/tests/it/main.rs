@@ -1,4 +1,4 @@
-//! Dead letters kept and replayed, on a real PostgreSQL and nats-server, with consumers of the `consumer` crate.
+//! Dead letters, stored and replayed, on a real PostgreSQL and nats-server, with consumers of the `consumer` crate.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
@@ -166,7 +166,7 @@ async fn a_job_outlives_its_process_and_its_broker_and_so_do_the_letters() {
     until("the job is on its way", || async { world.job(job).await.handled > 10 }).await;
     assert_eq!(service.shut_down().await, None);
     assert!(world.job(job).await.waiting > 0, "it was stopped in the middle");
-    // What was on its way is lost with everything that the broker has, the stream of dead letters too.
+    // The broker loses everything, replays in flight and the stream of dead letters too.
     world.nats[0].kill().await;
     world.nats[0].wipe();
     world.nats[0].restart().await;
@@ -192,14 +192,14 @@ async fn the_events_of_an_ordered_consumer_take_effect_in_order_once_they_are_re
     world.until_letters(6).await;
     assert_eq!(world.effects().await, [("a".into(), vec![1]), ("b".into(), vec![1])].into());
     world.mend();
-    // The last one alone is asked for: those that it waits behind go before it.
+    // Only the last one is selected: those that it waits behind go before it.
     let mut db = world.db().await;
     let last = store::list(&mut db, &aggregate("a"), 10).await.unwrap();
     let last = last.iter().max_by_key(|letter| letter.id).unwrap().id;
     let selection = Selection { ids: Some(vec![last]), ..Selection::default() };
     let job = world.until_ended(world.replay(&selection, PACE).await).await;
     assert_eq!((job.total, job.handled), (3, 3), "{job:?}");
-    // Of the other, the dead one is given up: those behind it take effect without it.
+    // The other aggregate's failed event is given up: those behind it take effect without it.
     let dead = Selection { reason: Some("no such account".to_owned()), ..aggregate("b") };
     let order = Order { kind: "discard", selection: &dead, pace: PACE };
     let (discard, _) = world.job_of(order).await.unwrap();
@@ -256,7 +256,7 @@ async fn what_is_no_event_is_a_letter_that_can_be_given_up_and_no_death_is_count
     }
     world.until_letters(2).await;
     assert_eq!(service.shut_down().await, None);
-    // As if the keeper had acknowledged nothing: everything is told once more.
+    // As if the dead-letter reader had acknowledged nothing: everything is reported once more.
     stream(&world, "DLQ").await.delete_consumer("operations").await.unwrap();
     world.provision().await;
     let service = world.operations().await;
@@ -301,7 +301,7 @@ async fn letters_that_a_restore_of_the_database_took_are_read_again() {
         world.publish("a", version).await;
     }
     world.until_letters(3).await;
-    // The stories go before their letters; in one transaction, as a restore looks to others.
+    // The failures go before their letters; in one transaction, as others see a restore.
     let restore = "begin; delete from death where letter > (select max(id) from backup_letter); \
         delete from letter where id > (select max(id) from backup_letter); \
         update kept set (stream_created_at, sequence) = (select stream_created_at, sequence from backup_kept); commit";
@@ -336,7 +336,7 @@ async fn a_replay_that_its_consumer_passes_over_settles_no_letter() {
     world.publish("a", 1).await;
     world.until_letters(1).await;
     world.stop_consumers().await;
-    // What a release would tell that has never heard of the event.
+    // The report of a release that does not know the event.
     let id = world.replay(&consumer_of("printer"), PACE).await;
     until("it is sent", || async { world.job(id).await.sent == 1 }).await;
     world.tell("printer", &format!("{id}.1.1"), "skipped").await;
@@ -360,7 +360,7 @@ async fn what_was_shown_is_given_up_and_nothing_that_came_since() {
     let order = Order { kind: "discard", selection: &selection, pace: PACE };
     let mut db = world.db().await;
     let shown = store_jobs::plan(&mut db, order.kind, order.selection).await.unwrap();
-    // While the operator thinks, more letters come that match.
+    // While the operator thinks, more letters match.
     for name in ["a", "b", "c"] {
         world.publish(name, 1).await;
     }
@@ -388,7 +388,7 @@ async fn what_was_shown_is_given_up_and_nothing_that_came_since() {
 async fn a_letter_that_cannot_be_kept_holds_up_no_other_and_is_kept_later() {
     let world = World::new().await;
     world.consumer("printer", never).await;
-    // The keeper meets them all at once.
+    // The dead-letter reader receives all of them at once.
     for name in ["a", "refused", "b"] {
         world.publish(name, 1).await;
     }
@@ -398,7 +398,7 @@ async fn a_letter_that_cannot_be_kept_holds_up_no_other_and_is_kept_later() {
     db.execute("alter table letter add constraint refused check (aggregate_id <> 'refused')").await.unwrap();
     let service = world.operations().await;
     world.until_letters(2).await;
-    // One more: it goes on behind it.
+    // One more: the reader goes on behind the refused one.
     world.publish("c", 1).await;
     world.until_letters(3).await;
     db.execute("alter table letter drop constraint refused").await.unwrap();
@@ -434,7 +434,7 @@ async fn what_is_told_of_a_job_that_a_restore_took_is_not_booked_on_another_of_i
     world.stop_consumers().await;
     let id = world.replay(&consumer_of("printer"), PACE).await;
     until("it is sent", || async { world.job(id).await.sent == 1 }).await;
-    // The job of this number that was asked for before the restore.
+    // A job of this number, created before the restore.
     world.tell("printer", &format!("{id}.1.1.1700000000000000"), "done").await;
     let created = world.job(id).await.created_at.timestamp_micros();
     world.tell("printer", &format!("{id}.1.1.{created}"), "skipped").await;

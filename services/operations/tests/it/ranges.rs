@@ -1,4 +1,4 @@
-//! What a stream holds of a range, to one consumer again.
+//! Replays a range of a stream to one consumer.
 
 use operations::pace::Pace;
 use operations::store_range::{self, Ranged};
@@ -8,7 +8,7 @@ use testkit::until;
 use crate::harness::{ACT, Handled, PACE, World};
 use crate::{never, stream};
 
-/// What a consumer that is well has handled: three events of one aggregate.
+/// What a healthy consumer has handled: three events of one aggregate.
 async fn three_are_handled(world: &World) -> Handled {
     world.mend();
     let handled = world.consumer("printer", never).await;
@@ -19,7 +19,7 @@ async fn three_are_handled(world: &World) -> Handled {
     handled
 }
 
-/// The first so many events of the stream, as a range has them.
+/// The first so many events of the stream, as a range names them.
 async fn ranged(world: &World, count: u64) -> Vec<Ranged> {
     let stream = stream(world, "EVENTS_TODO").await;
     let mut events = Vec::new();
@@ -34,7 +34,7 @@ async fn an_event_whose_place_another_one_has_taken_is_not_replayed_in_its_stead
     let world = World::new().await;
     let service = world.operations().await;
     let handled = three_are_handled(&world).await;
-    // As in a stream that was restored, and went on with other events: the last place is another's.
+    // As in a stream that was restored, and went on with other events: the last sequence is that of another event.
     let mut events = ranged(&world, 3).await;
     events[2].event_id = events[0].event_id.clone();
     let pace = Pace { max_failures: 0.5, ..PACE };
@@ -89,7 +89,7 @@ async fn a_range_of_a_stream_that_was_made_anew_is_not_replayed() {
     let wrong = store_range::create_range(&mut db, "printer", &of(other), &events, PACE, ACT).await.unwrap();
     let wrong = world.until_ended(wrong).await;
     assert_eq!((wrong.state.as_str(), wrong.handled), ("aborted", 0), "{wrong:?}");
-    assert!(wrong.detail.contains("made anew"), "{wrong:?}");
+    assert!(wrong.detail.contains("created again"), "{wrong:?}");
     let right = store_range::create_range(&mut db, "printer", &of(created), &events, PACE, ACT).await.unwrap();
     assert_eq!(world.until_ended(right).await.handled, 3);
     assert_eq!(handled.lock().unwrap().len(), 6);

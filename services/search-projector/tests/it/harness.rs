@@ -36,7 +36,7 @@ async fn run(config: &Config) -> (Lifecycle, Channel, SocketAddr) {
     (process.lifecycle, channel, ops)
 }
 
-/// The service and its parts.
+/// The service and its backing services.
 pub struct Fleet {
     config: Config,
     lifecycle: Lifecycle,
@@ -57,12 +57,12 @@ impl Fleet {
         Self::start_with(None, &Backing::shared().opensearch).await
     }
 
-    /// With something between the projector and OpenSearch.
+    /// With a proxy between the projector and OpenSearch.
     pub async fn start_behind(front: &Front) -> Self {
         Self::start_with(None, &front.url).await
     }
 
-    /// With an index that an older release has made: its definition is ours but for this.
+    /// With an index of an older release: its definition is ours except for this.
     pub async fn start_on(older: fn(&mut serde_json::Value)) -> Self {
         Self::start_with(Some(older), &Backing::shared().opensearch).await
     }
@@ -95,7 +95,7 @@ impl Fleet {
         Self { config, lifecycle, nats, issuer, index, channel, ops, rows: AtomicUsize::new(0), producer, http }
     }
 
-    /// What a search is answered without, as its trailer says.
+    /// The backing service that a search lacked, by the search's trailer.
     pub async fn degraded(&self) -> Option<String> {
         let mut request = tonic::Request::new(SearchTodosRequest::default());
         request.metadata_mut().insert("authorization", self.issuer.bearer("acme", "ann").parse().unwrap());
@@ -145,7 +145,7 @@ impl Fleet {
         sent.await.unwrap();
     }
 
-    /// Tells that a todo was created so.
+    /// Publishes that such a todo was created.
     pub async fn created(&self, tenant: &str, todo: &event::Todo) {
         self.publish(tenant, &CreatedV1 { todo: todo.clone(), actor: ann() }, todo, None).await;
     }
@@ -160,7 +160,7 @@ impl Fleet {
         assert!(self.http.post(url).send().await.unwrap().status().is_success());
     }
 
-    /// What JetStream says of the projector's durable consumer, once there is one.
+    /// JetStream's state of the projector's durable consumer, once there is one.
     async fn consumer(&self) -> Option<Info> {
         let stream = self.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
         let consumer: PullConsumer = stream.get_consumer("search-projector").await.ok()?;
@@ -177,14 +177,14 @@ impl Fleet {
         self.consumer().await.unwrap().delivered.consumer_sequence
     }
 
-    /// What the index takes otherwise than this release means it.
+    /// The mapping differences between the index and this release.
     pub async fn behind(&self) -> Vec<String> {
         let index = Index::new(&Backing::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
         let (searched, _) = index.named().await.unwrap().unwrap();
         index.add_fields(&searched).await.unwrap()
     }
 
-    /// Has the index refuse writes, or take them again.
+    /// Makes the index refuse writes, or take them again.
     pub async fn block_writes(&self, block: bool) {
         let url = format!("{}/{}/_settings", Backing::shared().opensearch, self.index);
         let body = serde_json::json!({"index.blocks.write": block});
@@ -197,29 +197,29 @@ impl Fleet {
         assert!(self.http.delete(url).send().await.unwrap().status().is_success());
     }
 
-    /// From which event of the stream on the index says to be filled.
+    /// The event of the stream from which the index says to be filled.
     pub async fn filled_since(&self) -> Option<u64> {
         let url = format!("{}/{}-v1/_mapping", Backing::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         answer[format!("{}-v1", self.index)]["mappings"]["_meta"]["filled_since"].as_u64()
     }
 
-    /// How far the index that is searched says to be filled.
+    /// How far the searched index says to be filled.
     pub async fn floor(&self) -> Option<u64> {
         self.noted("sequence").await
     }
 
-    /// The same of what was replayed into it.
+    /// The same for replays.
     pub async fn floor_of_replays(&self) -> Option<u64> {
         self.noted("replays").await
     }
 
-    /// How many events the index notes to lack, because they were trimmed before they were read.
+    /// How many events the index notes as missing, because they were trimmed before they were read.
     pub async fn trimmed_unread(&self) -> Option<u64> {
         self.notes().await?["trimmed_unread"].as_u64()
     }
 
-    /// Puts an index of an older release in the place of the one that was searched before the last swap.
+    /// Replaces the index that was searched before the last swap by one of an older release.
     pub async fn searched_before_the_swap(&self, older: fn(&mut serde_json::Value)) {
         let (url, name) = (&Backing::shared().opensearch, format!("{}-older", self.index));
         Backing::remove_at_the_end(&format!("index {name}"));
@@ -231,14 +231,14 @@ impl Fleet {
         assert!(made.status().is_success());
     }
 
-    /// Whether that one takes this field.
+    /// Whether that index takes this field.
     pub async fn has_field_before_the_swap(&self, field: &str) -> bool {
         let url = format!("{}/{}-older/_mapping", Backing::shared().opensearch, self.index);
         let answer: serde_json::Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
         answer[format!("{}-older", self.index)]["mappings"]["properties"][field].is_object()
     }
 
-    /// The place of the event that the index notes as handled.
+    /// The sequence of the event that the index notes as handled.
     pub async fn anchor(&self) -> Option<u64> {
         self.notes().await?["anchor"]["sequence"].as_u64()
     }
@@ -272,7 +272,7 @@ impl Fleet {
         copy
     }
 
-    /// Has the copy take the place of the index, as a restore does.
+    /// Replaces the index by the copy, as a restore does.
     pub async fn restore_index(&self, copy: &str) {
         let (index, url) = (format!("{}-v1", self.index), format!("{}/_aliases", Backing::shared().opensearch));
         let body = serde_json::json!({"actions": [
@@ -329,10 +329,10 @@ impl Drop for Fleet {
     }
 }
 
-/// What stands before OpenSearch: it passes on what is not too large, and what it finds nothing wrong with.
+/// A proxy before OpenSearch: it passes on what is not too large, and what it finds nothing wrong with.
 pub struct Front {
     pub url: String,
-    /// Requests with this word in them are wrong; all are, with none.
+    /// Requests with this word in them are wrong; without a word, all are.
     pub wrong: Arc<Mutex<Option<&'static str>>>,
     /// How many were.
     pub refused: Arc<AtomicUsize>,

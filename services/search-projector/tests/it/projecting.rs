@@ -203,7 +203,7 @@ async fn what_was_replayed_comes_again_into_an_index_that_was_restored() {
     fleet.drain().await;
     testkit::until("it is noted how far it is", || async { fleet.floor().await == Some(1) }).await;
     let older = fleet.copy_of_index().await;
-    // A letter that was mended: what the stream holds of it is no event.
+    // An edited letter: what the stream holds of it is no event.
     fleet.publish_raw("evt.todo.created.v1.acme", b"not json".to_vec()).await;
     fleet.drain().await;
     let mended = todo("mended");
@@ -313,7 +313,7 @@ async fn an_index_that_is_lost_fills_itself_from_the_beginning_of_the_stream() {
     for (todo, title) in todos.iter().zip(["one", "two", "three"]) {
         assert_eq!(fleet.document("acme", todo.id).await["_source"]["title"], title);
     }
-    // Where the stream has dropped the first events, it says what it lacks, and takes the rest.
+    // Where the stream has dropped the first events, the index says what it lacks, and takes the rest.
     fleet.forget_before(3).await;
     fleet.lose_index().await;
     testkit::until("it says that it lacks some", || async { fleet.filled_since().await == Some(3) }).await;
@@ -336,7 +336,7 @@ async fn of_a_bulk_that_is_refused_as_a_whole_only_the_document_that_is_why_is_n
     for todo in &todos {
         fleet.created("acme", todo).await;
     }
-    // What is too large by itself is a letter; what may be no fault of its own is tried again.
+    // A document that is too large becomes a letter; one that may not be at fault is tried again.
     fleet.until_in_hand(1).await;
     let letters = fleet.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
@@ -402,7 +402,7 @@ async fn a_lost_index_is_filled_while_the_stream_of_replays_is_away() {
     assert_eq!(fleet.floor_of_replays().await, Some(0), "what was replayed is still to come again");
     fleet.drain().await;
     assert_eq!(fleet.find("acme", "").await.len(), 2);
-    // It is made anew, and replays go on.
+    // The index is made again, and replays go on.
     fleet.nats.provision(devstack::nats::Wanted::default()).await;
     assert!(fleet.letters().await.is_empty());
 }

@@ -1,4 +1,4 @@
-//! What the service holds of a tenant and of one person: exported, and erased.
+//! What the service holds of a tenant and of one person: export and erasure.
 
 use contracts::events::todo::Event;
 use proto::ops::data_service_client::DataServiceClient;

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
-/// The service and its parts. Dropped in this order: the service before what it stands on.
+/// The service and its backing services. Dropped in this order: the service before what it stands on.
 pub struct Fleet {
     pub app: App,
     lifecycle: Lifecycle,
@@ -26,7 +26,7 @@ pub struct Fleet {
     pub database: TestDatabase,
     pub issuer: TestIssuer,
     pub channel: Channel,
-    /// The operations port.
+    /// The operations port of the service.
     pub ops: SocketAddr,
 }
 
@@ -50,7 +50,7 @@ impl Fleet {
         Self::behind(Admission::wide()).await
     }
 
-    /// One that lets in what this door does.
+    /// One with this admission.
     pub async fn behind(admission: Admission) -> Self {
         Self::with(database().await, admission).await
     }
@@ -169,7 +169,7 @@ pub async fn database() -> TestDatabase {
     TestDatabase::of("todo", &todo::MIGRATIONS.fingerprint("todo"), migrate).await
 }
 
-/// What a process of the service is configured by, on any free ports.
+/// The configuration of a process of the service, on any free ports.
 pub fn environment(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> [(&'static str, String); 10] {
     let authz::JwksSource::File(keys) = issuer.jwks() else { unreachable!() };
     [

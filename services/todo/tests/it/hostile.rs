@@ -1,4 +1,4 @@
-//! Clients that send what is no call, too much, or too much at once.
+//! Clients that send an invalid call, too much, or too much at once.
 
 use std::num::{NonZeroU16, NonZeroU32};
 

@@ -105,7 +105,7 @@ async fn old_answers_are_forgotten() {
         .await
         .unwrap();
     let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
-    // The service sweeps too: whoever comes first.
+    // The service sweeps too; either may come first.
     sweep_some(&db, None).await.unwrap();
     testkit::until("the old answer is gone", || async { fleet.count("idempotency").await == 0 }).await;
     let again = ann.create(titled("another")).await.unwrap();
@@ -116,7 +116,7 @@ async fn old_answers_are_forgotten() {
 async fn a_look_for_old_answers_does_not_walk_over_those_that_are_gone() {
     let fleet = Fleet::start().await;
     let mut admin = fleet.database.admin().await;
-    // Whoever reads for long keeps what is deleted meanwhile in the index.
+    // A long read keeps in the index what is deleted meanwhile.
     let mut reader = fleet.database.admin().await;
     reader.execute("begin isolation level repeatable read; select count(*) from idempotency").await.unwrap();
     admin

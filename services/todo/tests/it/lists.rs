@@ -94,7 +94,7 @@ async fn page_sizes_and_tokens_are_checked() {
     assert_eq!(reason(fleet.client("globex", "bob").list(foreign).await), "INVALID_ARGUMENT");
 }
 
-/// Every statement of the service, by what the database counts of them.
+/// Every statement of the service, by the database's statistics of them.
 #[tokio::test]
 async fn no_call_scans_a_table() {
     let fleet = Fleet::start().await;

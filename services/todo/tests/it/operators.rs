@@ -36,7 +36,7 @@ async fn only_an_operators_token_opens_the_operations_port() {
     assert!(refused.message().contains("another audience"), "{refused}");
     let olga = fleet.issuer.operator("olga");
     outbox.get_outbox(with(&olga, GetOutboxRequest {})).await.unwrap();
-    // And an operator is nobody at the service's own door.
+    // The service's own port does not accept an operator.
     let refused = fleet.client_with(Some(olga)).create(proto::todo::Todo::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 }
@@ -148,7 +148,7 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
     let of_one = ListAggregatesRequest { tenant: Some("globex".to_owned()), limit: 10, ..all() };
     let of_one = collected(todos.list_aggregates(with(&olga, of_one)).await.unwrap().into_inner()).await;
     assert_eq!(of_one.iter().map(name).collect::<Vec<_>>(), written[3..6]);
-    // Another tenant's todo is none of this one's, whoever asks.
+    // Another tenant's todo is none of this one's, for any caller.
     let foreign = Key { tenant: "acme".to_owned(), id: written[3].1.clone() };
     let own = Key { tenant: "globex".to_owned(), id: written[3].1.clone() };
     let these = GetAggregatesRequest { keys: vec![foreign, own], aggregate: "todo".to_owned() };

@@ -40,7 +40,7 @@ fn the_matrix_is_as_it_was_reviewed() {
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
 
-/// What each call is refused with, by its RPC; nothing where it is done.
+/// The refusal of each call, by its RPC; nothing where the call succeeds.
 async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)> {
     let mut refusals = Vec::new();
     // A todo of its own for each call: one may be deleted, and one must be completed before.
@@ -148,7 +148,7 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
         }
         let token = fleet.client_as("acme", service, &json!({"kind": "service", "role": "owner"}));
         assert_eq!(reason(token.get("x").await), "TOKEN_INVALID");
-        // In somebody's name it may do what that one may.
+        // On behalf of somebody it may do what that person may.
         let act = json!({"role": "viewer", "act": {"sub": service, "kind": "service"}});
         let refused =
             fleet.client_as("acme", "vic", &act).create(Todo { title: "x".to_owned(), ..Todo::default() }).await;

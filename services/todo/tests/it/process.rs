@@ -1,4 +1,4 @@
-//! The program `todo`: how it says how it is, and how it ends.
+//! The program `todo`: how it reports its state, and how it ends.
 
 use std::process::Stdio;
 
@@ -24,7 +24,7 @@ struct Process {
 }
 
 impl Process {
-    /// One that serves; `change` adds to its environment.
+    /// A process that serves; `change` adds to its environment.
     async fn start(change: impl FnOnce(&mut Command)) -> Self {
         let (database, nats) = tokio::join!(database(), TestNats::start());
         let issuer = TestIssuer::new();
@@ -57,7 +57,7 @@ impl Process {
         found.unwrap_or_else(|_| panic!("no line says {message:?}"))
     }
 
-    /// What `healthcheck` says, and whether it is content.
+    /// The output of `healthcheck`, and whether it succeeds.
     async fn health(&self, is: &str) -> (bool, String) {
         let check = ["healthcheck", "--ops-listen", &self.ops, "--is", is];
         let output = Command::new(env!("CARGO_BIN_EXE_todo")).args(check).output().await.unwrap();

@@ -1,4 +1,4 @@
-//! A recurring todo that is completed brings forth its next occurrence: once, whatever happens.
+//! A completed recurring todo has its next occurrence: once, whatever happens.
 
 use consumer::{ReplayRequest, ReplayStatus, Replayer};
 use contracts::events::EventType as _;

@@ -95,7 +95,7 @@ async fn o3_two_relays_keep_the_order_and_repeat_nothing() {
         ann.complete(&id, "").await.unwrap();
         ann.reopen(&id).await.unwrap();
         if n == 4 {
-            // The lease runs out from under whoever holds it; the other may take it.
+            // The lease expires under its holder; the other may take it.
             let mut admin = fleet.database.admin().await;
             admin.execute("update outbox_relay set expires_at = '-infinity', epoch = epoch + 1").await.unwrap();
         }

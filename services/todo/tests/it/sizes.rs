@@ -40,7 +40,7 @@ impl History {
         for back in 1..=DAYS {
             let name = history.partition(back);
             for sql in [
-                // Whoever looks after statistics would be counted too.
+                // Autovacuum would be counted too.
                 format!("create table {name} (like outbox including all) with (autovacuum_enabled = off)"),
                 format!("alter table {name} owner to todo_owner"),
                 format!(
@@ -128,7 +128,7 @@ impl History {
     }
 }
 
-/// What `rows` are about, in blocks: some rows fill one, and each look goes down an index of a few levels.
+/// What `rows` are about, in blocks: some rows fill one, and each lookup goes down an index of a few levels.
 async fn is_bounded(rows: i64) {
     let history = History::of(rows).await;
     let before = history.all_read().await;
@@ -153,7 +153,7 @@ async fn is_bounded(rows: i64) {
     let mut status = app.relay.status();
     let done = status.wait_for(|status| status.done >= rows && status.stream_seq > 0);
     tokio::time::timeout(Duration::from_secs(600), done).await.expect("the stream is refilled").unwrap();
-    // Its first look asks of each day how far it is stored, and makes the days ahead.
+    // The first check queries for each day how far it is stored, and makes the days ahead.
     until_within(testkit::PATIENCE, "the relay has looked around", || async {
         let mut admin = fleet.database.admin().await;
         let looked: i64 = sqlx::query_scalar("select count(*) from outbox_passed").fetch_one(&mut admin).await.unwrap();

@@ -89,7 +89,7 @@ async fn a_due_time_is_that_of_the_todo_as_it_is() {
     set_due(&completed, LONG_AGO).await;
     set_due(&moved, LONG_AGO).await;
     assert_eq!(titles(&fleet).await, ["d"]);
-    // Other changes of it say nothing anew.
+    // Other changes of it announce nothing again.
     ann.rename(&moved, "d again").await.unwrap();
     assert_eq!(timers(&fleet, "DUE").await, 0);
     // It is open again, and overdue.

@@ -1,4 +1,4 @@
-//! What the service does when it is told to, and what it tells.
+//! What the service does on a command, and what it publishes.
 
 use contracts::events::todo::{Event, Status};
 use futures::future::join_all;
@@ -179,7 +179,7 @@ async fn a_database_that_only_reads_is_away_until_another_one_writes() {
     let fleet = Fleet::start().await;
     let ann = fleet.client("acme", "ann");
     ann.titled("before").await;
-    // As after a switchover: whoever connects meets a server that only reads.
+    // As after a switchover: a new connection meets a server that only reads.
     let mut admin = fleet.database.admin().await;
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut admin).await.unwrap();
     let only_reads = |how: &str| sqlx::AssertSqlSafe(format!("alter database \"{name}\" {how}"));

@@ -1,6 +1,6 @@
-//! What the service does. One function per command, one transaction in each: authorize, begin (with the idempotency key or the
-//! event that it handles), load, decide, save, and commit together with the events and the answer. Nothing is called or published
-//! in between; the relay gets the events afterwards.
+//! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key or the
+//! event that it handles), load, decide, save, and commit together with the events and the answer. A transaction calls and
+//! publishes nothing; the relay publishes the events afterwards.
 
 use authz::{Denied, Permission};
 use contracts::UserId;
@@ -15,7 +15,7 @@ use crate::logbook::{Logbook, LogbookFilter, LogbookPatch};
 use crate::vessel::{Vessel, VesselDraft, VesselPatch};
 use crate::{outgoing, permissions, store_logbook, store_vessel};
 
-/// What commands need.
+/// The dependencies of the commands.
 #[derive(Debug, Clone)]
 pub struct App {
     /// The database.
@@ -24,22 +24,22 @@ pub struct App {
     pub outbox: Outbox,
 }
 
-/// Why a command was not done.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such vessel in the caller's tenant, or it is deleted, or the caller may not see any.
+    /// The caller's tenant has no such vessel, the vessel is deleted, or the caller may see none.
     #[error("there is no vessel {0}")]
     NoVessel(VesselId),
-    /// The same of a logbook.
+    /// The same for a logbook.
     #[error("there is no logbook {0}")]
     NoLogbook(LogbookId),
     /// The vessel has its logbook already.
     #[error("the vessel has its logbook already")]
     LogbookExists,
-    /// The caller may not do it.
+    /// The caller lacks the permission.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// What every service can fail with.
+    /// The failures that every service shares.
     #[error(transparent)]
     Failure(#[from] Failure),
 }
@@ -71,7 +71,7 @@ impl From<Error> for Failure {
 /// Creates a vessel.
 ///
 /// # Errors
-/// [`Error::Denied`], those of idempotency keys; INVALID_ARGUMENT for a name that looks like another one.
+/// [`Error::Denied`], the errors of idempotency keys; INVALID_ARGUMENT for a misleading name.
 pub async fn create_vessel(app: &App, call: &Call, draft: VesselDraft) -> Result<Vessel, Error> {
     call.authorize(&permissions::CREATE_VESSEL)?;
     let mut tx = app.db.begin(call).await?;
@@ -87,11 +87,10 @@ pub async fn create_vessel(app: &App, call: &Call, draft: VesselDraft) -> Result
     Ok(vessel)
 }
 
-/// Changes what the patch says. When all is so already, nothing happens and no event is written.
+/// Applies the patch. A patch that changes nothing writes no event.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoVessel`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new name that looks like
-/// another one.
+/// [`Error::Denied`], [`Error::NoVessel`], ETAG_MISMATCH, the errors of idempotency keys; INVALID_ARGUMENT for a misleading new name.
 pub async fn update_vessel(
     app: &App,
     call: &Call,
@@ -116,10 +115,10 @@ pub async fn update_vessel(
     Ok(vessel)
 }
 
-/// Deletes a vessel: an emptied row stays, for nobody to see, and the event carries its last state.
+/// Deletes a vessel: an emptied row stays that no caller sees, and the event carries its last state.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoVessel`], ETAG_MISMATCH, those of idempotency keys.
+/// [`Error::Denied`], [`Error::NoVessel`], ETAG_MISMATCH, the errors of idempotency keys.
 pub async fn delete_vessel(app: &App, call: &Call, id: VesselId, if_match: &IfMatch) -> Result<(), Error> {
     authorize_vessel(call, &permissions::DELETE_VESSEL, id)?;
     let mut tx = app.db.begin(call).await?;
@@ -137,7 +136,7 @@ pub async fn delete_vessel(app: &App, call: &Call, id: VesselId, if_match: &IfMa
 /// Reads one vessel.
 ///
 /// # Errors
-/// [`Error::Denied`] for want of a scope, [`Error::NoVessel`].
+/// [`Error::Denied`] without the scope, [`Error::NoVessel`].
 pub async fn get_vessel(app: &App, call: &Call, id: VesselId) -> Result<Vessel, Error> {
     authorize_vessel(call, &permissions::GET_VESSEL, id)?;
     let mut tx = app.db.read(call).await?;
@@ -146,10 +145,10 @@ pub async fn get_vessel(app: &App, call: &Call, id: VesselId) -> Result<Vessel, 
     vessel.ok_or(Error::NoVessel(id))
 }
 
-/// Reads a page of vessels, newest first, that come after `after`.
+/// Reads the page of vessels after `after`, newest first.
 ///
 /// # Errors
-/// [`Error::Denied`], those of the database.
+/// [`Error::Denied`], the errors of the database.
 pub async fn list_vessels(
     app: &App,
     call: &Call,
@@ -163,10 +162,10 @@ pub async fn list_vessels(
     Ok(vessels)
 }
 
-/// Gives a vessel its logbook, in the name of who has created it. The row says who that is: an event may be older than an erasure.
+/// Gives a vessel its logbook, in the name of the vessel's creator. The row names the creator: an event may be older than an erasure.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoVessel`], [`Error::LogbookExists`], those of the database.
+/// [`Error::Denied`], [`Error::NoVessel`], [`Error::LogbookExists`], the errors of the database.
 pub async fn create_logbook(app: &App, call: &Call, vessel_id: VesselId) -> Result<Logbook, Error> {
     call.authorize(&permissions::CREATE_LOGBOOK)?;
     let mut tx = app.db.begin(call).await?;
@@ -178,10 +177,10 @@ pub async fn create_logbook(app: &App, call: &Call, vessel_id: VesselId) -> Resu
     Ok(logbook)
 }
 
-/// Deletes the logbook of a vessel; nothing happens where there is none.
+/// Deletes the logbook of a vessel, if there is one.
 ///
 /// # Errors
-/// [`Error::Denied`], those of the database.
+/// [`Error::Denied`], the errors of the database.
 pub async fn delete_logbook(app: &App, call: &Call, vessel_id: VesselId) -> Result<(), Error> {
     call.authorize(&permissions::DELETE_LOGBOOK)?;
     let mut tx = app.db.begin(call).await?;
@@ -195,10 +194,10 @@ pub async fn delete_logbook(app: &App, call: &Call, vessel_id: VesselId) -> Resu
     Ok(())
 }
 
-/// Changes what the patch says. When all is so already, nothing happens and no event is written.
+/// Applies the patch. A patch that changes nothing writes no event.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoLogbook`], ETAG_MISMATCH, those of idempotency keys.
+/// [`Error::Denied`], [`Error::NoLogbook`], ETAG_MISMATCH, the errors of idempotency keys.
 pub async fn update_logbook(
     app: &App,
     call: &Call,
@@ -226,7 +225,7 @@ pub async fn update_logbook(
 /// Reads one logbook.
 ///
 /// # Errors
-/// [`Error::Denied`] for want of a scope, [`Error::NoLogbook`].
+/// [`Error::Denied`] without the scope, [`Error::NoLogbook`].
 pub async fn get_logbook(app: &App, call: &Call, id: LogbookId) -> Result<Logbook, Error> {
     authorize_logbook(call, &permissions::GET_LOGBOOK, id)?;
     let mut tx = app.db.read(call).await?;
@@ -235,10 +234,10 @@ pub async fn get_logbook(app: &App, call: &Call, id: LogbookId) -> Result<Logboo
     logbook.ok_or(Error::NoLogbook(id))
 }
 
-/// Reads a page of logbooks, newest first, that come after `after`.
+/// Reads the page of logbooks after `after`, newest first.
 ///
 /// # Errors
-/// [`Error::Denied`], those of the database.
+/// [`Error::Denied`], the errors of the database.
 pub async fn list_logbooks(
     app: &App,
     call: &Call,
@@ -253,10 +252,10 @@ pub async fn list_logbooks(
     Ok(logbooks)
 }
 
-/// Erases a vessel, or takes a person out of it; says whether there was anything.
+/// Erases a vessel, or removes a person from it; returns whether there was anything to erase.
 ///
 /// # Errors
-/// [`Error::Denied`], those of the database.
+/// [`Error::Denied`], the errors of the database.
 pub async fn erase_vessel(app: &App, call: &Call, id: VesselId, person: Option<&UserId>) -> Result<bool, Error> {
     call.authorize(&permissions::ERASE_VESSEL)?;
     let mut tx = app.db.begin(call).await?;
@@ -280,10 +279,10 @@ pub async fn erase_vessel(app: &App, call: &Call, id: VesselId, person: Option<&
     Ok(true)
 }
 
-/// The same of a logbook.
+/// The same for a logbook.
 ///
 /// # Errors
-/// [`Error::Denied`], those of the database.
+/// [`Error::Denied`], the errors of the database.
 pub async fn erase_logbook(app: &App, call: &Call, id: LogbookId, person: Option<&UserId>) -> Result<bool, Error> {
     call.authorize(&permissions::ERASE_LOGBOOK)?;
     let mut tx = app.db.begin(call).await?;
@@ -317,7 +316,7 @@ fn authorize_logbook(call: &Call, permission: &Permission, id: LogbookId) -> Res
     call.authorize_on(permission, &permissions::GET_LOGBOOK, || Error::NoLogbook(id))
 }
 
-/// Refuses a name that is new and looks like another one. Called behind `replayed`: an earlier answer stands.
+/// Refuses a new name that is misleading. Call it after `replayed`: an earlier answer stands.
 fn refuse_misleading(vessel: &Vessel, before: Option<&Vessel>) -> Result<(), Failure> {
     if vessel.misleads(before) { Err(Failure::invalid("name", TextError::Misleading)) } else { Ok(()) }
 }

@@ -32,7 +32,7 @@ pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Res
 /// Handles an event of the durable consumer.
 ///
 /// # Errors
-/// Says whether the event comes again or is a dead letter.
+/// Says whether the event is redelivered or becomes a dead letter.
 async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unhandled> {
     let (call, envelope) = Call::of_event(service, claim)?;
     let event =
@@ -51,10 +51,10 @@ async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unha
     }
 }
 
-/// A created vessel gets its logbook: one, however often that is said.
+/// A created vessel gets one logbook, however often the event comes.
 async fn on_created(app: &App, call: &Call, created: VesselCreatedV1) -> Result<(), Unhandled> {
     match commands::create_logbook(app, call, created.vessel.id).await {
-        // It has one, or is gone meanwhile.
+        // It has one already, or is gone by now.
         Ok(_) | Err(Error::LogbookExists | Error::NoVessel(_)) => Ok(()),
         Err(error) => Err(Failure::from(error).into()),
     }

@@ -12,7 +12,7 @@ use crate::{commands, wire};
 
 /// The implementation of `flotilla.harbour.v1.HarbourService`.
 pub struct Harbour {
-    /// What commands need.
+    /// The dependencies of the commands.
     pub app: commands::App,
     /// For lists.
     pub pages: PageTokens,
@@ -38,7 +38,7 @@ impl HarbourService for Harbour {
         let size = page::size(request.page_size)?;
         let question = (call.caller.tenant.as_str(), "vessels");
         let after: Option<VesselId> = self.pages.read(&question, &request.page_token)?;
-        // One more than asked for tells whether there is a next page.
+        // One row more than requested shows whether there is a next page.
         let found = commands::list_vessels(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
         let (vessels, next_page_token) = self.pages.page(&question, size, found, (|vessel| vessel.id, wire::vessel))?;
         Ok(Response::new(pb::ListVesselsResponse { vessels, next_page_token }))
@@ -67,7 +67,7 @@ impl HarbourService for Harbour {
         let (filter, size) = (wire::logbook_filter(&request)?, page::size(request.page_size)?);
         let question = (call.caller.tenant.as_str(), "logbooks", &request.vessel_id);
         let after: Option<LogbookId> = self.pages.read(&question, &request.page_token)?;
-        // One more than asked for tells whether there is a next page.
+        // One row more than requested shows whether there is a next page.
         let found = commands::list_logbooks(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
         let (logbooks, next_page_token) =
             self.pages.page(&question, size, found, (|logbook| logbook.id, wire::logbook))?;

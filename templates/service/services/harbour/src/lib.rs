@@ -1,7 +1,7 @@
 //! The harbour service: vessels, and the logbook of each.
 //!
 //! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of `commands`: one visible transaction that
-//! asks `permissions`, loads from the store, decides in `vessel` or `logbook` (pure), saves, and appends the events of `outgoing` to the
+//! checks `permissions`, loads from the store, decides in `vessel` or `logbook` (pure), saves, and appends the events of `outgoing` to the
 //! outbox. An event comes in at `events`, and runs a command as well.
 
 pub mod grpc;
@@ -34,7 +34,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use proto::harbour::harbour_service_server::HarbourServiceServer;
-use service::arguments::{Problems, Settings};
+use service::arguments::{ConfigErrors, Settings};
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
@@ -43,7 +43,7 @@ pub use schema::MIGRATIONS;
 /// The program.
 pub struct Program;
 
-/// What the service is configured by.
+/// The configuration of the service.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     #[command(flatten)]
@@ -61,14 +61,14 @@ pub struct Config {
 }
 
 impl Settings for Config {
-    fn check(&self, problems: &mut Problems) {
+    fn check(&self, problems: &mut ConfigErrors) {
         self.outbox.check(problems);
     }
 }
 
 /// The running service.
 pub struct App {
-    /// Where its gRPC server is.
+    /// The address of its gRPC server.
     pub address: SocketAddr,
     /// Its relay.
     pub relay: outbox::Handle,

@@ -1,4 +1,4 @@
-//! What a logbook is and what may happen to it. Pure: the time and new ids are arguments.
+//! The logbook and its changes. Pure: the time and new ids are arguments.
 
 use chrono::{DateTime, Utc};
 use contracts::UserId;
@@ -11,9 +11,9 @@ use crate::texts::Notes;
 pub struct Logbook {
     /// Its id.
     pub id: LogbookId,
-    /// Whose it is.
+    /// The vessel that it belongs to.
     pub vessel_id: VesselId,
-    /// What stands in it.
+    /// The text in it.
     pub notes: Notes,
     /// When it was created.
     pub create_time: DateTime<Utc>,
@@ -25,7 +25,7 @@ pub struct Logbook {
     pub version: i32,
 }
 
-/// What is to change; `None` stays as it is.
+/// The changes; `None` keeps a field.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogbookPatch {
     /// New notes.
@@ -35,12 +35,12 @@ pub struct LogbookPatch {
 /// Which logbooks to list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogbookFilter {
-    /// Only that of this vessel.
+    /// Only the logbook of this vessel.
     pub vessel_id: Option<VesselId>,
 }
 
 impl Logbook {
-    /// A new logbook of a vessel that `by` has created.
+    /// A new logbook of a vessel that `by` created.
     #[must_use]
     pub fn create(id: LogbookId, vessel_id: VesselId, by: UserId, now: DateTime<Utc>) -> Self {
         Self {
@@ -62,19 +62,19 @@ impl Logbook {
         (new != *self).then(|| new.changed(now))
     }
 
-    /// Its last version: whoever holds it knows that it is gone.
+    /// Its last version, which marks it as gone.
     #[must_use]
     pub fn delete(&self, now: DateTime<Utc>) -> Self {
         self.changed(now)
     }
 
-    /// Its last version, without what it held.
+    /// Its last version, with its contents erased.
     #[must_use]
     pub fn erase(&self, now: DateTime<Utc>) -> Self {
         Self { notes: Notes::default(), created_by: UserId::erased(), ..self.changed(now) }
     }
 
-    /// Without this person; `None` where it does not name it.
+    /// The same without this person; `None` if it does not name the person.
     #[must_use]
     pub fn forget(&self, person: &UserId, now: DateTime<Utc>) -> Option<Self> {
         (self.created_by == *person).then(|| Self { created_by: UserId::erased(), ..self.changed(now) })

@@ -1,4 +1,4 @@
-//! What operators ask of the service.
+//! The service's API for operators.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use crate::commands::{self, App};
 use crate::store_states::{Logbooks, Vessels};
 use crate::{Config, MIGRATIONS, store_data};
 
-/// Serves it, on the operations port.
+/// Serves it on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
     let kinds: Kinds = Arc::new([Box::new(Vessels), Box::new(Logbooks)]);
     let aggregates = operators_aggregates::aggregates(app.db.clone(), kinds);
-    // Logbooks first: else the handler deletes them, by an event with what they held.
+    // Logbooks first: otherwise the handler deletes them, with an event that carries what they held.
     let erased: Erased = Arc::new([Box::new(EraseLogbooks(app.clone())), Box::new(EraseVessels(app.clone()))]);
     let data = Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: erased };
     let data = operators_data::data(process, app.db.clone(), data)?;

@@ -37,7 +37,7 @@ pub(crate) fn logbook(logbook: &Logbook) -> event::Logbook {
     }
 }
 
-/// One event about `state`; `data` makes it of that and of the one on whose behalf the caller acts.
+/// One event about `state`; `data` builds it from that and from the one on whose behalf the caller acts.
 ///
 /// # Errors
 /// It cannot be serialized.

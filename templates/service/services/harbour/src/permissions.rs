@@ -1,5 +1,4 @@
-//! Who may do what: the harbour service's rows of the permission matrix, one for each RPC, and one for each thing that the service does by
-//! itself.
+//! The harbour service's rows of the permission matrix: one for each RPC, and one for each thing that the service does by itself.
 
 use authz::{Permission, Role};
 use contracts::events::harbour::SERVICE;
@@ -25,7 +24,7 @@ const fn by_itself(action: &'static str) -> Permission {
 
 /// Creates a vessel.
 pub const CREATE_VESSEL: Permission = writes("harbour.vessel.create");
-/// Reads one vessel: whoever may not gets NOT_FOUND.
+/// Reads one vessel: a caller who may not gets NOT_FOUND.
 pub const GET_VESSEL: Permission = reads("harbour.vessel.get");
 /// Lists vessels.
 pub const LIST_VESSELS: Permission = reads("harbour.vessel.list");
@@ -33,7 +32,7 @@ pub const LIST_VESSELS: Permission = reads("harbour.vessel.list");
 pub const UPDATE_VESSEL: Permission = writes("harbour.vessel.update");
 /// Deletes a vessel.
 pub const DELETE_VESSEL: Permission = writes("harbour.vessel.delete");
-/// Reads one logbook: whoever may not gets NOT_FOUND.
+/// Reads one logbook: a caller who may not gets NOT_FOUND.
 pub const GET_LOGBOOK: Permission = reads("harbour.logbook.get");
 /// Lists logbooks.
 pub const LIST_LOGBOOKS: Permission = reads("harbour.logbook.list");
@@ -44,9 +43,9 @@ pub const UPDATE_LOGBOOK: Permission = writes("harbour.logbook.update");
 pub const CREATE_LOGBOOK: Permission = by_itself("harbour.logbook.create");
 /// Deletes the logbook of a deleted vessel.
 pub const DELETE_LOGBOOK: Permission = by_itself("harbour.logbook.delete");
-/// Erases a vessel, or takes a person out of it, as an operator has asked.
+/// Erases a vessel, or removes a person from it, as an operator requested.
 pub const ERASE_VESSEL: Permission = by_itself("harbour.vessel.erase");
-/// The same of a logbook.
+/// The same for a logbook.
 pub const ERASE_LOGBOOK: Permission = by_itself("harbour.logbook.erase");
 
 /// The row of each RPC, by its name.

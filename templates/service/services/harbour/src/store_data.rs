@@ -1,4 +1,4 @@
-//! What the database holds of a tenant, and of one person of it: table by table, and which aggregates.
+//! What the database holds about a tenant, and about one person in it: the tables, and the aggregates.
 
 use contracts::UserId;
 use service::operators_data::{Holds, Table};
@@ -22,7 +22,7 @@ pub(crate) async fn vessels(
     holding(tx, "vessel", (person, after, limit)).await
 }
 
-/// The same of logbooks.
+/// The same for logbooks.
 pub(crate) async fn logbooks(
     tx: &mut TenantTx,
     person: Option<&UserId>,

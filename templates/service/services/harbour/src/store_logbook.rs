@@ -16,7 +16,7 @@ use crate::texts::Notes;
 /// The constraint by which each vessel has one logbook.
 pub const ONCE: &str = "logbook_once";
 
-/// What [`Row`] reads, of `logbook t`.
+/// The columns that [`Row`] reads, of `logbook t`.
 pub(crate) const COLUMNS: &str = "t.id, t.vessel_id, t.notes, t.create_time, t.update_time, t.created_by, t.version";
 
 #[derive(FromRow)]
@@ -90,7 +90,7 @@ pub async fn get(tx: &mut TenantTx, id: LogbookId) -> Result<Option<Logbook>, St
     one(tx, "t.id = $2 and t.delete_time is null", id.uuid()).await
 }
 
-/// Reads a logbook that is not deleted and locks it: whoever appends to its events next waits for this transaction.
+/// Reads a logbook that is not deleted and locks it: the next command that appends to its events waits for this transaction.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "logbook"))]
 pub async fn get_for_update(tx: &mut TenantTx, id: LogbookId) -> Result<Option<Logbook>, StoreError> {
@@ -138,7 +138,7 @@ pub async fn save(tx: &mut TenantTx, before: &Logbook, logbook: &Logbook) -> Res
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
-/// Empties the row of a logbook, at its last version. The row stays, as a tombstone: that there was one, and up to which version.
+/// Empties the row of a logbook, at its last version. The row stays as a tombstone, which shows its last version.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when the row is not at the version before it.

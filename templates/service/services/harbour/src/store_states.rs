@@ -58,7 +58,7 @@ where
     Ok(rows.fetch_all(&mut **tx).await?)
 }
 
-/// Those of these that there are.
+/// Those of these ids that exist.
 async fn these<R>(tx: &mut TenantTx, (table, columns): (&str, &str), ids: &[Uuid]) -> Result<Vec<Stood<R>>, StoreError>
 where
     R: for<'r> FromRow<'r, PgRow> + Send + Unpin,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::texts::{Name, Notes};
 use crate::vessel::Vessel;
 
-/// What [`Row`] reads, of `vessel t`.
+/// The columns that [`Row`] reads, of `vessel t`.
 pub(crate) const COLUMNS: &str = "t.id, t.name, t.notes, t.create_time, t.update_time, t.created_by, t.version";
 
 #[derive(FromRow)]
@@ -87,7 +87,7 @@ pub async fn get(tx: &mut TenantTx, id: VesselId) -> Result<Option<Vessel>, Stor
     one(tx, "t.id = $2 and t.delete_time is null", id.uuid()).await
 }
 
-/// Reads a vessel that is not deleted and locks it: whoever appends to its events next waits for this transaction.
+/// Reads a vessel that is not deleted and locks it: the next command that appends to its events waits for this transaction.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "vessel"))]
 pub async fn get_for_update(tx: &mut TenantTx, id: VesselId) -> Result<Option<Vessel>, StoreError> {
@@ -129,7 +129,7 @@ pub async fn save(tx: &mut TenantTx, before: &Vessel, vessel: &Vessel) -> Result
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
-/// Empties the row of a vessel, at its last version. The row stays, as a tombstone: that there was one, and up to which version.
+/// Empties the row of a vessel, at its last version. The row stays as a tombstone, which shows its last version.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when the row is not at the version before it.

@@ -1,4 +1,4 @@
-//! The texts of the service, as they may be. Pure.
+//! The texts of the service and their limits. Pure.
 
 use contracts::text::{TextError, check, line};
 
@@ -13,7 +13,7 @@ impl Name {
         line(text, 200).map(Self)
     }
 
-    /// What stands in its place when it was erased.
+    /// The text in place of an erased name.
     #[must_use]
     pub fn erased() -> Self {
         Self("(deleted)".to_owned())

@@ -1,4 +1,4 @@
-//! What a vessel is and what may happen to it. Pure: the time and new ids are arguments.
+//! The vessel and its changes. Pure: the time and new ids are arguments.
 
 use chrono::{DateTime, Utc};
 use contracts::UserId;
@@ -7,14 +7,14 @@ use contracts::text::is_misleading;
 
 use crate::texts::{Name, Notes};
 
-/// A vessel. Not here: whose it is (the transaction knows), and whether it is deleted (then it is gone).
+/// A vessel. It holds neither its tenant (the transaction does), nor whether it is deleted (then it is gone).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vessel {
     /// Its id.
     pub id: VesselId,
     /// Its name.
     pub name: Name,
-    /// More about it.
+    /// Free text about it.
     pub notes: Notes,
     /// When it was created.
     pub create_time: DateTime<Utc>,
@@ -26,16 +26,16 @@ pub struct Vessel {
     pub version: i32,
 }
 
-/// What a new vessel is made of.
+/// The fields of a new vessel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VesselDraft {
     /// Its name.
     pub name: Name,
-    /// More about it.
+    /// Free text about it.
     pub notes: Notes,
 }
 
-/// What is to change; `None` stays as it is.
+/// The changes; `None` keeps a field.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VesselPatch {
     /// A new name.
@@ -64,25 +64,25 @@ impl Vessel {
         (new != *self).then(|| new.changed(now))
     }
 
-    /// Whether its name is new, as against `before`, and looks like another one than it is.
+    /// Whether its name differs from the one `before` and is misleading.
     #[must_use]
     pub fn misleads(&self, before: Option<&Self>) -> bool {
         before.is_none_or(|before| before.name != self.name) && is_misleading(self.name.as_str())
     }
 
-    /// Its last version: whoever holds it knows that it is gone.
+    /// Its last version, which marks it as gone.
     #[must_use]
     pub fn delete(&self, now: DateTime<Utc>) -> Self {
         self.changed(now)
     }
 
-    /// Its last version, without what it held.
+    /// Its last version, with its contents erased.
     #[must_use]
     pub fn erase(&self, now: DateTime<Utc>) -> Self {
         Self { name: Name::erased(), notes: Notes::default(), created_by: UserId::erased(), ..self.changed(now) }
     }
 
-    /// Without this person; `None` where it does not name it.
+    /// The same without this person; `None` if it does not name the person.
     #[must_use]
     pub fn forget(&self, person: &UserId, now: DateTime<Utc>) -> Option<Self> {
         (self.created_by == *person).then(|| Self { created_by: UserId::erased(), ..self.changed(now) })

@@ -1,4 +1,4 @@
-//! Between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
+//! Converts between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
 use contracts::events::harbour::{LogbookId, VesselId};
 use prost_types::FieldMask;
@@ -20,7 +20,7 @@ pub fn logbook_id(text: &str) -> Result<LogbookId, Failure> {
     id("id", text)
 }
 
-/// The fields of a vessel that a caller writes, and the etag. It is taken apart whole, so that no new field is forgotten here.
+/// The fields of a vessel that a caller writes, and the etag. It is destructured whole, so that no new field is forgotten here.
 fn written_vessel(vessel: Option<&pb::Vessel>) -> Result<(&str, &str, &str), Failure> {
     let pb::Vessel { name, notes, etag, id: _, create_time: _, update_time: _, created_by: _, version: _ } =
         vessel.ok_or_else(|| Failure::invalid("vessel", "is missing"))?;
@@ -32,7 +32,7 @@ pub fn vessel_draft(vessel: Option<&pb::Vessel>) -> Result<VesselDraft, Failure>
     Ok(VesselDraft { name: text("name", Name::parse(name))?, notes: text("notes", Notes::parse(notes))? })
 }
 
-/// What a request changes, and the etag that must still match.
+/// The changes of a request, and the etag that must still match.
 pub fn vessel_patch(
     vessel: Option<&pb::Vessel>,
     mask: Option<&FieldMask>,
@@ -49,7 +49,7 @@ pub fn vessel_patch(
     Ok((IfMatch::parse(etag), patch))
 }
 
-/// What a request changes, and the etag that must still match.
+/// The changes of a request, and the etag that must still match.
 pub fn logbook_patch(
     logbook: Option<&pb::Logbook>,
     mask: Option<&FieldMask>,

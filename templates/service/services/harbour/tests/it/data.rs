@@ -1,4 +1,4 @@
-//! What operators ask of the service: what it holds, compared, exported and erased.
+//! The operators' requests: the service's data compared, exported and erased.
 
 use proto::ops::aggregate_service_client::AggregateServiceClient;
 use proto::ops::data_service_client::DataServiceClient;

@@ -1,4 +1,4 @@
-//! What follows from events: once, however often they come.
+//! The effects of events: once, however often they come.
 
 use contracts::events::harbour::Event;
 use service::{Call, Db, Failure, Outbox};
@@ -52,7 +52,7 @@ async fn processes_come_and_go_and_each_vessel_gets_one_logbook() {
         for number in 0..10 {
             ann.named(&format!("{round} {number}")).await;
         }
-        // In the midst of it: what the process holds comes again.
+        // In the middle of it: NATS redelivers what the process holds.
         second.stopping().cancel();
     }
     fleet.settled().await;

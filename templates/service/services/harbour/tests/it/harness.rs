@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
-/// The service and its parts. Dropped in this order: the service before what it stands on.
+/// The service and its backing services, dropped in this order: the service first.
 pub struct Fleet {
     pub app: App,
     lifecycle: Lifecycle,
@@ -75,7 +75,7 @@ impl Fleet {
         with(&self.issuer.operator("olga"), message)
     }
 
-    /// Waits until all that is committed now is published, and handled, with what follows from it.
+    /// Waits until everything committed by now is published and handled, with its consequences.
     pub async fn settled(&self) {
         let stream = self.nats.jetstream_of("harbour").await.get_stream("EVENTS_HARBOUR").await.unwrap();
         until("all is settled", || async {
@@ -100,7 +100,7 @@ impl Fleet {
         let stream = self.nats.jetstream_of("harbour").await.get_stream("EVENTS_HARBOUR").await.unwrap();
         let state = stream.get_info().await.unwrap().state;
         let mut events = Vec::new();
-        // An empty stream begins at 0, where there is none.
+        // An empty stream begins at 0, where there is no message.
         for sequence in state.first_sequence.max(1)..=state.last_sequence {
             let message = stream.get_raw_message(sequence).await.unwrap();
             let envelope: Envelope<Box<RawValue>> = serde_json::from_slice(&message.payload).unwrap();
@@ -168,7 +168,7 @@ pub fn with<T>(bearer: &str, message: T) -> Request<T> {
 }
 
 impl Client {
-    /// The next calls carry this idempotency key; else each has a new one.
+    /// The next calls carry this idempotency key; otherwise each has a new one.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self.clone() }
     }
@@ -226,7 +226,7 @@ impl Client {
         Ok(self.inner.clone().update_logbook(request).await?.into_inner())
     }
 
-    /// The logbook of a vessel, once it is there.
+    /// The logbook of a vessel, once it exists.
     pub async fn logbook_of(&self, vessel: &Vessel) -> Logbook {
         let list = || ListLogbooksRequest { vessel_id: vessel.id.clone(), ..ListLogbooksRequest::default() };
         let found = || async { self.list_logbooks(list()).await.unwrap().logbooks.pop() };

@@ -27,7 +27,7 @@ async fn pages_have_everything_once_newest_first() {
     fleet.settled().await;
     let page = ann.list_logbooks(ListLogbooksRequest { page_size: 3, ..Default::default() }).await.unwrap();
     assert_eq!(page.logbooks.len(), 3);
-    // The token of one question is none of another's.
+    // A page token of one query is not valid for another.
     let other = ListVesselsRequest { page_token: page.next_page_token, ..Default::default() };
     assert_eq!(reason(ann.list_vessels(other).await), "INVALID_ARGUMENT");
     let negative = ListVesselsRequest { page_size: -1, ..Default::default() };
@@ -38,7 +38,7 @@ async fn pages_have_everything_once_newest_first() {
 async fn no_call_scans_a_table() {
     let fleet = Fleet::start().await;
     let mut admin = fleet.database.admin().await;
-    // Large enough that a scan would be chosen for none of them.
+    // Large enough that PostgreSQL chooses a scan for none of them.
     admin
         .execute(
             "insert into vessel (tenant, id, name, notes, create_time, update_time, created_by, version) \
@@ -49,7 +49,7 @@ async fn no_call_scans_a_table() {
         )
         .await
         .unwrap();
-    // A connection's counts are whole when it has ended.
+    // PostgreSQL's counts of a connection are complete once it has ended.
     admin.close().await.unwrap();
     let mut admin = fleet.database.admin().await;
     admin.execute("select pg_stat_reset()").await.unwrap();

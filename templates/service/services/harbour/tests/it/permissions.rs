@@ -40,7 +40,7 @@ fn the_matrix_is_as_it_was_reviewed() {
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
 
-/// What each call is refused with, by its RPC; nothing where it is done.
+/// The refusal of each call, by its RPC; nothing where it succeeds.
 async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)> {
     let owner = fleet.client("acme", "olga");
     let shared = owner.named("shared").await;
@@ -137,7 +137,7 @@ async fn what_the_service_does_by_itself_nobody_else_may_do() {
         let done = command(&app, &call, name, &vessel.id, &logbook.id).await.map_err(Failure::from);
         let may = permission.services.contains(&"harbour");
         let refused = done.map_err(|failure| failure.reason).err();
-        // What it has erased before is gone, and that there is a logbook is no denial.
+        // What it erased before is gone, and an existing logbook is no denial.
         assert_eq!(!refused.is_some_and(|reason| reason == "PERMISSION_DENIED" || reason.ends_with("_NOT_FOUND")), may, "{name}: {refused:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Nobody sees or changes what is another tenant's: by the service, and by the database alone.
+//! No tenant sees or changes another's data, through the service or through the database alone.
 
 use proto::harbour::{ListLogbooksRequest, ListVesselsRequest, Logbook, Vessel};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -13,7 +13,7 @@ pub fn rpcs() -> Vec<String> {
     service.methods().map(|rpc| rpc.name().to_owned()).collect()
 }
 
-/// Calls an RPC about a vessel or a logbook; how many its answer shows.
+/// Calls an RPC about a vessel or a logbook; returns how many its answer shows.
 pub async fn call(client: &Client, rpc: &str, vessel: &str, logbook: &str) -> Result<usize, tonic::Status> {
     let new = || Vessel { name: "mine now".to_owned(), ..Vessel::default() };
     match rpc {

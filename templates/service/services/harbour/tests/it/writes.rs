@@ -1,4 +1,4 @@
-//! What the service does when it is asked to, and which events say so.
+//! What the service does on request, and which events say so.
 
 use contracts::events::harbour::Event;
 use proto::harbour::{Logbook, Vessel};

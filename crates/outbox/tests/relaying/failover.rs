@@ -1,4 +1,4 @@
-//! Leader and standby, as processes: killed, paused, cut off, and on three servers of which one dies. Order holds, and
+//! Leader and standby, as processes: killed, paused, cut off, and on three servers of which one fails. Order holds, and
 //! nothing is there twice.
 
 use std::process::Stdio;
@@ -18,7 +18,7 @@ const TAKE_OVER: Duration = Duration::from_secs(60);
 /// The variable that makes a process of these tests a relay.
 const SETUP: &str = "OUTBOX_TESTS_RELAY";
 
-/// Relays until it is killed, or whoever started it has ended. In a run of the tests it does nothing.
+/// Relays until it is killed, or its parent has ended. In a run of the tests it does nothing.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the process that the tests beside it start"]
 async fn a_process_that_relays() {
@@ -56,7 +56,7 @@ impl Relays {
         let setup =
             Setup { database: through(setup.database, postgres_port), nats: through(setup.nats, nats_port), ..setup };
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "leading::a_process_that_relays"]);
+        command.args(["--ignored", "--exact", "failover::a_process_that_relays"]);
         command.env(SETUP, serde_json::to_string(&setup).unwrap()).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
@@ -76,7 +76,7 @@ impl Relays {
         sqlx::query_scalar("select epoch from outbox_relay").fetch_one(&mut admin).await.unwrap()
     }
 
-    /// Who leads, by what it calls itself.
+    /// The leader, by its own name.
     async fn holder(&self) -> Option<Uuid> {
         let mut admin = self.database.admin().await;
         sqlx::query_scalar("select holder from outbox_relay").fetch_one(&mut admin).await.unwrap()
@@ -86,7 +86,7 @@ impl Relays {
         until_within(TAKE_OVER, "another relay leads", || async { self.epoch().await > since }).await;
     }
 
-    /// The stream, by a server that lives.
+    /// The stream, by a server that is up.
     async fn stream(&self, server: usize) -> Option<Stream> {
         self.nats[server].jetstream().await.get_stream(STREAM).await.ok()
     }
@@ -189,7 +189,7 @@ async fn o3_a_leader_that_is_cut_off_from_the_broker_alone_leaves_the_lead_to_th
     let _standby = relays.process(None, None);
     proxy.cut().await;
     relays.write(200).await;
-    // Not the one that is cut off, again and again: within a wait for an answer, a question, and a look of the standby.
+    // Not the one that is cut off, again and again: within a wait for an answer, a query, and a poll of the standby.
     until_within(Duration::from_secs(30), "the standby leads", || async {
         relays.holder().await.is_some_and(|holder| Some(holder) != cut_off)
     })
@@ -208,7 +208,7 @@ async fn o2_a_broker_that_answers_questions_late_and_stores_at_once_is_published
     let _leader = relays.process(None, Some(slow.port));
     relays.until_stored(0).await;
     let epoch = relays.epoch().await;
-    // Looks at the stream are late as well: publishing goes on meanwhile, in the same lead.
+    // Queries to the stream are late as well: publishing goes on meanwhile, in the same lead.
     for _ in 0..10 {
         relays.write(20).await;
         relays.until_stored(0).await;

@@ -9,7 +9,7 @@ use testkit::until;
 
 use crate::world::{ACT, STREAM, SUBJECT, World, event};
 
-/// A durable consumer as anybody's.
+/// An ordinary durable consumer.
 async fn consumer(world: &World) -> PullConsumer {
     let config = pull::Config { durable_name: Some("reader".to_owned()), ..Default::default() };
     world.stream().await.get_or_create_consumer("reader", config).await.unwrap()
@@ -121,7 +121,7 @@ async fn o7_a_deleted_stream_is_made_anew_and_refilled() {
     world.write(1).await;
     assert_eq!(world.stored().await, world.rows().await);
     assert!(world.journal(&["refill"]).await[0].3.contains("wiped or deleted"));
-    // A consumer that is made anew has everything again.
+    // A new consumer receives everything again.
     let all = world.rows().await;
     assert_eq!(read(&consumer(&world).await, &all).await, all);
     world.stop().await;
@@ -196,7 +196,7 @@ async fn o7_a_postgres_restored_from_an_older_backup_stops_the_relay_until_someb
     assert_eq!((beyond.from, beyond.to, beyond.outbox_seq), (7, 10, 6));
     operate::accept(&mut admin, &beyond, ACT, operate::remove(&stream, &beyond)).await.unwrap();
     until("the new rows are published", || async { stream.get_info().await.unwrap().state.messages == 9 }).await;
-    // Whoever reads the stream from its beginning has what the outbox has, and nothing of the lost timeline.
+    // A reader from the beginning of the stream has what the outbox has, and nothing of the lost timeline.
     assert_eq!(world.stored().await, world.rows().await);
     assert!(matches!(operate::beyond(&mut admin, &stream).await, Err(operate::Refused::NotAhead)));
     let said: Vec<_> = world.journal(&["halted", "accepted", "refill"]).await.into_iter().map(|line| line.0).collect();

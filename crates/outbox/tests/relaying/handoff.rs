@@ -1,5 +1,5 @@
-//! Committed rows go from their writers to the relay by hand; what was not committed must not, and what the database has
-//! lost since neither.
+//! Writers hand committed rows to the relay. They must not hand over what was not committed, or what the database has
+//! lost since.
 
 use outbox::{NewEvent, Role};
 use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
@@ -12,7 +12,7 @@ async fn o1_what_was_not_committed_is_not_handed_over() {
     let world = World::new().await;
     let relay = &world.relay;
     let mut app = world.app().await;
-    // A statement has failed and nobody minded: the database answers such a COMMIT with a rollback, and sqlx says Ok.
+    // A failed statement went unnoticed: the database answers such a COMMIT with a rollback, and sqlx says Ok.
     let mut tx = app.begin().await.unwrap();
     tx.execute("select 1 / 0").await.unwrap_err();
     relay.commit(tx, vec![event("a")], Transaction::commit).await.unwrap_err();
