@@ -61,12 +61,14 @@ impl WhoseArgs {
         let known = known.with_context(|| format!("{name} holds no data of tenants: name {:?}", fleet::producers()))?;
         Ok(vec![known])
     }
-}
 
-impl WhoseArgs {
+    fn person(&self) -> Option<String> {
+        self.person.as_ref().map(ToString::to_string)
+    }
+
     /// For the audit. Not who the person is: the audit outlives what is erased.
     fn detail(&self, services: &[&str]) -> Value {
-        json!({"tenant": self.tenant, "of_one_person": self.person.is_some(), "services": services})
+        json!({"tenant": self.tenant, "ofOnePerson": self.person.is_some(), "services": services})
     }
 }
 
@@ -83,22 +85,27 @@ pub async fn run(context: &Context, args: &DataArgs) -> Result<(), anyhow::Error
 }
 
 async fn tables(context: &Context) -> Result<(), anyhow::Error> {
-    let mut rows = Vec::new();
+    let mut all = Vec::new();
     for service in fleet::producers() {
         let tables = processes::all(open(context, service).await?.list_tables(ListTablesRequest {}).await).await?;
-        let row = |DataTable { table, people, not_exported }: DataTable| {
-            let answer =
-                not_exported.map_or_else(|| "exported, and erased".to_owned(), |why| format!("not exported: {why}"));
-            vec![service.to_owned(), table, people.join(", "), answer]
-        };
-        rows.extend(tables.into_iter().map(row));
+        all.extend(tables.into_iter().map(|table| (service, table)));
     }
     if context.json {
-        let one = |row: &Vec<String>| json!({"service": row[0], "table": row[1], "people": row[2], "answer": row[3]});
-        println!("{}", Value::from_iter(rows.iter().map(one)));
-    } else {
-        table::print(&["SERVICE", "TABLE", "COLUMNS WITH PEOPLE", "EXPORT AND ERASE"], &rows);
+        let one = |(service, table): &(&str, DataTable)| {
+            let mut said = processes::json(table)?;
+            said["service"] = (*service).into();
+            Ok(said)
+        };
+        println!("{}", Value::Array(all.iter().map(one).collect::<Result<_, anyhow::Error>>()?));
+        return Ok(());
     }
+    let row = |(service, DataTable { table, people, not_exported }): (&str, DataTable)| {
+        let answer =
+            not_exported.map_or_else(|| "exported, and erased".to_owned(), |why| format!("not exported: {why}"));
+        vec![service.to_owned(), table, people.join(", "), answer]
+    };
+    let rows: Vec<_> = all.into_iter().map(row).collect();
+    table::print(&["SERVICE", "TABLE", "COLUMNS WITH PEOPLE", "EXPORT AND ERASE"], &rows);
     Ok(())
 }
 
@@ -107,10 +114,7 @@ async fn export(context: &Context, whose: &WhoseArgs, act: &ActArgs) -> Result<(
     let services = whose.services()?;
     audit::record(context, "export data", 0, &whose.detail(&services), &act.reason).await?;
     for service in services {
-        let request = ExportDataRequest {
-            tenant: whose.tenant.to_string(),
-            person: whose.person.as_ref().map(ToString::to_string),
-        };
+        let request = ExportDataRequest { tenant: whose.tenant.to_string(), person: whose.person() };
         let mut rows = open(context, service).await?.export_data(request).await.map_err(said)?.into_inner();
         while let Some(row) = rows.message().await.map_err(said)? {
             let columns: Value = serde_json::from_str(&row.row).context("a row is no JSON")?;
@@ -133,11 +137,8 @@ async fn erase(context: &Context, whose: &WhoseArgs, act: &ActArgs) -> Result<()
     audit::record(context, "erase data", 0, &whose.detail(&services), &act.reason).await?;
     let (mut all, mut count) = (serde_json::Map::new(), 0);
     for service in services {
-        let request = EraseDataRequest {
-            tenant: tenant.to_string(),
-            person: whose.person.as_ref().map(ToString::to_string),
-            reason: act.reason.clone(),
-        };
+        let request =
+            EraseDataRequest { tenant: tenant.to_string(), person: whose.person(), reason: act.reason.clone() };
         let erased = open(context, service).await?.erase_data(request).await.map_err(said);
         let aggregates = erased.with_context(|| format!("erasing in {service}"))?.into_inner().aggregates;
         let of_it = aggregates.values().sum::<i64>();

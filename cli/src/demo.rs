@@ -23,7 +23,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     let (ann, bob) = (Api::new(context, "acme", "ann")?, Api::new(context, "globex", "bob")?);
     let acme: TenantId = "acme".parse()?;
     let (_js, stream) = events::open(context).await?;
-    let (told, mut heard) = mpsc::unbounded_channel();
+    let (sender, mut heard) = mpsc::unbounded_channel();
     let say = |text: &str| {
         if !context.json {
             println!("{text}");
@@ -32,7 +32,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     // Listen from the stream's present end, so that no event of the script is missed.
     let from = events::From::Sequence(stream.get_info().await?.state.last_sequence + 1);
     let listening = events::tail(&stream, (contracts::events::todo::SERVICE, Some(&acme)), from, move |event| {
-        told.send(event).is_ok()
+        sender.send(event).is_ok()
     });
     let script = async {
         say("1. Ann of tenant acme writes three todos");

@@ -10,14 +10,14 @@ use std::process::Command;
 use e2e::{flotilla, workspace};
 
 /// A copy of the repository, as git knows it; removed at the end. What is built of it stays beside it, for the next time.
-struct Copy(PathBuf);
+struct Checkout(PathBuf);
 
-impl Copy {
+impl Checkout {
     fn make() -> Self {
         let folder = testkit::backing::home().with_file_name("new-service");
         let copy = Self(folder.join("copy"));
         fs::remove_dir_all(&copy.0).ok();
-        let tracked = copy.tracked();
+        let tracked = tracked();
         for file in tracked.split('\0').filter(|file| !file.is_empty()) {
             let (from, to) = (workspace().join(file), copy.0.join(file));
             fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -27,14 +27,6 @@ impl Copy {
             fs::File::options().write(true).open(&to).unwrap().set_modified(changed).unwrap();
         }
         copy
-    }
-
-    fn tracked(&self) -> String {
-        let mut git = Command::new("git");
-        let output = git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-        let output = output.current_dir(workspace()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs a program there; returns its output.
@@ -77,7 +69,16 @@ impl Copy {
     }
 }
 
-impl Drop for Copy {
+/// The names of the repository's files, each ended by a NUL.
+fn tracked() -> String {
+    let mut git = Command::new("git");
+    let output = git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let output = output.current_dir(workspace()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Drop for Checkout {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).ok();
     }
@@ -85,7 +86,7 @@ impl Drop for Copy {
 
 #[test]
 fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
-    let copy = Copy::make();
+    let copy = Checkout::make();
     copy.run(flotilla(), &["new", "service", "ferry", "--owner", "pilots", "--aggregates", "oar,life_policy"]);
     let (changed, new) = copy.differing();
     let by_hand = [".github/CODEOWNERS", "crates/contracts/src/events/mod.rs", "crates/fleet/src/services.rs"];

@@ -93,7 +93,7 @@ pub struct Kept {
 #[derive(Debug)]
 pub struct Batch {
     /// The records to keep.
-    pub told: Vec<DlqRecord>,
+    pub records: Vec<DlqRecord>,
     /// How far this reader knows that it had come before.
     pub before: Kept,
     /// How far it has come with this: to be written down in the transaction that keeps it, which must fail when what is
@@ -166,7 +166,7 @@ impl DeadLetterReader {
                 acknowledged, "the database of the letters went back: those of between are read again"
             );
             let from = (known.sequence + 1).max(stream.cached_info().state.first_sequence);
-            reset(&stream, &self.durable, Some(from)).await.context("taking the keeper's consumer back")?;
+            reset(&stream, &self.durable, Some(from)).await.context("taking the reader's consumer back")?;
         }
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
         let newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
@@ -203,7 +203,7 @@ impl DeadLetterReader {
     async fn consumer(&self, stream: &str) -> Result<(Stream, PullConsumer), anyhow::Error> {
         let stream = self.js.get_stream(stream).await.context("opening a stream to keep")?;
         let consumer = stream.get_consumer(&self.durable).await.map_err(|error| anyhow::anyhow!(error));
-        Ok((stream, consumer.context("opening the keeper's consumer")?))
+        Ok((stream, consumer.context("opening the reader's consumer")?))
     }
 }
 
@@ -241,8 +241,8 @@ impl Progress {
         }
         let up_to = left.first().map_or(self.newest, |first| first - 1);
         let now = Kept { sequence: up_to.max(self.known.sequence), ..self.known };
-        let told = batch.iter().filter_map(told).collect();
-        if let Err(error) = keep(Batch { told, before: self.known, now }).await {
+        let records = batch.iter().filter_map(record).collect();
+        if let Err(error) = keep(Batch { records, before: self.known, now }).await {
             return Ok(Err(error));
         }
         settle(batch, AckKind::Ack).await?;
@@ -269,7 +269,7 @@ impl Progress {
         match wrong {
             Some(error) if !any => Err(error),
             Some(error) => {
-                warn!(error = format!("{error:#}"), "something that was told cannot be kept: again later");
+                warn!(error = format!("{error:#}"), "a record cannot be kept: again later");
                 Ok(())
             }
             None => Ok(()),
@@ -298,7 +298,7 @@ async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), any
 }
 
 /// The record in a message. None when it holds nothing that anybody here has written.
-fn told(message: &jetstream::Message) -> Option<DlqRecord> {
+fn record(message: &jetstream::Message) -> Option<DlqRecord> {
     let info = message.info().ok()?;
     if info.stream == replay::STREAM {
         let (id, outcome) = replay::outcome(message.headers.as_ref())?;

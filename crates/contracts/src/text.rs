@@ -21,11 +21,21 @@ pub enum TextError {
 ///
 /// # Errors
 /// [`TextError::TooLong`], [`TextError::Control`].
-pub fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
+fn check(text: &str, most: usize, control: fn(char) -> bool, except: &'static str) -> Result<(), TextError> {
     if text.chars().count() > most {
         return Err(TextError::TooLong(most));
     }
     if text.chars().any(control) { Err(TextError::Control(except)) } else { Ok(()) }
+}
+
+/// A text of several lines: up to so many characters, with line breaks and tabs.
+///
+/// # Errors
+/// [`TextError::TooLong`], [`TextError::Control`].
+pub fn block(text: &str, most: usize) -> Result<String, TextError> {
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    check(text, most, control, " except line breaks and tabs")?;
+    Ok(text.to_owned())
 }
 
 /// A text of one line, trimmed: from 1 character to the limit.

@@ -5,38 +5,72 @@ use std::future::Future;
 
 use authz::Caller;
 use consumer::{Claim, Consumer, Event, Inbox};
+use contracts::events::DecodeError;
 use contracts::text::without_quotations;
 use contracts::{Actor, Envelope, EventId, TenantId, UserId};
 use futures::FutureExt as _;
 
 use crate::call::{Call, Once};
-use crate::{Code, Failure, Process, clock, config};
+use crate::{Code, Failure, Process, clock, config, nats};
 
-/// Runs the handlers of a service: each event of a durable consumer becomes one call of `handler`, which claims it in the inbox of the
-/// service's own database. The inbox remembers a handled event for this many days.
+/// Where the events of a service's handlers come from, and what remembers the handled ones.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The name of the connection to NATS.
+    pub name: String,
+    /// The login of the service's consumer.
+    pub login: nats::Login,
+    /// The durable consumer.
+    pub durable: consumer::Config,
+    /// The service's own database, with the inbox.
+    pub database: &'a config::Database,
+    /// For how many days the inbox remembers a handled event.
+    pub keep_days: u32,
+}
+
+/// Runs the handlers of a service until it stops: each event of a durable consumer becomes one call of `handler`, which claims it in the
+/// inbox. An event whose data `decode` refuses is a dead letter; one of a type that it does not know needs nothing.
 ///
 /// # Errors
-/// The address of the database cannot be parsed.
-pub fn run<F>(
+/// An address or the credentials cannot be read.
+pub async fn run<A, E, F>(
     process: &Process,
-    (nats, config): (async_nats::Client, consumer::Config),
-    (database, keep_days): (&config::Database, u32),
-    handler: impl Fn(Claim) -> F + Send + Sync + 'static,
+    source: Source<'_>,
+    app: A,
+    decode: fn(event_type: &str, data: &str) -> Result<Option<E>, DecodeError>,
+    handler: fn(A, Call, E) -> F,
 ) -> Result<(), anyhow::Error>
 where
+    A: Clone + Send + Sync + 'static,
+    E: Send + 'static,
     F: Future<Output = Result<(), consumer::Failure>> + Send + 'static,
 {
+    let Source { name, login, durable, database, keep_days } = source;
     // One connection for the lease, and one for each event that is handled at once.
-    let connections = u32::try_from(config.batch + 1)?;
+    let connections = u32::try_from(durable.batch + 1)?;
     let inbox = Inbox {
         db: process.pool(&database.url, &format!("{}-inbox", process.name), connections)?,
         tenant_setting: None,
         holder: clock::new_id(),
         keep_days: i32::try_from(keep_days)?,
     };
-    let consumer = Consumer::new(nats, config);
+    let consumer = Consumer::new(nats::connect(&name, &login).await?, durable);
+    let service = process.acts_as()?;
+    let handle = move |claim: Claim| {
+        let read = Call::of_event(&service, &claim).and_then(|(call, envelope)| {
+            let event = decode(&envelope.event_type, envelope.data);
+            Ok((call, event.map_err(|error| consumer::Failure::Reject(reason(&error)))?))
+        });
+        let app = app.clone();
+        async move {
+            match read? {
+                (call, Some(event)) => handler(app, call, event).await,
+                (_, None) => Ok(()),
+            }
+        }
+    };
     process.lifecycle.run("handlers", |stop| async move {
-        consumer.run_claims(stop, inbox, |claim| handler(claim).boxed()).await;
+        consumer.run_claims(stop, inbox, |claim| handle(claim).boxed()).await;
     });
     Ok(())
 }
@@ -95,7 +129,7 @@ impl Call {
     ///
     /// # Errors
     /// The event cannot be handled: see [`envelope`].
-    pub fn of_event<'a>(service: &UserId, claim: &'a Claim) -> Result<(Self, Envelope<&'a str>), consumer::Failure> {
+    fn of_event<'a>(service: &UserId, claim: &'a Claim) -> Result<(Self, Envelope<&'a str>), consumer::Failure> {
         let envelope = envelope(claim.event()).map_err(consumer::Failure::Reject)?;
         let call = Self {
             caller: Caller::service(envelope.tenant.clone(), service.clone()),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use contracts::{TenantId, UserId};
-use futures::stream::{self, StreamExt as _};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use proto::ops::data_service_server::{DataService, DataServiceServer};
 use proto::ops::{DataRow, DataTable, EraseDataRequest, ErasedData, ExportDataRequest, ListTablesRequest};
 use sqlx::AssertSqlSafe;
@@ -19,10 +19,12 @@ use crate::{Call, Code, Db, Failure, Process, StoreError, TenantTx};
 
 /// How many aggregates to request, and rows to fetch, at once.
 const CHUNK: i64 = 200;
+/// A tenant's rows may be many, and no index leads to a person.
+const PATIENT: &str = "set local statement_timeout = '60s'";
 /// One snapshot of all tables; its reader may pause.
 const EXPORTS: &[&str] = &[
     "set transaction isolation level repeatable read",
-    "set local statement_timeout = '60s'",
+    PATIENT,
     "set local idle_in_transaction_session_timeout = '10min'",
 ];
 /// How many failures an answer names.
@@ -51,12 +53,15 @@ pub enum Holds {
     Copies(&'static str),
 }
 
-/// The tables that crates ship: those of idempotency keys, the inbox and the outbox.
-const SHIPPED: [Table; 9] = [
-    copies("idempotency", "answers to what was asked, for a repeat: forgotten after a day"),
+/// The tables that crates ship.
+const IDEMPOTENCY: &[Table] =
+    &[copies("idempotency", "answers to what was asked, for a repeat: forgotten after a day")];
+const INBOX: &[Table] = &[
     copies("inbox", "ids of events that were handled: forgotten with the outbox's days"),
     copies("inbox_dead", "ids of events that were not handled: gone when they are replayed or discarded"),
     copies("inbox_lease", "who pulls for a consumer, and the last event that it handled: the next one takes its place"),
+];
+const OUTBOX: &[Table] = &[
     copies(
         "outbox",
         "events with the states that were exported: dropped after FLOTILLA_OUTBOX_DAYS, once no older row is parked",
@@ -72,12 +77,9 @@ const fn copies(name: &'static str, why: &'static str) -> Table {
 }
 
 /// Whose data: a tenant's, or those that name one person in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Whose {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The person.
-    pub person: Option<UserId>,
+struct Whose {
+    tenant: TenantId,
+    person: Option<UserId>,
 }
 
 /// How the aggregates of one kind are erased.
@@ -144,31 +146,30 @@ fn whose(tenant: &str, person: Option<&str>) -> Result<Whose, Status> {
 /// The progress of an export.
 struct Exporting {
     tx: TenantTx,
-    whose: Whose,
-    /// The tables still to export; the last one is next.
-    tables: Vec<(&'static str, &'static [&'static str])>,
+    /// The tables still to export with their conditions; the last one is next.
+    tables: Vec<(&'static str, String)>,
     open: Option<&'static str>,
     _turn: OwnedSemaphorePermit,
+}
+
+/// Which rows of a table an export takes. A cursor takes no parameters, so tenant and person are settings of the transaction. None
+/// where it takes no row of the table.
+fn condition(people: &[&str], of_a_person: bool) -> Option<String> {
+    let tenant = "tenant = current_setting('app.tenant')";
+    if !of_a_person {
+        return Some(tenant.to_owned());
+    }
+    let named: Vec<_> = people.iter().map(|column| format!("{column} = current_setting('app.person')")).collect();
+    (!named.is_empty()).then(|| format!("{tenant} and ({})", named.join(" or ")))
 }
 
 impl Exporting {
     /// The next rows, of one table; none at the end. Empty rows are not the end.
     async fn rows(&mut self) -> Result<Option<Vec<DataRow>>, sqlx::Error> {
         let Some(table) = self.open else {
-            let Some((table, people)) = self.tables.pop() else { return Ok(None) };
-            if people.is_empty() && self.whose.person.is_some() {
-                return Ok(Some(Vec::new()));
-            }
-            // A cursor takes no parameters. The transaction sets the tenant.
-            let person = self.whose.person.as_ref().map_or("", UserId::as_str);
-            sqlx::query("select set_config('app.person', $1, true)").bind(person).execute(&mut *self.tx).await?;
-            let named = people.iter().map(|column| format!("{column} = current_setting('app.person')"));
-            let named = named.collect::<Vec<_>>().join(" or ");
-            let which = if self.whose.person.is_some() { format!(" and ({named})") } else { String::new() };
-            let cursor = format!(
-                "declare exported cursor for select to_jsonb(t)::text from {table} t \
-                 where tenant = current_setting('app.tenant'){which}"
-            );
+            let Some((table, condition)) = self.tables.pop() else { return Ok(None) };
+            let cursor =
+                format!("declare exported cursor for select to_jsonb(t)::text from {table} t where {condition}");
             sqlx::query(AssertSqlSafe(cursor)).execute(&mut *self.tx).await?;
             self.open = Some(table);
             return Ok(Some(Vec::new()));
@@ -196,12 +197,9 @@ impl DataService for Operated {
             DataTable { table: (*name).to_owned(), people, not_exported }
         };
         let Migrations { outbox, inbox, idempotency, .. } = self.data.migrations;
-        let has = |table: &&Table| match table.name {
-            "idempotency" => idempotency,
-            name if name.starts_with("inbox") => inbox,
-            _ => outbox,
-        };
-        Ok(answers(self.data.own.iter().chain(SHIPPED.iter().filter(has)).map(said).collect()))
+        let shipped = [(idempotency, IDEMPOTENCY), (inbox, INBOX), (outbox, OUTBOX)];
+        let shipped = shipped.into_iter().filter(|(has, _)| *has).flat_map(|(_, tables)| tables);
+        Ok(answers(self.data.own.iter().chain(shipped).map(said).collect()))
     }
 
     type ExportDataStream = Answers<DataRow>;
@@ -210,7 +208,7 @@ impl DataService for Operated {
         let ExportDataRequest { tenant, person } = request.into_inner();
         let whose = whose(&tenant, person.as_deref())?;
         let rows = |table: &Table| match table.holds {
-            Holds::Rows { people } => Some((table.name, people)),
+            Holds::Rows { people } => Some((table.name, condition(people, whose.person.is_some())?)),
             Holds::Copies(_) => None,
         };
         let tables = self.data.own.iter().rev().filter_map(rows).collect();
@@ -221,14 +219,17 @@ impl DataService for Operated {
         for setting in EXPORTS {
             sqlx::query(*setting).execute(&mut *tx).await.map_err(away)?;
         }
-        let exporting = Exporting { tx, whose, tables, open: None, _turn: turn };
+        let person = whose.person.as_ref().map_or("", UserId::as_str);
+        let named = sqlx::query("select set_config('app.person', $1, true)").bind(person);
+        named.execute(&mut *tx).await.map_err(away)?;
+        let exporting = Exporting { tx, tables, open: None, _turn: turn };
         let pages = stream::try_unfold(exporting, |mut exporting| async move {
             match exporting.rows().await.map_err(away)? {
                 Some(rows) => Ok(Some((stream::iter(rows.into_iter().map(Ok)), exporting))),
                 None => exporting.tx.end().await.map_err(away).map(|()| None),
             }
         });
-        Ok(Response::new(futures::TryStreamExt::try_flatten(pages).boxed()))
+        Ok(Response::new(pages.try_flatten().boxed()))
     }
 
     async fn erase_data(&self, request: Request<EraseDataRequest>) -> Result<Response<ErasedData>, Status> {
@@ -239,9 +240,8 @@ impl DataService for Operated {
         for _ in 0..ROUNDS {
             let mut round = Round::default();
             for kind in self.data.kinds.iter() {
-                let before = round.erased;
-                self.erase_all(kind.as_ref(), &whose, &mut round).await?;
-                *aggregates.entry(kind.kind().to_owned()).or_insert(0) += round.erased - before;
+                let erased = self.erase_all(kind.as_ref(), &whose, &mut round).await?;
+                *aggregates.entry(kind.kind().to_owned()).or_insert(0) += erased;
             }
             if let Some(failure) = round.failure() {
                 return Err(Status::failed_precondition(format!("{aggregates:?} are erased; {failure}")));
@@ -258,7 +258,6 @@ impl DataService for Operated {
 /// The result of one pass through all aggregates.
 #[derive(Default)]
 struct Round {
-    erased: i64,
     /// It changed something, or somebody else is changing something.
     again: bool,
     failed: usize,
@@ -274,21 +273,21 @@ impl Round {
 }
 
 impl Operated {
-    async fn erase_all(&self, kind: &dyn Erase, whose: &Whose, round: &mut Round) -> Result<(), Status> {
-        let mut after = Uuid::nil();
+    async fn erase_all(&self, kind: &dyn Erase, whose: &Whose, round: &mut Round) -> Result<i64, Status> {
+        let (mut after, mut erased) = (Uuid::nil(), 0);
         let person = whose.person.as_ref();
         loop {
             let mut tx = self.db.read_as(&whose.tenant).await.map_err(away)?;
-            sqlx::query("set local statement_timeout = '60s'").execute(&mut *tx).await.map_err(away)?;
+            sqlx::query(PATIENT).execute(&mut *tx).await.map_err(away)?;
             let ids = kind.holding(&mut tx, person, after, CHUNK).await.map_err(away)?;
             tx.end().await.map_err(away)?;
-            let Some(last) = ids.last() else { return Ok(()) };
+            let Some(last) = ids.last() else { return Ok(erased) };
             after = *last;
             for id in ids {
                 let call = Call::of_schedule(whose.tenant.clone(), self.service.clone());
                 match kind.erase(&call, person, id).await {
                     Ok(changed) => {
-                        round.erased += i64::from(changed);
+                        erased += i64::from(changed);
                         round.again |= changed;
                     }
                     // Somebody changes it: the next round finds it again.

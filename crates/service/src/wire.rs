@@ -41,11 +41,8 @@ pub fn optional_id<T: FromStr<Err: Display>>(field: &str, text: &str) -> Result<
 /// INVALID_ARGUMENT when it is out of range.
 pub fn time(field: &str, time: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Failure> {
     let Some(time) = time else { return Ok(None) };
-    u32::try_from(time.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)
-        .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos))
-        .filter(|time| YEARS.contains(&time.timestamp()))
+    proto::time(time)
+        .filter(|_| time.nanos < 1_000_000_000 && YEARS.contains(&time.seconds))
         .map(|time| Some(time.trunc_subsecs(6)))
         .ok_or_else(|| Failure::invalid(field, "must be between the years 1 and 9999"))
 }

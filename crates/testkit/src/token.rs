@@ -65,6 +65,25 @@ impl TestIssuer {
         format!("Bearer {}", self.issuer.operator_token(user, TimeDelta::minutes(10)).unwrap())
     }
 
+    /// What a service must not take for a caller: nothing, nonsense, and tokens that are expired, of another issuer, for another
+    /// audience, or of what is no tenant.
+    ///
+    /// # Panics
+    /// The tokens cannot be signed.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Option<String>> {
+        let stranger = Self::new();
+        vec![
+            None,
+            Some("Bearer nonsense".to_owned()),
+            Some(self.expired("acme", "ann")),
+            Some(stranger.bearer("acme", "ann")),
+            Some(self.bearer("Acme", "ann")),
+            Some(self.bearer("", "ann")),
+            Some(self.operator("olga")),
+        ]
+    }
+
     /// An expired one.
     ///
     /// # Panics

@@ -15,26 +15,27 @@ use crate::store_kept;
 const LEASE_SECONDS: f64 = 20.0;
 
 /// Stores reports until `stop`. This process stands by while another one holds the lease.
-pub(crate) async fn keep(store: &Store, keeper: &DeadLetterReader, holder: Uuid, stop: &CancellationToken) {
+pub(crate) async fn keep(store: &Store, reader: &DeadLetterReader, holder: Uuid, stop: &CancellationToken) {
     let kept =
         || async { store.kept(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by") };
-    keeper.run(stop, kept, |batch| on_told(store, holder, batch)).await;
+    reader.run(stop, kept, |batch| on_records(store, holder, batch)).await;
     store.give_up_keeping(holder).await.ok();
 }
 
 /// One transaction covers a batch of reports and the new position in their stream.
-async fn on_told(store: &Store, holder: Uuid, Batch { told, before, now }: Batch) -> Result<(), anyhow::Error> {
+async fn on_records(store: &Store, holder: Uuid, Batch { records, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
     let noted = store_kept::note_kept(&mut tx, holder, before, now).await?;
     anyhow::ensure!(noted, "the database went back behind what was kept, or another process keeps the letters by now");
-    for one in &told {
+    for one in &records {
         match one {
             DlqRecord::Letter(letter) => store_kept::keep(&mut tx, letter).await?,
             DlqRecord::Replayed { id, outcome } => store_jobs::replayed(&mut tx, id, outcome).await?,
         }
     }
     tx.commit().await?;
-    for letter in told.iter().filter_map(|one| if let DlqRecord::Letter(letter) = one { Some(letter) } else { None }) {
+    for letter in records.iter().filter_map(|one| if let DlqRecord::Letter(letter) = one { Some(letter) } else { None })
+    {
         let trace_id = letters::trace_id(&letter.attributes);
         info!(
             trace_id,

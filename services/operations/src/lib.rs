@@ -68,9 +68,9 @@ impl Service for Program {
         let Config { database, nats, issuer } = config;
         let store = Store(process.pool(&database.url, Self::NAME, database.connections)?);
         let nats = nats::connect(Self::NAME, nats).await?;
-        let (kept, keeper) = (store.clone(), DeadLetterReader::new(nats.clone(), Self::NAME));
+        let (kept, reader) = (store.clone(), DeadLetterReader::new(nats.clone(), Self::NAME));
         process.lifecycle.run("letters", |stop| async move {
-            events::keep(&kept, &keeper, clock::new_id(), &stop).await;
+            events::keep(&kept, &reader, clock::new_id(), &stop).await;
         });
         let (audited, record) = (store.clone(), Record::new(nats.clone(), publish::STREAM));
         process.lifecycle.run("audit", |stop| async move { publish::audit(&audited, &record, &stop).await });

@@ -25,6 +25,9 @@ pub const DUE_LATE: &str = "select todo_timer_late('DUE', $1)";
 pub const CLAIM_PURGE: &str = "select of_tenant, id from todo_timer_claim('PURGE', $1, $2, $3)";
 pub const PURGE_LATE: &str = "select todo_timer_late('PURGE', $1)";
 
+/// Whether a row still holds something: it is not deleted, or its contents were not removed yet.
+pub(crate) const HOLDS: &str = "(delete_time is null or title <> '(deleted)' or created_by <> '(deleted)')";
+
 /// What [`Row`] reads, of `todo t`.
 pub(crate) const COLUMNS: &str = "t.id, t.title, t.notes, t.status, t.due_time, t.labels, t.assignee, t.recurrence_rule, \
     t.recurrence_zone, t.recurrence_basis, t.recurrence_wall_time, t.series_id, t.occurrence, t.create_time, t.update_time, \
@@ -383,14 +386,14 @@ pub async fn take_due_timer(tx: &mut TenantTx, id: TodoId) -> Result<bool, Store
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "todo"))]
 pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Result<bool, StoreError> {
     let tenant = tx.tenant();
-    let emptied = sqlx::query(
+    let emptied = sqlx::query(AssertSqlSafe(format!(
         r"
         update todo
-        set title = '(deleted)', notes = '', due_time = null, labels = '{}', assignee = null, created_by = '(deleted)',
+        set title = '(deleted)', notes = '', due_time = null, labels = '{{}}', assignee = null, created_by = '(deleted)',
             recurrence_rule = null, recurrence_zone = null, recurrence_basis = null, recurrence_wall_time = null
-        where tenant = $1 and id = $2 and delete_time is not null and (title <> '(deleted)' or created_by <> '(deleted)')
+        where tenant = $1 and id = $2 and delete_time is not null and {HOLDS}
             and ($3::float8 is null or delete_time <= clock_timestamp() - make_interval(secs => $3))",
-    )
+    )))
     .bind(tenant.as_str())
     .bind(id.uuid())
     .bind(after.map(|after| after.as_secs_f64()))
@@ -415,12 +418,9 @@ pub async fn purge(tx: &mut TenantTx, id: TodoId, after: Option<Duration>) -> Re
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
 pub async fn people(tx: &mut TenantTx, id: TodoId) -> Result<Option<People>, StoreError> {
     let tenant = tx.tenant();
-    let row: Option<(String, Option<String>)> = sqlx::query_as(
-        r"
-        select created_by, assignee from todo
-        where tenant = $1 and id = $2 and (delete_time is null or title <> '(deleted)' or created_by <> '(deleted)')
-        for update",
-    )
+    let row: Option<(String, Option<String>)> = sqlx::query_as(AssertSqlSafe(format!(
+        "select created_by, assignee from todo where tenant = $1 and id = $2 and {HOLDS} for update"
+    )))
     .bind(tenant.as_str())
     .bind(id.uuid())
     .fetch_optional(&mut **tx)

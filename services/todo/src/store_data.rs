@@ -3,7 +3,10 @@
 use contracts::UserId;
 use service::operators_data::{Holds, Table};
 use service::{StoreError, TenantTx};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
+
+use crate::store::HOLDS;
 
 /// The service's own tables.
 pub(crate) const TABLES: [Table; 4] = [
@@ -22,18 +25,15 @@ pub(crate) async fn holding(
     limit: i64,
 ) -> Result<Vec<Uuid>, StoreError> {
     let tenant = tx.tenant();
-    let ids = sqlx::query_scalar(
+    let ids = sqlx::query_scalar(AssertSqlSafe(format!(
         r"
         select id from todo
-        where tenant = $1 and id > $2
-            and case when $3::text is null then delete_time is null or title <> $4 or created_by <> $4
-                     else created_by = $3 or assignee = $3 end
-        order by id limit $5",
-    )
+        where tenant = $1 and id > $2 and case when $3::text is null then {HOLDS} else created_by = $3 or assignee = $3 end
+        order by id limit $4",
+    )))
     .bind(tenant.as_str())
     .bind(after)
     .bind(person.map(UserId::as_str))
-    .bind(UserId::erased().as_str())
     .bind(limit)
     .fetch_all(&mut **tx)
     .await?;

@@ -1,6 +1,6 @@
 //! The valid texts of a todo. Pure.
 
-use contracts::text::{TextError, check, line};
+use contracts::text::{TextError, block, line};
 
 /// The most labels a todo may carry.
 pub const MAX_LABELS: usize = 20;
@@ -48,9 +48,7 @@ impl Notes {
     /// # Errors
     /// See [`TextError`].
     pub fn parse(text: &str) -> Result<Self, TextError> {
-        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
-        check(text, 10_000, control, " except line breaks and tabs")?;
-        Ok(Self(text.to_owned()))
+        block(text, 10_000).map(Self)
     }
 
     /// The text.

@@ -1,11 +1,10 @@
 //! Handlers of events: each runs a command, as the service itself.
 
 use anyhow::Context as _;
-use consumer::{Claim, Failure as Unhandled};
-use contracts::UserId;
+use consumer::Failure as Unhandled;
 use contracts::events::harbour::{Event, VesselCreatedV1, VesselDeletedV1};
-use service::handlers::reason;
-use service::{Call, Failure, Process, nats};
+use service::handlers::{self, Source};
+use service::{Call, Failure, Process};
 
 use crate::Config;
 use crate::commands::{self, App, Error};
@@ -18,36 +17,27 @@ const DURABLE: &str = "harbour-logbooks";
 /// # Errors
 /// An address or the credentials cannot be read, or the table lacks the durable consumer.
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
-    let login = config.nats.with(&config.handlers.consumer_nats_creds);
-    let nats = nats::connect(&fleet::consumer_login(process.name), &login).await?;
     let durable = fleet::durable(DURABLE).context("the fleet's table lacks the durable consumer")?;
-    let (app, service) = (app.clone(), process.acts_as()?);
-    let database = (&config.database, config.outbox.outbox_days);
-    service::handlers::run(process, (nats, durable.config(process.version())), database, move |claim| {
-        let (app, service) = (app.clone(), service.clone());
-        async move { on_event(&app, &service, &claim).await }
-    })
+    let source = Source {
+        name: fleet::consumer_login(process.name),
+        login: config.nats.with(&config.handlers.consumer_nats_creds),
+        durable: durable.config(process.version()),
+        database: &config.database,
+        keep_days: config.outbox.outbox_days,
+    };
+    handlers::run(process, source, app.clone(), Event::decode, on_event).await
 }
 
 /// Handles an event of the durable consumer.
 ///
 /// # Errors
 /// Says whether the event is redelivered or becomes a dead letter.
-async fn on_event(app: &App, service: &UserId, claim: &Claim) -> Result<(), Unhandled> {
-    let (call, envelope) = Call::of_event(service, claim)?;
-    let event =
-        Event::decode(&envelope.event_type, envelope.data).map_err(|error| Unhandled::Reject(reason(&error)))?;
+async fn on_event(app: App, call: Call, event: Event) -> Result<(), Unhandled> {
     match event {
-        Some(Event::VesselCreated(created)) => on_created(app, &call, created).await,
-        Some(Event::VesselDeleted(deleted)) => on_deleted(app, &call, deleted).await,
+        Event::VesselCreated(created) => on_created(&app, &call, created).await,
+        Event::VesselDeleted(deleted) => on_deleted(&app, &call, deleted).await,
         // Nothing follows from it.
-        Some(
-            Event::VesselUpdated(_)
-            | Event::LogbookCreated(_)
-            | Event::LogbookUpdated(_)
-            | Event::LogbookDeleted(_),
-        )
-        | None => Ok(()),
+        Event::VesselUpdated(_) | Event::LogbookCreated(_) | Event::LogbookUpdated(_) | Event::LogbookDeleted(_) => Ok(()),
     }
 }
 

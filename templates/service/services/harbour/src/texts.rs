@@ -1,6 +1,6 @@
 //! The texts of the service and their limits. Pure.
 
-use contracts::text::{TextError, check, line};
+use contracts::text::{TextError, block, line};
 
 /// A name: 1 to 200 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +34,7 @@ impl Notes {
     /// # Errors
     /// See [`TextError`].
     pub fn parse(text: &str) -> Result<Self, TextError> {
-        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
-        check(text, 10_000, control, " except line breaks and tabs")?;
-        Ok(Self(text.to_owned()))
+        block(text, 10_000).map(Self)
     }
 
     /// The text.
