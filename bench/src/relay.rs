@@ -12,7 +12,6 @@ use outbox::{Relay, RelayConfig, StreamSpec};
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::latency::{self, Publisher};
 use crate::process;
@@ -89,24 +88,14 @@ pub async fn make(database: &str, nats: &NatsLogin, name: &str) -> Result<Relay,
         .install_recorder()
         // The run before may have installed it.
         .ok();
-    let config = RelayConfig {
-        stream: spec(name),
-        content_type: "application/cloudevents+json; charset=utf-8".to_owned(),
-        hint_subject: hint(name),
-        holder: Uuid::now_v7(),
-        lease: Duration::from_secs(4),
-        poll: Duration::from_millis(500),
-        window: 2_000,
-        retention_days: Some(31),
-        max_bytes: 65_536,
-    };
+    let config = RelayConfig { hint_subject: hint(name), ..spec(name).into() };
     let nats = connect(nats).await?;
     outbox::administer::stream(&jetstream::new(nats.clone()), &config.stream).await?;
     Ok(Relay::new(PgPool::connect_lazy(database)?, nats, config))
 }
 
 fn spec(name: &str) -> StreamSpec {
-    StreamSpec { name: name.to_owned(), subjects: vec![format!("{name}.>")], max_age: AGE, replicas: 1 }
+    StreamSpec { max_age: AGE, ..StreamSpec::new(name, [format!("{name}.>")]) }
 }
 
 pub fn hint(name: &str) -> String {

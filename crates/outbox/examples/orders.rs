@@ -5,9 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 
-use std::time::Duration;
-
-use outbox::{Handle, NewEvent, Relay, RelayConfig, Role, StreamSpec};
+use outbox::{Handle, NewEvent, Relay, RelayConfig, Role};
 use serde_json::json;
 use sqlx::{PgPool, Transaction};
 use tokio_util::sync::CancellationToken;
@@ -53,22 +51,7 @@ async fn main() -> Result<(), anyhow::Error> {
         async_nats::ConnectOptions::new().user_and_password(login(address.username()), login(address.password()));
     let nats = options.connect(address).await?;
 
-    let config = RelayConfig {
-        stream: StreamSpec {
-            name: "EVENTS_SHOP".to_owned(),
-            subjects: vec!["evt.shop.>".to_owned()],
-            max_age: Duration::from_secs(7 * 86_400),
-            replicas: 1,
-        },
-        content_type: "application/cloudevents+json; charset=utf-8".to_owned(),
-        hint_subject: "hint.outbox.shop".to_owned(),
-        holder: Uuid::now_v7(),
-        lease: Duration::from_secs(4),
-        poll: Duration::from_millis(500),
-        window: 2_000,
-        retention_days: Some(8),
-        max_bytes: 64 * 1024,
-    };
+    let config = RelayConfig::new("EVENTS_SHOP", ["evt.shop.>"]);
     // Elsewhere the administration does this, with rights that no service has.
     outbox::administer::stream(&async_nats::jetstream::new(nats.clone()), &config.stream).await?;
     let (relay, stop) = (Relay::new(db.clone(), nats, config), CancellationToken::new());

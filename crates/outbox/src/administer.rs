@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
-use crate::relay::StreamSpec;
+use crate::config::StreamSpec;
 
 /// The most durable consumers of one stream: each holds memory of the server for what it has in hand.
 const MOST_CONSUMERS: i32 = 500;

@@ -20,7 +20,13 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use uuid::Uuid;
 
 use crate::store::Row;
-use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
+
+/// The header of a published message that names its row's `seq`.
+pub const SEQ_HEADER: &str = "Outbox-Seq";
+/// The header that names its row's `created_at`, in microseconds since 1970.
+pub const CREATED_HEADER: &str = "Outbox-Created";
+/// The header that names its row's `event_id`.
+pub const EVENT_ID_HEADER: &str = "Outbox-Event-Id";
 
 /// How long the oldest message in flight may go without an answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -16,12 +16,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::chain::{self, Chain, PublishError, Stored};
+use crate::context::{Context, LeadError};
+use crate::handle::{Role, Status};
 use crate::poison_tracker::PoisonTracker;
-use crate::reader::{Next, Position, Reader};
-use crate::relay::{LOOK_EVERY, LeadError, Relay, Role, Status};
+use crate::position::Position;
+use crate::reader::{Next, Reader};
 use crate::resume::{self, micros};
 use crate::store::{self, Created, Row};
 
+/// How often the relay checks the stream's tail, the checkpoint and the lease while nothing happens.
+pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often the leader creates the coming days' partitions and drops those of days gone by.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 /// The pause before retention tries again after it could not get the table's lock.
@@ -89,7 +93,7 @@ async fn answer(looking: &mut Option<Look>) -> Result<stream::Info, InfoError> {
 
 /// From taking the position to the first fault.
 pub struct LeaderTerm<'a> {
-    relay: &'a Relay,
+    context: &'a Context,
     epoch: i64,
     /// For the reader alone: a query of the outbox is one round trip.
     db: PoolConnection<Postgres>,
@@ -119,26 +123,26 @@ pub struct LeaderTerm<'a> {
 
 impl<'a> LeaderTerm<'a> {
     /// Takes the position. `patience` is how long JetStream may take to answer.
-    pub async fn open(relay: &'a Relay, epoch: i64, patience: Duration) -> Result<Self, LeadError> {
-        let config = &relay.config;
-        match store::create_partitions(&relay.db).await {
+    pub async fn open(context: &'a Context, epoch: i64, patience: Duration) -> Result<Self, LeadError> {
+        let config = &context.config;
+        match store::create_partitions(&context.db).await {
             Ok(0) => {}
             Ok(made) => info!(made, "made outbox partitions ahead"),
             // What is committed can be published without them.
             Err(error) => error!(%error, "partitions ahead could not be made"),
         }
-        let mut db = relay.db.acquire().await?;
+        let mut db = context.db.acquire().await?;
         store::pin_index_plan(&mut db, false).await?;
-        let stream = Box::pin(crate::stream::open(relay, patience)).await?;
+        let stream = Box::pin(crate::stream::open(&context.nats, config, patience)).await?;
         let info = stream.get_info().await.context("reading the stream's state")?;
         let created = micros(info.created);
         let base = info.state.last_sequence;
-        let place = Box::pin(resume::find(relay, &mut db, epoch, (&stream, &info))).await?;
+        let place = Box::pin(resume::find(&context.db, &mut db, epoch, (&stream, &info))).await?;
         info!(seq = place.seq, base, messages = info.state.messages, "place taken from the stream's tail");
         let stored = Stored { outbox_seq: place.seq, created_at: place.created_at, stream_seq: base };
-        let chain = Chain::open(relay.nats.clone(), &config.content_type, base).await?;
+        let chain = Chain::open(context.nats.clone(), &config.content_type, base).await?;
         Ok(Self {
-            relay,
+            context,
             epoch,
             db,
             stream_created_at: created,
@@ -146,8 +150,8 @@ impl<'a> LeaderTerm<'a> {
             subjects: info.config.subjects.clone(),
             chain,
             reader: Reader::new(place, i64::try_from(config.window.clamp(1, BATCH)).unwrap_or(1)),
-            parked: store::parked_aggregates(&relay.db).await?.into_iter().collect(),
-            worked: store::worked(&relay.db).await?.into_iter().collect(),
+            parked: store::parked_aggregates(&context.db).await?.into_iter().collect(),
+            worked: store::worked(&context.db).await?.into_iter().collect(),
             window: config.window,
             stored,
             acknowledged: false,
@@ -174,7 +178,7 @@ impl<'a> LeaderTerm<'a> {
         stop: &CancellationToken,
         suspects: &mut PoisonTracker,
     ) -> Result<(), LeadError> {
-        let mut poll = tokio::time::interval(self.relay.config.poll);
+        let mut poll = tokio::time::interval(self.context.config.poll);
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: VecDeque<Row> = VecDeque::new();
@@ -185,7 +189,7 @@ impl<'a> LeaderTerm<'a> {
         let mut looking: Option<Look> = None;
         // The first query finds all that was committed before it. Rows handed over before may be of a database that has been
         // restored since, and their numbers given out again.
-        self.relay.hand_off.take();
+        self.context.hand_off.take();
         loop {
             // Asked to stop, it finishes what is in flight and begins nothing new.
             if stop.is_cancelled() {
@@ -237,7 +241,7 @@ impl<'a> LeaderTerm<'a> {
             }
             self.chain.ask().await?;
             if waiting.is_empty() {
-                self.relay.status.send_if_modified(|status| {
+                self.context.status.send_if_modified(|status| {
                     let now = self.status();
                     let changed = *status != now;
                     *status = now;
@@ -265,7 +269,7 @@ impl<'a> LeaderTerm<'a> {
                         self.stored = stored;
                         self.acknowledged = true;
                         if waiting.is_empty() {
-                            self.relay.status.send_replace(self.status());
+                            self.context.status.send_replace(self.status());
                         }
                         let none_suspected = suspects.passed(stored.outbox_seq);
                         if self.window == 1 && none_suspected {
@@ -277,8 +281,8 @@ impl<'a> LeaderTerm<'a> {
                 () = tokio::time::sleep_until(gap.map_or_else(Instant::now, |(at, _)| at)), if gap.is_some() && !more => {
                     more = true;
                 }
-                () = self.relay.hand_off.arrived.notified() => {
-                    let pending = self.relay.hand_off.take();
+                () = self.context.hand_off.arrived.notified() => {
+                    let pending = self.context.hand_off.take();
                     let kept = self.reader.hand_over(pending.rows);
                     more |= pending.look || !kept;
                 }
@@ -299,7 +303,7 @@ impl<'a> LeaderTerm<'a> {
         let reason = match self.parked.get(&row.aggregate_id) {
             Some(first) if *first == row.seq => Some("it was parked before"),
             Some(first) if *first < row.seq => Some("an earlier event of its aggregate is parked"),
-            _ => unpublishable(&row, self.relay.config.max_bytes),
+            _ => unpublishable(&row, self.context.config.max_bytes),
         };
         match reason {
             Some(reason) => self.park(&row, reason).await,
@@ -319,7 +323,7 @@ impl<'a> LeaderTerm<'a> {
         let actor = format!("relay, epoch {}", self.epoch);
         // Write one line for an aggregate, not one for each row behind the first.
         let actor = (!self.parked.contains_key(&row.aggregate_id)).then_some(actor.as_str());
-        if !store::park(&self.relay.db, self.epoch, row, reason, actor).await? {
+        if !store::park(&self.context.db, self.epoch, row, reason, actor).await? {
             return Err(LeadError::Lost("another relay took it"));
         }
         let trace_id = row.traceparent.as_deref().and_then(chain::trace_id);
@@ -366,10 +370,10 @@ impl<'a> LeaderTerm<'a> {
         }
         let backlog = mark - self.status().done;
         metrics::gauge!("outbox_backlog_rows").set(backlog.max(0) as f64);
-        metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.relay.db).await? as f64);
+        metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.context.db).await? as f64);
         self.reader.forget_settled();
         if self.acknowledged {
-            // The database may have been restored from a backup under a running relay.
+            // The database may have been restored from a backup under a running context.
             let (seq, created_at) = (self.stored.outbox_seq, self.stored.created_at);
             if store::event_at(&mut *self.db, seq, created_at).await?.is_none() {
                 let what = format!("the outbox no longer holds its row {seq}");
@@ -388,7 +392,7 @@ impl<'a> LeaderTerm<'a> {
             Err(error) => {
                 self.unanswered = if self.stored == asked_at { self.unanswered + 1 } else { 0 };
                 warn!(%error, unanswered = self.unanswered, "the stream's state could not be read");
-                let away = self.relay.nats.connection_state() != State::Connected;
+                let away = self.context.nats.connection_state() != State::Connected;
                 return if away || self.unanswered >= MAX_UNANSWERED {
                     Err(LeadError::Down(anyhow::Error::new(error).context("reading the stream's state")))
                 } else {
@@ -431,11 +435,11 @@ impl<'a> LeaderTerm<'a> {
             return;
         }
         self.next_partitions = Instant::now() + PARTITIONS_EVERY;
-        if let Err(error) = store::create_partitions(&self.relay.db).await {
+        if let Err(error) = store::create_partitions(&self.context.db).await {
             error!(%error, "partitions ahead could not be made");
         }
-        if let Some(days) = self.relay.config.retention_days {
-            match store::drop_partitions(&self.relay.db, days).await {
+        if let Some(days) = self.context.config.retention_days {
+            match store::drop_partitions(&self.context.db, days).await {
                 Ok(Some(0)) => {}
                 Ok(Some(dropped)) => info!(dropped, "dropped outbox partitions by retention"),
                 // A reader holds the outbox for long. Each try holds writers up for a moment.
@@ -452,7 +456,7 @@ impl<'a> LeaderTerm<'a> {
         let place = Position { seq: stored.outbox_seq, created_at: stored.created_at };
         let stream_seq = stored.stream_seq.max(self.looked_at.stream_seq);
         // Do not wait for the disk: a crash that loses the newest checkpoint leaves an older one, which is as true.
-        store::save_checkpoint(&self.relay.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
+        store::save_checkpoint(&self.context.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
         self.saved = stored.outbox_seq;
         Ok(())
     }

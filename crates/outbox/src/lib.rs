@@ -1,25 +1,30 @@
 #![doc = include_str!("../README.md")]
 
-pub mod administer;
 mod chain;
-pub mod inspect;
+mod config;
+pub mod connections;
+mod context;
+mod handle;
 mod leader_term;
 mod migrations;
-pub mod operate;
 mod poison_tracker;
+mod position;
 mod reader;
 mod relay;
 mod resume;
 mod store;
 mod stream;
 
-pub use migrations::migrations;
-pub use relay::{Handle, Relay, RelayConfig, Role, Status, StreamSpec};
-pub use store::{Misnumbered, NewEvent, append};
+#[cfg(feature = "operate")]
+pub mod administer;
+#[cfg(feature = "operate")]
+pub mod inspect;
+#[cfg(feature = "operate")]
+pub mod operate;
 
-/// The header of a published message that names its row's `seq`.
-pub const SEQ_HEADER: &str = "Outbox-Seq";
-/// The header that names its row's `created_at`, in microseconds since 1970.
-pub const CREATED_HEADER: &str = "Outbox-Created";
-/// The header that names its row's `event_id`.
-pub const EVENT_ID_HEADER: &str = "Outbox-Event-Id";
+pub use chain::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
+pub use config::{RelayConfig, StreamSpec};
+pub use handle::{Handle, Role, Status};
+pub use migrations::migrations;
+pub use relay::Relay;
+pub use store::{Misnumbered, NewEvent, append};

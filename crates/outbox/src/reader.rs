@@ -11,25 +11,14 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use crate::relay::MAX_HANDED_OFF;
+use crate::handle::MAX_HANDED_OFF;
+use crate::position::{CLOCK_SLACK, Position};
 use crate::store::{self, Created, Row};
-
-/// How much earlier than the row before it a row may have been stamped: clocks may be set back, a writer may pause
-/// between its `seq` and its time.
-pub const CLOCK_SLACK: TimeDelta = TimeDelta::hours(1);
 
 /// How many rows a query reads to check whether a gap has closed.
 const GAP_LOOK: i64 = 64;
-
-/// A position in the outbox: every row up to `seq` has been passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    pub seq: i64,
-    pub created_at: DateTime<Utc>,
-}
 
 /// What a query of the outbox returned.
 #[derive(Debug)]

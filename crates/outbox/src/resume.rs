@@ -5,14 +5,13 @@ use anyhow::Context as _;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, RawMessageErrorKind};
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use tracing::{error, warn};
 
-use crate::chain::PublishError;
-use crate::reader::{CLOCK_SLACK, Position};
-use crate::relay::{LeadError, Relay};
+use crate::chain::{CREATED_HEADER, EVENT_ID_HEADER, PublishError, SEQ_HEADER};
+use crate::context::LeadError;
+use crate::position::{CLOCK_SLACK, Position};
 use crate::store::{self, Checkpoint, Entry, Misnumbered};
-use crate::{CREATED_HEADER, EVENT_ID_HEADER, SEQ_HEADER};
 
 /// Before the first row.
 const BEGINNING: Position = Position { seq: 0, created_at: DateTime::UNIX_EPOCH };
@@ -20,12 +19,12 @@ const BEGINNING: Position = Position { seq: 0, created_at: DateTime::UNIX_EPOCH 
 /// Takes the position from the stream's tail, and writes into the journal what is lost.
 /// `db` is a connection whose reads follow the index ([`store::pin_index_plan`]).
 pub async fn find(
-    relay: &Relay,
+    pool: &PgPool,
     db: &mut PgConnection,
     epoch: i64,
     (stream, info): (&stream::Stream, &stream::Info),
 ) -> Result<Position, LeadError> {
-    let checkpoint = store::checkpoint(&relay.db).await?;
+    let checkpoint = store::checkpoint(pool).await?;
     let created = micros(info.created);
     let same = checkpoint.stream_created_at == Some(created);
     let vouched = checkpoint.outbox_created_at.unwrap_or(DateTime::UNIX_EPOCH);
@@ -38,7 +37,7 @@ pub async fn find(
     // Writes may have overtaken the tail since the sequence fell back: the checkpoint of before shows it.
     let before = checkpoint.outbox_created_at.map(|created_at| Position { seq: checkpoint.outbox_seq, created_at });
     let before = before.filter(|before| before.seq < place.seq).unwrap_or(place);
-    are_numbered_behind(relay, db, (stream, info), place, before).await?;
+    are_numbered_behind(pool, db, (stream, info), place, before).await?;
     let actor = format!("relay, epoch {epoch}");
     let was = match (info.state.messages, same) {
         _ if purged => "it was purged",
@@ -52,7 +51,7 @@ pub async fn find(
         error!(from, to, "the stream has lost events that retention has dropped from the outbox: they are in neither");
         let detail = format!("lost by the stream and no longer in the outbox; {was}");
         let entry = Entry { kind: "missing", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: &detail };
-        if store::journal(&relay.db, &entry).await? {
+        if store::journal(pool, &entry).await? {
             metrics::counter!("outbox_missing_rows_total").increment((to - place.seq).cast_unsigned());
         }
     }
@@ -61,14 +60,14 @@ pub async fn find(
         warn!(from, to, was, "the stream has lost events: refilling from the outbox");
         metrics::counter!("outbox_refills_total").increment(1);
         let entry = Entry { kind: "refill", actor: &actor, from_seq: Some(from), to_seq: Some(to), detail: was };
-        store::journal(&relay.db, &entry).await?;
+        store::journal(pool, &entry).await?;
         // Save it, so that the next session does not take it for another loss.
-        store::save_checkpoint(&relay.db, epoch, place, beginning(info), created, true).await?;
+        store::save_checkpoint(pool, epoch, place, beginning(info), created, true).await?;
     }
-    if store::halted(&relay.db).await? {
+    if store::halted(pool).await? {
         let entry =
             Entry { kind: "resumed", actor: &actor, from_seq: None, to_seq: Some(place.seq), detail: "it goes on" };
-        store::journal(&relay.db, &entry).await?;
+        store::journal(pool, &entry).await?;
     }
     Ok(place)
 }
@@ -95,7 +94,7 @@ async fn behind_the_tail(
     let Some((place, id)) = origin(&tail) else {
         return Err(LeadError::Halted(format!(
             "message {} on {} is not from this outbox: nobody else may publish to this stream. Find out who did; then \
-             `flotilla outbox accept` saves it, removes it, and goes on",
+             `outbox::operate::accept` removes it, and the relay goes on",
             tail.sequence, tail.subject
         )));
     };
@@ -105,8 +104,8 @@ async fn behind_the_tail(
         None if place.seq <= checkpoint.dropped_seq => Ok(place),
         found => Err(LeadError::Halted(format!(
             "the stream is ahead of the outbox: its last message {} is event {id} of row {}, and the outbox has {} \
-             there. Was Postgres restored from an older backup? `flotilla outbox accept` shows what the stream has \
-             beyond the outbox, saves it, removes it, and goes on",
+             there. Was Postgres restored from an older backup? `outbox::operate::beyond` shows what the stream has \
+             beyond the outbox; `outbox::operate::accept` removes it, and the relay goes on",
             tail.sequence,
             place.seq,
             found.map_or_else(|| "nothing".to_owned(), |event| format!("event {event}")),
@@ -185,7 +184,7 @@ async fn behind_nothing(
 /// Halts while rows are, or will be, numbered at or before the position: nobody would publish them. A sequence falls back when
 /// it was not carried along with its table, as by logical replication.
 async fn are_numbered_behind(
-    relay: &Relay,
+    pool: &PgPool,
     db: &mut PgConnection,
     (stream, info): (&stream::Stream, &stream::Info),
     place: Position,
@@ -193,7 +192,7 @@ async fn are_numbered_behind(
 ) -> Result<(), LeadError> {
     let mark = store::mark(&mut *db).await?;
     let twice = store::numbered_twice(&mut *db, before.seq).await?;
-    if mark >= place.seq && !twice && !store::halted(&relay.db).await? {
+    if mark >= place.seq && !twice && !store::halted(pool).await? {
         return Ok(());
     }
     let behind = misnumbered(db, stream, info, before).await?;
@@ -201,7 +200,7 @@ async fn are_numbered_behind(
         return Err(LeadError::Halted(format!(
             "the sequence `outbox_seq` stands at {mark}, behind row {}, which is in the stream: what is written now would \
              never be published, and {} rows are numbered so already. Was the database moved by logical replication, or \
-             from a dump? `flotilla outbox renumber` sets the sequence right and gives those rows new numbers",
+             from a dump? `outbox::operate::renumber` sets the sequence right and gives those rows new numbers",
             place.seq,
             behind.len()
         )));
@@ -209,7 +208,7 @@ async fn are_numbered_behind(
     if let Some(first) = behind.first() {
         return Err(LeadError::Halted(format!(
             "{} rows, first {} of event {}, were numbered behind what was in the stream already, and are not in it: \
-             `flotilla outbox renumber` gives them new numbers",
+             `outbox::operate::renumber` gives them new numbers",
             behind.len(),
             first.seq,
             first.event_id

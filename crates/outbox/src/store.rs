@@ -6,9 +6,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Executor as _, FromRow, PgConnection, PgExecutor, PgPool, Row as _};
 use uuid::Uuid;
 
-use crate::operate;
-use crate::reader::Position;
+use crate::position::Position;
 
+/// The advisory lock for removing from the stream what the outbox does not know: no halt is written down meanwhile.
+pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
 const HOUR: f64 = 3_600.0;
 
 /// An event to be published once its transaction has committed.
@@ -430,10 +431,8 @@ pub struct Entry<'a> {
 /// in the stream, or has done so since its check.
 pub async fn journal_halt(db: &PgPool, entry: &Entry<'_>, epoch: i64) -> Result<(), sqlx::Error> {
     let mut tx = db.begin().await?;
-    let nobody_accepts: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock_shared($1)")
-        .bind(operate::ACCEPTING)
-        .fetch_one(&mut *tx)
-        .await?;
+    let nobody_accepts: bool =
+        sqlx::query_scalar("select pg_try_advisory_xact_lock_shared($1)").bind(ACCEPTING).fetch_one(&mut *tx).await?;
     let still = sqlx::query_scalar("select exists (select from outbox_relay where epoch = $1)").bind(epoch);
     if nobody_accepts && still.fetch_one(&mut *tx).await? {
         journal(&mut *tx, entry).await?;

@@ -6,16 +6,21 @@ use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
 use tracing::error;
 
-use crate::relay::{Relay, RelayConfig};
+use crate::config::RelayConfig;
 
 /// Opens the stream that the administration has created ([`crate::administer`]). Reports where it differs from what was asked
 /// for, also by the gauge `outbox_stream_drift`.
-pub async fn open(relay: &Relay, patience: Duration) -> Result<stream::Stream, anyhow::Error> {
-    let spec = &relay.config.stream;
-    let js = jetstream::ContextBuilder::new().timeout(patience).build(relay.nats.clone());
+pub async fn open(
+    nats: &async_nats::Client,
+    config: &RelayConfig,
+    patience: Duration,
+) -> Result<stream::Stream, anyhow::Error> {
+    let spec = &config.stream;
+    let js = jetstream::ContextBuilder::new().timeout(patience).build(nats.clone());
     let stream = js.get_stream(&spec.name).await;
-    let stream = stream.with_context(|| format!("opening the stream {}: `flotilla provision` makes it", spec.name))?;
-    let drift = drift(&stream.cached_info().config, &relay.config);
+    let stream =
+        stream.with_context(|| format!("opening the stream {}: `outbox::administer::stream` makes it", spec.name))?;
+    let drift = drift(&stream.cached_info().config, config);
     metrics::gauge!("outbox_stream_drift").set(drift.len() as f64);
     for what in &drift {
         error!(stream = spec.name, what, "the stream is not as it was asked for");
@@ -71,26 +76,15 @@ mod tests {
     use std::time::Duration;
 
     use async_nats::jetstream::stream;
-    use uuid::Uuid;
 
     use super::{covers, drift};
-    use crate::relay::{RelayConfig, StreamSpec};
+    use crate::config::{RelayConfig, StreamSpec};
 
     #[test]
     fn each_difference_from_what_was_asked_for_is_said() {
         let days = |days: u64| Duration::from_secs(days * 86_400);
         let spec = StreamSpec { name: "EVENTS".into(), subjects: vec!["evt.>".into()], max_age: days(30), replicas: 3 };
-        let config = RelayConfig {
-            stream: spec,
-            content_type: "application/json".to_owned(),
-            hint_subject: "hint".to_owned(),
-            holder: Uuid::nil(),
-            lease: Duration::from_secs(4),
-            poll: Duration::from_secs(2),
-            window: 1,
-            retention_days: Some(30),
-            max_bytes: 1,
-        };
+        let config = RelayConfig { retention_days: Some(30), ..RelayConfig::from(spec) };
         let asked = stream::Config {
             num_replicas: 3,
             max_age: days(30),

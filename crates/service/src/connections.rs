@@ -10,21 +10,13 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use outbox::connections::{ACQUIRE, FRESH, LIMITS, pool_options};
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// The limits of every connection of a service. The relay waits for open writers, so none may stay open for long. A transaction that waits
-/// for a lock holds a connection that others could use. A commit must last, or an event could outlive its change.
-const LIMITS: [(&str, &str); 4] = [
-    (STATEMENT_TIMEOUT, "5s"),
-    ("lock_timeout", "1s"),
-    ("idle_in_transaction_session_timeout", "5s"),
-    ("synchronous_commit", "on"),
-];
 
 const STATEMENT_TIMEOUT: &str = "statement_timeout";
 /// The same for operators, whose queries read everything.
@@ -164,17 +156,8 @@ impl DerefMut for Transaction {
     }
 }
 
-/// A connection that was used this recently counts as alive.
-const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection may go from transaction to transaction before the pool checks it again.
 const TURN: Duration = Duration::from_secs(30);
-/// Replaces a connection after this time: after a switchover its server may be read-only, which only a writer notices.
-const LIFETIME: Duration = Duration::from_secs(20);
-/// How long the server of a returned connection may take to report whether it is writable.
-const RELEASE: Duration = Duration::from_secs(2);
-/// How long to wait for a connection.
-const ACQUIRE: Duration = Duration::from_secs(5);
-
 /// Opens a pool whose connections are bound by [`LIMITS`].
 ///
 /// # Errors
@@ -192,29 +175,4 @@ pub fn operators_pool(url: &SecretString, name: &str, connections: u32) -> Resul
     let options: PgConnectOptions = url.expose_secret().parse()?;
     let limits = LIMITS.map(|limit| if limit.0 == STATEMENT_TIMEOUT { OPERATORS } else { limit });
     Ok(pool_options(connections).connect_lazy_with(options.application_name(name).options(limits)))
-}
-
-fn pool_options(connections: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
-        .max_lifetime(LIFETIME)
-        // A check before each use costs each transaction a round trip; a check after idle time finds connections that a restart of the
-        // database broke.
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
-        })
-        // After a switchover a connection may lead to a read-only server: the next user must not get it again. A new connection to such a
-        // server is no better than the next one.
-        .after_release(|connection, meta| {
-            Box::pin(async move {
-                if meta.age < FRESH {
-                    return Ok(true);
-                }
-                let ask = sqlx::query_scalar::<_, String>("show transaction_read_only").fetch_one(connection);
-                let only_reads = tokio::time::timeout(RELEASE, ask).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
-                Ok(only_reads == "off")
-            })
-        })
 }

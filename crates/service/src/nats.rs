@@ -8,6 +8,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{ConnectOptions, ServerAddr};
 use clap::Args;
+use outbox::connections::nats_options;
 use tracing::info;
 
 use crate::config;
@@ -52,18 +53,12 @@ pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
 pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error> {
     let addresses = addresses(&login.url)?;
     let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
-    let client = credentials
+    let options = credentials
         .with_context(|| format!("reading the credentials {}", login.credentials.display()))?
         .name(name)
         .custom_inbox_prefix(format!("_INBOX_{name}"))
-        // A dead peer is noticed after two of these.
-        .ping_interval(Duration::from_secs(5))
-        .client_capacity(8_192)
-        .retry_on_initial_connect()
-        .reconnect_delay_callback(|attempt| Duration::from_millis((attempt as u64 * 50).min(1_000)))
-        .event_callback(|event| async move { info!(%event, "NATS") })
-        .connect(addresses)
-        .await?;
+        .event_callback(|event| async move { info!(%event, "NATS") });
+    let client = nats_options(options).connect(addresses).await?;
     Ok(client)
 }
 

@@ -1,10 +1,8 @@
 //! The end of every command: its events, its answer and its change are one commit; only then does anything leave the process.
 
-use std::time::Duration;
-
 use ::outbox::{Handle, NewEvent, Relay, RelayConfig, StreamSpec};
 use contracts::events::EventType;
-use contracts::{Envelope, EventId, envelope, subject};
+use contracts::{Envelope, EventId, subject};
 use prost::Message as _;
 
 use crate::call::{Call, Once};
@@ -34,15 +32,9 @@ impl Outbox {
             db,
             nats,
             RelayConfig {
-                stream,
-                content_type: envelope::CONTENT_TYPE.to_owned(),
                 hint_subject: format!("hint.outbox.{}", process.name),
-                holder: clock::new_id(),
-                lease: Duration::from_secs(4),
-                poll: Duration::from_millis(500),
-                window: 2_000,
                 retention_days: Some(i32::try_from(config.outbox_days)?),
-                max_bytes: envelope::MAX_BYTES,
+                ..RelayConfig::from(stream)
             },
         );
         let handle = relay.handle();

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Act, Refused, look_anew};
+use super::act::{Act, Refused, look_anew};
 use crate::resume::{self, micros, origin};
-use crate::store::{self, Entry};
+use crate::store::{self, ACCEPTING, Entry};
 
 /// What a stream holds beyond the outbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,9 +55,6 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
     }
     if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
 }
-
-/// The advisory lock for removing from the stream what the outbox does not know: no halt is written down meanwhile.
-pub const ACCEPTING: i64 = 0x006f_7574_626f_7861;
 
 /// Confirms an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay resumes
 /// with the rows that follow the newest common one. By O1 those messages are no events of this outbox: left there, each

@@ -162,6 +162,6 @@ async fn o7_a_stream_that_holds_a_foreign_message_stops_the_relay_loudly() {
     let js = world.nats.jetstream().await;
     js.send_publish(SUBJECT, message).await.unwrap().await.unwrap();
     let halted = world.until_halted().await;
-    assert!(halted.contains("not from this outbox") && halted.contains("flotilla outbox accept"), "{halted}");
+    assert!(halted.contains("not from this outbox") && halted.contains("operate::accept"), "{halted}");
     world.stop().await;
 }

@@ -19,7 +19,7 @@ async fn o2_a_sequence_that_fell_behind_the_stream_stops_the_relay_until_it_is_s
     admin.execute("select setval('outbox_seq', 3)").await.unwrap();
     world.write(3).await;
     let halted = world.until_halted().await;
-    assert!(halted.contains("stands at") && halted.contains("flotilla outbox renumber"), "{halted}");
+    assert!(halted.contains("stands at") && halted.contains("operate::renumber"), "{halted}");
     let stream = world.stream().await;
     assert_eq!(stream.get_info().await.unwrap().state.messages, 10);
     // The sequence alone is not enough: what is numbered behind would never go out.

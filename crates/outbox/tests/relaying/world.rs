@@ -1,14 +1,14 @@
 //! A database, a nats-server, and relays between them, for the tests beside this.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
 use devstack::nats::Wanted;
+use outbox::connections::{LIMITS, nats_options, pool_options};
 use outbox::operate::{self, Act};
 use outbox::{Handle, NewEvent, Relay, RelayConfig, Role, StreamSpec};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool, Transaction};
 use testkit::{PATIENCE, TestDatabase, TestNats, until};
 use tokio_util::sync::CancellationToken;
@@ -23,16 +23,6 @@ pub const SUBJECT: &str = "evt.todo.created.v1.acme";
 /// The name of the relay's connections to Postgres.
 pub const RELAY: &str = "todo-relay";
 pub const ACT: Act<'static> = Act { actor: "ann", reason: "a test" };
-
-/// What every connection of a service is bound by.
-const LIMITS: [(&str, &str); 4] = [
-    ("statement_timeout", "5s"),
-    ("lock_timeout", "1s"),
-    ("idle_in_transaction_session_timeout", "5s"),
-    ("synchronous_commit", "on"),
-];
-/// A connection that was used so recently is taken to be alive.
-const FRESH: Duration = Duration::from_secs(1);
 
 /// What a relay connects to.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,66 +61,24 @@ pub async fn database() -> TestDatabase {
 
 /// A relay as a service starts it.
 pub async fn relay(setup: &Setup) -> Relay {
-    let config = RelayConfig {
-        stream: StreamSpec {
-            name: STREAM.to_owned(),
-            subjects: vec!["evt.todo.>".to_owned()],
-            max_age: Wanted::default().max_age,
-            replicas: setup.replicas,
-        },
-        content_type: "application/cloudevents+json".to_owned(),
-        hint_subject: "hint.outbox.todo".to_owned(),
-        holder: Uuid::now_v7(),
-        lease: Duration::from_secs(4),
-        poll: Duration::from_millis(500),
-        window: 2_000,
-        retention_days: Some(1),
-        max_bytes: 64 * 1024,
+    let stream = StreamSpec {
+        max_age: Wanted::default().max_age,
+        replicas: setup.replicas,
+        ..StreamSpec::new(STREAM, ["evt.todo.>"])
     };
+    let config = RelayConfig { hint_subject: "hint.outbox.todo".to_owned(), retention_days: Some(1), ..stream.into() };
     Relay::new(pool(&setup.database), connect(setup).await, config)
 }
 
-/// The relay's connections: its session, its lease, and what it parks.
 fn pool(url: &str) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
-    PgPoolOptions::new()
-        .max_connections(3)
-        .acquire_timeout(Duration::from_secs(5))
-        .max_lifetime(Duration::from_secs(20))
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
-        })
-        // A connection that leads nowhere, or to a server that only reads, must not come back.
-        .after_release(|connection, meta| {
-            Box::pin(async move {
-                if meta.age < FRESH {
-                    return Ok(true);
-                }
-                let ask = sqlx::query_scalar::<_, String>("show transaction_read_only").fetch_one(connection);
-                let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
-                Ok(answer.map_err(|_| sqlx::Error::PoolTimedOut)?? == "off")
-            })
-        })
-        .connect_lazy_with(options.application_name(RELAY).options(LIMITS))
+    pool_options(3).connect_lazy_with(options.application_name(RELAY).options(LIMITS))
 }
 
-/// Waits in the background for a server that is unavailable.
 async fn connect(setup: &Setup) -> async_nats::Client {
-    async_nats::ConnectOptions::new()
-        .credentials_file(&setup.credentials)
-        .await
-        .unwrap()
-        .name(SERVICE)
-        .custom_inbox_prefix(format!("_INBOX_{SERVICE}"))
-        // A dead peer is noticed after two of these.
-        .ping_interval(Duration::from_secs(5))
-        .client_capacity(8_192)
-        .retry_on_initial_connect()
-        .reconnect_delay_callback(|attempt| Duration::from_millis((attempt as u64 * 50).min(1_000)))
-        .connect(setup.nats.as_str())
-        .await
-        .unwrap()
+    let login = async_nats::ConnectOptions::new().credentials_file(&setup.credentials).await.unwrap();
+    let options = login.name(SERVICE).custom_inbox_prefix(format!("_INBOX_{SERVICE}"));
+    nats_options(options).connect(setup.nats.as_str()).await.unwrap()
 }
 
 /// A new event of an aggregate.
