@@ -11,6 +11,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand};
+use consumer::RecordStreams;
 use fleet::REBUILDER;
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::ops::{
@@ -204,7 +205,7 @@ impl Rebuild<'_> {
     async fn forget(&self) -> Result<jetstream::Context, anyhow::Error> {
         let records = events::administration(self.context, fleet::RECORDS).await?;
         let stream = self.stream.cached_info().config.name.as_str();
-        consumer::administer::forget(&self.js, &records, (stream, REBUILDER)).await?;
+        consumer::administer::forget(&self.js, (&records, &RecordStreams::default()), (stream, REBUILDER)).await?;
         Ok(records)
     }
 

@@ -5,8 +5,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 
-use std::time::Duration;
-
 use consumer::{Config, Consumer, Event, Failure, Inbox, administer};
 use futures::FutureExt as _;
 use serde::Deserialize;
@@ -44,24 +42,12 @@ async fn main() -> Result<(), anyhow::Error> {
         async_nats::ConnectOptions::new().user_and_password(login(address.username()), login(address.password()));
     let nats = options.connect(address).await?;
 
-    let config = Config {
-        stream: "EVENTS_SHOP".to_owned(),
-        durable: "ledger".to_owned(),
-        filter: "evt.shop.>".to_owned(),
-        types: vec!["shop.ordered.v1".to_owned()],
-        revision: 1,
-        batch: 16,
-        linger: Duration::ZERO,
-        in_flight: 1,
-        max_attempts: 8,
-        handle_within: Some(Duration::from_secs(30)),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let config = Config::ordered("EVENTS_SHOP", "ledger", "evt.shop.>", ["shop.ordered.v1"]);
     // Elsewhere the administration does this, with rights that no service has.
     let js = async_nats::jetstream::new(nats.clone());
-    administer::streams(&js, 1).await?;
+    administer::streams(&js, &config.records, 1).await?;
     administer::durables(&js, &js, &config, None).await?;
-    let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
+    let inbox = Inbox::new(db);
     let stop = CancellationToken::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let asked = async {

@@ -11,8 +11,9 @@ use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsum
 use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
-use crate::pull::{ACK_WAIT, BEGINS_BEHIND, Config};
-use crate::{backstop, dead_letter, dead_letter_reader, replay};
+use crate::config::{BEGINS_BEHIND, Config};
+use crate::records::{KINDS, RecordStreams};
+use crate::time::ACK_WAIT;
 
 /// Longer than any pull of ours. The server forgets by then who has pulled and is gone.
 const MAX_EXPIRES: Duration = Duration::from_secs(30);
@@ -26,11 +27,12 @@ const DAY: Duration = Duration::from_secs(86_400);
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
-pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), anyhow::Error> {
+pub async fn streams(js: &jetstream::Context, records: &RecordStreams, replicas: usize) -> Result<(), anyhow::Error> {
     let file = || stream::Config { num_replicas: replicas, storage: stream::StorageType::File, ..Default::default() };
+    let root = &records.root;
     let letters = stream::Config {
-        name: dead_letter::STREAM.to_owned(),
-        subjects: vec!["dlq.>".to_owned()],
+        name: records.dead_letters.clone(),
+        subjects: vec![format!("{root}dlq.>")],
         discard: stream::DiscardPolicy::New,
         // Full, it refuses, and what cannot become a letter stays unacknowledged.
         max_bytes: LETTERS_BYTES,
@@ -39,15 +41,15 @@ pub async fn streams(js: &jetstream::Context, replicas: usize) -> Result<(), any
         ..file()
     };
     let replays = stream::Config {
-        name: replay::STREAM.to_owned(),
-        subjects: vec!["replay.>".to_owned(), "replayed.*".to_owned()],
+        name: records.replays.clone(),
+        subjects: vec![format!("{root}replay.>"), format!("{root}replayed.*")],
         // By then the sender of a replay has read its outcome.
         max_age: 7 * DAY,
         ..file()
     };
     let advisories = stream::Config {
-        name: backstop::STREAM.to_owned(),
-        subjects: backstop::KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
+        name: records.advisories.clone(),
+        subjects: KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.>")).to_vec(),
         max_age: 30 * DAY,
         // An advisory that names a reply subject must not have the answer sent there; and what is said in it is not ours.
         no_ack: true,
@@ -131,20 +133,18 @@ pub async fn durables(
     make(&of, new, ours).await?;
     let replays = pull::Config {
         durable_name: Some(durable.clone()),
-        filter_subject: format!("replay.{durable}.>"),
+        filter_subject: config.records.replay(durable, ">"),
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
-        max_ack_pending: i64::try_from(config.batch).unwrap_or(i64::MAX),
+        max_ack_pending: i64::try_from(config.mode.pulls()).unwrap_or(i64::MAX),
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    self::durable(records, replay::STREAM, replays).await?;
+    self::durable(records, &config.records.replays, replays).await?;
     let given_up = pull::Config {
-        durable_name: Some(backstop::durable(stream, durable)),
-        filter_subjects: backstop::KINDS
-            .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}"))
-            .to_vec(),
+        durable_name: Some(RecordStreams::backstop(stream, durable)),
+        filter_subjects: KINDS.map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{durable}")).to_vec(),
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
@@ -152,34 +152,31 @@ pub async fn durables(
         max_expires: MAX_EXPIRES,
         ..Default::default()
     };
-    self::durable(records, backstop::STREAM, given_up).await
+    self::durable(records, &config.records.advisories, given_up).await
 }
 
 /// Makes what a [`crate::DeadLetterReader`] of this name pulls by.
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
-pub async fn keeper(records: &jetstream::Context, durable: &str) -> Result<(), anyhow::Error> {
-    for (stream, filter) in [(dead_letter::STREAM, "dlq.>"), (replay::STREAM, "replayed.*")] {
+pub async fn keeper(js: &jetstream::Context, records: &RecordStreams, durable: &str) -> Result<(), anyhow::Error> {
+    let root = &records.root;
+    for (stream, filter) in
+        [(&records.dead_letters, format!("{root}dlq.>")), (&records.replays, format!("{root}replayed.*"))]
+    {
         let new = pull::Config {
             durable_name: Some(durable.to_owned()),
-            filter_subject: filter.to_owned(),
+            filter_subject: filter,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: dead_letter_reader::ACK_WAIT,
+            ack_wait: ACK_WAIT,
             max_deliver: -1,
             max_ack_pending: MOST_IN_HAND,
             max_expires: MAX_EXPIRES,
             ..Default::default()
         };
-        self::durable(records, stream, new).await?;
+        self::durable(js, stream, new).await?;
     }
     Ok(())
-}
-
-/// The durable consumer by which the advisories about another one are read.
-#[must_use]
-pub fn backstop(stream: &str, durable: &str) -> String {
-    backstop::durable(stream, durable)
 }
 
 /// Removes what [`durables`] makes.
@@ -188,12 +185,12 @@ pub fn backstop(stream: &str, durable: &str) -> String {
 /// NATS does not answer, or refuses.
 pub async fn forget(
     events: &jetstream::Context,
-    records: &jetstream::Context,
+    (js, records): (&jetstream::Context, &RecordStreams),
     (stream, durable): (&str, &str),
 ) -> Result<(), anyhow::Error> {
-    let advisories = backstop::durable(stream, durable);
+    let advisories = RecordStreams::backstop(stream, durable);
     for (js, stream, durable) in
-        [(events, stream, durable), (records, replay::STREAM, durable), (records, backstop::STREAM, &advisories)]
+        [(events, stream, durable), (js, records.replays(), durable), (js, records.advisories(), &advisories)]
     {
         let of = js.get_stream(stream).await.with_context(|| format!("opening the stream {stream}"))?;
         match of.delete_consumer(durable).await {

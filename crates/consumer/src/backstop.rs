@@ -4,6 +4,7 @@
 //! JetStream reports the former by advisories, at most once. A stream keeps those, so that they are still there when
 //! nobody was listening; each becomes a dead letter with the message that it names.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,15 +17,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::config::Config;
 use crate::dead_letter::{self, Letter};
 use crate::event;
+use crate::failures::Failed;
+#[cfg(feature = "inbox")]
 use crate::inbox::Inbox;
-use crate::pull::{Config, Status};
-use crate::settle::{Acker, Failed};
+use crate::records::{KINDS, RecordStreams};
+use crate::settle::Acker;
+use crate::status::{Status, compare, look_for_trimmed};
 
-/// The stream that keeps the advisories.
-pub const STREAM: &str = "ADVISORIES";
-pub const KINDS: [&str; 2] = ["MAX_DELIVERIES", "MSG_TERMINATED"];
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a floor may stand still before it is reported.
 const STALLED: Duration = Duration::from_secs(60);
@@ -42,12 +44,24 @@ struct Advisory {
 pub struct Backstop<'a> {
     acker: &'a Acker,
     status: &'a watch::Sender<Status>,
+    #[cfg(feature = "inbox")]
     inbox: Option<&'a Inbox>,
 }
 
 impl<'a> Backstop<'a> {
-    pub const fn new(acker: &'a Acker, status: &'a watch::Sender<Status>, inbox: Option<&'a Inbox>) -> Self {
-        Self { acker, status, inbox }
+    pub const fn new(acker: &'a Acker, status: &'a watch::Sender<Status>) -> Self {
+        Self {
+            acker,
+            status,
+            #[cfg(feature = "inbox")]
+            inbox: None,
+        }
+    }
+
+    /// The same, for a consumer with an inbox.
+    #[cfg(feature = "inbox")]
+    pub const fn with(self, inbox: &'a Inbox) -> Self {
+        Self { inbox: Some(inbox), ..self }
     }
 
     /// Runs until `stop`; waits for what is down.
@@ -81,7 +95,7 @@ impl<'a> Backstop<'a> {
         let consumer: PullConsumer =
             stream.get_consumer(&self.config().durable).await.map_err(|error| anyhow::anyhow!(error))?;
         let info = consumer.cached_info();
-        self.config().compare(&info.config, self.status);
+        compare(self.config(), &info.config, self.status);
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         if info.ack_floor.stream_sequence != floor.at || !waits || info.paused {
             *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
@@ -113,9 +127,14 @@ impl<'a> Backstop<'a> {
 
     async fn bury_what_was_given_up(&self, events: &stream::Stream) -> Result<(), anyhow::Error> {
         let Config { stream, durable, .. } = self.config();
-        let advisories = self.acker.js.get_stream(STREAM).await.context("opening the stream of advisories")?;
+        let advisories = self
+            .acker
+            .js
+            .get_stream(&self.config().records.advisories)
+            .await
+            .context("opening the stream of advisories")?;
         let consumer: PullConsumer = advisories
-            .get_consumer(&self::durable(stream, durable))
+            .get_consumer(&RecordStreams::backstop(stream, durable))
             .await
             .map_err(|error| anyhow::anyhow!(error))
             .context("opening the backstop")?;
@@ -129,21 +148,19 @@ impl<'a> Backstop<'a> {
                 Ok(given_up) => {
                     // Do this before the letter, so that no later event of the aggregate slips by.
                     let event = event::parse(Some(&given_up.headers), &given_up.payload).ok().map(|(event, _)| event);
-                    let dead = self.inbox.zip(event.as_ref());
-                    if let Some((inbox, event)) = dead {
-                        let dead = inbox.was_given_up(durable, event, &reason).await;
-                        if !dead.context("writing down that an event is dead")? {
-                            message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
-                            continue;
-                        }
+                    if let Some(event) = &event
+                        && !self.declare_dead(event, &reason).await?
+                    {
+                        message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
+                        continue;
                     }
                     let letter = Letter::stored(given_up);
                     error!(consumer = durable, sequence = advisory.stream_seq, reason, "a dead letter");
                     let failed = Failed { times: advisory.deliveries, first: letter.stored_at() };
-                    dead_letter::store(self.acker, &letter, &reason, failed).await?;
-                    if let Some((inbox, event)) = dead {
-                        let name = |name: &str| event.get(name).map(String::as_str).unwrap_or_default();
-                        inbox.remember_letter(durable, name("source"), name("id")).await?;
+                    dead_letter::store(&self.acker.nats, &self.acker.js, self.config(), &letter, &reason, failed)
+                        .await?;
+                    if let Some(event) = &event {
+                        self.remember_letter(event).await?;
                     }
                     metrics::counter!("consumer_dead_letters_total", "consumer" => durable.clone()).increment(1);
                 }
@@ -157,34 +174,34 @@ impl<'a> Backstop<'a> {
         }
         Ok(())
     }
-}
 
-/// Alarms when the stream begins behind what this consumer has acknowledged although something waits: events may have
-/// been trimmed unread, and what is made of them is incomplete until it is rebuilt.
-pub fn look_for_trimmed(config: &Config, status: &watch::Sender<Status>, first: u64, floor: u64) {
-    let trimmed = first.saturating_sub(floor + 1);
-    let worse = status.send_if_modified(|status| {
-        let worse = trimmed > status.trimmed_unread;
-        status.trimmed_unread = status.trimmed_unread.max(trimmed);
-        worse
-    });
-    let durable = &config.durable;
-    metrics::gauge!("consumer_trimmed_unread", "consumer" => durable.clone())
-        .set(status.borrow().trimmed_unread as f64);
-    if worse {
-        error!(
-            consumer = durable,
-            from = floor + 1,
-            to = first - 1,
-            "events of this range were trimmed before this consumer had them: rebuild what it makes of them"
-        );
+    /// Writes down in the inbox that an event is dead; false when it was handled.
+    #[cfg(feature = "inbox")]
+    async fn declare_dead(&self, event: &Attributes, reason: &str) -> Result<bool, anyhow::Error> {
+        let Some(inbox) = self.inbox else { return Ok(true) };
+        inbox.was_given_up(&self.config().durable, event, reason).await.context("writing down that an event is dead")
+    }
+
+    /// Writes down in the inbox that a dead event's letter is stored.
+    #[cfg(feature = "inbox")]
+    async fn remember_letter(&self, event: &Attributes) -> Result<(), anyhow::Error> {
+        let Some(inbox) = self.inbox else { return Ok(()) };
+        let name = |name: &str| event.get(name).map(String::as_str).unwrap_or_default();
+        Ok(inbox.remember_letter(&self.config().durable, name("source"), name("id")).await?)
+    }
+
+    #[cfg(not(feature = "inbox"))]
+    async fn declare_dead(&self, _: &Attributes, _: &str) -> Result<bool, anyhow::Error> {
+        Ok(true)
+    }
+
+    #[cfg(not(feature = "inbox"))]
+    async fn remember_letter(&self, _: &Attributes) -> Result<(), anyhow::Error> {
+        Ok(())
     }
 }
 
-/// The name of the durable consumer that reads the advisories about another one.
-pub fn durable(stream: &str, durable: &str) -> String {
-    format!("backstop-{stream}-{durable}")
-}
+type Attributes = BTreeMap<String, String>;
 
 /// Where the acknowledged floor stands, and since when.
 struct Floor {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::time::Duration;
 
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
@@ -14,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error};
 
 use crate::event::Event;
+use crate::failures::Place;
 use crate::handler;
 use crate::lines::Line;
-use crate::pull::{self, Config, Messages};
-use crate::settle::{Acker, Place, Read, Unknown, Verdict, delay, now};
+use crate::pull::Messages;
+use crate::settle::{Acker, Read, Unknown, Verdict};
+use crate::spans;
+use crate::time::{self, delay, now};
 
 /// What has come and is not at work.
 #[derive(Default)]
@@ -33,15 +37,23 @@ impl Buffer {
     }
 
     /// When it is to be handed over: never while there is nothing, at once when it is full.
-    fn due(&self, config: &Config) -> Option<Instant> {
+    fn due(&self, limits: &Limits) -> Option<Instant> {
         let since = self.since?;
-        Some(if self.messages.len() < config.batch { since + config.linger } else { since })
+        Some(if self.messages.len() < limits.size { since + limits.linger } else { since })
     }
+}
+
+/// The limits of [`Mode::Batches`](crate::Mode::Batches).
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub size: usize,
+    pub linger: Duration,
+    pub in_flight: usize,
 }
 
 /// One pull, until `stop` or until it is broken. What is at work is finished either way.
 pub async fn run<H, F>(
-    acker: &Acker,
+    (acker, limits): (&Acker, Limits),
     stop: &CancellationToken,
     messages: &mut Messages<'_>,
     handler: &mut H,
@@ -51,7 +63,7 @@ where
     H: FnMut(Vec<Event>) -> F,
     F: Future<Output = Vec<Verdict>>,
 {
-    let full = acker.config.batch;
+    let full = limits.size;
     let mut gathered = Buffer::default();
     let mut at_work = FuturesUnordered::new();
     // These are handled one at a time.
@@ -61,20 +73,20 @@ where
         let mut batch = take_apart(acker, messages);
         let events = std::mem::take(&mut batch.events);
         let work = (!events.is_empty()).then(|| {
-            let span = acker.span(&events);
+            let span = spans::process(&acker.config, &events);
             handler::outcome(handler::begin(|| handler(events)), acker.config.handle_within).instrument(span)
         });
         handle(acker, stop, batch, work)
     };
-    let mut progress = pull::progress();
+    let mut progress = time::progress();
     let broken = loop {
         if suspect_at_work.is_empty()
             && let Some(suspect) = suspects.pop_front()
         {
             suspect_at_work.push(begin(vec![suspect]));
         }
-        let room = at_work.len() < acker.config.in_flight.max(1);
-        let due = gathered.due(&acker.config).filter(|_| room);
+        let room = at_work.len() < limits.in_flight.max(1);
+        let due = gathered.due(&limits).filter(|_| room);
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
@@ -230,7 +242,7 @@ async fn all(settled: Vec<BoxFuture<'_, Result<(), anyhow::Error>>>) -> Result<(
 /// Runs the handler, and meanwhile reports progress to the server.
 async fn watched<T>(work: impl Future<Output = T>, messages: &[jetstream::Message]) -> T {
     let mut work = std::pin::pin!(work);
-    let mut progress = pull::progress();
+    let mut progress = time::progress();
     loop {
         tokio::select! {
             done = &mut work => return done,

@@ -4,11 +4,45 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use sqlx::PgConnection;
 
 use crate::event::Event;
-use crate::handler::{self, Failure, Handler, Outcome};
+use crate::handler::{self, Failure};
 use crate::inbox::{Claimed, Inbox};
+
+/// What [`crate::Consumer::run_claims`] asks of a handler, written once.
+pub trait Handler: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
+
+impl<H> Handler for H where H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
+
+/// What came of an attempt in order.
+pub enum Outcome {
+    Done,
+    Duplicate,
+    Discarded,
+    Failed(Failure),
+    /// Why the aggregate waits, and the dead event that it waits behind.
+    Behind(String),
+    /// It is dead already; its letter may not have been stored.
+    Dead(String),
+    Lost,
+}
+
+impl Outcome {
+    /// The word for it in logs and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Duplicate => "duplicate",
+            Self::Discarded => "discarded",
+            Self::Failed(Failure::Retry(_) | Failure::Away(_)) => "retry",
+            Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
+            Self::Behind(_) => "behind",
+            Self::Lost => "lost",
+        }
+    }
+}
 
 /// The right to handle an event once. Clones are the same claim.
 #[derive(Debug, Clone)]

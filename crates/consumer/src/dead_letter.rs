@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::message::PublishMessage;
+#[cfg(feature = "backstop")]
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::pull::Config;
-use crate::replay;
-use crate::settle::{Acker, Failed};
-
-/// The dead-letter stream of the fleet.
-pub const STREAM: &str = "DLQ";
+use crate::config::Config;
+use crate::failures::Failed;
+use crate::origin::Origin;
+use crate::records::RecordStreams;
 
 /// The most bytes of headers that JetStream stores.
 const MAX_HEADERS: usize = 65_535;
@@ -35,9 +35,9 @@ pub struct Letter {
 
 impl Letter {
     /// The letter of a message as it was delivered.
-    pub fn of(message: &jetstream::Message) -> Result<Self, anyhow::Error> {
+    pub fn of(message: &jetstream::Message, records: &RecordStreams) -> Result<Self, anyhow::Error> {
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
-        let origin = replay::origin(message, &info);
+        let origin = Origin::of(message, &info, records);
         Ok(Self {
             subject: origin.subject,
             headers: message.headers.clone().unwrap_or_default(),
@@ -49,6 +49,7 @@ impl Letter {
     }
 
     /// The letter of a message as the stream holds it.
+    #[cfg(feature = "backstop")]
     pub fn stored(message: StreamMessage) -> Self {
         Self {
             subject: message.subject.to_string(),
@@ -61,6 +62,7 @@ impl Letter {
     }
 
     /// When its stream stored it.
+    #[cfg(feature = "backstop")]
     pub const fn stored_at(&self) -> DateTime<Utc> {
         self.stored_at
     }
@@ -69,8 +71,15 @@ impl Letter {
 /// Stores a letter; `Ok` only once the stream has acknowledged it. What is too large for one message with its history goes
 /// without its payload (or its headers), which stays in its stream for as long as that keeps it: the header
 /// `Dlq-Payload-Left` (`Dlq-Headers-Left`) says so.
-pub async fn store(acker: &Acker, letter: &Letter, reason: &str, failed: Failed) -> Result<(), anyhow::Error> {
-    let Config { stream, durable: consumer, version, .. } = &acker.config;
+pub async fn store(
+    nats: &async_nats::Client,
+    js: &jetstream::Context,
+    config: &Config,
+    letter: &Letter,
+    reason: &str,
+    failed: Failed,
+) -> Result<(), anyhow::Error> {
+    let Config { stream, durable: consumer, version, records, .. } = config;
     let mut headers = HeaderMap::new();
     for (name, values) in letter.headers.iter() {
         let text: &str = name.as_ref();
@@ -107,7 +116,7 @@ pub async fn store(acker: &Acker, letter: &Letter, reason: &str, failed: Failed)
         headers.insert("Dlq-Replay", replay.as_str());
     }
     // The server closes the connection of a client that sends more.
-    let room = acker.nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
+    let room = nats.server_info().max_payload.saturating_sub(size(&headers) + ROOM_FOR_OUR_HEADERS);
     let payload = if letter.payload.len() <= room {
         letter.payload.clone()
     } else {
@@ -119,9 +128,9 @@ pub async fn store(acker: &Acker, letter: &Letter, reason: &str, failed: Failed)
         .headers(headers)
         // One failure is stored once. With when it began: an event that was resolved and comes again may fail once more.
         .message_id(format!("{key}:{}", failed.first.timestamp_millis()))
-        .expected_stream(STREAM);
-    let subject = format!("dlq.{consumer}.{}", letter.subject);
-    let sent = acker.js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
+        .expected_stream(&records.dead_letters);
+    let subject = records.dead_letter(consumer, &letter.subject);
+    let sent = js.send_publish(subject, message).await.context("publishing to the dead-letter stream")?;
     tokio::time::timeout(Duration::from_secs(5), sent)
         .await
         .context("the dead-letter stream did not answer in time")?

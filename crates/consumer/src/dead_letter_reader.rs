@@ -8,21 +8,21 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::stream::{Info, Stream};
 use async_nats::jetstream::{self, AckKind};
+use backoff::backoff::Backoff as _;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::pull::{self, messages, pauses};
+use crate::pull::{self, messages};
+use crate::records::RecordStreams;
 use crate::rewind::reset;
-use crate::settle::{ANSWERS_WITHIN, now};
-use crate::{dead_letter, event, replay};
-use backoff::backoff::Backoff as _;
+use crate::time::{ACK_WAIT, ANSWERS_WITHIN, micros, now, pauses};
+use crate::{event, replay};
 
 /// The most that are handed over at once.
 const BATCH: usize = 200;
-pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// When what could not be kept is delivered again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// How often to check whether what was kept is still there.
@@ -105,14 +105,15 @@ pub struct Batch {
 pub struct DeadLetterReader {
     js: jetstream::Context,
     durable: String,
+    records: RecordStreams,
 }
 
 impl DeadLetterReader {
     /// A reader that acts as the user of `nats`.
     #[must_use]
-    pub fn new(nats: async_nats::Client, durable: &str) -> Self {
+    pub fn new(nats: async_nats::Client, records: RecordStreams, durable: &str) -> Self {
         let js = jetstream::ContextBuilder::new().timeout(ANSWERS_WITHIN).build(nats);
-        Self { js, durable: durable.to_owned() }
+        Self { js, durable: durable.to_owned(), records }
     }
 
     /// Hands over the records, in batches, until `stop`. A batch is acknowledged once `keep` has it, and else comes again:
@@ -151,8 +152,8 @@ impl DeadLetterReader {
         K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
-        let (stream, letters) = self.consumer(dead_letter::STREAM).await?;
-        let created = crate::settle::micros(stream.cached_info().created);
+        let (stream, letters) = self.consumer(&self.records.dead_letters).await?;
+        let created = micros(stream.cached_info().created);
         let is = kept().await.context("asking how far letters are kept")?;
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
         let mut known = Kept { stream_created_at: Some(created), sequence: is.sequence };
@@ -170,10 +171,11 @@ impl DeadLetterReader {
         }
         // New ones come in their order, without a gap; what is passed over is on its way for a second time.
         let newest = known.sequence.max(stream.cached_info().state.first_sequence.saturating_sub(1));
-        let mut progress = Progress { known, missing: BTreeSet::new(), newest };
+        let mut progress = Progress { records: &self.records, known, missing: BTreeSet::new(), newest };
         // Letters are kept while the stream of replays is unavailable.
-        let replays =
-            pull::replays(&self.durable, || async { messages(&self.consumer(replay::STREAM).await?.1, BATCH).await });
+        let replays = pull::replays(&self.durable, || async {
+            messages(&self.consumer(&self.records.replays).await?.1, BATCH).await
+        });
         let mut batches = pull::both(messages(&letters, BATCH).await?, replays).ready_chunks(BATCH);
         let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
         loop {
@@ -208,7 +210,8 @@ impl DeadLetterReader {
 }
 
 /// How far a reader is in the stream of dead letters.
-struct Progress {
+struct Progress<'a> {
+    records: &'a RecordStreams,
     /// What is written down.
     known: Kept,
     /// Those up to `newest` that are not kept.
@@ -216,9 +219,9 @@ struct Progress {
     newest: u64,
 }
 
-impl Progress {
+impl Progress<'_> {
     fn arrived(&mut self, batch: &[jetstream::Message]) {
-        for sequence in batch.iter().filter_map(letter) {
+        for sequence in batch.iter().filter_map(|message| letter(message, self.records)) {
             self.missing.extend(self.newest + 1..=sequence);
             self.missing.insert(sequence);
             self.newest = self.newest.max(sequence);
@@ -236,12 +239,12 @@ impl Progress {
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         let mut left = self.missing.clone();
-        for sequence in batch.iter().filter_map(letter) {
+        for sequence in batch.iter().filter_map(|message| letter(message, self.records)) {
             left.remove(&sequence);
         }
         let up_to = left.first().map_or(self.newest, |first| first - 1);
         let now = Kept { sequence: up_to.max(self.known.sequence), ..self.known };
-        let records = batch.iter().filter_map(record).collect();
+        let records = batch.iter().filter_map(|message| record(message, self.records)).collect();
         if let Err(error) = keep(Batch { records, before: self.known, now }).await {
             return Ok(Err(error));
         }
@@ -285,9 +288,9 @@ fn tell_how_full(info: &Info) {
 }
 
 /// The sequence of a letter; none of a replay's outcome.
-fn letter(message: &jetstream::Message) -> Option<u64> {
+fn letter(message: &jetstream::Message, records: &RecordStreams) -> Option<u64> {
     let info = message.info().ok()?;
-    (info.stream == dead_letter::STREAM).then_some(info.stream_sequence)
+    (info.stream == records.dead_letters).then_some(info.stream_sequence)
 }
 
 async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), anyhow::Error> {
@@ -298,9 +301,9 @@ async fn settle(messages: &[jetstream::Message], ack: AckKind) -> Result<(), any
 }
 
 /// The record in a message. None when it holds nothing that anybody here has written.
-fn record(message: &jetstream::Message) -> Option<DlqRecord> {
+fn record(message: &jetstream::Message, records: &RecordStreams) -> Option<DlqRecord> {
     let info = message.info().ok()?;
-    if info.stream == replay::STREAM {
+    if info.stream == records.replays {
         let (id, outcome) = replay::outcome(message.headers.as_ref())?;
         return Some(DlqRecord::Replayed { id, outcome });
     }
@@ -312,7 +315,8 @@ fn record(message: &jetstream::Message) -> Option<DlqRecord> {
     let left = text("Dlq-Payload-Left").is_some();
     let parts = event::parse(Some(headers), &message.payload);
     let own = |name: &str| !["nats-", "dlq-"].iter().any(|ours| name.to_ascii_lowercase().starts_with(ours));
-    let consumer = text("Dlq-Consumer").or_else(|| message.subject.split('.').nth(1).map(ToOwned::to_owned))?;
+    let consumer =
+        text("Dlq-Consumer").or_else(|| Some(records.consumer_and_subject(&message.subject)?.0.to_owned()))?;
     Some(DlqRecord::Letter(Box::new(DeadLetter {
         key: text("Dlq-Key")
             .or_else(|| text("Nats-Msg-Id"))

@@ -7,9 +7,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
-
-use crate::claim::Claim;
 
 /// Why a handler did not handle an event. Its transaction is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,42 +23,10 @@ pub enum Failure {
 }
 
 /// What the database says is not the event's fault: again later.
+#[cfg(feature = "inbox")]
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         Self::Retry(error.to_string())
-    }
-}
-
-/// What [`crate::Consumer::run_claims`] asks of a handler, written once.
-pub trait Handler: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
-
-impl<H> Handler for H where H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync {}
-
-/// What came of an attempt in order.
-pub enum Outcome {
-    Done,
-    Duplicate,
-    Discarded,
-    Failed(Failure),
-    /// Why the aggregate waits, and the dead event that it waits behind.
-    Behind(String),
-    /// It is dead already; its letter may not have been stored.
-    Dead(String),
-    Lost,
-}
-
-impl Outcome {
-    /// The word for it in logs and metrics.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Duplicate => "duplicate",
-            Self::Discarded => "discarded",
-            Self::Failed(Failure::Retry(_) | Failure::Away(_)) => "retry",
-            Self::Failed(Failure::Reject(_)) | Self::Dead(_) => "reject",
-            Self::Behind(_) => "behind",
-            Self::Lost => "lost",
-        }
     }
 }
 

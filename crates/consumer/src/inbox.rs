@@ -18,7 +18,7 @@ pub struct Inbox {
     pub tenant_setting: Option<&'static str>,
     /// Who this process is, for the lease: new for each.
     pub holder: Uuid,
-    /// For how many days handled events are remembered: longer than anybody may deliver one again.
+    /// For how many days handled events are remembered: longer than anybody may deliver one again. Default: 30.
     pub keep_days: i32,
 }
 
@@ -84,6 +84,13 @@ pub struct Floor {
 }
 
 impl Inbox {
+    /// An inbox in this database, without row-level security.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "each process is another holder of the lease")]
+    pub fn new(db: PgPool) -> Self {
+        Self { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 }
+    }
+
     /// Takes the lease if it is free or has run out.
     pub async fn lease(&self, consumer: &str, seconds: f64) -> Result<Option<Lead>, sqlx::Error> {
         // A database that does not know this consumer has none of its effects.

@@ -1,39 +1,77 @@
 #![doc = include_str!("../README.md")]
 
-mod event;
-
-mod anchor;
-mod pull;
-mod rewind;
-
 mod batch;
-mod claim;
-mod floors;
-mod handler;
-mod ordered;
-
-mod backstop;
+mod config;
+mod consumer;
 mod dead_letter;
-mod inbox;
+mod durable;
+mod event;
+mod failures;
+mod handler;
 mod lines;
-mod migrations;
+mod origin;
+mod pull;
+mod records;
 mod settle;
+#[cfg_attr(not(feature = "trace"), path = "no_spans.rs")]
+mod spans;
+mod status;
+mod time;
+
+#[cfg(feature = "inbox")]
+mod anchored;
+#[cfg(feature = "inbox")]
+mod claim;
+#[cfg(feature = "inbox")]
+mod floors;
+#[cfg(feature = "inbox")]
+mod inbox;
+#[cfg(feature = "inbox")]
+mod migrations;
+#[cfg(feature = "inbox")]
+mod ordered;
+#[cfg(feature = "inbox")]
 mod sweep;
 
-mod dead_letter_reader;
+#[cfg(feature = "replay")]
+mod anchor;
+#[cfg(feature = "replay")]
 mod replay;
+#[cfg(feature = "replay")]
+mod rewind;
 
+#[cfg(feature = "backstop")]
+mod backstop;
+
+#[cfg(feature = "operate")]
 pub mod administer;
+#[cfg(feature = "operate")]
+mod dead_letter_reader;
+#[cfg(feature = "operate")]
+mod replayer;
 
-pub use anchor::Anchor;
-pub use claim::{Claim, NotClaimed};
-pub use dead_letter_reader::{Batch, DeadLetter, DeadLetterReader, DlqRecord, Kept};
+pub use config::{Config, Mode};
+pub use consumer::Consumer;
 pub use event::{Event, MalformedEvent, Replay};
 pub use handler::Failure;
-pub use inbox::{Inbox, unpark};
 pub use lines::trace_id;
-pub use migrations::migrations;
-pub use pull::{Config, Consumer, Status};
-pub use replay::{ReplayRequest, ReplayStatus, Replayer};
-pub use rewind::{Acknowledged, Rewinder};
+pub use records::RecordStreams;
 pub use settle::Verdict;
+pub use status::Status;
+
+#[cfg(feature = "inbox")]
+pub use claim::{Claim, NotClaimed};
+#[cfg(feature = "inbox")]
+pub use inbox::{Inbox, unpark};
+#[cfg(feature = "inbox")]
+pub use migrations::migrations;
+
+#[cfg(feature = "replay")]
+pub use anchor::Anchor;
+#[cfg(feature = "replay")]
+pub use rewind::{Acknowledged, Rewinder};
+
+#[cfg(feature = "operate")]
+pub use dead_letter_reader::{Batch, DeadLetter, DeadLetterReader, DlqRecord, Kept};
+#[cfg(feature = "operate")]
+pub use replayer::{ReplayRequest, ReplayStatus, Replayer};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::consumer::{self, PullConsumer};
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
@@ -21,19 +21,24 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
-use crate::anchor::Anchored;
-use crate::backstop;
-use crate::claim;
+use crate::anchored::Anchored;
+use crate::claim::{self, Handler, Outcome};
+use crate::config::{BEGINS_BEHIND, IN_HAND};
+use crate::durable::Durable;
 use crate::event::Event;
+use crate::failures::Place;
 use crate::floors::Floors;
-use crate::handler::{Failure, Handler, Outcome};
+use crate::handler::Failure;
 use crate::inbox::{Death, Inbox, Lead};
 use crate::lines::{self, Line};
-use crate::pull::{self, Consumer, Messages, Status};
+use crate::pull::{self, Messages};
 use crate::replay;
 use crate::rewind::reset;
-use crate::settle::{Acker, Place, Read, Unknown, delay, micros, now, unknown_here};
+use crate::settle::{Acker, Read, Unknown, unknown_here};
+use crate::spans;
+use crate::status::{Status, look_for_trimmed};
 use crate::sweep;
+use crate::time::{self, delay, micros, now};
 
 /// How long the right to pull lasts without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
@@ -41,9 +46,6 @@ const LEASE: Duration = Duration::from_secs(5);
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// The pause before an event is tried again because what its handler needs is unavailable.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
-/// How many times as many events are in hand as are handled at once.
-pub const IN_HAND: usize = 4;
-
 /// An event in hand.
 #[derive(Clone)]
 struct Held {
@@ -65,7 +67,7 @@ enum After {
 /// Stands by for the lease, and pulls for as long as it holds. A process that `has_failed` asks first whether the broker answers:
 /// it may be cut off where another is well, and would take the lease from that one again and again.
 pub async fn lead<H>(
-    consumer: &Consumer,
+    consumer: &Durable,
     stop: &CancellationToken,
     inbox: &Inbox,
     handler: &H,
@@ -97,7 +99,7 @@ where
     // One connection is for the lease: handlers that take long must not cost the lead.
     let connections = inbox.db.options().get_max_connections();
     anyhow::ensure!(connections > 1, "the inbox needs a pool of two connections at least");
-    let at_once = consumer.acker.config.batch.clamp(1, connections as usize - 1);
+    let at_once = consumer.acker.config.mode.pulls().clamp(1, connections as usize - 1);
     let lanes = Lanes {
         acker: &consumer.acker,
         status: &consumer.status,
@@ -135,6 +137,11 @@ impl Progress {
     fn floor(&self) -> u64 {
         self.in_hand.first().map_or(self.newest, |first| first - 1)
     }
+}
+
+/// Behind which sequence a durable consumer began, as far as it says so.
+fn begins_behind(is: &consumer::Config) -> u64 {
+    is.metadata.get(BEGINS_BEHIND).and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// What is pulled from.
@@ -191,7 +198,9 @@ impl Lanes<'_> {
             if !self.floors.has_replays() {
                 continue;
             }
-            if let Ok(replays) = replay::consumer(&self.acker.js, &self.acker.config.durable).await {
+            if let Ok(replays) =
+                replay::consumer(&self.acker.js, &self.acker.config.records, &self.acker.config.durable).await
+            {
                 self.floors.replays_settled_up_to(replays.cached_info().ack_floor.stream_sequence);
             }
         }
@@ -203,9 +212,10 @@ impl Lanes<'_> {
         let durable = &config.durable;
         // Compared once in a lead: later this process knows better than what the database had at its beginning.
         if self.floors.has_replays() {
-            return pull::messages(&replay::consumer(js, durable).await?, config.batch).await;
+            return pull::messages(&replay::consumer(js, &config.records, durable).await?, config.mode.pulls()).await;
         }
-        let (stream, replays) = replay::open(js, durable).await?;
+        let stream = replay::stream(js, &config.records).await?;
+        let replays = replay::consumer(js, &config.records, durable).await?;
         let acknowledged = replays.cached_info().ack_floor.stream_sequence;
         let effects = lead.replays_floor.map_or(acknowledged, |floor| floor.max(0).cast_unsigned());
         if effects < acknowledged {
@@ -214,12 +224,12 @@ impl Lanes<'_> {
             reset(&stream, durable, Some((effects + 1).max(first))).await.context("taking replays back")?;
         }
         self.floors.replays_settled_up_to(effects.min(acknowledged));
-        pull::messages(&replays, config.batch).await
+        pull::messages(&replays, config.mode.pulls()).await
     }
 
     async fn work<H>(
         &self,
-        consumer: &Consumer,
+        consumer: &Durable,
         lead: &Lead,
         handler: &H,
         handled: &mut bool,
@@ -238,7 +248,7 @@ impl Lanes<'_> {
     /// Opens the stream, goes back to where the effects end, and pulls.
     async fn open<'a>(
         &self,
-        consumer: &Consumer,
+        consumer: &Durable,
         lead: &'a Lead,
     ) -> Result<(Opened<'a>, Messages<'static>, Progress), anyhow::Error> {
         let (stream, durable) = consumer.open().await?;
@@ -247,7 +257,7 @@ impl Lanes<'_> {
         let acknowledged = durable.cached_info().ack_floor.stream_sequence;
         // Nothing of another stream is written down, whatever was acknowledged.
         let same = lead.stream_created_at.is_none_or(|of| of == created);
-        let begins = pull::begins_behind(&durable.cached_info().config);
+        let begins = begins_behind(&durable.cached_info().config);
         let effects = lead.floor.map(|floor| if same { floor.max(0).cast_unsigned().max(begins) } else { 0 });
         let back = effects.filter(|effects| *effects < acknowledged);
         if let Some(effects) = back {
@@ -256,7 +266,7 @@ impl Lanes<'_> {
                 consumer = config.durable,
                 effects, acknowledged, "the database is older than the broker thinks: events of between come again"
             );
-            backstop::look_for_trimmed(config, self.status, first, effects);
+            look_for_trimmed(config, self.status, first, effects);
         }
         // Back to the floor: what somebody had in hand comes first again.
         let from = back.map(|effects| (effects + 1).max(first));
@@ -283,7 +293,7 @@ impl Lanes<'_> {
         let mut lanes: HashMap<String, VecDeque<Held>> = HashMap::new();
         let mut work: FuturesUnordered<BoxFuture<'_, (String, Result<After, anyhow::Error>)>> = FuturesUnordered::new();
         let mut in_hand = 0;
-        let mut progress = pull::progress();
+        let mut progress = time::progress();
         // The reset restarts the count of deliveries; one to somebody else is missed here.
         let mut delivered = 0;
         // Replays are of events up to there: they come once those are settled again, each behind the earlier ones of its
@@ -299,12 +309,12 @@ impl Lanes<'_> {
                 return Ok(());
             }
             tokio::select! {
-                message = messages.next(), if !stopping && in_hand < self.acker.config.batch * IN_HAND => {
+                message = messages.next(), if !stopping && in_hand < self.acker.config.mode.pulls() * IN_HAND => {
                     let message = message.context("the pull has ended")??;
                     // Every delivery is counted. One that is not here went to a pull that nobody reads any more, or was
                     // lost on the way, and would come after newer ones: from the floor again.
                     let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
-                    if info.stream != replay::STREAM {
+                    if info.stream != self.acker.config.records.replays {
                         let number = info.consumer_sequence;
                         anyhow::ensure!(number == delivered + 1, "delivery {} went elsewhere", delivered + 1);
                         delivered = number;
@@ -398,7 +408,7 @@ impl Lanes<'_> {
         let Some(permit) = self.stop.run_until_cancelled(ready).await else {
             return (aggregate, Ok(After::Left));
         };
-        let span = self.acker.span(std::slice::from_ref(&*held.event));
+        let span = spans::process(&self.acker.config, std::slice::from_ref(&*held.event));
         let started = Instant::now();
         let outcome = self.handle(&held.event, handler).instrument(span).await;
         drop(permit);

@@ -7,7 +7,9 @@ use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream};
 use chrono::{DateTime, Utc};
 
-use crate::{replay, settle};
+use crate::records::RecordStreams;
+use crate::replay;
+use crate::time::micros;
 
 const RESET_AGAIN: Duration = Duration::from_secs(1);
 const RESET_LOOKS_EVERY: Duration = Duration::from_millis(25);
@@ -19,6 +21,7 @@ pub struct Rewinder {
     pub(crate) js: jetstream::Context,
     pub(crate) stream: String,
     pub(crate) durable: String,
+    pub(crate) records: RecordStreams,
 }
 
 /// How far a durable consumer has acknowledged, without a gap.
@@ -43,9 +46,9 @@ impl Rewinder {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         match stream.consumer_info(&self.durable).await {
             Ok(info) => {
-                let replays = replay::consumer(&self.js, &self.durable).await.ok();
+                let replays = replay::consumer(&self.js, &self.records, &self.durable).await.ok();
                 Ok(Some(Acknowledged {
-                    stream_created_at: settle::micros(stream.cached_info().created),
+                    stream_created_at: micros(stream.cached_info().created),
                     sequence: info.ack_floor.stream_sequence,
                     pending: info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0),
                     replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
@@ -63,7 +66,7 @@ impl Rewinder {
     pub async fn end(&self) -> Result<(DateTime<Utc>, u64), anyhow::Error> {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
         let info = stream.cached_info();
-        Ok((settle::micros(info.created), info.state.last_sequence))
+        Ok((micros(info.created), info.state.last_sequence))
     }
 
     /// Delivers everything behind this sequence again; returns how many events of those the stream has dropped.
@@ -83,7 +86,8 @@ impl Rewinder {
     /// # Errors
     /// NATS does not answer, or does not allow it.
     pub async fn rewind_replays_behind(&self, sequence: u64) -> Result<(), anyhow::Error> {
-        let (stream, replays) = replay::open(&self.js, &self.durable).await?;
+        let stream = replay::stream(&self.js, &self.records).await?;
+        let replays = replay::consumer(&self.js, &self.records, &self.durable).await?;
         if replays.cached_info().ack_floor.stream_sequence > sequence {
             let from = (sequence + 1).max(stream.cached_info().state.first_sequence);
             reset(&stream, &self.durable, Some(from)).await.context("taking replays back")?;

@@ -1,30 +1,19 @@
-//! Takes messages apart, and acknowledges them by what was made of them. Nothing else in the fleet acknowledges.
-
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+//! Takes messages apart, and acknowledges them by what was made of them. Nothing else acknowledges.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, AckKind};
-use backoff::ExponentialBackoffBuilder;
-use backoff::backoff::Backoff as _;
-use chrono::{DateTime, Utc};
 use metrics::{Gauge, Histogram};
-use opentelemetry::trace::TraceContextExt as _;
 use tracing::{error, warn};
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+use crate::config::{Config, types};
 use crate::dead_letter::{self, Letter};
 use crate::event::{self, Event};
+use crate::failures::{Failed, Failures, Place};
 use crate::lines;
-use crate::pull::Config;
+use crate::origin::{Origin, place};
+#[cfg(feature = "replay")]
 use crate::replay;
-
-/// How many creation contexts a batch's span links to.
-const MAX_LINKS: usize = 64;
-
-/// How long JetStream may take to answer: its API may be slow where deliveries are not.
-pub const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+use crate::time::{ANSWERS_WITHIN, delay};
 
 /// The longest id, source or aggregate of an event, in bytes.
 const MAX_NAME: usize = 600;
@@ -51,66 +40,6 @@ impl Verdict {
     }
 }
 
-/// Where a message is: whether in the stream of replays, and at which sequence.
-pub type Place = (bool, u64);
-
-/// How an event has failed so far.
-#[derive(Debug, Clone, Copy)]
-pub struct Failed {
-    /// How often.
-    pub times: i64,
-    /// When it did for the first time, as this process knows it.
-    pub first: DateTime<Utc>,
-}
-
-/// How often each event in hand has failed, by its position. Counted here: the server counts deliveries, and what waits here
-/// for long through nobody's fault is delivered again and again.
-#[derive(Default)]
-pub struct Failures(Mutex<Known>);
-
-#[derive(Default)]
-struct Known {
-    failed: HashMap<Place, Failed>,
-    /// Those that may be why a batch had no verdicts.
-    suspects: HashSet<Place>,
-}
-
-impl Failures {
-    /// More than can be in hand; some may have gone to another process.
-    const MAX: usize = 100_000;
-
-    /// Counts a failure; returns all so far.
-    pub fn one_more(&self, place: Place) -> Failed {
-        let mut known = self.known();
-        if known.failed.len() >= Self::MAX {
-            known.failed.clear();
-        }
-        let failed = known.failed.entry(place).or_insert_with(|| Failed { times: 0, first: now() });
-        failed.times += 1;
-        *failed
-    }
-
-    /// Forgets an event that is settled.
-    pub fn forget(&self, place: Place) {
-        let mut known = self.known();
-        known.failed.remove(&place);
-        known.suspects.remove(&place);
-    }
-
-    /// Marks this event as a possible reason why those which were handled together have no outcome.
-    pub fn suspect(&self, place: Place) {
-        let mut known = self.known();
-        if known.suspects.len() >= Self::MAX {
-            known.suspects.clear();
-        }
-        known.suspects.insert(place);
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What becomes of an event of an unknown type.
 pub enum Unknown {
     /// It is nothing to this consumer.
@@ -122,14 +51,6 @@ pub enum Unknown {
 /// Why an event fails that another release knows.
 pub fn unknown_here(event_type: &str) -> String {
     format!("another release of this consumer knows the type {event_type}, this one does not")
-}
-
-/// The metadata key for the types that a durable consumer's releases know.
-pub const TYPES: &str = "types";
-
-/// The types that some release of a durable consumer knows.
-pub fn types(metadata: &HashMap<String, String>) -> impl Iterator<Item = &str> {
-    metadata.get(TYPES).map_or("", String::as_str).split_whitespace()
 }
 
 /// Acknowledges for one consumer.
@@ -183,17 +104,17 @@ impl Acker {
             Ok(info) => info,
             Err(error) => return Read::Malformed(error.to_string()),
         };
-        if info.stream != replay::STREAM {
+        let place = place(message, &self.config.records);
+        if !place.0 {
             self.metrics.pending.set(info.pending as f64);
         }
+        let origin = Origin::of(message, &info, &self.config.records);
         let (attributes, data) = match event::parse(message.headers.as_ref(), &message.payload) {
             Ok(parts) => parts,
             // The message is no event: nothing remains to be given up.
-            Err(_) if replay::is_discarded(message, &info) => return Read::Skip("discarded"),
+            Err(_) if origin.replay.is_some_and(|replay| replay.discarded) => return Read::Skip("discarded"),
             Err(error) => return Read::Malformed(error.to_string()),
         };
-        let place = (info.stream == replay::STREAM, info.stream_sequence);
-        let origin = replay::origin(message, &info);
         let event = Event {
             attributes,
             data,
@@ -223,8 +144,7 @@ impl Acker {
 
     /// Whether this message is to be handled alone: it may be why a batch had no verdicts.
     pub fn is_suspect(&self, message: &jetstream::Message) -> bool {
-        let known = self.failures.known();
-        !known.suspects.is_empty() && known.suspects.contains(&place(message))
+        self.failures.is_suspect(place(message, &self.config.records))
     }
 
     /// Whether the handler knows this type.
@@ -292,15 +212,17 @@ impl Acker {
         place: Place,
         verdict: &'static str,
     ) -> Result<(), anyhow::Error> {
+        #[cfg(feature = "replay")]
         if place.0 {
-            replay::report(self, message, verdict).await?;
+            replay::report(&self.js, &self.config, message, verdict).await?;
         }
+        let _ = place;
         self.acknowledge(message, verdict, AckKind::Ack).await
     }
 
     /// Makes a dead letter of what is no event.
     pub async fn reject(&self, message: &jetstream::Message, reason: String) -> Result<(), anyhow::Error> {
-        self.settle(message, place(message), Verdict::Reject(reason)).await
+        self.settle(message, place(message, &self.config.records), Verdict::Reject(reason)).await
     }
 
     pub async fn acknowledge(
@@ -317,7 +239,7 @@ impl Acker {
     pub async fn skip(&self, message: &jetstream::Message, reason: &'static str) -> Result<(), anyhow::Error> {
         let consumer = self.config.durable.clone();
         metrics::counter!("consumer_skipped_total", "consumer" => consumer, "reason" => reason).increment(1);
-        self.handled(message, place(message), "skipped").await
+        self.handled(message, place(message, &self.config.records), "skipped").await
     }
 
     /// How long after it was stored an event was handled.
@@ -336,8 +258,8 @@ impl Acker {
         let attempt = failed.times;
         let trace_id = trace_of(message);
         error!(trace_id, consumer = self.config.durable, subject = %message.subject, attempt, reason, "a dead letter");
-        let stored = match Letter::of(message) {
-            Ok(letter) => dead_letter::store(self, &letter, reason, failed).await,
+        let stored = match Letter::of(message, &self.config.records) {
+            Ok(letter) => dead_letter::store(&self.nats, &self.js, &self.config, &letter, reason, failed).await,
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
@@ -347,89 +269,10 @@ impl Acker {
         metrics::counter!("consumer_dead_letters_total", "consumer" => self.config.durable.clone()).increment(1);
         true
     }
-
-    /// The span of a batch: the child of its only event's creation, or linked to those of several
-    /// (OpenTelemetry semantic conventions for messaging: a parent for single messages, links for batches).
-    pub fn span(&self, events: &[Event]) -> tracing::Span {
-        let span = tracing::info_span!(
-            target: "consumer::trace",
-            "process",
-            otel.name = format_args!("process {}", self.config.filter),
-            otel.kind = "consumer",
-            messaging.system = "nats",
-            messaging.operation.name = "process",
-            messaging.consumer.group.name = self.config.durable,
-            messaging.batch.message_count = events.len(),
-        );
-        if span.is_disabled() {
-            return span;
-        }
-        if let [event] = events {
-            span.set_attribute("cloudevents.event_id", event.attribute("id").to_owned());
-            span.set_attribute("cloudevents.event_type", event.event_type().to_owned());
-            span.set_attribute("flotilla.tenant", event.attribute("tenant").to_owned());
-        }
-        let links = events.len();
-        let contexts = events.iter().filter_map(|event| event.attributes.get("traceparent")).map(|traceparent| {
-            let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
-            opentelemetry::global::get_text_map_propagator(|propagator| {
-                propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
-            })
-        });
-        for (index, context) in contexts.take(MAX_LINKS).enumerate() {
-            if index == 0 && links == 1 {
-                span.set_parent(context).ok();
-            } else {
-                span.add_link(context.span().span_context().clone());
-            }
-        }
-        span
-    }
 }
 
 /// The trace that a message's publisher names.
 fn trace_of(message: &jetstream::Message) -> &str {
     let traceparent = message.headers.as_ref().and_then(|headers| headers.get("traceparent"));
     traceparent.map_or("", |traceparent| lines::trace_id(traceparent.as_str()))
-}
-
-fn place(message: &jetstream::Message) -> Place {
-    message.info().map_or((false, 0), |info| (info.stream == replay::STREAM, info.stream_sequence))
-}
-
-/// How long to wait after so many attempts.
-pub fn delay(attempts: i64) -> Duration {
-    let most = Duration::from_secs(60);
-    let mut delays = ExponentialBackoffBuilder::new()
-        .with_initial_interval(Duration::from_millis(250))
-        .with_multiplier(2.0)
-        .with_max_interval(most)
-        .with_max_elapsed_time(None)
-        .build();
-    (0..attempts.clamp(1, 12)).filter_map(|_| delays.next_backoff()).last().unwrap_or(most)
-}
-
-/// To the microsecond, as Postgres keeps it.
-pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
-}
-
-#[expect(clippy::disallowed_methods, reason = "the age of an event is a measurement; nothing is decided by it")]
-pub fn now() -> chrono::DateTime<Utc> {
-    Utc::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::delay;
-    use std::time::Duration;
-
-    #[test]
-    fn a_retry_always_waits_and_waits_longer_in_time() {
-        for delivered in [0, 1, 5, 100] {
-            assert!(delay(delivered) >= Duration::from_millis(100), "{delivered}");
-            assert!(delay(delivered) <= Duration::from_secs(90), "{delivered}");
-        }
-        assert!(delay(12) > delay(1));
-    }
 }

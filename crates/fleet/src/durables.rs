@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consumer::Config;
+use consumer::{Config, Mode};
 use contracts::events::todo;
 use contracts::subject;
 
@@ -17,12 +17,8 @@ pub struct Durable {
     pub of: &'static str,
     /// The types of these events.
     pub types: &'static [&'static str],
-    /// How many events it pulls at once; if its effects are in a database, how many aggregates it handles at once.
-    pub batch: usize,
-    /// How long it waits for a batch to fill.
-    pub linger: Duration,
-    /// How many batches may be in flight.
-    pub in_flight: usize,
+    /// How its events are handed over.
+    pub mode: Mode,
     /// The limit of time for one event; none if the handler waits by itself.
     pub handle_within: Option<Duration>,
     /// Whether a task makes it and removes it afterwards.
@@ -35,9 +31,7 @@ pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'stati
         name,
         of,
         types,
-        batch: 4,
-        linger: Duration::ZERO,
-        in_flight: 1,
+        mode: Mode::Ordered { at_once: 4 },
         handle_within: Some(Duration::from_secs(15)),
         on_demand: false,
     }
@@ -46,11 +40,13 @@ pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'stati
 /// A durable consumer that fills an index.
 const fn projection(name: &'static str, of: &'static str, types: &'static [&'static str]) -> Durable {
     Durable {
-        batch: 1_000,
-        // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
-        linger: Duration::from_millis(20),
-        // Documents are guarded by version, so bulk requests may overtake each other.
-        in_flight: 3,
+        mode: Mode::Batches {
+            size: 1_000,
+            // Little beside the index's refresh interval; a bulk costs OpenSearch a disk flush however few are in it.
+            linger: Duration::from_millis(20),
+            // Documents are guarded by version, so bulk requests may overtake each other.
+            in_flight: 3,
+        },
         // It waits for the index by itself.
         handle_within: None,
         ..handler(name, of, types)
@@ -67,17 +63,10 @@ impl Durable {
     #[must_use]
     pub fn config(&self, version: String) -> Config {
         Config {
-            stream: subject::stream(self.of),
-            durable: self.name.to_owned(),
-            filter: self.filter(),
-            types: self.types.iter().map(|&event_type| event_type.to_owned()).collect(),
-            revision: 1,
-            batch: self.batch,
-            linger: self.linger,
-            in_flight: self.in_flight,
-            max_attempts: 12,
+            mode: self.mode,
             handle_within: self.handle_within,
             version,
+            ..Config::ordered(subject::stream(self.of), self.name, self.filter(), self.types.iter().copied())
         }
     }
 

@@ -10,7 +10,7 @@ mod services;
 
 use std::time::Duration;
 
-use consumer::Config;
+use consumer::{Config, RecordStreams};
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
@@ -181,7 +181,7 @@ pub fn reader(name: &str, durables: &[(&str, &str)]) -> Login {
         pulls: durables
             .iter()
             .flat_map(|(stream, durable)| {
-                let backstop = consumer::administer::backstop(stream, durable);
+                let backstop = RecordStreams::backstop(stream, durable);
                 [owned(stream, durable), owned("REPLAY", durable), owned("ADVISORIES", &backstop)]
             })
             .collect(),

@@ -7,7 +7,7 @@
 //! refusal. All of this presumes a single publisher: another publisher's message at the sequence of one that was refused
 //! unheard would be taken for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::client::PublishErrorKind;
@@ -16,9 +16,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use uuid::Uuid;
 
+use crate::spans;
 use crate::store::Row;
 
 /// The header of a published message that names its row's `seq`.
@@ -158,7 +158,7 @@ impl Chain {
         if self.in_flight.is_empty() {
             self.last_answer = tokio::time::Instant::now();
         }
-        let span = send_span(&row);
+        let span = spans::publish(&row);
         let trace_id = row.traceparent.as_deref().and_then(trace_id).and_then(|id| id.as_bytes().try_into().ok());
         if let Some(traceparent) = row.traceparent {
             headers.insert(TRACEPARENT, traceparent);
@@ -285,30 +285,6 @@ fn append(list: &mut String, id: Option<&str>) {
 /// The trace of a W3C `traceparent`.
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     traceparent.split('-').nth(1).filter(|id| id.len() == 32)
-}
-
-/// The span of one publish, a child of the command that caused the event. The target lets a process that exports no
-/// spans switch it off at no cost.
-fn send_span(row: &Row) -> tracing::Span {
-    let span = tracing::info_span!(
-        target: "outbox::trace",
-        "send",
-        otel.name = format_args!("send {}", row.subject.rsplit_once('.').map_or("", |(template, _)| template)),
-        otel.kind = "producer",
-        messaging.system = "nats",
-        messaging.operation.name = "send",
-        messaging.destination.name = row.subject,
-        cloudevents.event_id = %row.event_id,
-        tenant = row.tenant,
-    );
-    if let (false, Some(traceparent)) = (span.is_disabled(), &row.traceparent) {
-        let carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
-        let parent = opentelemetry::global::get_text_map_propagator(|propagator| {
-            propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
-        });
-        span.set_parent(parent).ok();
-    }
-    span
 }
 
 #[expect(clippy::disallowed_methods, reason = "the age of a row is a measurement; nothing is decided by it")]

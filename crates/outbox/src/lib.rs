@@ -12,6 +12,8 @@ mod position;
 mod reader;
 mod relay;
 mod resume;
+#[cfg_attr(not(feature = "trace"), path = "no_spans.rs")]
+mod spans;
 mod store;
 mod stream;
 

@@ -4,14 +4,14 @@
 use std::future::Future;
 
 use authz::Caller;
-use consumer::{Claim, Consumer, Event, Inbox};
+use consumer::{Claim, Consumer, Event, Inbox, Mode};
 use contracts::events::DecodeError;
 use contracts::text::without_quotations;
 use contracts::{Actor, Envelope, EventId, TenantId, UserId};
 use futures::FutureExt as _;
 
 use crate::call::{Call, Once};
-use crate::{Code, Failure, Process, clock, config, nats};
+use crate::{Code, Failure, Process, config, nats};
 
 /// Where the events of a service's handlers come from, and what remembers the handled ones.
 #[derive(Debug)]
@@ -47,13 +47,12 @@ where
 {
     let Source { name, login, durable, database, keep_days } = source;
     // One connection for the lease, and one for each event that is handled at once.
-    let connections = u32::try_from(durable.batch + 1)?;
-    let inbox = Inbox {
-        db: process.pool(&database.url, &format!("{}-inbox", process.name), connections)?,
-        tenant_setting: None,
-        holder: clock::new_id(),
-        keep_days: i32::try_from(keep_days)?,
+    let Mode::Ordered { at_once } = durable.mode else {
+        anyhow::bail!("the durable consumer {} is not one that handles in order", durable.durable);
     };
+    let connections = u32::try_from(at_once + 1)?;
+    let db = process.pool(&database.url, &format!("{}-inbox", process.name), connections)?;
+    let inbox = Inbox { keep_days: i32::try_from(keep_days)?, ..Inbox::new(db) };
     let consumer = Consumer::new(nats::connect(&name, &login).await?, durable);
     let service = process.acts_as()?;
     let handle = move |claim: Claim| {

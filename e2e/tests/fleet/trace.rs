@@ -105,7 +105,7 @@ fn one_write_is_one_trace_from_the_edge_to_the_index() {
             ("todo", "rpc.response.status_code", Value::StringValue("OK".to_owned())),
             ("gateway", "user.id", Value::StringValue("ann".to_owned())),
             ("todo", "flotilla.tenant", Value::StringValue("trace".to_owned())),
-            ("search-projector", "flotilla.tenant", Value::StringValue("trace".to_owned())),
+            ("search-projector", "tenant", Value::StringValue("trace".to_owned())),
         ] {
             let attributes = spans.iter().filter(|(from, _)| from == service).flat_map(|(_, span)| &span.attributes);
             let ended = attributes.filter(|attribute| attribute.key == key);

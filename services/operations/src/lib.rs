@@ -30,7 +30,7 @@ mod publish;
 mod operators;
 
 use clap::Args;
-use consumer::{DeadLetterReader, Replayer};
+use consumer::{DeadLetterReader, RecordStreams, Replayer};
 use service::arguments::Settings;
 use service::migrations::Migrations;
 use service::nats::Record;
@@ -68,13 +68,17 @@ impl Service for Program {
         let Config { database, nats, issuer } = config;
         let store = Store(process.pool(&database.url, Self::NAME, database.connections)?);
         let nats = nats::connect(Self::NAME, nats).await?;
-        let (kept, reader) = (store.clone(), DeadLetterReader::new(nats.clone(), Self::NAME));
+        let (kept, reader) = (store.clone(), DeadLetterReader::new(nats.clone(), RecordStreams::default(), Self::NAME));
         process.lifecycle.run("letters", |stop| async move {
             events::keep(&kept, &reader, clock::new_id(), &stop).await;
         });
         let (audited, record) = (store.clone(), Record::new(nats.clone(), publish::STREAM));
         process.lifecycle.run("audit", |stop| async move { publish::audit(&audited, &record, &stop).await });
-        let runner = replay::Runner { store: store.clone(), replayer: Replayer::new(nats), holder: clock::new_id() };
+        let runner = replay::Runner {
+            store: store.clone(),
+            replayer: Replayer::new(nats, RecordStreams::default()),
+            holder: clock::new_id(),
+        };
         process.lifecycle.run("jobs", |stop| async move { runner.run(&stop).await });
         let counted = store.clone();
         process.lifecycle.run("count of letters", |stop| async move { unsettled::count(&counted, &stop).await });

@@ -67,7 +67,7 @@ async fn an_event_takes_effect_once_whatever_its_handler_says_of_it() {
     let mut world = World::new().await;
     let begun = Arc::new(Mutex::new(HashMap::<i32, usize>::new()));
     for round in 1..=2_usize {
-        let consumer = world.consumer(8, 1).await;
+        let consumer = world.deployed(World::ordered(8, 1)).await;
         let (stop, inbox, db, begun) = (world.stop.clone(), world.inbox(), world.db.clone(), Arc::clone(&begun));
         world.consumers.spawn(async move {
             let handler = move |claim: Claim| {

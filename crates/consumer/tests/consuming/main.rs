@@ -1,11 +1,10 @@
 //! The consumer on a real nats-server and a real Postgres: effects once, in order, and nothing lost.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
-#![expect(clippy::disallowed_methods, reason = "tests make ids like the edge of a process")]
 
 mod claims;
-
 mod poison;
+mod records;
 mod releases;
 mod went_back;
 mod world;
@@ -219,7 +218,7 @@ async fn what_jetstream_itself_gave_up_on_becomes_a_dead_letter() {
     world.publish("a", 1).await;
     world.until_letters(1).await;
     drop(within(status.wait_for(|status| status.differs && !status.refused)).await);
-    world.deployed(World::config(10, 100)).await;
+    world.deployed(World::batched(10, 100)).await;
     drop(within(status.wait_for(|status| !status.differs)).await);
     assert_eq!(world.durable().await.unwrap().cached_info().config.max_deliver, -1);
     let letters = world.letters().await;
@@ -240,7 +239,7 @@ async fn nothing_is_pulled_by_a_durable_consumer_that_gives_something_else() {
     stream.update_consumer(bare).await.unwrap();
     drop(within(status.wait_for(|status| status.refused && !status.pulling)).await);
     world.publish("a", 1).await;
-    world.deployed(World::config(10, 1)).await;
+    world.deployed(World::batched(10, 1)).await;
     drop(within(status.wait_for(|status| !status.refused && status.pulling)).await);
     world.drain().await;
     assert_eq!(world.letters().await, []);
@@ -250,15 +249,15 @@ async fn nothing_is_pulled_by_a_durable_consumer_that_gives_something_else() {
 #[tokio::test]
 async fn a_release_that_the_administration_has_not_provided_for_does_not_pull() {
     let world = World::new().await;
-    world.deployed(Config { types: vec!["shop.paid.v1".to_owned()], ..World::config(8, 3) }).await;
+    world.deployed(Config { types: vec!["shop.paid.v1".to_owned()], ..World::batched(8, 3) }).await;
     // It knows one type more: the other release would pass over that one.
-    let consumer = Consumer::new(world.nats.client("admin").await, World::config(8, 3));
+    let consumer = Consumer::new(world.nats.client("admin").await, World::batched(8, 3));
     let mut status = consumer.status();
     let stop = world.stop.clone();
     let done = |events: Vec<Event>| std::future::ready(vec![Verdict::Done; events.len()]);
     world.consumers.spawn(consumer.run_batches(stop, done));
     drop(within(status.wait_for(|status| status.refused && !status.pulling)).await);
-    world.deployed(World::config(8, 3)).await;
+    world.deployed(World::batched(8, 3)).await;
     drop(within(status.wait_for(|status| !status.refused && status.pulling)).await);
     world.stop().await;
 }
@@ -267,7 +266,7 @@ async fn a_release_that_the_administration_has_not_provided_for_does_not_pull() 
 async fn a_floor_that_stands_still_shows_and_so_does_a_pause() {
     let world = World::new().await;
     let gate = Arc::new(Notify::new());
-    let consumer = world.consumer(1, 5).await;
+    let consumer = world.deployed(World::batched(1, 5)).await;
     let mut status = consumer.status();
     let (stop, opened) = (world.stop.clone(), Arc::clone(&gate));
     world.consumers.spawn(async move {
@@ -330,7 +329,7 @@ async fn events_that_were_trimmed_unread_are_noticed() {
 async fn what_is_in_hand_is_finished_when_asked_to_stop() {
     let world = World::new().await;
     let (entered, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (consumer, stop, inbox) = (world.consumer(8, 5).await, world.stop.clone(), world.inbox());
+    let (consumer, stop, inbox) = (world.deployed(World::ordered(8, 5)).await, world.stop.clone(), world.inbox());
     let (inside, opened) = (Arc::clone(&entered), Arc::clone(&gate));
     world.consumers.spawn(async move {
         consumer

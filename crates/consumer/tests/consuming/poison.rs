@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy};
-use consumer::{Config, Consumer, Event, Failure, Verdict, administer};
+use consumer::{Config, Consumer, Event, Failure, RecordStreams, Verdict, administer};
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::{Executor as _, PgConnection};
 use testkit::{TestProxy, until, until_within};
@@ -49,7 +49,7 @@ async fn of_a_batch_whose_handler_panics_only_the_event_that_is_why_dies() {
 async fn a_batch_whose_handler_never_ends_is_taken_apart() {
     let world = World::new().await;
     publish_some(&world).await;
-    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::config(10, 2) };
+    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::batched(10, 2) };
     let (consumer, stop) = (world.deployed(config).await, world.stop.clone());
     world.consumers.spawn(async move {
         let handler = |events: Vec<Event>| async move {
@@ -76,7 +76,7 @@ async fn bad(tx: &mut PgConnection, event: &Event) -> Result<(), Failure> {
 #[tokio::test]
 async fn in_order_a_handler_that_panics_or_never_ends_parks_its_aggregate_only() {
     let world = World::new().await;
-    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::config(8, 2) };
+    let config = Config { handle_within: Some(Duration::from_millis(300)), ..World::ordered(8, 2) };
     let (consumer, stop, inbox) = (world.deployed(config).await, world.stop.clone(), world.inbox());
     world.consumers.spawn(async move {
         consumer.run_in_order(stop, inbox, |tx, event| bad(tx, event).boxed()).await;
@@ -103,13 +103,14 @@ async fn in_order_a_handler_that_panics_or_never_ends_parks_its_aggregate_only()
 #[tokio::test]
 async fn events_are_handled_while_the_streams_of_letters_and_replays_are_away() {
     let world = World::new().await;
-    world.consumer(8, 1).await;
+    world.deployed(World::ordered(8, 1)).await;
     for gone in ["DLQ", "REPLAY", "ADVISORIES"] {
         world.js.delete_stream(gone).await.unwrap();
     }
     // One that starts without them, and goes on; in order, and by batches.
     for ordered in [true, false] {
-        let consumer = Consumer::new(world.nats.client("admin").await, World::config(8, 1));
+        let config = if ordered { World::ordered(8, 1) } else { World::batched(8, 1) };
+        let consumer = Consumer::new(world.nats.client("admin").await, config);
         let (mut status, stop, inbox) = (consumer.status(), world.stop.child_token(), world.inbox());
         let stopped = stop.clone();
         world.consumers.spawn(async move {
@@ -132,7 +133,7 @@ async fn events_are_handled_while_the_streams_of_letters_and_replays_are_away() 
             world.publish("bad", 1).await;
             let durable = world.durable().await.unwrap();
             until("it is in hand", || async { durable.get_info().await.unwrap().num_ack_pending == 1 }).await;
-            administer::streams(&world.js, 1).await.unwrap();
+            administer::streams(&world.js, &RecordStreams::default(), 1).await.unwrap();
             only_the_bad_one_died(&world, "bad").await;
         }
         stopped.cancel();
@@ -143,7 +144,7 @@ async fn events_are_handled_while_the_streams_of_letters_and_replays_are_away() 
 #[tokio::test]
 async fn a_full_stream_of_letters_holds_up_what_dies_and_nothing_else() {
     let world = World::new().await;
-    world.consumer(10, 1).await;
+    world.deployed(World::ordered(10, 1)).await;
     let letters = world.js.get_stream("DLQ").await.unwrap().cached_info().config.clone();
     assert!(letters.max_bytes > 0 && letters.discard == DiscardPolicy::New, "{letters:?}");
     world.js.update_stream(stream::Config { max_bytes: 500, ..letters.clone() }).await.unwrap();
@@ -163,7 +164,7 @@ async fn a_full_stream_of_letters_holds_up_what_dies_and_nothing_else() {
     // What an operator has set stays.
     let more = stream::Config { max_bytes: 10_000_000, ..letters };
     world.js.update_stream(more).await.unwrap();
-    administer::streams(&world.js, 1).await.unwrap();
+    administer::streams(&world.js, &RecordStreams::default(), 1).await.unwrap();
     assert_eq!(world.js.get_stream("DLQ").await.unwrap().cached_info().config.max_bytes, 10_000_000);
     only_the_bad_one_died(&world, "bad").await;
     world.stop().await;
@@ -173,7 +174,7 @@ async fn a_full_stream_of_letters_holds_up_what_dies_and_nothing_else() {
 async fn deaths_wait_together_for_a_stream_of_letters_that_does_not_answer() {
     const DEAD: usize = 20;
     let world = World::new().await;
-    let (consumer, stop) = (world.deployed(World::config(DEAD, 1)).await, world.stop.clone());
+    let (consumer, stop) = (world.deployed(World::batched(DEAD, 1)).await, world.stop.clone());
     // As a stream without a leader: somebody is there, and nobody answers.
     world.js.delete_stream("DLQ").await.unwrap();
     let mute = world.nats.client("admin").await.subscribe("dlq.>").await.unwrap();
@@ -196,7 +197,7 @@ async fn deaths_wait_together_for_a_stream_of_letters_that_does_not_answer() {
         |letter: &async_nats::Message| letter.headers.as_ref().unwrap().get("Dlq-Stream-Sequence").unwrap().to_string();
     let distinct: HashSet<String> = sent.iter().map(sequence).collect();
     assert_eq!(distinct.len(), DEAD);
-    administer::streams(&world.js, 1).await.unwrap();
+    administer::streams(&world.js, &RecordStreams::default(), 1).await.unwrap();
     world.until_letters(DEAD).await;
     world.drain().await;
     assert_eq!((world.letters().await.len(), handled.load(Ordering::SeqCst)), (DEAD, 2 * DEAD));
@@ -243,7 +244,7 @@ async fn whoever_stops_does_not_wait_for_a_nats_that_is_away() {
 #[tokio::test]
 async fn whoever_stops_while_it_opens_its_stream_does_not_wait_for_an_answer() {
     let mut world = World::new().await;
-    let (consumer, stop, inbox) = (world.consumer(8, 5).await, world.stop.clone(), world.inbox());
+    let (consumer, stop, inbox) = (world.deployed(World::ordered(8, 5)).await, world.stop.clone(), world.inbox());
     world.nats.kill().await;
     world.consumers.spawn(async move {
         consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed()).await;

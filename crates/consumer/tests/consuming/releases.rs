@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use consumer::{Config, Failure, ReplayRequest, Replayer, Verdict};
+use consumer::{Config, Failure, RecordStreams, ReplayRequest, Replayer, Verdict};
 use serde_json::json;
 use testkit::until;
 
@@ -178,7 +178,7 @@ async fn the_twin_of_a_dead_event_shares_its_letter_and_its_replay() {
     world.drain().await;
     let ids: Vec<_> = world.letters().await.into_iter().map(|(id, _, _)| id).collect();
     assert_eq!(ids, ["shop.paid.v1-a-1", "shop.paid.v1-a-2"], "one letter for a change");
-    let replayer = Replayer::new(world.nats.client("admin").await);
+    let replayer = Replayer::new(world.nats.client("admin").await, RecordStreams::default());
     for (sequence, id) in [(1, "1.1.1"), (3, "1.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
         let sending = ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found };
@@ -212,7 +212,7 @@ async fn what_is_replayed_is_unknown(batches: Option<Seen>) {
     world.drain().await;
     newer.cancel();
     world.release(OLD, batches).await;
-    let replayer = Replayer::new(world.nats.client("admin").await);
+    let replayer = Replayer::new(world.nats.client("admin").await, RecordStreams::default());
     for (sequence, id) in [(1, "7.1.1"), (2, "7.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
         replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
@@ -238,7 +238,7 @@ async fn what_is_replayed_is_unknown(batches: Option<Seen>) {
 async fn an_older_release_does_not_take_back_the_filter_of_a_newer_one() {
     let world = World::new().await;
     let with =
-        |revision, filter: &str| world.deployed(Config { revision, filter: filter.to_owned(), ..World::config(8, 3) });
+        |revision, filter: &str| world.deployed(Config { revision, filter: filter.to_owned(), ..World::batched(8, 3) });
     // The administration of the older release comes last, as after a rollback.
     let (newer, older) = (with(2, "evt.shop.>").await, with(1, "evt.shop.paid.v1.>").await);
     let mut first = true;

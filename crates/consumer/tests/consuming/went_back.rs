@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use testkit::until;
 use tokio::sync::watch;
 
-use consumer::{Event, Failure, ReplayRequest, Replayer, Status};
+use consumer::{Event, Failure, RecordStreams, ReplayRequest, Replayer, Status};
 
 use crate::world::{STREAM, World, failing, within};
 
@@ -100,7 +100,7 @@ fn dies(event: &Event) -> Option<Failure> {
 
 /// Has the letters of `a` at 3 and 4 replayed, and waits until the broker thinks that this is done for good.
 async fn replay_the_letters(world: &World, others: u64) {
-    let replayer = Replayer::new(world.nats.client("admin").await);
+    let replayer = Replayer::new(world.nats.client("admin").await, RecordStreams::default());
     for (sequence, id) in [(3, "1.1.1"), (4, "1.2.1")] {
         let found = replayer.find(STREAM, sequence + others).await.unwrap().unwrap();
         replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();

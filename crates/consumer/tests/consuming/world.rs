@@ -3,7 +3,7 @@
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, stream};
-use consumer::{Config, Consumer, Event, Failure, Inbox, Status, Verdict, administer};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Mode, Status, Verdict, administer};
 use futures::FutureExt as _;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
@@ -15,7 +15,6 @@ use testkit::{PATIENCE, TestDatabase, TestNats, until, until_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 /// The changes, by aggregate and version, that reached a handler of batches, of whichever release.
 pub type Seen = Arc<Mutex<BTreeSet<(String, i32)>>>;
@@ -58,37 +57,35 @@ impl World {
         self.js.get_stream(STREAM).await.unwrap().delete_consumer("ledger").await.unwrap();
     }
 
-    pub async fn consumer(&self, batch: usize, max_attempts: i64) -> Consumer {
-        self.deployed(Self::config(batch, max_attempts)).await
-    }
-
     /// A consumer, after the administration has made what its release asks for.
     pub async fn deployed(&self, config: Config) -> Consumer {
-        administer::streams(&self.js, 1).await.unwrap();
+        administer::streams(&self.js, &config.records, 1).await.unwrap();
         administer::durables(&self.js, &self.js, &config, None).await.unwrap();
         Consumer::new(self.nats.client("admin").await, config)
     }
 
-    pub fn config(batch: usize, max_attempts: i64) -> Config {
+    /// In order, so many at once.
+    pub fn ordered(at_once: usize, max_attempts: i64) -> Config {
         Config {
-            stream: STREAM.to_owned(),
-            durable: "ledger".to_owned(),
-            filter: "evt.shop.>".to_owned(),
-            types: vec!["shop.paid.v1".to_owned(), "shop.paid.v2".to_owned()],
-            revision: 1,
-            batch,
-            linger: Duration::from_millis(5),
-            in_flight: 2,
+            mode: Mode::Ordered { at_once },
             max_attempts,
             handle_within: None,
             version: "test".to_owned(),
+            ..Config::ordered(STREAM, "ledger", "evt.shop.>", ["shop.paid.v1", "shop.paid.v2"])
         }
+    }
+
+    /// The same in batches of so many.
+    pub fn batched(size: usize, max_attempts: i64) -> Config {
+        let mode = Mode::Batches { size, linger: Duration::from_millis(5), in_flight: 2 };
+        Config { mode, ..Self::ordered(size, max_attempts) }
     }
 
     /// One release of the consumer, that knows these types; stops with its token.
     pub async fn release(&self, types: &[&str], batches: Option<Seen>) -> CancellationToken {
         let types = types.iter().map(|&known| known.to_owned()).collect();
-        let config = Config { types, ..Self::config(8, 3) };
+        let config = if batches.is_some() { Self::batched(8, 3) } else { Self::ordered(8, 3) };
+        let config = Config { types, ..config };
         let consumer = self.deployed(config).await;
         let (stop, inbox) = (self.stop.child_token(), self.inbox());
         let stopped = stop.clone();
@@ -119,7 +116,7 @@ impl World {
     }
 
     pub fn inbox(&self) -> Inbox {
-        Inbox { db: self.db.clone(), tenant_setting: Some("app.tenant"), holder: Uuid::now_v7(), keep_days: 30 }
+        Inbox { tenant_setting: Some("app.tenant"), ..Inbox::new(self.db.clone()) }
     }
 
     /// Runs one in order, with a handler that first asks `fault` what to do.
@@ -128,7 +125,7 @@ impl World {
         max_attempts: i64,
         fault: impl Fn(&Event) -> Option<Failure> + Send + Sync + 'static,
     ) -> watch::Receiver<Status> {
-        let consumer = self.consumer(8, max_attempts).await;
+        let consumer = self.deployed(Self::ordered(8, max_attempts)).await;
         let status = consumer.status();
         let (stop, inbox) = (self.stop.clone(), self.inbox());
         self.consumers.spawn(async move {
@@ -139,11 +136,11 @@ impl World {
 
     /// Runs one in order that reaches NATS by this port.
     pub async fn in_order_through(&self, port: u16) {
-        self.consumer(8, 5).await;
+        self.deployed(Self::ordered(8, 5)).await;
         let password = self.nats.home().secret("nats-admin-password").unwrap();
         let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), password);
         let nats = options.connect(format!("nats://127.0.0.1:{port}")).await.unwrap();
-        let (consumer, stop, inbox) = (Consumer::new(nats, Self::config(8, 5)), self.stop.clone(), self.inbox());
+        let (consumer, stop, inbox) = (Consumer::new(nats, Self::ordered(8, 5)), self.stop.clone(), self.inbox());
         self.consumers.spawn(async move {
             consumer.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed()).await;
         });
@@ -155,7 +152,7 @@ impl World {
         max_attempts: i64,
         verdict: impl Fn(&Event) -> Verdict + Send + Sync + 'static,
     ) -> watch::Receiver<Status> {
-        let consumer = self.consumer(batch, max_attempts).await;
+        let consumer = self.deployed(Self::batched(batch, max_attempts)).await;
         let status = consumer.status();
         let stop = self.stop.clone();
         self.consumers.spawn(async move {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::{self, ErrorCode, stream};
 use async_nats::{Client, ConnectOptions};
+use consumer::RecordStreams;
 use fleet::Login;
 use nkeys::KeyPairType;
 use serde_json::Value;
@@ -76,16 +77,17 @@ pub async fn announce(home: &Home, address: &str, more: &[Login]) -> Result<(), 
 /// Something cannot be made: the error says what.
 pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
     let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
+    let names = RecordStreams::default();
     let replicas = match wanted.replicas {
         Some(replicas) => replicas,
-        None => match records.get_stream("DLQ").await {
+        None => match records.get_stream(names.dead_letters()).await {
             Ok(letters) => letters.cached_info().config.num_replicas,
             // Only then: a server that does not answer now may have three.
             Err(error) if is_not_found(&error) => 1,
             Err(error) => return Err(error).context("asking on how many servers the streams are"),
         },
     };
-    consumer::administer::streams(&records, replicas).await?;
+    consumer::administer::streams(&records, &names, replicas).await?;
     let audit = stream::Config {
         name: "AUDIT".to_owned(),
         subjects: vec!["audit.>".to_owned()],
@@ -97,7 +99,7 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
         ..Default::default()
     };
     consumer::administer::stream(&records, audit).await?;
-    consumer::administer::keeper(&records, fleet::OPERATIONS).await?;
+    consumer::administer::keeper(&records, &names, fleet::OPERATIONS).await?;
     for producer in fleet::producers() {
         let owner = fleet::account(producer);
         let events = Administration::connect(home, address, &owner).await?.js;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use consumer::{Config, Consumer, Event, Failure, Inbox, Verdict, administer};
+use consumer::{Config, Consumer, Event, Failure, Inbox, Mode, Verdict, administer};
 use devstack::nats::Wanted;
 use futures::FutureExt as _;
 use operations::pace::Pace;
@@ -101,7 +101,7 @@ impl World {
     pub async fn provision(&self) {
         self.server().provision(Wanted::default()).await;
         for name in READERS {
-            administer::durables(&self.js, &self.records, &Self::config(name), None).await.unwrap();
+            administer::durables(&self.js, &self.records, &Self::ordered_config(name), None).await.unwrap();
         }
     }
 
@@ -138,26 +138,26 @@ impl World {
         service::nats::Login { url: addresses.join(","), credentials: self.nats[0].credentials(name) }
     }
 
-    fn config(durable: &str) -> Config {
+    fn ordered_config(durable: &str) -> Config {
         Config {
-            stream: STREAM.to_owned(),
-            durable: durable.to_owned(),
-            filter: "evt.todo.>".to_owned(),
-            types: vec!["todo.created.v1".to_owned()],
-            revision: 1,
-            batch: 16,
-            linger: Duration::ZERO,
-            in_flight: 1,
+            mode: Mode::Ordered { at_once: 16 },
             max_attempts: 2,
             handle_within: Some(Duration::from_secs(5)),
             version: format!("{durable} 7"),
+            ..Config::ordered(STREAM, durable, "evt.todo.>", ["todo.created.v1"])
         }
+    }
+
+    /// The same events, in batches.
+    fn batched(durable: &str) -> Config {
+        let mode = Mode::Batches { size: 16, linger: Duration::ZERO, in_flight: 1 };
+        Config { mode, ..Self::ordered_config(durable) }
     }
 
     /// A consumer with a state of its own: it rejects everything while the world is broken, and always what `never` says.
     pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
         let handled = Handled::default();
-        let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
+        let consumer = Consumer::new(self.server().client(durable).await, Self::batched(durable));
         let (stop, seen, broken) = (self.stop.clone(), Arc::clone(&handled), Arc::clone(&self.broken));
         self.consumers.spawn(async move {
             let verdict = |event: &Event| {
@@ -174,9 +174,9 @@ impl World {
 
     /// A consumer with an inbox, whose effects are in the database. It rejects version 2 while the world is broken.
     pub async fn ordered(&self, durable: &str) {
-        let consumer = Consumer::new(self.server().client(durable).await, Self::config(durable));
+        let consumer = Consumer::new(self.server().client(durable).await, Self::ordered_config(durable));
         let db = PgPool::connect(&self.database.superuser).await.unwrap();
-        let inbox = Inbox { db, tenant_setting: None, holder: Uuid::now_v7(), keep_days: 30 };
+        let inbox = Inbox::new(db);
         let (stop, broken) = (self.stop.clone(), Arc::clone(&self.broken));
         self.consumers.spawn(async move {
             consumer

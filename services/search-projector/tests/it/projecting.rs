@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use consumer::{ReplayRequest, Replayer};
+use consumer::{RecordStreams, ReplayRequest, Replayer};
 use contracts::events::todo::{CompletedV1, CompletedV2, DeletedV1, Status, UpdatedV1};
 use serde_json::json;
 
@@ -207,7 +207,7 @@ async fn what_was_replayed_comes_again_into_an_index_that_was_restored() {
     fleet.publish_raw("evt.todo.created.v1.acme", b"not json".to_vec()).await;
     fleet.drain().await;
     let mended = todo("mended");
-    let replayer = Replayer::new(fleet.nats.client("operations").await);
+    let replayer = Replayer::new(fleet.nats.client("operations").await, RecordStreams::default());
     let found = replayer.find("EVENTS_TODO", 1).await.unwrap().unwrap();
     let mut event: serde_json::Value = serde_json::from_slice(&found.payload).unwrap();
     (event["subject"], event["partitionkey"]) = (json!(mended.id), json!(mended.id));

@@ -1,6 +1,6 @@
 //! A completed recurring todo has its next occurrence: once, whatever happens.
 
-use consumer::{ReplayRequest, ReplayStatus, Replayer};
+use consumer::{RecordStreams, ReplayRequest, ReplayStatus, Replayer};
 use contracts::events::EventType as _;
 use contracts::events::todo::{CompletedV2, Event};
 use prost_types::Timestamp;
@@ -121,7 +121,7 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
     drained(&fleet).await;
     assert_eq!(all(&ann).await.len(), 2);
     // Replayed by an operator.
-    let replayer = Replayer::new(fleet.nats.client("operations").await);
+    let replayer = Replayer::new(fleet.nats.client("operations").await, RecordStreams::default());
     let sequence =
         fleet.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
     let found = replayer.find("EVENTS_TODO", sequence as u64 + 1).await.unwrap().unwrap();

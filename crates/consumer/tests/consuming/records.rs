@@ -1,0 +1,91 @@
+//! The streams beside those of the events: under names of one's own, in an account that others share.
+
+use std::sync::{Arc, Mutex};
+
+use consumer::{
+    Config, Consumer, DeadLetterReader, DlqRecord, Event, Failure, Kept, RecordStreams, ReplayRequest, Replayer,
+    Verdict, administer,
+};
+use futures::FutureExt as _;
+use testkit::{PATIENCE, until};
+
+use crate::world::{STREAM, World, handled};
+
+#[tokio::test]
+async fn two_teams_in_one_account_have_letters_and_replays_of_their_own() {
+    let world = World::new().await;
+    let shop = RecordStreams::prefixed("shop");
+    // The other team has a consumer of the same events, under the names that nobody has changed.
+    world
+        .batches(
+            8,
+            1,
+            |event| {
+                if event.replay.is_some() { Verdict::Done } else { Verdict::Reject("theirs".to_owned()) }
+            },
+        )
+        .await;
+    let ours = Config { durable: "invoices".to_owned(), records: shop.clone(), ..World::ordered(8, 1) };
+    let (consumer, stop, inbox) = (world.deployed(ours).await, world.stop.clone(), world.inbox());
+    world.consumers.spawn(async move {
+        consumer
+            .run_in_order(stop, inbox, |tx, event| {
+                let fault = event.replay.is_none().then(|| Failure::Reject("ours".to_owned()));
+                handled(tx, event, fault).boxed()
+            })
+            .await;
+    });
+    administer::keeper(&world.js, &shop, "desk").await.unwrap();
+    let (letters, outcomes) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+    let reader = DeadLetterReader::new(world.nats.client("admin").await, shop.clone(), "desk");
+    let (read, done, stop) = (Arc::clone(&letters), Arc::clone(&outcomes), world.stop.clone());
+    world.consumers.spawn(async move {
+        let kept = || std::future::ready(Ok(Kept { stream_created_at: None, sequence: 0 }));
+        let keep = |batch: consumer::Batch| {
+            for record in batch.records {
+                match record {
+                    DlqRecord::Letter(letter) => read.lock().unwrap().push(letter),
+                    DlqRecord::Replayed { id, outcome } => done.lock().unwrap().push((id, outcome)),
+                }
+            }
+            std::future::ready(Ok(()))
+        };
+        reader.run(&stop, kept, keep).await;
+    });
+    world.publish("a", 1).await;
+    until("both have made a letter of it", || async {
+        !letters.lock().unwrap().is_empty() && world.letters().await.len() == 1
+    })
+    .await;
+    let letter = letters.lock().unwrap()[0].clone();
+    assert_eq!((letter.consumer.as_str(), letter.reason.as_str()), ("invoices", "ours"));
+    assert_eq!(world.letters().await[0].1, "theirs", "nobody sees the letters of others");
+    let stored = world.js.get_stream("shop_DLQ").await.unwrap().get_raw_message(1).await.unwrap();
+    assert_eq!(stored.subject.as_str(), format!("shop.dlq.invoices.{}", letter.subject));
+    let replayer = Replayer::new(world.nats.client("admin").await, shop);
+    let found = replayer.find(STREAM, letter.stream_sequence).await.unwrap().unwrap();
+    let again = ReplayRequest { consumer: "invoices".to_owned(), id: "1.1.1".to_owned(), ..found };
+    replayer.send(&again).await.unwrap();
+    until("it is handled", || async { *outcomes.lock().unwrap() == [("1.1.1".to_owned(), "done".to_owned())] }).await;
+    assert_eq!(world.effects().await["a"], [1]);
+    let others = world.js.get_stream("REPLAY").await.unwrap().cached_info().state.messages;
+    assert_eq!(others, 0, "a replay goes to its team alone");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pulled_in_another_way_than_was_configured() {
+    let world = World::new().await;
+    world.publish("a", 1).await;
+    let consumer = |config| async { Consumer::new(world.nats.client("admin").await, config) };
+    let batched = |events: Vec<Event>| std::future::ready(vec![Verdict::Done; events.len()]);
+    drop(world.deployed(World::ordered(8, 1)).await);
+    let ends = tokio::time::timeout(PATIENCE, async {
+        consumer(World::ordered(8, 1)).await.run_batches(world.stop.clone(), batched).await;
+        let ordered = consumer(World::batched(8, 1)).await;
+        ordered.run_in_order(world.stop.clone(), world.inbox(), |tx, event| handled(tx, event, None).boxed()).await;
+    });
+    ends.await.expect("each ends at once");
+    assert!(world.effects().await.is_empty());
+    assert_eq!(world.durable().await.unwrap().cached_info().num_pending, 1);
+}
