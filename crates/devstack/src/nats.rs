@@ -46,6 +46,8 @@ pub enum Layout {
     OneAccount,
     /// One account, and one user `admin` who may do everything: for tests without a fleet.
     Alone,
+    /// Who this part of a configuration says.
+    Text(String),
 }
 
 impl Nats {
@@ -123,6 +125,7 @@ impl Nats {
                 let password = home.secret("nats-admin-password")?;
                 format!("authorization {{ user: admin, password: \"{password}\" }}\n")
             }
+            Layout::Text(logins) => format!("{logins}\n"),
         };
         Ok(format!(
             "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\

@@ -29,6 +29,22 @@ pub struct NewEvent {
     pub payload: Vec<u8>,
 }
 
+impl NewEvent {
+    /// An event with a new id, of no tenant and in no trace.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "an event without an id of the caller's gets one here")]
+    pub fn new(aggregate_id: impl Into<String>, subject: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            tenant: String::new(),
+            aggregate_id: aggregate_id.into(),
+            subject: subject.into(),
+            traceparent: None,
+            payload: payload.into(),
+        }
+    }
+}
+
 /// Appends an event to the outbox, in the caller's transaction. Lock the aggregate's row first. In the process of the
 /// relay, [`crate::Handle::commit`] is quicker.
 ///

@@ -34,9 +34,14 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        let (nats, database) =
-            tokio::join!(TestNats::alone(), TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]));
+        let nats = TestNats::alone().await;
         let js = nats.jetstream().await;
+        Self::on(nats, js).await
+    }
+
+    /// On this server, by the administration's login.
+    pub async fn on(nats: TestNats, js: jetstream::Context) -> Self {
+        let database = TestDatabase::with(&[include_str!("../../schema/inbox.sql"), EFFECTS]).await;
         js.create_stream(Self::stream()).await.unwrap();
         let db = PgPool::connect(&database.superuser).await.unwrap();
         Self { consumers: TaskTracker::new(), stop: CancellationToken::new(), db, nats, database, js }
@@ -59,9 +64,14 @@ impl World {
 
     /// A consumer, after the administration has made what its release asks for.
     pub async fn deployed(&self, config: Config) -> Consumer {
-        administer::streams(&self.js, &config.records, 1).await.unwrap();
-        administer::durables(&self.js, &self.js, &config, None).await.unwrap();
+        self.administer(&config).await;
         Consumer::new(self.nats.client("admin").await, config)
+    }
+
+    /// Makes what this release asks for.
+    pub async fn administer(&self, config: &Config) {
+        administer::streams(&self.js, &config.records, 1).await.unwrap();
+        administer::durables(&self.js, &self.js, config, None).await.unwrap();
     }
 
     /// In order, so many at once.

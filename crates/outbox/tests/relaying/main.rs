@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests make ids, and one of them is a process with an environment")]
 
+mod access;
 mod handoff;
 
 mod failover;

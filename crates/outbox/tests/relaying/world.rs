@@ -70,7 +70,7 @@ pub async fn relay(setup: &Setup) -> Relay {
     Relay::new(pool(&setup.database), connect(setup).await, config)
 }
 
-fn pool(url: &str) -> PgPool {
+pub fn pool(url: &str) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
     pool_options(3).connect_lazy_with(options.application_name(RELAY).options(LIMITS))
 }

@@ -1,0 +1,55 @@
+//! The account of `nats/account.conf` and the grants of `schema/*_access.sql`: enough for a service, and no more.
+
+use std::sync::{Arc, Mutex};
+
+use async_nats::jetstream;
+use async_nats::{Client, ConnectOptions, Event};
+use devstack::nats::Layout;
+use outbox::connections::nats_options;
+use outbox::{NewEvent, Relay, RelayConfig, administer};
+use sqlx::{Connection as _, Executor as _, Transaction};
+use testkit::{PATIENCE, TestNats, until};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{app, database, ids, pool};
+
+#[tokio::test]
+async fn the_account_in_the_file_is_enough_for_a_relay_and_no_more() {
+    let file = include_str!("../../nats/account.conf").replace("$SHOP_ADMIN_PASSWORD", "one");
+    let nats = TestNats::laid_out(Layout::Text(file.replace("$SHOP_PASSWORD", "two"))).await;
+    let refused = Arc::new(Mutex::new(Vec::new()));
+    let login = async |user: &str, password: &str| -> Client {
+        let refused = Arc::clone(&refused);
+        let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+        let options = options.custom_inbox_prefix(format!("_INBOX_{user}")).event_callback(move |event| {
+            if let Event::ServerError(error) = &event {
+                refused.lock().unwrap().push(error.to_string());
+            }
+            std::future::ready(())
+        });
+        nats_options(options).connect(nats.address()).await.unwrap()
+    };
+    let (admin, shop) = (login("shop-admin", "one").await, login("shop", "two").await);
+    let (database, config) = (database().await, RelayConfig::new("EVENTS_SHOP", ["evt.shop.>"]));
+    let js = jetstream::new(admin);
+    administer::stream(&js, &config.stream).await.unwrap();
+    let (relay, stop) = (Relay::new(pool(&database.relay), shop.clone(), config), CancellationToken::new());
+    let (handle, stopped) = (relay.handle(), stop.clone());
+    let relaying = tokio::spawn(relay.run(stopped));
+    // A writer without tenants.
+    let mut app = app(&database).await;
+    app.execute("set app.tenant = ''").await.unwrap();
+    let new = NewEvent::new("a", "evt.shop.paid.v1", "{}");
+    let id = new.id.to_string();
+    handle.commit(app.begin().await.unwrap(), vec![new], Transaction::commit).await.unwrap();
+    let mut status = handle.status();
+    tokio::time::timeout(PATIENCE, status.wait_for(|status| status.done == 1)).await.unwrap().unwrap();
+    assert_eq!(*refused.lock().unwrap(), Vec::<String>::new(), "it asks for nothing else");
+    for subject in ["evt.other.paid.v1", "$JS.API.STREAM.PURGE.EVENTS_SHOP", "$JS.API.STREAM.DELETE.EVENTS_SHOP"] {
+        shop.publish(subject, "{}".into()).await.unwrap();
+        until("it is refused", || async { refused.lock().unwrap().iter().any(|why| why.contains(subject)) }).await;
+    }
+    assert_eq!(ids(&js.get_stream("EVENTS_SHOP").await.unwrap()).await, [id]);
+    stop.cancel();
+    relaying.await.unwrap();
+}

@@ -1,0 +1,130 @@
+//! `outbox` and `consumer` as a stranger takes them: packaged, in a program outside this workspace that is the first lines of their
+//! READMEs, on a real PostgreSQL and a real nats-server.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use devstack::nats::Layout;
+use e2e::workspace;
+use nix::sys::signal::Signal;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use testkit::{TestDatabase, TestNats, backing, until};
+use tokio::process::Command;
+
+/// Runs cargo; nothing of this test's own build reaches it.
+async fn cargo(folder: &Path, args: &[&str]) {
+    let mut command = Command::new("cargo");
+    command.args(args).current_dir(folder).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO")) {
+        if name != "CARGO_HOME" {
+            command.env_remove(name);
+        }
+    }
+    let output = command.env("CARGO_NET_OFFLINE", "true").env("CARGO_INCREMENTAL", "0").output().await.unwrap();
+    assert!(output.status.success(), "cargo {args:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The first program of a README.
+fn program(readme: &Path) -> String {
+    let text = fs::read_to_string(readme).unwrap();
+    let code = text.split_once("```rust,no_run\n").and_then(|(_, rest)| rest.split_once("```\n")).unwrap().0;
+    let lines = code.lines().filter(|line| !line.is_empty()).count();
+    assert!(lines <= 25, "{}: {lines} lines", readme.display());
+    code.to_owned()
+}
+
+/// Packages both crates, and builds the program; returns the folder of its two commands.
+async fn build() -> PathBuf {
+    let folder = backing::home().with_file_name("packaged");
+    fs::remove_dir_all(&folder).ok();
+    fs::create_dir_all(folder.join("program/src/bin")).unwrap();
+    let package = folder.join("package").to_str().unwrap().to_owned();
+    let args = ["package", "--package", "outbox", "--package", "consumer", "--no-verify", "--allow-dirty", "--quiet"];
+    cargo(workspace(), &[&args[..], &["--target-dir", &package]].concat()).await;
+    for (name, command) in [("outbox", "publish"), ("consumer", "consume")] {
+        let archive = folder.join(format!("package/package/{name}-0.1.0.crate"));
+        let tar = Command::new("tar").arg("xzf").arg(archive).arg("-C").arg(&folder).status().await.unwrap();
+        assert!(tar.success());
+        assert!(fs::read_to_string(folder.join(format!("{name}-0.1.0/LICENSE"))).unwrap().contains("Apache License"));
+        let code = program(&folder.join(format!("{name}-0.1.0/README.md")));
+        fs::write(folder.join(format!("program/src/bin/{command}.rs")), code).unwrap();
+    }
+    // The same versions and profile as here, so that what was built once serves both.
+    fs::copy(workspace().join("Cargo.lock"), folder.join("program/Cargo.lock")).unwrap();
+    let ours = fs::read_to_string(workspace().join("Cargo.toml")).unwrap();
+    let profile = &ours[ours.find("[profile.dev]").unwrap()..];
+    let manifest = format!(
+        r#"[package]
+name = "shop"
+edition = "2024"
+
+[dependencies]
+async-nats = {{ version = "0.51", default-features = false }}
+consumer = {{ path = "../consumer-0.1.0", features = ["operate"] }}
+futures = "0.3"
+outbox = {{ path = "../outbox-0.1.0", features = ["operate"] }}
+sqlx = {{ version = "0.9", default-features = false, features = ["migrate", "postgres", "runtime-tokio"] }}
+tokio = {{ version = "1", features = ["full"] }}
+tokio-util = "0.7"
+
+[workspace]
+
+{profile}"#
+    );
+    fs::write(folder.join("program/Cargo.toml"), manifest).unwrap();
+    // The crates are no members of the workspace in whose folder they lie.
+    fs::write(folder.join("Cargo.toml"), "[workspace]\n").unwrap();
+    let target = backing::programs().parent().unwrap().to_str().unwrap().to_owned();
+    cargo(&folder.join("program"), &["build", "--quiet", "--target-dir", &target]).await;
+    PathBuf::from(target).join("debug")
+}
+
+#[tokio::test]
+async fn the_first_lines_of_the_readmes_run_with_the_packaged_crates() {
+    let (programs, nats, database) =
+        tokio::join!(build(), TestNats::laid_out(Layout::Text(String::new())), TestDatabase::with(&[]));
+    // The role of the READMEs, the owner of its database.
+    let mut admin = database.admin().await;
+    let name: String = sqlx::query_scalar("select current_database()::text").fetch_one(&mut admin).await.unwrap();
+    admin.execute("drop role if exists shop").await.unwrap();
+    admin.execute("create role shop login password 'shop'").await.unwrap();
+    admin.execute(AssertSqlSafe(format!("alter database {name} owner to shop"))).await.unwrap();
+    let url = database.superuser.split_once('@').unwrap().1;
+    let run = |command: &str| {
+        let mut program = Command::new(programs.join(command));
+        program.env("DATABASE_URL", format!("postgres://shop:shop@{url}")).env("NATS_URL", nats.address());
+        program.stdin(Stdio::null()).kill_on_drop(true);
+        program
+    };
+    let publish = async || {
+        let output = run("publish").output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    publish().await;
+    let mut consumer = run("consume").spawn().unwrap();
+    let entries = async |admin: &mut PgConnection| -> Vec<String> {
+        sqlx::query_scalar("select paid_order from ledger").fetch_all(admin).await.unwrap_or_default()
+    };
+    let other = tokio::sync::Mutex::new(admin);
+    until("the order is in the ledger", || async { entries(&mut *other.lock().await).await == ["7"] }).await;
+    // The same event a second time, and a second start of both.
+    publish().await;
+    let js = async_nats::jetstream::new(async_nats::connect(nats.address()).await.unwrap());
+    until("the second is handled too", || async {
+        let stream = js.get_stream("EVENTS_SHOP").await.unwrap();
+        let info = stream.consumer_info("ledger").await.unwrap();
+        info.ack_floor.stream_sequence == 2
+    })
+    .await;
+    assert_eq!(entries(&mut *other.lock().await).await, ["7"], "one event takes effect once");
+    devstack::process::signal(consumer.id().unwrap(), Signal::SIGINT).unwrap();
+    assert!(consumer.wait().await.unwrap().success());
+    let mut admin = other.into_inner();
+    let release = format!("alter database {name} owner to current_user");
+    admin.execute(AssertSqlSafe(release)).await.unwrap();
+    admin.execute("drop owned by shop; drop role shop").await.unwrap();
+    admin.close().await.unwrap();
+}
