@@ -20,7 +20,7 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::relay::TRACEPARENT;
+use crate::relays::TRACEPARENT;
 use crate::stack::{Bench, Database, NatsLogin, connect};
 
 pub const METHOD: &str = "flotilla.todo.v1.TodoService/CreateTodo";

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::bare::{self, Bare, METHOD, SUBJECT};
 use crate::process::{cpu, cpu_with_children};
-use crate::relay::TRACEPARENT;
+use crate::relays::TRACEPARENT;
 use crate::report::{figure, heading, quantile, ratios};
 use crate::stack::{Bench, allowed};
 

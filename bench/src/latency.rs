@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::process::{self, Guests};
-use crate::relay::{EVENT_ID, OTHERS, PAYLOAD, TRACEPARENT, hint, make, spawn, stop, stream_config, until_stored};
+use crate::relays::{EVENT_ID, OTHERS, PAYLOAD, TRACEPARENT, hint, make, spawn, stop, stream_config, until_stored};
 use crate::report::{figure, heading, median, quantile};
 use crate::stack::{Bench, Database};
 

@@ -9,6 +9,7 @@ mod latency;
 mod neighbour;
 mod process;
 mod relay;
+mod relays;
 mod report;
 mod search;
 mod stack;

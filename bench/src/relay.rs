@@ -1,29 +1,22 @@
 //! The relay alone, as a process of its own, between this machine's Postgres and nats-server.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream;
 use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt as _;
-use outbox::{Relay, RelayConfig, StreamSpec};
-use sqlx::{Connection as _, PgConnection, PgPool};
-use tokio::process::{Child, Command};
+use sqlx::{Connection as _, PgConnection};
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::latency::{self, Publisher};
 use crate::process;
+use crate::relays::{EVENT_ID, OTHERS, PAYLOAD, TRACEPARENT, make, spawn, stop, stream_config, until_stored};
 use crate::report::{figure, heading, median, ratios};
-use crate::stack::{Bench, Database, NatsLogin, connect, first_and_last};
-
-/// The units that would use the processor.
-pub const OTHERS: [&str; 4] = ["opensearch", "gateway", "todo", "search-projector"];
-pub const PAYLOAD: usize = 600;
-pub const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-pub const EVENT_ID: async_nats::HeaderName = async_nats::HeaderName::from_static("Outbox-Event-Id");
-const AGE: Duration = Duration::from_secs(30 * 86_400);
+use crate::stack::{Bench, Database, NatsLogin, first_and_last};
 
 #[derive(Args)]
 pub struct DrainArgs {
@@ -81,43 +74,6 @@ pub async fn run(args: RelayArgs) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// A relay as a service has it, metrics included.
-pub async fn make(database: &str, nats: &NatsLogin, name: &str) -> Result<Relay, anyhow::Error> {
-    metrics_exporter_prometheus::PrometheusBuilder::new()
-        .set_buckets(&[0.0005, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0])?
-        .install_recorder()
-        // The run before may have installed it.
-        .ok();
-    let config = RelayConfig { hint_subject: hint(name), ..spec(name).into() };
-    let nats = connect(nats).await?;
-    outbox::administer::stream(&jetstream::new(nats.clone()), &config.stream).await?;
-    Ok(Relay::new(PgPool::connect_lazy(database)?, nats, config))
-}
-
-fn spec(name: &str) -> StreamSpec {
-    StreamSpec { max_age: AGE, ..StreamSpec::new(name, [format!("{name}.>")]) }
-}
-
-pub fn hint(name: &str) -> String {
-    format!("hint.bench.{name}")
-}
-
-pub fn spawn(bench: &Bench, database: &Database, name: &str) -> Result<Child, anyhow::Error> {
-    Command::new(std::env::current_exe()?)
-        .args(["relay", "--name", name])
-        .env("BENCH_DATABASE_URL", &database.relay)
-        .envs(bench.nats_login().env())
-        .kill_on_drop(true)
-        .spawn()
-        .context("starting the relay")
-}
-
-pub async fn stop(mut relay: Child) -> Result<(), anyhow::Error> {
-    devstack::process::signal(relay.id().context("the relay has ended")?, nix::sys::signal::Signal::SIGTERM)?;
-    relay.wait().await?;
-    Ok(())
-}
-
 async fn append(database: &Database, name: &str, rows: u64) -> Result<(), anyhow::Error> {
     let mut db = PgConnection::connect(&database.superuser).await?;
     sqlx::query(
@@ -133,20 +89,6 @@ async fn append(database: &Database, name: &str, rows: u64) -> Result<(), anyhow
     .await?;
     sqlx::query("checkpoint").execute(&mut db).await?;
     Ok(())
-}
-
-pub async fn until_stored(js: &jetstream::Context, name: &str, last: u64) -> Result<stream::Stream, anyhow::Error> {
-    let mut tick = tokio::time::interval(Duration::from_millis(20));
-    let deadline = Instant::now() + Duration::from_secs(300);
-    loop {
-        tick.tick().await;
-        if let Ok(stream) = js.get_stream(name).await
-            && stream.get_info().await?.state.last_sequence >= last
-        {
-            return Ok(stream);
-        }
-        anyhow::ensure!(Instant::now() < deadline, "the relay did not store {last} messages");
-    }
 }
 
 /// One drain: its rate, and the relay's CPU time per event and peak memory.
@@ -169,17 +111,6 @@ async fn drain_once(
     let (first, last) = first_and_last(&stream, before + 1).await?;
     stop(relay).await?;
     Ok((rows as f64 / (last - first), cpu.as_secs_f64() * 1e6 / rows as f64, peak))
-}
-
-/// A stream as the administration makes it.
-pub fn stream_config(name: &str) -> stream::Config {
-    stream::Config {
-        name: name.to_owned(),
-        subjects: vec![format!("{name}.>")],
-        max_age: AGE,
-        discard: stream::DiscardPolicy::New,
-        ..Default::default()
-    }
 }
 
 /// The same payload and headers but for the expected sequence, published by a client that does nothing else, with a fixed number in flight.

@@ -12,7 +12,7 @@ use devstack::issuer::Issuer;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::stack::Context;
+use crate::context::Context;
 
 /// How long a write is retried while the fleet is unavailable.
 const PATIENCE: Duration = Duration::from_secs(300);

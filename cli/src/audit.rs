@@ -4,13 +4,12 @@ use proto::ops::audit_service_client::AuditServiceClient;
 use proto::ops::{AuditLine, ListAuditRequest, RecordActRequest};
 use serde_json::Value;
 
-use crate::dlq::{SERVICE, short};
+use crate::context::Context;
 use crate::processes::{self, Port, clock, said};
-use crate::stack::Context;
-use crate::table;
+use crate::table::{self, short};
 
 async fn open(context: &Context) -> Result<AuditServiceClient<Port>, anyhow::Error> {
-    Ok(AuditServiceClient::new(context.port(SERVICE).await?))
+    Ok(AuditServiceClient::new(context.port(fleet::OPERATIONS).await?))
 }
 
 /// Records an act of the operator whom the token names.

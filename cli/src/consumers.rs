@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
+use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::outbox::say;
-use crate::stack::Context;
 use crate::{audit, events, table};
 
 #[derive(Debug, Clone, Args)]

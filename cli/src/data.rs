@@ -7,10 +7,10 @@ use proto::ops::data_service_client::DataServiceClient;
 use proto::ops::{DataTable, EraseDataRequest, ExportDataRequest, ListTablesRequest};
 use serde_json::{Value, json};
 
+use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::outbox::say;
 use crate::processes::{self, Port, said};
-use crate::stack::Context;
 use crate::{audit, table};
 
 #[derive(Debug, Clone, Args)]

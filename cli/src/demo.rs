@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::api::{Answer, Api};
+use crate::context::Context;
 use crate::events::{self, Told};
-use crate::stack::Context;
 
 #[expect(clippy::disallowed_methods, reason = "a fresh key for each write of each run")]
 fn key() -> String {

@@ -12,7 +12,7 @@ use contracts::{Envelope, TenantId, subject};
 use futures::StreamExt as _;
 use serde_json::Value;
 
-use crate::stack::Context;
+use crate::context::Context;
 use crate::terminal;
 
 #[derive(Debug, Clone, Subcommand)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::stack::Context;
+use crate::context::Context;
 use crate::{consumers, table};
 
 /// A histogram as Prometheus exposes it: upper bounds and how many were at or below each.

@@ -7,6 +7,7 @@ mod terminal;
 mod api;
 mod audit;
 mod consumers;
+mod context;
 mod data;
 mod demo;
 mod dlq;
@@ -47,7 +48,7 @@ struct Args {
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
-    operator: operator::Token,
+    operator: context::Token,
     #[command(subcommand)]
     command: Command,
 }
@@ -133,7 +134,7 @@ fn main() -> ExitCode {
 
 async fn run() -> ExitCode {
     let args = Args::parse();
-    let context = stack::Context { home: args.home, json: args.json, operator: args.operator };
+    let context = context::Context { home: args.home, json: args.json, operator: args.operator };
     let result = match args.command {
         Command::Run(up) => stack::run(&context, &up).await,
         Command::Up(up) => stack::up(&context, &up).await,

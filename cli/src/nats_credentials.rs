@@ -7,14 +7,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use contracts::TenantId;
 use devstack::Home;
-use devstack::nats::teams::{self, Team};
+use devstack::nats::team::{self, Team};
+use devstack::nats::teams;
 use devstack::nats::{Wanted, announce, provision};
 use serde_json::{Value, json};
 
 use crate::audit;
+use crate::context::Context;
 use crate::events::address;
 use crate::outbox::say;
-use crate::stack::Context;
 use crate::table;
 
 #[derive(Debug, Clone, Args)]
@@ -113,7 +114,7 @@ pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), 
             );
             say(context, &answer, &text);
         }
-        CredentialsCommand::List => list(context, &home, &teams::all(&home)?)?,
+        CredentialsCommand::List => list(context, &home, &team::all(&home)?)?,
         CredentialsCommand::Revoke { tenant, name, reason } => {
             let team = Box::pin(teams::revoke(&home, &address, tenant, name)).await?;
             written(context, "revoke nats credential", &team, reason).await?;

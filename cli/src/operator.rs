@@ -1,39 +1,13 @@
 //! Who operates: the subject of a verified operator token, never the shell's user. And the confirmation before an act.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use authz::{JwksSource, Verifier};
 use clap::Args;
 use devstack::issuer::{ISSUER, OPERATORS};
 
-use crate::stack::Context;
-
-/// Who operates.
-#[derive(Debug, Clone, Args)]
-pub struct Token {
-    /// The operator's token; `flotilla token --operator --user YOU` mints one on the development stack.
-    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN", hide_env_values = true, global = true)]
-    operator_token: Option<String>,
-    /// A file that holds it.
-    #[arg(long, env = "FLOTILLA_OPERATOR_TOKEN_FILE", global = true)]
-    operator_token_file: Option<PathBuf>,
-}
-
-impl Token {
-    /// The token, where one was given.
-    pub fn given(&self) -> Result<Option<String>, anyhow::Error> {
-        let token = match (&self.operator_token, &self.operator_token_file) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(file)) => {
-                Some(std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?)
-            }
-            (None, None) => None,
-        };
-        Ok(token.map(|token| token.trim().to_owned()))
-    }
-}
+use crate::context::Context;
 
 /// What every act of an operator needs.
 #[derive(Debug, Clone, Args)]

@@ -15,9 +15,9 @@ use proto::ops::{
 };
 use serde_json::{Value, json};
 
+use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::processes::{self, Port, clock, said};
-use crate::stack::Context;
 use crate::{events, table};
 
 /// The API of a service's outbox, at its process.

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::api;
-use crate::stack::Context;
+use crate::context::Context;
 
 /// How long a process may take to accept a connection.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(5);

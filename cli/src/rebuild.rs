@@ -12,7 +12,7 @@ use async_nats::jetstream::stream::Stream;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand};
 use consumer::RecordStreams;
-use fleet::REBUILDER;
+use fleet::{PROJECTOR, REBUILDER};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::ops::{
     AbandonIndexRequest, CreateIndexRequest, ListAggregatesRequest, ListIndexesRequest, NoteIndexRequest,
@@ -20,13 +20,13 @@ use proto::ops::{
 };
 use serde_json::{Value, json};
 
+use crate::context::Context;
 use crate::exit::Exit;
 use crate::operator::ActArgs;
 use crate::outbox::say;
 use crate::processes::{self, said};
-use crate::stack::Context;
 use crate::verify::index::{CHUNK, Documents, TODO, documents, todos};
-use crate::verify::{self, PROJECTOR, Report, VerifyArgs};
+use crate::verify::{self, Report, VerifyArgs};
 use crate::{audit, events, table};
 
 /// The longest pause of the projector, should this command die in the middle of the swap.

@@ -9,10 +9,10 @@ use futures::StreamExt as _;
 use proto::ops::{CreateRangeJobRequest, RangedEvent};
 use serde_json::{Value, json};
 
+use crate::context::Context;
 use crate::dlq::{self, PaceArgs};
 use crate::operator::ActArgs;
 use crate::processes::said;
-use crate::stack::Context;
 use crate::{events, outbox};
 
 /// The most events of one job.

@@ -11,21 +11,14 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::login::Proxy;
 use devstack::stack::{BOARD, LOCK};
-use devstack::supervisor::{StackStatus, read_status};
-use devstack::{Home, Options, Reporter, Stack, process};
+use devstack::{Options, Reporter, Stack, process};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{demo, operator};
-
-/// The context of every command.
-pub struct Context {
-    pub home: PathBuf,
-    pub json: bool,
-    pub operator: operator::Token,
-}
+use crate::context::Context;
+use crate::demo;
 
 /// The gateway's default port.
 fn edge_port() -> u16 {
@@ -124,39 +117,20 @@ impl LoginProxyArgs {
     }
 }
 
-impl Context {
-    /// The board of the running stack.
-    pub fn board(&self) -> Result<StackStatus, anyhow::Error> {
-        let board = read_status(&self.home.join(BOARD)).ok().filter(|_| self.is_supervised());
-        board.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
-    }
-
-    /// Whether a process supervises the folder: it holds the lock for as long as it lives. A process id in a file proves
-    /// nothing, another process may have it by now.
-    fn is_supervised(&self) -> bool {
-        std::fs::File::open(self.home.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
-    }
-
-    /// The folder, opened.
-    pub fn open_home(&self) -> Result<Home, anyhow::Error> {
-        Home::open(&self.home)
-    }
-
-    fn options(&self, args: &UpArgs) -> Result<Options, anyhow::Error> {
-        let program = std::env::current_exe()?;
-        let programs = program.parent().context("a program is in a folder")?.to_owned();
-        Ok(Options {
-            home: self.home.clone(),
-            programs,
-            gateway_port: args.gateway_port,
-            usual_ports: !args.any_ports,
-            durable: true,
-            otlp_endpoint: args.otlp_endpoint.clone(),
-            fault_proxy: args.fault_proxy,
-            parts_only: false,
-            env: args.telemetry.env(),
-        })
-    }
+fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
+    let program = std::env::current_exe()?;
+    let programs = program.parent().context("a program is in a folder")?.to_owned();
+    Ok(Options {
+        home: context.home.clone(),
+        programs,
+        gateway_port: args.gateway_port,
+        usual_ports: !args.any_ports,
+        durable: true,
+        otlp_endpoint: args.otlp_endpoint.clone(),
+        fault_proxy: args.fault_proxy,
+        parts_only: false,
+        env: args.telemetry.env(),
+    })
 }
 
 fn say_to_terminal() -> Reporter {
@@ -178,7 +152,7 @@ async fn told_to_stop() -> Result<(), anyhow::Error> {
 pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     println!("Bringing the fleet up in {} (Ctrl-C stops it)", context.home.display());
     let started = Instant::now();
-    let options = context.options(args)?;
+    let options = options(context, args)?;
     // Stopped in the middle of the start: what runs already dies with this process.
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
@@ -338,7 +312,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
         }
     };
     let mut stop = std::pin::pin!(stop);
-    let options = context.options(&args.up)?;
+    let options = options(context, &args.up)?;
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
         stopped = &mut stop => {
@@ -360,14 +334,17 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         usual_ports: false,
         durable: false,
         parts_only: true,
-        ..context.options(&UpArgs {
-            gateway_port: 0,
-            otlp_endpoint: None,
-            any_ports: true,
-            fault_proxy: false,
-            no_demo: true,
-            telemetry: TelemetryArgs::default(),
-        })?
+        ..options(
+            context,
+            &UpArgs {
+                gateway_port: 0,
+                otlp_endpoint: None,
+                any_ports: true,
+                fault_proxy: false,
+                no_demo: true,
+                telemetry: TelemetryArgs::default(),
+            },
+        )?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;
     let mut roles = serde_json::Map::new();

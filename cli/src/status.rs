@@ -18,10 +18,10 @@ use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::context::Context;
 use crate::lag::{self, Stage, gauge};
 use crate::outbox::{journal_cells, open};
 use crate::processes::{self, clock, said};
-use crate::stack::Context;
 use crate::{audit, consumers, dlq, events, table, terminal};
 
 /// A query without an answer by then counts as unanswered.

@@ -21,3 +21,9 @@ pub fn print(head: &[&str], rows: &[Vec<String>]) {
         line(row.iter().map(AsRef::as_ref).collect());
     }
 }
+
+/// The beginning of a text.
+pub fn short(text: &str, most: usize) -> String {
+    let cut: String = text.chars().take(most).collect();
+    if cut.len() < text.len() { format!("{cut}…") } else { cut }
+}

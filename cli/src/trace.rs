@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Map, Value};
 
+use crate::context::Context;
 use crate::exit::Exit;
-use crate::stack::Context;
 use crate::table;
 
 /// The most lines shown of one log: external callers name traces as they like.

@@ -1,8 +1,9 @@
 //! `flotilla dlq`: dead letters inspected, corrected, replayed as jobs, discarded. `flotilla replay`: a range of a stream.
 
+mod calls;
 mod show;
 
-pub use show::short;
+pub use calls::{Jobs, Letters, SERVICE, UNSETTLED, jobs};
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -18,31 +19,16 @@ use proto::ops::{
     CreateJobRequest, EditLetterRequest, GetJobRequest, Job, ListJobsRequest, ListLettersRequest, Pace, PlanJobRequest,
     PlannedLetter, Selection, Steer, SteerJobRequest,
 };
-use serde_json::{Value, json};
+use serde_json::json;
+
+use calls::json_of;
 
 use crate::audit;
+use crate::context::Context;
 use crate::exit::Exit;
 use crate::operator::ActArgs;
 use crate::outbox::say;
-use crate::processes::{self, Port, said};
-use crate::stack::Context;
-
-/// The service that keeps dead letters.
-pub const SERVICE: &str = fleet::OPERATIONS;
-
-/// The API of dead letters, at their service.
-pub type Letters = LetterServiceClient<Port>;
-
-/// The API of jobs, at their service.
-pub type Jobs = JobServiceClient<Port>;
-
-/// The states of unsettled letters.
-pub const UNSETTLED: [&str; 2] = ["open", "failed_again"];
-
-/// Connects to the API of jobs.
-pub async fn jobs(context: &Context) -> Result<Jobs, anyhow::Error> {
-    Ok(JobServiceClient::new(context.port(SERVICE).await?))
-}
+use crate::processes::{self, said};
 
 #[derive(Debug, Clone, Args)]
 pub struct DlqArgs {
@@ -286,11 +272,6 @@ pub async fn run(context: &Context, args: &DlqArgs) -> Result<(), anyhow::Error>
         DlqCommand::Stats => show::stats(context, &mut letters).await,
         DlqCommand::Audit { lines } => audit::show(context, *lines).await,
     }
-}
-
-/// A job as JSON.
-fn json_of(job: &Job) -> Result<Value, anyhow::Error> {
-    processes::json_with(job, "selection")
 }
 
 async fn edit(

@@ -6,16 +6,11 @@ use proto::ops::{
 };
 use serde_json::{Value, json};
 
-use super::{Letters, json_of};
+use super::calls::{Letters, json_of};
+use crate::context::Context;
 use crate::outbox::say;
 use crate::processes::{self, clock, said};
-use crate::stack::Context;
-use crate::table;
-
-pub fn short(text: &str, most: usize) -> String {
-    let cut: String = text.chars().take(most).collect();
-    if cut.len() < text.len() { format!("{cut}…") } else { cut }
-}
+use crate::table::{self, short};
 
 pub fn list(context: &Context, letters: &[Letter]) -> Result<(), anyhow::Error> {
     if context.json {

@@ -1,12 +1,13 @@
 //! `flotilla import`: a file of todos through the public API. The idempotency keys come from the content, so an import
 //! that was killed, or runs again within a day, writes nothing twice.
 
+mod limits;
 mod todo_csv;
 mod todo_txt;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, IsTerminal as _, Read};
+use std::io::{BufRead, BufReader, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -20,15 +21,14 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use limits::Bounded;
+
 use crate::api::{Answer, Api, Who};
+use crate::context::Context;
 use crate::exit::Exit;
-use crate::stack::Context;
 
 /// The namespace of the keys: a UUIDv5 of tenant, content and which of equal lines it is.
 const KEYS: Uuid = Uuid::from_u128(0x0193_a5b0_7a52_7c3e_9b1e_6a1f_0c9d_2e4f);
-/// The most labels a todo may carry, and the most characters of one.
-const MAX_LABELS: usize = 20;
-const MAX_LABEL: usize = 50;
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most todos of a file: each is remembered, so that equal lines are told apart.
@@ -215,22 +215,6 @@ fn too_large() -> String {
         "it has more than {} MiB: split it. Of lines that are equal in two parts, the second is taken for the first again, for a day",
         MAX_FILE_BYTES >> 20
     )
-}
-
-/// Reads up to a limit and fails beyond it, with this message.
-struct Bounded<R> {
-    reader: R,
-    left: u64,
-    beyond: fn() -> String,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.reader.read(buffer)?;
-        let left = self.left.checked_sub(read as u64);
-        self.left = left.ok_or_else(|| std::io::Error::new(ErrorKind::FileTooLarge, (self.beyond)()))?;
-        Ok(read)
-    }
 }
 
 /// What to write for a line, whether it is completed, and the remarks about it.

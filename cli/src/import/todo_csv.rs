@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
 
-use super::{Bounded, MAX_LABEL, MAX_LABELS};
+use super::limits::{Bounded, MAX_LABEL, MAX_LABELS};
 
 /// A row.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -6,7 +6,7 @@ use std::io::BufRead;
 
 use chrono::{Datelike as _, NaiveDate};
 
-use super::{MAX_LABEL, MAX_LABELS};
+use super::limits::{MAX_LABEL, MAX_LABELS};
 
 /// The longest line that is read.
 const MAX_LINE_BYTES: usize = 64 << 10;

@@ -13,11 +13,11 @@ use proto::ops::{
 };
 use serde_json::json;
 
-use super::{PROJECTOR, Report, Throttle, VerifyArgs};
+use super::report::{Report, Throttle, VerifyArgs};
+use crate::context::Context;
 use crate::events;
 use crate::outbox::{self, Outbox};
 use crate::processes::{self, Port, said};
-use crate::stack::Context;
 
 /// How many the services accept at once.
 pub const CHUNK: usize = 1_000;
@@ -40,7 +40,7 @@ pub async fn todos(context: &Context) -> Result<Todos, anyhow::Error> {
 
 /// Connects to the API of the read model.
 pub async fn documents(context: &Context) -> Result<Documents, anyhow::Error> {
-    Ok(IndexServiceClient::new(context.port(PROJECTOR).await?))
+    Ok(IndexServiceClient::new(context.port(fleet::PROJECTOR).await?))
 }
 
 /// How often differences are checked again: an event may still be on its way from the outbox into the stream.

@@ -14,11 +14,11 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
-use super::{Report, Throttle, VerifyArgs};
+use super::report::{Report, Throttle, VerifyArgs};
+use crate::context::Context;
 use crate::events;
 use crate::outbox::{self, Outbox};
 use crate::processes::{self, said, time};
-use crate::stack::Context;
 
 const CHUNK: i64 = 10_000;
 /// The most messages behind newer ones: with more, something is so wrong that these suffice.

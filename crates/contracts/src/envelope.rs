@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::events::{self, Aggregate as _, EventType};
+use crate::event_type::{self, Aggregate as _, EventType};
 use crate::{Actor, ActorKind, EventId, TenantId, UserId, actor};
 
 /// The `content-type` header of an event on NATS.
@@ -88,7 +88,7 @@ impl<D: EventType> Envelope<D> {
     /// caller to add.
     #[must_use]
     pub fn new(id: EventId, tenant: TenantId, data: D) -> Self {
-        const { assert!(events::is_name(D::TYPE), "an event type is named <service>.<event>.v<N>") }
+        const { assert!(event_type::is_name(D::TYPE), "an event type is named <service>.<event>.v<N>") }
         let about = data.about();
         let (aggregate, version, time) = (about.id(), about.version(), about.changed());
         Self {
@@ -125,7 +125,7 @@ impl<D> Envelope<D> {
 }
 
 /// An event as a consumer gets it, for a sample: ann of the tenant acme did it.
-pub(crate) fn sample<D: EventType>(data: impl FnOnce(events::Actor) -> D) -> serde_json::Value {
+pub(crate) fn sample<D: EventType>(data: impl FnOnce(event_type::Actor) -> D) -> serde_json::Value {
     let actor = Actor::new(ActorKind::User, UserId::example());
     let id = EventId::new(Uuid::new_v5(&Uuid::NAMESPACE_URL, schema_id(D::TYPE).as_bytes()));
     let envelope = Envelope::new(id, TenantId::example(), data((&actor).into()));

@@ -8,6 +8,8 @@ pub mod ids;
 
 pub mod actor;
 
+pub mod event_type;
+
 pub mod envelope;
 
 pub mod subject;

@@ -14,11 +14,16 @@ mod accounts;
 mod administration;
 mod carry;
 mod claims;
+
+mod keys;
+
+pub mod team;
 pub mod teams;
 
-pub use accounts::{administration, credentials_file};
+pub use accounts::administration;
 pub use administration::{Wanted, announce, connect, provision};
 pub use carry::streams;
+pub use keys::credentials_file;
 
 /// A server.
 #[derive(Debug, Clone)]

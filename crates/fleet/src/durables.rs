@@ -6,7 +6,7 @@ use consumer::{Config, Mode};
 use contracts::events::todo;
 use contracts::subject;
 
-use crate::{PROJECTOR, REBUILDER, SERVICES};
+use crate::{PROJECTOR, REBUILDER};
 
 /// The configuration of a durable consumer.
 #[derive(Debug, Clone, Copy)]
@@ -82,22 +82,12 @@ impl Durable {
     }
 }
 
-/// A durable consumer of the table.
-#[must_use]
-pub fn durable(name: &str) -> Option<&'static Durable> {
-    durables().find(|durable| durable.name == name)
-}
-
-/// The durable consumers of every service.
-pub fn durables() -> impl Iterator<Item = &'static Durable> {
-    SERVICES.iter().flat_map(|service| service.durables)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::services::{durable, durables};
 
     #[test]
     fn each_has_a_name_of_its_own_and_handles_what_is_published() {

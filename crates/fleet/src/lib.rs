@@ -14,8 +14,8 @@ use consumer::{Config, RecordStreams};
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
-pub use durables::{Durable, PROJECTION, REBUILD, durable};
-pub use services::{Database, SERVICES, Service, named, producers, upstreams};
+pub use durables::{Durable, PROJECTION, REBUILD};
+pub use services::{Database, SERVICES, Service, durable, named, producers, upstreams};
 
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";
@@ -149,7 +149,7 @@ pub fn consumer_login(service: &str) -> String {
 /// Every durable consumer that a service of the fleet always has, as this release asks for it.
 #[must_use]
 pub fn consumers() -> Vec<Config> {
-    durables::durables().filter(|durable| !durable.on_demand).map(|durable| durable.config(String::new())).collect()
+    services::durables().filter(|durable| !durable.on_demand).map(|durable| durable.config(String::new())).collect()
 }
 
 /// A producing service: its own stream, and the hints between its processes. It has no consumer of its own stream and does

@@ -116,6 +116,17 @@ pub fn upstreams() -> impl Iterator<Item = (&'static str, &'static Service)> {
     SERVICES.iter().flat_map(|service| service.serves.iter().copied().zip(iter::repeat(service)))
 }
 
+/// A durable consumer of the table.
+#[must_use]
+pub fn durable(name: &str) -> Option<&'static Durable> {
+    durables().find(|durable| durable.name == name)
+}
+
+/// The durable consumers of every service.
+pub fn durables() -> impl Iterator<Item = &'static Durable> {
+    SERVICES.iter().flat_map(|service| service.durables)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

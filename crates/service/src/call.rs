@@ -8,7 +8,7 @@ use consumer::Claim;
 use contracts::EventId;
 
 use crate::idempotency::Attempt;
-use crate::{clock, telemetry};
+use crate::{clock, trace};
 
 /// One call of a command.
 #[derive(Debug, Clone)]
@@ -63,7 +63,7 @@ impl Call {
     /// A call from a request, with its idempotency key if it has one.
     #[must_use]
     pub fn of_request(caller: Caller, attempt: Option<Attempt>) -> Self {
-        let correlation = telemetry::trace_id().unwrap_or_else(|| clock::new_id().to_string());
+        let correlation = trace::trace_id().unwrap_or_else(|| clock::new_id().to_string());
         let once = attempt.map_or(Once::No, |attempt| Once::Key(Arc::new(attempt)));
         Self { caller, causation: None, correlation, once }
     }

@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 pub use crate::replica::MAX_ANSWER_BYTES;
 use crate::replica::{Admitted, LATE, Replica, Unanswered};
 use crate::retry::Delays;
-use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, telemetry};
+use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, trace};
 
 /// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -234,7 +234,7 @@ impl Shared {
         {
             head.headers.insert(AUTHORIZATION, authorization);
         }
-        telemetry::pass_trace(&mut head.headers);
+        trace::pass_trace(&mut head.headers);
         let body = body.collect().await?.to_bytes();
         let repeatable =
             head.extensions.get::<ReadsOnly>().is_some() || head.headers.contains_key(idempotency::METADATA);

@@ -205,6 +205,3 @@ impl DerefMut for TenantTx {
         &mut self.tx
     }
 }
-
-/// A lock was not acquired within `lock_timeout` (SQLSTATE).
-pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";

@@ -9,8 +9,8 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
 
-use crate::database::LOCK_NOT_AVAILABLE;
-
+/// A lock was not acquired within `lock_timeout` (SQLSTATE).
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// A deadlock, and a serialization failure (SQLSTATE): a retry helps.
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION: &str = "40001";

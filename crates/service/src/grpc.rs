@@ -33,9 +33,9 @@ use crate::idempotency::{Attempt, Key};
 use crate::limits::{self, Limits};
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
-use crate::ops::AtWork;
+use crate::readiness::AtWork;
 use crate::server::{self, Bounds};
-use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, telemetry};
+use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, trace};
 
 /// The longest duration of a call, whatever deadline it brings.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -206,7 +206,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
         rpc.system.name = "grpc",
         rpc.method = method
     );
-    telemetry::continue_trace(&span, request.headers());
+    trace::continue_trace(&span, request.headers());
     let (started, _at_work) = (Instant::now(), AtWork::new(&guard.at_work));
     let callers = deadline(request.headers());
     let within = callers.map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
@@ -229,12 +229,12 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
         (code, response)
     };
     let (code, response) = answer.instrument(span.clone()).await;
-    telemetry::set(&span, "rpc.response.status_code", name_of(code));
+    trace::set(&span, "rpc.response.status_code", name_of(code));
     if code != tonic::Code::Ok {
-        telemetry::set_error(&span, &name_of(code));
+        trace::set_error(&span, &name_of(code));
     }
     if let Some(who) = seen.who {
-        telemetry::set_caller(&span, &who);
+        trace::set_caller(&span, &who);
     }
     metrics::histogram!("rpc_server_call_duration_seconds", "method" => method, "code" => format!("{code:?}"))
         .record(started.elapsed().as_secs_f64());

@@ -1,10 +1,14 @@
 //! The life of a service process, the same for every service of the fleet: configuration, telemetry, the operations
 //! port, start and shutdown, the database with its tenants, the gRPC server, errors and idempotency.
 //!
-//! Reading order: `process` (one `main` for all), `lifecycle` (what runs and how it ends), `database` and `idempotency` (the base of a
+//! Reading order: `program` (one `main` for all), `lifecycle` (what runs and how it ends), `database` and `idempotency` (the base of a
 //! command), `failure` (what a caller sees), then the rest.
 
+pub mod program;
+
 pub mod process;
+
+pub mod readiness;
 
 pub mod lifecycle;
 
@@ -26,6 +30,8 @@ pub mod due;
 
 pub mod idempotency;
 
+pub mod idempotency_sweep;
+
 pub mod failure;
 
 pub mod grpc;
@@ -46,6 +52,8 @@ pub mod config;
 
 pub mod telemetry;
 
+pub mod trace;
+
 pub mod lines;
 
 pub mod notes;
@@ -53,6 +61,8 @@ pub mod notes;
 pub mod ops;
 
 pub mod operators;
+
+mod operators_router;
 
 pub mod operators_outbox;
 
@@ -90,5 +100,6 @@ pub use failure::{Code, Failure};
 pub use if_match::IfMatch;
 pub use lifecycle::Lifecycle;
 pub use outbox::Outbox;
-pub use process::{Process, Service};
+pub use process::Process;
+pub use program::{Service, main};
 pub use store::StoreError;

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::format::{Format, Json, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::telemetry;
+use crate::trace;
 
 /// The target of lines of requests and calls.
 pub const REQUEST: &str = "request";
@@ -176,7 +176,7 @@ where
         let metadata = event.metadata();
         // The tracing library may log while it holds the span that this would query.
         let asked = named.0.is_none() && !metadata.target().starts_with("opentelemetry");
-        let current = if asked { telemetry::trace_id() } else { None };
+        let current = if asked { trace::trace_id() } else { None };
         if self.share < 1.0 && *metadata.level() >= Level::INFO && SAMPLED.contains(&metadata.target()) {
             let traces = named.0.as_deref().or(current.as_deref()).unwrap_or_default();
             if !traces.split(',').any(|trace_id| is_sampled(trace_id, self.share)) {

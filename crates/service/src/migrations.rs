@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 
-use crate::database::LOCK_NOT_AVAILABLE;
+use crate::failure::LOCK_NOT_AVAILABLE;
 use crate::idempotency;
 
 /// How often a migration tries to get its locks, and the pause between.

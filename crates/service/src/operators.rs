@@ -1,27 +1,23 @@
 //! The operators' services of a process: gRPC services of `flotilla.ops.v1` on its operations port, with an operator's token only. The
 //! actor is the subject of that token.
 
-use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use authz::Verifier;
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use prost::{Message, Name};
 use prost_types::Timestamp;
 use serde::Serialize;
 use tonic::Status;
 use tonic::service::Routes;
-use tower::ServiceExt as _;
 use tracing::info;
 
 use crate::config::Issuer;
@@ -31,25 +27,6 @@ use crate::{Failure, Process, grpc, retry};
 const VERIFIED_WITHIN: Duration = Duration::from_secs(5);
 /// The longest reason of an act, in characters.
 const MAX_REASON: usize = 1_000;
-
-/// The services that a process has for operators; none until it has started them. Clones are the same.
-#[derive(Clone, Default)]
-pub struct Operators(Arc<OnceLock<Router>>);
-
-impl Operators {
-    pub(crate) async fn answer(self, request: Request) -> Result<Response, Infallible> {
-        let is_grpc = |name: &HeaderValue| name.as_bytes().starts_with(b"application/grpc");
-        if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
-            return Ok(StatusCode::NOT_FOUND.into_response());
-        }
-        match self.0.get() {
-            Some(router) => router.clone().oneshot(request).await,
-            None => {
-                Ok(Status::unavailable("the process has nothing for operators, or has not started it yet").into_http())
-            }
-        }
-    }
-}
 
 impl Process {
     /// Serves these to operators, on the operations port.

@@ -1,17 +1,12 @@
 //! The operations port of a service: `/metrics`, `/healthz` (the process is alive), `/readyz` (it can do its work), and the operators' gRPC
 //! services ([`crate::operators`]).
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Json;
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::Process;
@@ -21,51 +16,6 @@ use crate::server::{self, Bounds};
 const CONNECTIONS: usize = 100;
 /// How long an operator's call may take.
 const LONGEST: Duration = Duration::from_secs(900);
-
-/// The conditions for readiness, by name. Clones are the same readiness.
-#[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
-
-impl Readiness {
-    /// Reports whether a condition holds. One that was never named does not count.
-    pub fn set(&self, condition: &'static str, holds: bool) {
-        if let Ok(mut conditions) = self.0.lock() {
-            conditions.insert(condition, holds);
-        }
-    }
-
-    /// The conditions, and whether all hold.
-    #[must_use]
-    pub fn get(&self) -> (bool, BTreeMap<&'static str, bool>) {
-        let conditions = self.0.lock().map(|conditions| conditions.clone()).unwrap_or_default();
-        (!conditions.is_empty() && conditions.values().all(|holds| *holds), conditions)
-    }
-
-    /// The answer to a readiness probe.
-    pub fn answer(&self) -> (StatusCode, Json<serde_json::Value>) {
-        let (ready, conditions) = self.get();
-        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, Json(json!({"ready": ready, "conditions": conditions})))
-    }
-}
-
-/// Counts a call or request as running until it is dropped.
-pub struct AtWork(metrics::Gauge);
-
-impl AtWork {
-    /// Counts it.
-    #[must_use]
-    pub fn new(gauge: &metrics::Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
-}
 
 /// Serves the operations port until the process stops; returns its address. `/healthz` names the release.
 ///

@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use crate::call::{Call, Once};
 use crate::idempotency::StoredResponse;
-use crate::{Failure, Process, TenantTx, clock, config, notes, telemetry};
+use crate::{Failure, Process, TenantTx, clock, config, notes, trace};
 
 /// Where commands leave their events.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl Call {
             actor: Some(self.caller.actor.clone()),
             causationid: self.causation,
             correlationid: Some(self.correlation.clone()),
-            traceparent: telemetry::traceparent(),
+            traceparent: trace::traceparent(),
             ..Envelope::new(id, self.caller.tenant.clone(), data)
         }
     }

@@ -3,7 +3,8 @@
 use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use devstack::nats::Layout;
-use devstack::nats::teams::{self, Team};
+use devstack::nats::team::Team;
+use devstack::nats::teams;
 use fleet::Login;
 use futures::{FutureExt as _, StreamExt as _};
 use testkit::until;

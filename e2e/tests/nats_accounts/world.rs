@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_nats::{Client, Subscriber};
 use bytes::Bytes;
-use devstack::nats::teams::{self, Team};
+use devstack::nats::team::Team;
+use devstack::nats::teams;
 use devstack::nats::{Layout, Wanted};
 use fleet::{Login, RECORD_STREAMS};
 use futures::{FutureExt as _, StreamExt as _};

@@ -18,9 +18,9 @@ use service::client::ReadsOnly;
 use service::config::Common;
 use service::limits::Limits;
 use service::lines::{Line, Outcome, Unanswered};
-use service::ops::AtWork;
+use service::readiness::AtWork;
 use service::server::{self, Bounds};
-use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, telemetry};
+use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -110,7 +110,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         http.request.method = method,
         http.route = pattern
     );
-    telemetry::continue_trace(&span, request.headers());
+    trace::continue_trace(&span, request.headers());
     let (started, _at_work) = (Instant::now(), AtWork::new(&edge.at_work));
     let mut who = None;
     let called = format!("{method} {pattern}");
@@ -129,12 +129,12 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     }
     .instrument(span.clone())
     .await;
-    telemetry::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
+    trace::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
     if code != OK {
-        telemetry::set_error(&span, &code);
+        trace::set_error(&span, &code);
     }
     if let Some(who) = who {
-        telemetry::set_caller(&span, &who);
+        trace::set_caller(&span, &who);
     }
     metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern.to_owned(),
         "status" => response.status().as_u16().to_string())
@@ -170,7 +170,7 @@ fn known_method(method: &Method) -> &'static str {
 }
 
 fn with_trace_id(mut response: Response) -> Response {
-    if let Some(id) = telemetry::trace_id().and_then(|id| HeaderValue::try_from(id).ok()) {
+    if let Some(id) = trace::trace_id().and_then(|id| HeaderValue::try_from(id).ok()) {
         response.headers_mut().insert("trace-id", id);
     }
     response

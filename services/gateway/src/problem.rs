@@ -149,7 +149,7 @@ impl IntoResponse for Problem {
         if !self.errors.is_empty() {
             body["errors"] = self.errors.into();
         }
-        if let Some(trace_id) = service::telemetry::trace_id() {
+        if let Some(trace_id) = service::trace::trace_id() {
             body["traceId"] = trace_id.into();
         }
         let mut response = (self.status, body.to_string()).into_response();

@@ -9,6 +9,8 @@ pub mod pace;
 
 pub mod store;
 
+pub mod store_letters;
+
 pub mod store_audit;
 
 pub mod store_kept;

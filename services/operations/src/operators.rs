@@ -12,9 +12,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::letters;
 use crate::pace::Pace;
-use crate::store::{self, Act, Connection, Refused, Selection, Store};
+use crate::store::{Act, Connection, Refused, Selection, Store};
 use crate::store_audit;
 use crate::store_jobs::{self, Order, Steer};
+use crate::store_letters;
 use crate::store_range::{self, Ranged};
 
 /// So many letters of a plan are checked against their schemas: enough to see what is wrong.
@@ -107,7 +108,7 @@ impl LetterService for Operated {
     ) -> Result<Response<Answers<ops::Letter>>, Status> {
         let request = request.into_inner();
         let (selection, limit) = (selection(request.selection)?, limit(request.limit)?);
-        let letters = store::list(&mut *self.db().await?, &selection, limit).await.map_err(away)?;
+        let letters = store_letters::list(&mut *self.db().await?, &selection, limit).await.map_err(away)?;
         Ok(answers(letters.iter().map(message).collect::<Result<_, _>>()?))
     }
 
@@ -118,13 +119,13 @@ impl LetterService for Operated {
         request: Request<ops::ListGroupsRequest>,
     ) -> Result<Response<Answers<ops::Group>>, Status> {
         let selection = selection(request.into_inner().selection)?;
-        let groups = store::groups(&mut *self.db().await?, &selection).await.map_err(away)?;
+        let groups = store_letters::groups(&mut *self.db().await?, &selection).await.map_err(away)?;
         Ok(answers(groups.iter().map(message).collect::<Result<_, _>>()?))
     }
 
     async fn get_letter(&self, request: Request<ops::GetLetterRequest>) -> Result<Response<ops::WholeLetter>, Status> {
         let id = request.into_inner().id;
-        let (whole, deaths) = store::whole(&mut *self.db().await?, id).await.map_err(not_done)?;
+        let (whole, deaths) = store_letters::whole(&mut *self.db().await?, id).await.map_err(not_done)?;
         Ok(Response::new(ops::WholeLetter {
             letter: Some(message(&whole.letter)?),
             stream: whole.stream,
@@ -147,18 +148,18 @@ impl LetterService for Operated {
         let ops::EditLetterRequest { id, event, dry_run, .. } = request.into_inner();
         let mut db = self.db().await?;
         if dry_run {
-            let (whole, _) = store::whole(&mut db, id).await.map_err(not_done)?;
+            let (whole, _) = store_letters::whole(&mut db, id).await.map_err(not_done)?;
             letters::check_edit(&whole.subject, whole.payload.as_deref(), &event)
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             return message(&whole.letter).map(Response::new);
         }
-        store::edit(&mut db, id, &event, Act { actor: &actor, reason: &reason }).await.map_err(not_done)?;
-        let (whole, _) = store::whole(&mut db, id).await.map_err(not_done)?;
+        store_letters::edit(&mut db, id, &event, Act { actor: &actor, reason: &reason }).await.map_err(not_done)?;
+        let (whole, _) = store_letters::whole(&mut db, id).await.map_err(not_done)?;
         message(&whole.letter).map(Response::new)
     }
 
     async fn get_stats(&self, _: Request<ops::GetStatsRequest>) -> Result<Response<ops::Stats>, Status> {
-        message(&store::stats(&mut *self.db().await?).await.map_err(away)?).map(Response::new)
+        message(&store_letters::stats(&mut *self.db().await?).await.map_err(away)?).map(Response::new)
     }
 }
 
@@ -177,7 +178,7 @@ impl JobService for Operated {
         let mut all = planned.iter().map(message::<ops::PlannedLetter>).collect::<Result<Vec<_>, _>>()?;
         if kind == "replay" {
             for planned in all.iter_mut().take(CHECKED) {
-                let (letter, _) = store::whole(&mut db, planned.id).await.map_err(not_done)?;
+                let (letter, _) = store_letters::whole(&mut db, planned.id).await.map_err(not_done)?;
                 let event = letter.edited.as_ref().or(letter.payload.as_ref());
                 let checked = event.map(|event| letters::check_edit(&letter.subject, None, event));
                 planned.problem = checked.and_then(Result::err).map(|error| error.to_string());

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use contracts::events::todo::{Status, Todo};
+use contracts::text::without_quotations;
 use contracts::{TenantId, TodoId};
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use opensearch::http::response::Response;
@@ -20,8 +21,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::clock;
 use tracing::{info, instrument};
-
-use crate::store_bulk::refusal;
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -397,6 +396,15 @@ impl From<RawHit> for Hit {
             score: raw.score.unwrap_or_default(),
             highlights: raw.highlight.into_iter().collect(),
         }
+    }
+}
+
+/// The kind of a refusal. OpenSearch's text may quote what was sent; that of a proxy before it does not.
+pub(crate) async fn refusal(response: Response) -> String {
+    let said = response.text().await.unwrap_or_default();
+    match serde_json::from_str::<Value>(&said) {
+        Ok(answer) => answer["error"]["type"].as_str().unwrap_or("it does not say why").to_owned(),
+        Err(_) => without_quotations(&said.chars().take(200).collect::<String>()),
     }
 }
 

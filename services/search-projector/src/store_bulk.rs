@@ -8,12 +8,11 @@ use bytes::Bytes;
 use contracts::text::without_quotations;
 use opensearch::http::Method;
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use opensearch::http::response::Response;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::{instrument, warn};
 
-use crate::store::{Document, Index, TIMEOUT};
+use crate::store::{Document, Index, TIMEOUT, refusal};
 
 /// The most bytes in one bulk, unless one document alone is larger. Managed clusters take 10 MiB.
 const BULK_BYTES: usize = 8 << 20;
@@ -162,15 +161,6 @@ struct BulkItem {
 struct ItemResult {
     status: u16,
     error: Option<Value>,
-}
-
-/// The kind of a refusal. OpenSearch's text may quote what was sent; that of a proxy before it does not.
-pub(crate) async fn refusal(response: Response) -> String {
-    let said = response.text().await.unwrap_or_default();
-    match serde_json::from_str::<Value>(&said) {
-        Ok(answer) => answer["error"]["type"].as_str().unwrap_or("it does not say why").to_owned(),
-        Err(_) => without_quotations(&said.chars().take(200).collect::<String>()),
-    }
 }
 
 fn outcome(item: ItemResult) -> Outcome {

@@ -6,5 +6,5 @@ use std::process::ExitCode;
 static ALLOCATOR: service::Allocator = service::Allocator;
 
 fn main() -> ExitCode {
-    service::process::main::<todo::Program>()
+    service::main::<todo::Program>()
 }

@@ -2,16 +2,15 @@
 //! start, and a credentials file for each login.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Context as _;
 use fleet::{Login, RECORDS};
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::Value;
 
 use super::claims::{self, Import, Kind, Limits};
-use super::teams;
+use super::keys::{credentials_file, key};
+use super::team;
 use crate::home::{Home, write_secret};
 
 /// Offers the same as JetStream's totals, and nothing is behind it. An account without JetStream that does not take that
@@ -61,35 +60,6 @@ pub struct Accounts {
     pub all: Vec<(String, String)>,
 }
 
-/// The key of this name, made at the first call.
-pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
-    let path = folder(home)?.join(format!("{name}.nk"));
-    let reading = || format!("reading the key {}", path.display());
-    match fs::read_to_string(&path) {
-        Ok(seed) => KeyPair::from_seed(seed.trim()).with_context(reading),
-        // Only then: another key is another account, with none of its streams.
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let key = KeyPair::new(kind);
-            write_secret(&path, key.seed()?.as_bytes())?;
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(reading),
-    }
-}
-
-/// The folder of keys and credentials.
-pub fn folder(home: &Home) -> Result<PathBuf, anyhow::Error> {
-    let folder = home.path("secrets/nats");
-    fs::create_dir_all(&folder)?;
-    Ok(folder)
-}
-
-/// The credentials file of a login.
-#[must_use]
-pub fn credentials_file(home: &Home, login: &str) -> PathBuf {
-    home.path(&format!("secrets/nats/{login}.creds"))
-}
-
 /// The login of the administration in the account of an owner.
 #[must_use]
 pub fn administration(owner: &str) -> String {
@@ -114,7 +84,7 @@ pub fn make(home: &Home, more: &[Login]) -> Result<Accounts, anyhow::Error> {
         }
         make_login(home, login)?;
     }
-    for team in teams::all(home)? {
+    for team in team::all(home)? {
         all.push(make_reader(home, &operator, &team.login())?);
     }
     let system_jwt = claims::account(&operator, &system, "SYS", SYSTEM, &[], &[])?;

@@ -12,8 +12,9 @@ use fleet::Login;
 use nkeys::KeyPairType;
 use serde_json::Value;
 
-use super::accounts::{self, administration, credentials_file, key};
-use super::{claims, teams};
+use super::accounts::{self, administration};
+use super::keys::{credentials_file, key};
+use super::{claims, team, teams};
 use crate::home::Home;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,7 +108,7 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
         for config in fleet::consumers().iter().filter(|config| fleet::owner(&config.stream) == owner) {
             consumer::administer::durables(&events, &records, config, None).await?;
         }
-        for team in teams::all(home)?.iter().filter(|team| team.events == producer && !team.is_expired()) {
+        for team in team::all(home)?.iter().filter(|team| team.events == producer && !team.is_expired()) {
             teams::provide(&events, team).await?;
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use nkeys::KeyPairType;
 
-use super::accounts::key;
+use super::keys::key;
 use crate::home::Home;
 
 /// The folder in which JetStream stores an owner's streams.

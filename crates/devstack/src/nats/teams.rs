@@ -8,81 +8,20 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use chrono::{DateTime, Utc};
 use contracts::{TenantId, subject};
-use fleet::Login;
 use nkeys::KeyPairType;
-use serde::{Deserialize, Serialize};
 
-use super::accounts::{self, credentials_file, folder, key};
+use super::accounts;
 use super::administration::{self, Administration};
 use super::claims;
+use super::keys::{folder, key};
+use super::team::{Team, all};
 use crate::home::{Home, write_secret};
-use crate::supervisor::now;
 
 /// The longest that their pulls wait. Until then no other client gets what a disconnected one requested.
 const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
 const ACK_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 const MOST_IN_HAND: i64 = 1_000;
-
-/// An issued credential.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Team {
-    /// The tenant whose events it reads.
-    pub tenant: TenantId,
-    /// Its name, unique within the tenant.
-    pub name: String,
-    /// The service that publishes the events.
-    pub events: String,
-    /// When it was issued.
-    pub created: DateTime<Utc>,
-    /// When it expires.
-    pub expires: DateTime<Utc>,
-}
-
-impl Team {
-    /// Its login.
-    #[must_use]
-    pub fn login(&self) -> Login {
-        fleet::team(&self.name, &self.tenant, &self.events)
-    }
-
-    /// Its durable consumer, and the name of its login.
-    #[must_use]
-    pub fn durable(&self) -> String {
-        fleet::team_durable(&self.name, &self.tenant)
-    }
-
-    /// Whether it has expired.
-    #[must_use]
-    pub fn is_expired(&self) -> bool {
-        self.expires <= now()
-    }
-
-    /// The path of its credentials file.
-    #[must_use]
-    pub fn credentials(&self, home: &Home) -> PathBuf {
-        credentials_file(home, &self.durable())
-    }
-}
-
-/// Every credential that was issued and not revoked.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn all(home: &Home) -> Result<Vec<Team>, anyhow::Error> {
-    let mut teams = Vec::new();
-    for entry in fs::read_dir(folder(home)?)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "team") {
-            let team = serde_json::from_slice(&fs::read(&path)?);
-            teams.push(team.with_context(|| format!("reading {}", path.display()))?);
-        }
-    }
-    teams.sort_by_key(|team: &Team| team.durable());
-    Ok(teams)
-}
 
 /// Issues a credential on a running fleet: its account, its durable consumer, its file. Nothing is restarted.
 ///

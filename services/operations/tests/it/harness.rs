@@ -12,8 +12,9 @@ use consumer::{Config, Consumer, Event, Failure, Inbox, Mode, Verdict, administe
 use devstack::nats::Wanted;
 use futures::FutureExt as _;
 use operations::pace::Pace;
-use operations::store::{self, Act, Refused, Selection, Stats};
+use operations::store::{Act, Refused, Selection};
 use operations::store_jobs::{self, Job, Order, Planned};
+use operations::store_letters::{self, Stats};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use service::config::Database;
@@ -225,7 +226,7 @@ impl World {
     }
 
     pub async fn stats(&self) -> Stats {
-        let stats = store::stats(&mut self.db().await).await.unwrap();
+        let stats = store_letters::stats(&mut self.db().await).await.unwrap();
         assert_eq!(stats.open + stats.failed_again + stats.handled + stats.discarded, stats.letters, "{stats:?}");
         stats
     }

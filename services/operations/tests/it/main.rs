@@ -13,8 +13,9 @@ use async_nats::jetstream::stream::Stream;
 use harness::{ACT, PACE, World, aggregate, consumer_of, ids};
 use operations::letters::NotTheEvent;
 use operations::pace::Pace;
-use operations::store::{self, Refused, Selection};
+use operations::store::{Refused, Selection};
 use operations::store_jobs::{self, Order, Steer};
+use operations::store_letters;
 use serde_json::json;
 use sqlx::Executor as _;
 use testkit::until;
@@ -81,8 +82,8 @@ async fn a_canary_that_fails_ends_the_job_and_both_stories_are_kept() {
     let stats = world.stats().await;
     assert_eq!((stats.open, stats.failed_again, stats.deaths), (2, 1, 4));
     let again = Selection { states: Some(vec!["failed_again".to_owned()]), ..Selection::default() };
-    let letter = store::list(&mut world.db().await, &again, 10).await.unwrap().remove(0);
-    let (_, story) = store::whole(&mut world.db().await, letter.id).await.unwrap();
+    let letter = store_letters::list(&mut world.db().await, &again, 10).await.unwrap().remove(0);
+    let (_, story) = store_letters::whole(&mut world.db().await, letter.id).await.unwrap();
     assert_eq!(story.len(), 2);
     assert!(story.iter().all(|death| death.version == "printer 7" && death.reason.starts_with("no room")), "{story:?}");
     let replays: Vec<_> = story.iter().map(|death| death.replay.clone().unwrap_or_default()).collect();
@@ -139,8 +140,8 @@ async fn two_operators_cannot_replay_the_same_letter() {
     assert!(matches!(refused, Err(Refused::Busy(_))), "{refused:?}");
     let job = made.unwrap();
     let mut db = world.db().await;
-    let letter = store::list(&mut db, &selection, 1).await.unwrap().remove(0);
-    assert!(matches!(store::edit(&mut db, letter.id, b"{}", ACT).await, Err(Refused::Busy(_))));
+    let letter = store_letters::list(&mut db, &selection, 1).await.unwrap().remove(0);
+    assert!(matches!(store_letters::edit(&mut db, letter.id, b"{}", ACT).await, Err(Refused::Busy(_))));
     store_jobs::steer(&mut db, job, Steer::Pause, ACT).await.unwrap();
     assert!(matches!(store_jobs::steer(&mut db, job, Steer::Pause, ACT).await, Err(Refused::JobIs(_, _))));
     store_jobs::steer(&mut db, job, Steer::Resume, ACT).await.unwrap();
@@ -194,7 +195,7 @@ async fn the_events_of_an_ordered_consumer_take_effect_in_order_once_they_are_re
     world.mend();
     // Only the last one is selected: those that it waits behind go before it.
     let mut db = world.db().await;
-    let last = store::list(&mut db, &aggregate("a"), 10).await.unwrap();
+    let last = store_letters::list(&mut db, &aggregate("a"), 10).await.unwrap();
     let last = last.iter().max_by_key(|letter| letter.id).unwrap().id;
     let selection = Selection { ids: Some(vec![last]), ..Selection::default() };
     let job = world.until_ended(world.replay(&selection, PACE).await).await;
@@ -225,23 +226,23 @@ async fn an_event_is_mended_under_its_schema_and_the_original_is_kept() {
     world.publish("a", 1).await;
     world.until_letters(1).await;
     let mut db = world.db().await;
-    let (letter, _) = store::whole(&mut db, 1).await.unwrap();
+    let (letter, _) = store_letters::whole(&mut db, 1).await.unwrap();
     let original: serde_json::Value = serde_json::from_slice(letter.payload.as_ref().unwrap()).unwrap();
     let mut mended = original.clone();
     mended["data"]["todo"]["title"] = json!(7);
     let bytes = |value: &serde_json::Value| serde_json::to_vec(value).unwrap();
-    let refused = store::edit(&mut db, 1, &bytes(&mended), ACT).await;
+    let refused = store_letters::edit(&mut db, 1, &bytes(&mended), ACT).await;
     assert!(matches!(refused, Err(Refused::Edit(NotTheEvent::Schema(..)))), "{refused:?}");
     mended["data"]["todo"]["title"] = json!("mended");
-    store::edit(&mut db, 1, &bytes(&mended), ACT).await.unwrap();
+    store_letters::edit(&mut db, 1, &bytes(&mended), ACT).await.unwrap();
     world.mend();
     world.until_ended(world.replay(&consumer_of("printer"), PACE).await).await;
     assert_eq!(handled.lock().unwrap().len(), 1);
     let sent = stream(&world, "REPLAY").await.get_raw_message(1).await.unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&sent.payload).unwrap(), mended, "the mended one was sent");
-    let (letter, _) = store::whole(&mut db, 1).await.unwrap();
+    let (letter, _) = store_letters::whole(&mut db, 1).await.unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&letter.payload.unwrap()).unwrap(), original);
-    assert!(matches!(store::edit(&mut db, 1, &bytes(&mended), ACT).await, Err(Refused::Settled(1, _))));
+    assert!(matches!(store_letters::edit(&mut db, 1, &bytes(&mended), ACT).await, Err(Refused::Settled(1, _))));
     world.stop(service).await;
 }
 

@@ -5,7 +5,8 @@ use proto::todo::Todo;
 use sqlx::Executor as _;
 
 use authz::Caller;
-use service::idempotency::{Attempt, Key, sweep_some};
+use service::idempotency::{Attempt, Key};
+use service::idempotency_sweep::sweep_some;
 use service::{Call, Db, Outbox};
 
 use crate::harness::{Fleet, reason};

@@ -1,0 +1,156 @@
+//! The program of a service: one `main` for all, with `serve`, `migrate` and `healthcheck`.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Command};
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use secrecy::SecretString;
+use tracing::info;
+
+use crate::arguments::{self, ConfigErrors, Settings};
+use crate::config::Base;
+use crate::migrations::Migrations;
+use crate::ops;
+use crate::process::Process;
+use crate::telemetry::Telemetry;
+
+/// How long a health check waits for its answer.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+
+/// A service of the fleet, as its process knows it.
+pub trait Service {
+    /// Names its program, and the service in logs, metrics and the permission matrix.
+    const NAME: &'static str;
+    /// What the service is for, in one sentence, for `--help`.
+    const ABOUT: &'static str;
+    /// The schema of its database, where it has one.
+    const MIGRATIONS: Option<Migrations> = None;
+    /// Its configuration, beside [`Base`].
+    type Config: Settings;
+    /// What tests read while it runs: its address, say.
+    type App: Send;
+
+    /// Starts everything, and waits for dependencies that are down; the tests start exactly this.
+    ///
+    /// # Errors
+    /// A port cannot be bound, or an address cannot be read.
+    fn start(config: &Self::Config, process: &Process)
+    -> impl Future<Output = Result<Self::App, anyhow::Error>> + Send;
+}
+
+/// The configuration of `serve`.
+#[derive(Args)]
+struct Served<S: Settings> {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    settings: S,
+}
+
+impl<S: Settings> Settings for Served<S> {
+    fn check(&self, problems: &mut ConfigErrors) {
+        self.settings.check(problems);
+    }
+}
+
+/// The configuration of `migrate`.
+#[derive(Args)]
+struct Owner {
+    /// The database, as its owner.
+    #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
+    owner_database_url: SecretString,
+}
+
+impl Settings for Owner {}
+
+/// The configuration of `healthcheck`.
+#[derive(Args)]
+struct Health {
+    /// Address of the operations port.
+    #[arg(long, env = "FLOTILLA_OPS_LISTEN")]
+    ops_listen: SocketAddr,
+    /// What to ask for: whether it is `alive`, or `ready` to do its work.
+    #[arg(long, default_value = "alive", value_parser = ["alive", "ready"])]
+    is: String,
+}
+
+impl Settings for Health {}
+
+/// The `main` of a service's program.
+#[tokio::main]
+pub async fn main<S: Service>() -> ExitCode {
+    let subcommand = |command: Command, about: &'static str| command.about(about).long_about(None::<&str>);
+    let mut command = Command::new(S::NAME)
+        .about(S::ABOUT)
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(subcommand(arguments::command::<Served<S::Config>>("serve"), "Serves until SIGTERM"))
+        .subcommand(subcommand(arguments::command::<Health>("healthcheck"), "Asks a process that serves how it is"));
+    if S::MIGRATIONS.is_some() {
+        let about = "Brings the database's schema up to date, as its owner";
+        command = command.subcommand(subcommand(arguments::command::<Owner>("migrate"), about));
+    }
+    let result = match (command.get_matches().subcommand(), S::MIGRATIONS) {
+        (Some(("healthcheck", given)), _) => healthcheck(given).await,
+        (Some(("migrate", given)), Some(migrations)) => migrate(S::NAME, given, &migrations).await,
+        (given, _) => match given {
+            Some((_, given)) => Box::pin(serve::<S>(given)).await,
+            None => Ok(ExitCode::FAILURE),
+        },
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{}: {error:#}", S::NAME);
+        ExitCode::FAILURE
+    })
+}
+
+async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
+    let Served { base, settings } = arguments::parse::<Served<S::Config>>(given)?;
+    let telemetry = Telemetry::init(S::NAME, &base)?;
+    let process = Process::new(S::NAME, &base.release);
+    // Whatever it has found to be so while it starts.
+    process.readiness.set("started", false);
+    let ops = ops::serve(&process, base.ops_listen, Some(telemetry.metrics())).await?;
+    let app = S::start(&settings, &process).await?;
+    process.readiness.set("started", true);
+    info!(%ops, "serving");
+    let code = process.lifecycle.run_to_end().await;
+    drop(app);
+    telemetry.flush().await;
+    Ok(code)
+}
+
+async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) -> Result<ExitCode, anyhow::Error> {
+    let owner = arguments::parse::<Owner>(given)?;
+    migrations.run(name, &owner.owner_database_url).await.map(|()| ExitCode::SUCCESS)
+}
+
+async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
+    let Health { mut ops_listen, is } = arguments::parse(given)?;
+    anyhow::ensure!(
+        ops_listen.port() != 0,
+        "FLOTILLA_OPS_LISTEN: port 0 is any free one: name the one that the process has"
+    );
+    match ops_listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => ops_listen.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => ops_listen.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    let path = if is == "ready" { "readyz" } else { "healthz" };
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();
+    let ask = async {
+        let answer = client.get(format!("http://{ops_listen}/{path}").parse()?).await?;
+        let healthy = answer.status().is_success();
+        Ok::<_, anyhow::Error>((healthy, answer.into_body().collect().await?.to_bytes()))
+    };
+    let answer = tokio::time::timeout(HEALTH_WITHIN, ask).await;
+    let (healthy, body) = answer.map_err(|_| anyhow::anyhow!("no answer within {HEALTH_WITHIN:?}"))??;
+    println!("{}", String::from_utf8_lossy(&body).trim_end());
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
