@@ -31,7 +31,7 @@ impl StreamSpec {
 pub struct RelayConfig {
     /// Where to publish.
     pub stream: StreamSpec,
-    /// The content type of every payload. Default: structured CloudEvents in JSON.
+    /// The content type of every payload. Default: `application/cloudevents+json`.
     pub content_type: String,
     /// A core-NATS subject on which writers in other processes hint that there is something to publish. Default:
     /// `hint.outbox.<stream>`.
@@ -63,7 +63,7 @@ impl From<StreamSpec> for RelayConfig {
         // A stream without an age limit keeps everything, and so does its outbox.
         let retention_days = Some(days).filter(|_| !stream.max_age.is_zero()).and_then(|days| days.try_into().ok());
         Self {
-            content_type: "application/cloudevents+json; charset=utf-8".to_owned(),
+            content_type: "application/cloudevents+json".to_owned(),
             hint_subject: format!("hint.outbox.{}", stream.name),
             lease: Duration::from_secs(4),
             poll: Duration::from_millis(500),

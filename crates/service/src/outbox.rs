@@ -2,7 +2,7 @@
 
 use ::outbox::{Handle, NewEvent, Relay, RelayConfig, StreamSpec};
 use contracts::events::EventType;
-use contracts::{Envelope, EventId, subject};
+use contracts::{Envelope, EventId, envelope, subject};
 use prost::Message as _;
 
 use crate::call::{Call, Once};
@@ -32,7 +32,9 @@ impl Outbox {
             db,
             nats,
             RelayConfig {
+                content_type: envelope::CONTENT_TYPE.to_owned(),
                 hint_subject: format!("hint.outbox.{}", process.name),
+                max_bytes: envelope::MAX_BYTES,
                 retention_days: Some(i32::try_from(config.outbox_days)?),
                 ..RelayConfig::from(stream)
             },

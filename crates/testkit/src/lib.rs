@@ -14,6 +14,8 @@ pub mod backing;
 
 pub mod proxy;
 
+pub mod relay;
+
 pub mod slow;
 
 pub mod token;
@@ -22,6 +24,7 @@ pub use backing::Backing;
 pub use database::TestDatabase;
 pub use nats::TestNats;
 pub use proxy::TestProxy;
+pub use relay::assert_caught_up;
 pub use slow::SlowApi;
 pub use token::TestIssuer;
 

@@ -22,7 +22,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("devstack", &["consumer", "contracts", "fleet", "outbox"]),
     ("authz", &["contracts"]),
     ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
-    ("testkit", &["authz", "devstack", "fleet"]),
+    ("testkit", &["authz", "devstack", "fleet", "outbox"]),
     // It calls the services, and links none.
     ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto"]),
     ("bench", &["devstack", "outbox", "proto"]),

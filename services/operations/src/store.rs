@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{Connection as _, PgPool};
+use sqlx::PgPool;
 
 use crate::letters::NotTheEvent;
 

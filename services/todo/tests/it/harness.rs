@@ -143,6 +143,8 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
+        // Whatever else a test is about: an event that cannot be published is a bug.
+        testkit::assert_caught_up("todo", &self.database, &self.nats);
     }
 }
 
