@@ -57,6 +57,7 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-d
 step "proto style (buf lint)" scripts/buf.sh lint proto
 step "proto compatibility (buf breaking)" scripts/buf.sh breaking proto --against proto/baseline.binpb
 step "the manifest's lock" the_lock_is_whole
+step "licences, bans and sources of dependencies" scripts/deny.sh
 step "migrations that were released" sha384sum --check --quiet infra/released-migrations.sha384
 step "shell scripts" bash -n scripts/*.sh
 step "links between pages" links_lead_somewhere

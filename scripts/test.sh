@@ -3,5 +3,7 @@
 # runs beside this (make run) is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# A snapshot that differs fails, and nothing is written; INSTA_UPDATE=always writes them anew.
+export INSTA_UPDATE="${INSTA_UPDATE:-no}"
 cargo test --workspace --all-targets --no-fail-fast "$@"
 cargo test --workspace --doc --quiet

@@ -18,6 +18,8 @@ pub mod relay;
 
 pub mod slow;
 
+pub mod stable;
+
 pub mod token;
 
 pub use backing::Backing;
@@ -26,6 +28,7 @@ pub use nats::TestNats;
 pub use proxy::TestProxy;
 pub use relay::assert_caught_up;
 pub use slow::SlowApi;
+pub use stable::stable;
 pub use token::TestIssuer;
 
 use std::future::Future;

@@ -173,3 +173,48 @@ fn every_wrong_value_of_the_configuration_is_told_at_once() {
         assert!(error.contains(part), "{part} in {error}");
     }
 }
+
+/// What callers see of each, whole, so that a change of it shows in review. `INSTA_UPDATE=always` writes it anew.
+#[tokio::test]
+async fn the_problems_of_the_edge() {
+    let edge = start().await;
+    let ann = edge.issuer.bearer("acme", "ann");
+    let of = |method: Method, path: &str| edge.http.request(method, format!("{}{path}", edge.base));
+    let write = |path: &str| of(Method::POST, path).header("authorization", &ann).header("idempotency-key", "k");
+    let json = |body: &str| write("/v1/todos").header("content-type", "application/json").body(body.to_owned());
+    let mut shown = Vec::new();
+    for (what, request) in [
+        ("no token", of(Method::GET, "/v1/todos")),
+        ("a token that is none", of(Method::GET, "/v1/todos").header("authorization", "Bearer x")),
+        (
+            "a token that has expired",
+            of(Method::GET, "/v1/todos").header("authorization", edge.issuer.expired("acme", "ann")),
+        ),
+        ("no such path", of(Method::GET, "/v1/nothing").header("authorization", &ann)),
+        ("a wrong method", of(Method::PUT, "/v1/todos/1").header("authorization", &ann)),
+        ("no JSON by its type", write("/v1/todos").header("content-type", "text/plain").body("{}")),
+        ("no JSON", json("{")),
+        ("a field that is not known", json(r#"{"titel": "x"}"#)),
+        ("a field of another type", json(r#"{"title": 7}"#)),
+        ("a member twice", json(r#"{"title": "x", "title": "y"}"#)),
+        ("a body that is too large", json(&format!(r#"{{"title": "{}"}}"#, "x".repeat(1 << 20)))),
+        ("a parameter that is not known", of(Method::GET, "/v1/todos?pageSise=1").header("authorization", &ann)),
+        ("a parameter of another type", of(Method::GET, "/v1/todos?pageSize=x").header("authorization", &ann)),
+        ("nobody behind it", of(Method::GET, "/v1/todos").header("authorization", &ann)),
+    ] {
+        let response = request.send().await.unwrap();
+        let headers = ["content-type", "retry-after", "www-authenticate"].map(|name| {
+            let value = response.headers().get(name).map_or("", |value| value.to_str().unwrap());
+            (name, value.to_owned())
+        });
+        let headers: std::collections::BTreeMap<_, _> =
+            headers.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let status = response.status().as_u16();
+        let problem: serde_json::Value = response.json().await.unwrap();
+        shown.push(serde_json::json!({"when": what, "status": status, "headers": headers, "problem": problem}));
+    }
+    let shown = testkit::stable(&serde_json::Value::from(shown).to_string());
+    insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_snapshot!("problems", shown);
+    });
+}

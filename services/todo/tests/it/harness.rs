@@ -36,6 +36,8 @@ pub struct Stored {
     pub headers: async_nats::HeaderMap,
     pub envelope: Envelope<Box<RawValue>>,
     pub event: Event,
+    /// As it is in the stream.
+    pub text: String,
 }
 
 impl Stored {
@@ -122,7 +124,9 @@ impl Fleet {
             let message = stream.get_raw_message(sequence).await.unwrap();
             let envelope: Envelope<Box<RawValue>> = serde_json::from_slice(&message.payload).unwrap();
             let event = Event::decode(&envelope.event_type, envelope.data.get()).unwrap().unwrap();
-            events.push(Stored { subject: message.subject.to_string(), headers: message.headers, envelope, event });
+            let (subject, headers) = (message.subject.to_string(), message.headers);
+            let text = String::from_utf8(message.payload.to_vec()).unwrap();
+            events.push(Stored { subject, headers, envelope, event, text });
         }
         events
     }

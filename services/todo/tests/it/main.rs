@@ -28,6 +28,8 @@ mod data;
 
 mod relay;
 
+mod snapshots;
+
 mod recurring;
 
 mod sizes;

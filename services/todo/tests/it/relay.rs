@@ -124,3 +124,17 @@ async fn only_the_service_may_publish_its_events() {
     }
     assert_eq!(fleet.events().await.len(), 1);
 }
+
+/// The harness checks every other test so.
+#[tokio::test]
+async fn a_harness_that_is_dropped_says_what_its_relay_could_not_publish() {
+    let fleet = Fleet::start().await;
+    fleet.client("acme", "ann").titled("Tar the hull").await;
+    fleet.drain().await;
+    // The relay halts at a message that is not from this outbox.
+    let js = fleet.nats.jetstream_of("todo").await;
+    js.publish("evt.todo.created.v1.acme", "{}".into()).await.unwrap().await.unwrap();
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(fleet)));
+    let said = dropped.unwrap_err().downcast::<String>().unwrap();
+    assert!(said.contains("the relay of todo") && said.contains("not from this outbox"), "{said}");
+}

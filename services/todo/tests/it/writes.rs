@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::harness::{Fleet, reason};
 
-fn full() -> Todo {
+pub fn full() -> Todo {
     Todo {
         title: "  Splice the line ".to_owned(),
         notes: "Eye splice\n14 mm".to_owned(),

@@ -37,6 +37,8 @@ pub struct Fleet {
 pub struct Stored {
     pub envelope: Envelope<Box<RawValue>>,
     pub event: Event,
+    /// As it is in the stream.
+    pub text: String,
 }
 
 impl Fleet {
@@ -105,7 +107,8 @@ impl Fleet {
             let message = stream.get_raw_message(sequence).await.unwrap();
             let envelope: Envelope<Box<RawValue>> = serde_json::from_slice(&message.payload).unwrap();
             let event = Event::decode(&envelope.event_type, envelope.data.get()).unwrap().unwrap();
-            events.push(Stored { envelope, event });
+            let text = String::from_utf8(message.payload.to_vec()).unwrap();
+            events.push(Stored { envelope, event, text });
         }
         events
     }

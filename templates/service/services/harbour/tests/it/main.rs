@@ -14,6 +14,8 @@ mod lists;
 
 mod permissions;
 
+mod snapshots;
+
 mod tenancy;
 
 mod writes;
