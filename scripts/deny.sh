@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Checks licences, bans and sources of all dependencies (deny.toml), and advisories where their database is at hand. Uses the system's
-# cargo-deny, or builds the pinned one once into the user's cache. Where it cannot be had, it says so and checks nothing.
+# Checks licences, bans and sources of all dependencies (deny.toml), and advisories where their database is at hand. Uses the pinned
+# cargo-deny, the system's or one that is built once into the user's cache. Where it cannot be had, it says so and checks nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . infra/versions.env
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/cargo-deny/$CARGO_DENY"
-program=$(command -v cargo-deny || echo "$folder/bin/cargo-deny")
-[ -x "$program" ] || {
+program="$folder/bin/cargo-deny"
+[ "$(cargo-deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY" ] || program=cargo-deny
+command -v "$program" >/dev/null || {
+  trap 'rm -rf "$folder/target"' EXIT
   echo "building cargo-deny $CARGO_DENY (once, some minutes)" >&2
   CARGO_TARGET_DIR="$folder/target" cargo install --quiet --locked --no-default-features --root "$folder" "cargo-deny@$CARGO_DENY" >&2 || {
     echo "SKIPPED: licences, bans and sources are not checked, because cargo-deny could not be built" >&2
     exit 0
   }
-  rm -rf "$folder/target"
 }
 "$program" --all-features --log-level error check licenses bans sources
 # Without a fetch: the database that was fetched before, if there is one.

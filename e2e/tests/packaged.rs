@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -36,9 +36,11 @@ fn program(readme: &Path) -> String {
     code.to_owned()
 }
 
-/// Packages both crates, and builds the program; returns the folder of its two commands.
-async fn build() -> PathBuf {
+/// Packages both crates, and builds the program; returns the folder of its two commands, and the lock on it.
+async fn build() -> (PathBuf, File) {
     let folder = backing::home().with_file_name("packaged");
+    let lock = File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
     fs::remove_dir_all(&folder).ok();
     fs::create_dir_all(folder.join("program/src/bin")).unwrap();
     let package = folder.join("package").to_str().unwrap().to_owned();
@@ -79,18 +81,24 @@ tokio-util = "0.7"
     fs::write(folder.join("Cargo.toml"), "[workspace]\n").unwrap();
     let target = backing::programs().parent().unwrap().to_str().unwrap().to_owned();
     cargo(&folder.join("program"), &["build", "--quiet", "--target-dir", &target]).await;
-    PathBuf::from(target).join("debug")
+    (PathBuf::from(target).join("debug"), lock)
 }
 
 #[tokio::test]
 async fn the_first_lines_of_the_readmes_run_with_the_packaged_crates() {
-    let (programs, nats, database) =
+    let ((programs, _lock), nats, database) =
         tokio::join!(build(), TestNats::laid_out(Layout::Text(String::new())), TestDatabase::with(&[]));
     // The role of the READMEs, the owner of its database.
     let mut admin = database.admin().await;
     let name: String = sqlx::query_scalar("select current_database()::text").fetch_one(&mut admin).await.unwrap();
-    admin.execute("drop role if exists shop").await.unwrap();
-    admin.execute("create role shop login password 'shop'").await.unwrap();
+    // One for all runs, which share this server.
+    admin
+        .execute(
+            "do $$ begin create role shop; exception when duplicate_object or unique_violation then null; end $$; \
+             alter role shop login password 'shop'",
+        )
+        .await
+        .unwrap();
     admin.execute(AssertSqlSafe(format!("alter database {name} owner to shop"))).await.unwrap();
     let url = database.superuser.split_once('@').unwrap().1;
     let run = |command: &str| {
@@ -125,6 +133,6 @@ async fn the_first_lines_of_the_readmes_run_with_the_packaged_crates() {
     let mut admin = other.into_inner();
     let release = format!("alter database {name} owner to current_user");
     admin.execute(AssertSqlSafe(release)).await.unwrap();
-    admin.execute("drop owned by shop; drop role shop").await.unwrap();
+    admin.execute("drop owned by shop").await.unwrap();
     admin.close().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! A ledger of the orders that a shop tells of: one row for each, whatever is delivered twice.
 //!
 //!     psql $DATABASE_URL -f schema/inbox.sql
-//!     DATABASE_URL=postgres://… NATS_URL=nats://… cargo run --example ledger
+//!     DATABASE_URL=postgres://… NATS_URL=nats://… cargo run --features operate --example ledger
 
 #![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]
 

@@ -57,10 +57,15 @@ pub async fn streams(js: &jetstream::Context, records: &RecordStreams, replicas:
         max_message_size: 64 * 1024,
         ..file()
     };
-    for wanted in [letters, replays, advisories] {
+    for wanted in [letters, replays] {
         stream(js, wanted).await?;
     }
-    Ok(())
+    // Teams with prefixes share it: none takes it from the servers that another has asked for.
+    let shared = match js.get_stream(&records.advisories).await {
+        Ok(is) => is.cached_info().config.num_replicas.max(replicas),
+        Err(_) => replicas,
+    };
+    stream(js, stream::Config { num_replicas: shared, ..advisories }).await
 }
 
 /// Creates a stream. Changes an existing one in its subjects, its replicas and what it refuses; never in its limits, which

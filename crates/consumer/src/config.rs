@@ -46,12 +46,10 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// How many events are asked for in one pull.
-    pub(crate) const fn pulls(self) -> usize {
-        match self {
-            Self::Ordered { at_once } => at_once,
-            Self::Batches { size, .. } => size,
-        }
+    /// How many events are asked for in one pull, at least one.
+    pub(crate) fn pulls(self) -> usize {
+        let (Self::Ordered { at_once: events } | Self::Batches { size: events, .. }) = self;
+        events.max(1)
     }
 }
 
@@ -122,8 +120,8 @@ impl Config {
     #[cfg(feature = "operate")]
     pub(crate) fn most_in_hand(&self) -> i64 {
         let most = match self.mode {
-            Mode::Ordered { at_once } => at_once * IN_HAND,
-            Mode::Batches { size, in_flight, .. } => size * (in_flight + 2).max(IN_HAND),
+            Mode::Ordered { .. } => self.mode.pulls() * IN_HAND,
+            Mode::Batches { in_flight, .. } => self.mode.pulls() * (in_flight + 2).max(IN_HAND),
         };
         i64::try_from(most).unwrap_or(i64::MAX)
     }

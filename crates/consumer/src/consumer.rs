@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
 #[cfg(feature = "backstop")]
 use crate::backstop::Backstop;
@@ -71,15 +71,19 @@ impl Consumer {
 
     /// Hands batches to a handler that gives a verdict for each event, until `stop`. For effects that tolerate repetition
     /// and delay, such as a version-guarded write. Waits for what is down.
+    ///
+    /// # Panics
+    /// The configuration is of [`Mode::Ordered`].
     pub async fn run_batches<H, F>(self, stop: CancellationToken, mut handler: H)
     where
         H: FnMut(Vec<Event>) -> F,
         F: Future<Output = Vec<Verdict>>,
     {
-        let Mode::Batches { size, linger, in_flight } = self.durable.acker.config.mode else {
-            return self.refuse("batches are handled with Config::batches");
+        let mode = self.durable.acker.config.mode;
+        let Mode::Batches { linger, in_flight, .. } = mode else {
+            panic!("{} was made by Config::ordered: it has no batches", self.durable.acker.config.durable);
         };
-        let limits = Limits { size, linger, in_flight };
+        let limits = Limits { size: mode.pulls(), linger, in_flight };
         let work = async {
             let mut pauses = pauses();
             while !stop.is_cancelled() {
@@ -92,6 +96,8 @@ impl Consumer {
         let backstop = Backstop::new(&self.durable.acker, &self.durable.status);
         #[cfg(feature = "backstop")]
         let work = async { tokio::join!(work, backstop.run(&stop)) };
+        #[cfg(not(feature = "backstop"))]
+        let work = async { tokio::join!(work, self.durable.keep_comparing(&stop)) };
         Box::pin(work).await;
     }
 
@@ -99,6 +105,9 @@ impl Consumer {
     /// the inbox: its effects in that database happen exactly once. Runs until `stop`; waits for what is down. The handler
     /// is a plain `async fn on_paid(tx: &mut PgConnection, event: &Event) -> Result<(), Failure>`, given as
     /// `|tx, event| on_paid(tx, event).boxed()`.
+    ///
+    /// # Panics
+    /// The configuration is of [`Mode::Batches`].
     #[cfg(feature = "inbox")]
     pub async fn run_in_order<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
     where
@@ -122,13 +131,16 @@ impl Consumer {
 
     /// The same, for a handler with its own transactions, such as a command that also answers requests: it begins one in
     /// the database of the inbox, calls [`Claim::take`] first, commits, and reports that by [`Claim::committed`].
+    ///
+    /// # Panics
+    /// As above.
     #[cfg(feature = "inbox")]
     pub async fn run_claims<H>(self, stop: CancellationToken, inbox: Inbox, handler: H)
     where
         H: Fn(Claim) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync,
     {
         let Mode::Ordered { .. } = self.durable.acker.config.mode else {
-            return self.refuse("events are handled in order with Config::ordered");
+            panic!("{} was made by Config::batches: it has no order", self.durable.acker.config.durable);
         };
         let work = async {
             let (mut pauses, mut has_failed) = (pauses(), false);
@@ -144,12 +156,9 @@ impl Consumer {
         let backstop = Backstop::new(&self.durable.acker, &self.durable.status).with(&inbox);
         #[cfg(feature = "backstop")]
         let work = async { tokio::join!(work, backstop.run(&stop)) };
+        #[cfg(not(feature = "backstop"))]
+        let work = async { tokio::join!(work, self.durable.keep_comparing(&stop)) };
         Box::pin(work).await;
-    }
-
-    /// Ends at once, so that its process does: what runs it is not what it was configured for.
-    fn refuse(&self, what: &str) {
-        error!(consumer = self.durable.acker.config.durable, "not consuming: {what}");
     }
 
     async fn batches<H, F>(

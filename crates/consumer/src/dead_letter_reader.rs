@@ -315,8 +315,7 @@ fn record(message: &jetstream::Message, records: &RecordStreams) -> Option<DlqRe
     let left = text("Dlq-Payload-Left").is_some();
     let parts = event::parse(Some(headers), &message.payload);
     let own = |name: &str| !["nats-", "dlq-"].iter().any(|ours| name.to_ascii_lowercase().starts_with(ours));
-    let consumer =
-        text("Dlq-Consumer").or_else(|| Some(records.consumer_and_subject(&message.subject)?.0.to_owned()))?;
+    let consumer = text("Dlq-Consumer").or_else(|| records.consumer(&message.subject).map(ToOwned::to_owned))?;
     Some(DlqRecord::Letter(Box::new(DeadLetter {
         key: text("Dlq-Key")
             .or_else(|| text("Nats-Msg-Id"))

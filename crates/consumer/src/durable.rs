@@ -5,6 +5,8 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::stream;
 use futures::stream::StreamExt as _;
 use tokio::sync::watch;
+#[cfg(not(feature = "backstop"))]
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::pull::{Messages, messages};
@@ -12,6 +14,10 @@ use crate::pull::{Messages, messages};
 use crate::rewind::Rewinder;
 use crate::settle::Acker;
 use crate::status::{Status, compare, look_for_trimmed};
+
+/// How often to compare a durable consumer with what was asked for.
+#[cfg(not(feature = "backstop"))]
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What both modes work with.
 pub struct Durable {
@@ -70,5 +76,18 @@ impl Durable {
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
+    }
+
+    /// Compares the durable consumer again and again, until `stop`: what the backstop does beside its own.
+    #[cfg(not(feature = "backstop"))]
+    pub async fn keep_comparing(&self, stop: &CancellationToken) {
+        let Acker { js, config, .. } = &self.acker;
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            let consumer = js.get_consumer_from_stream(&config.durable, &config.stream);
+            let Some(Ok(consumer)) = stop.run_until_cancelled(consumer).await else { continue };
+            let consumer: PullConsumer = consumer;
+            compare(config, &consumer.cached_info().config, &self.status);
+        }
     }
 }

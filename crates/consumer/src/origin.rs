@@ -45,7 +45,7 @@ impl Origin {
 #[cfg(feature = "replay")]
 fn replayed(message: &jetstream::Message, info: &Info<'_>, records: &RecordStreams) -> Origin {
     let header = |name: &'static str| message.headers.as_ref()?.get(name).map(|value| value.as_str());
-    let subject = records.consumer_and_subject(&message.subject).map_or("", |(_, subject)| subject);
+    let subject = records.event_subject(&message.subject).unwrap_or_default();
     Origin {
         subject: subject.to_owned(),
         stream_sequence: header(STREAM_SEQUENCE).and_then(|text| text.parse().ok()).unwrap_or(info.stream_sequence),

@@ -81,9 +81,15 @@ impl RecordStreams {
         format!("{}replayed.{consumer}", self.root)
     }
 
-    /// The consumer and the subject of its event, from the subject of a letter or of a replay.
+    /// The consumer that a letter or a replay is of, by its subject.
+    #[cfg(feature = "operate")]
+    pub(crate) fn consumer<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(&self.root)?.split('.').nth(1)
+    }
+
+    /// The subject of the event that a replay is of, by its own.
     #[cfg(feature = "replay")]
-    pub(crate) fn consumer_and_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
-        subject.strip_prefix(&self.root)?.split_once('.')?.1.split_once('.')
+    pub(crate) fn event_subject<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(&self.root)?.splitn(3, '.').nth(2)
     }
 }

@@ -373,7 +373,7 @@ impl<'a> LeaderTerm<'a> {
         metrics::gauge!("outbox_parked_rows").set(store::parked_count(&self.context.db).await? as f64);
         self.reader.forget_settled();
         if self.acknowledged {
-            // The database may have been restored from a backup under a running context.
+            // The database may have been restored from a backup under a running relay.
             let (seq, created_at) = (self.stored.outbox_seq, self.stored.created_at);
             if store::event_at(&mut *self.db, seq, created_at).await?.is_none() {
                 let what = format!("the outbox no longer holds its row {seq}");

@@ -94,7 +94,7 @@ async fn behind_the_tail(
     let Some((place, id)) = origin(&tail) else {
         return Err(LeadError::Halted(format!(
             "message {} on {} is not from this outbox: nobody else may publish to this stream. Find out who did; then \
-             `outbox::operate::accept` removes it, and the relay goes on",
+             `outbox::operate::accept` with `outbox::operate::remove` takes it out, and the relay goes on",
             tail.sequence, tail.subject
         )));
     };
@@ -105,7 +105,8 @@ async fn behind_the_tail(
         found => Err(LeadError::Halted(format!(
             "the stream is ahead of the outbox: its last message {} is event {id} of row {}, and the outbox has {} \
              there. Was Postgres restored from an older backup? `outbox::operate::beyond` shows what the stream has \
-             beyond the outbox; `outbox::operate::accept` removes it, and the relay goes on",
+             beyond the outbox; `outbox::operate::accept` with `outbox::operate::remove` takes that out, and the relay \
+             goes on",
             tail.sequence,
             place.seq,
             found.map_or_else(|| "nothing".to_owned(), |event| format!("event {event}")),

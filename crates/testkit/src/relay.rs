@@ -21,7 +21,10 @@ pub fn assert_caught_up(service: &'static str, database: &TestDatabase, nats: &T
     std::thread::scope(|scope| {
         let checked = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(Box::pin(catch_up(service, database, nats)));
+            runtime.block_on(async {
+                let caught_up = tokio::time::timeout(2 * PATIENCE, Box::pin(catch_up(service, database, nats)));
+                caught_up.await.expect("a test holds on to the outbox, or its database is gone");
+            });
         });
         if let Err(panic) = checked.join() {
             std::panic::resume_unwind(panic);
@@ -36,13 +39,14 @@ async fn catch_up(service: &'static str, database: &TestDatabase, nats: &TestNat
     sqlx::query(freed).execute(&mut admin).await.unwrap();
     let newest: i64 =
         sqlx::query_scalar("select coalesce(max(seq), 0) from outbox").fetch_one(&mut admin).await.unwrap();
-    admin.close().await.unwrap();
     let stream = fleet::stream(service, devstack::nats::Wanted::default().max_age, 1);
     let db = pool_options(3).connect(&database.relay).await.unwrap();
     let login = ConnectOptions::new().credentials_file(nats.credentials(service)).await.unwrap();
     let options = login.custom_inbox_prefix(format!("_INBOX_{service}"));
     let client = nats_options(options).connect(nats.address()).await.unwrap();
-    let (relay, stop) = (Relay::new(db, client, RelayConfig::from(stream)), CancellationToken::new());
+    // Its login may hint on this subject and on no other.
+    let config = RelayConfig { hint_subject: format!("hint.outbox.{service}"), ..RelayConfig::from(stream) };
+    let (relay, stop) = (Relay::new(db, client, config), CancellationToken::new());
     let mut status = relay.handle().status();
     let published = async {
         let caught_up = status.wait_for(|status| status.done >= newest || matches!(status.role, Role::Halted { .. }));
@@ -54,4 +58,12 @@ async fn catch_up(service: &'static str, database: &TestDatabase, nats: &TestNat
     let reached =
         reached.unwrap_or_else(|_| panic!("the relay of {service} does not reach row {newest} of its outbox"));
     assert!(!matches!(reached.role, Role::Halted { .. }), "the relay of {service}: {:?}", reached.role);
+    // Parked rows count as done.
+    let parked: Vec<String> =
+        sqlx::query_scalar("select subject || ': ' || reason from outbox_parked where state = 'parked' order by seq")
+            .fetch_all(&mut admin)
+            .await
+            .unwrap();
+    assert!(parked.is_empty(), "the relay of {service} has parked {parked:?}");
+    admin.close().await.unwrap();
 }

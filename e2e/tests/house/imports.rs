@@ -13,32 +13,46 @@ type Module = Vec<String>;
 
 /// The text of a file without comments, texts and tests, as words and signs.
 fn tokens(text: &str) -> Vec<String> {
-    let code = text.split("#[cfg(test)]").next().unwrap();
+    let mut rest = text.split("#[cfg(test)]\nmod tests").next().unwrap();
     let (mut tokens, mut word) = (Vec::new(), String::new());
-    for line in code.lines() {
-        let mut quoted = false;
-        let mut before = ' ';
-        for (at, sign) in line.char_indices() {
-            if !quoted && line[at..].starts_with("//") {
-                break;
-            }
-            if sign == '"' && before != '\\' && before != '\'' {
-                quoted = !quoted;
-            } else if !quoted && (sign.is_alphanumeric() || sign == '_') {
-                word.push(sign);
-            } else if !word.is_empty() {
-                tokens.push(std::mem::take(&mut word));
-            }
-            if !quoted && "{},;:*".contains(sign) {
-                tokens.push(sign.to_string());
-            }
-            before = if before == '\\' { ' ' } else { sign };
+    while let Some(sign) = rest.chars().next() {
+        let mut length = sign.len_utf8();
+        let raw = ["r\"", "r#\"", "br\""].iter().find(|quote| word.is_empty() && rest.starts_with(**quote));
+        if let Some(quote) = raw {
+            let end = if quote.contains('#') { "\"#" } else { "\"" };
+            length = quote.len() + rest[quote.len()..].find(end).unwrap() + end.len();
+        } else if rest.starts_with("//") {
+            length = rest.find('\n').unwrap_or(rest.len());
+        } else if sign == '"' {
+            length = end_of(rest, '"');
+        } else if rest.starts_with("'\\") || (sign == '\'' && rest.chars().nth(2) == Some('\'')) {
+            length = end_of(rest, '\'');
+        } else if sign.is_alphanumeric() || sign == '_' {
+            word.push(sign);
+            rest = &rest[length..];
+            continue;
         }
         if !word.is_empty() {
             tokens.push(std::mem::take(&mut word));
         }
+        if "{}(),;:*".contains(sign) && length == 1 {
+            tokens.push(sign.to_string());
+        }
+        rest = &rest[length..];
     }
+    tokens.extend(Some(word).filter(|word| !word.is_empty()));
     tokens
+}
+
+/// Where a text or a character ends that begins here, its quotes included.
+fn end_of(rest: &str, quote: char) -> usize {
+    let mut escaped = false;
+    let end = rest.char_indices().skip(1).find(|(_, sign)| {
+        let ends = *sign == quote && !escaped;
+        escaped = *sign == '\\' && !escaped;
+        ends
+    });
+    end.map_or(rest.len(), |(at, _)| at + 1)
 }
 
 /// The paths of a tree of imports that begins here, each with the name that it has from then on; and where the tree ends.
@@ -115,18 +129,16 @@ impl Crate {
         while at < tokens.len() {
             let mut found = Vec::new();
             let mut public = false;
-            let begins = at == 0 || tokens[at - 1] != ":";
+            let after_a_path = at > 1 && tokens[at - 1] == ":" && tokens[at - 2] == ":";
+            let leads_on = |at: usize| tokens[at + 1..].iter().take(2).filter(|next| *next == ":").count() == 2;
             if tokens[at] == "use" {
-                public = tokens[at.saturating_sub(2)..at].iter().any(|token| token == "pub");
+                // `pub`, `pub(crate)`, `pub(in crate::a)`.
+                let before = tokens[..at].iter().rev().take_while(|token| !["{", "}", ";"].contains(&token.as_str()));
+                public = before.take(12).any(|token| token == "pub");
                 at = tree(tokens, at + 1, &[], &mut found);
-            } else if begins
-                && tokens.get(at + 1).is_some_and(|next| next == ":")
-                && tokens.get(at + 2).is_some_and(|next| next == ":")
-            {
+            } else if !after_a_path && leads_on(at) {
                 let mut path = vec![tokens[at].clone()];
-                while tokens.get(at + 1).is_some_and(|next| next == ":")
-                    && tokens.get(at + 2).is_some_and(|next| next == ":")
-                {
+                while leads_on(at) {
                     let Some(next) = tokens.get(at + 3) else { break };
                     path.push(next.clone());
                     at += 3;
@@ -231,12 +243,17 @@ fn no_file_imports_one_that_imports_it() {
 fn a_circle_is_found_however_it_is_written() {
     let folder = std::env::temp_dir().join(format!("flotilla-imports-{}", std::process::id()));
     let files = [
-        ("lib.rs", "mod a;\nmod b;\nmod c;\nmod d;\npub use d::Deep;\n"),
-        ("a.rs", "use std::fmt;\nuse crate::{b::{self, B as Other}, c};\n"),
+        ("lib.rs", "mod a;\nmod b;\nmod c;\nmod d;\nmod f;\nmod g;\npub(in crate::d) use d::Deep;\n"),
+        ("a.rs", "use std::fmt;\nuse crate::{b::{self, B as Other}, c};\nconst C: char = '\"';\n"),
         ("b.rs", "// use crate::a;\nfn f() { \"crate::a\"; }\n#[cfg(test)]\nmod tests { use crate::a; }\n"),
         ("c.rs", "fn f() -> u8 { crate::Deep::new() }\n"),
         ("d/mod.rs", "mod e;\npub use e::Deep;\n"),
         ("d/e.rs", "pub struct Deep;\nfn f() { super::super::a::g() }\n"),
+        (
+            "f.rs",
+            "struct F {\n    g: &'static super::g::G,\n}\nfn f() -> &'static str {\n    \"a\n crate::a \\\" b\"\n}\n",
+        ),
+        ("g.rs", "#[cfg(test)]\nfn early() {}\nfn g(of: crate::f::F) { r#\" \" crate::a \"# }\n"),
     ];
     for (name, text) in files {
         let path = folder.join(name);
@@ -245,5 +262,6 @@ fn a_circle_is_found_however_it_is_written() {
     }
     let circles = Crate::read(&folder).circles();
     fs::remove_dir_all(&folder).unwrap();
-    assert_eq!(circles, ["a imports c", "c imports d::e", "d::e imports a"]);
+    let expected = ["a imports c", "c imports d::e", "d::e imports a", "f imports g", "g imports f"];
+    assert_eq!(circles, expected);
 }

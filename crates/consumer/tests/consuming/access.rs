@@ -1,20 +1,39 @@
-//! The account of `nats/account.conf`: enough for a service, and no more.
+//! What the account of `nats/account.conf` lets a service publish: what it needs, and nothing else.
 
 use std::sync::{Arc, Mutex};
 
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, ConnectOptions, Event as Happened};
-use consumer::{Consumer, Failure, ReplayRequest, Replayer};
+use consumer::{Config, Consumer, Failure, RecordStreams, ReplayRequest, Replayer, Verdict};
 use devstack::nats::Layout;
 use futures::{FutureExt as _, StreamExt as _};
-use testkit::{TestNats, until};
+use testkit::{PATIENCE, TestNats, until};
 
 use crate::world::{STREAM, World, handled};
 
+/// The file, with the user of the service that publishes in the same list.
+fn file() -> String {
+    let of_outbox = include_str!("../../../outbox/nats/account.conf");
+    let publisher = of_outbox.split_once("      # The service").unwrap().1.split_once("\n    ]").unwrap().0;
+    let ours = include_str!("../../nats/account.conf").replacen("users: [", &format!("users: [\n#{publisher}\n"), 1);
+    let with_passwords = ours.replace("$SHOP_ADMIN_PASSWORD", "one").replace("$LEDGER_PASSWORD", "two");
+    with_passwords.replace("$SHOP_PASSWORD", "three")
+}
+
 #[tokio::test]
-async fn the_account_in_the_file_is_enough_for_a_consumer_and_no_more() {
-    let file = include_str!("../../nats/account.conf").replace("$SHOP_ADMIN_PASSWORD", "one");
-    let nats = TestNats::laid_out(Layout::Text(file.replace("$LEDGER_PASSWORD", "two"))).await;
+async fn a_consumer_may_publish_by_the_account_in_the_file_what_it_needs_and_nothing_else() {
+    may_publish_what_it_needs(file(), RecordStreams::default()).await;
+}
+
+/// As the file says of a prefix.
+#[tokio::test]
+async fn with_a_prefix_the_rights_have_it_too() {
+    let file = file().replace("\"dlq.", "\"shop.dlq.").replace("\"replayed.", "\"shop.replayed.");
+    may_publish_what_it_needs(file.replace(".REPLAY", ".shop_REPLAY"), RecordStreams::prefixed("shop")).await;
+}
+
+async fn may_publish_what_it_needs(file: String, records: RecordStreams) {
+    let nats = TestNats::laid_out(Layout::Text(file)).await;
     let refused = Arc::new(Mutex::new(Vec::new()));
     let login = async |user: &str, password: &str| -> Client {
         let refused = Arc::clone(&refused);
@@ -28,17 +47,35 @@ async fn the_account_in_the_file_is_enough_for_a_consumer_and_no_more() {
         options.connect(nats.address()).await.unwrap()
     };
     let (admin, ledger) = (login("shop-admin", "one").await, login("ledger", "two").await);
+    drop(login("shop", "three").await);
     let world = World::on(nats, jetstream::new(admin.clone())).await;
-    let config = World::ordered(8, 1);
+    let config = Config { records, ..World::ordered(8, 1) };
     world.administer(&config).await;
     // One that JetStream gives up on, before anybody of the service is there: the backstop makes a letter of it.
     world.publish("c", 1).await;
-    let mut first = world.durable().await.unwrap().fetch().max_messages(1).messages().await.unwrap();
+    let mut first = world.durable().await.unwrap().batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
     first.next().await.unwrap().unwrap().ack_with(AckKind::Term).await.unwrap();
     until("JetStream has given it up", || async {
         world.js.get_stream(config.records.advisories()).await.unwrap().cached_info().state.messages == 1
     })
     .await;
+    // In batches first: an inbox that knows of nothing would have it delivered again.
+    let batches = Config { records: config.records.clone(), ..World::batched(8, 1) };
+    world.administer(&batches).await;
+    let (first, stop) = (Consumer::new(ledger.clone(), batches), world.stop.child_token());
+    let stopped = stop.clone();
+    let first = world
+        .consumers
+        .spawn(first.run_batches(stopped, |events| std::future::ready(vec![Verdict::Done; events.len()])));
+    let letters = async |count| {
+        until("so many are letters", || async {
+            world.js.get_stream(config.records.dead_letters()).await.unwrap().cached_info().state.messages == count
+        })
+        .await;
+    };
+    letters(1).await;
+    stop.cancel();
+    first.await.unwrap();
     let (consumer, stop, inbox) = (Consumer::new(ledger.clone(), config.clone()), world.stop.clone(), world.inbox());
     world.consumers.spawn(async move {
         consumer
@@ -50,7 +87,7 @@ async fn the_account_in_the_file_is_enough_for_a_consumer_and_no_more() {
     });
     world.publish("a", 1).await;
     world.publish("b", 1).await;
-    world.until_letters(2).await;
+    letters(2).await;
     let replayer = Replayer::new(admin, config.records.clone());
     let found = replayer.find(STREAM, 3).await.unwrap().unwrap();
     replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: "1.1.1".to_owned(), ..found }).await.unwrap();

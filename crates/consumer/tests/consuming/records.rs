@@ -73,19 +73,29 @@ async fn two_teams_in_one_account_have_letters_and_replays_of_their_own() {
     world.stop().await;
 }
 
+async fn client(world: &World) -> async_nats::Client {
+    world.nats.client("admin").await
+}
+
 #[tokio::test]
 async fn nothing_is_pulled_in_another_way_than_was_configured() {
     let world = World::new().await;
     world.publish("a", 1).await;
-    let consumer = |config| async { Consumer::new(world.nats.client("admin").await, config) };
-    let batched = |events: Vec<Event>| std::future::ready(vec![Verdict::Done; events.len()]);
     drop(world.deployed(World::ordered(8, 1)).await);
-    let ends = tokio::time::timeout(PATIENCE, async {
-        consumer(World::ordered(8, 1)).await.run_batches(world.stop.clone(), batched).await;
-        let ordered = consumer(World::batched(8, 1)).await;
-        ordered.run_in_order(world.stop.clone(), world.inbox(), |tx, event| handled(tx, event, None).boxed()).await;
-    });
-    ends.await.expect("each ends at once");
+    let (ordered, batched) = (World::ordered(8, 1), World::batched(8, 1));
+    let (in_order, in_batches) =
+        (Consumer::new(client(&world).await, batched), Consumer::new(client(&world).await, ordered));
+    let (stop, inbox) = (world.stop.clone(), world.inbox());
+    let done = |events: Vec<Event>| std::future::ready(vec![Verdict::Done; events.len()]);
+    let all = [
+        world.consumers.spawn(in_batches.run_batches(stop.clone(), done)),
+        world.consumers.spawn(in_order.run_in_order(stop, inbox, |tx, event| handled(tx, event, None).boxed())),
+    ];
+    for ended in all {
+        let ended = tokio::time::timeout(PATIENCE, ended).await.expect("each ends at once");
+        let said = ended.unwrap_err().into_panic().downcast::<String>().unwrap();
+        assert!(said.starts_with("ledger was made by Config::"), "{said}");
+    }
     assert!(world.effects().await.is_empty());
     assert_eq!(world.durable().await.unwrap().cached_info().num_pending, 1);
 }

@@ -1,4 +1,5 @@
-//! The account of `nats/account.conf` and the grants of `schema/*_access.sql`: enough for a service, and no more.
+//! The account of `nats/account.conf` and the grants of `schema/*_access.sql`: enough for a service, which may publish nothing
+//! else.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,14 +8,15 @@ use async_nats::{Client, ConnectOptions, Event};
 use devstack::nats::Layout;
 use outbox::connections::nats_options;
 use outbox::{NewEvent, Relay, RelayConfig, administer};
-use sqlx::{Connection as _, Executor as _, Transaction};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, PgConnection, Transaction};
 use testkit::{PATIENCE, TestNats, until};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{app, database, ids, pool};
+use crate::world::{database, ids, pool};
 
 #[tokio::test]
-async fn the_account_in_the_file_is_enough_for_a_relay_and_no_more() {
+async fn a_relay_may_publish_by_the_account_in_the_file_what_it_needs_and_nothing_else() {
     let file = include_str!("../../nats/account.conf").replace("$SHOP_ADMIN_PASSWORD", "one");
     let nats = TestNats::laid_out(Layout::Text(file.replace("$SHOP_PASSWORD", "two"))).await;
     let refused = Arc::new(Mutex::new(Vec::new()));
@@ -37,8 +39,8 @@ async fn the_account_in_the_file_is_enough_for_a_relay_and_no_more() {
     let (handle, stopped) = (relay.handle(), stop.clone());
     let relaying = tokio::spawn(relay.run(stopped));
     // A writer without tenants.
-    let mut app = app(&database).await;
-    app.execute("set app.tenant = ''").await.unwrap();
+    let options: PgConnectOptions = database.app.parse().unwrap();
+    let mut app = PgConnection::connect_with(&options.options([("app.tenant", "")])).await.unwrap();
     let new = NewEvent::new("a", "evt.shop.paid.v1", "{}");
     let id = new.id.to_string();
     handle.commit(app.begin().await.unwrap(), vec![new], Transaction::commit).await.unwrap();

@@ -14,7 +14,7 @@ pub fn full() -> Todo {
         notes: "Eye splice\n14 mm".to_owned(),
         labels: vec!["rope".to_owned(), "harbour".to_owned(), "rope".to_owned()],
         assignee: "bob".to_owned(),
-        due_time: Some(Timestamp { seconds: 1_800_000_000, nanos: 123_456_789 }),
+        due_time: Some(Timestamp { seconds: 4_135_000_000, nanos: 123_456_789 }),
         ..Todo::default()
     }
 }
