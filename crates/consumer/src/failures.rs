@@ -62,9 +62,10 @@ impl Failures {
         known.suspects.insert(place);
     }
 
-    /// Whether this event is to be handled alone: it may be why a batch had no verdicts.
-    pub fn is_suspect(&self, place: Place) -> bool {
-        self.known().suspects.contains(&place)
+    /// Whether an event is to be handled alone: it may be why a batch had no verdicts. `place` is asked only where there are such.
+    pub fn is_suspect(&self, place: impl FnOnce() -> Place) -> bool {
+        let known = self.known();
+        !known.suspects.is_empty() && known.suspects.contains(&place())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

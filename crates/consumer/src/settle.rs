@@ -104,7 +104,7 @@ impl Acker {
             Ok(info) => info,
             Err(error) => return Read::Malformed(error.to_string()),
         };
-        let place = place(message, &self.config.records);
+        let place = (info.stream == self.config.records.replays, info.stream_sequence);
         if !place.0 {
             self.metrics.pending.set(info.pending as f64);
         }
@@ -144,7 +144,7 @@ impl Acker {
 
     /// Whether this message is to be handled alone: it may be why a batch had no verdicts.
     pub fn is_suspect(&self, message: &jetstream::Message) -> bool {
-        self.failures.is_suspect(place(message, &self.config.records))
+        self.failures.is_suspect(|| place(message, &self.config.records))
     }
 
     /// Whether the handler knows this type.
