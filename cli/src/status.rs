@@ -323,7 +323,11 @@ fn degraded(
 fn degraded_outbox(service: &str, outbox: &Outbox, degraded: &mut Vec<String>) {
     let Outbox { overview, oldest_waiting_seconds, .. } = outbox;
     if let Some(reason) = &overview.halted {
-        degraded.push(format!("THE RELAY OF {service} HAS HALTED: {reason} (docs/runbooks/outbox.md#halted)"));
+        // The reason names functions of the outbox; operators have commands.
+        let act = if reason.contains("operate::renumber") { "renumber" } else { "accept" };
+        degraded.push(format!(
+            "THE RELAY OF {service} HAS HALTED: {reason}. Run `flotilla outbox {act}` (docs/runbooks/outbox.md#halted)"
+        ));
     }
     if overview.leader.is_none() {
         degraded

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,13 +28,19 @@ async fn cargo(folder: &Path, args: &[&str]) {
     assert!(output.status.success(), "cargo {args:?}:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The first part of a README in this language.
+fn part(readme: &Path, language: &str) -> String {
+    let text = fs::read_to_string(readme).unwrap();
+    let begin = format!("```{language}\n");
+    text.split_once(&begin).and_then(|(_, rest)| rest.split_once("```\n")).unwrap().0.to_owned()
+}
+
 /// The first program of a README.
 fn program(readme: &Path) -> String {
-    let text = fs::read_to_string(readme).unwrap();
-    let code = text.split_once("```rust,no_run\n").and_then(|(_, rest)| rest.split_once("```\n")).unwrap().0;
+    let code = part(readme, "rust,no_run");
     let lines = code.lines().filter(|line| !line.is_empty()).count();
     assert!(lines <= 25, "{}: {lines} lines", readme.display());
-    code.to_owned()
+    code
 }
 
 /// Packages both crates, and builds the program; returns the folder of its two commands, and the lock on it.
@@ -46,35 +53,25 @@ async fn build() -> (PathBuf, File) {
     let package = folder.join("package").to_str().unwrap().to_owned();
     let args = ["package", "--package", "outbox", "--package", "consumer", "--no-verify", "--allow-dirty", "--quiet"];
     cargo(workspace(), &[&args[..], &["--target-dir", &package]].concat()).await;
+    let mut dependencies = BTreeSet::new();
     for (name, command) in [("outbox", "publish"), ("consumer", "consume")] {
         let archive = folder.join(format!("package/package/{name}-0.1.0.crate"));
         let tar = Command::new("tar").arg("xzf").arg(archive).arg("-C").arg(&folder).status().await.unwrap();
         assert!(tar.success());
         assert!(fs::read_to_string(folder.join(format!("{name}-0.1.0/LICENSE"))).unwrap().contains("Apache License"));
-        let code = program(&folder.join(format!("{name}-0.1.0/README.md")));
+        let readme = folder.join(format!("{name}-0.1.0/README.md"));
+        let code = program(&readme);
+        let wanted = part(&readme, "toml").replace(&format!("flotilla/crates/{name}"), &format!("../{name}-0.1.0"));
+        dependencies.extend(wanted.lines().skip(1).map(ToOwned::to_owned));
         fs::write(folder.join(format!("program/src/bin/{command}.rs")), code).unwrap();
     }
     // The same versions and profile as here, so that what was built once serves both.
     fs::copy(workspace().join("Cargo.lock"), folder.join("program/Cargo.lock")).unwrap();
     let ours = fs::read_to_string(workspace().join("Cargo.toml")).unwrap();
     let profile = &ours[ours.find("[profile.dev]").unwrap()..];
+    let dependencies = dependencies.into_iter().collect::<Vec<_>>().join("\n");
     let manifest = format!(
-        r#"[package]
-name = "shop"
-edition = "2024"
-
-[dependencies]
-async-nats = {{ version = "0.51", default-features = false }}
-consumer = {{ path = "../consumer-0.1.0", features = ["operate"] }}
-futures = "0.3"
-outbox = {{ path = "../outbox-0.1.0", features = ["operate"] }}
-sqlx = {{ version = "0.9", default-features = false, features = ["migrate", "postgres", "runtime-tokio"] }}
-tokio = {{ version = "1", features = ["full"] }}
-tokio-util = "0.7"
-
-[workspace]
-
-{profile}"#
+        "[package]\nname = \"shop\"\nedition = \"2024\"\n\n[dependencies]\n{dependencies}\n\n[workspace]\n\n{profile}"
     );
     fs::write(folder.join("program/Cargo.toml"), manifest).unwrap();
     // The crates are no members of the workspace in whose folder they lie.

@@ -1,6 +1,6 @@
 //! A shop that takes orders and tells of each: the order and its event are one transaction, the relay does the rest.
 //!
-//!     psql $DATABASE_URL -f schema/outbox.sql -f schema/outbox_operations.sql -f schema/outbox_retention.sql
+//!     psql $DATABASE_URL -f schema/outbox.sql -f schema/outbox_operations.sql -f schema/outbox_retention.sql   (or `outbox::migrations`)
 //!     DATABASE_URL=postgres://… NATS_URL=nats://… cargo run --features operate --example orders -- 10
 
 #![expect(clippy::disallowed_methods, reason = "the whole program is its edge: it reads the environment and makes ids")]

@@ -154,7 +154,7 @@ async fn an_operator_works_with_the_outbox() {
     ann.create(json!({"title": "numbered behind"})).await;
     until("status says what is wrong", || async {
         let halted = outbox(&fleet).await["overview"]["halted"].clone();
-        halted.as_str().is_some_and(|reason| reason.contains("flotilla outbox renumber"))
+        halted.as_str().is_some_and(|reason| reason.contains("outbox::operate::renumber"))
     })
     .await;
     operate(&fleet, &operator, &["outbox", "renumber"]).await.unwrap();
