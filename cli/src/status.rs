@@ -324,7 +324,7 @@ fn degraded_outbox(service: &str, outbox: &Outbox, degraded: &mut Vec<String>) {
     let Outbox { overview, oldest_waiting_seconds, .. } = outbox;
     if let Some(reason) = &overview.halted {
         // The reason names functions of the outbox; operators have commands.
-        let act = if reason.contains("operate::renumber") { "renumber" } else { "accept" };
+        let act = if reason.contains(outbox::operate::RENUMBER) { "renumber" } else { "accept" };
         degraded.push(format!(
             "THE RELAY OF {service} HAS HALTED: {reason}. Run `flotilla outbox {act}` (docs/runbooks/outbox.md#halted)"
         ));

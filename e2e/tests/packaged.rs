@@ -15,6 +15,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use testkit::{TestDatabase, TestNats, backing, until};
 use tokio::process::Command;
 
+/// The version of all crates here.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Runs cargo; nothing of this test's own build reaches it.
 async fn cargo(folder: &Path, args: &[&str]) {
     let mut command = Command::new("cargo");
@@ -55,13 +58,15 @@ async fn build() -> (PathBuf, File) {
     cargo(workspace(), &[&args[..], &["--target-dir", &package]].concat()).await;
     let mut dependencies = BTreeSet::new();
     for (name, command) in [("outbox", "publish"), ("consumer", "consume")] {
-        let archive = folder.join(format!("package/package/{name}-0.1.0.crate"));
+        let archive = folder.join(format!("package/package/{name}-{VERSION}.crate"));
         let tar = Command::new("tar").arg("xzf").arg(archive).arg("-C").arg(&folder).status().await.unwrap();
         assert!(tar.success());
-        assert!(fs::read_to_string(folder.join(format!("{name}-0.1.0/LICENSE"))).unwrap().contains("Apache License"));
-        let readme = folder.join(format!("{name}-0.1.0/README.md"));
+        assert!(
+            fs::read_to_string(folder.join(format!("{name}-{VERSION}/LICENSE"))).unwrap().contains("Apache License")
+        );
+        let readme = folder.join(format!("{name}-{VERSION}/README.md"));
         let code = program(&readme);
-        let wanted = part(&readme, "toml").replace(&format!("flotilla/crates/{name}"), &format!("../{name}-0.1.0"));
+        let wanted = part(&readme, "toml").replace(&format!("flotilla/crates/{name}"), &format!("../{name}-{VERSION}"));
         dependencies.extend(wanted.lines().skip(1).map(ToOwned::to_owned));
         fs::write(folder.join(format!("program/src/bin/{command}.rs")), code).unwrap();
     }

@@ -164,7 +164,11 @@ pub async fn durables(
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
-pub async fn keeper(js: &jetstream::Context, records: &RecordStreams, durable: &str) -> Result<(), anyhow::Error> {
+pub async fn letter_reader(
+    js: &jetstream::Context,
+    records: &RecordStreams,
+    durable: &str,
+) -> Result<(), anyhow::Error> {
     let root = &records.root;
     for (stream, filter) in
         [(&records.dead_letters, format!("{root}dlq.>")), (&records.replays, format!("{root}replayed.*"))]

@@ -11,7 +11,7 @@ use crate::inbox::Inbox;
 use crate::rewind::Rewinder;
 use crate::status::Status;
 
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// The effects of an in-order consumer, for as long as this process leads.
 pub struct Anchored<'a> {
@@ -25,7 +25,7 @@ pub struct Anchored<'a> {
 impl Anchored<'_> {
     /// Checks whether the stream holds the anchor, and notes a newer one when it does; again and again.
     pub async fn keep(&self) -> Result<(), anyhow::Error> {
-        let (mut tick, mut said) = (tokio::time::interval(LOOK_EVERY), false);
+        let (mut tick, mut said) = (tokio::time::interval(CHECK_EVERY), false);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;

@@ -25,9 +25,9 @@ use crate::failures::Failed;
 use crate::inbox::Inbox;
 use crate::records::{KINDS, RecordStreams};
 use crate::settle::Acker;
-use crate::status::{Status, compare, look_for_trimmed};
+use crate::status::{Status, compare, note_trimmed};
 
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long a floor may stand still before it is reported.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -67,7 +67,7 @@ impl<'a> Backstop<'a> {
     /// Runs until `stop`; waits for what is down.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut floor = Floor { at: 0, since: Instant::now(), said: false };
-        let mut tick = tokio::time::interval(LOOK_EVERY);
+        let mut tick = tokio::time::interval(CHECK_EVERY);
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             if let Err(error) = stop.run_until_cancelled(Box::pin(self.look(&mut floor))).await.unwrap_or(Ok(())) {
                 warn!(consumer = self.config().durable, error = format!("{error:#}"), "the backstop cannot look");
@@ -101,7 +101,7 @@ impl<'a> Backstop<'a> {
             *floor = Floor { at: info.ack_floor.stream_sequence, since: Instant::now(), said: false };
         }
         let stalled_for = floor.since.elapsed();
-        let stalled_for = if stalled_for < LOOK_EVERY { Duration::ZERO } else { stalled_for };
+        let stalled_for = if stalled_for < CHECK_EVERY { Duration::ZERO } else { stalled_for };
         self.status.send_modify(|status| (status.stalled_for, status.paused) = (stalled_for, info.paused));
         let durable = self.config().durable.clone();
         metrics::gauge!("consumer_pending", "consumer" => durable.clone()).set(info.num_pending as f64);
@@ -121,7 +121,7 @@ impl<'a> Backstop<'a> {
             );
         }
         let first = if waits { stream.cached_info().state.first_sequence } else { 0 };
-        look_for_trimmed(self.config(), self.status, first, info.ack_floor.stream_sequence);
+        note_trimmed(self.config(), self.status, first, info.ack_floor.stream_sequence);
         self.bury_what_was_given_up(&stream).await
     }
 

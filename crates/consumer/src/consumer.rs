@@ -16,7 +16,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-#[cfg(feature = "backstop")]
 use crate::backstop::Backstop;
 use crate::batch::{self, Limits};
 #[cfg(feature = "inbox")]
@@ -92,13 +91,8 @@ impl Consumer {
                 self.rest(&stop, worked, handled, &mut pauses).await;
             }
         };
-        #[cfg(feature = "backstop")]
         let backstop = Backstop::new(&self.durable.acker, &self.durable.status);
-        #[cfg(feature = "backstop")]
-        let work = async { tokio::join!(work, backstop.run(&stop)) };
-        #[cfg(not(feature = "backstop"))]
-        let work = async { tokio::join!(work, self.durable.keep_comparing(&stop)) };
-        Box::pin(work).await;
+        Box::pin(async { tokio::join!(work, backstop.run(&stop)) }).await;
     }
 
     /// Hands events to a handler one by one, those of an aggregate in their order, each in a transaction with its row of
@@ -152,13 +146,8 @@ impl Consumer {
                 self.rest(&stop, worked, handled, &mut pauses).await;
             }
         };
-        #[cfg(feature = "backstop")]
         let backstop = Backstop::new(&self.durable.acker, &self.durable.status).with(&inbox);
-        #[cfg(feature = "backstop")]
-        let work = async { tokio::join!(work, backstop.run(&stop)) };
-        #[cfg(not(feature = "backstop"))]
-        let work = async { tokio::join!(work, self.durable.keep_comparing(&stop)) };
-        Box::pin(work).await;
+        Box::pin(async { tokio::join!(work, backstop.run(&stop)) }).await;
     }
 
     async fn batches<H, F>(

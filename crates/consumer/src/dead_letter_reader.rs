@@ -26,7 +26,7 @@ const BATCH: usize = 200;
 /// When what could not be kept is delivered again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// How often to check whether what was kept is still there.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// A dead letter, as the stream of dead letters holds it.
 #[derive(Debug, Clone)]
@@ -177,7 +177,7 @@ impl DeadLetterReader {
             messages(&self.consumer(&self.records.replays).await?.1, BATCH).await
         });
         let mut batches = pull::both(messages(&letters, BATCH).await?, replays).ready_chunks(BATCH);
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
         loop {
             let batch = tokio::select! {
                 batch = batches.next() => batch,

@@ -5,19 +5,13 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::stream;
 use futures::stream::StreamExt as _;
 use tokio::sync::watch;
-#[cfg(not(feature = "backstop"))]
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::pull::{Messages, messages};
 #[cfg(feature = "replay")]
 use crate::rewind::Rewinder;
 use crate::settle::Acker;
-use crate::status::{Status, compare, look_for_trimmed};
-
-/// How often to compare a durable consumer with what was asked for.
-#[cfg(not(feature = "backstop"))]
-const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+use crate::status::{Status, compare, note_trimmed};
 
 /// What both modes work with.
 pub struct Durable {
@@ -49,7 +43,7 @@ impl Durable {
         // Before anything is pulled: afterwards the floor may have passed the gap.
         if info.num_pending > 0 || info.num_ack_pending > 0 {
             let first = stream.cached_info().state.first_sequence;
-            look_for_trimmed(config, &self.status, first, info.ack_floor.stream_sequence);
+            note_trimmed(config, &self.status, first, info.ack_floor.stream_sequence);
         }
         compare(config, &info.config, &self.status);
         anyhow::ensure!(
@@ -76,18 +70,5 @@ impl Durable {
         info!(consumer = config.durable, stream = config.stream, "consuming");
         self.status.send_modify(|status| status.pulling = true);
         Ok(messages)
-    }
-
-    /// Compares the durable consumer again and again, until `stop`: what the backstop does beside its own.
-    #[cfg(not(feature = "backstop"))]
-    pub async fn keep_comparing(&self, stop: &CancellationToken) {
-        let Acker { js, config, .. } = &self.acker;
-        let mut tick = tokio::time::interval(LOOK_EVERY);
-        while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            let consumer = js.get_consumer_from_stream(&config.durable, &config.stream);
-            let Some(Ok(consumer)) = stop.run_until_cancelled(consumer).await else { continue };
-            let consumer: PullConsumer = consumer;
-            compare(config, &consumer.cached_info().config, &self.status);
-        }
     }
 }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg_attr(not(feature = "backstop"), path = "no_backstop.rs")]
+mod backstop;
 mod batch;
 mod config;
 mod consumer;
@@ -27,6 +29,8 @@ mod floors;
 #[cfg(feature = "inbox")]
 mod inbox;
 #[cfg(feature = "inbox")]
+mod lanes;
+#[cfg(feature = "inbox")]
 mod migrations;
 #[cfg(feature = "inbox")]
 mod ordered;
@@ -39,9 +43,6 @@ mod anchor;
 mod replay;
 #[cfg(feature = "replay")]
 mod rewind;
-
-#[cfg(feature = "backstop")]
-mod backstop;
 
 #[cfg(feature = "operate")]
 pub mod administer;

@@ -10,59 +10,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{self, PullConsumer};
-use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info, warn};
+use tracing::{info, warn};
 
 use crate::anchored::Anchored;
-use crate::claim::{self, Handler, Outcome};
+use crate::claim::Handler;
 use crate::config::{BEGINS_BEHIND, IN_HAND};
 use crate::durable::Durable;
-use crate::event::Event;
-use crate::failures::Place;
 use crate::floors::Floors;
-use crate::handler::Failure;
-use crate::inbox::{Death, Inbox, Lead};
-use crate::lines::{self, Line};
+use crate::inbox::{Inbox, Lead};
+use crate::lanes::{After, Held, Lanes};
 use crate::pull::{self, Messages};
 use crate::replay;
 use crate::rewind::reset;
-use crate::settle::{Acker, Read, Unknown, unknown_here};
-use crate::spans;
-use crate::status::{Status, look_for_trimmed};
+use crate::settle::{Acker, Read, Unknown};
+use crate::status::note_trimmed;
 use crate::sweep;
-use crate::time::{self, delay, micros, now};
+use crate::time::{self, micros};
 
 /// How long the right to pull lasts without a renewal.
 const LEASE: Duration = Duration::from_secs(5);
 /// How long it may take to give the lease back; it ends by itself.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
-/// The pause before an event is tried again because what its handler needs is unavailable.
-const AWAY_PAUSE: Duration = Duration::from_secs(2);
-/// An event in hand.
-#[derive(Clone)]
-struct Held {
-    message: jetstream::Message,
-    event: Arc<Event>,
-    place: Place,
-}
-
-/// What follows an attempt.
-enum After {
-    /// It is acknowledged: the next of its aggregate.
-    Next,
-    /// It is tried again after a pause.
-    Again(Duration),
-    /// This process is stopping: it is left to the next one.
-    Left,
-}
 
 /// Stands by for the lease, and pulls for as long as it holds. A process that `has_failed` asks first whether the broker answers:
 /// it may be cut off where another is well, and would take the lease from that one again and again.
@@ -150,16 +126,6 @@ struct Opened<'a> {
     durable: PullConsumer,
     /// Up to where it was acknowledged before.
     acknowledged: u64,
-}
-
-struct Lanes<'a> {
-    acker: &'a Acker,
-    inbox: &'a Inbox,
-    stop: &'a CancellationToken,
-    epoch: i64,
-    status: &'a watch::Sender<Status>,
-    floors: Floors,
-    permits: Semaphore,
 }
 
 impl Lanes<'_> {
@@ -266,7 +232,7 @@ impl Lanes<'_> {
                 consumer = config.durable,
                 effects, acknowledged, "the database is older than the broker thinks: events of between come again"
             );
-            look_for_trimmed(config, self.status, first, effects);
+            note_trimmed(config, self.status, first, effects);
         }
         // Back to the floor: what somebody had in hand comes first again.
         let from = back.map(|effects| (effects + 1).max(first));
@@ -388,119 +354,5 @@ impl Lanes<'_> {
                 () = self.stop.cancelled(), if !stopping => {}
             }
         }
-    }
-
-    /// One attempt, after a pause, and what is made of its outcome.
-    async fn attempt<H>(
-        &self,
-        aggregate: String,
-        held: Held,
-        pause: Duration,
-        handler: &H,
-    ) -> (String, Result<After, anyhow::Error>)
-    where
-        H: Handler,
-    {
-        let ready = async {
-            tokio::time::sleep(pause).await;
-            self.permits.acquire().await
-        };
-        let Some(permit) = self.stop.run_until_cancelled(ready).await else {
-            return (aggregate, Ok(After::Left));
-        };
-        let span = spans::process(&self.acker.config, std::slice::from_ref(&*held.event));
-        let started = Instant::now();
-        let outcome = self.handle(&held.event, handler).instrument(span).await;
-        drop(permit);
-        let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.into()));
-        Line::of(&held.event).write(&self.acker.config.durable, outcome.name(), started.elapsed());
-        let after = self.settle(&held, outcome).await;
-        (aggregate, after)
-    }
-
-    async fn handle<H>(&self, event: &Arc<Event>, handler: &H) -> Result<Outcome, sqlx::Error>
-    where
-        H: Handler,
-    {
-        if event.replay.as_ref().is_some_and(|replay| replay.discarded) {
-            let leads = self.inbox.discard(&self.acker.config.durable, self.epoch, event).await?;
-            return Ok(if leads { Outcome::Discarded } else { Outcome::Lost });
-        }
-        if !self.acker.knows(event.event_type()) {
-            return Ok(Outcome::Failed(Failure::Retry(unknown_here(event.event_type()))));
-        }
-        let Acker { config, .. } = self.acker;
-        claim::attempt(self.inbox, &config.durable, self.epoch, event, handler, config.handle_within).await
-    }
-
-    async fn handled(&self, held: &Held, outcome: &'static str) -> Result<After, anyhow::Error> {
-        self.acker.handled(&held.message, held.place, outcome).await?;
-        self.acker.failures.forget(held.place);
-        Ok(After::Next)
-    }
-
-    /// Acknowledges by the outcome.
-    async fn settle(&self, held: &Held, outcome: Outcome) -> Result<After, anyhow::Error> {
-        let durable = &self.acker.config.durable;
-        let trace_id = lines::trace_id(held.event.attribute("traceparent"));
-        let again = |times| Ok(After::Again(delay(times)));
-        let (name, away) = (outcome.name(), matches!(outcome, Outcome::Failed(Failure::Away(_))));
-        let reason = match outcome {
-            Outcome::Lost => anyhow::bail!("another process pulls by now"),
-            Outcome::Done => {
-                if !held.place.0 {
-                    self.acker.record_age(now() - held.event.stored_at);
-                }
-                None
-            }
-            Outcome::Duplicate | Outcome::Discarded => None,
-            Outcome::Dead(reason) | Outcome::Behind(reason) => Some(reason),
-            Outcome::Failed(Failure::Retry(reason) | Failure::Away(reason) | Failure::Reject(reason)) => Some(reason),
-        };
-        let Some(reason) = reason else {
-            return self.handled(held, name).await;
-        };
-        if away {
-            warn!(
-                trace_id,
-                consumer = durable,
-                subject = held.event.nats_subject,
-                reason,
-                "what it needs is unavailable"
-            );
-            self.acker.count("retry");
-            return Ok(After::Again(AWAY_PAUSE));
-        }
-        let failed = self.acker.failures.one_more(held.place);
-        // To give an event up cannot fail for good.
-        let gives_up = held.event.replay.as_ref().is_some_and(|replay| replay.discarded);
-        if name == "retry" && (gives_up || failed.times < self.acker.config.max_attempts) {
-            let (subject, attempts) = (&held.event.nats_subject, failed.times);
-            warn!(trace_id, consumer = durable, subject, attempts, reason, "again later");
-            self.acker.count("retry");
-            return again(failed.times);
-        }
-        // Do this before the letter, so that no later event of the aggregate slips by.
-        match self.inbox.die(durable, self.epoch, &held.event, &reason).await {
-            Ok(Death::Written) => {}
-            Ok(Death::Lost) => anyhow::bail!("another process pulls by now"),
-            // Its commit had come through, though nobody heard of it.
-            Ok(Death::Handled) => return self.handled(held, Outcome::Duplicate.name()).await,
-            Err(error) => {
-                warn!(trace_id, %error, "the event's death could not be written down: again later");
-                return again(failed.times);
-            }
-        }
-        if !self.acker.bury(&held.message, &reason, failed).await {
-            return again(failed.times);
-        }
-        let (source, id) = (held.event.attribute("source"), held.event.attribute("id"));
-        if let Err(error) = self.inbox.remember_letter(durable, source, id).await {
-            warn!(trace_id, %error, "the letter could not be remembered: again later");
-            return again(failed.times);
-        }
-        self.acker.acknowledge(&held.message, name, AckKind::Ack).await?;
-        self.acker.failures.forget(held.place);
-        Ok(After::Next)
     }
 }

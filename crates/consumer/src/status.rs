@@ -50,7 +50,7 @@ pub fn compare(config: &Config, is: &consumer::Config, status: &watch::Sender<St
 
 /// Alarms when the stream begins behind what this consumer has acknowledged although something waits: events may have
 /// been trimmed unread, and what is made of them is incomplete until it is rebuilt.
-pub fn look_for_trimmed(config: &Config, status: &watch::Sender<Status>, first: u64, floor: u64) {
+pub fn note_trimmed(config: &Config, status: &watch::Sender<Status>, first: u64, floor: u64) {
     let trimmed = first.saturating_sub(floor + 1);
     let worse = status.send_if_modified(|status| {
         let worse = trimmed > status.trimmed_unread;

@@ -25,7 +25,7 @@ use crate::resume::{self, micros};
 use crate::store::{self, Created, Row};
 
 /// How often the relay checks the stream's tail, the checkpoint and the lease while nothing happens.
-pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often the leader creates the coming days' partitions and drops those of days gone by.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 /// The pause before retention tries again after it could not get the table's lock.
@@ -39,13 +39,13 @@ const GAP_PAUSE: Duration = Duration::from_millis(3);
 const MAX_GAP_PAUSE: Duration = Duration::from_millis(50);
 
 /// When queries of the outbox take longer than this, the machine is busy ([`Pace`]).
-const SLOW_LOOK: Duration = Duration::from_millis(1);
+const SLOW_QUERY: Duration = Duration::from_millis(1);
 /// The longest pause between two queries.
 const MAX_REST: Duration = Duration::from_millis(10);
 
 /// The pause between two queries of the outbox: none while they are quick. On a busy machine the pause is twice as long as a
 /// query, so that each finds more rows and writers get the processor instead. A database that is further away than
-/// [`SLOW_LOOK`] has the same effect; then a row waits at most [`MAX_REST`] for it.
+/// [`SLOW_QUERY`] has the same effect; then a row waits at most [`MAX_REST`] for it.
 #[derive(Debug, Default)]
 struct Pace {
     /// How long the last ones took: one slow query is chance, four are not.
@@ -61,7 +61,7 @@ impl Pace {
         self.took[self.looks % self.took.len()] = now - since;
         self.looks += 1;
         let shortest = self.took.iter().min().copied().unwrap_or_default();
-        let rests = !follow && shortest > SLOW_LOOK;
+        let rests = !follow && shortest > SLOW_QUERY;
         self.rests_until = rests.then(|| now + (shortest * 2).min(MAX_REST));
     }
 
@@ -112,7 +112,7 @@ pub struct LeaderTerm<'a> {
     /// Whether `stored` is a row of this session.
     acknowledged: bool,
     /// What `stored` was at the last check.
-    looked_at: Stored,
+    checked_at: Stored,
     /// How many checks in a row got no answer while nothing was stored.
     unanswered: u32,
     /// Whether rows that the reader has passed were put back, because this relay is asked to stop.
@@ -155,7 +155,7 @@ impl<'a> LeaderTerm<'a> {
             window: config.window,
             stored,
             acknowledged: false,
-            looked_at: Stored { stream_seq: resume::beginning(&info), ..stored },
+            checked_at: Stored { stream_seq: resume::beginning(&info), ..stored },
             unanswered: 0,
             put_back: false,
             saved: 0,
@@ -179,7 +179,7 @@ impl<'a> LeaderTerm<'a> {
         suspects: &mut PoisonTracker,
     ) -> Result<(), LeadError> {
         let mut poll = tokio::time::interval(self.context.config.poll);
-        let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        let mut look = tokio::time::interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: VecDeque<Row> = VecDeque::new();
         let mut more = true;
@@ -364,8 +364,8 @@ impl<'a> LeaderTerm<'a> {
             return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
         // Or it fell back, and writes have overtaken since.
-        if store::numbered_twice(&mut *self.db, self.looked_at.outbox_seq).await? {
-            let what = format!("numbers up to {} of the outbox were given out twice", self.looked_at.outbox_seq);
+        if store::numbered_twice(&mut *self.db, self.checked_at.outbox_seq).await? {
+            let what = format!("numbers up to {} of the outbox were given out twice", self.checked_at.outbox_seq);
             return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
         let backlog = mark - self.status().done;
@@ -404,7 +404,7 @@ impl<'a> LeaderTerm<'a> {
         let (last, created) = (info.state.last_sequence, micros(info.created));
         // It was asked after the one was stored, and has answered before the others are.
         let elsewhere = last < asked_at.stream_seq || last > self.chain.end();
-        let purged = resume::is_purged(&info, self.looked_at.stream_seq, self.looked_at.created_at);
+        let purged = resume::is_purged(&info, self.checked_at.stream_seq, self.checked_at.created_at);
         if elsewhere || purged || created != self.stream_created_at {
             let what = format!(
                 "it stands at {last}, not between {} and {}, and begins at {}",
@@ -414,8 +414,8 @@ impl<'a> LeaderTerm<'a> {
             );
             return Err(LeadError::PublishError(PublishError::WrongLast(what)));
         }
-        if asked_at.stream_seq > self.looked_at.stream_seq {
-            self.looked_at = asked_at;
+        if asked_at.stream_seq > self.checked_at.stream_seq {
+            self.checked_at = asked_at;
         }
         // Save it only of a stream that is as it should be.
         self.save_checkpoint(asked_at).await?;
@@ -454,7 +454,7 @@ impl<'a> LeaderTerm<'a> {
             return Ok(());
         }
         let place = Position { seq: stored.outbox_seq, created_at: stored.created_at };
-        let stream_seq = stored.stream_seq.max(self.looked_at.stream_seq);
+        let stream_seq = stored.stream_seq.max(self.checked_at.stream_seq);
         // Do not wait for the disk: a crash that loses the newest checkpoint leaves an older one, which is as true.
         store::save_checkpoint(&self.context.db, self.epoch, place, stream_seq, self.stream_created_at, false).await?;
         self.saved = stored.outbox_seq;

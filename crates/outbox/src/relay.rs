@@ -17,7 +17,7 @@ use crate::chain::PublishError;
 use crate::config::RelayConfig;
 use crate::context::{Context, LeadError};
 use crate::handle::{Handle, Role, Status};
-use crate::leader_term::{LOOK_EVERY, LeaderTerm};
+use crate::leader_term::{CHECK_EVERY, LeaderTerm};
 use crate::poison_tracker::PoisonTracker;
 use crate::store::{self, Entry};
 use crate::stream;
@@ -114,7 +114,7 @@ impl Relay {
                     standing.failed();
                 }
             }
-            let pause = pauses.next_backoff().unwrap_or(LOOK_EVERY);
+            let pause = pauses.next_backoff().unwrap_or(CHECK_EVERY);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return,

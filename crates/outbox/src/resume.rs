@@ -13,6 +13,9 @@ use crate::context::LeadError;
 use crate::position::{CLOCK_SLACK, Position};
 use crate::store::{self, Checkpoint, Entry, Misnumbered};
 
+/// What a halted relay names where rows must be numbered anew; its other halts name `outbox::operate::accept`.
+pub const RENUMBER: &str = "outbox::operate::renumber";
+
 /// Before the first row.
 const BEGINNING: Position = Position { seq: 0, created_at: DateTime::UNIX_EPOCH };
 
@@ -201,7 +204,7 @@ async fn are_numbered_behind(
         return Err(LeadError::Halted(format!(
             "the sequence `outbox_seq` stands at {mark}, behind row {}, which is in the stream: what is written now would \
              never be published, and {} rows are numbered so already. Was the database moved by logical replication, or \
-             from a dump? `outbox::operate::renumber` sets the sequence right and gives those rows new numbers",
+             from a dump? `{RENUMBER}` sets the sequence right and gives those rows new numbers",
             place.seq,
             behind.len()
         )));
@@ -209,7 +212,7 @@ async fn are_numbered_behind(
     if let Some(first) = behind.first() {
         return Err(LeadError::Halted(format!(
             "{} rows, first {} of event {}, were numbered behind what was in the stream already, and are not in it: \
-             `outbox::operate::renumber` gives them new numbers",
+             `{RENUMBER}` gives them new numbers",
             behind.len(),
             first.seq,
             first.event_id

@@ -89,7 +89,7 @@ fn guest() -> Option<(Backing, UnixStream)> {
     Some((serde_json::from_str(&line).ok()?, stream))
 }
 
-#[expect(clippy::zombie_processes, reason = "the keeper outlives the test process that starts it")]
+#[expect(clippy::zombie_processes, reason = "it outlives the test process that starts it")]
 fn start() -> Result<(Backing, UnixStream), String> {
     let program = programs().join("flotilla");
     assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());
@@ -98,7 +98,7 @@ fn start() -> Result<(Backing, UnixStream), String> {
     let mut command = std::process::Command::new(program);
     command.arg("--home").arg(home()).arg("test-parts");
     command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
-    let mut keeper = command.spawn().unwrap();
+    let mut holder = command.spawn().unwrap();
     // The first fetch of the backing services on a machine takes long.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(600);
     loop {
@@ -106,7 +106,7 @@ fn start() -> Result<(Backing, UnixStream), String> {
             return Ok(guest);
         }
         let said = || std::fs::read_to_string(&log).unwrap_or_default();
-        if let Some(status) = keeper.try_wait().unwrap() {
+        if let Some(status) = holder.try_wait().unwrap() {
             // A supervisor that is stopping still holds the stack: try again when it has gone.
             if !said().contains("another process runs a stack") {
                 return Err(format!("the parts ended with {status}:\n{}", said()));

@@ -24,6 +24,8 @@ pub mod token;
 
 pub use backing::Backing;
 pub use database::TestDatabase;
+#[doc(hidden)]
+pub use insta;
 pub use nats::TestNats;
 pub use proxy::TestProxy;
 pub use relay::assert_caught_up;

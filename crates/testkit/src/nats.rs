@@ -1,6 +1,7 @@
 //! A nats-server for one test: with the accounts of the local stack, or with one account for tests without a fleet.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use devstack::Home;
 use devstack::nats::{self, Layout, Nats, Wanted};
@@ -181,6 +182,22 @@ impl TestNats {
                 .unwrap()
                 .custom_inbox_prefix(format!("_INBOX_{login}"))
         };
+        options.connect(self.address()).await.unwrap()
+    }
+
+    /// A client of a user of [`Layout::Text`], with an inbox prefix of its own. What the server refuses it is added to `refused`.
+    ///
+    /// # Panics
+    /// It cannot connect.
+    pub async fn user(&self, name: &str, password: &str, refused: &Arc<Mutex<Vec<String>>>) -> async_nats::Client {
+        let refused = Arc::clone(refused);
+        let options = async_nats::ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned());
+        let options = options.custom_inbox_prefix(format!("_INBOX_{name}")).event_callback(move |event| {
+            if let async_nats::Event::ServerError(error) = &event {
+                refused.lock().unwrap().push(error.to_string());
+            }
+            std::future::ready(())
+        });
         options.connect(self.address()).await.unwrap()
     }
 

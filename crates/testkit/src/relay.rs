@@ -1,7 +1,6 @@
 //! What a service's harness asserts last: everything that is committed can be published.
 
-use async_nats::ConnectOptions;
-use outbox::connections::{nats_options, pool_options};
+use outbox::connections::pool_options;
 use outbox::{Relay, RelayConfig, Role};
 use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
@@ -41,9 +40,7 @@ async fn catch_up(service: &'static str, database: &TestDatabase, nats: &TestNat
         sqlx::query_scalar("select coalesce(max(seq), 0) from outbox").fetch_one(&mut admin).await.unwrap();
     let stream = fleet::stream(service, devstack::nats::Wanted::default().max_age, 1);
     let db = pool_options(3).connect(&database.relay).await.unwrap();
-    let login = ConnectOptions::new().credentials_file(nats.credentials(service)).await.unwrap();
-    let options = login.custom_inbox_prefix(format!("_INBOX_{service}"));
-    let client = nats_options(options).connect(nats.address()).await.unwrap();
+    let client = nats.client(service).await;
     // Its login may hint on this subject and on no other.
     let config = RelayConfig { hint_subject: format!("hint.outbox.{service}"), ..RelayConfig::from(stream) };
     let (relay, stop) = (Relay::new(db, client, config), CancellationToken::new());

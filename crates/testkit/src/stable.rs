@@ -62,6 +62,16 @@ fn end_of_text(json: &str) -> usize {
     quote.map_or(json.len(), |(at, _)| at + 1)
 }
 
+/// Compares JSON, made [`stable`](crate::stable()), with the snapshot of this name beside the test. `INSTA_UPDATE=always` writes it anew.
+#[macro_export]
+macro_rules! assert_snapshot {
+    ($name:expr, $json:expr) => {
+        $crate::insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+            $crate::insta::assert_snapshot!($name, $crate::stable($json));
+        });
+    };
+}
+
 /// The names that were given to what differs.
 #[derive(Default)]
 struct Names {

@@ -19,7 +19,7 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     outbox::administer::stream(&js, &events).await.unwrap();
     consumer::administer::streams(&js, &projector.records, 1).await.unwrap();
     consumer::administer::durables(&js, &js, &projector, None).await.unwrap();
-    consumer::administer::keeper(&js, &projector.records, fleet::OPERATIONS).await.unwrap();
+    consumer::administer::letter_reader(&js, &projector.records, fleet::OPERATIONS).await.unwrap();
     // Letters, a running job whose replays wait, and a durable consumer that has read some and was paused.
     for subject in ["evt.todo.created.v1.acme", "dlq.search-projector.a", "replay.search-projector.a"] {
         for _ in 0..3 {

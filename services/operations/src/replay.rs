@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_millis(100);
 const LEASE: Duration = Duration::from_secs(5);
 /// An item in flight for longer than this is checked.
 const LONG: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// An acknowledged item has a reported outcome. Should the report be lost, the item goes again after this.
 const UNTOLD: Duration = Duration::from_secs(60);
 
@@ -39,7 +39,7 @@ pub(crate) struct Runner {
 /// What this process remembers of a job.
 struct Memory {
     sent_at: Instant,
-    looked_at: Instant,
+    checked_at: Instant,
 }
 
 impl Runner {
@@ -67,7 +67,7 @@ impl Runner {
         let mut failed = None;
         for (epoch, job) in &jobs {
             let now = Instant::now();
-            let memory = memories.entry(job.id).or_insert(Memory { sent_at: now - TICK, looked_at: now });
+            let memory = memories.entry(job.id).or_insert(Memory { sent_at: now - TICK, checked_at: now });
             // One stuck job must not hold up the others.
             if let Err(error) = self.work(*epoch, job, memory).await {
                 failed.get_or_insert(error);
@@ -81,8 +81,8 @@ impl Runner {
         if !job.has_ended() {
             self.go_on(epoch, job, progress, memory).await?;
         }
-        if memory.looked_at.elapsed() > LOOK_EVERY {
-            memory.looked_at = Instant::now();
+        if memory.checked_at.elapsed() > CHECK_EVERY {
+            memory.checked_at = Instant::now();
             for item in self.store.long_on_their_way(job.id, LONG.as_secs_f64()).await? {
                 self.look_for(job, &item).await?;
             }

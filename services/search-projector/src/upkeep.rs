@@ -22,10 +22,10 @@ pub(crate) async fn keep_index(
     there: &watch::Sender<bool>,
     whole: &watch::Sender<bool>,
 ) {
-    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    const CHECK_EVERY: Duration = Duration::from_secs(1);
     metrics::counter!("search_index_refills_total").increment(0);
     metrics::counter!("degraded_answers_total", "part" => "search-index").increment(0);
-    let mut tick = tokio::time::interval(LOOK_EVERY);
+    let mut tick = tokio::time::interval(CHECK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = false;
     let mut noted = Noted::default();

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{Client, ConnectOptions, Event as Happened};
 use consumer::{Config, Consumer, Failure, RecordStreams, ReplayRequest, Replayer, Verdict};
 use devstack::nats::Layout;
 use futures::{FutureExt as _, StreamExt as _};
@@ -35,19 +34,8 @@ async fn with_a_prefix_the_rights_have_it_too() {
 async fn may_publish_what_it_needs(file: String, records: RecordStreams) {
     let nats = TestNats::laid_out(Layout::Text(file)).await;
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let login = async |user: &str, password: &str| -> Client {
-        let refused = Arc::clone(&refused);
-        let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
-        let options = options.custom_inbox_prefix(format!("_INBOX_{user}")).event_callback(move |event| {
-            if let Happened::ServerError(error) = &event {
-                refused.lock().unwrap().push(error.to_string());
-            }
-            std::future::ready(())
-        });
-        options.connect(nats.address()).await.unwrap()
-    };
-    let (admin, ledger) = (login("shop-admin", "one").await, login("ledger", "two").await);
-    drop(login("shop", "three").await);
+    let (admin, ledger) = (nats.user("shop-admin", "one", &refused).await, nats.user("ledger", "two", &refused).await);
+    drop(nats.user("shop", "three", &refused).await);
     let world = World::on(nats, jetstream::new(admin.clone())).await;
     let config = Config { records, ..World::ordered(8, 1) };
     world.administer(&config).await;

@@ -35,7 +35,7 @@ async fn two_teams_in_one_account_have_letters_and_replays_of_their_own() {
             })
             .await;
     });
-    administer::keeper(&world.js, &shop, "desk").await.unwrap();
+    administer::letter_reader(&world.js, &shop, "desk").await.unwrap();
     let (letters, outcomes) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
     let reader = DeadLetterReader::new(world.nats.client("admin").await, shop.clone(), "desk");
     let (read, done, stop) = (Arc::clone(&letters), Arc::clone(&outcomes), world.stop.clone());

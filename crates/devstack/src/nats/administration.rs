@@ -100,7 +100,7 @@ pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(),
         ..Default::default()
     };
     consumer::administer::stream(&records, audit).await?;
-    consumer::administer::keeper(&records, &names, fleet::OPERATIONS).await?;
+    consumer::administer::letter_reader(&records, &names, fleet::OPERATIONS).await?;
     for producer in fleet::producers() {
         let owner = fleet::account(producer);
         let events = Administration::connect(home, address, &owner).await?.js;

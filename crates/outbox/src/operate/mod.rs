@@ -8,6 +8,7 @@ mod overview;
 mod parked;
 mod renumber;
 
+pub use crate::resume::RENUMBER;
 pub use crate::store::ACCEPTING;
 pub use act::{Act, Refused};
 pub use ahead::{Beyond, accept, beyond, is_removed, remove};

@@ -4,9 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_nats::jetstream;
-use async_nats::{Client, ConnectOptions, Event};
 use devstack::nats::Layout;
-use outbox::connections::nats_options;
 use outbox::{NewEvent, Relay, RelayConfig, administer};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, Transaction};
@@ -20,18 +18,7 @@ async fn a_relay_may_publish_by_the_account_in_the_file_what_it_needs_and_nothin
     let file = include_str!("../../nats/account.conf").replace("$SHOP_ADMIN_PASSWORD", "one");
     let nats = TestNats::laid_out(Layout::Text(file.replace("$SHOP_PASSWORD", "two"))).await;
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let login = async |user: &str, password: &str| -> Client {
-        let refused = Arc::clone(&refused);
-        let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
-        let options = options.custom_inbox_prefix(format!("_INBOX_{user}")).event_callback(move |event| {
-            if let Event::ServerError(error) = &event {
-                refused.lock().unwrap().push(error.to_string());
-            }
-            std::future::ready(())
-        });
-        nats_options(options).connect(nats.address()).await.unwrap()
-    };
-    let (admin, shop) = (login("shop-admin", "one").await, login("shop", "two").await);
+    let (admin, shop) = (nats.user("shop-admin", "one", &refused).await, nats.user("shop", "two", &refused).await);
     let (database, config) = (database().await, RelayConfig::new("EVENTS_SHOP", ["evt.shop.>"]));
     let js = jetstream::new(admin);
     administer::stream(&js, &config.stream).await.unwrap();

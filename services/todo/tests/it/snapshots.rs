@@ -2,18 +2,12 @@
 
 use proto::todo::{Recurrence, Todo};
 use serde_json::json;
-use testkit::stable;
+use testkit::assert_snapshot;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::harness::Fleet;
 use crate::writes::full;
-
-fn assert_snapshot(name: &str, json: &str) {
-    insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
-        insta::assert_snapshot!(name, stable(json));
-    });
-}
 
 #[tokio::test]
 async fn the_events_of_a_todo() {
@@ -25,7 +19,7 @@ async fn the_events_of_a_todo() {
     ann.reopen(&created.id).await.unwrap();
     ann.delete(&created.id, "").await.unwrap();
     let events: Vec<_> = fleet.events().await.into_iter().map(|stored| stored.text).collect();
-    assert_snapshot("events", &format!("[{}]", events.join(",")));
+    assert_snapshot!("events", &format!("[{}]", events.join(",")));
 }
 
 #[tokio::test]
@@ -59,7 +53,7 @@ async fn the_failures_of_calls() {
         ("no token", fleet.client_with(None).get(&id).await.unwrap_err()),
     ];
     let shown: Vec<_> = failures.iter().map(|(what, status)| failure(what, status, &id)).collect();
-    assert_snapshot("failures", &serde_json::Value::from(shown).to_string());
+    assert_snapshot!("failures", &serde_json::Value::from(shown).to_string());
 }
 
 fn failure(what: &str, status: &Status, id: &str) -> serde_json::Value {
