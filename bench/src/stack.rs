@@ -40,7 +40,7 @@ impl Bench {
         let programs = std::env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
         let home = programs.join("bench-stack");
         if home.exists() {
-            devstack::Home::open(&home)?.wipe()?;
+            devstack::StackDir::open(&home)?.wipe()?;
         }
         std::fs::create_dir_all(&home)?;
         let options = Options {
@@ -51,7 +51,7 @@ impl Bench {
             durable: true,
             otlp_endpoint: None,
             fault_proxy: false,
-            parts_only: false,
+            infra_only: false,
             env,
         };
         let say: devstack::Reporter = Arc::new(|line: &str| eprintln!("  {line}"));
@@ -66,21 +66,28 @@ impl Bench {
     }
 
     pub fn pid(&self, unit: &str) -> u32 {
-        self.stack.board.read().units.iter().find(|u| u.name == unit).and_then(|u| u.pid).unwrap_or(0)
+        self.stack.status_file.read().units.iter().find(|u| u.name == unit).and_then(|u| u.pid).unwrap_or(0)
     }
 
     pub fn address(&self, unit: &str) -> String {
-        self.stack.board.read().units.iter().find(|u| u.name == unit).map(|u| u.address.clone()).unwrap_or_default()
+        self.stack
+            .status_file
+            .read()
+            .units
+            .iter()
+            .find(|u| u.name == unit)
+            .map(|u| u.address.clone())
+            .unwrap_or_default()
     }
 
     pub fn url(&self, unit: &str) -> String {
-        let units = self.stack.board.read().units;
+        let units = self.stack.status_file.read().units;
         units.iter().find(|u| u.name == unit).and_then(|u| u.url.clone()).unwrap_or_default()
     }
 
     /// OpenSearch, with its login.
     pub fn opensearch(&self) -> Result<String, anyhow::Error> {
-        self.stack.board.read().unit("opensearch")?.login_url()
+        self.stack.status_file.read().unit("opensearch")?.login_url()
     }
 
     /// Stops units without ending them, so that they use no processor.

@@ -62,7 +62,7 @@ pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
         bail!("there is no development issuer in {}: `make up` makes one", context.home.display());
     }
-    Issuer::open(&context.open_home()?)
+    Issuer::open(&context.open_stack_dir()?)
 }
 
 pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
@@ -112,8 +112,8 @@ pub struct Answer {
 
 impl Api {
     pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
-        let board = context.board()?;
-        let gateway = board.unit("gateway")?;
+        let stack_status = context.stack_status()?;
+        let gateway = stack_status.unit("gateway")?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build()?;
         Ok(Self { http, base: format!("http://{}", gateway.address), token: token(context, tenant, user, 1440)? })
     }

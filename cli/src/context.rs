@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use devstack::Home;
-use devstack::stack::{BOARD, LOCK};
+use devstack::StackDir;
+use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::supervisor::{StackStatus, read_status};
 
 /// Who operates.
@@ -41,10 +41,10 @@ pub struct Context {
 }
 
 impl Context {
-    /// The board of the running stack.
-    pub fn board(&self) -> Result<StackStatus, anyhow::Error> {
-        let board = read_status(&self.home.join(BOARD)).ok().filter(|_| self.is_supervised());
-        board.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
+    /// The status of the running stack.
+    pub fn stack_status(&self) -> Result<StackStatus, anyhow::Error> {
+        let stack_status = read_status(&self.home.join(STATUS_FILE)).ok().filter(|_| self.is_supervised());
+        stack_status.with_context(|| format!("no fleet runs in {}: `make up` starts one", self.home.display()))
     }
 
     /// Whether a process supervises the folder: it holds the lock for as long as it lives. A process id in a file proves
@@ -54,7 +54,7 @@ impl Context {
     }
 
     /// The folder, opened.
-    pub fn open_home(&self) -> Result<Home, anyhow::Error> {
-        Home::open(&self.home)
+    pub fn open_stack_dir(&self) -> Result<StackDir, anyhow::Error> {
+        StackDir::open(&self.home)
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::api::{Answer, Api};
 use crate::context::Context;
-use crate::events::{self, Told};
+use crate::events::{self, Received};
 
 #[expect(clippy::disallowed_methods, reason = "a fresh key for each write of each run")]
 fn key() -> String {
@@ -111,7 +111,7 @@ impl Way {
 }
 
 /// Writes one todo and follows it through each stage, timed from the moment it was sent.
-async fn follow(api: &Api, heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Way, anyhow::Error> {
+async fn follow(api: &Api, heard: &mut mpsc::UnboundedReceiver<Received>) -> Result<Way, anyhow::Error> {
     let sent = (Instant::now(), devstack::supervisor::now());
     // A unique word, so that the search has one hit however often the demo is run.
     let title = &format!("Trace this todo through the fleet, run {}", key());
@@ -147,7 +147,7 @@ async fn follow(api: &Api, heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<
     Ok(Way { id, trace_id, answered, stages })
 }
 
-async fn next(heard: &mut mpsc::UnboundedReceiver<Told>) -> Result<Told, anyhow::Error> {
+async fn next(heard: &mut mpsc::UnboundedReceiver<Received>) -> Result<Received, anyhow::Error> {
     let event = tokio::time::timeout(events::WAIT, heard.recv()).await;
     event.with_context(|| format!("no event within {:?}", events::WAIT))?.context("the events have ended")
 }

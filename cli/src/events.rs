@@ -35,7 +35,7 @@ pub enum EventsCommand {
 }
 
 /// An event as received.
-pub struct Told {
+pub struct Received {
     pub envelope: Envelope<Value>,
     pub stored_at: DateTime<Utc>,
     raw: Vec<u8>,
@@ -43,15 +43,15 @@ pub struct Told {
 
 /// The address of NATS.
 pub fn address(context: &Context) -> Result<String, anyhow::Error> {
-    let board = context.board()?;
-    let nats = board.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
+    let stack_status = context.stack_status()?;
+    let nats = stack_status.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
     nats.context("nats is not up yet")
 }
 
 /// JetStream as the administration of an owner's account.
 pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
     let login = devstack::nats::administration(owner);
-    let credentials = devstack::nats::credentials_file(&context.open_home()?, &login);
+    let credentials = devstack::nats::credentials_file(&context.open_stack_dir()?, &login);
     Ok(jetstream::new(devstack::nats::connect(&address(context)?, &credentials).await?))
 }
 
@@ -84,7 +84,7 @@ pub async fn tail(
     stream: &Stream,
     (service, tenant): (&str, Option<&TenantId>),
     from: From,
-    mut each: impl FnMut(Told) -> bool,
+    mut each: impl FnMut(Received) -> bool,
 ) -> Result<(), anyhow::Error> {
     let filter = tenant.map_or_else(|| subject::all(service), |tenant| subject::all_of_tenant(service, tenant));
     let config = pull::OrderedConfig {
@@ -103,7 +103,7 @@ pub async fn tail(
         let stored_at = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
         match serde_json::from_slice(&message.payload) {
             Ok(envelope) => {
-                if !each(Told { envelope, stored_at, raw: message.payload.to_vec() }) {
+                if !each(Received { envelope, stored_at, raw: message.payload.to_vec() }) {
                     return Ok(());
                 }
             }
@@ -120,8 +120,8 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
     if left == 0 {
         return Ok(());
     }
-    let each = |told: Told| {
-        let text = if context.json { String::from_utf8_lossy(&told.raw).into_owned() } else { line(&told) };
+    let each = |received: Received| {
+        let text = if context.json { String::from_utf8_lossy(&received.raw).into_owned() } else { line(&received) };
         left -= 1;
         // The reader may close the pipe: `flotilla events tail | head`.
         println!("{text}");
@@ -134,8 +134,8 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
 }
 
 /// One event on one line.
-pub fn line(told: &Told) -> String {
-    let envelope = &told.envelope;
+pub fn line(received: &Received) -> String {
+    let envelope = &received.envelope;
     let texts = envelope.data.as_object().into_iter().flat_map(|data| data.values());
     let title = texts.filter_map(|about| about.get("title").or_else(|| about.get("name"))?.as_str()).next();
     let title: String = title.unwrap_or_default().chars().take(50).collect();

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use contracts::TenantId;
-use devstack::Home;
+use devstack::StackDir;
 use devstack::nats::team::{self, Team};
 use devstack::nats::teams;
 use devstack::nats::{Wanted, announce, provision};
@@ -85,7 +85,7 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
         max_age: Duration::from_secs(args.stream_days * 86_400),
         replicas: args.replicas.as_deref().and_then(|text| text.parse().ok()),
     };
-    let (home, address) = (context.open_home()?, address(context)?);
+    let (home, address) = (context.open_stack_dir()?, address(context)?);
     Box::pin(announce(&home, &address, &[])).await?;
     Box::pin(provision(&home, &address, wanted)).await?;
     let text = "Every stream and every durable consumer of the fleet is there.";
@@ -94,7 +94,7 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
 }
 
 pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), anyhow::Error> {
-    let (address, home) = (address(context)?, context.open_home()?);
+    let (address, home) = (address(context)?, context.open_stack_dir()?);
     let now: DateTime<Utc> = std::time::SystemTime::now().into();
     match command {
         CredentialsCommand::Create { tenant, name, events, expires, reason } => {
@@ -124,7 +124,7 @@ pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), 
     Ok(())
 }
 
-fn list(context: &Context, home: &Home, teams: &[Team]) -> Result<(), anyhow::Error> {
+fn list(context: &Context, home: &StackDir, teams: &[Team]) -> Result<(), anyhow::Error> {
     if context.json {
         let one = |team: &Team| {
             let mut value = serde_json::to_value(team)?;

@@ -32,8 +32,8 @@ impl ActArgs {
     /// The same, and checks that the token is an operator's: for acts that no process does, and so none verifies.
     pub async fn verify(&self, context: &Context) -> Result<(), anyhow::Error> {
         let token = self.check(context)?;
-        let board = context.board()?;
-        let issuer = board.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
+        let stack_status = context.stack_status()?;
+        let issuer = stack_status.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
         let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
         let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
         verifier.verify(Some(&format!("Bearer {token}"))).await?;

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use outbox::operate;
 use proto::ops::outbox_service_client::OutboxServiceClient;
 use proto::ops::{
-    AcceptRequest, DiscardRowRequest, GetBehindRequest, GetBeyondRequest, JournalLine, ListJournalRequest,
+    AcceptRequest, DiscardRowRequest, GetBehindRequest, GetDivergenceRequest, JournalLine, ListJournalRequest,
     ListParkedRowsRequest, ParkedRow, ReleaseRowsRequest, RenumberRowsRequest, RequeueRowsRequest,
 };
 use serde_json::{Value, json};
@@ -193,22 +193,22 @@ async fn accept(
 ) -> Result<(), anyhow::Error> {
     act.check(context)?;
     let (_, stream) = events::open_of(context, service).await?;
-    let beyond = outbox.get_beyond(GetBeyondRequest {}).await.map_err(said)?.into_inner();
-    let saved = save(&stream, beyond.from, beyond.to, export).await?;
+    let divergence = outbox.get_divergence(GetDivergenceRequest {}).await.map_err(said)?.into_inner();
+    let saved = save(&stream, divergence.from, divergence.to, export).await?;
     if !context.json {
         println!(
             "The stream holds {saved} messages ({} to {}) that the outbox does not know; saved in {}.\n\
              The newest row that both have is {}. They are removed from the stream; whoever has read them has them: \
              rebuild the read models afterwards.",
-            beyond.from,
-            beyond.to,
+            divergence.from,
+            divergence.to,
             export.display(),
-            beyond.outbox_seq
+            divergence.outbox_seq
         );
     }
     act.confirm(&format!("Remove these {saved} messages from the stream, and go on?"))?;
-    let json = json!({"accepted": processes::json(&beyond)?, "messages": saved, "export": export});
-    let request = AcceptRequest { beyond: Some(beyond), reason: act.reason.clone() };
+    let json = json!({"accepted": processes::json(&divergence)?, "messages": saved, "export": export});
+    let request = AcceptRequest { divergence: Some(divergence), reason: act.reason.clone() };
     let mut removed = false;
     let mut accepted = follow(outbox, request.clone(), &stream, &mut removed).await;
     if removed && accepted.is_err() {
@@ -227,15 +227,15 @@ async fn follow(
     stream: &Stream,
     removed: &mut bool,
 ) -> Result<(), anyhow::Error> {
-    let beyond = request.beyond.as_ref().map(processes::json).transpose()?;
-    let beyond = serde_json::from_value(beyond.unwrap_or_default())?;
+    let divergence = request.divergence.as_ref().map(processes::json).transpose()?;
+    let divergence = serde_json::from_value(divergence.unwrap_or_default())?;
     let mut progress = outbox.accept(request).await.map_err(said)?.into_inner();
     while let Some(step) = progress.message().await.map_err(said)? {
         if step.accepted {
             return Ok(());
         }
         if !*removed {
-            operate::remove(stream, &beyond).await?;
+            operate::remove(stream, &divergence).await?;
             *removed = true;
         }
     }

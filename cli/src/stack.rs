@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::login::Proxy;
-use devstack::stack::{BOARD, LOCK};
+use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::{Options, Reporter, Stack, process};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -128,7 +128,7 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         durable: true,
         otlp_endpoint: args.otlp_endpoint.clone(),
         fault_proxy: args.fault_proxy,
-        parts_only: false,
+        infra_only: false,
         env: args.telemetry.env(),
     })
 }
@@ -138,7 +138,7 @@ fn say_to_terminal() -> Reporter {
 }
 
 /// Waits for Ctrl-C, or for the signal to stop.
-async fn told_to_stop() -> Result<(), anyhow::Error> {
+async fn stop_requested() -> Result<(), anyhow::Error> {
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hang_up = signal(SignalKind::hangup())?;
     tokio::select! {
@@ -156,8 +156,8 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     // Stopped in the middle of the start: what runs already dies with this process.
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
-        stop = told_to_stop() => {
-            std::fs::remove_file(context.home.join(BOARD)).ok();
+        stop = stop_requested() => {
+            std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
             println!("\nStopped before it was up.");
             return stop;
         }
@@ -170,7 +170,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     };
     let outcome = tokio::select! {
         outcome = stopped => outcome,
-        stop = told_to_stop() => stop,
+        stop = stop_requested() => stop,
     };
     println!("\nStopping ...");
     let stopping = Instant::now();
@@ -191,9 +191,9 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
         }
         println!();
     }
-    let board = context.board()?;
+    let stack_status = context.stack_status()?;
     println!("Addresses");
-    for unit in &board.units {
+    for unit in &stack_status.units {
         println!("  {:<18} {}", unit.name, unit.url.clone().unwrap_or_else(|| format!("http://{}", unit.address)));
     }
     println!("  logs               {}", context.home.join("logs").display());
@@ -205,7 +205,7 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 }
 
 pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
-    let home = context.open_home()?;
+    let home = context.open_stack_dir()?;
     if context.is_supervised() {
         println!("The fleet is up, or coming up, already; its supervisor restarts what dies.");
         until_up(context, || Ok(())).await?;
@@ -247,7 +247,7 @@ async fn until_up(
     let mut was_supervised = false;
     loop {
         tick.tick().await;
-        if context.board().is_ok_and(|board| board.up) {
+        if context.stack_status().is_ok_and(|stack_status| stack_status.up) {
             return Ok(());
         }
         still()?;
@@ -260,14 +260,14 @@ async fn until_up(
 }
 
 pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
-    let Ok(board) = context.board() else {
+    let Ok(stack_status) = context.stack_status() else {
         anyhow::ensure!(!context.is_supervised(), "the fleet is only just starting: try again in a moment");
         println!("No fleet runs in {}.", context.home.display());
         return Ok(());
     };
     println!("Stopping ...");
     let started = Instant::now();
-    process::signal(board.supervisor, Signal::SIGTERM)?;
+    process::signal(stack_status.supervisor, Signal::SIGTERM)?;
     // The supervisor holds the lock until everything has stopped.
     let lock = std::fs::File::create(context.home.join(LOCK))?;
     tokio::task::spawn_blocking(move || lock.lock()).await??;
@@ -291,7 +291,7 @@ pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
             bail!("nothing was removed");
         }
     }
-    context.open_home()?.wipe()?;
+    context.open_stack_dir()?.wipe()?;
     println!("Removed.");
     Ok(())
 }
@@ -307,7 +307,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
             }
         };
         tokio::select! {
-            told = told_to_stop() => told,
+            stop = stop_requested() => stop,
             () = stdin_ended => Ok(()),
         }
     };
@@ -316,7 +316,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
     let stack = tokio::select! {
         stack = Stack::start(&options, say_to_terminal()) => stack?,
         stopped = &mut stop => {
-            std::fs::remove_file(context.home.join(BOARD)).ok();
+            std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
             return stopped;
         }
     };
@@ -333,7 +333,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         gateway_port: 0,
         usual_ports: false,
         durable: false,
-        parts_only: true,
+        infra_only: true,
         ..options(
             context,
             &UpArgs {
@@ -353,7 +353,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         stack.postgres.provision(service.name, &passwords, service.name).await?;
         roles.insert(service.name.to_owned(), serde_json::to_value(passwords)?);
     }
-    let opensearch = stack.board.read().unit("opensearch")?.login_url()?;
+    let opensearch = stack.status_file.read().unit("opensearch")?.login_url()?;
     let answer = serde_json::json!({
         "postgres": stack.postgres.superuser_url("postgres"),
         "roles": roles,
@@ -387,7 +387,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                 });
             }
             Some(()) = leaving.recv() => guests -= 1,
-            told = told_to_stop() => { told?; break }
+            stop = stop_requested() => { stop?; break }
             () = tokio::time::sleep(patience) => if guests == 0 { break },
         }
     }

@@ -141,7 +141,7 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 }
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
-    let units = context.board()?.units;
+    let units = context.stack_status()?.units;
     let outboxes = fleet::producers().into_iter().map(|service| async move {
         let asked = asked(outbox(context, service)).await;
         (service, asked)
@@ -296,7 +296,7 @@ fn degraded(
     }
     let raised = |name: &str| metrics.values().find_map(|said| gauge(said, name).filter(|value| *value > 0.0));
     if raised("outbox_stream_drift").is_some() {
-        degraded.push("the stream is not as the service was told (docs/runbooks/outbox.md#drift)".to_owned());
+        degraded.push("the stream differs from the service's configuration (docs/runbooks/outbox.md#drift)".to_owned());
     }
     if raised("search_index_mapping_behind").is_some() {
         degraded.push(

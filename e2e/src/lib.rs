@@ -66,7 +66,7 @@ impl Fleet {
         let mut fleet = Self { home, supervisor, http };
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let deadline = tokio::time::Instant::now() + UP_WITHIN;
-        while !fleet.board().is_some_and(|board| board.up) {
+        while !fleet.stack_status().is_some_and(|stack_status| stack_status.up) {
             tick.tick().await;
             let text = || std::fs::read_to_string(&said).unwrap_or_default();
             assert!(fleet.supervisor.try_wait().unwrap().is_none(), "the fleet did not come up:\n{}", text());
@@ -75,8 +75,8 @@ impl Fleet {
         fleet
     }
 
-    fn board(&self) -> Option<StackStatus> {
-        read_status(&self.home.join(devstack::stack::BOARD)).ok()
+    fn stack_status(&self) -> Option<StackStatus> {
+        read_status(&self.home.join(devstack::stack::STATUS_FILE)).ok()
     }
 
     /// The state of a backing service or service.
@@ -85,7 +85,7 @@ impl Fleet {
     /// There is no such unit.
     #[must_use]
     pub fn unit(&self, name: &str) -> Unit {
-        self.board().unwrap().units.into_iter().find(|unit| unit.name == name).unwrap()
+        self.stack_status().unwrap().units.into_iter().find(|unit| unit.name == name).unwrap()
     }
 
     /// The login of PostgreSQL, from its JSON file.
@@ -93,8 +93,8 @@ impl Fleet {
     /// # Panics
     /// It has none.
     #[must_use]
-    pub fn login(&self, part: &str) -> Value {
-        let file = self.unit(part).creds_file.unwrap();
+    pub fn login(&self, unit: &str) -> Value {
+        let file = self.unit(unit).creds_file.unwrap();
         serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
     }
 
@@ -103,7 +103,7 @@ impl Fleet {
     /// # Panics
     /// It cannot connect.
     pub async fn nats(&self, login: &str) -> async_nats::Client {
-        let file = devstack::nats::credentials_file(&devstack::Home::open(&self.home).unwrap(), login);
+        let file = devstack::nats::credentials_file(&devstack::StackDir::open(&self.home).unwrap(), login);
         devstack::nats::connect(&self.unit("nats").url.unwrap(), &file).await.unwrap()
     }
 
@@ -197,7 +197,7 @@ impl Drop for Fleet {
         while self.supervisor.try_wait().is_ok_and(|status| status.is_none()) {
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        devstack::Home::open(&self.home).and_then(|home| home.wipe()).ok();
+        devstack::StackDir::open(&self.home).and_then(|home| home.wipe()).ok();
     }
 }
 

@@ -16,13 +16,13 @@ use tokio::sync::watch;
 
 const KINDS: [&str; 5] = ["lost", "duplicated", "outOfOrder", "foreign", "diverged"];
 
-struct World {
+struct Fixture {
     fleet: Fleet,
     token: String,
     http: reqwest::Client,
 }
 
-impl World {
+impl Fixture {
     async fn new() -> Self {
         let fleet = Fleet::start(None).await;
         let token = fleet.run(&["token", "--operator", "--user", "olga"]).await;
@@ -120,8 +120,8 @@ async fn publish(js: &jetstream::Context, message: &StreamMessage) {
 
 #[tokio::test]
 async fn verify_finds_what_was_planted_and_nothing_else() {
-    let world = World::new().await;
-    let ann = world.fleet.caller("acme", "ann").await;
+    let fixture = Fixture::new().await;
+    let ann = fixture.fleet.caller("acme", "ann").await;
     let mut ids = Vec::new();
     for n in 0..8 {
         let todo = ann.create(json!({"title": format!("todo {n}")})).await;
@@ -133,29 +133,29 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     }
     let path = format!("/v1/todos/{}", ids[7].as_str().unwrap());
     assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
-    let (code, found, report) = world.verify(&[]).await;
+    let (code, found, report) = fixture.verify(&[]).await;
     assert_eq!((code, found), (0, [0; 5]), "{report}");
     assert_eq!(["outboxRows", "messages", "todos"].map(|part| report[part].as_u64().unwrap()), [17, 17, 8], "{report}");
 
     // The read model: one document changed, one gone, one that is no todo, one deleted todo shown again.
     let text = |n: usize| ids[n].as_str().unwrap().to_owned();
     let get =
-        async |id: &str| world.opensearch(Method::GET, &format!("todos/_doc/{id}?routing=acme"), json!(null)).await;
+        async |id: &str| fixture.opensearch(Method::GET, &format!("todos/_doc/{id}?routing=acme"), json!(null)).await;
     let mut changed = get(&text(0)).await["_source"].clone();
     changed["title"] = json!("something else");
     let put =
         |id: &str, version: u64| format!("todos/_doc/{id}?routing=acme&version={version}&version_type=external_gte");
-    world.opensearch(Method::PUT, &put(&text(0), 2), changed.clone()).await;
-    world.opensearch(Method::DELETE, &format!("todos/_doc/{}?routing=acme", text(1)), json!(null)).await;
+    fixture.opensearch(Method::PUT, &put(&text(0), 2), changed.clone()).await;
+    fixture.opensearch(Method::DELETE, &format!("todos/_doc/{}?routing=acme", text(1)), json!(null)).await;
     let nobody = "01a1ffff-0000-7000-8000-000000000001";
     let mut extra = changed.clone();
     extra["id"] = json!(nobody);
-    world.opensearch(Method::PUT, &put(nobody, 2), extra).await;
+    fixture.opensearch(Method::PUT, &put(nobody, 2), extra).await;
     let mut raised = changed;
     (raised["id"], raised["version"]) = (ids[7].clone(), json!(3));
-    world.opensearch(Method::PUT, &put(&text(7), 3), raised).await;
-    world.opensearch(Method::POST, "todos/_refresh", json!(null)).await;
-    let (code, found, report) = world.verify(&[]).await;
+    fixture.opensearch(Method::PUT, &put(&text(7), 3), raised).await;
+    fixture.opensearch(Method::POST, "todos/_refresh", json!(null)).await;
+    let (code, found, report) = fixture.verify(&[]).await;
     assert_eq!((code, found), (4, [0, 0, 0, 0, 4]), "{report}");
     let mut named: Vec<&str> =
         report["diverged"]["examples"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
@@ -163,23 +163,23 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     let mut planted = vec![ids[0].as_str().unwrap(), ids[1].as_str().unwrap(), ids[7].as_str().unwrap(), nobody];
     planted.sort_unstable();
     assert_eq!(named, planted);
-    assert_eq!(world.verify(&["--tenant", "another"]).await.0, 0, "it is none of that tenant's");
+    assert_eq!(fixture.verify(&["--tenant", "another"]).await.0, 0, "it is none of that tenant's");
 
     // The stream, while the relay cannot repair anything: a message gone; back, behind a newer one of its todo; one twice;
     // one that the outbox does not know.
     // (The relay cannot catch up: do not wait for it.)
     let soon = ["--patience", "2"];
-    world.hold_the_lead("infinity").await;
-    let (js, stream) = world.stream().await;
+    fixture.hold_the_lead("infinity").await;
+    let (js, stream) = fixture.stream().await;
     let taken = message(&stream, &ids[2], 1).await;
     let twice = message(&stream, &ids[3], 2).await;
     stream.delete_message(taken.sequence).await.unwrap();
-    let (_, found, report) = world.verify(&soon).await;
+    let (_, found, report) = fixture.verify(&soon).await;
     assert_eq!(found, [1, 0, 0, 0, 4], "{report}");
     let event: Value = serde_json::from_slice(&taken.payload).unwrap();
     assert_eq!(report["lost"]["examples"][0]["event"], event["id"]);
     publish(&js, &taken).await;
-    let (_, found, report) = world.verify(&soon).await;
+    let (_, found, report) = fixture.verify(&soon).await;
     assert_eq!(found, [0, 0, 1, 0, 4], "{report}");
     assert_eq!(report["outOfOrder"]["examples"][0]["aggregate"], ids[2]);
     publish(&js, &twice).await;
@@ -187,16 +187,16 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     let mut forged = twice;
     forged.headers.insert("Outbox-Seq", "1000000");
     publish(&js, &forged).await;
-    let (code, found, report) = world.verify(&soon).await;
+    let (code, found, report) = fixture.verify(&soon).await;
     assert_eq!((code, found), (4, [0, 1, 1, 2, 4]), "{report}");
-    let text = String::from_utf8(world.fleet.run(&["verify", "--patience", "2"]).await.stdout).unwrap();
+    let text = String::from_utf8(fixture.fleet.run(&["verify", "--patience", "2"]).await.stdout).unwrap();
     assert!(text.contains("1 out of order") && text.contains(ids[2].as_str().unwrap()), "{text}");
 
     // What is unavailable is reported and does not count as well: a stopped process holds up no caller.
     let stopped = async |service: &str, more: &[&str]| {
-        let process = world.fleet.unit(service).pid.unwrap();
+        let process = fixture.fleet.unit(service).pid.unwrap();
         devstack::process::signal(process, Signal::SIGSTOP).unwrap();
-        let (code, _, report) = world.verify(more).await;
+        let (code, _, report) = fixture.verify(more).await;
         devstack::process::signal(process, Signal::SIGCONT).unwrap();
         assert!(report["unchecked"][0].as_str().unwrap().contains("does not answer"), "{report}");
         code
@@ -204,9 +204,9 @@ async fn verify_finds_what_was_planted_and_nothing_else() {
     assert_eq!(stopped("search-projector", &soon).await, 4, "what was found is said");
     let future = ["--from", "2126-01-01T00:00:00Z"];
     assert_eq!(stopped("search-projector", &future).await, 5, "nothing found, and not everything checked");
-    world.hold_the_lead("-infinity").await;
+    fixture.hold_the_lead("-infinity").await;
     assert_eq!(stopped("todo", &future).await, 5, "nor here");
-    world.fleet.stop().await;
+    fixture.fleet.stop().await;
 }
 
 /// A mapping that is wrong: it takes no title that is not a number.
@@ -220,7 +220,7 @@ fn wrong_mapping() -> Value {
     json!({"_meta": {"filled_since": 1}, "_routing": {"required": true}, "properties": properties})
 }
 
-impl World {
+impl Fixture {
     /// Points the alias to a new index with this mapping, in one step; the one before is removed.
     async fn put_in_place(&self, name: &str, mapping: &Value) {
         let before = searched(self).await;
@@ -238,41 +238,41 @@ impl World {
 
 #[tokio::test]
 async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
-    let world = World::new().await;
-    let (ann, bob) = (world.fleet.caller("acme", "ann").await, world.fleet.caller("globex", "bob").await);
+    let fixture = Fixture::new().await;
+    let (ann, bob) = (fixture.fleet.caller("acme", "ann").await, fixture.fleet.caller("globex", "bob").await);
     let mut right =
-        world.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
+        fixture.opensearch(Method::GET, "todos-v1/_mapping", json!(null)).await["todos-v1"]["mappings"].clone();
     assert_eq!(right["_meta"]["filled_since"], 1, "{right}");
     // An index that notes how far it was filled would be filled up from there by itself.
     right["_meta"] = json!({"filled_since": 1});
-    world.put_in_place("todos-wrong", &wrong_mapping()).await;
+    fixture.put_in_place("todos-wrong", &wrong_mapping()).await;
     for n in 0..5 {
         let todo = ann.create(json!({"title": format!("ann's {n}")})).await;
         bob.create(json!({"title": format!("bob's {n}")})).await;
         let path = format!("/v1/todos/{}:complete", todo["id"].as_str().unwrap());
         assert_eq!(ann.send(Method::POST, &path, Some(json!({}))).await.status, 200);
     }
-    until("fifteen letters", || async { world.fleet.json(&["dlq", "stats"]).await["letters"] == 15 }).await;
-    let groups = world.fleet.json(&["dlq", "groups"]).await;
+    until("fifteen letters", || async { fixture.fleet.json(&["dlq", "stats"]).await["letters"] == 15 }).await;
+    let groups = fixture.fleet.json(&["dlq", "groups"]).await;
     let created = groups.as_array().unwrap().iter().find(|group| group["eventType"] == "todo.created.v1").unwrap();
     assert_eq!((&created["letters"], &created["tenants"]), (&json!(10), &json!(2)), "{groups}");
     assert!(created["errorClass"].as_str().unwrap().contains("mapper_parsing_exception"), "{groups}");
-    let listed = world.fleet.json(&["dlq", "list", "--tenant", "globex"]).await;
+    let listed = fixture.fleet.json(&["dlq", "list", "--tenant", "globex"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 5);
     let id = listed[0]["id"].to_string();
-    let shown = world.fleet.json(&["dlq", "show", &id]).await;
+    let shown = fixture.fleet.json(&["dlq", "show", &id]).await;
     assert_eq!(shown["event"]["tenant"], "globex");
     assert_eq!(shown["traceId"].as_str().unwrap().len(), 32);
     assert!(shown["failures"][0]["version"].as_str().unwrap().starts_with("search-projector "), "{shown}");
-    assert_eq!(world.verify(&[]).await.1[4], 10, "the read model lacks them");
+    assert_eq!(fixture.verify(&[]).await.1[4], 10, "the read model lacks them");
 
-    let status = world.fleet.json(&["status"]).await;
+    let status = fixture.fleet.json(&["status"]).await;
     let degraded: Vec<&str> =
         status["degraded"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
     assert!(degraded.iter().any(|line| line.starts_with("15 dead letters")), "{degraded:?}");
-    let ops = world.fleet.unit("operations").ops.unwrap();
+    let ops = fixture.fleet.unit("operations").ops.unwrap();
     until("the metrics tell of the letters, for the alerts", || async {
-        let text = world.http.get(format!("http://{ops}/metrics")).send().await.unwrap().text().await.unwrap();
+        let text = fixture.http.get(format!("http://{ops}/metrics")).send().await.unwrap().text().await.unwrap();
         ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"]
             .iter()
             .all(|metric| text.lines().any(|line| line.starts_with(metric) && !line.ends_with(" 0")))
@@ -280,27 +280,27 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
     .await;
 
     // Too early: the canary fails, and everything stays where it was.
-    let (code, job) = world.operate(&["dlq", "replay", "--consumer", "search-projector"]).await;
+    let (code, job) = fixture.operate(&["dlq", "replay", "--consumer", "search-projector"]).await;
     assert_eq!((code, &job["state"], &job["failed"], &job["skipped"]), (3, &json!("aborted"), &json!(1), &json!(14)));
     // Nobody replays everything by omitting an option, and nobody acts without an operator's token.
-    let without = world.fleet.run(&["dlq", "replay", "--reason", "r", "--yes"]).await;
+    let without = fixture.fleet.run(&["dlq", "replay", "--reason", "r", "--yes"]).await;
     assert!(String::from_utf8_lossy(&without.stderr).contains("--all"), "{without:?}");
-    let nobody = world.fleet.run(&["dlq", "replay", "--all", "--reason", "r", "--yes"]).await;
+    let nobody = fixture.fleet.run(&["dlq", "replay", "--all", "--reason", "r", "--yes"]).await;
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("who acts?"), "{nobody:?}");
-    let (_, edited) = world.operate(&["dlq", "replay", "--all", "--dry-run"]).await;
+    let (_, edited) = fixture.operate(&["dlq", "replay", "--all", "--dry-run"]).await;
     assert_eq!(edited["letters"].as_array().unwrap().len(), 15);
-    assert_eq!(world.fleet.json(&["dlq", "stats"]).await["failedAgain"], 1);
+    assert_eq!(fixture.fleet.json(&["dlq", "stats"]).await["failedAgain"], 1);
 
     // One is discarded, the index is repaired, the rest is replayed.
-    let (code, discarded) = world.operate(&["dlq", "discard", &id]).await;
+    let (code, discarded) = fixture.operate(&["dlq", "discard", &id]).await;
     assert_eq!((code, &discarded["discarded"]), (0, &json!(1)));
-    world.put_in_place("todos-mended", &right).await;
-    let (code, job) = world.operate(&["dlq", "replay", "--all", "--rate", "500"]).await;
+    fixture.put_in_place("todos-mended", &right).await;
+    let (code, job) = fixture.operate(&["dlq", "replay", "--all", "--rate", "500"]).await;
     assert_eq!((code, &job["state"], &job["handled"]), (0, &json!("done"), &json!(14)), "{job}");
-    let stats = world.fleet.json(&["dlq", "stats"]).await;
+    let stats = fixture.fleet.json(&["dlq", "stats"]).await;
     let of = |state: &str| stats[state].as_i64().unwrap();
     assert_eq!([of("letters"), of("open"), of("failedAgain"), of("handled"), of("discarded")], [15, 0, 0, 14, 1]);
-    let (_, found, report) = world.verify(&[]).await;
+    let (_, found, report) = fixture.verify(&[]).await;
     assert_eq!((found[4], &report["diverged"]["examples"][0]["tenant"]), (1, &json!("globex")), "{report}");
     until("what was replayed is found", || async { ann.search("ann's").await.len() == 5 }).await;
 
@@ -314,16 +314,16 @@ async fn an_incident_is_worked_from_the_first_letter_to_the_last() {
         "--from",
         "2026-01-01T00:00:00Z",
     ];
-    let (code, job) = world.operate(&range).await;
+    let (code, job) = fixture.operate(&range).await;
     assert_eq!((code, &job["handled"]), (0, &json!(5)), "{job}");
-    world.is_well().await;
-    let audit = world.fleet.json(&["dlq", "audit"]).await;
+    fixture.is_well().await;
+    let audit = fixture.fleet.json(&["dlq", "audit"]).await;
     let acts: Vec<&str> = audit.as_array().unwrap().iter().rev().map(|line| line["action"].as_str().unwrap()).collect();
     assert_eq!(acts[..3], ["replay", "aborted itself", "discard"], "{audit}");
     assert!(acts.contains(&"range") && audit[0]["at"].is_string(), "{audit}");
     let who: Vec<&str> = audit.as_array().unwrap().iter().map(|line| line["actor"].as_str().unwrap()).collect();
     assert!(who.iter().all(|who| ["olga", "operations"].contains(who)), "{audit}");
-    world.fleet.stop().await;
+    fixture.fleet.stop().await;
 }
 
 /// A client writes and searches all the while: no search fails, and none goes back in time; returns how many writes. (Searches are
@@ -350,15 +350,15 @@ async fn used(caller: Caller, id: String, title: &'static str, phases: watch::Re
 }
 
 /// The index that is searched.
-async fn searched(world: &World) -> String {
-    let aliases = world.opensearch(Method::GET, "_alias/todos", json!(null)).await;
+async fn searched(fixture: &Fixture) -> String {
+    let aliases = fixture.opensearch(Method::GET, "_alias/todos", json!(null)).await;
     aliases.as_object().unwrap().keys().next().unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_model_is_rebuilt_while_it_is_used() {
-    let world = World::new().await;
-    let ann = world.fleet.caller("acme", "ann").await;
+    let fixture = Fixture::new().await;
+    let ann = fixture.fleet.caller("acme", "ann").await;
     let mut ids = Vec::new();
     for n in 0..40 {
         ids.push(ann.create(json!({"title": format!("todo {n}")})).await["id"].as_str().unwrap().to_owned());
@@ -372,61 +372,61 @@ async fn a_read_model_is_rebuilt_while_it_is_used() {
     live.spawn(used(ann, ids[0].clone(), "todo 0", phases));
 
     // The command and the projector die in the middle; run again, the command goes on.
-    let before = searched(&world).await;
-    let copies = world.hold_up_copies().await;
+    let before = searched(&fixture).await;
+    let copies = fixture.hold_up_copies().await;
     let args = ["rebuild", "search", "--from", "database", "--reason", "the mapping changed", "--yes", "--json"];
-    let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
+    let mut tool = fixture.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &fixture.token).spawn().unwrap();
     let next = || async {
-        let url = format!("{}/_alias/todos-rebuild", world.fleet.unit("opensearch").login_url().unwrap());
-        world.http.get(url).send().await.unwrap().status().is_success()
+        let url = format!("{}/_alias/todos-rebuild", fixture.fleet.unit("opensearch").login_url().unwrap());
+        fixture.http.get(url).send().await.unwrap().status().is_success()
     };
     until("the rebuild has begun", next).await;
     tool.kill().await.unwrap();
-    world.fleet.kill("search-projector").await;
-    world.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
+    fixture.fleet.kill("search-projector").await;
+    fixture.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
     phase.send("strict").unwrap();
-    assert_eq!(searched(&world).await, before, "nothing is swapped by halves");
-    let (code, rebuilt) = world.operate(&["rebuild", "search"]).await;
+    assert_eq!(searched(&fixture).await, before, "nothing is swapped by halves");
+    let (code, rebuilt) = fixture.operate(&["rebuild", "search"]).await;
     assert_eq!((code, &rebuilt["todos"], &rebuilt["tenants"]["acme"]["differing"]), (0, &json!(40), &json!(0)));
-    let after = searched(&world).await;
+    let after = searched(&fixture).await;
     assert_eq!(rebuilt["index"], after);
     assert_ne!(after, before);
-    world.is_well().await;
+    fixture.is_well().await;
 
     // Back to the one before, which has missed what was written since; then a new one, from the stream.
-    let (code, back) = world.operate(&["rebuild", "search", "--rollback"]).await;
+    let (code, back) = fixture.operate(&["rebuild", "search", "--rollback"]).await;
     assert_eq!((code, &back["index"]), (0, &json!(before)));
-    world.is_well().await;
-    let (code, again) = world.operate(&["rebuild", "search", "--from", "stream"]).await;
+    fixture.is_well().await;
+    let (code, again) = fixture.operate(&["rebuild", "search", "--from", "stream"]).await;
     assert_eq!((code, &again["todos"]), (0, &json!(40)), "{again}");
-    world.is_well().await;
+    fixture.is_well().await;
     phase.send("over").unwrap();
     assert!(live.join_next().await.unwrap().unwrap() > 3);
-    let indices = world.opensearch(Method::GET, "_cat/indices/todos*?format=json", json!(null)).await;
+    let indices = fixture.opensearch(Method::GET, "_cat/indices/todos*?format=json", json!(null)).await;
     assert_eq!(indices.as_array().unwrap().len(), 2, "the one that is searched, and one to go back to: {indices}");
 
     // A pause of an operator's own outlasts that of the swap.
     let pause = ["consumers", "pause", "search-projector", "--minutes", "5"];
-    assert_eq!(world.operate(&pause).await.0, 0);
-    let (code, again) = world.operate(&["rebuild", "search"]).await;
+    assert_eq!(fixture.operate(&pause).await.0, 0);
+    let (code, again) = fixture.operate(&["rebuild", "search"]).await;
     assert_eq!(code, 0, "{again}");
-    let consumers = world.fleet.json(&["consumers"]).await;
+    let consumers = fixture.fleet.json(&["consumers"]).await;
     let projector = consumers.as_array().unwrap().iter().find(|c| c["name"] == "search-projector").unwrap().clone();
     assert_eq!(projector["paused"], true, "{projector}");
-    assert_eq!(world.operate(&["consumers", "resume", "search-projector"]).await.0, 0);
-    world.is_well().await;
+    assert_eq!(fixture.operate(&["consumers", "resume", "search-projector"]).await.0, 0);
+    fixture.is_well().await;
 
     // An index that differs is not swapped in, and can be abandoned.
-    let copies = world.hold_up_copies().await;
-    let mut tool = world.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &world.token).spawn().unwrap();
+    let copies = fixture.hold_up_copies().await;
+    let mut tool = fixture.fleet.command(&args).env("FLOTILLA_OPERATOR_TOKEN", &fixture.token).spawn().unwrap();
     until("another has begun", next).await;
     tool.kill().await.unwrap();
-    let (code, _) = world.operate(&["rebuild", "search", "--abandon"]).await;
-    world.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
+    let (code, _) = fixture.operate(&["rebuild", "search", "--abandon"]).await;
+    fixture.todo_database().await.execute(sqlx::AssertSqlSafe(copies)).await.unwrap();
     assert_eq!(code, 0);
-    assert_eq!(searched(&world).await, again["index"].as_str().unwrap());
-    world.is_well().await;
-    world.fleet.stop().await;
+    assert_eq!(searched(&fixture).await, again["index"].as_str().unwrap());
+    fixture.is_well().await;
+    fixture.fleet.stop().await;
 }
 
 /// Todos with their events, written by SQL: many, and fast.
@@ -445,16 +445,16 @@ const MANY: &str = "with made as (insert into todo (tenant, id, title, notes, st
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "200,000 todos take minutes; docs/performance.md has what it printed"]
 async fn two_hundred_thousand_todos_are_rebuilt_while_they_are_used() {
-    let world = World::new().await;
-    let ann = world.fleet.caller("acme", "ann").await;
+    let fixture = Fixture::new().await;
+    let ann = fixture.fleet.caller("acme", "ann").await;
     let id = ann.create(json!({"title": "changed all the while"})).await["id"].as_str().unwrap().to_owned();
-    let mut db = sqlx::PgConnection::connect(world.fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
+    let mut db = sqlx::PgConnection::connect(fixture.fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
     for _ in 0..20 {
         sqlx::query(MANY).bind(10_000).execute(&mut db).await.unwrap();
     }
     let long = std::time::Duration::from_secs(600);
     testkit::until_within(long, "all are found", || async {
-        let count = world.opensearch(Method::GET, "todos/_count", json!({"query": {"match_all": {}}})).await;
+        let count = fixture.opensearch(Method::GET, "todos/_count", json!({"query": {"match_all": {}}})).await;
         count["count"].as_u64().unwrap() >= 200_001
     })
     .await;
@@ -467,14 +467,14 @@ async fn two_hundred_thousand_todos_are_rebuilt_while_they_are_used() {
         &["rebuild", "search", "--rollback"],
     ] {
         let started = std::time::Instant::now();
-        let (code, rebuilt) = world.operate(args).await;
+        let (code, rebuilt) = fixture.operate(args).await;
         assert_eq!((code, &rebuilt["todos"]), (0, &json!(200_001)), "{rebuilt}");
         println!("{args:?}: {:.1} s", started.elapsed().as_secs_f64());
     }
     let started = std::time::Instant::now();
-    world.is_well().await;
+    fixture.is_well().await;
     println!("verify: {:.1} s", started.elapsed().as_secs_f64());
     phase.send("over").unwrap();
     println!("{} writes and as many searches meanwhile", live.join_next().await.unwrap().unwrap());
-    world.fleet.stop().await;
+    fixture.fleet.stop().await;
 }

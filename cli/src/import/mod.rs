@@ -31,7 +31,7 @@ use crate::exit::Exit;
 const KEYS: Uuid = Uuid::from_u128(0x0193_a5b0_7a52_7c3e_9b1e_6a1f_0c9d_2e4f);
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-/// The most todos of a file: each is remembered, so that equal lines are told apart.
+/// The most todos of a file: each is remembered, so that equal lines become different todos.
 const MAX_ITEMS: usize = 5_000_000;
 /// How many omitted lines keep their reason; the others are only counted.
 const MAX_REASONS: usize = 1_000;

@@ -82,7 +82,7 @@ pub enum DlqRecord {
 /// How far a reader has come in the stream of dead letters. It is stored beside what is kept, in the same transaction: a
 /// database that went back has an older one, and what was kept since comes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct DlqPosition {
     /// When the stream was created, to the microsecond; none of whichever stream it was.
     pub stream_created_at: Option<DateTime<Utc>>,
     /// Every letter up to here is kept.
@@ -95,10 +95,10 @@ pub struct Batch {
     /// The records to keep.
     pub records: Vec<DlqRecord>,
     /// How far this reader knows that it had come before.
-    pub before: Kept,
+    pub before: DlqPosition,
     /// How far it has come with this: to be written down in the transaction that keeps it, which must fail when what is
     /// written down is less than `before`.
-    pub now: Kept,
+    pub now: DlqPosition,
 }
 
 /// Reads dead letters and the outcomes of replays, by durable consumers of its name.
@@ -117,19 +117,19 @@ impl DeadLetterReader {
     }
 
     /// Hands over the records, in batches, until `stop`. A batch is acknowledged once `keep` has it, and else comes again:
-    /// it may come more than once. `kept` says how far that is written down; it is asked at the start, and every few
+    /// it may come more than once. `position` says how far that is written down; it is asked at the start, and every few
     /// seconds. When it says less than it did, the letters from there on come again.
-    pub async fn run<P, G, K, F>(&self, stop: &CancellationToken, kept: P, mut keep: K)
+    pub async fn run<P, G, K, F>(&self, stop: &CancellationToken, position: P, mut keep: K)
     where
         P: Fn() -> G,
-        G: Future<Output = Result<Kept, anyhow::Error>>,
+        G: Future<Output = Result<DlqPosition, anyhow::Error>>,
         K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         let (mut pauses, mut said) = (pauses(), String::new());
         while !stop.is_cancelled() {
             let mut any = false;
-            let read = stop.run_until_cancelled(Box::pin(self.read(&kept, &mut keep, &mut any))).await;
+            let read = stop.run_until_cancelled(Box::pin(self.read(&position, &mut keep, &mut any))).await;
             if any {
                 pauses.reset();
             }
@@ -145,18 +145,18 @@ impl DeadLetterReader {
         }
     }
 
-    async fn read<P, G, K, F>(&self, kept: &P, keep: &mut K, any: &mut bool) -> Result<(), anyhow::Error>
+    async fn read<P, G, K, F>(&self, position: &P, keep: &mut K, any: &mut bool) -> Result<(), anyhow::Error>
     where
         P: Fn() -> G,
-        G: Future<Output = Result<Kept, anyhow::Error>>,
+        G: Future<Output = Result<DlqPosition, anyhow::Error>>,
         K: FnMut(Batch) -> F,
         F: Future<Output = Result<(), anyhow::Error>>,
     {
         let (stream, letters) = self.consumer(&self.records.dead_letters).await?;
         let created = micros(stream.cached_info().created);
-        let is = kept().await.context("asking how far letters are kept")?;
+        let is = position().await.context("asking how far letters are kept")?;
         let acknowledged = letters.cached_info().ack_floor.stream_sequence;
-        let mut known = Kept { stream_created_at: Some(created), sequence: is.sequence };
+        let mut known = DlqPosition { stream_created_at: Some(created), sequence: is.sequence };
         if is.stream_created_at.is_some_and(|of| of != created) {
             // Nothing of this stream is written down, whatever was acknowledged.
             known.sequence = 0;
@@ -184,7 +184,7 @@ impl DeadLetterReader {
                 _ = look.tick() => {
                     let info = stream.get_info().await.context("asking how full the stream of dead letters is")?;
                     tell_how_full(&info);
-                    let is = kept().await.context("asking how far letters are kept")?;
+                    let is = position().await.context("asking how far letters are kept")?;
                     let known = progress.known.sequence;
                     let went_back = is.stream_created_at == Some(created) && is.sequence < known;
                     anyhow::ensure!(!went_back, "letters were kept up to {known}, now up to {}", is.sequence);
@@ -213,7 +213,7 @@ impl DeadLetterReader {
 struct Progress<'a> {
     records: &'a RecordStreams,
     /// What is written down.
-    known: Kept,
+    known: DlqPosition,
     /// Those up to `newest` that are not kept.
     missing: BTreeSet<u64>,
     newest: u64,
@@ -243,7 +243,7 @@ impl Progress<'_> {
             left.remove(&sequence);
         }
         let up_to = left.first().map_or(self.newest, |first| first - 1);
-        let now = Kept { sequence: up_to.max(self.known.sequence), ..self.known };
+        let now = DlqPosition { sequence: up_to.max(self.known.sequence), ..self.known };
         let records = batch.iter().filter_map(|message| record(message, self.records)).collect();
         if let Err(error) = keep(Batch { records, before: self.known, now }).await {
             return Ok(Err(error));

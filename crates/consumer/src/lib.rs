@@ -73,6 +73,6 @@ pub use anchor::Anchor;
 pub use rewind::{Acknowledged, Rewinder};
 
 #[cfg(feature = "operate")]
-pub use dead_letter_reader::{Batch, DeadLetter, DeadLetterReader, DlqRecord, Kept};
+pub use dead_letter_reader::{Batch, DeadLetter, DeadLetterReader, DlqPosition, DlqRecord};
 #[cfg(feature = "operate")]
 pub use replayer::{ReplayRequest, ReplayStatus, Replayer};

@@ -31,7 +31,7 @@ pub struct Envelope<D> {
     pub id: EventId,
     /// Who says so: `/flotilla/todo`.
     pub source: String,
-    /// What happened, and in which version it is told: `todo.completed.v2`.
+    /// What happened, and in which version: `todo.completed.v2`.
     #[serde(rename = "type")]
     pub event_type: String,
     /// The aggregate's id.
@@ -58,7 +58,7 @@ pub struct Envelope<D> {
     /// The same for all that follows from one request: its trace id, or an id of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlationid: Option<String>,
-    /// Of an event that is told in two versions: the id of the other form. Whoever has handled one has handled both.
+    /// Of an event that is published in two versions: the id of the other form. Whoever has handled one has handled both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twinof: Option<EventId>,
     /// Of the older form: the type of the newer one.

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hides_or_turns_is_told_from_what_joins() {
+    fn what_hides_or_turns_is_distinct_from_what_joins() {
         for text in [
             "",
             "plain é 漢 שלום مرحبا",

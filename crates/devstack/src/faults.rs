@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::home::Home;
 use crate::ports::Ports;
 use crate::process::{Program, Ready};
+use crate::stack_dir::StackDir;
 
 /// The proxies of a stack, by their upstream.
 #[derive(Debug, Clone)]
 pub struct Proxies {
     /// The port of its own API.
     pub api: u16,
-    doors: BTreeMap<&'static str, u16>,
+    listeners: BTreeMap<&'static str, u16>,
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
@@ -27,29 +27,29 @@ impl Proxies {
     /// # Errors
     /// No port is free, or a file cannot be written.
     pub fn prepare(
-        home: &Home,
+        home: &StackDir,
         program: &Path,
         ports: &mut Ports,
         behind: &[(&'static str, u16)],
     ) -> Result<Self, anyhow::Error> {
         let api = ports.pick(0)?;
-        let mut doors = BTreeMap::new();
+        let mut listeners = BTreeMap::new();
         let mut proxies = Vec::new();
         for (name, upstream) in behind {
-            let door = ports.pick(0)?;
-            let (listen, upstream) = (format!("127.0.0.1:{door}"), format!("127.0.0.1:{upstream}"));
+            let port = ports.pick(0)?;
+            let (listen, upstream) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{upstream}"));
             proxies.push(json!({"name": name, "listen": listen, "upstream": upstream, "enabled": true}));
-            doors.insert(*name, door);
+            listeners.insert(*name, port);
         }
         let config = home.path("conf/toxiproxy.json");
         std::fs::write(&config, serde_json::to_vec_pretty(&proxies)?)?;
-        Ok(Self { api, doors, program: program.to_owned(), config, log: home.log("toxiproxy") })
+        Ok(Self { api, listeners, program: program.to_owned(), config, log: home.log("toxiproxy") })
     }
 
-    /// The proxy's port, to connect to instead.
+    /// The port to connect to for this upstream: its proxy's, or `port` where it has none.
     #[must_use]
-    pub fn door(&self, name: &str, port: u16) -> u16 {
-        self.doors.get(name).copied().unwrap_or(port)
+    pub fn port_of(&self, name: &str, port: u16) -> u16 {
+        self.listeners.get(name).copied().unwrap_or(port)
     }
 
     /// The program to run.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use tokio::process::Command;
 
-use crate::{Reporter, home};
+use crate::{Reporter, stack_dir};
 
 const VERSIONS: &str = include_str!("../../../infra/versions.env");
 const OPENSEARCH_POM: &str = include_str!("../../../infra/opensearch/pom.xml");
@@ -42,11 +42,11 @@ pub fn version(name: &str) -> Result<&'static str, anyhow::Error> {
 /// # Errors
 /// Something cannot be fetched: the error says what, and how to get it.
 pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
-    let cache = home::cache()?;
+    let cache = stack_dir::cache()?;
     // One process at a time.
     let lock = File::create(cache.join("install.lock"))?;
     if lock.try_lock().is_err() {
-        say("waiting for another start to fetch the parts");
+        say("waiting for another start to fetch the programs");
         let lock = lock.try_clone()?;
         tokio::task::spawn_blocking(move || lock.lock()).await??;
     }
@@ -111,9 +111,9 @@ fn link_libraries(native: &Path) -> Result<(), anyhow::Error> {
 /// It cannot be fetched: the error names the cause.
 pub async fn toxiproxy(say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("TOXIPROXY")?;
-    let bin = home::cache()?.join("toxiproxy").join(pinned).join("bin");
+    let bin = stack_dir::cache()?.join("toxiproxy").join(pinned).join("bin");
     let program = bin.join("server");
-    let lock = File::create(home::cache()?.join("toxiproxy.lock"))?;
+    let lock = File::create(stack_dir::cache()?.join("toxiproxy.lock"))?;
     tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
     if !program.exists() {
         fs::create_dir_all(&bin)?;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::home::Home;
+use crate::stack_dir::StackDir;
 use crate::supervisor;
 
 /// The issuer that its tokens name.
@@ -36,13 +36,13 @@ impl Issuer {
     ///
     /// # Errors
     /// The key file cannot be read or written.
-    pub fn open(home: &Home) -> Result<Self, anyhow::Error> {
+    pub fn open(home: &StackDir) -> Result<Self, anyhow::Error> {
         let path = home.path("secrets/issuer-key");
         let document = match std::fs::read_to_string(&path) {
             Ok(text) => STANDARD.decode(text.trim()).context("reading the issuer's key")?,
             Err(_) => {
                 let document = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new())?;
-                crate::home::write_secret(&path, STANDARD.encode(document.as_ref()).as_bytes())?;
+                crate::stack_dir::write_secret(&path, STANDARD.encode(document.as_ref()).as_bytes())?;
                 document.as_ref().to_vec()
             }
         };

@@ -22,14 +22,14 @@ pub mod login;
 
 pub mod issuer;
 
-pub mod home;
+pub mod stack_dir;
 
 pub mod ports;
 
 pub mod faults;
 
-pub use home::Home;
 pub use stack::{Options, Stack};
+pub use stack_dir::StackDir;
 pub use supervisor::{Kind, State, StatusFile, Unit};
 
 /// Prints each step to the terminal.

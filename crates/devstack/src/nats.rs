@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use fleet::Login;
 use nix::sys::signal::Signal;
 
-use crate::home::Home;
 use crate::process::{Program, Ready};
+use crate::stack_dir::StackDir;
 
 mod accounts;
 mod administration;
@@ -61,7 +61,7 @@ impl Nats {
     /// # Errors
     /// A file cannot be written.
     pub fn prepare(
-        home: &Home,
+        home: &StackDir,
         program: &Path,
         (port, monitor): (u16, u16),
         accounts: Layout,
@@ -84,7 +84,7 @@ impl Nats {
     /// # Errors
     /// A file cannot be written.
     pub fn prepare_cluster(
-        home: &Home,
+        home: &StackDir,
         program: &Path,
         ports: &[(u16, u16, u16)],
         accounts: &Layout,
@@ -106,14 +106,14 @@ impl Nats {
         ports.iter().enumerate().map(server).collect()
     }
 
-    fn written(self, home: &Home) -> Result<Self, anyhow::Error> {
+    fn written(self, home: &StackDir) -> Result<Self, anyhow::Error> {
         std::fs::create_dir_all(&self.store)?;
-        crate::home::write_secret(&self.config, self.configuration(home)?.as_bytes())
+        crate::stack_dir::write_secret(&self.config, self.configuration(home)?.as_bytes())
             .context("writing the configuration of nats-server")?;
         Ok(self)
     }
 
-    fn configuration(&self, home: &Home) -> Result<String, anyhow::Error> {
+    fn configuration(&self, home: &StackDir) -> Result<String, anyhow::Error> {
         let (name, cluster) = match &self.cluster {
             None => ("flotilla".to_owned(), String::new()),
             Some((number, port, routes)) => {
@@ -142,7 +142,7 @@ impl Nats {
         ))
     }
 
-    fn operator_mode(&self, home: &Home, accounts: accounts::Accounts) -> Result<String, anyhow::Error> {
+    fn operator_mode(&self, home: &StackDir, accounts: accounts::Accounts) -> Result<String, anyhow::Error> {
         carry::over(home, &self.store, self.cluster.is_some())?;
         // Beside the streams, so that accounts outlive them.
         let resolver = self.store.with_extension("accounts");

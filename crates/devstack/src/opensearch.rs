@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use crate::home::Home;
 use crate::login::{Proxy, USER};
 use crate::process::{Program, Ready};
+use crate::stack_dir::StackDir;
 
 /// The ports that the runner accepts. Beyond them, or when one is taken, it silently chooses another.
 pub const PORTS: std::ops::RangeInclusive<u16> = 9201..=9299;
@@ -46,7 +46,7 @@ impl OpenSearch {
     /// # Errors
     /// A file cannot be written.
     pub fn prepare(
-        home: &Home,
+        home: &StackDir,
         java: &Path,
         jars: &Path,
         (port, transport_port): (u16, u16),
@@ -82,7 +82,7 @@ impl OpenSearch {
     /// The password's file cannot be written.
     pub fn behind_a_login(
         self,
-        home: &Home,
+        home: &StackDir,
         namespace: &'static [&'static str],
         flotilla: PathBuf,
         socket: TcpListener,
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_node_is_behind_a_login_or_open_and_never_both() {
         let folder = std::env::temp_dir().join(format!("flotilla-opensearch-{}", std::process::id()));
-        let home = Home::open(&folder).unwrap();
+        let home = StackDir::open(&folder).unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let open = OpenSearch::prepare(&home, Path::new("java"), Path::new("jars"), (port, 1)).unwrap();

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::process::Command;
 
-use crate::home::{self, Home};
 use crate::process::{Program, Ready, tail};
+use crate::stack_dir::{self, StackDir};
 
 /// The superuser of the cluster.
 pub const SUPERUSER: &str = "flotilla";
@@ -35,7 +35,7 @@ impl Postgres {
     ///
     /// # Errors
     /// The cluster cannot be made: the error names the cause.
-    pub async fn prepare(home: &Home, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
+    pub async fn prepare(home: &StackDir, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
         let data = home.data_of_user("postgres")?;
         let cluster = Self {
             bin: bin.to_owned(),
@@ -52,13 +52,13 @@ impl Postgres {
     }
 
     async fn initdb(&self) -> Result<(), anyhow::Error> {
-        let user = home::unprivileged()?;
+        let user = stack_dir::unprivileged()?;
         std::fs::create_dir_all(&self.data)
             .with_context(|| format!("making the data folder {}", self.data.display()))?;
         std::fs::set_permissions(&self.data, std::fs::Permissions::from_mode(0o700))?;
         // initdb reads the superuser's password from a file of its user's.
         let password_file = self.data.with_extension("password");
-        home::write_secret(&password_file, self.password.as_bytes())?;
+        stack_dir::write_secret(&password_file, self.password.as_bytes())?;
         if let Some(user) = &user {
             for path in [&self.data, &password_file] {
                 nix::unistd::chown(path, Some(user.uid), Some(user.gid))?;
@@ -119,7 +119,7 @@ impl Postgres {
             args,
             env: Vec::new(),
             log: self.log.clone(),
-            user: home::unprivileged()?,
+            user: stack_dir::unprivileged()?,
             stop: Signal::SIGINT,
             ready: Ready::Postgres(self.superuser_url("postgres")),
             socket: None,

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Reporter;
 use crate::faults::Proxies;
-use crate::home::{self, Home};
 use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
 use crate::login;
@@ -23,6 +22,7 @@ use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, Roles, SUPERUSER};
 use crate::process::{Program, Ready, tail};
+use crate::stack_dir::{self, StackDir};
 use crate::supervisor::{Kind, State, StatusFile, Supervisor, Unit, now};
 
 /// The settings of a stack.
@@ -43,7 +43,7 @@ pub struct Options {
     /// Whether the services reach each other and the backing services through fault proxies.
     pub fault_proxy: bool,
     /// The backing services alone, without the services: for integration tests.
-    pub parts_only: bool,
+    pub infra_only: bool,
     /// Variables for every service, beyond those it needs.
     pub env: Vec<(String, String)>,
 }
@@ -51,9 +51,9 @@ pub struct Options {
 /// A running stack.
 pub struct Stack {
     /// Its folder.
-    pub home: Home,
+    pub home: StackDir,
     /// The state of every unit.
-    pub board: StatusFile,
+    pub status_file: StatusFile,
     /// The cluster.
     pub postgres: Postgres,
     supervisor: Arc<Supervisor>,
@@ -61,9 +61,9 @@ pub struct Stack {
     _lock: File,
 }
 
-/// The file with the states of a home's units.
-pub const BOARD: &str = "run/state.json";
-/// Locked by the process that supervises a home.
+/// The file with the states of a stack's units, inside its folder.
+pub const STATUS_FILE: &str = "run/state.json";
+/// Locked by the process that supervises the folder.
 pub const LOCK: &str = "run/lock";
 
 impl Stack {
@@ -72,8 +72,8 @@ impl Stack {
     /// # Errors
     /// One clear message: what failed, where its log is, what to do.
     pub async fn start(options: &Options, say: Reporter) -> Result<Self, anyhow::Error> {
-        let home = Home::open(&options.home)?;
-        home::check_disk(&options.home)?;
+        let home = StackDir::open(&options.home)?;
+        stack_dir::check_disk(&options.home)?;
         let lock = File::create(home.path(LOCK))?;
         // A process that checks whether a stack runs holds the lock for a moment.
         let mut tick = tokio::time::interval(Duration::from_millis(50));
@@ -91,19 +91,19 @@ impl Stack {
             port => ports.exactly(port)?,
         };
         let programs = install::all(&say).await?;
-        let board = StatusFile::new(home.path(BOARD));
-        let supervisor = Arc::new(Supervisor::new(board.clone())?);
+        let status_file = StatusFile::new(home.path(STATUS_FILE));
+        let supervisor = Arc::new(Supervisor::new(status_file.clone())?);
         let issuer_stop = CancellationToken::new();
-        let starting = Startup { options, home: &home, say: &say, supervisor: &supervisor, board: &board };
+        let starting = Startup { options, home: &home, say: &say, supervisor: &supervisor, status_file: &status_file };
         match Box::pin(starting.all(&programs, ports, gateway_port, &issuer_stop)).await {
             Ok(postgres) => {
-                board.is_up();
-                Ok(Self { home, board, postgres, supervisor, issuer_stop, _lock: lock })
+                status_file.is_up();
+                Ok(Self { home, status_file, postgres, supervisor, issuer_stop, _lock: lock })
             }
             Err(error) => {
                 supervisor.stop_all().await;
                 issuer_stop.cancel();
-                std::fs::remove_file(home.path(BOARD)).ok();
+                std::fs::remove_file(home.path(STATUS_FILE)).ok();
                 Err(error)
             }
         }
@@ -113,16 +113,16 @@ impl Stack {
     pub async fn stop(self) {
         self.supervisor.stop_all().await;
         self.issuer_stop.cancel();
-        std::fs::remove_file(self.home.path(BOARD)).ok();
+        std::fs::remove_file(self.home.path(STATUS_FILE)).ok();
     }
 }
 
 struct Startup<'a> {
     options: &'a Options,
-    home: &'a Home,
+    home: &'a StackDir,
     say: &'a Reporter,
     supervisor: &'a Arc<Supervisor>,
-    board: &'a StatusFile,
+    status_file: &'a StatusFile,
 }
 
 /// The addresses that services need, each other's included.
@@ -169,7 +169,7 @@ impl Startup<'_> {
         let callable = fleet::SERVICES.iter().filter(|service| !service.serves.is_empty());
         behind.extend(callable.filter_map(|service| Some((service.name, service_ports[service.name].0?))));
         let proxies = if self.options.fault_proxy { Some(self.proxies(&mut ports, &behind).await?) } else { None };
-        let door = |name: &str, port| proxies.as_ref().map_or(port, |proxies| proxies.door(name, port));
+        let port_to = |name: &str, port| proxies.as_ref().map_or(port, |proxies| proxies.port_of(name, port));
 
         let started = Instant::now();
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
@@ -190,18 +190,18 @@ impl Startup<'_> {
         let accounts = nats::Layout::Fleet(Vec::new());
         let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
         let upstream = |(grpc, service): (&str, &fleet::Service)| {
-            let port = door(service.name, service_ports[service.name].0?);
+            let port = port_to(service.name, service_ports[service.name].0?);
             Some(format!("{grpc}=http://127.0.0.1:{port}"))
         };
         let seen = Surroundings {
-            postgres: postgres.through(door("postgres", postgres_port)),
-            nats: nats.through(door("nats", nats_port)),
-            opensearch: node.url(door("opensearch", opensearch_port)),
+            postgres: postgres.through(port_to("postgres", postgres_port)),
+            nats: nats.through(port_to("nats", nats_port)),
+            opensearch: node.url(port_to("opensearch", opensearch_port)),
             issuer_port,
             upstreams: fleet::upstreams().filter_map(upstream).collect::<Vec<_>>().join(","),
             ports: service_ports,
         };
-        self.step("prepared the parts' folders and configuration", started);
+        self.step("prepared the backing services' folders and configuration", started);
 
         // OpenSearch takes longest: everything that does not need it starts meanwhile.
         let (supervisor, program, unit) = (Arc::clone(self.supervisor), node.program(), self.opensearch_unit(&node)?);
@@ -211,7 +211,7 @@ impl Startup<'_> {
             let started = Instant::now();
             self.supervisor.start(postgres.program()?, self.postgres_unit(&postgres)?).await?;
             self.step(&format!("PostgreSQL on port {postgres_port}"), started);
-            if self.options.parts_only {
+            if self.options.infra_only {
                 return Ok(());
             }
             let started = Instant::now();
@@ -219,11 +219,16 @@ impl Startup<'_> {
             let provisioned = nats::provision(self.home, &nats.address(), nats::Wanted::default()).await;
             provisioned.context("making the streams and the durable consumers")?;
             self.step(&format!("nats-server on port {nats_port}, with its streams"), started);
-            let (home, board) = (self.home.clone(), self.board.clone());
-            tokio_util::task::TaskTracker::new().spawn(administrate(home, board, nats.address(), issuer_stop.clone()));
+            let (home, status_file) = (self.home.clone(), self.status_file.clone());
+            tokio_util::task::TaskTracker::new().spawn(administrate(
+                home,
+                status_file,
+                nats.address(),
+                issuer_stop.clone(),
+            ));
             let issuer = Issuer::open(self.home)?;
             issuer.serve(issuer_port, issuer_stop.clone()).await?;
-            self.board.add(self.issuer_unit(issuer_port));
+            self.status_file.add(self.issuer_unit(issuer_port));
             for service in fleet::SERVICES.iter().filter(|service| !needs_all(service)) {
                 self.service(service, &seen).await?;
             }
@@ -233,7 +238,7 @@ impl Startup<'_> {
         rest?;
         opensearch?;
         self.step(&format!("OpenSearch on port {opensearch_port}"), opensearch_started);
-        if !self.options.parts_only {
+        if !self.options.infra_only {
             for service in fleet::SERVICES.iter().filter(|service| needs_all(service)) {
                 self.service(service, &seen).await?;
             }
@@ -316,7 +321,7 @@ impl Startup<'_> {
         let proxies = Proxies::prepare(self.home, &program, ports, behind)?;
         let unit = Unit {
             url: Some(format!("http://127.0.0.1:{}", proxies.api)),
-            ..self.unit("toxiproxy", Kind::Part, proxies.api)
+            ..self.unit("toxiproxy", Kind::Infra, proxies.api)
         };
         self.supervisor.start(proxies.program(), unit).await?;
         self.step("fault proxies", started);
@@ -391,7 +396,7 @@ impl Startup<'_> {
             data_dir: Some(postgres.data.clone()),
             url: Some(format!("postgres://127.0.0.1:{}/todo", postgres.port)),
             creds_file: Some(creds),
-            ..self.unit("postgres", Kind::Part, postgres.port)
+            ..self.unit("postgres", Kind::Infra, postgres.port)
         })
     }
 
@@ -401,7 +406,7 @@ impl Startup<'_> {
             url: Some(format!("nats://127.0.0.1:{}", nats.port)),
             // An operator inspects the todos' events first.
             creds_file: Some(nats::credentials_file(self.home, &nats::administration("TODO"))),
-            ..self.unit("nats", Kind::Part, nats.port)
+            ..self.unit("nats", Kind::Infra, nats.port)
         }
     }
 
@@ -414,7 +419,7 @@ impl Startup<'_> {
             data_dir: Some(node.data.clone()),
             url: Some(node.address()),
             creds_file: credentials.transpose()?,
-            ..self.unit("opensearch", Kind::Part, node.port)
+            ..self.unit("opensearch", Kind::Infra, node.port)
         })
     }
 
@@ -424,17 +429,17 @@ impl Startup<'_> {
             state: State::Ready,
             url: Some(format!("http://127.0.0.1:{port}")),
             log: self.home.log("supervisor"),
-            ..self.unit("issuer", Kind::Part, port)
+            ..self.unit("issuer", Kind::Infra, port)
         }
     }
 }
 
 /// Makes streams and durable consumers again after each start of nats-server: its store may have been lost.
-async fn administrate(home: Home, board: StatusFile, address: String, stop: CancellationToken) {
+async fn administrate(home: StackDir, status_file: StatusFile, address: String, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let (mut seen, mut said) = (0, false);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let units = board.read().units;
+        let units = status_file.read().units;
         let Some(unit) = units.iter().find(|unit| unit.name == "nats") else { continue };
         if unit.restarts == seen || unit.state != State::Ready {
             continue;
@@ -453,7 +458,7 @@ async fn administrate(home: Home, board: StatusFile, address: String, stop: Canc
 ///
 /// # Errors
 /// They cannot be read or made.
-pub fn roles(home: &Home, service: &str) -> Result<Roles, anyhow::Error> {
+pub fn roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
     let password = |role: &str| home.secret(&format!("postgres-{service}-{role}-password"));
     Ok(Roles { owner: password("owner")?, app: password("app")?, relay: password("relay")? })
 }

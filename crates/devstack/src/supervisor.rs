@@ -1,5 +1,5 @@
-//! Keeps programs running: starts them, waits until they are ready, restarts what dies after a growing pause, and keeps a board
-//! of their states, in memory and in a file that `flotilla status` reads.
+//! Keeps programs running: starts them, waits until they are ready, restarts what dies after a growing pause, and keeps
+//! the status of all, in memory and in a file that `flotilla status` reads.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -31,12 +31,13 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(10),
 ];
 
-/// Parts are the backing services; services are the fleet's own.
+/// Infra is the backing services; services are the fleet's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// PostgreSQL, NATS, OpenSearch, the issuer.
-    Part,
+    /// PostgreSQL, NATS, OpenSearch, the issuer. `part` in what an older release wrote.
+    #[serde(alias = "part")]
+    Infra,
     /// One of the fleet's services.
     Service,
 }
@@ -61,7 +62,7 @@ pub enum State {
 pub struct Unit {
     /// Its name.
     pub name: String,
-    /// A part or a service.
+    /// Infra or a service.
     pub kind: Kind,
     /// The process, while there is one.
     pub pid: Option<u32>,
@@ -78,13 +79,13 @@ pub struct Unit {
     /// host:port of its operations server, for services.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ops: Option<String>,
-    /// The folder of its data, for parts.
+    /// The folder of its data, for infra.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub data_dir: Option<PathBuf>,
-    /// Its address as a URL without secrets, for parts.
+    /// Its address as a URL without secrets, for infra.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub url: Option<String>,
-    /// The login, for parts that require one: for NATS a credentials file, else a JSON file with `url`, `user` and `password`.
+    /// The login, for infra that requires one: for NATS a credentials file, else a JSON file with `url`, `user` and `password`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub creds_file: Option<PathBuf>,
 }
@@ -125,7 +126,7 @@ impl StackStatus {
     }
 }
 
-/// The state of every unit. Clones are the same board.
+/// The state of every unit, in memory and in a file. Clones share both.
 #[derive(Clone)]
 pub struct StatusFile {
     file: PathBuf,
@@ -134,7 +135,7 @@ pub struct StatusFile {
 }
 
 impl StatusFile {
-    /// An empty board, stored in `file`.
+    /// No units yet; each change is written to `file`.
     #[must_use]
     pub fn new(file: PathBuf) -> Self {
         let content = StackStatus { supervisor: std::process::id(), up: false, units: Vec::new() };
@@ -149,17 +150,17 @@ impl StatusFile {
 
     /// Adds a unit.
     pub fn add(&self, unit: Unit) {
-        self.change(|board| board.units.push(unit));
+        self.change(|status| status.units.push(unit));
     }
 
     /// Records that all units are ready.
     pub fn is_up(&self) {
-        self.change(|board| board.up = true);
+        self.change(|status| status.up = true);
     }
 
     fn set(&self, name: &str, state: State, pid: Option<u32>, restarts: u32) {
-        self.change(|board| {
-            if let Some(unit) = board.units.iter_mut().find(|unit| unit.name == name) {
+        self.change(|status| {
+            if let Some(unit) = status.units.iter_mut().find(|unit| unit.name == name) {
                 unit.since = now();
                 unit.state = state;
                 unit.pid = pid;
@@ -195,7 +196,7 @@ impl StatusFile {
     }
 }
 
-/// Reads the board of another process.
+/// Reads the status file of another process.
 ///
 /// # Errors
 /// There is none, or it cannot be read.
@@ -206,20 +207,20 @@ pub fn read_status(file: &Path) -> Result<StackStatus, anyhow::Error> {
 
 /// Runs programs and keeps them running.
 pub struct Supervisor {
-    board: StatusFile,
+    status_file: StatusFile,
     http: reqwest::Client,
     ready_within: Duration,
     running: Mutex<Vec<(CancellationToken, TaskTracker)>>,
 }
 
 impl Supervisor {
-    /// A supervisor that writes to `board`.
+    /// A supervisor that writes to `status_file`.
     ///
     /// # Errors
     /// The HTTP client for readiness probes cannot be made.
-    pub fn new(board: StatusFile) -> Result<Self, anyhow::Error> {
+    pub fn new(status_file: StatusFile) -> Result<Self, anyhow::Error> {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
-        Ok(Self { board, http, ready_within: READY_WITHIN, running: Mutex::new(Vec::new()) })
+        Ok(Self { status_file, http, ready_within: READY_WITHIN, running: Mutex::new(Vec::new()) })
     }
 
     /// Starts a program and waits until it is ready; from then on it is restarted when it dies.
@@ -227,20 +228,20 @@ impl Supervisor {
     /// # Errors
     /// It died or did not become ready: the error names the log, with its last lines. None of its processes is left running.
     pub async fn start(&self, program: Program, unit: Unit) -> Result<(), anyhow::Error> {
-        self.board.add(unit);
+        self.status_file.add(unit);
         let mut child = program.spawn()?;
-        self.board.set(&program.name, State::Starting, child.id(), 0);
+        self.status_file.set(&program.name, State::Starting, child.id(), 0);
         let became_ready = tokio::select! {
             ready = tokio::time::timeout(self.ready_within, self.until_ready(&program)) => ready.is_ok(),
             status = child.wait() => {
-                self.board.set(&program.name, State::Stopped, None, 0);
+                self.status_file.set(&program.name, State::Stopped, None, 0);
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 bail!("{} died at start ({status}). Its log {} ends with:\n{}", program.name, program.log.display(), tail(&program.log, 12));
             }
         };
         if !became_ready {
             program.stop(&mut child, STOP_WITHIN).await;
-            self.board.set(&program.name, State::Stopped, None, 0);
+            self.status_file.set(&program.name, State::Stopped, None, 0);
             bail!(
                 "{} was not ready after {:?}. Its log {} ends with:\n{}",
                 program.name,
@@ -249,11 +250,11 @@ impl Supervisor {
                 tail(&program.log, 12)
             );
         }
-        self.board.set(&program.name, State::Ready, child.id(), 0);
+        self.status_file.set(&program.name, State::Ready, child.id(), 0);
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let supervised = Supervised {
             program,
-            board: self.board.clone(),
+            status_file: self.status_file.clone(),
             http: self.http.clone(),
             ready_within: self.ready_within,
             stop: stop.clone(),
@@ -291,7 +292,7 @@ async fn until_ready(program: &Program, http: &reqwest::Client) {
 /// A program that is restarted whenever it dies.
 struct Supervised {
     program: Program,
-    board: StatusFile,
+    status_file: StatusFile,
     http: reqwest::Client,
     ready_within: Duration,
     stop: CancellationToken,
@@ -355,7 +356,7 @@ impl Supervised {
                     return;
                 }
             }
-            let units = self.board.read().units;
+            let units = self.status_file.read().units;
             let pid = units.iter().find(|unit| unit.name == self.program.name).and_then(|unit| unit.pid);
             self.set(State::Ready, pid, restarts);
         }
@@ -363,7 +364,7 @@ impl Supervised {
     }
 
     fn set(&self, state: State, pid: Option<u32>, restarts: u32) {
-        self.board.set(&self.program.name, state, pid, restarts);
+        self.status_file.set(&self.program.name, state, pid, restarts);
     }
 }
 
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_that_waits_for_a_part_is_left_alone_and_one_that_hangs_is_not() {
+    async fn a_service_that_waits_for_a_backing_service_is_left_alone_and_one_that_hangs_is_not() {
         let says = Arc::new(Says { ready: true.into(), ..Says::default() });
         let (ready, alive) = (Arc::clone(&says), Arc::clone(&says));
         let router = Router::new()
@@ -425,8 +426,8 @@ mod tests {
         server.spawn(stop.clone().run_until_cancelled_owned(axum::serve(listener, router).into_future()));
         let folder = std::env::temp_dir().join(format!("flotilla-supervisor-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
-        let board = StatusFile::new(folder.join("state.json"));
-        let mut supervisor = Supervisor::new(board.clone()).unwrap();
+        let status_file = StatusFile::new(folder.join("state.json"));
+        let mut supervisor = Supervisor::new(status_file.clone()).unwrap();
         supervisor.ready_within = Duration::from_millis(50);
         let program = Program {
             name: "waits".to_owned(),
@@ -455,7 +456,7 @@ mod tests {
             creds_file: None,
         };
         supervisor.start(program, unit).await.unwrap();
-        let unit = || board.read().units.remove(0);
+        let unit = || status_file.read().units.remove(0);
 
         says.ready.store(false, Ordering::SeqCst);
         signal(unit().pid.unwrap(), Signal::SIGKILL).unwrap();
@@ -470,7 +471,7 @@ mod tests {
         until(|| unit().restarts >= 2).await;
         says.hangs.store(false, Ordering::SeqCst);
         says.ready.store(true, Ordering::SeqCst);
-        board.until("waits", State::Ready).await;
+        status_file.until("waits", State::Ready).await;
         supervisor.stop_all().await;
         stop.cancel();
         server.close();

@@ -107,7 +107,7 @@ async fn behind_the_tail(
         None if place.seq <= checkpoint.dropped_seq => Ok(place),
         found => Err(LeadError::Halted(format!(
             "the stream is ahead of the outbox: its last message {} is event {id} of row {}, and the outbox has {} \
-             there. Was Postgres restored from an older backup? `outbox::operate::beyond` shows what the stream has \
+             there. Was Postgres restored from an older backup? `outbox::operate::divergence` shows what the stream has \
              beyond the outbox; `outbox::operate::accept` with `outbox::operate::remove` takes that out, and the relay \
              goes on",
             tail.sequence,

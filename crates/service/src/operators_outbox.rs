@@ -11,8 +11,8 @@ use futures::StreamExt as _;
 use futures::stream;
 use proto::ops::outbox_service_server::{OutboxService, OutboxServiceServer};
 use proto::ops::{
-    AcceptProgress, AcceptRequest, ActedRows, Behind, Beyond, DiscardRowRequest, FindRowRequest, FoundRow,
-    GetBehindRequest, GetBeyondRequest, GetOutboxRequest, GetRowRequest, JournalLine, ListJournalRequest,
+    AcceptProgress, AcceptRequest, ActedRows, Behind, DiscardRowRequest, Divergence, FindRowRequest, FoundRow,
+    GetBehindRequest, GetDivergenceRequest, GetOutboxRequest, GetRowRequest, JournalLine, ListJournalRequest,
     ListParkedRowsRequest, ListRowsRequest, Outbox, ParkedRow, ReleaseRowsRequest, RenumberRowsRequest,
     RequeueRowsRequest, Row,
 };
@@ -173,20 +173,20 @@ impl OutboxService for Operated {
         operate::renumber(&mut *self.db().await?, &behind, act).await.map(acted).map_err(not_done)
     }
 
-    async fn get_beyond(&self, _: Request<GetBeyondRequest>) -> Result<Response<Beyond>, Status> {
+    async fn get_divergence(&self, _: Request<GetDivergenceRequest>) -> Result<Response<Divergence>, Status> {
         let stream = self.stream().await?;
-        let beyond = operate::beyond(&mut *self.db().await?, &stream).await.map_err(not_done)?;
-        message(&beyond).map(Response::new)
+        let divergence = operate::divergence(&mut *self.db().await?, &stream).await.map_err(not_done)?;
+        message(&divergence).map(Response::new)
     }
 
     type AcceptStream = Answers<AcceptProgress>;
 
     async fn accept(&self, request: Request<AcceptRequest>) -> Result<Response<Answers<AcceptProgress>>, Status> {
         let (actor, reason) = act(&request, &request.get_ref().reason)?;
-        let beyond: operate::Beyond = shown(request.into_inner().beyond)?;
+        let divergence: operate::Divergence = shown(request.into_inner().divergence)?;
         let stream = self.stream().await?;
         let info = stream.cached_info();
-        if DateTime::from_timestamp_micros(info.created.timestamp_micros()) != Some(beyond.stream_created_at) {
+        if DateTime::from_timestamp_micros(info.created.timestamp_micros()) != Some(divergence.stream_created_at) {
             return Err(Status::failed_precondition("that is another stream by now: query it again"));
         }
         // A connection of its own: closed, it releases its lock.
@@ -197,7 +197,7 @@ impl OutboxService for Operated {
                 progress.send(Ok(AcceptProgress { accepted: false })).await.ok();
                 let mut tick = tokio::time::interval(CHECK_INTERVAL);
                 let removal = async {
-                    while !operate::is_removed(&stream, &beyond).await? {
+                    while !operate::is_removed(&stream, &divergence).await? {
                         tick.tick().await;
                     }
                     Ok(())
@@ -212,7 +212,7 @@ impl OutboxService for Operated {
                 }
             };
             let act = Act { actor: &actor, reason: &reason };
-            let done = operate::accept(&mut db, &beyond, act, removed).await.map_err(not_done);
+            let done = operate::accept(&mut db, &divergence, act, removed).await.map_err(not_done);
             progress.send(done.map(|()| AcceptProgress { accepted: true })).await.ok();
         });
         Ok(Response::new(stream::poll_fn(move |context| steps.poll_recv(context)).boxed()))

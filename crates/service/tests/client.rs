@@ -31,13 +31,13 @@ use tonic::{Code, Status};
 use tower::Service;
 
 /// What is called; stops when it is dropped.
-struct World {
+struct Fixture {
     lifecycle: Lifecycle,
     /// How many calls, or connections that break off, came.
     came: Arc<AtomicUsize>,
 }
 
-impl Drop for World {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
     }
@@ -52,7 +52,7 @@ fn empty_answer() -> Response<Body> {
     response
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         Self { lifecycle: Lifecycle::default(), came: Arc::default() }
     }
@@ -132,41 +132,41 @@ const LONG: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_replica_that_is_gone_is_left_out_and_no_call_fails() {
-    let world = World::new();
-    let client = world.upstream(&[gone(), world.live().await, gone()]);
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[gone(), fixture.live().await, gone()]);
     for call in 0..300 {
         send(&client, request(LONG)).await.unwrap_or_else(|status| panic!("call {call}: {status}"));
     }
-    assert_eq!(world.came(), 300);
+    assert_eq!(fixture.came(), 300);
 }
 
 #[tokio::test]
 async fn what_may_have_been_done_is_sent_again_only_where_that_does_no_harm() {
-    let world = World::new();
-    let client = world.upstream(&[world.breaking_off().await]);
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[fixture.breaking_off().await]);
     let lost = send(&client, request(LONG)).await.unwrap_err();
-    assert_eq!((lost.code(), world.came()), (Code::Unavailable, 1));
+    assert_eq!((lost.code(), fixture.came()), (Code::Unavailable, 1));
     // With a key it happens once, however often it is sent; what only reads may be sent again. The breaker lets no more than four through.
-    let world = World::new();
-    let client = world.upstream(&[world.breaking_off().await]);
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[fixture.breaking_off().await]);
     let mut keyed = request(LONG);
     keyed.metadata_mut().insert("idempotency-key", "k".parse().unwrap());
     assert_eq!(send(&client, keyed).await.unwrap_err().code(), Code::Unavailable);
-    assert!((2..=4).contains(&world.came()), "{}", world.came());
-    let world = World::new();
-    let client = world.upstream(&[world.breaking_off().await, world.live().await]);
+    assert!((2..=4).contains(&fixture.came()), "{}", fixture.came());
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[fixture.breaking_off().await, fixture.live().await]);
     for _ in 0..100 {
         send(&client, reading(LONG)).await.unwrap();
     }
-    assert!(world.came() < 120, "what breaks off is left out: {}", world.came());
+    assert!(fixture.came() < 120, "what breaks off is left out: {}", fixture.came());
 }
 
 /// Some seconds: that it says nothing is found by asking it twice.
 #[tokio::test]
 async fn a_replica_that_says_nothing_is_found_out_and_left_out() {
-    let world = World::new();
+    let fixture = Fixture::new();
     let paused = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = world.upstream(&[paused.local_addr().unwrap(), world.live().await]);
+    let client = fixture.upstream(&[paused.local_addr().unwrap(), fixture.live().await]);
     // The kernel takes connections for it.
     for _ in 0..4 {
         join_all((0..20).map(|_| send(&client, reading(LONG))))
@@ -183,8 +183,8 @@ async fn a_replica_that_says_nothing_is_found_out_and_left_out() {
 
 #[tokio::test]
 async fn a_call_ends_at_its_deadline_and_says_so() {
-    let world = World::new();
-    let client = world.upstream(&[world.silent().await]);
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[fixture.silent().await]);
     // Callers that give no time do not have others find the replica left out.
     for request in [request(Duration::from_millis(50)), reading(Duration::from_millis(50))]
         .into_iter()
@@ -195,28 +195,28 @@ async fn a_call_ends_at_its_deadline_and_says_so() {
     }
     // It is still asked.
     let late = send(&client, request(Duration::from_millis(300))).await.unwrap_err();
-    assert_eq!((late.code(), world.came() > 0), (Code::DeadlineExceeded, true));
+    assert_eq!((late.code(), fixture.came() > 0), (Code::DeadlineExceeded, true));
 }
 
 #[tokio::test]
 async fn repeats_are_a_share_of_all_calls() {
-    let world = World::new();
+    let fixture = Fixture::new();
     let mut addresses = Vec::new();
     for _ in 0..200 {
         let gone_again = |_| async { Response::builder().status(503).body(Body::empty()).unwrap() }.boxed();
-        addresses.push(world.replica(gone_again).await);
+        addresses.push(fixture.replica(gone_again).await);
     }
-    let client = world.upstream(&addresses);
+    let client = fixture.upstream(&addresses);
     let failed = join_all((0..200).map(|_| send(&client, reading(LONG)))).await;
     assert!(failed.iter().all(Result::is_err));
     // A hundred in reserve, and a fifth of all: without a budget four of each would come.
-    assert!((200..=200 + 100 + 40 + 20).contains(&world.came()), "{}", world.came());
+    assert!((200..=200 + 100 + 40 + 20).contains(&fixture.came()), "{}", fixture.came());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn callers_that_meet_at_a_replica_that_is_gone_all_find_the_one_that_lives() {
-    let world = World::new();
-    let client = world.upstream(&[gone(), world.live().await]);
+    let fixture = Fixture::new();
+    let client = fixture.upstream(&[gone(), fixture.live().await]);
     let calls = futures::stream::iter(0..4_000).map(|_| {
         let client = client.clone();
         tokio_util::task::TaskTracker::new().spawn(async move { send(&client, request(LONG)).await })
@@ -226,52 +226,52 @@ async fn callers_that_meet_at_a_replica_that_is_gone_all_find_the_one_that_lives
 }
 
 /// Serves at this address until the returned is cancelled.
-async fn serve_at(world: &World, address: SocketAddr) -> CancellationToken {
+async fn serve_at(fixture: &Fixture, address: SocketAddr) -> CancellationToken {
     let listener = TcpListener::bind(address).await.unwrap();
     let stop = CancellationToken::new();
     let bounds = Bounds { connections: 10, streams: 10, http2_only: true, longest: LONGEST };
     let router = Router::new().fallback(|| async { empty_answer() });
-    world.lifecycle.spawn("replica", serve(listener, router, bounds, stop.clone()));
+    fixture.lifecycle.spawn("replica", serve(listener, router, bounds, stop.clone()));
     stop
 }
 
 #[tokio::test]
 async fn replicas_are_restarted_one_after_the_other_and_no_call_fails() {
-    let world = World::new();
+    let fixture = Fixture::new();
     let addresses = [gone(), gone()];
-    let mut stops = [serve_at(&world, addresses[0]).await, serve_at(&world, addresses[1]).await];
-    let client = world.upstream(&addresses);
+    let mut stops = [serve_at(&fixture, addresses[0]).await, serve_at(&fixture, addresses[1]).await];
+    let client = fixture.upstream(&addresses);
     for n in 0..6 {
         stops[n % 2].cancel();
         for _ in 0..20 {
             send(&client, reading(LONG)).await.unwrap();
         }
         testkit::until("the port is free", || async { TcpListener::bind(addresses[n % 2]).await.is_ok() }).await;
-        stops[n % 2] = serve_at(&world, addresses[n % 2]).await;
+        stops[n % 2] = serve_at(&fixture, addresses[n % 2]).await;
     }
 }
 
 #[tokio::test]
 async fn a_replica_that_is_back_is_used_again() {
-    let world = World::new();
+    let fixture = Fixture::new();
     let address = gone();
-    let client = world.upstream(&[address]);
+    let client = fixture.upstream(&[address]);
     let away = send(&client, request(LONG)).await.unwrap_err();
     assert_eq!(away.code(), Code::Unavailable);
     assert!(!away.message().contains("127.0.0.1"), "no internals: {away}");
-    serve_at(&world, address).await;
+    serve_at(&fixture, address).await;
     testkit::until("it answers", || async { send(&client, request(LONG)).await.is_ok() }).await;
 }
 
 #[tokio::test]
 async fn a_host_with_a_name_is_looked_up() {
-    let world = World::new();
-    let port = world.live().await.port();
-    let upstream = Upstream::new(&world.lifecycle, "searches", &[format!("http://localhost:{port}")]).unwrap();
+    let fixture = Fixture::new();
+    let port = fixture.live().await.port();
+    let upstream = Upstream::new(&fixture.lifecycle, "searches", &[format!("http://localhost:{port}")]).unwrap();
     let client = SearchServiceClient::new(upstream);
     testkit::until("it is found", || async { send(&client, reading(LONG)).await.is_ok() }).await;
     for wrong in ["localhost:1", "https://localhost:1", "http://localhost", ""] {
-        assert!(Upstream::new(&world.lifecycle, "searches", &[wrong.to_owned()]).is_err(), "{wrong:?}");
+        assert!(Upstream::new(&fixture.lifecycle, "searches", &[wrong.to_owned()]).is_err(), "{wrong:?}");
     }
 }
 
@@ -307,11 +307,11 @@ impl Service<Request<Body>> for Calling {
 
 #[tokio::test]
 async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
-    let world = World::new();
+    let fixture = Fixture::new();
     let issuer = testkit::TestIssuer::new();
     let bearer = issuer.bearer("acme", "ann");
     let wanted = bearer.clone();
-    let behind = world
+    let behind = fixture
         .replica(move |headers| {
             let authorized = headers.get("authorization").is_some_and(|value| value.to_str().unwrap() == wanted);
             let bounded = headers.contains_key("grpc-timeout");
@@ -323,14 +323,14 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
         .await;
     let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
     let process = Process::new("searches", "test");
-    let upstream = Upstream::new(&world.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
+    let upstream = Upstream::new(&fixture.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
     let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
-    let mut client = world.upstream(&[address]);
+    let mut client = fixture.upstream(&[address]);
     let mut request = reading(LONG);
     request.metadata_mut().insert("authorization", bearer.parse().unwrap());
     let answer = client.search_todos(request).await.unwrap();
     assert_eq!(answer.metadata().get(DEGRADED).unwrap(), "search-index");
-    assert_eq!(world.came(), 1);
+    assert_eq!(fixture.came(), 1);
     assert_eq!(send(&client, reading(LONG)).await.unwrap_err().code(), Code::Unauthenticated);
     process.lifecycle.stopping().cancel();
 }

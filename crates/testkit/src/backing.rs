@@ -109,13 +109,13 @@ fn start() -> Result<(Backing, UnixStream), String> {
         if let Some(status) = holder.try_wait().unwrap() {
             // A supervisor that is stopping still holds the stack: try again when it has gone.
             if !said().contains("another process runs a stack") {
-                return Err(format!("the parts ended with {status}:\n{}", said()));
+                return Err(format!("the backing services ended with {status}:\n{}", said()));
             }
             std::thread::park_timeout(std::time::Duration::from_millis(500));
             return start();
         }
         if std::time::Instant::now() > deadline {
-            return Err(format!("the parts did not start:\n{}", said()));
+            return Err(format!("the backing services did not start:\n{}", said()));
         }
         std::thread::park_timeout(std::time::Duration::from_millis(50));
     }

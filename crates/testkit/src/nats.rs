@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use devstack::Home;
+use devstack::StackDir;
 use devstack::nats::{self, Layout, Nats, Wanted};
 use devstack::ports::Ports;
 use devstack::process::{Program, signal};
@@ -16,7 +16,7 @@ use crate::{unique, until};
 /// A running server; dropping this stops and removes it.
 pub struct TestNats {
     folder: PathBuf,
-    home: Home,
+    home: StackDir,
     nats: Nats,
     program: Program,
     child: Child,
@@ -86,7 +86,7 @@ impl TestNats {
         let numbers: Vec<_> = (0..3).map(|_| (pick(), pick(), pick())).collect();
         let servers = Nats::prepare_cluster(&home, &server, &numbers, &Layout::Fleet(more)).unwrap();
         let tests: Vec<Self> =
-            servers.into_iter().map(|nats| Self::of(folder.clone(), Home::open(&folder).unwrap(), nats)).collect();
+            servers.into_iter().map(|nats| Self::of(folder.clone(), StackDir::open(&folder).unwrap(), nats)).collect();
         for test in &tests {
             test.until_ready().await;
         }
@@ -107,7 +107,7 @@ impl TestNats {
         .await;
     }
 
-    fn of(folder: PathBuf, home: Home, nats: Nats) -> Self {
+    fn of(folder: PathBuf, home: StackDir, nats: Nats) -> Self {
         let program = nats.program();
         let child = program.spawn().unwrap();
         Self { folder, home, nats, program, child }
@@ -147,7 +147,7 @@ impl TestNats {
 
     /// The home of its keys and credentials.
     #[must_use]
-    pub const fn home(&self) -> &Home {
+    pub const fn home(&self) -> &StackDir {
         &self.home
     }
 
@@ -282,17 +282,17 @@ impl TestNats {
     }
 }
 
-fn prepare() -> (PathBuf, Home, PathBuf) {
+fn prepare() -> (PathBuf, StackDir, PathBuf) {
     // The program is there already: it was fetched together with the shared backing services.
     crate::Backing::shared();
     let folder = std::env::temp_dir().join(unique("flotilla-nats-"));
-    let home = Home::open(&folder).unwrap();
+    let home = StackDir::open(&folder).unwrap();
     (folder, home, program())
 }
 
 fn program() -> PathBuf {
     let pinned = devstack::install::version("NATS_SERVER").unwrap();
-    devstack::home::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server")
+    devstack::stack_dir::cache().unwrap().join("nats-server").join(pinned).join("bin/nats-server")
 }
 
 impl Drop for TestNats {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
-use devstack::Home;
+use devstack::StackDir;
 use devstack::issuer::Issuer;
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ impl TestIssuer {
     #[expect(clippy::new_without_default, reason = "it makes a folder and a key")]
     pub fn new() -> Self {
         let folder = std::env::temp_dir().join(unique("flotilla-issuer-"));
-        let issuer = Issuer::open(&Home::open(&folder).unwrap()).unwrap();
+        let issuer = Issuer::open(&StackDir::open(&folder).unwrap()).unwrap();
         std::fs::write(folder.join("jwks.json"), serde_json::to_vec(&issuer.jwks()).unwrap()).unwrap();
         Self { folder, issuer }
     }

@@ -21,7 +21,7 @@ const RECOVERED_WITHIN: Duration = Duration::from_secs(240);
 fn services(wanted: fn(&fleet::Service) -> bool) -> Vec<&'static str> {
     fleet::SERVICES.iter().filter(|service| wanted(service)).map(|service| service.name).collect()
 }
-const PARTS: [&str; 3] = ["nats", "postgres", "opensearch"];
+const INFRA: [&str; 3] = ["nats", "postgres", "opensearch"];
 
 /// A fault of the fleet.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ impl Fault {
         } else {
             [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5][random.below(12)]
         };
-        let targets = [&services(|_| true)[..], &PARTS[..]].concat();
+        let targets = [&services(|_| true)[..], &INFRA[..]].concat();
         match kind {
             0 => Self::Kill(targets[random.below(targets.len())]),
             1 => {
@@ -79,9 +79,9 @@ impl Fault {
             }
             2 => {
                 let toxics = [Toxic::Latency, Toxic::Reset, Toxic::BlackHole, Toxic::SlowClose];
-                let doors = [&PARTS[..], &services(|service| !service.serves.is_empty())].concat();
-                let (door, toxic) = (doors[random.below(doors.len())], toxics[random.below(toxics.len())]);
-                Self::Disturb(door, toxic, seconds(random, 5))
+                let proxies = [&INFRA[..], &services(|service| !service.serves.is_empty())].concat();
+                let (proxy, toxic) = (proxies[random.below(proxies.len())], toxics[random.below(toxics.len())]);
+                Self::Disturb(proxy, toxic, seconds(random, 5))
             }
             3 => Self::Wipe(["nats", "opensearch"][random.below(2)]),
             5 => Self::Poison,
@@ -188,11 +188,11 @@ impl<'a> Faults<'a> {
                 tokio::time::sleep(*length).await;
                 processes.iter().for_each(|pid| drop(signal(*pid, Signal::SIGCONT)));
             }
-            Fault::Disturb(door, toxic, length) => {
+            Fault::Disturb(proxy, toxic, length) => {
                 for stream in ["upstream", "downstream"] {
                     let mut body = toxic.body();
                     (body["name"], body["stream"]) = (json!(stream), json!(stream));
-                    self.proxy(&format!("proxies/{door}/toxics"), &body).await;
+                    self.proxy(&format!("proxies/{proxy}/toxics"), &body).await;
                 }
                 tokio::time::sleep(*length).await;
                 self.proxy("reset", &json!({})).await;
@@ -319,7 +319,7 @@ impl<'a> Faults<'a> {
         let deadline = Instant::now() + RECOVERED_WITHIN;
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let what = format!("after {fault:?} the fleet is not itself again within {RECOVERED_WITHIN:?}");
-        let names = [&services(|_| true)[..], &PARTS[..]].concat();
+        let names = [&services(|_| true)[..], &INFRA[..]].concat();
         while !names.iter().all(|name| self.fleet.unit(name).state == State::Ready) {
             tick.tick().await;
             assert!(Instant::now() < deadline, "{what}");

@@ -48,7 +48,7 @@ async fn what_was_acknowledged_survives_two_minutes_of_faults() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "as long as it is asked for: make faults"]
 async fn what_was_acknowledged_survives_as_long_as_is_asked_for() {
-    #[expect(clippy::disallowed_methods, reason = "how long, and from which seed: the door of `make faults`")]
+    #[expect(clippy::disallowed_methods, reason = "how long, and from which seed: the settings of `make faults`")]
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("FLOTILLA_FAULTS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let length = Duration::from_secs(number("FLOTILLA_FAULTS_SECONDS").unwrap_or(1_800));

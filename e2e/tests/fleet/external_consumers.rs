@@ -13,7 +13,7 @@ use e2e::Fleet;
 /// A Python with the packages that the program names; made once, in the user's cache.
 async fn python() -> PathBuf {
     let (nats, schema) = (version("NATS_PY").unwrap(), version("PY_JSONSCHEMA").unwrap());
-    let venv = devstack::home::cache().unwrap().join(format!("python-nats-{nats}-nkeys-jsonschema-{schema}"));
+    let venv = devstack::stack_dir::cache().unwrap().join(format!("python-nats-{nats}-nkeys-jsonschema-{schema}"));
     let python = venv.join("bin/python");
     if !venv.join(".complete").exists() {
         let made = Command::new("python3").args(["-m", "venv"]).arg(&venv).status().await.unwrap();

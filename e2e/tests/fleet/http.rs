@@ -294,11 +294,11 @@ fn nothing_a_client_sends_is_a_5xx() {
 }
 
 #[test]
-fn a_call_without_a_good_token_is_401_on_every_door() {
+fn a_call_without_a_good_token_is_401_on_every_route() {
     with_fleet(|fleet, _| async {
         let stranger = fleet.stranger();
         let id = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f";
-        for (method, path) in doors(id) {
+        for (method, path) in routes(id) {
             let answer = stranger.send(method.clone(), &path, None).await;
             assert_eq!((answer.status, answer.code()), (401, "TOKEN_MISSING"), "{method} {path}");
             assert_eq!(answer.header("www-authenticate"), "Bearer");
@@ -311,8 +311,8 @@ fn a_call_without_a_good_token_is_401_on_every_door() {
 }
 
 /// A request for every RPC of the fleet, from its annotations.
-pub fn doors(id: &str) -> Vec<(Method, String)> {
-    let mut doors = Vec::new();
+pub fn routes(id: &str) -> Vec<(Method, String)> {
+    let mut routes = Vec::new();
     let http = proto::POOL.get_extension_by_name("google.api.http").unwrap();
     for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
         let options = rpc.options();
@@ -320,11 +320,11 @@ pub fn doors(id: &str) -> Vec<(Method, String)> {
         for verb in ["get", "post", "patch", "delete"] {
             let path = rule.as_message().and_then(|rule| rule.get_field_by_name(verb)?.as_str().map(ToOwned::to_owned));
             if let Some(path) = path.filter(|path| !path.is_empty()) {
-                doors.push((verb.to_uppercase().parse().unwrap(), path.replace("{id}", id)));
+                routes.push((verb.to_uppercase().parse().unwrap(), path.replace("{id}", id)));
             }
         }
     }
-    doors
+    routes
 }
 
 #[test]

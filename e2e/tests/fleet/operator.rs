@@ -35,7 +35,7 @@ fn status_tells_scripts_what_they_need() {
             for field in ["name", "kind", "pid", "address", "state", "restarts", "log"] {
                 assert!(!unit[field].is_null(), "{field} of {unit}");
             }
-            assert!(["part", "service"].contains(&unit["kind"].as_str().unwrap()));
+            assert!(["infra", "service"].contains(&unit["kind"].as_str().unwrap()));
             if ["postgres", "nats", "opensearch"].contains(&unit["name"].as_str().unwrap()) {
                 assert!(Path::new(unit["dataDir"].as_str().unwrap()).is_dir());
                 assert!(!unit["url"].as_str().unwrap().contains('@'), "no secrets in {unit}");
@@ -165,7 +165,7 @@ fn status_answers_the_first_questions_of_an_operator() {
 
 /// An alert on a metric that nobody exports never fires, and nobody notices.
 #[test]
-fn every_metric_that_an_alert_speaks_of_is_told() {
+fn every_metric_that_an_alert_names_is_exported() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("metrics", "ann").await;
         ann.create(serde_json::json!({"title": "something to measure"})).await;
@@ -182,14 +182,14 @@ fn every_metric_that_an_alert_speaks_of_is_told() {
         let later = ["dlq_unsettled_letters", "dlq_oldest_unsettled_seconds", "dlq_deaths_total"];
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         for metric in metrics.iter().filter(|metric| !later.contains(&metric.as_str())) {
-            testkit::until(&format!("{metric} is told"), || async {
-                let mut told = false;
+            testkit::until(&format!("{metric} is exported"), || async {
+                let mut exported = false;
                 for service in ["todo", "search-projector", "operations", "gateway"] {
                     let url = format!("http://{}/metrics", fleet.unit(service).ops.unwrap());
                     let text = http.get(url).send().await.unwrap().text().await.unwrap();
-                    told |= text.lines().any(|line| line.starts_with(metric.as_str()));
+                    exported |= text.lines().any(|line| line.starts_with(metric.as_str()));
                 }
-                told
+                exported
             })
             .await;
         }
@@ -424,14 +424,14 @@ fn what_stands_in_the_way_of_a_start_is_said_with_its_remedy() {
 
         // A backing service that dies at start: a cluster of a PostgreSQL version that never existed.
         let folder = std::env::temp_dir().join(testkit::unique("flotilla-broken-"));
-        let home = devstack::Home::open(&folder).unwrap();
+        let home = devstack::StackDir::open(&folder).unwrap();
         let data = home.data_of_user("postgres").unwrap();
         std::fs::create_dir_all(&data).unwrap();
         std::fs::write(data.join("PG_VERSION"), b"99").unwrap();
         let said = run(&folder).await;
         let log = home.log("postgres").canonicalize().unwrap();
         assert!(said.contains("postgres died at start") && said.contains(&log.display().to_string()), "{said}");
-        assert!(!home.path(devstack::stack::BOARD).exists(), "nothing is left running");
+        assert!(!home.path(devstack::stack::STATUS_FILE).exists(), "nothing is left running");
         home.wipe().unwrap();
     });
 }

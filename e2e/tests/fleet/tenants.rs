@@ -1,22 +1,22 @@
-//! Another tenant's todo does not exist, at any endpoint.
+//! Another tenant's todo does not exist, on any route.
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::http::doors;
+use crate::http::routes;
 use crate::with_fleet;
 
 #[test]
-fn every_door_answers_another_tenant_with_404_or_nothing() {
+fn every_route_answers_another_tenant_with_404_or_nothing() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("tenants-a", "ann").await;
         let todo = ann.create(json!({"title": "hidden treasure", "labels": ["gold"]})).await;
         testkit::until("its own tenant finds it", || async { ann.search("treasure").await.len() == 1 }).await;
         let eve = fleet.caller("tenants-b", "ann").await;
         let id = todo["id"].as_str().unwrap();
-        let doors = doors(id);
-        assert!(doors.len() >= 8, "{doors:?}");
-        for (method, path) in doors {
+        let routes = routes(id);
+        assert!(routes.len() >= 8, "{routes:?}");
+        for (method, path) in routes {
             let body = match method {
                 Method::POST | Method::PATCH if path.contains(id) => Some(json!({})),
                 Method::POST => Some(json!({"title": "mine"})),

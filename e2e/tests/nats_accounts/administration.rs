@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use serde_json::json;
 use testkit::TestNats;
 
-use crate::world::{World, api};
+use crate::fixture::{Fixture, api};
 
 #[tokio::test]
 async fn a_data_folder_of_before_the_accounts_is_carried_over() {
@@ -69,13 +69,13 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
 
 #[tokio::test]
 async fn a_login_that_a_release_brings_works_without_a_restart() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
     let new = fleet::reader("printer", &[("EVENTS_TODO", "printer")]);
-    devstack::nats::announce(world.nats.home(), &world.nats.address(), std::slice::from_ref(&new)).await.unwrap();
+    devstack::nats::announce(fixture.nats.home(), &fixture.nats.address(), std::slice::from_ref(&new)).await.unwrap();
     let config = consumer::Config { durable: "printer".to_owned(), ..fleet::PROJECTION.config(String::new()) };
-    let (events, records) = (world.nats.jetstream().await, world.nats.records().await);
+    let (events, records) = (fixture.nats.jetstream().await, fixture.nats.records().await);
     consumer::administer::durables(&events, &records, &config, None).await.unwrap();
-    let js = async_nats::jetstream::new(world.nats.client("printer").await);
+    let js = async_nats::jetstream::new(fixture.nats.client("printer").await);
     let durable: PullConsumer = js.get_consumer_from_stream("printer", "EVENTS_TODO").await.unwrap();
     let mut batch = durable.fetch().max_messages(6).messages().await.unwrap();
     let mut read = 0;
@@ -85,17 +85,18 @@ async fn a_login_that_a_release_brings_works_without_a_restart() {
     }
     assert_eq!(read, 6);
     // The clients that were connected go on.
-    world.nats.client("search-projector").await;
+    fixture.nats.client("search-projector").await;
 }
 
 #[tokio::test]
 async fn an_account_has_its_limits_and_takes_nothing_from_another() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
     let mut made = 0;
     let refused = loop {
         let name = format!("MORE_{made}");
         let answer =
-            api(world.admin("TODO"), &format!("STREAM.CREATE.{name}"), json!({"name": name, "subjects": [name]})).await;
+            api(fixture.admin("TODO"), &format!("STREAM.CREATE.{name}"), json!({"name": name, "subjects": [name]}))
+                .await;
         if !answer["error"].is_null() {
             break answer;
         }
@@ -104,22 +105,22 @@ async fn an_account_has_its_limits_and_takes_nothing_from_another() {
     };
     assert_eq!(refused["error"]["err_code"], 10027, "{refused}");
     let too_large = json!({"name": "LARGE", "subjects": ["large"], "max_bytes": 1_u64 << 40});
-    let refused = api(world.admin("RECORDS"), "STREAM.CREATE.LARGE", too_large).await;
+    let refused = api(fixture.admin("RECORDS"), "STREAM.CREATE.LARGE", too_large).await;
     assert!(!refused["error"].is_null(), "{refused}");
     // What the server does not know is refused, not passed over.
-    let unknown = api(world.admin("TODO"), "STREAM.INFO.EVENTS_TODO", json!({"no_such_field": true})).await;
+    let unknown = api(fixture.admin("TODO"), "STREAM.INFO.EVENTS_TODO", json!({"no_such_field": true})).await;
     assert!(!unknown["error"].is_null(), "{unknown}");
-    world.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
+    fixture.store("RECORDS", "dlq.search-projector.b".to_owned()).await;
     // Nor more connections than its limit.
     let mut clients = Vec::new();
-    let file = world.nats.credentials("search-projector");
+    let file = fixture.nats.credentials("search-projector");
     let refused = loop {
-        match devstack::nats::connect(&world.nats.address(), &file).await {
+        match devstack::nats::connect(&fixture.nats.address(), &file).await {
             Ok(client) => clients.push(client),
             Err(error) => break format!("{error:#}"),
         }
         assert!(clients.len() < 100, "there is no limit");
     };
     assert!(clients.len() >= 20, "{} and then {refused}", clients.len());
-    world.nats.client("operations").await;
+    fixture.nats.client("operations").await;
 }

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use testkit::until;
 
-use crate::world::{SETTLES, World, heard, requests, streams, targets};
+use crate::fixture::{Fixture, SETTLES, heard, requests, streams, targets};
 
 /// The ways of an attack.
 #[derive(Debug, Clone, Copy)]
@@ -30,9 +30,9 @@ enum Way {
 const LATE: [&str; 4] =
     ["evt.todo.created.v1.acme", "replay.search-projector.a", "replayed.search-projector", "dlq.search-projector.a"];
 
-async fn attack(world: &World, login: &Login, way: Way) -> usize {
-    let client = world.nats.client(&login.name).await;
-    let (targets, requests) = (targets(world, login), requests(login));
+async fn attack(fixture: &Fixture, login: &Login, way: Way) -> usize {
+    let client = fixture.nats.client(&login.name).await;
+    let (targets, requests) = (targets(fixture, login), requests(login));
     let mut tries = 0;
     match way {
         Way::Subject => {
@@ -72,11 +72,11 @@ async fn attack(world: &World, login: &Login, way: Way) -> usize {
             for _ in &targets {
                 for subject in LATE {
                     let owner = if subject.starts_with("evt.") { "TODO" } else { "RECORDS" };
-                    world.admin(owner).publish_with_headers(subject, headers.clone(), Bytes::new()).await.unwrap();
+                    fixture.admin(owner).publish_with_headers(subject, headers.clone(), Bytes::new()).await.unwrap();
                 }
             }
-            world.admin("TODO").flush().await.unwrap();
-            world.admin("RECORDS").flush().await.unwrap();
+            fixture.admin("TODO").flush().await.unwrap();
+            fixture.admin("RECORDS").flush().await.unwrap();
         }
         Way::Trace => {
             for (request, body) in &requests {
@@ -110,16 +110,16 @@ async fn attack(world: &World, login: &Login, way: Way) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_login_changes_anything_but_its_own_in_any_way() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
-    let mut hints = world.nats.client("todo").await.subscribe("hint.outbox.todo").await.unwrap();
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
+    let mut hints = fixture.nats.client("todo").await.subscribe("hint.outbox.todo").await.unwrap();
     let mut tries = 0;
-    for login in &world.logins {
+    for login in &fixture.logins {
         for way in [Way::Subject, Way::Reply, Way::Late, Way::Trace, Way::Deliver] {
-            let before = world.picture().await;
-            tries += attack(&world, login, way).await;
-            let after = world.picture().await;
+            let before = fixture.picture().await;
+            tries += attack(&fixture, login, way).await;
+            let after = fixture.picture().await;
             let written: &[&str] = if matches!(way, Way::Late) { &LATE } else { &[] };
-            let harm = world.harm(login, &before, &after, written);
+            let harm = fixture.harm(login, &before, &after, written);
             assert!(harm.is_empty(), "{} by {way:?}: {harm:#?}", login.name);
             assert!(login.owns() || heard(&mut hints).await.is_empty(), "{} hints by {way:?}", login.name);
         }
@@ -137,20 +137,20 @@ async fn the_same_tries_break_one_account_with_the_same_permissions() {
         ("search-projector", Way::Late),
         ("operations", Way::Late),
     ] {
-        let world = World::new(Layout::OneAccount).await;
-        let login = world.logins.iter().find(|one| one.name == login).unwrap();
-        let before = world.picture().await;
-        attack(&world, login, way).await;
-        let harm = world.harm(login, &before, &world.picture().await, &LATE);
+        let fixture = Fixture::new(Layout::OneAccount).await;
+        let login = fixture.logins.iter().find(|one| one.name == login).unwrap();
+        let before = fixture.picture().await;
+        attack(&fixture, login, way).await;
+        let harm = fixture.harm(login, &before, &fixture.picture().await, &LATE);
         assert!(!harm.is_empty(), "{} by {way:?}: the tries do what they claim to", login.name);
     }
 }
 
 #[tokio::test]
 async fn nobody_hears_what_others_are_answered_or_publish() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
-    for login in &world.logins {
-        let client = world.nats.client(&login.name).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
+    for login in &fixture.logins {
+        let client = fixture.nats.client(&login.name).await;
         let mut all = Vec::new();
         for subject in [">", "*.>", "_INBOX.>", "_R_.>", "$JS.>", "evt.>", "dlq.>", "_INBOX_search-projector.>"] {
             if !(login.name == "search-projector" && subject.starts_with("_INBOX_s")) {
@@ -158,8 +158,8 @@ async fn nobody_hears_what_others_are_answered_or_publish() {
             }
         }
         client.flush().await.unwrap();
-        for other in world.logins.iter().filter(|other| other.name != login.name) {
-            let asks = world.nats.client(&other.name).await;
+        for other in fixture.logins.iter().filter(|other| other.name != login.name) {
+            let asks = fixture.nats.client(&other.name).await;
             for (request, body) in requests(other) {
                 let reply = format!("_INBOX_{}.secret", other.name);
                 asks.publish_with_reply(request, reply, Bytes::from_static(body)).await.unwrap();
@@ -176,9 +176,9 @@ async fn nobody_hears_what_others_are_answered_or_publish() {
 
 #[tokio::test]
 async fn whatever_is_asked_is_answered_once() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
-    for login in &world.logins {
-        let client = world.nats.client(&login.name).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
+    for login in &fixture.logins {
+        let client = fixture.nats.client(&login.name).await;
         for asked in login.asked().iter().filter(|asked| asked.subject.contains(".INFO.")) {
             let subject = asked.subject.replace('*', "search-projector");
             let inbox = format!("_INBOX_{}.once", login.name);
@@ -197,22 +197,22 @@ async fn whatever_is_asked_is_answered_once() {
 
 #[tokio::test]
 async fn an_advisory_of_an_owner_is_kept_and_nothing_is_said_where_it_asks_for() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
     // As JetStream publishes it in the owner's account; with another stream's subject for the acknowledgement.
     let subject = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_TODO.search-projector";
-    world.admin("TODO").publish_with_reply(subject, "audit.forged", "{}".into()).await.unwrap();
-    world.admin("TODO").flush().await.unwrap();
+    fixture.admin("TODO").publish_with_reply(subject, "audit.forged", "{}".into()).await.unwrap();
+    fixture.admin("TODO").flush().await.unwrap();
     let kept = |stream: &'static str, what: String| {
-        let world = &world;
-        async move { world.picture().await.contains_key(&(stream.to_owned(), what)) }
+        let fixture = &fixture;
+        async move { fixture.picture().await.contains_key(&(stream.to_owned(), what)) }
     };
     until("it is kept", || kept("ADVISORIES", format!("subject {subject}"))).await;
     tokio::time::sleep(SETTLES).await;
     assert!(!kept("AUDIT", "subject audit.forged".to_owned()).await);
     // Nor does an owner publish about another's stream.
     let foreign = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_BILLING.billing";
-    world.admin("TODO").publish(foreign, "{}".into()).await.unwrap();
-    world.admin("TODO").flush().await.unwrap();
+    fixture.admin("TODO").publish(foreign, "{}".into()).await.unwrap();
+    fixture.admin("TODO").flush().await.unwrap();
     tokio::time::sleep(SETTLES).await;
     assert!(!kept("ADVISORIES", format!("subject {foreign}")).await);
 }

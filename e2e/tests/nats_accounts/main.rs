@@ -5,5 +5,5 @@
 
 mod administration;
 mod attacks;
+mod fixture;
 mod programs;
-mod world;

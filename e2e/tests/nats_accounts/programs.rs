@@ -9,13 +9,13 @@ use fleet::Login;
 use futures::{FutureExt as _, StreamExt as _};
 use testkit::until;
 
-use crate::world::{SETTLES, World, team};
+use crate::fixture::{Fixture, SETTLES, team};
 
 #[tokio::test]
 async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_credential_is_revoked() {
-    let mut world = World::new(Layout::Fleet(Vec::new())).await;
+    let mut fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
     let acme = team("acme");
-    let client = world.nats.client(&acme.durable()).await;
+    let client = fixture.nats.client(&acme.durable()).await;
     let js = async_nats::jetstream::new(client.clone());
     let consumer: PullConsumer = js.get_consumer_from_stream(acme.durable(), "EVENTS_TODO").await.unwrap();
     let mut batch = consumer.fetch().max_messages(100).messages().await.unwrap();
@@ -27,7 +27,7 @@ async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_cred
     }
     assert_eq!(read, ["evt.todo.created.v1.acme"; 3]);
     // All requests that it may make, and those of others: no answer names another tenant, or any total.
-    let others = world.logins.iter().flat_map(Login::asked).map(|asked| asked.subject);
+    let others = fixture.logins.iter().flat_map(Login::asked).map(|asked| asked.subject);
     let asks: Vec<String> = others
         .filter(|subject| subject.starts_with("$JS.API"))
         .chain(
@@ -42,46 +42,46 @@ async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_cred
     }
     client.flush().await.unwrap();
     tokio::time::sleep(SETTLES).await;
-    let mut told = 0;
+    let mut heard = 0;
     while let Some(Some(answer)) = answers.next().now_or_never() {
-        told += 1;
+        heard += 1;
         let text = String::from_utf8_lossy(&answer.payload).into_owned();
         let about_itself = text.contains(&acme.durable());
         assert!(about_itself || text.is_empty() || text.contains("error"), "{text}");
         assert!(!text.contains("globex") && !text.contains("\"storage\""), "{text}");
     }
-    assert!(told > 0, "it is told about itself");
+    assert!(heard > 0, "it hears of itself");
     // A wiped broker has its durable consumer again, like those of the services.
-    world.nats.kill().await;
-    world.nats.wipe();
-    world.nats.restart().await;
-    let stream = world.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+    fixture.nats.kill().await;
+    fixture.nats.wipe();
+    fixture.nats.restart().await;
+    let stream = fixture.nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
     let again = stream.consumer_info(&acme.durable()).await.unwrap();
     assert_eq!(again.config.filter_subject, "evt.todo.*.*.acme");
     // Revoked, it is cut off, and its durable consumer is gone; the other's is not.
     until("it is there", || async { client.connection_state() == async_nats::connection::State::Connected }).await;
-    teams::revoke(world.nats.home(), &world.nats.address(), &acme.tenant, &acme.name).await.unwrap();
+    teams::revoke(fixture.nats.home(), &fixture.nats.address(), &acme.tenant, &acme.name).await.unwrap();
     until("it is cut off", || async { client.connection_state() != async_nats::connection::State::Connected }).await;
     assert!(stream.consumer_info(&acme.durable()).await.is_err());
     assert!(stream.consumer_info(&team("globex").durable()).await.is_ok());
     // A later one of the same name is another credential.
-    let file = teams::create(world.nats.home(), &world.nats.address(), &acme).await.unwrap();
-    assert!(devstack::nats::connect(&world.nats.address(), &file).await.is_ok());
-    let twice = teams::create(world.nats.home(), &world.nats.address(), &acme).await.unwrap_err().to_string();
+    let file = teams::create(fixture.nats.home(), &fixture.nats.address(), &acme).await.unwrap();
+    assert!(devstack::nats::connect(&fixture.nats.address(), &file).await.is_ok());
+    let twice = teams::create(fixture.nats.home(), &fixture.nats.address(), &acme).await.unwrap_err().to_string();
     assert!(twice.contains("revoke it first"), "{twice}");
 }
 
 #[tokio::test]
 async fn an_expired_credential_is_cut_off_and_refused() {
-    let world = World::new(Layout::Fleet(Vec::new())).await;
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
     let short = Team {
         name: "short".to_owned(),
         expires: team("acme").created + chrono::TimeDelta::seconds(5),
         ..team("acme")
     };
-    let file = teams::create(world.nats.home(), &world.nats.address(), &short).await.unwrap();
-    let client = devstack::nats::connect(&world.nats.address(), &file).await.unwrap();
+    let file = teams::create(fixture.nats.home(), &fixture.nats.address(), &short).await.unwrap();
+    let client = devstack::nats::connect(&fixture.nats.address(), &file).await.unwrap();
     until("it is cut off", || async { client.connection_state() != async_nats::connection::State::Connected }).await;
     // Its second runs out first.
-    until("it is refused", || async { devstack::nats::connect(&world.nats.address(), &file).await.is_err() }).await;
+    until("it is refused", || async { devstack::nats::connect(&fixture.nats.address(), &file).await.is_err() }).await;
 }

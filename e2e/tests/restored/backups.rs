@@ -53,7 +53,7 @@ async fn restore(fleet: &Fleet, operator: &str, restored: &[&str]) {
         .await;
         // An index that was put back first reads what it lacks, the lost time included.
         until_within(RESTORED_WITHIN, "the index has what the stream has", || index_is_level(fleet)).await;
-        let export = fleet.home.join(unique("beyond-"));
+        let export = fleet.home.join(unique("divergence-"));
         operate(fleet, operator, &["outbox", "accept", "--export", export.to_str().unwrap()]).await.unwrap();
     }
     let index_is_newer = !restored.contains(&"opensearch") || stream_is_newer;

@@ -1,4 +1,4 @@
-//! What an operator does when Postgres was restored from an older backup: sees it, inspects what the stream has beyond,
+//! What an operator does when Postgres was restored from an older backup: sees it, inspects what the stream has beyond the outbox,
 //! saves it, and goes on behind it. And the everyday acts: parked rows, pauses. All by the command.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -100,7 +100,7 @@ async fn an_operator_works_with_the_outbox() {
     let said = String::from_utf8(fleet.run(&["status"]).await.stdout).unwrap();
     assert!(said.contains("THE RELAY OF todo HAS HALTED") && said.contains("flotilla outbox accept"), "{said}");
     ann.create(json!({"title": "written meanwhile"})).await;
-    let export = fleet.home.join("beyond.jsonl");
+    let export = fleet.home.join("divergence.jsonl");
     let accept = ["outbox", "accept", "--export", export.to_str().unwrap()];
     let accepted: Value = serde_json::from_str(&operate(&fleet, &operator, &accept).await.unwrap()).unwrap();
     assert_eq!(accepted["accepted"]["outboxSeq"], 5);

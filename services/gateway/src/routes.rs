@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_doors_of_the_fleet() {
+    fn the_routes_of_the_fleet() {
         use http::Method;
         for (method, path, wanted) in [
             (Method::POST, "/v1/todos", "flotilla.todo.v1.TodoService.CreateTodo"),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rpc_of_the_fleet_has_a_door_and_none_of_the_operators_has() {
+    fn every_rpc_of_the_fleet_has_a_route_and_none_of_the_operators_has() {
         for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
             if rpc.full_name().starts_with("flotilla.ops.") {
                 assert!(!all().iter().any(|route| route.rpc == rpc), "{} is the operators' alone", rpc.full_name());

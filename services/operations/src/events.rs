@@ -16,16 +16,17 @@ const LEASE_SECONDS: f64 = 20.0;
 
 /// Stores reports until `stop`. This process stands by while another one holds the lease.
 pub(crate) async fn keep(store: &Store, reader: &DeadLetterReader, holder: Uuid, stop: &CancellationToken) {
-    let kept =
-        || async { store.kept(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by") };
-    reader.run(stop, kept, |batch| on_records(store, holder, batch)).await;
+    let position = || async {
+        store.dlq_position(holder, LEASE_SECONDS).await?.context("another process keeps the letters: standing by")
+    };
+    reader.run(stop, position, |batch| on_records(store, holder, batch)).await;
     store.give_up_keeping(holder).await.ok();
 }
 
 /// One transaction covers a batch of reports and the new position in their stream.
 async fn on_records(store: &Store, holder: Uuid, Batch { records, before, now }: Batch) -> Result<(), anyhow::Error> {
     let mut tx = store.begin().await?;
-    let noted = store_kept::note_kept(&mut tx, holder, before, now).await?;
+    let noted = store_kept::note_dlq_position(&mut tx, holder, before, now).await?;
     anyhow::ensure!(noted, "the database went back behind what was kept, or another process keeps the letters by now");
     for one in &records {
         match one {

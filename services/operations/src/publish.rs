@@ -34,7 +34,7 @@ pub(crate) async fn audit(store: &Store, record: &Record, stop: &CancellationTok
 }
 
 async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
-    let lines = store.untold().await?;
+    let lines = store.unpublished().await?;
     if lines.is_empty() {
         return Ok(());
     }
@@ -47,7 +47,7 @@ async fn round(store: &Store, record: &Record) -> Result<(), anyhow::Error> {
             text = serde_json::to_vec(&AuditLine { detail: left, ..line })?;
         }
         record.add(subject, &format!("audit-{id}"), text).await?;
-        store.told(id).await?;
+        store.mark_published(id).await?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ const LEASE: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(5);
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// An acknowledged item has a reported outcome. Should the report be lost, the item goes again after this.
-const UNTOLD: Duration = Duration::from_secs(60);
+const UNREPORTED: Duration = Duration::from_secs(60);
 
 /// A discard is settled when its consumer has been absent for this long.
 const NO_CONSUMER: Duration = Duration::from_secs(900);
@@ -176,7 +176,7 @@ impl Runner {
         if gone && !self.replayer.takes_replays(&job.consumer).await? {
             return Ok(self.store.settled(job.id, item.n, "there is no such consumer any more").await?);
         }
-        if way == ReplayStatus::Lost || (way == ReplayStatus::Settled && item.seconds > UNTOLD.as_secs_f64()) {
+        if way == ReplayStatus::Lost || (way == ReplayStatus::Settled && item.seconds > UNREPORTED.as_secs_f64()) {
             warn!(job = job.id, item = item.n, ?way, "a replay was lost on its way: it goes again");
             self.store.again(job.id, item).await?;
         }

@@ -63,11 +63,11 @@ pub async fn lines(db: &mut PgConnection, lines: i64, action: Option<&str>) -> R
 }
 
 impl Store {
-    /// Lines of the audit that its stream lacks, oldest first.
+    /// Lines of the audit that its stream lacks, oldest first. `audit_told` has those that are published.
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn untold(&self) -> Result<Vec<(i64, AuditLine)>, sqlx::Error> {
+    pub async fn unpublished(&self) -> Result<Vec<(i64, AuditLine)>, sqlx::Error> {
         let sql = "select id, at, actor, action, reason, count, detail from audit a \
             where not exists (select from audit_told t where t.id = a.id) order by id limit 100";
         let rows = sqlx::query(sql).fetch_all(&self.0).await?;
@@ -78,7 +78,7 @@ impl Store {
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn told(&self, id: i64) -> Result<(), sqlx::Error> {
+    pub async fn mark_published(&self, id: i64) -> Result<(), sqlx::Error> {
         sqlx::query("insert into audit_told (id) values ($1) on conflict do nothing")
             .bind(id)
             .execute(&self.0)

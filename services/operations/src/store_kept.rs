@@ -3,7 +3,7 @@
 use std::hash::{Hash as _, Hasher as _};
 
 use chrono::{DateTime, Utc};
-use consumer::{DeadLetter, Kept};
+use consumer::{DeadLetter, DlqPosition};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -17,7 +17,7 @@ impl Store {
     ///
     /// # Errors
     /// The database refuses.
-    pub async fn kept(&self, holder: Uuid, seconds: f64) -> Result<Option<Kept>, sqlx::Error> {
+    pub async fn dlq_position(&self, holder: Uuid, seconds: f64) -> Result<Option<DlqPosition>, sqlx::Error> {
         let kept: Option<(Option<DateTime<Utc>>, i64)> = sqlx::query_as(
             "update kept set holder = $1, expires_at = clock_timestamp() + make_interval(secs => $2) \
              where holder = $1 or expires_at < clock_timestamp() returning stream_created_at, sequence",
@@ -26,8 +26,10 @@ impl Store {
         .bind(seconds)
         .fetch_optional(&self.0)
         .await?;
-        Ok(kept
-            .map(|(stream_created_at, sequence)| Kept { stream_created_at, sequence: sequence.max(0).cast_unsigned() }))
+        Ok(kept.map(|(stream_created_at, sequence)| DlqPosition {
+            stream_created_at,
+            sequence: sequence.max(0).cast_unsigned(),
+        }))
     }
 
     /// Gives up the lease at once.
@@ -120,7 +122,12 @@ fn clean(text: &str) -> String {
 ///
 /// # Errors
 /// The database refuses.
-pub async fn note_kept(tx: &mut PgConnection, holder: Uuid, before: Kept, now: Kept) -> Result<bool, sqlx::Error> {
+pub async fn note_dlq_position(
+    tx: &mut PgConnection,
+    holder: Uuid,
+    before: DlqPosition,
+    now: DlqPosition,
+) -> Result<bool, sqlx::Error> {
     let noted = sqlx::query(
         "update kept set stream_created_at = $1, sequence = $2 \
          where holder = $4 and (stream_created_at is distinct from $1 or sequence >= $3)",

@@ -8,7 +8,7 @@ use devstack::nats::Layout;
 use futures::{FutureExt as _, StreamExt as _};
 use testkit::{PATIENCE, TestNats, until};
 
-use crate::world::{STREAM, World, handled};
+use crate::fixture::{Fixture, STREAM, handled};
 
 /// The file, with the user of the service that publishes in the same list.
 fn file() -> String {
@@ -36,36 +36,38 @@ async fn may_publish_what_it_needs(file: String, records: RecordStreams) {
     let refused = Arc::new(Mutex::new(Vec::new()));
     let (admin, ledger) = (nats.user("shop-admin", "one", &refused).await, nats.user("ledger", "two", &refused).await);
     drop(nats.user("shop", "three", &refused).await);
-    let world = World::on(nats, jetstream::new(admin.clone())).await;
-    let config = Config { records, ..World::ordered(8, 1) };
-    world.administer(&config).await;
+    let fixture = Fixture::on(nats, jetstream::new(admin.clone())).await;
+    let config = Config { records, ..Fixture::ordered(8, 1) };
+    fixture.administer(&config).await;
     // One that JetStream gives up on, before anybody of the service is there: the backstop makes a letter of it.
-    world.publish("c", 1).await;
-    let mut first = world.durable().await.unwrap().batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
+    fixture.publish("c", 1).await;
+    let mut first =
+        fixture.durable().await.unwrap().batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
     first.next().await.unwrap().unwrap().ack_with(AckKind::Term).await.unwrap();
     until("JetStream has given it up", || async {
-        world.js.get_stream(config.records.advisories()).await.unwrap().cached_info().state.messages == 1
+        fixture.js.get_stream(config.records.advisories()).await.unwrap().cached_info().state.messages == 1
     })
     .await;
     // In batches first: an inbox that knows of nothing would have it delivered again.
-    let batches = Config { records: config.records.clone(), ..World::batched(8, 1) };
-    world.administer(&batches).await;
-    let (first, stop) = (Consumer::new(ledger.clone(), batches), world.stop.child_token());
+    let batches = Config { records: config.records.clone(), ..Fixture::batched(8, 1) };
+    fixture.administer(&batches).await;
+    let (first, stop) = (Consumer::new(ledger.clone(), batches), fixture.stop.child_token());
     let stopped = stop.clone();
-    let first = world
+    let first = fixture
         .consumers
         .spawn(first.run_batches(stopped, |events| std::future::ready(vec![Verdict::Done; events.len()])));
     let letters = async |count| {
         until("so many are letters", || async {
-            world.js.get_stream(config.records.dead_letters()).await.unwrap().cached_info().state.messages == count
+            fixture.js.get_stream(config.records.dead_letters()).await.unwrap().cached_info().state.messages == count
         })
         .await;
     };
     letters(1).await;
     stop.cancel();
     first.await.unwrap();
-    let (consumer, stop, inbox) = (Consumer::new(ledger.clone(), config.clone()), world.stop.clone(), world.inbox());
-    world.consumers.spawn(async move {
+    let (consumer, stop, inbox) =
+        (Consumer::new(ledger.clone(), config.clone()), fixture.stop.clone(), fixture.inbox());
+    fixture.consumers.spawn(async move {
         consumer
             .run_in_order(stop, inbox, |tx, event| {
                 let bad = event.replay.is_none() && event.attribute("id").ends_with("-b-1");
@@ -73,14 +75,14 @@ async fn may_publish_what_it_needs(file: String, records: RecordStreams) {
             })
             .await;
     });
-    world.publish("a", 1).await;
-    world.publish("b", 1).await;
+    fixture.publish("a", 1).await;
+    fixture.publish("b", 1).await;
     letters(2).await;
     let replayer = Replayer::new(admin, config.records.clone());
     let found = replayer.find(STREAM, 3).await.unwrap().unwrap();
     replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: "1.1.1".to_owned(), ..found }).await.unwrap();
-    until("it is handled after all", || async { world.effects().await.contains_key("b") }).await;
-    world.drain().await;
+    until("it is handled after all", || async { fixture.effects().await.contains_key("b") }).await;
+    fixture.drain().await;
     assert_eq!(*refused.lock().unwrap(), Vec::<String>::new(), "it asks for nothing else");
     for subject in [
         "evt.shop.paid.v1.acme",
@@ -92,6 +94,6 @@ async fn may_publish_what_it_needs(file: String, records: RecordStreams) {
         ledger.publish(subject, "{}".into()).await.unwrap();
         until("it is refused", || async { refused.lock().unwrap().iter().any(|why| why.contains(subject)) }).await;
     }
-    assert_eq!(world.js.get_stream(STREAM).await.unwrap().cached_info().state.messages, 3);
-    world.stop().await;
+    assert_eq!(fixture.js.get_stream(STREAM).await.unwrap().cached_info().state.messages, 3);
+    fixture.stop().await;
 }

@@ -7,7 +7,7 @@ use consumer::{Claim, Failure, NotClaimed};
 use futures::FutureExt as _;
 use sqlx::PgPool;
 
-use crate::world::{World, version};
+use crate::fixture::{Fixture, version};
 
 /// Takes effect in a transaction of its own, unless the event is not its to handle.
 async fn effect(db: &PgPool, claim: &Claim) -> Result<(), NotClaimed> {
@@ -64,12 +64,12 @@ async fn handle(db: PgPool, claim: Claim, before: usize) -> Result<(), Failure> 
 
 #[tokio::test]
 async fn an_event_takes_effect_once_whatever_its_handler_says_of_it() {
-    let mut world = World::new().await;
+    let mut fixture = Fixture::new().await;
     let begun = Arc::new(Mutex::new(HashMap::<i32, usize>::new()));
     for round in 1..=2_usize {
-        let consumer = world.deployed(World::ordered(8, 1)).await;
-        let (stop, inbox, db, begun) = (world.stop.clone(), world.inbox(), world.db.clone(), Arc::clone(&begun));
-        world.consumers.spawn(async move {
+        let consumer = fixture.deployed(Fixture::ordered(8, 1)).await;
+        let (stop, inbox, db, begun) = (fixture.stop.clone(), fixture.inbox(), fixture.db.clone(), Arc::clone(&begun));
+        fixture.consumers.spawn(async move {
             let handler = move |claim: Claim| {
                 let mut begun = begun.lock().unwrap();
                 let times = begun.entry(version(claim.event())).or_default();
@@ -80,17 +80,17 @@ async fn an_event_takes_effect_once_whatever_its_handler_says_of_it() {
         });
         if round == 1 {
             for version in 1..=7 {
-                world.publish("a", version).await;
+                fixture.publish("a", version).await;
             }
         }
-        world.drain().await;
-        assert_eq!(world.effects().await["a"], [2, 3, 4, 5, 6], "round {round}");
-        let letters: Vec<_> = world.letters().await.into_iter().map(|(id, ..)| id).collect();
+        fixture.drain().await;
+        assert_eq!(fixture.effects().await["a"], [2, 3, 4, 5, 6], "round {round}");
+        let letters: Vec<_> = fixture.letters().await.into_iter().map(|(id, ..)| id).collect();
         assert_eq!(letters, ["shop.paid.v2-a-7"], "what was handled, or is a letter, does not die again");
-        let handled: i64 = sqlx::query_scalar("select count(*) from inbox").fetch_one(&world.db).await.unwrap();
+        let handled: i64 = sqlx::query_scalar("select count(*) from inbox").fetch_one(&fixture.db).await.unwrap();
         assert_eq!(handled, 6, "also what needed no transaction");
-        world.anew().await;
+        fixture.anew().await;
         // The broker forgets what was acknowledged: all of it comes again.
-        world.forget_acknowledgements().await;
+        fixture.forget_acknowledgements().await;
     }
 }

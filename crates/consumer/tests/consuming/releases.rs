@@ -6,7 +6,7 @@ use consumer::{Config, Failure, RecordStreams, ReplayRequest, Replayer, Verdict}
 use serde_json::json;
 use testkit::until;
 
-use crate::world::{STREAM, Seen, World};
+use crate::fixture::{Fixture, STREAM, Seen};
 
 const OLD: &[&str] = &["shop.paid.v1"];
 const NEW: &[&str] = &["shop.paid.v1", "shop.paid.v2"];
@@ -16,102 +16,102 @@ fn all(changes: i32) -> BTreeSet<(String, i32)> {
 }
 
 #[tokio::test]
-async fn each_change_that_is_told_twice_reaches_one_of_two_releases_that_pull_batches() {
-    let world = World::new().await;
+async fn each_change_that_is_published_twice_reaches_one_of_two_releases_that_pull_batches() {
+    let fixture = Fixture::new().await;
     let seen = Seen::default();
-    world.release(OLD, Some(seen.clone())).await;
-    world.release(NEW, Some(seen.clone())).await;
+    fixture.release(OLD, Some(seen.clone())).await;
+    fixture.release(NEW, Some(seen.clone())).await;
     for change in 1..=200 {
-        world.publish_twins(&format!("a{change}"), change).await;
+        fixture.publish_twins(&format!("a{change}"), change).await;
     }
-    world.drain().await;
+    fixture.drain().await;
     assert_eq!(*seen.lock().unwrap(), all(200));
-    assert_eq!(world.letters().await, []);
-    world.stop().await;
+    assert_eq!(fixture.letters().await, []);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn what_only_the_newer_release_knows_waits_for_it() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let seen = Seen::default();
-    world.release(OLD, Some(seen.clone())).await;
-    world.release(NEW, Some(seen.clone())).await;
+    fixture.release(OLD, Some(seen.clone())).await;
+    fixture.release(NEW, Some(seen.clone())).await;
     until("the newer one has said what it knows", || async {
-        world.durable().await.is_some_and(|durable| {
+        fixture.durable().await.is_some_and(|durable| {
             durable.cached_info().config.metadata.get("types").is_some_and(|types| types.contains("v2"))
         })
     })
     .await;
     for change in 1..=60 {
-        world.publish_as("shop.paid.v2", &format!("a{change}"), change, json!({})).await;
+        fixture.publish_as("shop.paid.v2", &format!("a{change}"), change, json!({})).await;
     }
-    world.drain().await;
-    let letters: Vec<_> = world.letters().await.into_iter().map(|(id, _, _)| id).collect();
+    fixture.drain().await;
+    let letters: Vec<_> = fixture.letters().await.into_iter().map(|(id, _, _)| id).collect();
     let seen = seen.lock().unwrap().clone();
     // Whatever the older one got three times in a row is a letter; nothing is passed over.
     assert_eq!(seen.len() + letters.len(), 60, "{letters:?}");
     assert!(letters.len() < 60, "the newer one handles what it gets");
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn in_order_a_change_takes_effect_once_whichever_release_had_which_form() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let forward = ["old-new", "new-old"];
     for way in forward {
         let (first, second) = if way == "old-new" { (OLD, NEW) } else { (NEW, OLD) };
         let pair = |form: &str| format!("shop.paid.{form}-{way}-1");
         let old = json!({"twinof": pair("v2"), "supersededby": "shop.paid.v2"});
         let new = json!({"twinof": pair("v1"), "supersedes": "shop.paid.v1"});
-        let stop = world.release(first, None).await;
-        world.publish_as("shop.paid.v1", way, 1, old).await;
-        world.drain().await;
+        let stop = fixture.release(first, None).await;
+        fixture.publish_as("shop.paid.v1", way, 1, old).await;
+        fixture.drain().await;
         stop.cancel();
-        world.publish_as("shop.paid.v2", way, 1, new).await;
-        let stop = world.release(second, None).await;
-        world.drain().await;
-        assert_eq!(world.effects().await[way], [1], "{way}");
+        fixture.publish_as("shop.paid.v2", way, 1, new).await;
+        let stop = fixture.release(second, None).await;
+        fixture.drain().await;
+        assert_eq!(fixture.effects().await[way], [1], "{way}");
         stop.cancel();
     }
-    assert_eq!(world.letters().await, []);
-    world.stop().await;
+    assert_eq!(fixture.letters().await, []);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn in_order_releases_that_take_turns_under_load_lose_nothing_and_do_nothing_twice() {
-    let world = World::new().await;
-    take_turns(&world, None).await;
+    let fixture = Fixture::new().await;
+    take_turns(&fixture, None).await;
     let wanted: Vec<i32> = (1..=CHANGES).collect();
-    let effects = world.effects().await;
+    let effects = fixture.effects().await;
     assert_eq!((&effects["a"], &effects["b"]), (&wanted, &wanted));
-    assert_eq!(world.letters().await, []);
-    world.stop().await;
+    assert_eq!(fixture.letters().await, []);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn releases_that_pull_batches_and_take_turns_under_load_lose_nothing() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let seen = Seen::default();
-    take_turns(&world, Some(seen.clone())).await;
+    take_turns(&fixture, Some(seen.clone())).await;
     let wanted: BTreeSet<(String, i32)> =
         ["a", "b"].into_iter().flat_map(|name| (1..=CHANGES).map(move |version| (name.to_owned(), version))).collect();
     assert_eq!(*seen.lock().unwrap(), wanted);
-    assert_eq!(world.letters().await, []);
-    world.stop().await;
+    assert_eq!(fixture.letters().await, []);
+    fixture.stop().await;
 }
 
 const CHANGES: i32 = 150;
 
 /// The consumer's releases take turns, forward and back, each beside the next one for a while; and so does the producer's, of
 /// which the older one publishes a change in one form and the newer one in two.
-async fn take_turns(world: &World, batches: Option<Seen>) {
+async fn take_turns(fixture: &Fixture, batches: Option<Seen>) {
     let publishing = async {
         for version in 1..=CHANGES {
             for aggregate in ["a", "b"] {
                 if (version / 20) % 2 == 0 {
-                    world.publish_twins(aggregate, version).await;
+                    fixture.publish_twins(aggregate, version).await;
                 } else {
-                    world.publish_as("shop.paid.v1", aggregate, version, json!({})).await;
+                    fixture.publish_as("shop.paid.v1", aggregate, version, json!({})).await;
                 }
             }
         }
@@ -119,13 +119,13 @@ async fn take_turns(world: &World, batches: Option<Seen>) {
     let done = || async {
         match &batches {
             Some(seen) => seen.lock().unwrap().len(),
-            None => world.effects().await.values().map(Vec::len).sum(),
+            None => fixture.effects().await.values().map(Vec::len).sum(),
         }
     };
     let deploying = async {
-        let mut running = world.release(OLD, batches.clone()).await;
+        let mut running = fixture.release(OLD, batches.clone()).await;
         for types in [NEW, OLD, NEW, OLD, NEW] {
-            let next = world.release(types, batches.clone()).await;
+            let next = fixture.release(types, batches.clone()).await;
             let so_far = done().await;
             until("some more are done, or all", || async {
                 let now = done().await;
@@ -137,59 +137,59 @@ async fn take_turns(world: &World, batches: Option<Seen>) {
         }
     };
     tokio::join!(publishing, deploying);
-    world.drain().await;
+    fixture.drain().await;
 }
 
 #[tokio::test]
 async fn after_a_rollback_what_the_older_release_does_not_know_is_a_letter_and_not_passed_over() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let seen = Seen::default();
-    let newer = world.release(NEW, Some(seen.clone())).await;
-    world.publish_as("shop.paid.v2", "a", 1, json!({})).await;
-    world.drain().await;
+    let newer = fixture.release(NEW, Some(seen.clone())).await;
+    fixture.publish_as("shop.paid.v2", "a", 1, json!({})).await;
+    fixture.drain().await;
     newer.cancel();
-    world.release(OLD, Some(seen.clone())).await;
-    world.publish_as("shop.paid.v2", "b", 1, json!({})).await;
+    fixture.release(OLD, Some(seen.clone())).await;
+    fixture.publish_as("shop.paid.v2", "b", 1, json!({})).await;
     // Its older form was handled: nothing to say.
-    world.publish_twins("c", 1).await;
-    world.until_letters(1).await;
-    world.drain().await;
-    let letters = world.letters().await;
+    fixture.publish_twins("c", 1).await;
+    fixture.until_letters(1).await;
+    fixture.drain().await;
+    let letters = fixture.letters().await;
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].0, "shop.paid.v2-b-1");
     assert!(letters[0].1.contains("another release of this consumer knows the type shop.paid.v2"), "{letters:?}");
     let seen: Vec<_> = seen.lock().unwrap().iter().map(|(aggregate, _)| aggregate.clone()).collect();
     assert_eq!(seen, ["a", "c"]);
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn the_twin_of_a_dead_event_shares_its_letter_and_its_replay() {
-    let world = World::new().await;
-    world
+    let fixture = Fixture::new().await;
+    fixture
         .in_order(3, |event| {
             let dies = event.replay.is_none() && event.attribute("id").ends_with("-a-1");
             dies.then(|| Failure::Reject("no such account".to_owned()))
         })
         .await;
-    world.publish_twins("a", 1).await;
-    world.publish_twins("a", 2).await;
-    world.until_letters(2).await;
-    world.drain().await;
-    let ids: Vec<_> = world.letters().await.into_iter().map(|(id, _, _)| id).collect();
+    fixture.publish_twins("a", 1).await;
+    fixture.publish_twins("a", 2).await;
+    fixture.until_letters(2).await;
+    fixture.drain().await;
+    let ids: Vec<_> = fixture.letters().await.into_iter().map(|(id, _, _)| id).collect();
     assert_eq!(ids, ["shop.paid.v1-a-1", "shop.paid.v1-a-2"], "one letter for a change");
-    let replayer = Replayer::new(world.nats.client("admin").await, RecordStreams::default());
+    let replayer = Replayer::new(fixture.nats.client("admin").await, RecordStreams::default());
     for (sequence, id) in [(1, "1.1.1"), (3, "1.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
         let sending = ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found };
         replayer.send(&sending).await.unwrap();
     }
-    until("both have taken effect", || async { world.effects().await.get("a").is_some_and(|a| a.len() == 2) }).await;
-    world.publish_twins("a", 3).await;
-    until("the aggregate goes on", || async { world.effects().await["a"] == [1, 2, 3] }).await;
-    world.drain().await;
-    assert_eq!(world.effects().await["a"], [1, 2, 3]);
-    world.stop().await;
+    until("both have taken effect", || async { fixture.effects().await.get("a").is_some_and(|a| a.len() == 2) }).await;
+    fixture.publish_twins("a", 3).await;
+    until("the aggregate goes on", || async { fixture.effects().await["a"] == [1, 2, 3] }).await;
+    fixture.drain().await;
+    assert_eq!(fixture.effects().await["a"], [1, 2, 3]);
+    fixture.stop().await;
 }
 
 #[tokio::test]
@@ -205,48 +205,49 @@ async fn in_order_too_a_replay_that_this_release_does_not_know_has_failed() {
 }
 
 async fn what_is_replayed_is_unknown(batches: Option<Seen>) {
-    let world = World::new().await;
-    world.publish_as("shop.paid.v2", "a", 1, json!({})).await;
-    world.publish_as("shop.moved.v1", "a", 2, json!({})).await;
-    let newer = world.release(NEW, batches.clone()).await;
-    world.drain().await;
+    let fixture = Fixture::new().await;
+    fixture.publish_as("shop.paid.v2", "a", 1, json!({})).await;
+    fixture.publish_as("shop.moved.v1", "a", 2, json!({})).await;
+    let newer = fixture.release(NEW, batches.clone()).await;
+    fixture.drain().await;
     newer.cancel();
-    world.release(OLD, batches).await;
-    let replayer = Replayer::new(world.nats.client("admin").await, RecordStreams::default());
+    fixture.release(OLD, batches).await;
+    let replayer = Replayer::new(fixture.nats.client("admin").await, RecordStreams::default());
     for (sequence, id) in [(1, "7.1.1"), (2, "7.2.1")] {
         let found = replayer.find(STREAM, sequence).await.unwrap().unwrap();
         replayer.send(&ReplayRequest { consumer: "ledger".to_owned(), id: id.to_owned(), ..found }).await.unwrap();
     }
-    world.until_letters(1).await;
-    let letters = world.letters().await;
+    fixture.until_letters(1).await;
+    let letters = fixture.letters().await;
     assert!(letters[0].1.starts_with("another release of this consumer knows the type shop.paid.v2"), "{letters:?}");
-    let replays = world.js.get_stream("REPLAY").await.unwrap();
-    until("the other is told of", || async {
-        let told = replays.get_last_raw_message_by_subject("replayed.ledger").await;
-        told.is_ok_and(|told| {
-            let header = |name| told.headers.get(name).map(|value| value.as_str().to_owned());
+    let replays = fixture.js.get_stream("REPLAY").await.unwrap();
+    until("the other is reported", || async {
+        let reported = replays.get_last_raw_message_by_subject("replayed.ledger").await;
+        reported.is_ok_and(|reported| {
+            let header = |name| reported.headers.get(name).map(|value| value.as_str().to_owned());
             (header("Replay-Id"), header("Replay-Outcome")) == (Some("7.2.1".to_owned()), Some("skipped".to_owned()))
         })
     })
     .await;
-    let taken: i64 = sqlx::query_scalar("select count(*) from inbox").fetch_one(&world.db).await.unwrap();
+    let taken: i64 = sqlx::query_scalar("select count(*) from inbox").fetch_one(&fixture.db).await.unwrap();
     assert!(taken <= 1, "nothing is taken for handled that no handler has seen");
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn an_older_release_does_not_take_back_the_filter_of_a_newer_one() {
-    let world = World::new().await;
-    let with =
-        |revision, filter: &str| world.deployed(Config { revision, filter: filter.to_owned(), ..World::batched(8, 3) });
+    let fixture = Fixture::new().await;
+    let with = |revision, filter: &str| {
+        fixture.deployed(Config { revision, filter: filter.to_owned(), ..Fixture::batched(8, 3) })
+    };
     // The administration of the older release comes last, as after a rollback.
     let (newer, older) = (with(2, "evt.shop.>").await, with(1, "evt.shop.paid.v1.>").await);
     let mut first = true;
     for consumer in [newer, older] {
         let mut status = consumer.status();
-        let stop = world.stop.clone();
+        let stop = fixture.stop.clone();
         let newer = std::mem::take(&mut first);
-        world
+        fixture
             .consumers
             .spawn(consumer.run_batches(stop, |events| std::future::ready(vec![Verdict::Done; events.len()])));
         if newer {
@@ -257,7 +258,7 @@ async fn an_older_release_does_not_take_back_the_filter_of_a_newer_one() {
             assert!(!status.borrow().pulling);
         }
     }
-    let config = world.durable().await.unwrap().cached_info().config.clone();
+    let config = fixture.durable().await.unwrap().cached_info().config.clone();
     assert_eq!(config.filter_subject, "evt.shop.>");
-    world.stop().await;
+    fixture.stop().await;
 }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_told_apart_by_their_ids() {
+    fn samples_differ_by_their_ids() {
         let mut ids: Vec<_> =
             REGISTRY.iter().filter_map(|one| one.sample).map(|make| make()["id"].to_string()).collect();
         let all = ids.len();

@@ -160,7 +160,7 @@ impl Aggregate for Todo {
     }
 }
 
-/// An open todo was completed, as it was told first: the actor as a bare name. In its sunset, published beside
+/// An open todo was completed, in its first version: the actor as a bare name. In its sunset, published beside
 /// [`CompletedV2`] until no consumer needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CompletedV1 {
@@ -178,7 +178,7 @@ impl CompletedV1 {
     }
 }
 
-/// The upcaster: what version 1 said, told as version 2. Version 1 knew only people.
+/// The upcaster: makes version 2 of version 1. Version 1 knew only people.
 impl From<CompletedV1> for CompletedV2 {
     fn from(old: CompletedV1) -> Self {
         Self { todo: old.todo, actor: Actor { kind: ActorKind::User, id: old.completed_by } }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::claims::{self, Import, Kind, Limits};
 use super::keys::{credentials_file, key};
 use super::team;
-use crate::home::{Home, write_secret};
+use crate::stack_dir::{StackDir, write_secret};
 
 /// Offers the same as JetStream's totals, and nothing is behind it. An account without JetStream that does not take that
 /// from somewhere hears the server answer twice, and first that JetStream is not enabled.
@@ -67,7 +67,7 @@ pub fn administration(owner: &str) -> String {
 }
 
 /// Makes the JWTs of all accounts, and the credentials of all logins; `more` are logins beside those of the table.
-pub fn make(home: &Home, more: &[Login]) -> Result<Accounts, anyhow::Error> {
+pub fn make(home: &StackDir, more: &[Login]) -> Result<Accounts, anyhow::Error> {
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let system = key(home, KeyPairType::Account, "SYS")?;
     let mut all = Vec::new();
@@ -93,7 +93,7 @@ pub fn make(home: &Home, more: &[Login]) -> Result<Accounts, anyhow::Error> {
 }
 
 /// The same logins with the same permissions, the administration's too, in one account.
-pub fn make_in_one(home: &Home) -> Result<Accounts, anyhow::Error> {
+pub fn make_in_one(home: &StackDir) -> Result<Accounts, anyhow::Error> {
     let made = make(home, &[])?;
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let one = key(home, KeyPairType::Account, "ONE")?;
@@ -110,7 +110,7 @@ pub fn make_in_one(home: &Home) -> Result<Accounts, anyhow::Error> {
 }
 
 fn make_owner(
-    home: &Home,
+    home: &StackDir,
     operator: &KeyPair,
     owner: &str,
     logins: &[Login],
@@ -146,7 +146,7 @@ fn advisories(stream: &str, durable: &str) -> [String; 2] {
 }
 
 /// The JWT of an account that only reads others' streams.
-pub fn make_reader(home: &Home, operator: &KeyPair, login: &Login) -> Result<(String, String), anyhow::Error> {
+pub fn make_reader(home: &StackDir, operator: &KeyPair, login: &Login) -> Result<(String, String), anyhow::Error> {
     let account = key(home, KeyPairType::Account, &login.account())?;
     let mut imports = vec![import(home, EMPTY, &account, TOTALS.to_owned(), Kind::Answer)?];
     for asked in login.asked() {
@@ -157,7 +157,7 @@ pub fn make_reader(home: &Home, operator: &KeyPair, login: &Login) -> Result<(St
     Ok((account.public_key(), jwt))
 }
 
-fn import(home: &Home, owner: &str, to: &KeyPair, subject: String, kind: Kind) -> Result<Import, anyhow::Error> {
+fn import(home: &StackDir, owner: &str, to: &KeyPair, subject: String, kind: Kind) -> Result<Import, anyhow::Error> {
     let owner = key(home, KeyPairType::Account, owner)?;
     let token = claims::activation(&owner, to, &subject, kind)?;
     Ok(Import { owner: owner.public_key(), subject, kind, token })
@@ -177,14 +177,14 @@ pub fn permissions(login: &Login) -> (Vec<String>, Vec<String>) {
     (publish, subscribe)
 }
 
-fn make_login(home: &Home, login: &Login) -> Result<(), anyhow::Error> {
+fn make_login(home: &StackDir, login: &Login) -> Result<(), anyhow::Error> {
     let account = key(home, KeyPairType::Account, &login.account())?;
     let (publish, subscribe) = permissions(login);
     make_user(home, &account, &login.name, (&publish, &subscribe))
 }
 
 fn make_user(
-    home: &Home,
+    home: &StackDir,
     account: &KeyPair,
     name: &str,
     permissions: (&[String], &[String]),

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::accounts::{self, administration};
 use super::keys::{credentials_file, key};
 use super::{claims, team, teams};
-use crate::home::Home;
+use crate::stack_dir::StackDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,7 +30,7 @@ impl Administration {
     ///
     /// # Errors
     /// There are no credentials, or NATS does not answer.
-    pub async fn connect(home: &Home, address: &str, owner: &str) -> Result<Self, anyhow::Error> {
+    pub async fn connect(home: &StackDir, address: &str, owner: &str) -> Result<Self, anyhow::Error> {
         let client = connect(address, &credentials_file(home, &administration(owner))).await?;
         Ok(Self { js: jetstream::ContextBuilder::new().timeout(PATIENCE).build(client) })
     }
@@ -66,7 +66,7 @@ impl Default for Wanted {
 ///
 /// # Errors
 /// NATS does not answer, or refuses.
-pub async fn announce(home: &Home, address: &str, more: &[Login]) -> Result<(), anyhow::Error> {
+pub async fn announce(home: &StackDir, address: &str, more: &[Login]) -> Result<(), anyhow::Error> {
     let accounts = accounts::make(home, more)?;
     let jwts: Vec<String> = accounts.all.into_iter().map(|(_, jwt)| jwt).collect();
     push(home, address, &jwts).await
@@ -76,7 +76,7 @@ pub async fn announce(home: &Home, address: &str, more: &[Login]) -> Result<(), 
 ///
 /// # Errors
 /// Something cannot be made: the error says what.
-pub async fn provision(home: &Home, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
+pub async fn provision(home: &StackDir, address: &str, wanted: Wanted) -> Result<(), anyhow::Error> {
     let records = Administration::connect(home, address, fleet::RECORDS).await?.js;
     let names = RecordStreams::default();
     let replicas = match wanted.replicas {
@@ -120,22 +120,22 @@ fn is_not_found(error: &GetStreamError) -> bool {
 }
 
 /// Gives a server that runs the JWTs of accounts, new or changed.
-pub async fn push(home: &Home, address: &str, jwts: &[String]) -> Result<(), anyhow::Error> {
+pub async fn push(home: &StackDir, address: &str, jwts: &[String]) -> Result<(), anyhow::Error> {
     let system = connect(address, &credentials_file(home, "sys")).await?;
     for jwt in jwts {
-        told(&system, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
+        request(&system, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
     }
     Ok(())
 }
 
 /// Has a server that runs forget accounts.
-pub async fn remove(home: &Home, address: &str, accounts: &[String]) -> Result<(), anyhow::Error> {
+pub async fn remove(home: &StackDir, address: &str, accounts: &[String]) -> Result<(), anyhow::Error> {
     let system = connect(address, &credentials_file(home, "sys")).await?;
     let operator = key(home, KeyPairType::Operator, "operator")?;
-    told(&system, "$SYS.REQ.CLAIMS.DELETE", claims::removal(&operator, accounts)?).await
+    request(&system, "$SYS.REQ.CLAIMS.DELETE", claims::removal(&operator, accounts)?).await
 }
 
-async fn told(system: &Client, subject: &'static str, jwt: String) -> Result<(), anyhow::Error> {
+async fn request(system: &Client, subject: &'static str, jwt: String) -> Result<(), anyhow::Error> {
     let answer = tokio::time::timeout(PATIENCE, system.request(subject, jwt.into())).await;
     let answer = answer.context("nats-server does not answer")?.context("telling nats-server")?;
     let answer: Value = serde_json::from_slice(&answer.payload).context("reading the server's answer")?;

@@ -9,20 +9,20 @@ use anyhow::{Context as _, ensure};
 use nkeys::KeyPairType;
 
 use super::keys::key;
-use crate::home::Home;
+use crate::stack_dir::StackDir;
 
 /// The folder in which JetStream stores an owner's streams.
 ///
 /// # Errors
 /// The account's key cannot be read.
-pub fn streams(home: &Home, store: &Path, owner: &str) -> Result<PathBuf, anyhow::Error> {
+pub fn streams(home: &StackDir, store: &Path, owner: &str) -> Result<PathBuf, anyhow::Error> {
     let account = key(home, KeyPairType::Account, owner)?.public_key();
     Ok(store.join("jetstream").join(account).join("streams"))
 }
 
 /// Moves every stream to the account that owns it, or none. A stream without an owner, or one that is there already, is an
 /// error.
-pub fn over(home: &Home, store: &Path, cluster: bool) -> Result<(), anyhow::Error> {
+pub fn over(home: &StackDir, store: &Path, cluster: bool) -> Result<(), anyhow::Error> {
     let before = store.join("jetstream/$G/streams");
     if !before.exists() {
         return Ok(());

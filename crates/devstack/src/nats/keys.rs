@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use nkeys::{KeyPair, KeyPairType};
 
-use crate::home::{Home, write_secret};
+use crate::stack_dir::{StackDir, write_secret};
 
 /// The key of this name, made at the first call.
-pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
+pub fn key(home: &StackDir, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
     let path = folder(home)?.join(format!("{name}.nk"));
     let reading = || format!("reading the key {}", path.display());
     match fs::read_to_string(&path) {
@@ -26,7 +26,7 @@ pub fn key(home: &Home, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow
 }
 
 /// The folder of keys and credentials.
-pub fn folder(home: &Home) -> Result<PathBuf, anyhow::Error> {
+pub fn folder(home: &StackDir) -> Result<PathBuf, anyhow::Error> {
     let folder = home.path("secrets/nats");
     fs::create_dir_all(&folder)?;
     Ok(folder)
@@ -34,6 +34,6 @@ pub fn folder(home: &Home) -> Result<PathBuf, anyhow::Error> {
 
 /// The credentials file of a login.
 #[must_use]
-pub fn credentials_file(home: &Home, login: &str) -> PathBuf {
+pub fn credentials_file(home: &StackDir, login: &str) -> PathBuf {
     home.path(&format!("secrets/nats/{login}.creds"))
 }

@@ -10,7 +10,7 @@ use fleet::Login;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{credentials_file, folder};
-use crate::home::Home;
+use crate::stack_dir::StackDir;
 use crate::supervisor::now;
 
 /// An issued credential.
@@ -50,7 +50,7 @@ impl Team {
 
     /// The path of its credentials file.
     #[must_use]
-    pub fn credentials(&self, home: &Home) -> PathBuf {
+    pub fn credentials(&self, home: &StackDir) -> PathBuf {
         credentials_file(home, &self.durable())
     }
 }
@@ -59,7 +59,7 @@ impl Team {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn all(home: &Home) -> Result<Vec<Team>, anyhow::Error> {
+pub fn all(home: &StackDir) -> Result<Vec<Team>, anyhow::Error> {
     let mut teams = Vec::new();
     for entry in fs::read_dir(folder(home)?)? {
         let path = entry?.path();

@@ -16,7 +16,7 @@ use super::administration::{self, Administration};
 use super::claims;
 use super::keys::{folder, key};
 use super::team::{Team, all};
-use crate::home::{Home, write_secret};
+use crate::stack_dir::{StackDir, write_secret};
 
 /// The longest that their pulls wait. Until then no other client gets what a disconnected one requested.
 const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
@@ -27,7 +27,7 @@ const MOST_IN_HAND: i64 = 1_000;
 ///
 /// # Errors
 /// The name is taken or invalid, the service is not known, or NATS does not answer.
-pub async fn create(home: &Home, address: &str, team: &Team) -> Result<PathBuf, anyhow::Error> {
+pub async fn create(home: &StackDir, address: &str, team: &Team) -> Result<PathBuf, anyhow::Error> {
     let slug = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     ensure!(
         (1..=32).contains(&team.name.len()) && team.name.bytes().all(slug),
@@ -80,7 +80,7 @@ pub(super) async fn provide(js: &jetstream::Context, team: &Team) -> Result<(), 
 ///
 /// # Errors
 /// There is none, or NATS does not answer.
-pub async fn revoke(home: &Home, address: &str, tenant: &TenantId, name: &str) -> Result<Team, anyhow::Error> {
+pub async fn revoke(home: &StackDir, address: &str, tenant: &TenantId, name: &str) -> Result<Team, anyhow::Error> {
     let team = all(home)?.into_iter().find(|team| &team.tenant == tenant && team.name == name);
     let team = team.with_context(|| format!("{tenant} has no credential `{name}`"))?;
     let account = key(home, KeyPairType::Account, &team.login().account())?;
@@ -115,6 +115,6 @@ async fn forget(js: &jetstream::Context, team: &Team) -> Result<(), anyhow::Erro
     }
 }
 
-fn record(home: &Home, team: &Team) -> Result<PathBuf, anyhow::Error> {
+fn record(home: &StackDir, team: &Team) -> Result<PathBuf, anyhow::Error> {
     Ok(folder(home)?.join(format!("{}.team", team.durable())))
 }

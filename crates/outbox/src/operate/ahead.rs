@@ -10,10 +10,10 @@ use super::act::{Act, Refused, look_anew};
 use crate::resume::{self, micros, origin};
 use crate::store::{self, ACCEPTING, Entry};
 
-/// What a stream holds beyond the outbox.
+/// Where a stream has diverged from its outbox: the messages that it holds beyond it. Not what `verify` calls diverged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Beyond {
+pub struct Divergence {
     /// The first message that the outbox does not know.
     pub from: u64,
     /// The last message of the stream.
@@ -28,10 +28,10 @@ pub struct Beyond {
 ///
 /// # Errors
 /// See [`Refused`].
-pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Refused> {
+pub async fn divergence(db: &mut PgConnection, stream: &Stream) -> Result<Divergence, Refused> {
     let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
     let (first, last) = (info.state.first_sequence, info.state.last_sequence);
-    let mut beyond = Beyond { from: last + 1, to: 0, outbox_seq: 0, stream_created_at: micros(info.created) };
+    let mut divergence = Divergence { from: last + 1, to: 0, outbox_seq: 0, stream_created_at: micros(info.created) };
     for sequence in (first.max(1)..=last).rev() {
         let message = match stream.get_raw_message(sequence).await {
             Ok(message) => message,
@@ -46,14 +46,14 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
                     .fetch_optional(&mut *db)
                     .await?;
             if event.is_some_and(|event| event.to_string() == id) {
-                beyond.outbox_seq = place.seq;
+                divergence.outbox_seq = place.seq;
                 break;
             }
         }
-        beyond.from = sequence;
-        beyond.to = beyond.to.max(sequence);
+        divergence.from = sequence;
+        divergence.to = divergence.to.max(sequence);
     }
-    if beyond.to == 0 { Err(Refused::NotAhead) } else { Ok(beyond) }
+    if divergence.to == 0 { Err(Refused::NotAhead) } else { Ok(divergence) }
 }
 
 /// Confirms an outbox whose stream is ahead: what lies beyond is removed from the stream, newest first, and the relay resumes
@@ -66,16 +66,21 @@ pub async fn beyond(db: &mut PgConnection, stream: &Stream) -> Result<Beyond, Re
 /// See [`Refused`].
 pub async fn accept(
     db: &mut PgConnection,
-    beyond: &Beyond,
+    divergence: &Divergence,
     act: Act<'_>,
     removed: impl Future<Output = Result<(), Refused>>,
 ) -> Result<(), Refused> {
     let detail = format!(
         "removing messages {} to {} of the stream, which the outbox does not know; it goes on behind row {}: {}",
-        beyond.from, beyond.to, beyond.outbox_seq, act.reason
+        divergence.from, divergence.to, divergence.outbox_seq, act.reason
     );
-    let entry =
-        Entry { kind: "accepted", actor: act.actor, from_seq: None, to_seq: Some(beyond.outbox_seq), detail: &detail };
+    let entry = Entry {
+        kind: "accepted",
+        actor: act.actor,
+        from_seq: None,
+        to_seq: Some(divergence.outbox_seq),
+        detail: &detail,
+    };
     sqlx::query("select pg_advisory_lock($1)").bind(ACCEPTING).execute(&mut *db).await?;
     let accepted = async {
         store::journal(&mut *db, &entry).await?;
@@ -92,8 +97,8 @@ pub async fn accept(
 ///
 /// # Errors
 /// See [`Refused`].
-pub async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
-    for sequence in (beyond.from..=beyond.to).rev() {
+pub async fn remove(stream: &Stream, divergence: &Divergence) -> Result<(), Refused> {
+    for sequence in (divergence.from..=divergence.to).rev() {
         match stream.delete_message(sequence).await {
             Ok(_) => {}
             Err(error)
@@ -114,8 +119,8 @@ pub async fn remove(stream: &Stream, beyond: &Beyond) -> Result<(), Refused> {
 ///
 /// # Errors
 /// See [`Refused`].
-pub async fn is_removed(stream: &Stream, beyond: &Beyond) -> Result<bool, Refused> {
+pub async fn is_removed(stream: &Stream, divergence: &Divergence) -> Result<bool, Refused> {
     let info = stream.get_info().await.map_err(|error| Refused::Stream(error.into()))?;
     let newest = resume::newest(stream, &info).await.map_err(Refused::Stream)?;
-    Ok(newest.is_none_or(|message| !(beyond.from..=beyond.to).contains(&message.sequence)))
+    Ok(newest.is_none_or(|message| !(divergence.from..=divergence.to).contains(&message.sequence)))
 }

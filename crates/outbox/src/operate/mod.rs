@@ -11,7 +11,7 @@ mod renumber;
 pub use crate::resume::RENUMBER;
 pub use crate::store::ACCEPTING;
 pub use act::{Act, Refused};
-pub use ahead::{Beyond, accept, beyond, is_removed, remove};
+pub use ahead::{Divergence, accept, divergence, is_removed, remove};
 pub use overview::{JournalLine, Overview, ParkedRow, journal, last, overview, parked};
 pub use parked::{discard, release, requeue};
 pub use renumber::{Behind, numbered_behind, renumber};

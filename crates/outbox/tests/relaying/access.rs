@@ -11,7 +11,7 @@ use sqlx::{Connection as _, PgConnection, Transaction};
 use testkit::{PATIENCE, TestNats, until};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{database, ids, pool};
+use crate::fixture::{database, ids, pool};
 
 #[tokio::test]
 async fn a_relay_may_publish_by_the_account_in_the_file_what_it_needs_and_nothing_else() {

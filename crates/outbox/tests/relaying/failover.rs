@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::world::{STREAM, Setup, app, database, event, ids, relay, rows};
+use crate::fixture::{STREAM, Setup, app, database, event, ids, relay, rows};
 
 /// How long a new leader may take: a lease, a connection, and what a busy machine adds.
 const TAKE_OVER: Duration = Duration::from_secs(60);

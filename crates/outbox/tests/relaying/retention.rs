@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use devstack::nats::Wanted;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
-use crate::world::{STREAM, World};
+use crate::fixture::{Fixture, STREAM};
 
 /// Puts a row into the outbox as of a day that many days ago, in a partition of its own; when that day began.
 async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> DateTime<Utc> {
@@ -28,30 +28,30 @@ async fn written_days_ago(admin: &mut PgConnection, back: i32, seq: i64) -> Date
 /// As after a halt of weeks, which somebody ended today: what was written then has been in the stream for no time at all.
 #[tokio::test]
 async fn o7_what_was_published_long_after_it_was_written_comes_again_into_a_stream_that_was_lost() {
-    let world = World::new().await;
-    let mut admin = world.database.admin().await;
+    let fixture = Fixture::new().await;
+    let mut admin = fixture.database.admin().await;
     admin.execute("select setval('outbox_seq', 1)").await.unwrap();
     let kept = i32::try_from(Wanted::default().max_age.as_secs() / 86_400).unwrap();
     written_days_ago(&mut admin, kept + 10, 1).await;
-    world.write(3).await;
-    world.until_checkpointed().await;
-    let all = world.rows().await;
-    assert_eq!((all.len(), world.stored().await), (4, all.clone()));
+    fixture.write(3).await;
+    fixture.until_checkpointed().await;
+    let all = fixture.rows().await;
+    assert_eq!((all.len(), fixture.stored().await), (4, all.clone()));
     // Retention's check, which notes when the day was stored.
     admin.execute("select outbox_drop_partitions(1)").await.unwrap();
-    world.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
-    world.nats.provision(Wanted::default()).await;
-    world.until_whole().await;
-    assert_eq!(world.stored().await, all);
-    world.stop().await;
+    fixture.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
+    fixture.nats.provision(Wanted::default()).await;
+    fixture.until_whole().await;
+    assert_eq!(fixture.stored().await, all);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn retention_drops_only_what_is_old_and_safely_stored() {
-    let world = World::new().await;
-    world.write(2).await;
-    world.until_checkpointed().await;
-    let mut admin = world.database.admin().await;
+    let fixture = Fixture::new().await;
+    fixture.write(2).await;
+    fixture.until_checkpointed().await;
+    let mut admin = fixture.database.admin().await;
     // Three days long gone: stored, stored, and parked on.
     let mut days = Vec::new();
     for (back, seq) in [(9, -3), (8, -2), (7, -1)] {
@@ -66,7 +66,7 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
         .await
         .unwrap();
     let drop = async |keep: i32| -> i32 {
-        let mut admin = world.database.admin().await;
+        let mut admin = fixture.database.admin().await;
         sqlx::query_scalar("select outbox_drop_partitions($1)").bind(keep).fetch_one(&mut admin).await.unwrap()
     };
     assert_eq!(drop(1).await, 0, "old as they are, they were seen to be stored only now");
@@ -88,6 +88,6 @@ async fn retention_drops_only_what_is_old_and_safely_stored() {
         admin.execute(sql).await.unwrap();
     }
     assert_eq!(drop(1).await, 0);
-    assert_eq!(world.journal(&["dropped"]).await.len(), 3);
-    world.stop().await;
+    assert_eq!(fixture.journal(&["dropped"]).await.len(), 3);
+    fixture.stop().await;
 }

@@ -7,12 +7,12 @@ use outbox::{EVENT_ID_HEADER, NewEvent, operate};
 use sqlx::Executor as _;
 use testkit::until;
 
-use crate::world::{ACT, STREAM, SUBJECT, World, event};
+use crate::fixture::{ACT, Fixture, STREAM, SUBJECT, event};
 
 /// An ordinary durable consumer.
-async fn consumer(world: &World) -> PullConsumer {
+async fn consumer(fixture: &Fixture) -> PullConsumer {
     let config = pull::Config { durable_name: Some("reader".to_owned()), ..Default::default() };
-    world.stream().await.get_or_create_consumer("reader", config).await.unwrap()
+    fixture.stream().await.get_or_create_consumer("reader", config).await.unwrap()
 }
 
 /// Reads and acknowledges one event after the other until all of these were there; their ids. A consumer that lost what
@@ -31,8 +31,8 @@ async fn read(consumer: &PullConsumer, wanted: &[String]) -> Vec<String> {
 }
 
 /// Cuts the newest blocks of a stopped server's stream off, as a power failure before the next fsync does.
-fn cut_the_tail(world: &World) {
-    let folder = world.nats.streams("TODO").join(STREAM).join("msgs");
+fn cut_the_tail(fixture: &Fixture) {
+    let folder = fixture.nats.streams("TODO").join(STREAM).join("msgs");
     let mut blocks: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -47,84 +47,84 @@ fn cut_the_tail(world: &World) {
 
 #[tokio::test]
 async fn o7_a_lost_tail_is_refilled_and_reaches_consumers_that_were_ahead() {
-    let mut world = World::new().await;
-    world.write(40).await;
-    world.until_checkpointed().await;
-    let before = world.rows().await;
-    assert_eq!(read(&consumer(&world).await, &before).await, before);
-    world.nats.kill().await;
-    cut_the_tail(&world);
-    world.nats.restart().await;
-    until("the tail is refilled", || async { !world.journal(&["refill"]).await.is_empty() }).await;
-    world.write(1).await;
-    world.until_whole().await;
-    assert_eq!(world.stored().await, world.rows().await);
-    let refill = &world.journal(&["refill"]).await[0];
+    let mut fixture = Fixture::new().await;
+    fixture.write(40).await;
+    fixture.until_checkpointed().await;
+    let before = fixture.rows().await;
+    assert_eq!(read(&consumer(&fixture).await, &before).await, before);
+    fixture.nats.kill().await;
+    cut_the_tail(&fixture);
+    fixture.nats.restart().await;
+    until("the tail is refilled", || async { !fixture.journal(&["refill"]).await.is_empty() }).await;
+    fixture.write(1).await;
+    fixture.until_whole().await;
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    let refill = &fixture.journal(&["refill"]).await[0];
     assert_eq!(refill.2, Some(40));
     let lost = usize::try_from(40 - refill.1.unwrap() + 1).unwrap();
     assert!(refill.3.contains("newest messages are gone") && lost > 0, "{refill:?}");
     // What was lost comes again, then what is new.
-    let unread = &world.rows().await[40 - lost..];
-    let after = read(&consumer(&world).await, unread).await;
+    let unread = &fixture.rows().await[40 - lost..];
+    let after = read(&consumer(&fixture).await, unread).await;
     assert_eq!(after[after.len() - unread.len()..], *unread);
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o7_a_purged_stream_is_refilled() {
-    let world = World::new().await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    world.stream().await.purge().await.unwrap();
-    world.until_whole().await;
-    world.write(1).await;
-    assert_eq!(world.stored().await, world.rows().await);
-    let refills = world.journal(&["refill"]).await;
+    let fixture = Fixture::new().await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    fixture.stream().await.purge().await.unwrap();
+    fixture.until_whole().await;
+    fixture.write(1).await;
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    let refills = fixture.journal(&["refill"]).await;
     assert_eq!(refills.len(), 1, "{refills:?}");
     assert_eq!((refills[0].1, refills[0].2), (Some(1), Some(10)));
     assert!(refills[0].3.contains("purged"), "{refills:?}");
     // It is not refilled for ever.
-    world.until_checkpointed().await;
-    assert_eq!(world.journal(&["refill"]).await.len(), 1);
-    world.stop().await;
+    fixture.until_checkpointed().await;
+    assert_eq!(fixture.journal(&["refill"]).await.len(), 1);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o7_a_purge_is_noticed_though_a_write_follows_at_once() {
-    let world = World::new().await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    world.stream().await.purge().await.unwrap();
-    world.write(1).await;
-    until("the purge is in the journal", || async { !world.journal(&["refill"]).await.is_empty() }).await;
+    let fixture = Fixture::new().await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    fixture.stream().await.purge().await.unwrap();
+    fixture.write(1).await;
+    until("the purge is in the journal", || async { !fixture.journal(&["refill"]).await.is_empty() }).await;
     // The new event may be there already, before those that come again, and is then among them once more.
     until("all of it is there in order", || async {
-        let stored = world.stored().await;
-        let rows = world.rows().await;
+        let stored = fixture.stored().await;
+        let rows = fixture.rows().await;
         stored.len() >= rows.len() && stored[stored.len() - rows.len()..] == rows
     })
     .await;
-    world.write(1).await;
-    world.drain().await;
-    assert_eq!(world.journal(&["refill"]).await.len(), 1, "once is enough");
-    world.stop().await;
+    fixture.write(1).await;
+    fixture.drain().await;
+    assert_eq!(fixture.journal(&["refill"]).await.len(), 1, "once is enough");
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o7_a_deleted_stream_is_made_anew_and_refilled() {
-    let world = World::new().await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    world.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
-    world.nats.provision(Wanted::default()).await;
-    world.until_whole().await;
-    world.write(1).await;
-    assert_eq!(world.stored().await, world.rows().await);
-    assert!(world.journal(&["refill"]).await[0].3.contains("wiped or deleted"));
+    let fixture = Fixture::new().await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    fixture.nats.jetstream().await.delete_stream(STREAM).await.unwrap();
+    fixture.nats.provision(Wanted::default()).await;
+    fixture.until_whole().await;
+    fixture.write(1).await;
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    assert!(fixture.journal(&["refill"]).await[0].3.contains("wiped or deleted"));
     // A new consumer receives everything again.
-    let all = world.rows().await;
-    assert_eq!(read(&consumer(&world).await, &all).await, all);
-    world.stop().await;
+    let all = fixture.rows().await;
+    assert_eq!(read(&consumer(&fixture).await, &all).await, all);
+    fixture.stop().await;
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
@@ -141,135 +141,136 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 /// A copy of what the broker has stored, taken while it is down for a moment.
-async fn back_up(world: &mut World) -> std::path::PathBuf {
-    world.nats.kill().await;
-    let backup = world.nats.store().with_extension("backup");
-    copy(world.nats.store(), &backup);
-    world.nats.restart().await;
+async fn back_up(fixture: &mut Fixture) -> std::path::PathBuf {
+    fixture.nats.kill().await;
+    let backup = fixture.nats.store().with_extension("backup");
+    copy(fixture.nats.store(), &backup);
+    fixture.nats.restart().await;
     backup
 }
 
 /// Has the broker hold what it held then; it is left stopped.
-async fn put_back(world: &mut World, backup: &std::path::Path) {
-    world.nats.kill().await;
-    world.nats.wipe();
-    copy(backup, world.nats.store());
+async fn put_back(fixture: &mut Fixture, backup: &std::path::Path) {
+    fixture.nats.kill().await;
+    fixture.nats.wipe();
+    copy(backup, fixture.nats.store());
 }
 
 #[tokio::test]
 async fn o7_a_stream_restored_from_an_older_backup_is_brought_up_to_date() {
-    let mut world = World::new().await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    read(&consumer(&world).await, &world.rows().await[..5]).await;
-    let backup = back_up(&mut world).await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    put_back(&mut world, &backup).await;
-    world.nats.restart().await;
-    world.until_whole().await;
-    assert_eq!(world.stored().await, world.rows().await);
-    let refill = &world.journal(&["refill"]).await[0];
+    let mut fixture = Fixture::new().await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    read(&consumer(&fixture).await, &fixture.rows().await[..5]).await;
+    let backup = back_up(&mut fixture).await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    put_back(&mut fixture, &backup).await;
+    fixture.nats.restart().await;
+    fixture.until_whole().await;
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    let refill = &fixture.journal(&["refill"]).await[0];
     assert_eq!((refill.1, refill.2), (Some(11), Some(20)));
     // The consumer came back as it was then, and has what it had not handled by then.
-    let unread = &world.rows().await[5..];
-    let after = read(&consumer(&world).await, unread).await;
+    let unread = &fixture.rows().await[5..];
+    let after = read(&consumer(&fixture).await, unread).await;
     assert_eq!(after[after.len() - unread.len()..], *unread);
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o7_a_postgres_restored_from_an_older_backup_stops_the_relay_until_somebody_vouches() {
-    let world = World::new().await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    world.restore_postgres(6).await;
-    let halted = world.until_halted().await;
+    let fixture = Fixture::new().await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    fixture.restore_postgres(6).await;
+    let halted = fixture.until_halted().await;
     assert!(halted.contains("ahead of the outbox") && halted.contains("older backup"), "{halted}");
     // Writes go on meanwhile, under numbers that were given out before; none is published.
-    world.write(3).await;
-    let stream = world.stream().await;
+    fixture.write(3).await;
+    let stream = fixture.stream().await;
     assert_eq!(stream.get_info().await.unwrap().state.messages, 10);
-    let mut admin = world.database.admin().await;
+    let mut admin = fixture.database.admin().await;
     assert!(operate::overview(&mut admin).await.unwrap().halted.is_some());
-    let beyond = operate::beyond(&mut admin, &stream).await.unwrap();
-    assert_eq!((beyond.from, beyond.to, beyond.outbox_seq), (7, 10, 6));
-    operate::accept(&mut admin, &beyond, ACT, operate::remove(&stream, &beyond)).await.unwrap();
+    let divergence = operate::divergence(&mut admin, &stream).await.unwrap();
+    assert_eq!((divergence.from, divergence.to, divergence.outbox_seq), (7, 10, 6));
+    operate::accept(&mut admin, &divergence, ACT, operate::remove(&stream, &divergence)).await.unwrap();
     until("the new rows are published", || async { stream.get_info().await.unwrap().state.messages == 9 }).await;
     // A reader from the beginning of the stream has what the outbox has, and nothing of the lost timeline.
-    assert_eq!(world.stored().await, world.rows().await);
-    assert!(matches!(operate::beyond(&mut admin, &stream).await, Err(operate::Refused::NotAhead)));
-    let said: Vec<_> = world.journal(&["halted", "accepted", "refill"]).await.into_iter().map(|line| line.0).collect();
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    assert!(matches!(operate::divergence(&mut admin, &stream).await, Err(operate::Refused::NotAhead)));
+    let said: Vec<_> =
+        fixture.journal(&["halted", "accepted", "refill"]).await.into_iter().map(|line| line.0).collect();
     assert_eq!(said, ["halted", "accepted"]);
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o7_what_neither_stream_nor_outbox_holds_is_named() {
-    let mut world = World::new().await;
-    world.write(5).await;
-    world.until_checkpointed().await;
-    let backup = back_up(&mut world).await;
-    world.write(10).await;
-    world.until_checkpointed().await;
-    put_back(&mut world, &backup).await;
+    let mut fixture = Fixture::new().await;
+    fixture.write(5).await;
+    fixture.until_checkpointed().await;
+    let backup = back_up(&mut fixture).await;
+    fixture.write(10).await;
+    fixture.until_checkpointed().await;
+    put_back(&mut fixture, &backup).await;
     // Retention has dropped the first twelve rows meanwhile.
-    let mut admin = world.database.admin().await;
+    let mut admin = fixture.database.admin().await;
     admin.execute("delete from outbox where seq <= 12; update outbox_relay set dropped_seq = 12").await.unwrap();
-    world.nats.restart().await;
-    let stream = world.stream().await;
+    fixture.nats.restart().await;
+    let stream = fixture.stream().await;
     until("the rest is refilled", || async { stream.get_info().await.is_ok_and(|info| info.state.messages == 8) })
         .await;
-    let said = world.journal(&["missing", "refill"]).await;
+    let said = fixture.journal(&["missing", "refill"]).await;
     assert_eq!((said[0].0.as_str(), said[0].1, said[0].2), ("missing", Some(6), Some(12)), "{said:?}");
     assert_eq!((said[1].0.as_str(), said[1].1, said[1].2), ("refill", Some(13), Some(15)), "{said:?}");
-    world.write(1).await;
-    assert_eq!(world.stored().await[5..], world.rows().await);
-    world.stop().await;
+    fixture.write(1).await;
+    assert_eq!(fixture.stored().await[5..], fixture.rows().await);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn numbers_of_a_rollback_that_are_given_out_again_are_not_passed_over() {
-    let world = World::new().await;
-    world.write(1).await;
-    let mut admin = world.database.admin().await;
+    let fixture = Fixture::new().await;
+    fixture.write(1).await;
+    let mut admin = fixture.database.admin().await;
     // Numbers taken and rolled back, seen by the relay; then the database crashes and gives them out again.
     admin.execute("begin; select nextval('outbox_seq') from generate_series(1, 5); rollback").await.unwrap();
-    world.until_checkpointed().await;
-    world.relay.wake();
-    world.until_done(6).await;
+    fixture.until_checkpointed().await;
+    fixture.relay.wake();
+    fixture.until_done(6).await;
     admin.execute("select setval('outbox_seq', 1)").await.unwrap();
-    world.write(3).await;
+    fixture.write(3).await;
     // The relay has been further than they are numbered.
-    world.until_holds(4).await;
-    assert_eq!(world.stored().await, world.rows().await);
-    assert_eq!(world.rows().await.len(), 4);
-    world.stop().await;
+    fixture.until_holds(4).await;
+    assert_eq!(fixture.stored().await, fixture.rows().await);
+    assert_eq!(fixture.rows().await.len(), 4);
+    fixture.stop().await;
 }
 
 /// A row that cannot be published, and two of the same aggregate behind it.
-async fn poison(world: &World) {
+async fn poison(fixture: &Fixture) {
     for subject in ["evt.todo.created.v1.*", SUBJECT, SUBJECT] {
-        world.append(NewEvent { subject: subject.to_owned(), ..event("poisoned") }).await;
+        fixture.append(NewEvent { subject: subject.to_owned(), ..event("poisoned") }).await;
     }
-    world.relay.wake();
+    fixture.relay.wake();
 }
 
 #[tokio::test]
 async fn o8_released_rows_go_out_in_their_order_with_their_ids() {
-    let world = World::new().await;
-    poison(&world).await;
-    world.write(1).await;
-    world.drain().await;
-    let before = world.rows().await;
-    assert_eq!(world.stored().await, before[3..], "the neighbour passed");
-    let mut admin = world.database.admin().await;
+    let fixture = Fixture::new().await;
+    poison(&fixture).await;
+    fixture.write(1).await;
+    fixture.drain().await;
+    let before = fixture.rows().await;
+    assert_eq!(fixture.stored().await, before[3..], "the neighbour passed");
+    let mut admin = fixture.database.admin().await;
     assert_eq!(operate::parked(&mut admin).await.unwrap().len(), 3);
     // Released as it is, the first is parked again, with those behind it.
     assert_eq!(operate::release(&mut admin, "poisoned", ACT).await.unwrap(), 3);
-    world.relay.wake();
+    fixture.relay.wake();
     until("they are parked again", || async {
-        let mut admin = world.database.admin().await;
+        let mut admin = fixture.database.admin().await;
         let parked = operate::parked(&mut admin).await.unwrap();
         parked.len() == 3 && parked[0].seq > 4
     })
@@ -277,57 +278,57 @@ async fn o8_released_rows_go_out_in_their_order_with_their_ids() {
     // Without the first, the others go out, and later ones behind them.
     let first = operate::parked(&mut admin).await.unwrap()[0].seq;
     operate::discard(&mut admin, first, ACT).await.unwrap();
-    world.append(event("poisoned")).await;
+    fixture.append(event("poisoned")).await;
     assert_eq!(operate::release(&mut admin, "poisoned", ACT).await.unwrap(), 3);
-    world.relay.wake();
+    fixture.relay.wake();
     let newest: String = sqlx::query_scalar("select event_id::text from outbox order by seq desc limit 1")
         .fetch_one(&mut admin)
         .await
         .unwrap();
     let wanted = [before[3].clone(), before[1].clone(), before[2].clone(), newest];
-    assert_eq!(world.stored().await, wanted);
+    assert_eq!(fixture.stored().await, wanted);
     assert!(operate::parked(&mut admin).await.unwrap().is_empty());
     let said: Vec<_> =
-        world.journal(&["parked", "released", "discarded"]).await.into_iter().map(|line| line.0).collect();
+        fixture.journal(&["parked", "released", "discarded"]).await.into_iter().map(|line| line.0).collect();
     assert_eq!(said, ["parked", "released", "parked", "discarded", "released"]);
-    world.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn o8_a_refill_after_a_release_repeats_what_was_published_and_nothing_else() {
-    let mut world = World::new().await;
-    world.write(1).await;
-    poison(&world).await;
-    world.drain().await;
-    let mut admin = world.database.admin().await;
+    let mut fixture = Fixture::new().await;
+    fixture.write(1).await;
+    poison(&fixture).await;
+    fixture.drain().await;
+    let mut admin = fixture.database.admin().await;
     let first = operate::parked(&mut admin).await.unwrap()[0].seq;
     operate::discard(&mut admin, first, ACT).await.unwrap();
     operate::release(&mut admin, "poisoned", ACT).await.unwrap();
-    world.relay.wake();
-    world.until_checkpointed().await;
-    let before = world.stored().await;
+    fixture.relay.wake();
+    fixture.until_checkpointed().await;
+    let before = fixture.stored().await;
     assert_eq!(before.len(), 3);
-    world.nats.kill().await;
-    world.nats.wipe();
-    world.nats.restart().await;
-    world.until_holds(3).await;
-    assert_eq!(world.stored().await, before);
-    world.stop().await;
+    fixture.nats.kill().await;
+    fixture.nats.wipe();
+    fixture.nats.restart().await;
+    fixture.until_holds(3).await;
+    assert_eq!(fixture.stored().await, before);
+    fixture.stop().await;
 }
 
 #[tokio::test]
 async fn what_is_not_parked_cannot_be_worked() {
-    let world = World::new().await;
-    world.write(1).await;
-    let mut admin = world.database.admin().await;
+    let fixture = Fixture::new().await;
+    fixture.write(1).await;
+    let mut admin = fixture.database.admin().await;
     let refused = operate::release(&mut admin, "nobody", ACT).await.unwrap_err().to_string();
     assert!(refused.contains("nobody is not parked"), "{refused}");
     let refused = operate::discard(&mut admin, 1, ACT).await.unwrap_err().to_string();
     assert!(refused.contains("row 1 is not parked"), "{refused}");
-    world.until_checkpointed().await;
-    let stream = world.stream().await;
-    let refused = operate::beyond(&mut admin, &stream).await.unwrap_err().to_string();
+    fixture.until_checkpointed().await;
+    let stream = fixture.stream().await;
+    let refused = operate::divergence(&mut admin, &stream).await.unwrap_err().to_string();
     assert!(refused.contains("nothing to accept"), "{refused}");
-    assert!(world.journal(&["released", "discarded", "accepted"]).await.is_empty());
-    world.stop().await;
+    assert!(fixture.journal(&["released", "discarded", "accepted"]).await.is_empty());
+    fixture.stop().await;
 }

@@ -76,7 +76,7 @@ async fn who_calls_is_asked_before_the_service_is() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_the_right_ones() {
+async fn a_wrong_method_is_answered_with_the_right_ones() {
     let edge = start().await;
     let response = edge.send(Method::PUT, "/v1/todos/1").await;
     assert_eq!(response.status(), 405);
@@ -97,7 +97,7 @@ async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
 }
 
 #[tokio::test]
-async fn who_calls_too_often_is_told_when_to_call_again() {
+async fn who_calls_too_often_learns_when_to_call_again() {
     let (rate, at_work) = (NonZeroU32::MIN, NonZeroU16::MIN);
     let admission = Admission {
         tenant_rate: rate,
@@ -157,7 +157,7 @@ async fn it_drains_and_then_takes_nothing_more() {
 }
 
 #[test]
-fn every_wrong_value_of_the_configuration_is_told_at_once() {
+fn every_wrong_value_of_the_configuration_is_reported_at_once() {
     let line = [
         "serve",
         "--listen",

@@ -44,7 +44,7 @@ fn readers() -> Vec<fleet::Login> {
     READERS.map(|name| fleet::reader(name, &[(STREAM, name)])).to_vec()
 }
 
-pub struct World {
+pub struct Harness {
     /// One server, or a cluster.
     pub nats: Vec<TestNats>,
     /// The server that is down.
@@ -60,7 +60,7 @@ pub struct World {
     stop: CancellationToken,
 }
 
-impl World {
+impl Harness {
     /// A broker and a database; the service is not started yet.
     pub async fn new() -> Self {
         Box::pin(Self::on(async { vec![TestNats::with(readers()).await] })).await
@@ -83,7 +83,7 @@ impl World {
             admin.execute(script).await.unwrap();
         }
         let (js, records) = (nats[0].jetstream().await, nats[0].records().await);
-        let world = Self {
+        let harness = Self {
             nats,
             down: None,
             js,
@@ -94,8 +94,8 @@ impl World {
             consumers: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        world.provision().await;
-        world
+        harness.provision().await;
+        harness
     }
 
     /// Makes what the administration makes.
@@ -155,7 +155,7 @@ impl World {
         Config { mode, ..Self::ordered_config(durable) }
     }
 
-    /// A consumer with a state of its own: it rejects everything while the world is broken, and always what `never` says.
+    /// A consumer with a state of its own: it rejects everything while `broken` is set, and always what `never` says.
     pub async fn consumer(&self, durable: &str, never: fn(&Event) -> bool) -> Handled {
         let handled = Handled::default();
         let consumer = Consumer::new(self.server().client(durable).await, Self::batched(durable));
@@ -173,7 +173,7 @@ impl World {
         handled
     }
 
-    /// A consumer with an inbox, whose effects are in the database. It rejects version 2 while the world is broken.
+    /// A consumer with an inbox, whose effects are in the database. It rejects version 2 while `broken` is set.
     pub async fn ordered(&self, durable: &str) {
         let consumer = Consumer::new(self.server().client(durable).await, Self::ordered_config(durable));
         let db = PgPool::connect(&self.database.superuser).await.unwrap();

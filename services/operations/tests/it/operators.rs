@@ -6,7 +6,7 @@ use proto::ops::job_service_client::JobServiceClient;
 use proto::ops::letter_service_client::LetterServiceClient;
 use tonic::{Code, Request};
 
-use crate::harness::World;
+use crate::harness::Harness;
 
 fn with<T>(bearer: Option<&str>, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -18,13 +18,13 @@ fn with<T>(bearer: Option<&str>, message: T) -> Request<T> {
 
 #[tokio::test]
 async fn letters_jobs_and_audit_are_operators_alone() {
-    let world = World::new().await;
-    let (service, port) = world.with_port().await;
+    let harness = Harness::new().await;
+    let (service, port) = harness.with_port().await;
     let url = format!("http://{port}");
     let mut letters = LetterServiceClient::connect(url.clone()).await.unwrap();
     let mut jobs = JobServiceClient::connect(url.clone()).await.unwrap();
     let mut audit = AuditServiceClient::connect(url).await.unwrap();
-    let owner = world.issuer.bearer("acme", "ann");
+    let owner = harness.issuer.bearer("acme", "ann");
     for bearer in [None, Some(owner.as_str())] {
         let codes = [
             letters.list_letters(with(bearer, ops::ListLettersRequest::default())).await.map(drop),
@@ -48,13 +48,13 @@ async fn letters_jobs_and_audit_are_operators_alone() {
 
 #[tokio::test]
 async fn an_act_without_a_reason_is_refused_and_one_with_it_bears_the_token_s_name() {
-    let world = World::new().await;
-    let (service, port) = world.with_port().await;
+    let harness = Harness::new().await;
+    let (service, port) = harness.with_port().await;
     let url = format!("http://{port}");
     let mut letters = LetterServiceClient::connect(url.clone()).await.unwrap();
     let mut jobs = JobServiceClient::connect(url.clone()).await.unwrap();
     let mut audit = AuditServiceClient::connect(url).await.unwrap();
-    let olga = world.issuer.operator("olga");
+    let olga = harness.issuer.operator("olga");
     let range = ops::CreateRangeJobRequest { consumer: "printer".to_owned(), ..ops::CreateRangeJobRequest::default() };
     let codes = [
         letters.edit_letter(with(Some(&olga), ops::EditLetterRequest::default())).await.map(drop),

@@ -37,7 +37,7 @@ async fn run(config: &Config) -> (Lifecycle, Channel, SocketAddr) {
 }
 
 /// The service and its backing services.
-pub struct Fleet {
+pub struct Harness {
     config: Config,
     lifecycle: Lifecycle,
     pub nats: TestNats,
@@ -52,7 +52,7 @@ pub struct Fleet {
     http: reqwest::Client,
 }
 
-impl Fleet {
+impl Harness {
     pub async fn start() -> Self {
         Self::start_with(None, &Backing::shared().opensearch).await
     }
@@ -323,7 +323,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for Harness {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
     }

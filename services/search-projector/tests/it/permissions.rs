@@ -7,20 +7,20 @@ use serde_json::{Value, json};
 use tonic::Request;
 use tonic_types::StatusExt as _;
 
-use crate::harness::Fleet;
+use crate::harness::Harness;
 
 #[tokio::test]
 async fn a_search_is_denied_to_whoever_may_not_see_todos() {
     let service = proto::POOL.get_service_by_name("flotilla.search.v1.SearchService").unwrap();
     let rpcs: Vec<String> = service.methods().map(|rpc| rpc.name().to_owned()).collect();
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs, "each RPC has its row, and is called below");
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let refused = |claims: Value| {
         let mut request = Request::new(SearchTodosRequest::default());
         request
             .metadata_mut()
-            .insert("authorization", fleet.issuer.bearer_with("acme", "mel", &claims).parse().unwrap());
-        let answer = fleet.send(request);
+            .insert("authorization", harness.issuer.bearer_with("acme", "mel", &claims).parse().unwrap());
+        let answer = harness.send(request);
         async { answer.await.err().and_then(|status| Some(status.get_details_error_info()?.reason)) }
     };
     for role in Role::ALL {

@@ -4,7 +4,7 @@ use proto::search::{SearchTodosRequest, TodoStatus};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Fleet, todo};
+use crate::harness::{Harness, todo};
 
 fn with(query: &str, change: impl FnOnce(&mut SearchTodosRequest)) -> SearchTodosRequest {
     let mut request = SearchTodosRequest { query: query.to_owned(), ..SearchTodosRequest::default() };
@@ -14,20 +14,20 @@ fn with(query: &str, change: impl FnOnce(&mut SearchTodosRequest)) -> SearchTodo
 
 #[tokio::test]
 async fn words_are_found_in_title_notes_and_labels_with_highlights() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let mut first = todo("Repair the <lighthouse> lamp");
     first.notes = "Ask the harbour master".to_owned();
     first.labels = vec!["urgent work".to_owned()];
     let second = todo("Lamp oil");
-    fleet.created("acme", &first).await;
-    fleet.created("acme", &second).await;
-    fleet.drain().await;
+    harness.created("acme", &first).await;
+    harness.created("acme", &second).await;
+    harness.drain().await;
     for query in ["lighthouse", "LAMP repair", "harbour", "urgent", "lamp master urgent"] {
-        assert_eq!(fleet.find("acme", query).await, [first.title.as_str()], "{query}");
+        assert_eq!(harness.find("acme", query).await, [first.title.as_str()], "{query}");
     }
-    assert_eq!(fleet.find("acme", "lamp").await.len(), 2);
-    assert!(fleet.find("acme", "lamp whale").await.is_empty(), "all words must occur");
-    let hit = fleet.ask("acme", with("lighthouse harbour", |_| {})).await.unwrap().hits.remove(0);
+    assert_eq!(harness.find("acme", "lamp").await.len(), 2);
+    assert!(harness.find("acme", "lamp whale").await.is_empty(), "all words must occur");
+    let hit = harness.ask("acme", with("lighthouse harbour", |_| {})).await.unwrap().hits.remove(0);
     let highlights: Vec<_> = hit.highlights.iter().map(|h| (h.field.as_str(), h.snippets[0].as_str())).collect();
     assert!(highlights.contains(&("title", "Repair the &lt;<em>lighthouse</em>&gt; lamp")), "{highlights:?}");
     assert!(highlights.contains(&("notes", "Ask the <em>harbour</em> master")), "{highlights:?}");
@@ -36,7 +36,7 @@ async fn words_are_found_in_title_notes_and_labels_with_highlights() {
 
 #[tokio::test]
 async fn every_title_is_found_by_itself() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let titles = [
         "(A) call +mother @phone due soon",
         "!!! ???",
@@ -48,17 +48,17 @@ async fn every_title_is_found_by_itself() {
     ];
     let long = "word ".repeat(99).trim().to_owned();
     for title in titles.iter().copied().chain([long.as_str()]) {
-        fleet.created("acme", &todo(title)).await;
+        harness.created("acme", &todo(title)).await;
     }
-    fleet.drain().await;
+    harness.drain().await;
     for title in titles.iter().copied().chain([long.as_str()]) {
-        assert!(fleet.find("acme", title).await.contains(&title.to_owned()), "{title}");
+        assert!(harness.find("acme", title).await.contains(&title.to_owned()), "{title}");
     }
 }
 
 #[tokio::test]
 async fn filters_narrow_and_pages_show_each_hit_once() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     for n in 0..5 {
         let mut one = todo(&format!("task {n}"));
         one.labels = vec![if n < 3 { "rope".to_owned() } else { "Rope work".to_owned() }];
@@ -66,10 +66,10 @@ async fn filters_narrow_and_pages_show_each_hit_once() {
             one.status = contracts::events::todo::Status::Completed;
             one.complete_time = Some(one.update_time);
         }
-        fleet.created("acme", &one).await;
+        harness.created("acme", &one).await;
     }
-    fleet.drain().await;
-    let count = async |request| fleet.ask("acme", request).await.unwrap().hits.len();
+    harness.drain().await;
+    let count = async |request| harness.ask("acme", request).await.unwrap().hits.len();
     assert_eq!(count(with("task", |r| r.label = "rope".to_owned())).await, 3, "a label is matched whole");
     assert_eq!(count(with("task", |r| r.set_status(TodoStatus::Completed))).await, 1);
     assert_eq!(count(with("", |r| r.set_status(TodoStatus::Open))).await, 4);
@@ -79,7 +79,7 @@ async fn filters_narrow_and_pages_show_each_hit_once() {
             r.page_size = 2;
             r.page_token = token;
         });
-        let page = fleet.ask("acme", request).await.unwrap();
+        let page = harness.ask("acme", request).await.unwrap();
         assert_eq!(page.total_size, 5);
         seen.extend(page.hits.into_iter().map(|hit| hit.title));
         token = page.next_page_token;
@@ -94,21 +94,21 @@ async fn filters_narrow_and_pages_show_each_hit_once() {
 /// Each page is asked for after somebody has written; they end all the same, and show each hit once.
 #[tokio::test]
 async fn pages_end_and_show_each_hit_once_while_others_write() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let mut all = Vec::new();
     for n in 0..30 {
         let one = todo(&format!("kelp {n}"));
-        fleet.created("acme", &one).await;
+        harness.created("acme", &one).await;
         all.push(one.id.to_string());
     }
-    fleet.drain().await;
+    harness.drain().await;
     let (mut seen, mut token, mut pages) = (Vec::new(), String::new(), 0);
     loop {
         let request = with("kelp", |r| {
             r.page_size = 10;
             r.page_token = token;
         });
-        let page = fleet.ask("acme", request).await.unwrap();
+        let page = harness.ask("acme", request).await.unwrap();
         seen.extend(page.hits.into_iter().map(|hit| hit.id));
         token = page.next_page_token;
         pages += 1;
@@ -117,14 +117,14 @@ async fn pages_end_and_show_each_hit_once_while_others_write() {
         }
         assert!(pages < 5, "it does not end");
         for tenant in ["acme", "globex", "globex"] {
-            fleet.created(tenant, &todo("kelp kelp")).await;
+            harness.created(tenant, &todo("kelp kelp")).await;
         }
         // One that comes later in the order than all there were.
         let mut later = todo("something else");
         later.notes = "kelp".to_owned();
-        fleet.created("acme", &later).await;
+        harness.created("acme", &later).await;
         all.push(later.id.to_string());
-        fleet.drain().await;
+        harness.drain().await;
     }
     all.sort();
     seen.sort();
@@ -133,67 +133,67 @@ async fn pages_end_and_show_each_hit_once_while_others_write() {
 
 #[tokio::test]
 async fn a_score_says_nothing_of_what_others_write() {
-    let fleet = Fleet::start().await;
-    fleet.created("acme", &todo("notes on zephyrmerger")).await;
-    fleet.drain().await;
-    let ask = async || format!("{:?}", fleet.ask("acme", with("zephyrmerger", |_| {})).await.unwrap());
+    let harness = Harness::start().await;
+    harness.created("acme", &todo("notes on zephyrmerger")).await;
+    harness.drain().await;
+    let ask = async || format!("{:?}", harness.ask("acme", with("zephyrmerger", |_| {})).await.unwrap());
     let before = ask().await;
     for tenant in ["globex", "globex", "initech"] {
-        fleet.created(tenant, &todo("zephyrmerger zephyrmerger")).await;
+        harness.created(tenant, &todo("zephyrmerger zephyrmerger")).await;
     }
-    fleet.drain().await;
+    harness.drain().await;
     assert_eq!(ask().await, before);
 }
 
 #[tokio::test]
 async fn the_best_match_is_first_and_of_equal_ones_the_newest() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let mut noted = todo("something else");
     noted.notes = "tar the hull".to_owned();
     let mut labelled = todo("hull work");
     labelled.labels = vec!["tar".to_owned(), "the".to_owned()];
     let titles = ["hull: the tar", "the old hull and tar", "Now tar the hull", "tar the hull"];
     for one in [noted, labelled].into_iter().chain(titles.map(todo)) {
-        fleet.created("acme", &one).await;
+        harness.created("acme", &one).await;
     }
-    fleet.drain().await;
+    harness.drain().await;
     let wanted =
         ["tar the hull", "Now tar the hull", "the old hull and tar", "hull: the tar", "hull work", "something else"];
-    assert_eq!(fleet.find("acme", "tar the hull").await, wanted);
+    assert_eq!(harness.find("acme", "tar the hull").await, wanted);
 }
 
 #[tokio::test]
 async fn letters_are_found_without_their_marks() {
-    let fleet = Fleet::start().await;
-    fleet.created("acme", &todo("Café für Åsa: smørrebrød")).await;
-    fleet.drain().await;
+    let harness = Harness::start().await;
+    harness.created("acme", &todo("Café für Åsa: smørrebrød")).await;
+    harness.drain().await;
     for query in ["cafe", "CAFÉ", "asa", "åsa", "fur smorrebrod"] {
-        assert_eq!(fleet.find("acme", query).await.len(), 1, "{query}");
+        assert_eq!(harness.find("acme", query).await.len(), 1, "{query}");
     }
-    let hit = fleet.ask("acme", with("asa", |_| {})).await.unwrap().hits.remove(0);
+    let hit = harness.ask("acme", with("asa", |_| {})).await.unwrap().hits.remove(0);
     assert_eq!(hit.highlights[0].snippets, ["Café für <em>Åsa</em>: smørrebrød"]);
 }
 
 #[tokio::test]
 async fn snippets_are_short_and_pages_fit_into_an_answer_whatever_is_written() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let texts =
         ["漢".repeat(10_000), "𠮷".repeat(10_000), "a".repeat(10_000), "lamp ".repeat(2_000), "lamp,".repeat(2_000)];
     for (n, notes) in texts.iter().enumerate() {
         let mut one = todo(&format!("find {n}"));
         one.notes.clone_from(notes);
-        fleet.created("acme", &one).await;
+        harness.created("acme", &one).await;
     }
     for n in 0..60 {
         let mut one = todo(&format!("heavy {n}"));
         one.notes = "𠮷".repeat(10_000);
-        fleet.created("globex", &one).await;
+        harness.created("globex", &one).await;
     }
-    fleet.drain().await;
+    harness.drain().await;
     let word = "a".repeat(255);
     for query in ["漢", "𠮷", "find", "lamp", "漢 漢漢", &word] {
-        assert!(!fleet.find("acme", query).await.is_empty(), "{query}");
-        for hit in fleet.ask("acme", with(query, |_| {})).await.unwrap().hits {
+        assert!(!harness.find("acme", query).await.is_empty(), "{query}");
+        for hit in harness.ask("acme", with(query, |_| {})).await.unwrap().hits {
             for snippet in hit.highlights.iter().flat_map(|highlight| &highlight.snippets) {
                 let plain = snippet.replace("<em>", "").replace("</em>", "");
                 assert!(plain.chars().count() <= 150 + 255, "{query}: {} characters", plain.chars().count());
@@ -207,7 +207,7 @@ async fn snippets_are_short_and_pages_fit_into_an_answer_whatever_is_written() {
             r.page_size = 100;
             r.page_token = token;
         });
-        let page = fleet.ask("globex", request).await.unwrap();
+        let page = harness.ask("globex", request).await.unwrap();
         assert!(prost::Message::encoded_len(&page) < 4 << 20);
         seen += page.hits.len();
         token = page.next_page_token;
@@ -218,25 +218,25 @@ async fn snippets_are_short_and_pages_fit_into_an_answer_whatever_is_written() {
 
 #[tokio::test]
 async fn no_query_finds_another_tenant_s_todos() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let mut secret = todo("acme secret");
     secret.labels = vec!["x".to_owned()];
-    fleet.created("acme", &secret).await;
-    fleet.drain().await;
+    harness.created("acme", &secret).await;
+    harness.drain().await;
     for query in ["", "secret", "*", "acme secret", "tenant:acme", "\"} OR tenant:acme {\"", "secret OR *:*"] {
-        assert!(fleet.find("globex", query).await.is_empty(), "{query}");
+        assert!(harness.find("globex", query).await.is_empty(), "{query}");
         let request = with(query, |r| r.label = "x".to_owned());
-        assert!(fleet.ask("globex", request).await.unwrap().hits.is_empty(), "{query} by label");
+        assert!(harness.ask("globex", request).await.unwrap().hits.is_empty(), "{query} by label");
     }
     let page = with("", |r| r.page_size = 1);
-    assert_eq!(fleet.ask("globex", page).await.unwrap().total_size, 0, "not even how many there are");
-    assert_eq!(fleet.find("acme", "secret").await.len(), 1);
+    assert_eq!(harness.ask("globex", page).await.unwrap().total_size, 0, "not even how many there are");
+    assert_eq!(harness.find("acme", "secret").await.len(), 1);
 }
 
 #[tokio::test]
 async fn a_search_needs_a_token_and_sane_limits() {
-    let fleet = Fleet::start().await;
-    let anonymous = fleet.send(Request::new(SearchTodosRequest::default())).await;
+    let harness = Harness::start().await;
+    let anonymous = harness.send(Request::new(SearchTodosRequest::default())).await;
     assert_eq!(anonymous.unwrap_err().code(), Code::Unauthenticated);
     for request in [
         with("", |r| r.page_size = -1),
@@ -244,10 +244,10 @@ async fn a_search_needs_a_token_and_sane_limits() {
         with("", |r| r.page_token = "garbage".to_owned()),
         with("", |r| r.status = 99),
     ] {
-        let status = fleet.ask("acme", request).await.unwrap_err();
+        let status = harness.ask("acme", request).await.unwrap_err();
         assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_ARGUMENT");
     }
     // The most words that fit are still a search.
-    assert!(fleet.find("acme", &"語".repeat(500)).await.is_empty());
-    assert!(fleet.find("acme", &"a ".repeat(250)).await.is_empty());
+    assert!(harness.find("acme", &"語".repeat(500)).await.is_empty());
+    assert!(harness.find("acme", &"a ".repeat(250)).await.is_empty());
 }

@@ -19,7 +19,7 @@ use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
 /// The service and its backing services. Dropped in this order: the service before what it stands on.
-pub struct Fleet {
+pub struct Harness {
     pub app: App,
     lifecycle: Lifecycle,
     pub nats: TestNats,
@@ -47,7 +47,7 @@ impl Stored {
     }
 }
 
-impl Fleet {
+impl Harness {
     pub async fn start() -> Self {
         Self::behind(Admission::wide()).await
     }
@@ -144,7 +144,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for Harness {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
         // Whatever else a test is about: an event that cannot be published is a bug.

@@ -9,7 +9,7 @@ use service::idempotency::{Attempt, Key};
 use service::idempotency_sweep::sweep_some;
 use service::{Call, Db, Outbox};
 
-use crate::harness::{Fleet, reason};
+use crate::harness::{Harness, reason};
 
 fn titled(title: &str) -> Todo {
     Todo { title: title.to_owned(), ..Todo::default() }
@@ -17,34 +17,34 @@ fn titled(title: &str) -> Todo {
 
 #[tokio::test]
 async fn a_repeat_answers_what_was_answered_and_changes_nothing() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("one");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("one");
     let first = ann.create(titled("x")).await.unwrap();
     assert_eq!(ann.create(titled("x")).await.unwrap(), first);
-    let complete = fleet.client("acme", "ann").with_key("two");
+    let complete = harness.client("acme", "ann").with_key("two");
     let done = complete.complete(&first.id, "").await.unwrap();
     assert_eq!(complete.complete(&first.id, "").await.unwrap(), done, "though it is completed already");
     assert_eq!(ann.create(titled("x")).await.unwrap().version, 1, "the answer of then, not the state of now");
-    assert_eq!((fleet.count("todo").await, fleet.count("outbox").await), (1, 3));
+    assert_eq!((harness.count("todo").await, harness.count("outbox").await), (1, 3));
 }
 
 #[tokio::test]
 async fn a_key_belongs_to_a_caller_a_method_and_a_request() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("one");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("one");
     let first = ann.create(titled("x")).await.unwrap();
     assert_eq!(reason(ann.create(titled("y")).await), "IDEMPOTENCY_KEY_REUSED");
-    assert_ne!(fleet.client("acme", "bob").with_key("one").create(titled("x")).await.unwrap().id, first.id);
-    assert_ne!(fleet.client("globex", "ann").with_key("one").create(titled("x")).await.unwrap().id, first.id);
+    assert_ne!(harness.client("acme", "bob").with_key("one").create(titled("x")).await.unwrap().id, first.id);
+    assert_ne!(harness.client("globex", "ann").with_key("one").create(titled("x")).await.unwrap().id, first.id);
     ann.complete(&first.id, "").await.unwrap();
-    assert_eq!(fleet.count("todo").await, 3);
+    assert_eq!(harness.count("todo").await, 3);
 }
 
 #[tokio::test]
 async fn a_command_that_does_not_ask_for_an_earlier_answer_cannot_commit_and_a_read_cannot_write() {
-    let fleet = Fleet::start().await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
-    let outbox = Outbox::new(fleet.app.relay.clone());
+    let harness = Harness::start().await;
+    let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
+    let outbox = Outbox::new(harness.app.relay.clone());
     let caller = Caller::service("acme".parse().unwrap(), "test".parse().unwrap());
     let mut request = tonic::Request::new(());
     request.metadata_mut().insert("idempotency-key", "k".parse().unwrap());
@@ -70,55 +70,55 @@ async fn a_command_that_does_not_ask_for_an_earlier_answer_cannot_commit_and_a_r
 
 #[tokio::test]
 async fn many_at_once_with_one_key_write_once() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("one");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("one");
     let answers = join_all((0..16).map(|_| ann.create(titled("x")))).await;
     let (done, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     assert!(!done.is_empty());
     for answer in refused {
         assert_eq!(reason(answer), "IDEMPOTENCY_KEY_IN_USE");
     }
-    assert_eq!((fleet.count("todo").await, fleet.count("outbox").await), (1, 1));
+    assert_eq!((harness.count("todo").await, harness.count("outbox").await), (1, 1));
 }
 
 #[tokio::test]
 async fn an_error_is_not_kept_and_a_key_is_needed() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("one");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("one");
     assert_eq!(reason(ann.create(titled("")).await), "INVALID_ARGUMENT");
     ann.create(titled("x")).await.unwrap();
-    let none = fleet.client("acme", "ann").with_key("");
+    let none = harness.client("acme", "ann").with_key("");
     assert_eq!(reason(none.create(titled("x")).await), "IDEMPOTENCY_KEY_REQUIRED");
     assert_eq!(reason(none.reopen("x").await), "IDEMPOTENCY_KEY_REQUIRED");
-    let long = fleet.client("acme", "ann").with_key(&"k".repeat(256));
+    let long = harness.client("acme", "ann").with_key(&"k".repeat(256));
     assert_eq!(reason(long.create(titled("x")).await), "IDEMPOTENCY_KEY_MALFORMED");
-    assert_eq!(fleet.count("todo").await, 1);
+    assert_eq!(harness.count("todo").await, 1);
 }
 
 #[tokio::test]
 async fn old_answers_are_forgotten() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("one");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("one");
     ann.create(titled("x")).await.unwrap();
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     sqlx::query("update idempotency set created_at = created_at - interval '25 hours'")
         .execute(&mut admin)
         .await
         .unwrap();
-    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
+    let db = Db::lazy(&harness.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     // The service sweeps too; either may come first.
     sweep_some(&db, None).await.unwrap();
-    testkit::until("the old answer is gone", || async { fleet.count("idempotency").await == 0 }).await;
+    testkit::until("the old answer is gone", || async { harness.count("idempotency").await == 0 }).await;
     let again = ann.create(titled("another")).await.unwrap();
     assert_eq!(again.title, "another", "the key is free again");
 }
 
 #[tokio::test]
 async fn a_look_for_old_answers_does_not_walk_over_those_that_are_gone() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    let mut admin = harness.database.admin().await;
     // A long read keeps in the index what is deleted meanwhile.
-    let mut reader = fleet.database.admin().await;
+    let mut reader = harness.database.admin().await;
     reader.execute("begin isolation level repeatable read; select count(*) from idempotency").await.unwrap();
     admin
         .execute(
@@ -127,12 +127,12 @@ async fn a_look_for_old_answers_does_not_walk_over_those_that_are_gone() {
         )
         .await
         .unwrap();
-    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
+    let db = Db::lazy(&harness.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     let mut from = None;
     while let (1.., up_to) = sweep_some(&db, from).await.unwrap() {
         from = up_to.or(from);
     }
-    testkit::until("all are gone", || async { fleet.count("idempotency").await == 0 }).await;
+    testkit::until("all are gone", || async { harness.count("idempotency").await == 0 }).await;
     let mut blocks = [0; 2];
     for (blocks, from) in blocks.iter_mut().zip([None, from]) {
         let plan: serde_json::Value =

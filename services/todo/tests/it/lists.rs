@@ -5,7 +5,7 @@ use sqlx::{Connection as _, Executor as _};
 
 use proto::todo::Basis;
 
-use crate::harness::{Client, Fleet, reason};
+use crate::harness::{Client, Harness, reason};
 use crate::recurring::recurring;
 use crate::tenancy::{call, rpcs};
 
@@ -24,8 +24,8 @@ async fn walk(client: &Client, list: ListTodosRequest) -> Vec<String> {
 
 #[tokio::test]
 async fn a_walk_shows_each_todo_once_newest_first() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     for n in 0..7 {
         let labels = if n % 2 == 0 { vec!["even".to_owned()] } else { Vec::new() };
         let assignee = if n < 3 { "bob" } else { "" };
@@ -60,8 +60,8 @@ async fn a_walk_shows_each_todo_once_newest_first() {
 
 #[tokio::test]
 async fn a_page_fits_into_an_answer_whatever_is_written() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     for n in 0..60 {
         ann.create(Todo { title: n.to_string(), notes: "𠮷".repeat(10_000), ..Todo::default() }).await.unwrap();
     }
@@ -72,8 +72,8 @@ async fn a_page_fits_into_an_answer_whatever_is_written() {
 
 #[tokio::test]
 async fn page_sizes_and_tokens_are_checked() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     for n in 0..3 {
         ann.titled(&n.to_string()).await;
     }
@@ -91,14 +91,14 @@ async fn page_sizes_and_tokens_are_checked() {
     let other = ListTodosRequest { page_token: token.clone(), label: "x".to_owned(), ..ListTodosRequest::default() };
     assert_eq!(reason(ann.list(other).await), "INVALID_ARGUMENT", "another question's token");
     let foreign = ListTodosRequest { page_token: token, ..ListTodosRequest::default() };
-    assert_eq!(reason(fleet.client("globex", "bob").list(foreign).await), "INVALID_ARGUMENT");
+    assert_eq!(reason(harness.client("globex", "bob").list(foreign).await), "INVALID_ARGUMENT");
 }
 
 /// Every statement of the service, by the database's statistics of them.
 #[tokio::test]
 async fn no_call_scans_a_table() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    let mut admin = harness.database.admin().await;
     // Large enough that a scan would be chosen for none of them.
     admin
         .execute(
@@ -118,9 +118,9 @@ async fn no_call_scans_a_table() {
         .unwrap();
     // A connection's counts are whole when it has ended.
     admin.close().await.unwrap();
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     admin.execute("select pg_stat_reset()").await.unwrap();
-    let ann = fleet.client("tenant-7", "ann");
+    let ann = harness.client("tenant-7", "ann");
     for rpc in rpcs() {
         let todo = ann
             .create(Todo { labels: vec!["x".to_owned()], ..recurring("x", "FREQ=DAILY", Basis::DueTime) })
@@ -148,11 +148,11 @@ async fn no_call_scans_a_table() {
         todos.iter().any(|todo| todo.occurrence.as_ref().is_some_and(|place| place.number == 2))
     })
     .await;
-    fleet.drain().await;
-    fleet.stop().await;
+    harness.drain().await;
+    harness.stop().await;
     let close = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'todo_app' and datname = current_database()";
     testkit::until("its connections are closed", || async {
-        let mut admin = fleet.database.admin().await;
+        let mut admin = harness.database.admin().await;
         sqlx::query_scalar::<_, bool>(close).fetch_all(&mut admin).await.unwrap().is_empty()
     })
     .await;

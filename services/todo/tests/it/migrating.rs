@@ -4,7 +4,7 @@ use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use testkit::TestDatabase;
 
-use crate::harness::{Fleet, database};
+use crate::harness::{Harness, database};
 
 /// Every table, column, constraint, index, policy, trigger, function, sequence and privilege, a line for each; no partition of a day.
 const CATALOG: &str = "
@@ -83,7 +83,7 @@ async fn a_database_of_before_comes_to_the_schema_of_a_new_one_and_back_to_it_ea
     migrate(&old).await;
     let is = catalog(&new).await;
     assert_same(&catalog(&old).await, &is);
-    assert!(is.len() > 100, "the catalog is told: {}", is.len());
+    assert!(is.len() > 100, "the catalog is read: {}", is.len());
     // Once more, as each start of a stack does.
     for database in [&old, &new] {
         migrate(database).await;
@@ -138,15 +138,15 @@ async fn a_migration_that_was_cut_off_goes_on() {
 async fn a_service_goes_on_with_what_a_database_of_before_holds() {
     let database = of_before().await;
     migrate(&database).await;
-    let fleet = Fleet::on(database).await;
-    let (ann, eve) = (fleet.client("acme", "ann"), fleet.client("globex", "eve"));
+    let harness = Harness::on(database).await;
+    let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
     let todo = ann.get("0193a5b0-7a52-7c3e-9b1e-000000000001").await.unwrap();
     assert_eq!((todo.title.as_str(), todo.labels.as_slice()), ("of before", &["rope".to_owned()][..]));
     assert_eq!(ann.rename(&todo.id, "of today").await.unwrap().title, "of today");
     let done = eve.get("0193a5b0-7a52-7c3e-9b1e-000000000002").await.unwrap();
     assert!(done.complete_time.is_some());
-    fleet.drain().await;
+    harness.drain().await;
     // Its events of before, the new one, and none twice.
-    let stream = fleet.stream().await.get_info().await.unwrap().state;
+    let stream = harness.stream().await.get_info().await.unwrap().state;
     assert_eq!(stream.messages, 3);
 }

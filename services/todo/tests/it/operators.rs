@@ -11,10 +11,10 @@ use testkit::until;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-use crate::harness::Fleet;
+use crate::harness::Harness;
 
-async fn outbox(fleet: &Fleet) -> OutboxServiceClient<Channel> {
-    OutboxServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap()
+async fn outbox(harness: &Harness) -> OutboxServiceClient<Channel> {
+    OutboxServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap()
 }
 
 pub fn with<T>(bearer: &str, message: T) -> Request<T> {
@@ -25,26 +25,26 @@ pub fn with<T>(bearer: &str, message: T) -> Request<T> {
 
 #[tokio::test]
 async fn only_an_operators_token_opens_the_operations_port() {
-    let fleet = Fleet::start().await;
-    let mut outbox = outbox(&fleet).await;
+    let harness = Harness::start().await;
+    let mut outbox = outbox(&harness).await;
     let refused = outbox.get_outbox(GetOutboxRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     // The owner of a tenant is no operator.
-    let bearer = fleet.issuer.bearer("acme", "ann");
+    let bearer = harness.issuer.bearer("acme", "ann");
     let refused = outbox.get_outbox(with(&bearer, GetOutboxRequest {})).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(refused.message().contains("another audience"), "{refused}");
-    let olga = fleet.issuer.operator("olga");
+    let olga = harness.issuer.operator("olga");
     outbox.get_outbox(with(&olga, GetOutboxRequest {})).await.unwrap();
     // The service's own port does not accept an operator.
-    let refused = fleet.client_with(Some(olga)).create(proto::todo::Todo::default()).await.unwrap_err();
+    let refused = harness.client_with(Some(olga)).create(proto::todo::Todo::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 }
 
 #[tokio::test]
 async fn an_act_has_a_reason_and_the_name_of_the_token() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    let mut admin = harness.database.admin().await;
     admin
         .execute(
             "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
@@ -52,8 +52,8 @@ async fn an_act_has_a_reason_and_the_name_of_the_token() {
         )
         .await
         .unwrap();
-    fleet.app.relay.wake();
-    let (mut outbox, olga) = (outbox(&fleet).await, fleet.issuer.operator("olga"));
+    harness.app.relay.wake();
+    let (mut outbox, olga) = (outbox(&harness).await, harness.issuer.operator("olga"));
     until("the row is parked", || async {
         let mut outbox = outbox.clone();
         outbox.get_outbox(with(&olga, GetOutboxRequest {})).await.unwrap().into_inner().parked == 1
@@ -79,13 +79,13 @@ async fn an_act_has_a_reason_and_the_name_of_the_token() {
 
 #[tokio::test]
 async fn rows_come_page_by_page() {
-    let fleet = Fleet::start().await;
-    let (ann, eve) = (fleet.client("acme", "ann"), fleet.client("globex", "eve"));
+    let harness = Harness::start().await;
+    let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
     for title in ["a", "b", "c"] {
         ann.titled(title).await;
         eve.titled(title).await;
     }
-    let (mut outbox, olga) = (outbox(&fleet).await, fleet.issuer.operator("olga"));
+    let (mut outbox, olga) = (outbox(&harness).await, harness.issuer.operator("olga"));
     let (mut after, mut seen) = (0, Vec::new());
     loop {
         let page = ListRowsRequest { after, tenant: Some("acme".to_owned()), limit: 2, ..ListRowsRequest::default() };
@@ -118,18 +118,18 @@ async fn collected(mut stream: tonic::Streaming<Aggregate>) -> Vec<Aggregate> {
 
 #[tokio::test]
 async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let mut written = Vec::new();
     for tenant in ["acme", "globex", "initech"] {
-        let client = fleet.client(tenant, "ann");
+        let client = harness.client(tenant, "ann");
         for n in 0..3 {
             written.push((tenant.to_owned(), client.titled(&format!("{tenant} {n}")).await.id));
         }
         client.delete(&written.last().unwrap().1, "").await.unwrap();
     }
     written.sort();
-    let mut todos = AggregateServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
-    let olga = fleet.issuer.operator("olga");
+    let mut todos = AggregateServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
+    let olga = harness.issuer.operator("olga");
     let (mut after, mut seen) = (None, Vec::new());
     loop {
         let page = ListAggregatesRequest { after, limit: 2, ..all() };
@@ -154,7 +154,7 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
     let these = GetAggregatesRequest { keys: vec![foreign, own], aggregate: "todo".to_owned() };
     let these = collected(todos.get_aggregates(with(&olga, these)).await.unwrap().into_inner()).await;
     assert_eq!(these.iter().map(name).collect::<Vec<_>>(), written[3..4]);
-    let bearer = fleet.issuer.bearer("acme", "ann");
+    let bearer = harness.issuer.bearer("acme", "ann");
     let refused = todos.list_aggregates(with(&bearer, all())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let none = ListAggregatesRequest { aggregate: "ship".to_owned(), ..all() };
@@ -164,15 +164,15 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
 
 #[tokio::test]
 async fn a_row_that_no_todo_may_be_is_said_and_holds_up_no_other() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     ann.titled("as it should be").await;
     let broken = ann.titled("to be spoilt").await.id;
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     sqlx::query("update todo set assignee = '' where id = $1::uuid").bind(&broken).execute(&mut admin).await.unwrap();
-    let mut todos = AggregateServiceClient::connect(format!("http://{}", fleet.ops)).await.unwrap();
+    let mut todos = AggregateServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
     let page = ListAggregatesRequest { limit: 10, ..all() };
-    let page = todos.list_aggregates(with(&fleet.issuer.operator("olga"), page)).await.unwrap().into_inner();
+    let page = todos.list_aggregates(with(&harness.issuer.operator("olga"), page)).await.unwrap().into_inner();
     let problems: Vec<_> = collected(page).await.into_iter().map(|todo| (todo.state.is_some(), todo.problem)).collect();
     assert_eq!(problems[0], (true, None));
     assert!(!problems[1].0 && problems[1].1.is_some(), "{problems:?}");

@@ -10,7 +10,7 @@ use todo::permissions::{self, BY_ITSELF, MATRIX};
 use todo::texts::{Labels, Notes, Title};
 use todo::todo::{Draft, Filter, Patch};
 
-use crate::harness::{Client, Fleet, reason};
+use crate::harness::{Client, Harness, reason};
 use crate::tenancy::{call, rpcs};
 
 /// The matrix as a reviewer reads it; a change of it is a change of who may do what.
@@ -41,10 +41,10 @@ fn the_matrix_is_as_it_was_reviewed() {
 }
 
 /// The refusal of each call, by its RPC; nothing where the call succeeds.
-async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)> {
+async fn refusals(harness: &Harness, client: &Client) -> Vec<(&'static str, String)> {
     let mut refusals = Vec::new();
     // A todo of its own for each call: one may be deleted, and one must be completed before.
-    let owner = fleet.client("acme", "olga");
+    let owner = harness.client("acme", "olga");
     for (rpc, _) in MATRIX {
         let todo = owner.titled("shared").await;
         if rpc == "ReopenTodo" {
@@ -58,12 +58,12 @@ async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)>
 
 #[tokio::test]
 async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let roles = Role::ALL.into_iter().map(Some).chain([None]);
     for role in roles {
         let claims = role.map_or(json!({}), |role| json!({"role": role.as_str()}));
         let sees = role.is_some_and(|role| permissions::GET.roles.contains(&role));
-        for (name, refused) in refusals(&fleet, &fleet.client_as("acme", "mel", &claims)).await {
+        for (name, refused) in refusals(&harness, &harness.client_as("acme", "mel", &claims)).await {
             let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
             let names_a_todo = !["CreateTodo", "ListTodos"].contains(&name);
             let wanted = match role {
@@ -80,10 +80,10 @@ async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
 
 #[tokio::test]
 async fn a_token_with_scopes_does_no_more_than_they_say() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     for scope in ["todo:read", "todo:write", "todo:read todo:write other", "", "billing:read"] {
         let claims = json!({"role": "owner", "scope": scope});
-        for (name, refused) in refusals(&fleet, &fleet.client_as("acme", "ann", &claims)).await {
+        for (name, refused) in refusals(&harness, &harness.client_as("acme", "ann", &claims)).await {
             let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
             let wanted =
                 if scope.split(' ').any(|scope| scope == permission.scope) { "" } else { "INSUFFICIENT_SCOPE" };
@@ -121,10 +121,10 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
 
 #[tokio::test]
 async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
-    let fleet = Fleet::start().await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
-    let app = App { db, outbox: Outbox::new(fleet.app.relay.clone()) };
-    let id = fleet.client("acme", "olga").titled("shared").await.id.parse().unwrap();
+    let harness = Harness::start().await;
+    let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
+    let app = App { db, outbox: Outbox::new(harness.app.relay.clone()) };
+    let id = harness.client("acme", "olga").titled("shared").await.id.parse().unwrap();
     // No person does what the service does by itself, whatever their role.
     let owner = Caller {
         role: Some(Role::Owner),
@@ -146,36 +146,36 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
             };
             assert_eq!(refused, wanted, "{rpc} as service:{service}");
         }
-        let token = fleet.client_as("acme", service, &json!({"kind": "service", "role": "owner"}));
+        let token = harness.client_as("acme", service, &json!({"kind": "service", "role": "owner"}));
         assert_eq!(reason(token.get("x").await), "TOKEN_INVALID");
         // On behalf of somebody it may do what that person may.
         let act = json!({"role": "viewer", "act": {"sub": service, "kind": "service"}});
         let refused =
-            fleet.client_as("acme", "vic", &act).create(Todo { title: "x".to_owned(), ..Todo::default() }).await;
+            harness.client_as("acme", "vic", &act).create(Todo { title: "x".to_owned(), ..Todo::default() }).await;
         assert_eq!(reason(refused), "PERMISSION_DENIED");
     }
 }
 
 #[tokio::test]
 async fn a_member_deletes_what_it_has_created_and_nothing_else() {
-    let fleet = Fleet::start().await;
-    let member = |user: &str| fleet.client_as("acme", user, &json!({"role": "member"}));
+    let harness = Harness::start().await;
+    let member = |user: &str| harness.client_as("acme", user, &json!({"role": "member"}));
     let (mel, bob) = (member("mel"), member("bob"));
     let todo = mel.create(Todo { title: "mine".to_owned(), ..Todo::default() }).await.unwrap();
     assert_eq!(reason(bob.delete(&todo.id, "").await), "PERMISSION_DENIED");
-    let program = fleet.client_as("acme", "mel", &json!({"role": "member", "kind": "service_account"}));
+    let program = harness.client_as("acme", "mel", &json!({"role": "member", "kind": "service_account"}));
     assert_eq!(reason(program.delete(&todo.id, "").await), "PERMISSION_DENIED", "of the same name, and another");
     assert_eq!(bob.rename(&todo.id, "ours").await.unwrap().title, "ours");
     mel.delete(&todo.id, "").await.unwrap();
     let todo = mel.titled("mine too").await;
-    fleet.client_as("acme", "ada", &json!({"role": "admin"})).delete(&todo.id, "").await.unwrap();
+    harness.client_as("acme", "ada", &json!({"role": "admin"})).delete(&todo.id, "").await.unwrap();
 }
 
 #[tokio::test]
 async fn whoever_acts_for_somebody_may_do_what_that_one_may_and_is_named() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let act = json!({"sub": "planner", "kind": "agent", "act": {"sub": "desk", "kind": "service_account"}});
-    let agent = |role: &str| fleet.client_as("acme", "ann", &json!({"role": role, "act": act}));
+    let agent = |role: &str| harness.client_as("acme", "ann", &json!({"role": role, "act": act}));
     assert_eq!(
         reason(agent("viewer").create(Todo { title: "x".to_owned(), ..Todo::default() }).await),
         "PERMISSION_DENIED"
@@ -183,9 +183,9 @@ async fn whoever_acts_for_somebody_may_do_what_that_one_may_and_is_named() {
     let todo = agent("member").titled("planned").await;
     assert_eq!(todo.created_by, "ann");
     let program = json!({"role": "member", "kind": "service_account"});
-    fleet.client_as("acme", "importer", &program).titled("imported").await;
-    fleet.client("acme", "ann").titled("by hand").await;
-    let envelopes = fleet.events().await.into_iter().map(|stored| stored.envelope);
+    harness.client_as("acme", "importer", &program).titled("imported").await;
+    harness.client("acme", "ann").titled("by hand").await;
+    let envelopes = harness.events().await.into_iter().map(|stored| stored.envelope);
     let written: Vec<(String, Value)> = envelopes
         .map(|envelope| {
             assert_eq!(
@@ -209,10 +209,10 @@ async fn whoever_acts_for_somebody_may_do_what_that_one_may_and_is_named() {
 
 #[tokio::test]
 async fn a_key_belongs_to_whoever_acts() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann").with_key("k");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann").with_key("k");
     let act = json!({"sub": "planner", "kind": "agent"});
-    let agent = fleet.client_as("acme", "ann", &json!({"role": "owner", "act": act})).with_key("k");
+    let agent = harness.client_as("acme", "ann", &json!({"role": "owner", "act": act})).with_key("k");
     let todo = || Todo { title: "once".to_owned(), ..Todo::default() };
     let (first, again) = (ann.create(todo()).await.unwrap(), ann.create(todo()).await.unwrap());
     let other = agent.create(todo()).await.unwrap();

@@ -12,7 +12,7 @@ use tonic::Code;
 
 use async_nats::jetstream::stream::Stream;
 
-use crate::harness::{Client, Fleet, reason};
+use crate::harness::{Client, Harness, reason};
 
 /// 2035-01-31 09:00 in Berlin: not due meanwhile.
 const DUE: i64 = 2_053_843_200;
@@ -38,9 +38,9 @@ pub fn recurring(title: &str, rule: &str, basis: Basis) -> Todo {
 }
 
 /// Waits until every event that is committed now is settled.
-pub async fn drained(fleet: &Fleet) {
-    fleet.drain().await;
-    settled(&fleet.stream().await).await;
+pub async fn drained(harness: &Harness) {
+    harness.drain().await;
+    settled(&harness.stream().await).await;
 }
 
 async fn all(client: &Client) -> Vec<Todo> {
@@ -67,8 +67,8 @@ async fn settled(stream: &Stream) {
 
 #[tokio::test]
 async fn a_completed_recurring_todo_brings_forth_its_next_occurrence() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let first = ann.create(recurring("Pay the berth", "FREQ=MONTHLY", Basis::Unspecified)).await.unwrap();
     assert_eq!(first.occurrence.as_ref().map(|place| (&place.series_id, place.number)), Some((&first.id, 1)));
     assert_eq!(first.recurrence.as_ref().unwrap().wall_time, "2035-01-31T09:00:00");
@@ -82,7 +82,7 @@ async fn a_completed_recurring_todo_brings_forth_its_next_occurrence() {
     assert_eq!(copied(&second), copied(&first));
     assert_eq!((second.created_by.as_str(), second.complete_time, second.version), ("ann", None, 1));
 
-    let events = fleet.events().await;
+    let events = harness.events().await;
     let [completed] =
         &*events.iter().filter(|stored| stored.envelope.event_type == CompletedV2::TYPE).collect::<Vec<_>>()
     else {
@@ -101,29 +101,29 @@ async fn a_completed_recurring_todo_brings_forth_its_next_occurrence() {
 
 #[tokio::test]
 async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let first = ann.create(recurring("Water the plants", "FREQ=DAILY", Basis::Completion)).await.unwrap();
     ann.complete(&first.id, "").await.unwrap();
     let second = next(&ann, &first).await;
     // Opened and completed once more, on what may be another day.
     ann.reopen(&first.id).await.unwrap();
     ann.complete(&first.id, "").await.unwrap();
-    drained(&fleet).await;
+    drained(&harness).await;
     assert_eq!(all(&ann).await.len(), 2);
     // Delivered again from the beginning, to a service that has forgotten what it has handled.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     admin.execute("truncate inbox").await.unwrap();
     let reset = format!("$JS.API.CONSUMER.RESET.EVENTS_TODO.{}", DURABLE);
-    let answer = fleet.nats.client("todo-admin").await.request(reset, r#"{"seq":1}"#.into()).await.unwrap();
+    let answer = harness.nats.client("todo-admin").await.request(reset, r#"{"seq":1}"#.into()).await.unwrap();
     assert!(!String::from_utf8_lossy(&answer.payload).contains("error"), "{answer:?}");
-    until("it is handled again", || async { fleet.count("inbox").await >= 4 }).await;
-    drained(&fleet).await;
+    until("it is handled again", || async { harness.count("inbox").await >= 4 }).await;
+    drained(&harness).await;
     assert_eq!(all(&ann).await.len(), 2);
     // Replayed by an operator.
-    let replayer = Replayer::new(fleet.nats.client("operations").await, RecordStreams::default());
+    let replayer = Replayer::new(harness.nats.client("operations").await, RecordStreams::default());
     let sequence =
-        fleet.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
+        harness.events().await.iter().position(|stored| stored.envelope.event_type == CompletedV2::TYPE).unwrap();
     let found = replayer.find("EVENTS_TODO", sequence as u64 + 1).await.unwrap().unwrap();
     let sending = ReplayRequest { consumer: DURABLE.to_owned(), id: "1.1.1".to_owned(), ..found };
     let replayed = replayer.send(&sending).await.unwrap();
@@ -138,49 +138,49 @@ async fn there_is_one_next_occurrence_however_often_its_cause_comes() {
     ann.delete(&third.id, "").await.unwrap();
     ann.reopen(&second.id).await.unwrap();
     ann.complete(&second.id, "").await.unwrap();
-    drained(&fleet).await;
+    drained(&harness).await;
     assert_eq!(all(&ann).await.len(), 2);
-    assert_eq!(fleet.count("todo_occurrence").await, 3);
+    assert_eq!(harness.count("todo_occurrence").await, 3);
 }
 
 #[tokio::test]
 async fn a_process_that_is_killed_while_it_handles_loses_nothing_and_does_nothing_twice() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let first = ann.create(recurring("Feed the cat", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
     // Its handler waits for the series' places, in the middle of its transaction.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     admin.execute("begin; lock table todo_occurrence in share mode").await.unwrap();
     ann.complete(&first.id, "").await.unwrap();
-    let mut watcher = fleet.database.admin().await;
+    let mut watcher = harness.database.admin().await;
     let waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%todo_occurrence%' \
                  and datname = current_database())";
     until("its handler waits", || async {
-        sqlx::query_scalar(waits).fetch_one(&mut fleet.database.admin().await).await.unwrap()
+        sqlx::query_scalar(waits).fetch_one(&mut harness.database.admin().await).await.unwrap()
     })
     .await;
     // As a kill does it: its connections are gone, wherever it was.
     let killed = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'todo_app' and datname = current_database()";
     watcher.execute(killed).await.unwrap();
-    fleet.stop().await;
+    harness.stop().await;
     admin.execute("rollback").await.unwrap();
-    assert_eq!((fleet.count("todo").await, fleet.count("inbox").await), (1, 0), "nothing of it has happened");
-    let (_app, lifecycle) = fleet.second().await;
-    until("the next occurrence is there", || async { fleet.count("todo").await == 2 }).await;
-    settled(&fleet.stream().await).await;
-    assert_eq!((fleet.count("todo").await, fleet.count("todo_occurrence").await), (2, 2));
+    assert_eq!((harness.count("todo").await, harness.count("inbox").await), (1, 0), "nothing of it has happened");
+    let (_app, lifecycle) = harness.second().await;
+    until("the next occurrence is there", || async { harness.count("todo").await == 2 }).await;
+    settled(&harness.stream().await).await;
+    assert_eq!((harness.count("todo").await, harness.count("todo_occurrence").await), (2, 2));
     lifecycle.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_series_goes_on_when_whoever_began_it_is_gone() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     // Her role is taken from her, and her tokens run out; another completes what she has begun.
-    let ann = fleet.client_as("acme", "ann", &json!({"role": "member"}));
+    let ann = harness.client_as("acme", "ann", &json!({"role": "member"}));
     let first = ann.create(recurring("Sweep the quay", "FREQ=WEEKLY", Basis::DueTime)).await.unwrap();
-    let gone = fleet.client_as("acme", "ann", &json!({}));
+    let gone = harness.client_as("acme", "ann", &json!({}));
     assert_eq!(reason(gone.get(&first.id).await), "TODO_NOT_FOUND");
-    let bob = fleet.client_as("acme", "bob", &json!({"role": "member"}));
+    let bob = harness.client_as("acme", "bob", &json!({"role": "member"}));
     bob.complete(&first.id, "").await.unwrap();
     let second = next(&bob, &first).await;
     assert_eq!((second.created_by.as_str(), second.assignee.as_str()), ("ann", "bob"));
@@ -189,9 +189,9 @@ async fn a_series_goes_on_when_whoever_began_it_is_gone() {
 }
 
 #[tokio::test]
-async fn a_series_ends_when_it_is_told_to_and_by_its_count() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+async fn a_series_ends_when_its_recurrence_is_removed_and_by_its_count() {
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let twice = ann.create(recurring("Twice", "FREQ=DAILY;COUNT=2", Basis::DueTime)).await.unwrap();
     ann.complete(&twice.id, "").await.unwrap();
     let last = next(&ann, &twice).await;
@@ -200,14 +200,14 @@ async fn a_series_ends_when_it_is_told_to_and_by_its_count() {
     let stopped = ann.update(&stopped.id, Todo::default(), &["recurrence"]).await.unwrap();
     assert_eq!((&stopped.recurrence, stopped.occurrence.as_ref().unwrap().number), (&None, 1));
     ann.complete(&stopped.id, "").await.unwrap();
-    drained(&fleet).await;
+    drained(&harness).await;
     assert_eq!(all(&ann).await.len(), 3);
 }
 
 #[tokio::test]
 async fn what_no_todo_recurs_by_is_refused_with_the_field() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let good = || recurring("x", "FREQ=DAILY", Basis::DueTime);
     let with = |change: fn(&mut Recurrence)| {
         let mut todo = good();

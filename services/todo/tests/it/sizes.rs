@@ -9,7 +9,7 @@ use outbox::operate::{self, Act};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use testkit::until_within;
 
-use crate::harness::Fleet;
+use crate::harness::Harness;
 
 const ACT: Act<'static> = Act { actor: "ann", reason: "a test" };
 const DAYS: i64 = 10;
@@ -22,21 +22,21 @@ struct Read {
 }
 
 struct History {
-    fleet: Fleet,
+    harness: Harness,
     today: DateTime<Utc>,
 }
 
 impl History {
     /// An outbox of so many rows of the last ten days, all of them published long ago; the service is down.
     async fn of(rows: i64) -> Self {
-        let fleet = Fleet::start().await;
-        fleet.stop().await;
-        let mut admin = fleet.database.admin().await;
+        let harness = Harness::start().await;
+        harness.stop().await;
+        let mut admin = harness.database.admin().await;
         let today: DateTime<Utc> = sqlx::query_scalar("select date_trunc('day', clock_timestamp(), 'UTC')")
             .fetch_one(&mut admin)
             .await
             .unwrap();
-        let history = Self { fleet, today };
+        let history = Self { harness, today };
         for back in 1..=DAYS {
             let name = history.partition(back);
             for sql in [
@@ -85,7 +85,7 @@ impl History {
 
     /// What has been read of a day, by connections that are closed.
     async fn read(&self, back: i64) -> Read {
-        let mut admin = self.fleet.database.admin().await;
+        let mut admin = self.harness.database.admin().await;
         let (scans, blocks) = sqlx::query_as(
             "select t.seq_scan, (heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::bigint \
              from pg_stat_user_tables t join pg_statio_user_tables i using (relid) where t.relname = $1",
@@ -100,7 +100,7 @@ impl History {
     async fn all_read(&self) -> Vec<Read> {
         // A connection's counts arrive when it ends.
         until_within(testkit::PATIENCE, "nobody else is connected", || async {
-            let mut admin = self.fleet.database.admin().await;
+            let mut admin = self.harness.database.admin().await;
             let others: i64 = sqlx::query_scalar(
                 "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()",
             )
@@ -133,13 +133,13 @@ async fn is_bounded(rows: i64) {
     let history = History::of(rows).await;
     let before = history.all_read().await;
     // A wiped broker, and a stream that keeps its messages from an hour before midnight two days ago on.
-    let fleet = &history.fleet;
+    let harness = &history.harness;
     let oldest = history.day(1) - TimeDelta::hours(1);
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut admin).await.unwrap();
-    let is = fleet.stream().await.cached_info().config.clone();
+    let is = harness.stream().await.cached_info().config.clone();
     let max_age = (now - oldest).to_std().unwrap();
-    fleet.nats.jetstream().await.update_stream(stream::Config { max_age, ..is }).await.unwrap();
+    harness.nats.jetstream().await.update_stream(stream::Config { max_age, ..is }).await.unwrap();
     let young: i64 = sqlx::query_scalar("select count(*) from outbox where created_at >= $1")
         .bind(oldest)
         .fetch_one(&mut admin)
@@ -149,19 +149,19 @@ async fn is_bounded(rows: i64) {
     let counted = history.all_read().await;
     assert_ne!(counted, before, "what is read is counted");
 
-    let (app, lifecycle) = fleet.second().await;
+    let (app, lifecycle) = harness.second().await;
     let mut status = app.relay.status();
     let done = status.wait_for(|status| status.done >= rows && status.stream_seq > 0);
     tokio::time::timeout(Duration::from_secs(600), done).await.expect("the stream is refilled").unwrap();
     // The first check queries for each day how far it is stored, and makes the days ahead.
     until_within(testkit::PATIENCE, "the relay has looked around", || async {
-        let mut admin = fleet.database.admin().await;
+        let mut admin = harness.database.admin().await;
         let looked: i64 = sqlx::query_scalar("select count(*) from outbox_passed").fetch_one(&mut admin).await.unwrap();
         looked >= DAYS - 2
     })
     .await;
     assert_eq!(lifecycle.shut_down().await, None);
-    let stored = i64::try_from(fleet.stream().await.get_info().await.unwrap().state.messages).unwrap();
+    let stored = i64::try_from(harness.stream().await.get_info().await.unwrap().state.messages).unwrap();
     // The clock has gone on since it was counted.
     assert!(stored <= young && stored > young - young / 100 - 100, "{stored} of {young} rows that are young enough");
     let blocks = history.blocks_since(&counted).await;
@@ -178,7 +178,7 @@ async fn is_bounded(rows: i64) {
     }
 
     // An operator releases an aggregate that was parked when all began.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     sqlx::query(
         "insert into outbox_parked (seq, created_at, event_id, tenant, aggregate_id, subject, reason, epoch) \
          select seq, created_at, event_id, tenant, aggregate_id, subject, 'a test', 1 from outbox where seq = 7",
@@ -188,7 +188,7 @@ async fn is_bounded(rows: i64) {
     .unwrap();
     admin.close().await.unwrap();
     let before = history.all_read().await;
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     assert_eq!(operate::release(&mut admin, "todo-7", ACT).await.unwrap(), 1);
     assert_eq!(operate::requeue(&mut admin, &[8, 9], ACT).await.unwrap(), 2);
     admin.close().await.unwrap();
@@ -197,11 +197,11 @@ async fn is_bounded(rows: i64) {
     assert!(sum > 0 && sum < 400, "{blocks:?}");
 
     // Retention drops days as a whole.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     admin.execute("update outbox_passed set at = at - interval '40 days'").await.unwrap();
     admin.close().await.unwrap();
     let before = history.all_read().await;
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     let dropped: i32 = sqlx::query_scalar("select outbox_drop_partitions(5)").fetch_one(&mut admin).await.unwrap();
     admin.close().await.unwrap();
     assert_eq!(i64::from(dropped), DAYS - 5);

@@ -6,29 +6,29 @@ use testkit::assert_snapshot;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::harness::Fleet;
+use crate::harness::Harness;
 use crate::writes::full;
 
 #[tokio::test]
 async fn the_events_of_a_todo() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let created = ann.create(full()).await.unwrap();
     ann.update(&created.id, Todo { title: "Splice it".to_owned(), ..Todo::default() }, &["title"]).await.unwrap();
     ann.complete(&created.id, "").await.unwrap();
     ann.reopen(&created.id).await.unwrap();
     ann.delete(&created.id, "").await.unwrap();
-    let events: Vec<_> = fleet.events().await.into_iter().map(|stored| stored.text).collect();
+    let events: Vec<_> = harness.events().await.into_iter().map(|stored| stored.text).collect();
     assert_snapshot!("events", &format!("[{}]", events.join(",")));
 }
 
 #[tokio::test]
 async fn the_failures_of_calls() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let id = ann.create(full()).await.unwrap().id;
     ann.with_key("used").create(full()).await.unwrap();
-    let vic = fleet.client_as("acme", "vic", &json!({"role": "viewer"}));
+    let vic = harness.client_as("acme", "vic", &json!({"role": "viewer"}));
     let recurring = |rule: &str| {
         let recurrence =
             Recurrence { rule: rule.to_owned(), time_zone: "Europe/Berlin".to_owned(), ..Recurrence::default() };
@@ -42,7 +42,7 @@ async fn the_failures_of_calls() {
         ),
         ("a rule that is none", ann.create(recurring("FREQ=HOURLY")).await.unwrap_err()),
         ("no id", ann.get("x").await.unwrap_err()),
-        ("of another tenant", fleet.client("globex", "bob").get(&id).await.unwrap_err()),
+        ("of another tenant", harness.client("globex", "bob").get(&id).await.unwrap_err()),
         ("a viewer", vic.delete(&id, "").await.unwrap_err()),
         ("changed by then", ann.complete(&id, "v7").await.unwrap_err()),
         ("open already", ann.reopen(&id).await.unwrap_err()),
@@ -50,7 +50,7 @@ async fn the_failures_of_calls() {
             "a key for another request",
             ann.with_key("used").create(Todo { title: "x".to_owned(), ..full() }).await.unwrap_err(),
         ),
-        ("no token", fleet.client_with(None).get(&id).await.unwrap_err()),
+        ("no token", harness.client_with(None).get(&id).await.unwrap_err()),
     ];
     let shown: Vec<_> = failures.iter().map(|(what, status)| failure(what, status, &id)).collect();
     assert_snapshot!("failures", &serde_json::Value::from(shown).to_string());

@@ -6,7 +6,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::catalog;
 use tonic::Code;
 
-use crate::harness::{Client, Fleet, database, reason};
+use crate::harness::{Client, Harness, database, reason};
 
 /// Every RPC of the service.
 pub fn rpcs() -> Vec<String> {
@@ -31,11 +31,11 @@ pub async fn call(client: &Client, rpc: &str, id: &str) -> Result<usize, tonic::
 
 #[tokio::test]
 async fn another_tenant_finds_nothing_by_any_call() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let todo = ann.titled("secret").await;
     // The same user name in another tenant is another user.
-    let other = fleet.client("globex", "ann");
+    let other = harness.client("globex", "ann");
     for rpc in rpcs() {
         let result = call(&other, &rpc, &todo.id).await;
         match rpc.as_str() {
@@ -48,20 +48,20 @@ async fn another_tenant_finds_nothing_by_any_call() {
 
 #[tokio::test]
 async fn no_call_is_answered_without_a_good_token() {
-    let fleet = Fleet::start().await;
-    let todo = fleet.client("acme", "ann").titled("secret").await;
-    for bearer in fleet.issuer.refused() {
+    let harness = Harness::start().await;
+    let todo = harness.client("acme", "ann").titled("secret").await;
+    for bearer in harness.issuer.refused() {
         for rpc in rpcs() {
-            let result = call(&fleet.client_with(bearer.clone()), &rpc, &todo.id).await;
+            let result = call(&harness.client_with(bearer.clone()), &rpc, &todo.id).await;
             assert_eq!(result.unwrap_err().code(), Code::Unauthenticated, "{rpc} with {bearer:?}");
         }
     }
-    assert_eq!(fleet.count("todo").await, 1);
+    assert_eq!(harness.count("todo").await, 1);
 }
 
 /// A connection as the service's own role, acting as a tenant, with no service in between.
-async fn as_tenant(fleet: &Fleet, tenant: Option<&str>) -> PgConnection {
-    let mut connection = PgConnection::connect(&fleet.database.app).await.unwrap();
+async fn as_tenant(harness: &Harness, tenant: Option<&str>) -> PgConnection {
+    let mut connection = PgConnection::connect(&harness.database.app).await.unwrap();
     if let Some(tenant) = tenant {
         sqlx::query("select set_config('app.tenant', $1, false)").bind(tenant).execute(&mut connection).await.unwrap();
     }
@@ -70,11 +70,11 @@ async fn as_tenant(fleet: &Fleet, tenant: Option<&str>) -> PgConnection {
 
 #[tokio::test]
 async fn row_level_security_alone_keeps_tenants_apart() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let todo = Todo { title: "secret".to_owned(), labels: vec!["x".to_owned()], ..Todo::default() };
-    fleet.client("acme", "ann").create(todo).await.unwrap();
+    harness.client("acme", "ann").create(todo).await.unwrap();
     for tenant in [Some("globex"), Some(""), None] {
-        let mut connection = as_tenant(&fleet, tenant).await;
+        let mut connection = as_tenant(&harness, tenant).await;
         for sql in ["select count(*) from todo", "select count(*) from todo_label", "select count(*) from idempotency"]
         {
             let seen: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
@@ -84,7 +84,7 @@ async fn row_level_security_alone_keeps_tenants_apart() {
             assert_eq!(connection.execute(sql).await.unwrap().rows_affected(), 0, "{sql} as {tenant:?}");
         }
     }
-    let mut connection = as_tenant(&fleet, Some("globex")).await;
+    let mut connection = as_tenant(&harness, Some("globex")).await;
     for sql in [
         "insert into todo_label (tenant, label, todo_id) values ('acme', 'x', gen_random_uuid())",
         "insert into outbox (event_id, tenant, aggregate_id, subject, payload) \
@@ -98,10 +98,10 @@ async fn row_level_security_alone_keeps_tenants_apart() {
 
 #[tokio::test]
 async fn the_service_s_role_can_do_no_more_than_the_service() {
-    let fleet = Fleet::start().await;
-    let mut connection = as_tenant(&fleet, Some("acme")).await;
+    let harness = Harness::start().await;
+    let mut connection = as_tenant(&harness, Some("acme")).await;
     let partition: String = {
-        let mut admin = fleet.database.admin().await;
+        let mut admin = harness.database.admin().await;
         sqlx::query_scalar("select min(inhrelid::regclass::text) from pg_inherits where inhparent = 'outbox'::regclass")
             .fetch_one(&mut admin)
             .await
@@ -133,14 +133,14 @@ async fn the_service_s_role_can_do_no_more_than_the_service() {
 
 #[tokio::test]
 async fn what_runs_as_the_owner_cannot_be_led_to_a_callers_own_tables() {
-    let fleet = Fleet::start().await;
-    catalog::no_function_is_led_to_a_callers_tables(&fleet.database).await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    catalog::no_function_is_led_to_a_callers_tables(&harness.database).await;
+    let mut admin = harness.database.admin().await;
     // The attack itself, where the role may have temporary tables.
-    fleet.client("acme", "ann").titled("secret").await;
-    let grant = format!("grant temporary on database {} to todo_app", fleet.database.name);
+    harness.client("acme", "ann").titled("secret").await;
+    let grant = format!("grant temporary on database {} to todo_app", harness.database.name);
     admin.execute(sqlx::AssertSqlSafe(grant)).await.unwrap();
-    let mut connection = as_tenant(&fleet, Some("globex")).await;
+    let mut connection = as_tenant(&harness, Some("globex")).await;
     connection
         .execute(
             "create temp table idempotency (tenant text, principal text, method text, key text, created_at timestamptz); \
@@ -158,12 +158,12 @@ async fn what_runs_as_the_owner_cannot_be_led_to_a_callers_own_tables() {
 
 #[tokio::test]
 async fn an_older_release_starts_on_a_newer_schema() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    let mut admin = harness.database.admin().await;
     let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
                  values (9999, 'of a newer release', true, '\\x00', 1)";
     admin.execute(newer).await.unwrap();
-    let owner = secrecy::SecretString::from(fleet.database.superuser.clone());
+    let owner = secrecy::SecretString::from(harness.database.superuser.clone());
     todo::MIGRATIONS.run("todo", &owner).await.unwrap();
     admin.execute("update _sqlx_migrations set checksum = '\\x00' where version = 1").await.unwrap();
     let changed = todo::MIGRATIONS.run("todo", &owner).await.unwrap_err();
@@ -172,9 +172,9 @@ async fn an_older_release_starts_on_a_newer_schema() {
 
 #[tokio::test]
 async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
-    let fleet = Fleet::start().await;
-    fleet.client("acme", "ann").titled("secret").await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
+    let harness = Harness::start().await;
+    harness.client("acme", "ann").titled("secret").await;
+    let db = Db::lazy(&harness.database.app.clone().into(), contracts::events::todo::SERVICE, 1).unwrap();
     for sql in ["select from todo", "select from todo_timer", "select from inbox", "insert into outbox default values"]
     {
         let mut tx = db.begin_operator("a test").await.unwrap();
@@ -189,7 +189,7 @@ async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
     let mut tx = db.read(&call).await.unwrap();
     let role: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(role, "todo_app");
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     let (bypass, login): (bool, bool) =
         sqlx::query_as("select rolbypassrls or rolsuper, rolcanlogin from pg_roles where rolname = 'todo_operator'")
             .fetch_one(&mut admin)

@@ -6,7 +6,7 @@ use prost_types::Timestamp;
 use proto::todo::Todo;
 use tonic::Code;
 
-use crate::harness::{Fleet, reason};
+use crate::harness::{Harness, reason};
 
 pub fn full() -> Todo {
     Todo {
@@ -20,9 +20,9 @@ pub fn full() -> Todo {
 }
 
 #[tokio::test]
-async fn a_todo_lives_and_each_change_is_told_in_order() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+async fn a_todo_lives_and_each_change_is_published_in_order() {
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let created = ann.create(full()).await.unwrap();
     assert_eq!((created.title.as_str(), created.version, created.etag.as_str()), ("Splice the line", 1, "v1"));
     assert_eq!((created.labels.len(), created.created_by.as_str()), (2, "ann"));
@@ -46,11 +46,11 @@ async fn a_todo_lives_and_each_change_is_told_in_order() {
     }
     assert_eq!(reason(ann.delete(&created.id, "").await), "TODO_NOT_FOUND");
 
-    let events = fleet.events().await;
-    let told: Vec<_> =
+    let events = harness.events().await;
+    let published: Vec<_> =
         events.iter().map(|stored| (stored.envelope.event_type.as_str(), stored.envelope.version().unwrap())).collect();
     assert_eq!(
-        told,
+        published,
         [
             ("todo.created.v1", 1),
             ("todo.updated.v1", 2),
@@ -67,9 +67,9 @@ async fn a_todo_lives_and_each_change_is_told_in_order() {
 
 #[tokio::test]
 async fn an_event_is_a_cloudevent_with_the_full_state() {
-    let fleet = Fleet::start().await;
-    let created = fleet.client("acme", "ann").create(full()).await.unwrap();
-    let stored = fleet.events().await.remove(0);
+    let harness = Harness::start().await;
+    let created = harness.client("acme", "ann").create(full()).await.unwrap();
+    let stored = harness.events().await.remove(0);
     assert_eq!(stored.subject, "evt.todo.created.v1.acme");
     assert_eq!(stored.headers.get("content-type").unwrap().as_str(), "application/cloudevents+json");
     assert!(stored.headers.get("Nats-Msg-Id").is_none(), "the chain does without");
@@ -90,8 +90,8 @@ async fn an_event_is_a_cloudevent_with_the_full_state() {
 #[tokio::test]
 async fn bad_input_is_refused_with_the_field_that_is_wrong() {
     use tonic_types::StatusExt as _;
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let with = |change: fn(&mut Todo)| {
         let mut todo = full();
         change(&mut todo);
@@ -121,12 +121,12 @@ async fn bad_input_is_refused_with_the_field_that_is_wrong() {
     let id = ann.titled("x").await.id;
     assert_eq!(reason(ann.get("not-an-id").await), "INVALID_ARGUMENT");
     assert_eq!(reason(ann.update(&id, full(), &["version"]).await), "INVALID_ARGUMENT");
-    assert_eq!(fleet.count("todo").await, 1);
+    assert_eq!(harness.count("todo").await, 1);
 }
 
 #[tokio::test]
 async fn the_largest_todo_is_an_event_that_fits() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     let wide = |count: usize| "🚢".repeat(count);
     let todo = Todo {
         title: wide(500),
@@ -136,14 +136,14 @@ async fn the_largest_todo_is_an_event_that_fits() {
         ..Todo::default()
     };
     let claims = serde_json::json!({"role": "owner", "act": {"sub": wide(200), "kind": "agent"}});
-    fleet.client_as("acme", &wide(200), &claims).create(todo).await.unwrap();
-    assert_eq!(fleet.events().await.len(), 1);
+    harness.client_as("acme", &wide(200), &claims).create(todo).await.unwrap();
+    assert_eq!(harness.events().await.len(), 1);
 }
 
 #[tokio::test]
 async fn a_stale_etag_changes_nothing() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let id = ann.titled("x").await.id;
     let stale = |title: &str| Todo { title: title.to_owned(), etag: "v1".to_owned(), ..Todo::default() };
     ann.update(&id, stale("first"), &[]).await.unwrap();
@@ -152,13 +152,13 @@ async fn a_stale_etag_changes_nothing() {
     assert_eq!(ann.get(&id).await.unwrap().title, "first");
     // What changes nothing is no change: no version, no event.
     assert_eq!(ann.update(&id, Todo { title: "first".to_owned(), ..Todo::default() }, &[]).await.unwrap().version, 2);
-    assert_eq!(fleet.events().await.len(), 2);
+    assert_eq!(harness.events().await.len(), 2);
 }
 
 #[tokio::test]
 async fn changes_at_once_happen_one_after_the_other() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let id = ann.titled("x").await.id;
     let updates =
         (0..20).map(|n| {
@@ -170,17 +170,17 @@ async fn changes_at_once_happen_one_after_the_other() {
     let mut versions = join_all(updates).await;
     versions.sort_unstable();
     assert_eq!(versions, (2..=21).collect::<Vec<_>>());
-    let told: Vec<_> = fleet.events().await.iter().map(|stored| stored.envelope.version().unwrap()).collect();
-    assert_eq!(told, (1..=21).collect::<Vec<_>>(), "in the order of the versions");
+    let published: Vec<_> = harness.events().await.iter().map(|stored| stored.envelope.version().unwrap()).collect();
+    assert_eq!(published, (1..=21).collect::<Vec<_>>(), "in the order of the versions");
 }
 
 #[tokio::test]
 async fn a_database_that_only_reads_is_away_until_another_one_writes() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     ann.titled("before").await;
     // As after a switchover: a new connection meets a server that only reads.
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut admin).await.unwrap();
     let only_reads = |how: &str| sqlx::AssertSqlSafe(format!("alter database \"{name}\" {how}"));
     sqlx::query(only_reads("set default_transaction_read_only = on")).execute(&mut admin).await.unwrap();
@@ -196,5 +196,5 @@ async fn a_database_that_only_reads_is_away_until_another_one_writes() {
         ann.create(Todo { title: "after".to_owned(), ..Todo::default() }).await.is_ok()
     })
     .await;
-    fleet.drain().await;
+    harness.drain().await;
 }

@@ -3,17 +3,17 @@
 use contracts::events::harbour::Event;
 use service::{Call, Db, Failure, Outbox};
 
-use crate::harness::{Fleet, reason};
+use crate::harness::{Harness, reason};
 
 #[tokio::test]
 async fn a_created_vessel_gets_one_logbook_and_a_deleted_one_loses_it() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let vessel = ann.named("Passat").await;
     let logbook = ann.logbook_of(&vessel).await;
     assert_eq!((logbook.vessel_id.as_str(), logbook.created_by.as_str()), (vessel.id.as_str(), "ann"));
     ann.delete_vessel(&vessel.id, "").await.unwrap();
-    let events = fleet.events().await;
+    let events = harness.events().await;
     assert_eq!(reason(ann.get_logbook(&logbook.id).await), "LOGBOOK_NOT_FOUND");
     let [first, second] = &*events.iter().filter(|stored| stored.envelope.subject == logbook.id).collect::<Vec<_>>()
     else {
@@ -30,31 +30,31 @@ async fn a_created_vessel_gets_one_logbook_and_a_deleted_one_loses_it() {
 
 #[tokio::test]
 async fn a_second_logbook_is_refused_by_the_database() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let vessel = ann.named("Passat").await;
     ann.logbook_of(&vessel).await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
-    let app = harbour::commands::App { db, outbox: Outbox::new(fleet.app.relay.clone()) };
+    let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
+    let app = harbour::commands::App { db, outbox: Outbox::new(harness.app.relay.clone()) };
     let call = Call::of_schedule("acme".parse().unwrap(), "harbour".parse().unwrap());
     let again = harbour::commands::create_logbook(&app, &call, vessel.id.parse().unwrap()).await;
     assert_eq!(Failure::from(again.unwrap_err()).reason, "LOGBOOK_EXISTS");
-    fleet.settled().await;
-    assert_eq!(fleet.count("logbook").await, 1);
+    harness.settled().await;
+    assert_eq!(harness.count("logbook").await, 1);
 }
 
 #[tokio::test]
 async fn processes_come_and_go_and_each_vessel_gets_one_logbook() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     for round in 0..3 {
-        let second = fleet.second().await;
+        let second = harness.second().await;
         for number in 0..10 {
             ann.named(&format!("{round} {number}")).await;
         }
         // In the middle of it: NATS redelivers what the process holds.
         second.stopping().cancel();
     }
-    fleet.settled().await;
-    assert_eq!((fleet.count("vessel").await, fleet.count("logbook").await), (30, 30));
+    harness.settled().await;
+    assert_eq!((harness.count("vessel").await, harness.count("logbook").await), (30, 30));
 }

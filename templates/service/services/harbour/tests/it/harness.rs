@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
 /// The service and its backing services, dropped in this order: the service first.
-pub struct Fleet {
+pub struct Harness {
     pub app: App,
     lifecycle: Lifecycle,
     pub nats: TestNats,
@@ -41,7 +41,7 @@ pub struct Stored {
     pub text: String,
 }
 
-impl Fleet {
+impl Harness {
     pub async fn start() -> Self {
         let (database, nats, issuer) = (database().await, TestNats::start().await, TestIssuer::new());
         let process = Process::new(Program::NAME, "test");
@@ -126,7 +126,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for Harness {
     fn drop(&mut self) {
         self.lifecycle.stopping().cancel();
         // Whatever else a test is about: an event that cannot be published is a bug.

@@ -3,13 +3,13 @@
 use proto::harbour::{ListLogbooksRequest, ListVesselsRequest};
 use sqlx::{Connection as _, Executor as _};
 
-use crate::harness::{Fleet, reason};
+use crate::harness::{Harness, reason};
 use crate::tenancy::{call, rpcs};
 
 #[tokio::test]
 async fn pages_have_everything_once_newest_first() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let mut written = Vec::new();
     for number in 0..7 {
         written.insert(0, ann.named(&format!("{number}")).await.id);
@@ -24,7 +24,7 @@ async fn pages_have_everything_once_newest_first() {
         }
     }
     assert_eq!(listed, written);
-    fleet.settled().await;
+    harness.settled().await;
     let page = ann.list_logbooks(ListLogbooksRequest { page_size: 3, ..Default::default() }).await.unwrap();
     assert_eq!(page.logbooks.len(), 3);
     // A page token of one query is not valid for another.
@@ -36,8 +36,8 @@ async fn pages_have_everything_once_newest_first() {
 
 #[tokio::test]
 async fn no_call_scans_a_table() {
-    let fleet = Fleet::start().await;
-    let mut admin = fleet.database.admin().await;
+    let harness = Harness::start().await;
+    let mut admin = harness.database.admin().await;
     // Large enough that PostgreSQL chooses a scan for none of them.
     admin
         .execute(
@@ -51,9 +51,9 @@ async fn no_call_scans_a_table() {
         .unwrap();
     // PostgreSQL's counts of a connection are complete once it has ended.
     admin.close().await.unwrap();
-    let mut admin = fleet.database.admin().await;
+    let mut admin = harness.database.admin().await;
     admin.execute("select pg_stat_reset()").await.unwrap();
-    let ann = fleet.client("tenant-7", "ann");
+    let ann = harness.client("tenant-7", "ann");
     let vessel = ann.named("x").await;
     let logbook = ann.logbook_of(&vessel).await;
     for rpc in rpcs() {
@@ -65,10 +65,10 @@ async fn no_call_scans_a_table() {
         ann.list_vessels(ListVesselsRequest { page_size, page_token }).await.unwrap();
     }
     // By their own connections, not by counting rows: that would be a scan.
-    fleet.stop().await;
+    harness.stop().await;
     let close = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'harbour_app' and datname = current_database()";
     testkit::until("its connections are closed", || async {
-        let mut admin = fleet.database.admin().await;
+        let mut admin = harness.database.admin().await;
         sqlx::query_scalar::<_, bool>(close).fetch_all(&mut admin).await.unwrap().is_empty()
     })
     .await;

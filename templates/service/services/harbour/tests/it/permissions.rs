@@ -9,7 +9,7 @@ use harbour::vessel::{VesselDraft, VesselPatch};
 use serde_json::json;
 use service::{Call, Db, Failure, IfMatch, Outbox};
 
-use crate::harness::{Client, Fleet, reason};
+use crate::harness::{Client, Harness, reason};
 use crate::tenancy::{call, rpcs};
 
 /// The matrix as a reviewer reads it; a change of it is a change of who may do what.
@@ -41,8 +41,8 @@ fn the_matrix_is_as_it_was_reviewed() {
 }
 
 /// The refusal of each call, by its RPC; nothing where it succeeds.
-async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)> {
-    let owner = fleet.client("acme", "olga");
+async fn refusals(harness: &Harness, client: &Client) -> Vec<(&'static str, String)> {
+    let owner = harness.client("acme", "olga");
     let shared = owner.named("shared").await;
     let logbook = owner.logbook_of(&shared).await;
     let mut refusals = Vec::new();
@@ -57,11 +57,11 @@ async fn refusals(fleet: &Fleet, client: &Client) -> Vec<(&'static str, String)>
 
 #[tokio::test]
 async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     for role in Role::ALL.into_iter().map(Some).chain([None]) {
         let claims = role.map_or(json!({}), |role| json!({"role": role.as_str()}));
         let sees = role.is_some_and(|role| role != Role::Billing);
-        for (rpc, refused) in refusals(&fleet, &fleet.client_as("acme", "ann", &claims)).await {
+        for (rpc, refused) in refusals(&harness, &harness.client_as("acme", "ann", &claims)).await {
             let permission = MATRIX.iter().find(|(name, _)| *name == rpc).unwrap().1;
             let names_one = !rpc.starts_with("Create") && !rpc.starts_with("List");
             let wanted = match role {
@@ -77,10 +77,10 @@ async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
 
 #[tokio::test]
 async fn a_token_with_scopes_does_no_more_than_they_say() {
-    let fleet = Fleet::start().await;
+    let harness = Harness::start().await;
     for scope in ["harbour:read", "harbour:write", "harbour:read harbour:write other", "", "todo:read"] {
         let claims = json!({"role": "owner", "scope": scope});
-        for (rpc, refused) in refusals(&fleet, &fleet.client_as("acme", "ann", &claims)).await {
+        for (rpc, refused) in refusals(&harness, &harness.client_as("acme", "ann", &claims)).await {
             let permission = MATRIX.iter().find(|(name, _)| *name == rpc).unwrap().1;
             let wanted =
                 if scope.split(' ').any(|scope| scope == permission.scope) { "" } else { "INSUFFICIENT_SCOPE" };
@@ -113,12 +113,12 @@ async fn command(app: &App, call: &Call, name: &str, vessel: &str, logbook: &str
 
 #[tokio::test]
 async fn what_the_service_does_by_itself_nobody_else_may_do() {
-    let fleet = Fleet::start().await;
-    let olga = fleet.client("acme", "olga");
+    let harness = Harness::start().await;
+    let olga = harness.client("acme", "olga");
     let vessel = olga.named("shared").await;
     let logbook = olga.logbook_of(&vessel).await;
-    let db = Db::lazy(&fleet.database.app.clone().into(), "test", 2).unwrap();
-    let app = App { db, outbox: Outbox::new(fleet.app.relay.clone()) };
+    let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
+    let app = App { db, outbox: Outbox::new(harness.app.relay.clone()) };
     let service = |name: &str| Caller::service("acme".parse().unwrap(), name.parse().unwrap());
     let owner = Caller {
         role: Some(Role::Owner),

@@ -5,7 +5,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::catalog;
 use tonic::Code;
 
-use crate::harness::{Client, Fleet, database, reason};
+use crate::harness::{Client, Harness, database, reason};
 
 /// Every RPC of the service.
 pub fn rpcs() -> Vec<String> {
@@ -34,12 +34,12 @@ pub async fn call(client: &Client, rpc: &str, vessel: &str, logbook: &str) -> Re
 
 #[tokio::test]
 async fn another_tenant_finds_nothing_by_any_call() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let vessel = ann.named("secret").await;
     let logbook = ann.logbook_of(&vessel).await;
     // The same user name in another tenant is another user.
-    let other = fleet.client("globex", "ann");
+    let other = harness.client("globex", "ann");
     for rpc in rpcs() {
         let result = call(&other, &rpc, &vessel.id, &logbook.id).await;
         match rpc.as_str() {
@@ -56,24 +56,24 @@ async fn another_tenant_finds_nothing_by_any_call() {
 
 #[tokio::test]
 async fn no_call_is_answered_without_a_good_token() {
-    let fleet = Fleet::start().await;
-    let vessel = fleet.client("acme", "ann").named("secret").await;
-    for bearer in fleet.issuer.refused() {
+    let harness = Harness::start().await;
+    let vessel = harness.client("acme", "ann").named("secret").await;
+    for bearer in harness.issuer.refused() {
         for rpc in rpcs() {
-            let result = call(&fleet.client_with(bearer.clone()), &rpc, &vessel.id, &vessel.id).await;
+            let result = call(&harness.client_with(bearer.clone()), &rpc, &vessel.id, &vessel.id).await;
             assert_eq!(result.unwrap_err().code(), Code::Unauthenticated, "{rpc} with {bearer:?}");
         }
     }
-    assert_eq!(fleet.count("vessel").await, 1);
+    assert_eq!(harness.count("vessel").await, 1);
 }
 
 #[tokio::test]
 async fn row_level_security_alone_keeps_tenants_apart() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     ann.logbook_of(&ann.named("secret").await).await;
     for tenant in ["globex", ""] {
-        let mut connection = PgConnection::connect(&fleet.database.app).await.unwrap();
+        let mut connection = PgConnection::connect(&harness.database.app).await.unwrap();
         sqlx::query("select set_config('app.tenant', $1, false)").bind(tenant).execute(&mut connection).await.unwrap();
         for table in ["vessel", "logbook", "idempotency"] {
             let sql = sqlx::AssertSqlSafe(format!("select count(*) from {table}"));

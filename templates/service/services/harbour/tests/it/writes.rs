@@ -3,12 +3,12 @@
 use contracts::events::harbour::Event;
 use proto::harbour::{Logbook, Vessel};
 
-use crate::harness::{Fleet, reason};
+use crate::harness::{Harness, reason};
 
 #[tokio::test]
 async fn a_vessel_lives_and_each_change_is_an_event_in_order() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let created = ann.named("  Passat ").await;
     assert_eq!((created.name.as_str(), created.version, created.created_by.as_str()), ("Passat", 1, "ann"));
     assert_eq!(ann.get_vessel(&created.id).await.unwrap(), created);
@@ -20,7 +20,7 @@ async fn a_vessel_lives_and_each_change_is_an_event_in_order() {
     ann.delete_vessel(&created.id, "v2").await.unwrap();
     assert_eq!(reason(ann.get_vessel(&created.id).await), "VESSEL_NOT_FOUND");
     assert_eq!(reason(ann.delete_vessel(&created.id, "").await), "VESSEL_NOT_FOUND");
-    let events = fleet.events().await;
+    let events = harness.events().await;
     let of_it: Vec<_> = events.iter().filter(|stored| stored.envelope.subject == created.id).collect();
     let types: Vec<_> = of_it.iter().map(|stored| stored.envelope.event_type.as_str()).collect();
     assert_eq!(types, ["harbour.vessel_created.v1", "harbour.vessel_updated.v1", "harbour.vessel_deleted.v1"]);
@@ -30,8 +30,8 @@ async fn a_vessel_lives_and_each_change_is_an_event_in_order() {
 
 #[tokio::test]
 async fn a_logbook_is_written_in() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     let logbook = ann.logbook_of(&ann.named("Passat").await).await;
     let patch = Logbook { notes: "all well".to_owned(), etag: logbook.etag.clone(), ..Logbook::default() };
     let updated = ann.update_logbook(&logbook.id, patch.clone(), &[]).await.unwrap();
@@ -42,8 +42,8 @@ async fn a_logbook_is_written_in() {
 
 #[tokio::test]
 async fn what_is_no_vessel_is_refused_with_the_field_that_is_wrong() {
-    let fleet = Fleet::start().await;
-    let ann = fleet.client("acme", "ann");
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
     for name in [String::new(), "x".repeat(201), "a\0b".to_owned(), "a\u{202e}b".to_owned()] {
         let refused = ann.create_vessel(Vessel { name: name.clone(), ..Vessel::default() }).await;
         assert!(refused.as_ref().unwrap_err().message().starts_with("name must"), "{name:?}: {refused:?}");
@@ -54,5 +54,5 @@ async fn what_is_no_vessel_is_refused_with_the_field_that_is_wrong() {
     let vessel = ann.named("Passat").await;
     assert_eq!(reason(ann.update_vessel(&vessel.id, Vessel::default(), &["id"]).await), "INVALID_ARGUMENT");
     assert_eq!(reason(ann.get_vessel("no id").await), "INVALID_ARGUMENT");
-    assert_eq!(fleet.count("vessel").await, 1);
+    assert_eq!(harness.count("vessel").await, 1);
 }

@@ -23,7 +23,7 @@ pub const STREAM: &str = "EVENTS_SHOP";
 pub const EFFECTS: &str = "create table effect (number serial primary key, aggregate text, version int)";
 
 /// A stream, a database, and consumers of it.
-pub struct World {
+pub struct Fixture {
     pub consumers: TaskTracker,
     pub stop: CancellationToken,
     pub db: PgPool,
@@ -32,7 +32,7 @@ pub struct World {
     pub js: jetstream::Context,
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Self {
         let nats = TestNats::alone().await;
         let js = nats.jetstream().await;

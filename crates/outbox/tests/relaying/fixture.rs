@@ -120,7 +120,7 @@ pub async fn ids(stream: &Stream) -> Vec<String> {
 }
 
 /// A database, a nats-server, and a relay in this process, to which writers hand what they commit.
-pub struct World {
+pub struct Fixture {
     pub relay: Handle,
     relays: TaskTracker,
     stop: CancellationToken,
@@ -128,7 +128,7 @@ pub struct World {
     pub database: TestDatabase,
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Self {
         let (database, nats) = tokio::join!(database(), TestNats::start());
         let (relay, relays, stop) = Self::start(&Setup::of(&database, &nats, 1)).await;

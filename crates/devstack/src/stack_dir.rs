@@ -17,9 +17,9 @@ const OF: &str = "home";
 
 /// One stack's folder.
 #[derive(Debug, Clone)]
-pub struct Home(PathBuf);
+pub struct StackDir(PathBuf);
 
-impl Home {
+impl StackDir {
     /// Opens, and makes, the folder.
     ///
     /// # Errors
@@ -218,27 +218,27 @@ mod tests {
     #[test]
     fn a_folder_made_anew_does_not_meet_the_data_of_the_one_before() {
         let folder = std::env::temp_dir().join(format!("flotilla-home-{}", random_hex(6).unwrap()));
-        let first = Home::open(&folder).unwrap();
+        let first = StackDir::open(&folder).unwrap();
         let before = first.data_of_user("postgres").unwrap();
         fs::create_dir_all(&before).unwrap();
-        assert_eq!(Home::open(&folder).unwrap().data_of_user("postgres").unwrap(), before, "the place stays");
+        assert_eq!(StackDir::open(&folder).unwrap().data_of_user("postgres").unwrap(), before, "the place stays");
 
         // A copy does not take the data of the first; what was moved does.
         if Uid::effective().is_root() {
             let copy = folder.with_extension("copy");
             fs::create_dir_all(copy.join("data")).unwrap();
             fs::copy(folder.join("data/outside"), copy.join("data/outside")).unwrap();
-            let refused = Home::open(&copy).unwrap().data_of_user("postgres").unwrap_err().to_string();
+            let refused = StackDir::open(&copy).unwrap().data_of_user("postgres").unwrap_err().to_string();
             assert!(refused.contains("is a copy of"), "{refused}");
             fs::rename(folder.join("data/outside"), folder.join("data/kept")).unwrap();
-            assert_eq!(Home::open(&copy).unwrap().data_of_user("postgres").unwrap(), before);
+            assert_eq!(StackDir::open(&copy).unwrap().data_of_user("postgres").unwrap(), before);
             fs::rename(folder.join("data/kept"), folder.join("data/outside")).unwrap();
             fs::remove_dir_all(&copy).unwrap();
         }
 
         // What `cargo clean`, a fresh checkout or `rm -r` does.
         fs::remove_dir_all(&folder).unwrap();
-        let second = Home::open(&folder).unwrap();
+        let second = StackDir::open(&folder).unwrap();
         assert!(!second.data_of_user("postgres").unwrap().exists());
         second.wipe().unwrap();
         if before.exists() {

@@ -17,14 +17,14 @@ pub const TENANTS: [&str; 2] = ["acme", "globex"];
 /// How long the effect of an attack may take to show. The control must show within it.
 pub const SETTLES: Duration = Duration::from_millis(500);
 
-pub struct World {
+pub struct Fixture {
     pub nats: TestNats,
     /// The administration of each owner.
     admins: Vec<(&'static str, Client)>,
     pub logins: Vec<Login>,
 }
 
-impl World {
+impl Fixture {
     /// Streams with something in them, and a program of each of two tenants.
     pub async fn new(layout: Layout) -> Self {
         let alone = matches!(layout, Layout::OneAccount);
@@ -39,20 +39,20 @@ impl World {
                 logins.push(team.login());
             }
         }
-        let world = Self { nats, admins, logins };
+        let fixture = Self { nats, admins, logins };
         for tenant in TENANTS {
             for _ in 0..3 {
-                world.store("TODO", format!("evt.todo.created.v1.{tenant}")).await;
+                fixture.store("TODO", format!("evt.todo.created.v1.{tenant}")).await;
             }
         }
         for subject in ["dlq.search-projector.a", "replay.search-projector.a", "replayed.search-projector", "audit.a"] {
-            world.store("RECORDS", subject.to_owned()).await;
+            fixture.store("RECORDS", subject.to_owned()).await;
         }
         // Nobody receives an acknowledgement of this.
         let advisory = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SEED.seed";
-        world.admin("RECORDS").publish(advisory, "{}".into()).await.unwrap();
-        world.admin("RECORDS").flush().await.unwrap();
-        world
+        fixture.admin("RECORDS").publish(advisory, "{}".into()).await.unwrap();
+        fixture.admin("RECORDS").flush().await.unwrap();
+        fixture
     }
 
     pub fn admin(&self, owner: &str) -> &Client {
@@ -174,7 +174,7 @@ pub fn streams() -> Vec<String> {
 }
 
 /// Every subject that this login must not reach, with what would do harm there.
-pub fn targets(world: &World, login: &Login) -> Vec<(String, Vec<u8>)> {
+pub fn targets(fixture: &Fixture, login: &Login) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> = Vec::new();
     let mut raw: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |subject: String, body: Value| {
@@ -217,7 +217,7 @@ pub fn targets(world: &World, login: &Login) -> Vec<(String, Vec<u8>)> {
     ] {
         add(subject.to_owned(), Value::Null);
     }
-    for (stream, durable) in world.logins.iter().flat_map(|login| &login.pulls) {
+    for (stream, durable) in fixture.logins.iter().flat_map(|login| &login.pulls) {
         for (verb, body) in [
             ("DELETE", Value::Null),
             ("PAUSE", json!({"pause_until": "2099-01-01T00:00:00Z"})),
