@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 type Failed = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failed> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Asked at run time: a program that was built for another copy of the repository may be run for this one.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo sets CARGO_MANIFEST_DIR")?;
+    let root = PathBuf::from(package).join("../../proto");
     // Relative to this package: a copy of the repository does not look at another one.
     println!("cargo:rerun-if-changed=../../proto");
     let mut files = Vec::new();

@@ -1,10 +1,12 @@
 //! Puts the errors of all services behind those that every service has.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() -> Result<(), std::io::Error> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // Asked at run time, as in the proto package.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let root = package.join("../..");
     let mut pages: Vec<PathBuf> = fs::read_dir(root.join("services"))?
         .filter_map(|service| Some(service.ok()?.path().join("errors.md")))
         .filter(|page| page.exists())
