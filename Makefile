@@ -1,5 +1,5 @@
-# The doors of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
-.PHONY: help run test up down reset build check bench faults sizes schemas baseline
+# The entry points of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
+.PHONY: help run test up down reset build check bench faults sizes images cluster cluster-down cluster-test schemas baseline
 
 help:
 	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
@@ -10,6 +10,8 @@ help:
 	@echo "make bench    measure against this machine's raw limits (release build; allow an hour)"
 	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked; then stores restored in pairs, a cluster and two releases"
 	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
+	@echo "make images   an OCI archive of each program, without a container engine, into target/images (release build)"
+	@echo "make cluster  a real Kubernetes of one node on this machine (root; builds its programs once); make cluster-down removes it"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
 build:
@@ -49,6 +51,22 @@ faults: build
 
 sizes: build
 	@cargo test --package todo --test it -- --ignored --nocapture sizes
+
+# Every service, and the command. PROFILE=debug takes what `make build` has built.
+images:
+	@scripts/prerequisites.sh
+	@[ "$${PROFILE:-release}" != release ] || cargo build --release --workspace --quiet
+	@scripts/images.sh target/images flotilla $(notdir $(wildcard services/*))
+
+cluster:
+	@scripts/cluster.sh up
+
+cluster-down:
+	@scripts/cluster.sh down
+
+# Needs root, and takes down a cluster that is up.
+cluster-test: build
+	@cargo test --workspace --test cluster -- --ignored --nocapture
 
 schemas:
 	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas the_schemas_folder_is_what_the_types_say
