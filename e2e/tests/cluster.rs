@@ -4,10 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A pod, and a service in front of it, as our workloads are: restricted, read-only, with limits.
+/// Pods as our workloads are: restricted, read-only, with limits.
 const POD: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -213,8 +214,9 @@ fn is_killed_on_its_way(before: &[String]) {
         while !step.exists() && up.try_wait().unwrap().is_none() {
             std::thread::yield_now();
         }
+        assert!(step.exists(), "up ended before {} was there", step.display());
         up.kill().unwrap();
-        up.wait().unwrap();
+        assert_eq!(up.wait().unwrap().signal(), Some(9), "up had ended when {} was there", step.display());
         done("down");
         assert_eq!(machine(), before, "killed when {} was there", step.display());
     }
