@@ -56,10 +56,11 @@ keys() (
   certificate scheduler system:kube-scheduler system:kube-scheduler
   certificate kubelet system:node:node1 system:nodes "DNS:node1,IP:$node,IP:127.0.0.1"
   certificate proxy system:kube-proxy system:node-proxier
+  certificate dns dns flotilla-dns
   certificate front front-proxy front
   openssl genrsa -out sa.key 2048
   openssl rsa -in sa.key -pubout -out sa.pub
-  for name in admin controllers scheduler kubelet proxy; do
+  for name in admin controllers scheduler kubelet proxy dns; do
     cat >"$name.conf" <<EOF
 apiVersion: v1
 kind: Config
@@ -152,6 +153,7 @@ inside() { # programs
   start kubelet kubelet --config "$state/kubelet.yaml" --kubeconfig "$state/pki/kubelet.conf" --root-dir "$state/kubelet" \
     --hostname-override node1 --node-ip "$node"
   start proxy kube-proxy --config "$state/proxy.yaml" --hostname-override node1
+  start dns coredns -conf "$state/Corefile"
   while :; do wait -n || true; done
 }
 
@@ -160,7 +162,7 @@ prerequisites() {
   local package said missing=()
   findmnt --noheadings --types cgroup >/dev/null || fail "this machine has cgroups of version 2 alone, on which it was not tried"
   [[ $PWD =~ ^[A-Za-z0-9/._-]+$ ]] || fail "the clone's path may have letters, digits, and / . _ - alone: $PWD"
-  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps python3-venv; do
+  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps curl python3-venv; do
     dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return
@@ -202,7 +204,7 @@ up() {
   mkdir -p "$machine" "$state/logs/pods" "$state/cni"
   echo "$PWD" >"$machine/owner"
   keys >"$state/logs/keys.log" 2>&1 || { tail -n 5 "$state/logs/keys.log" >&2; fail "the cluster's keys could not be made: see $state/logs/keys.log"; }
-  for file in containerd.toml kubelet.yaml proxy.yaml; do sed "s|@STATE@|$state|g" "infra/kube/$file" >"$state/$file"; done
+  for file in Corefile containerd.toml kubelet.yaml proxy.yaml; do sed "s|@STATE@|$state|g" "infra/kube/$file" >"$state/$file"; done
   sed "s|@STATE@|$state|g" infra/kube/pods.conflist >"$state/cni/10-pods.conflist"
   : >"$state/resolv.conf"
   for folder in $(cgroups); do
@@ -227,6 +229,9 @@ up() {
   REGISTRY=localhost/flotilla RELEASE=1 scripts/images.sh "$state/images" pause
   load "$state/images/pause.tar" >/dev/null
   until_so "the node" kubelet "$programs/kubectl" --request-timeout=2s wait --for=condition=Ready node/node1 --timeout=1s
+  # What CoreDNS may read: services and where they lead.
+  "$programs/kubectl" apply --server-side --filename infra/kube/dns.yaml >/dev/null
+  until_so "the DNS" dns nsenter --target "$pid" --net curl --silent --fail http://127.0.0.1:10254/ready
   until_so "kube-proxy" proxy nsenter --target "$pid" --mount --net iptables --wait -t nat -n -L KUBE-SERVICES
   until_so "the controllers" controllers "$programs/kubectl" --request-timeout=2s get serviceaccount default
   trap - EXIT INT TERM HUP

@@ -7,13 +7,13 @@ cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-}
 case $cache in /*) ;; *) cache=$HOME/.cache ;; esac
 kubernetes=$(awk '$1 == "k8s.io/kubernetes" { print substr($2, 2); exit }' infra/kube/kube/go.mod)
-folder="$cache/flotilla/kube/$kubernetes-$(cat infra/kube/*/go.{mod,sum} | sha256sum | cut -c1-12)"
+folder="$cache/flotilla/kube/$kubernetes-$(cat infra/kube/*/*.{mod,sum,go} | sha256sum | cut -c1-12)"
 [ "${1:-}" != --folder ] || { echo "$folder"; exit; }
 mkdir -p "$folder"
 exec 9>"$folder.lock"
 flock 9
 version="-X k8s.io/component-base/version.gitVersion=v$kubernetes -X k8s.io/component-base/version.gitMajor=${kubernetes%%.*} -X k8s.io/component-base/version.gitMinor=$(cut -d. -f2 <<<"$kubernetes")"
-programs=(etcd containerd containerd-shim-runc-v2 ctr kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
+programs=(etcd containerd containerd-shim-runc-v2 ctr kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy coredns)
 is_built() { local program; for program in "${programs[@]}"; do [ -x "$folder/$program" ] || return 1; done; }
 build() { # module of infra/kube, package, program
   [ ! -x "$folder/$3" ] || return 0
@@ -33,6 +33,7 @@ if ! is_built; then
   echo "building Kubernetes $kubernetes (once: some 15 minutes of one processor, 8 GiB of disk meanwhile, 0.6 GiB afterwards beside Go's own caches)" >&2
   build etcd go.etcd.io/etcd/server/v3 etcd
   for program in containerd containerd-shim-runc-v2 ctr; do build containerd "github.com/containerd/containerd/v2/cmd/$program" "$program"; done
+  build coredns flotilla/coredns coredns
   for program in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy; do build kube "k8s.io/kubernetes/cmd/$program" "$program"; done
 fi
 rm -rf "$folder/gocache"

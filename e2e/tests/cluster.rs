@@ -61,6 +61,32 @@ spec:
         securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
 "#;
 
+/// A service that nothing stands behind, and a job that connects to it by its name.
+const NAMED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: database, namespace: probe}
+spec: {selector: {app: nobody}, ports: [{port: 5432}]}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: names, namespace: probe}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      automountServiceAccountToken: false
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+      - name: names
+        image: localhost/flotilla/todo:test
+        imagePullPolicy: Never
+        args: [migrate]
+        env: [{name: FLOTILLA_OWNER_DATABASE_URL, value: "postgres://todo_owner:none@database/todo"}]
+        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+"#;
+
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
@@ -175,6 +201,13 @@ fn runs_pods(before: &[String]) {
     assert!(ended.status.success(), "{}", text(&ended.stderr));
     let help = text(&kubectl(&["logs", "--namespace=probe", "job/help"], "").stdout);
     assert!(help.contains("migrate") && help.contains("serve"), "{help}");
+
+    // The name of a service leads to its address: nothing listens behind it, which is another error than no address.
+    applied(NAMED).unwrap();
+    let ended = kubectl(&["wait", "--namespace=probe", "--for=condition=failed", "job/names", "--timeout=60s"], "");
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    let said = text(&kubectl(&["logs", "--namespace=probe", "job/names"], "").stdout);
+    assert!(said.contains("refused"), "{said}");
 
     // Not taken down pod by pod: its processes are killed at once.
     done("down");
