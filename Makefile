@@ -66,6 +66,7 @@ cluster-down:
 
 # Needs root, and takes down a cluster that is up.
 cluster-test: build
+	@scripts/cluster.sh prerequisites
 	@cargo test --workspace --test cluster -- --ignored --nocapture
 
 schemas:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Kubernetes of one node on this machine, in namespaces of its own: processes, mounts, network. Ending its first process ends all of
 # it. `up` starts it and waits until the node is ready; `load` puts images into it; `down` removes it with everything in it; `state`
-# prints what of this machine a cluster could touch, to compare before and after. One at a time on a machine. Needs root.
+# prints what of this machine a cluster could touch, to compare before and after. `prerequisites` installs what it needs, as `up`
+# does. One at a time on a machine. Needs root.
 set -euo pipefail
 export LC_ALL=C PATH="/usr/local/sbin:/usr/sbin:/sbin:$PATH"
 self=$(realpath "$0")
@@ -288,6 +289,7 @@ case $verb in
   down) lock; down ;;
   inside) [ $$ = 1 ] || fail "only up starts this, in namespaces of its own"; inside "$2" ;;
   load) load "${archives[@]}" ;;
-  state) prerequisites; machine_state ;;
-  *) fail "say up, down, load ARCHIVE... or state" ;;
+  prerequisites) prerequisites ;;
+  state) machine_state ;;
+  *) fail "say up, down, load ARCHIVE..., prerequisites or state" ;;
 esac

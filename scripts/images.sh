@@ -22,7 +22,9 @@ if [ "$(id -u)" = 0 ] && [ "${FLOTILLA_IMAGES_APART:-$here}" = "$here" ]; then
 fi
 if [ "$(id -u)" = 0 ]; then for covered in "${covers[@]}"; do mount -t tmpfs tmpfs "$covered"; done; fi
 profile=${PROFILE:-release} registry=${REGISTRY:-localhost/flotilla}
-release=${RELEASE:-$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)}
+# What the manifest of the workspace says of all packages.
+of_all() { sed -n "/^\[workspace.package\]/,/^\[/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
+release=${RELEASE:-$(of_all version)}
 mkdir -p "$folder"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -53,7 +55,7 @@ root() {
 commit() { # container, name, path of the program
   "${buildah[@]}" config --user 65532:65532 --entrypoint "[\"$3\"]" --created-by flotilla \
     --label org.opencontainers.image.title="$2" --label org.opencontainers.image.version="$release" \
-    --label org.opencontainers.image.licenses="$(sed -n '/^\[workspace.package\]/,/^\[/s/^license = "\(.*\)"/\1/p' Cargo.toml)" "$1"
+    --label org.opencontainers.image.licenses="$(of_all license)" "$1"
   "${buildah[@]}" commit --quiet --timestamp 0 --format oci "$1" "oci-archive:$work/image.tar:$registry/$2:$release" >/dev/null
   "${buildah[@]}" rm "$1" >/dev/null
   mv "$work/image.tar" "$folder/$2.tar"

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
+use devstack::Unit;
 use devstack::stack::{Options, Stack, roles};
 use nix::sys::signal::Signal;
 use sqlx::{Connection as _, PgConnection};
@@ -65,24 +66,20 @@ impl Bench {
         home.wipe().ok();
     }
 
+    fn unit(&self, name: &str) -> Option<Unit> {
+        self.stack.status_file.read().units.into_iter().find(|unit| unit.name == name)
+    }
+
     pub fn pid(&self, unit: &str) -> u32 {
-        self.stack.status_file.read().units.iter().find(|u| u.name == unit).and_then(|u| u.pid).unwrap_or(0)
+        self.unit(unit).and_then(|unit| unit.pid).unwrap_or(0)
     }
 
     pub fn address(&self, unit: &str) -> String {
-        self.stack
-            .status_file
-            .read()
-            .units
-            .iter()
-            .find(|u| u.name == unit)
-            .map(|u| u.address.clone())
-            .unwrap_or_default()
+        self.unit(unit).map(|unit| unit.address).unwrap_or_default()
     }
 
     pub fn url(&self, unit: &str) -> String {
-        let units = self.stack.status_file.read().units;
-        units.iter().find(|u| u.name == unit).and_then(|u| u.url.clone()).unwrap_or_default()
+        self.unit(unit).and_then(|unit| unit.url).unwrap_or_default()
     }
 
     /// OpenSearch, with its login.

@@ -42,50 +42,38 @@ spec:
   containers: [{name: probe, image: "localhost/flotilla/pause:1", securityContext: {privileged: true}}]
 "#;
 
-const JOB: &str = r#"
-apiVersion: batch/v1
-kind: Job
-metadata: {name: help, namespace: probe}
-spec:
-  backoffLimit: 0
-  template:
-    spec:
-      restartPolicy: Never
-      automountServiceAccountToken: false
-      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
-      containers:
-      - name: help
-        image: localhost/flotilla/todo:test
-        imagePullPolicy: Never
-        args: [--help]
-        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-"#;
-
-/// A service that nothing stands behind, and a job that connects to it by its name.
-const NAMED: &str = r#"
+/// A service that nothing stands behind.
+const NOBODY: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: database, namespace: probe}
 spec: {selector: {app: nobody}, ports: [{port: 5432}]}
----
+"#;
+
+/// A job of todo's image, as a release runs one: with these arguments and variables.
+fn job(name: &str, args: &str, env: &str) -> String {
+    format!(
+        r#"
 apiVersion: batch/v1
 kind: Job
-metadata: {name: names, namespace: probe}
+metadata: {{name: {name}, namespace: probe}}
 spec:
   backoffLimit: 0
   template:
     spec:
       restartPolicy: Never
       automountServiceAccountToken: false
-      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      securityContext: {{runAsNonRoot: true, seccompProfile: {{type: RuntimeDefault}}}}
       containers:
-      - name: names
+      - name: {name}
         image: localhost/flotilla/todo:test
         imagePullPolicy: Never
-        args: [migrate]
-        env: [{name: FLOTILLA_OWNER_DATABASE_URL, value: "postgres://todo_owner:none@database/todo"}]
-        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-"#;
+        args: [{args}]
+        env: [{env}]
+        securityContext: {{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}
+"#
+    )
+}
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -162,6 +150,15 @@ fn applied(input: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
 }
 
+/// Runs a job, waits until it has ended in this way, and returns what it printed.
+fn logs_of(name: &str, ended: &str, manifest: &str) -> String {
+    applied(manifest).unwrap();
+    let (job, condition) = (format!("job/{name}"), format!("--for=condition={ended}"));
+    let waited = kubectl(&["wait", "--namespace=probe", &condition, &job, "--timeout=60s"], "");
+    assert!(waited.status.success(), "{}", text(&waited.stderr));
+    text(&kubectl(&["logs", "--namespace=probe", &job], "").stdout)
+}
+
 /// One test, because there is one cluster on a machine.
 #[test]
 #[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
@@ -196,17 +193,13 @@ fn runs_pods(before: &[String]) {
     let loaded = Command::new(root().join("scripts/cluster.sh")).arg("load").arg(&archive).output().unwrap();
     assert!(loaded.status.success(), "{}", text(&loaded.stderr));
     std::fs::remove_dir_all(folder).unwrap();
-    applied(JOB).unwrap();
-    let ended = kubectl(&["wait", "--namespace=probe", "--for=condition=complete", "job/help", "--timeout=60s"], "");
-    assert!(ended.status.success(), "{}", text(&ended.stderr));
-    let help = text(&kubectl(&["logs", "--namespace=probe", "job/help"], "").stdout);
+    let help = logs_of("help", "complete", &job("help", "--help", ""));
     assert!(help.contains("migrate") && help.contains("serve"), "{help}");
 
     // The name of a service leads to its address: nothing listens behind it, which is another error than no address.
-    applied(NAMED).unwrap();
-    let ended = kubectl(&["wait", "--namespace=probe", "--for=condition=failed", "job/names", "--timeout=60s"], "");
-    assert!(ended.status.success(), "{}", text(&ended.stderr));
-    let said = text(&kubectl(&["logs", "--namespace=probe", "job/names"], "").stdout);
+    applied(NOBODY).unwrap();
+    let owner = r#"{name: FLOTILLA_OWNER_DATABASE_URL, value: "postgres://todo_owner:none@database/todo"}"#;
+    let said = logs_of("names", "failed", &job("names", "migrate", owner));
     assert!(said.contains("refused"), "{said}");
 
     // Not taken down pod by pod: its processes are killed at once.

@@ -3,17 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consumer::Event;
 use testkit::until_within;
 
-use crate::harness::{Harness, PACE, consumer_of};
+use crate::harness::{Harness, PACE, consumer_of, never};
 
 /// A server is found to be down, a dozen streams get new leaders, and pulls begin again. A busy machine adds to that.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn never(_: &Event) -> bool {
-    false
-}
 
 async fn publish(harness: &Harness, aggregate: &str, version: i32) {
     let event = Harness::event(aggregate, version).to_string();

@@ -60,6 +60,11 @@ pub struct Harness {
     stop: CancellationToken,
 }
 
+/// Of a consumer that rejects nothing by itself.
+pub fn never(_: &Event) -> bool {
+    false
+}
+
 impl Harness {
     /// A broker and a database; the service is not started yet.
     pub async fn new() -> Self {
@@ -279,6 +284,14 @@ impl Harness {
     pub async fn tell(&self, durable: &str, id: &str, outcome: &str) {
         let message = PublishMessage::build().header("Replay-Id", id).header("Replay-Outcome", outcome);
         self.records.send_publish(format!("replayed.{durable}"), message).await.unwrap().await.unwrap();
+    }
+
+    /// A letter of `printer`, which no longer runs.
+    pub async fn one_letter_and_nobody(&self) {
+        self.consumer("printer", never).await;
+        self.publish("a", 1).await;
+        self.until_letters(1).await;
+        self.stop_consumers().await;
     }
 
     pub async fn stop_consumers(&self) {

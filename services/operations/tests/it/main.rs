@@ -10,7 +10,7 @@ mod harness;
 mod ranges;
 
 use async_nats::jetstream::stream::Stream;
-use harness::{ACT, Harness, PACE, aggregate, consumer_of, ids};
+use harness::{ACT, Harness, PACE, aggregate, consumer_of, ids, never};
 use operations::letters::NotTheEvent;
 use operations::pace::Pace;
 use operations::store::{Refused, Selection};
@@ -19,10 +19,6 @@ use operations::store_letters;
 use serde_json::json;
 use sqlx::Executor as _;
 use testkit::until;
-
-fn never(_: &consumer::Event) -> bool {
-    false
-}
 
 async fn stream(harness: &Harness, name: &str) -> Stream {
     let js = if name.starts_with("EVENTS_") { &harness.js } else { &harness.records };
@@ -86,10 +82,13 @@ async fn a_canary_that_fails_ends_the_job_and_both_stories_are_kept() {
     assert_eq!((stats.open, stats.failed_again, stats.deaths), (2, 1, 4));
     let again = Selection { states: Some(vec!["failed_again".to_owned()]), ..Selection::default() };
     let letter = store_letters::list(&mut harness.db().await, &again, 10).await.unwrap().remove(0);
-    let (_, story) = store_letters::whole(&mut harness.db().await, letter.id).await.unwrap();
-    assert_eq!(story.len(), 2);
-    assert!(story.iter().all(|death| death.version == "printer 7" && death.reason.starts_with("no room")), "{story:?}");
-    let replays: Vec<_> = story.iter().map(|death| death.replay.clone().unwrap_or_default()).collect();
+    let (_, failures) = store_letters::whole(&mut harness.db().await, letter.id).await.unwrap();
+    assert_eq!(failures.len(), 2);
+    assert!(
+        failures.iter().all(|death| death.version == "printer 7" && death.reason.starts_with("no room")),
+        "{failures:?}"
+    );
+    let replays: Vec<_> = failures.iter().map(|death| death.replay.clone().unwrap_or_default()).collect();
     assert!(replays[0].is_empty() && replays[1].starts_with("1.1.1."), "{replays:?}");
     // What was left out can be replayed again at once.
     harness.mend();
@@ -336,10 +335,7 @@ async fn letters_that_a_restore_of_the_database_took_are_read_again() {
 async fn a_replay_that_its_consumer_passes_over_settles_no_letter() {
     let harness = Harness::new().await;
     let service = harness.operations().await;
-    harness.consumer("printer", never).await;
-    harness.publish("a", 1).await;
-    harness.until_letters(1).await;
-    harness.stop_consumers().await;
+    harness.one_letter_and_nobody().await;
     // The report of a release that does not know the event.
     let id = harness.replay(&consumer_of("printer"), PACE).await;
     until("it is sent", || async { harness.job(id).await.sent == 1 }).await;
@@ -432,10 +428,7 @@ async fn letters_are_kept_by_one_process_and_then_by_the_next() {
 async fn reports_of_a_job_that_a_restore_took_are_not_booked_on_another_of_its_number() {
     let harness = Harness::new().await;
     let service = harness.operations().await;
-    harness.consumer("printer", never).await;
-    harness.publish("a", 1).await;
-    harness.until_letters(1).await;
-    harness.stop_consumers().await;
+    harness.one_letter_and_nobody().await;
     let id = harness.replay(&consumer_of("printer"), PACE).await;
     until("it is sent", || async { harness.job(id).await.sent == 1 }).await;
     // A job of this number, created before the restore.
