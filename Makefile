@@ -1,5 +1,5 @@
 # The entry points of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
-.PHONY: help run test up down reset build check bench faults sizes images cluster cluster-down cluster-test schemas baseline
+.PHONY: help run test up down reset build check bench faults sizes images cluster cluster-down cluster-test k8s k8s-down schemas baseline
 
 help:
 	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
@@ -11,6 +11,7 @@ help:
 	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked; then stores restored in pairs, a cluster and two releases"
 	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
 	@echo "make images   an OCI archive of each program, without a container engine, into target/images (release build)"
+	@echo "make k8s      the whole fleet in a Kubernetes of one node on this machine (root, see docs/kubernetes.md); make k8s-down removes it"
 	@echo "make cluster  a real Kubernetes of one node on this machine (root; builds its programs once); make cluster-down removes it"
 	@echo "make schemas  write schemas/ anew from the Rust types"
 
@@ -64,10 +65,20 @@ cluster:
 cluster-down:
 	@scripts/cluster.sh down
 
-# Needs root, and takes down a cluster that is up.
+# Needs root, and takes down a cluster that is up. One after the other: there is one cluster on a machine.
 cluster-test: build
 	@scripts/cluster.sh prerequisites
-	@cargo test --workspace --test cluster -- --ignored --nocapture
+	@cargo test --workspace --test cluster -- --ignored --nocapture --test-threads=1
+
+# PROFILE=debug takes what `make build` has built. For another release of this clone: scripts/k8s.sh release NAME
+k8s:
+	@scripts/k8s.sh check
+	@scripts/prerequisites.sh
+	@if [ "$${PROFILE:-release}" = release ]; then cargo build --release --workspace --quiet; else scripts/build.sh; fi
+	@scripts/k8s.sh up
+
+k8s-down:
+	@scripts/k8s.sh down
 
 schemas:
 	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas the_schemas_folder_is_what_the_types_say

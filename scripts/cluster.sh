@@ -12,7 +12,8 @@ if [ "$verb" = load ] && [ $# -gt 1 ]; then mapfile -t archives < <(realpath -m 
 cd "$(dirname "$self")/.."
 # What belongs to the machine is known to every clone; the rest is this clone's.
 readonly machine=/run/flotilla-k8s state="$PWD/.flotilla-k8s"
-readonly host=10.99.0.1 node=10.99.0.2 link=flotilla-k8s host_link=flotilla-k8s-h group=flotilla-k8s
+readonly host=10.99.0.1 node=10.99.0.2 nodes=10.99.0.0/24 services=10.96.0.0/16 pods=10.244.0.0/24
+readonly link=flotilla-k8s host_link=flotilla-k8s-h group=flotilla-k8s
 # What the kubelet sets on a whole machine: it gets files of its own in their place.
 readonly settings=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
 # Where the parts write besides: they see these folders under a layer of their own.
@@ -30,6 +31,7 @@ machine_state() {
   local setting folder
   for setting in "${settings[@]}"; do echo "setting $setting $(cat "/proc/sys/$setting")"; done
   ip -brief link | awk '{ print "link", $1 }'
+  ip -4 route | sed 's/^/route /'
   awk '{ print "mount", $5 }' /proc/self/mountinfo | sort
   sed 's/^/apparmor /' /sys/kernel/security/apparmor/profiles 2>/dev/null || true
   for folder in $(cgroups); do find "$folder/$group" -type d 2>/dev/null | sed 's/^/cgroup /' || true; done
@@ -105,6 +107,9 @@ cover() { # programs
   done
   mount --bind /run/kept-0 "$state"
   mount --bind /run/kept-1 "$1"
+  # The node's volumes, where manifests find them whatever the clone's path is.
+  mkdir /run/flotilla-k8s/volumes
+  mount --bind "$state/volumes" /run/flotilla-k8s/volumes
   for setting in "${settings[@]}"; do
     [ -e "/proc/sys/$setting" ] || continue
     kept="/run/settings/$setting"
@@ -138,7 +143,7 @@ inside() { # programs
   start etcd etcd --data-dir "$state/etcd" --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
     --listen-peer-urls http://127.0.0.1:12380 --unsafe-no-fsync --log-level warn
   start apiserver kube-apiserver --etcd-servers http://127.0.0.1:12379 --secure-port 16443 --bind-address 0.0.0.0 --advertise-address "$node" \
-    --service-cluster-ip-range 10.96.0.0/16 --client-ca-file "$state/pki/ca.crt" --tls-cert-file "$state/pki/apiserver.crt" \
+    --service-cluster-ip-range $services --client-ca-file "$state/pki/ca.crt" --tls-cert-file "$state/pki/apiserver.crt" \
     --tls-private-key-file "$state/pki/apiserver.key" --service-account-key-file "$state/pki/sa.pub" \
     --service-account-signing-key-file "$state/pki/sa.key" --service-account-issuer https://kubernetes.default.svc \
     --kubelet-client-certificate "$state/pki/admin.crt" --kubelet-client-key "$state/pki/admin.key" --authorization-mode Node,RBAC \
@@ -196,13 +201,16 @@ up() {
   lock
   ! is_up || fail "a cluster is up already, of $(cat "$machine/owner"): make cluster-down there removes it"
   down
-  taken=$({ ip -4 route show root 10.99.0.0/24; ip -4 -oneline address show to 10.99.0.0/24; } 2>/dev/null || true)
-  [ -z "$taken" ] || fail "this machine uses addresses of 10.99.0.0/24 already: $(head -n 1 <<<"$taken")"
+  for file in "$nodes" "$services" "$pods"; do
+    taken=$({ ip -4 route show root "$file"; ip -4 -oneline address show to "$file"; } 2>/dev/null || true)
+    [ -z "$taken" ] || fail "this machine uses addresses of $file already: $(head -n 1 <<<"$taken")"
+  done
   # Whatever fails from here on, the node ends; its logs stay until the next `up` or `down`.
   trap stop EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  mkdir -p "$machine" "$state/logs/pods" "$state/cni"
+  mkdir -p "$machine" "$state/logs/pods" "$state/cni" "$state/volumes/"{1..8}
+  chmod 700 "$state"
   echo "$PWD" >"$machine/owner"
   keys >"$state/logs/keys.log" 2>&1 || { tail -n 5 "$state/logs/keys.log" >&2; fail "the cluster's keys could not be made: see $state/logs/keys.log"; }
   for file in Corefile containerd.toml kubelet.yaml proxy.yaml; do sed "s|@STATE@|$state|g" "infra/kube/$file" >"$state/$file"; done
@@ -223,6 +231,9 @@ up() {
   ip link add "$host_link" type veth peer name "$link" netns "$pid" || fail "this machine gives the node no network (ip link add ... type veth)"
   ip addr add "$host/24" dev "$host_link"
   ip link set "$host_link" up
+  # Services and pods have addresses that this machine reaches; the routes go with the link.
+  ip route add "$services" via "$node" dev "$host_link"
+  ip route add "$pods" via "$node" dev "$host_link"
   export KUBECONFIG="$state/pki/admin.conf" KUBECACHEDIR="$state/kubectl" NO_PROXY="${NO_PROXY:+$NO_PROXY,}$node"
   until_so "the API server" apiserver "$programs/kubectl" --request-timeout=2s get --raw /readyz
   until_so "containerd" containerd in_node "$programs/ctr" --address /run/flotilla-k8s/containerd.sock version
@@ -232,6 +243,8 @@ up() {
   until_so "the node" kubelet "$programs/kubectl" --request-timeout=2s wait --for=condition=Ready node/node1 --timeout=1s
   # What CoreDNS may read: services and where they lead.
   "$programs/kubectl" apply --server-side --filename infra/kube/dns.yaml >/dev/null
+  { cat infra/kube/storage.yaml; for file in {1..8}; do echo ---; sed "s|@NUMBER@|$file|" infra/kube/volume.yaml; done; } \
+    | "$programs/kubectl" apply --server-side --filename - >/dev/null
   until_so "the DNS" dns nsenter --target "$pid" --net curl --silent --fail http://127.0.0.1:10254/ready
   until_so "kube-proxy" proxy nsenter --target "$pid" --mount --net iptables --wait -t nat -n -L KUBE-SERVICES
   until_so "the controllers" controllers "$programs/kubectl" --request-timeout=2s get serviceaccount default

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Writes images without a container engine: `images.sh FOLDER PROGRAM...` packs each program of target/$PROFILE (release) into
 # FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE. An image holds the program, and what of Debian it needs:
-# the C library, roots of trust and time zones; it runs as nobody. `pause` is a pod's first process. The same inputs give the same digest.
+# the C library, roots of trust and time zones; it runs as nobody. `pause` is a pod's first process; `postgres`, `nats-server` and
+# `opensearch` are the backing services that this machine runs, for a development cluster. The same inputs give the same digest.
 set -euo pipefail
 export LC_ALL=C
 umask 022
@@ -53,29 +54,82 @@ root() {
 
 # Of what `container` holds: who runs it, what it is, and when is never.
 commit() { # container, name, path of the program
-  "${buildah[@]}" config --user 65532:65532 --entrypoint "[\"$3\"]" --created-by flotilla \
+  "${buildah[@]}" config --user 65532:65532 --entrypoint "[\"$3\"]" --created-by flotilla "${more[@]}" \
     --label org.opencontainers.image.title="$2" --label org.opencontainers.image.version="$release" \
-    --label org.opencontainers.image.licenses="$(of_all license)" "$1"
+    --label org.opencontainers.image.licenses="$licence" "$1"
   "${buildah[@]}" commit --quiet --timestamp 0 --format oci "$1" "oci-archive:$work/image.tar:$registry/$2:$release" >/dev/null
   "${buildah[@]}" rm "$1" >/dev/null
   mv "$work/image.tar" "$folder/$2.tar"
 }
 
+put() { # container, file or folder, where
+  "${buildah[@]}" copy --quiet "$1" "$2" "$3" >/dev/null
+}
+
+# Copies files of this machine, and the libraries that they are linked to, to the same paths below a folder.
+taken() { # folder, file or folder...
+  local to=$1 library
+  shift
+  mkdir -p "$to"
+  (cd / && cp -a --parents "${@#/}" "$to")
+  # A script is linked to nothing.
+  { find "$@" -type f \( -perm -u+x -o -name '*.so*' \) -exec ldd {} ';' 2>/dev/null || true; } | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | sort -u \
+    | while read -r library; do library="$(realpath "${library%/*}")/${library##*/}" && (cd / && cp -aL --parents "${library#/}" "$to"); done
+}
+
 for name in "$@"; do
   container=$("${buildah[@]}" from scratch)
+  licence=$(of_all license) more=()
   if [ "$name" = pause ]; then
     cc -static -Os -s -o "$work/pause" infra/kube/pause.c
-    "${buildah[@]}" copy --quiet "$container" "$work/pause" /pause >/dev/null
+    put "$container" "$work/pause" /pause
     commit "$container" pause /pause
     continue
   fi
-  program="target/$profile/$name"
-  [ -x "$program" ] || { echo "images: $program is not built" >&2; exit 1; }
   [ -d "$work/root" ] || root
-  "${buildah[@]}" copy --quiet "$container" "$work/root" / >/dev/null
-  install -m 755 "$program" "$work/$name"
-  [ "$profile" = release ] || strip --strip-debug "$work/$name"
-  "${buildah[@]}" copy --quiet "$container" "$work/$name" "/usr/local/bin/$name" >/dev/null
-  rm "$work/$name"
-  commit "$container" "$name" "/usr/local/bin/$name"
+  put "$container" "$work/root" /
+  case $name in
+    nats-server | postgres | opensearch)
+      programs=$("target/$profile/flotilla" k8s programs) || { echo "images: make build comes first" >&2; exit 1; }
+      eval "$programs"
+      part="$work/$name"
+      ;;
+  esac
+  case $name in
+    nats-server)
+      # At which it hands its clients over before it goes.
+      licence=Apache-2.0 more=(--stop-signal SIGUSR2)
+      put "$container" "$nats_server" /usr/local/bin/nats-server
+      commit "$container" "$name" /usr/local/bin/nats-server
+      ;;
+    postgres)
+      # With the shell that initdb runs its server by, and what moves its result into place; without the compiler of queries, which is larger than all the rest.
+      licence=PostgreSQL more=(--env "PATH=$postgres:/usr/bin:/bin" --stop-signal SIGINT)
+      share=("$postgres/../share") && [ -d "${share[0]}" ] || share=("/usr/share/postgresql/$(basename "$(dirname "$postgres")")" /usr/share/postgresql-common)
+      for path in "${!share[@]}"; do [ -d "${share[path]}" ] || unset "share[path]"; done
+      taken "$part" "$(readlink -f "$(command -v dash)")" /usr/bin/{mv,rm} "$(dirname "$postgres")" "${share[@]}"
+      rm -rf "$part$(dirname "$postgres")"/lib/{bitcode,llvmjit.so} "$part"/usr/lib/*/libLLVM*
+      mkdir -p "$part/bin" && ln -s "$(readlink -f "$(command -v dash)")" "$part/bin/sh"
+      put "$container" "$part" /
+      commit "$container" "$name" "$postgres/postgres"
+      ;;
+    opensearch)
+      licence="Apache-2.0 AND GPL-2.0-only WITH Classpath-exception-2.0"
+      home=$(dirname "$(dirname "$(readlink -f "$java")")")
+      taken "$part" "$home"
+      rm -f "$part$home/lib/src.zip" && rm -rf "$part$home/jmods"
+      put "$container" "$part" /
+      put "$container" "$opensearch_jars" /usr/share/opensearch
+      commit "$container" "$name" "$home/bin/java"
+      ;;
+    *)
+      program="target/$profile/$name"
+      [ -x "$program" ] || { echo "images: $program is not built" >&2; exit 1; }
+      install -m 755 "$program" "$work/$name"
+      [ "$profile" = release ] || strip --strip-debug "$work/$name"
+      put "$container" "$work/$name" "/usr/local/bin/$name"
+      rm "$work/$name"
+      commit "$container" "$name" "/usr/local/bin/$name"
+      ;;
+  esac
 done

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::context::Context;
 
-/// How long a write is retried while the fleet is unavailable.
+/// How long a request is sent again while the fleet is unavailable.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Who acts.
@@ -60,7 +60,7 @@ pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Resul
 
 pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
-        bail!("there is no development issuer in {}: `make up` makes one", context.home.display());
+        bail!("there is no development issuer in {}, which signs tokens: `make up` makes one", context.home.display());
     }
     Issuer::open(&context.open_stack_dir()?)
 }
@@ -112,10 +112,9 @@ pub struct Answer {
 
 impl Api {
     pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
-        let stack_status = context.stack_status()?;
-        let gateway = stack_status.unit("gateway")?;
+        let base = context.addresses()?.gateway;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build()?;
-        Ok(Self { http, base: format!("http://{}", gateway.address), token: token(context, tenant, user, 1440)? })
+        Ok(Self { http, base, token: token(context, tenant, user, 1440)? })
     }
 
     /// Sends a request once.
@@ -146,13 +145,28 @@ impl Api {
 
     /// Writes with the same key until the fleet has answered: what is tried twice happens once.
     pub async fn write(&self, path: &str, key: &str, body: &Value) -> Result<Answer, anyhow::Error> {
+        self.until_answered(Method::POST, path, Some(key), Some(body)).await
+    }
+
+    /// Reads until the fleet has answered.
+    pub async fn read(&self, path: &str) -> Result<Answer, anyhow::Error> {
+        self.until_answered(Method::GET, path, None, None).await
+    }
+
+    async fn until_answered(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Answer, anyhow::Error> {
         let mut delays = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(100))
             .with_max_interval(Duration::from_secs(3))
             .with_max_elapsed_time(Some(PATIENCE))
             .build();
         loop {
-            let answer = self.call(Method::POST, path, Some(key), Some(body)).await;
+            let answer = self.call(method.clone(), path, key, body).await;
             let problem = match &answer {
                 Ok(answer) if again(answer) => format!("{}: {}", answer.status, answer.body["detail"]),
                 Ok(_) => return Ok(answer?),

@@ -1,12 +1,16 @@
-//! What every command knows: the folder of the stack, who operates, and how to print.
+//! What every command knows: the fleet, who operates, and how to print.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use devstack::StackDir;
+use devstack::issuer::ISSUER;
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::supervisor::{StackStatus, read_status};
+
+use crate::profile::{self, Addresses, LOCAL, Profile};
 
 /// Who operates.
 #[derive(Debug, Clone, Args)]
@@ -21,7 +25,7 @@ pub struct Token {
 
 impl Token {
     /// The token, where one was given.
-    pub fn given(&self) -> Result<Option<String>, anyhow::Error> {
+    fn given(&self) -> Result<Option<String>, anyhow::Error> {
         let token = match (&self.operator_token, &self.operator_token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(file)) => {
@@ -33,14 +37,105 @@ impl Token {
     }
 }
 
+/// The token that a profile's command prints.
+fn printed(command: &str) -> Result<String, anyhow::Error> {
+    let output = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    let token = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    ensure!(
+        output.status.success() && !token.is_empty(),
+        "the profile's token command gave no token ({})",
+        output.status
+    );
+    Ok(token)
+}
+
+/// The folder of the stack, unless another is given.
+pub const HOME: &str = ".flotilla";
+
 /// The context of every command.
 pub struct Context {
     pub home: PathBuf,
     pub json: bool,
-    pub operator: Token,
+    operator: Token,
+    /// The fleet that is elsewhere, by the name of its profile.
+    elsewhere: Option<(String, Profile)>,
 }
 
 impl Context {
+    /// The fleet of the stack's folder, or of a profile, whose keys are in place of the folder.
+    pub fn new(
+        home: Option<PathBuf>,
+        json: bool,
+        operator: Token,
+        profile: Option<String>,
+    ) -> Result<Self, anyhow::Error> {
+        let profile = profile.filter(|name| name != LOCAL);
+        if let (Some(home), Some(profile)) = (&home, &profile) {
+            bail!(
+                "the folder {} (--home, FLOTILLA_HOME) is one fleet, the profile {profile} (--profile, FLOTILLA_PROFILE) \
+                 another: say one of them",
+                home.display()
+            );
+        }
+        let elsewhere = profile.map(|name| profile::read(&name).map(|profile| (name, profile))).transpose()?;
+        let keys = elsewhere.as_ref().map(|(_, profile)| profile.keys.clone());
+        Ok(Self { home: keys.or(home).unwrap_or_else(|| HOME.into()), json, operator, elsewhere })
+    }
+
+    /// The folder with the keys of NATS' accounts. Elsewhere they are not made: others than those of the fleet would open nothing.
+    pub fn open_keys(&self) -> Result<StackDir, anyhow::Error> {
+        let home = self.open_stack_dir()?;
+        ensure!(
+            !self.is_elsewhere() || devstack::nats::has_keys(&home),
+            "the keys of NATS' accounts are not in {}: do this where they are",
+            self.home.display()
+        );
+        Ok(home)
+    }
+
+    /// Whether the fleet is not in a folder of this machine.
+    pub const fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// For what is about processes, data or files of this machine.
+    pub fn only_here(&self, what: &str) -> Result<(), anyhow::Error> {
+        match &self.elsewhere {
+            Some((name, _)) => {
+                bail!("{what} is of this machine, and the fleet of the profile {name} is not: leave out --profile")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Where the fleet's parts are.
+    pub fn addresses(&self) -> Result<Addresses, anyhow::Error> {
+        if let Some((_, profile)) = &self.elsewhere {
+            return Ok(profile.addresses.clone());
+        }
+        let status = self.stack_status()?;
+        let url = |name: &str| {
+            let url = status.units.iter().find(|unit| unit.name == name).and_then(|unit| unit.url.clone());
+            url.with_context(|| format!("{name} is not up yet"))
+        };
+        Ok(Addresses {
+            gateway: format!("http://{}", status.unit("gateway")?.address),
+            ops: status.units.iter().filter_map(|unit| Some((unit.name.clone(), unit.ops.clone()?))).collect(),
+            nats: url("nats")?,
+            jwks: format!("{}/jwks.json", url("issuer")?),
+            issuer: ISSUER.to_owned(),
+        })
+    }
+
+    /// The operator's token, where there is one.
+    pub fn operator_token(&self) -> Result<Option<String>, anyhow::Error> {
+        let command = self.elsewhere.as_ref().and_then(|(_, profile)| profile.token_command.as_deref());
+        match (self.operator.given()?, command) {
+            (None, Some(command)) => printed(command).map(Some),
+            (given, _) => Ok(given),
+        }
+    }
+
     /// The status of the running stack.
     pub fn stack_status(&self) -> Result<StackStatus, anyhow::Error> {
         let stack_status = read_status(&self.home.join(STATUS_FILE)).ok().filter(|_| self.is_supervised());

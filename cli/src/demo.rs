@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -68,7 +68,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         }
 
         say("5. Bob of tenant globex looks for the same");
-        let foreign = bob.call(Method::GET, &format!("/v1/todos/{first}"), None, None).await?;
+        let foreign = bob.read(&format!("/v1/todos/{first}")).await?;
         ensure!(foreign.status == StatusCode::NOT_FOUND, "another tenant got {} for Ann's todo", foreign.status);
         ensure!(search(&bob, "splice").await?.is_empty(), "another tenant finds Ann's todo");
         say(&format!("   by id: {} {}", foreign.status, text(&foreign.body, "code")));
@@ -155,7 +155,7 @@ async fn next(heard: &mut mpsc::UnboundedReceiver<Received>) -> Result<Received,
 /// Searches; returns every hit of the first page.
 async fn search(api: &Api, words: &str) -> Result<Vec<Value>, anyhow::Error> {
     let query: String = words.replace(' ', "+");
-    let answer = api.call(Method::GET, &format!("/v1/todos:search?query={query}&pageSize=100"), None, None).await?;
+    let answer = api.read(&format!("/v1/todos:search?query={query}&pageSize=100")).await?;
     let body = accepted(answer)?.0;
     Ok(body["hits"].as_array().cloned().unwrap_or_default())
 }

@@ -41,18 +41,11 @@ pub struct Received {
     raw: Vec<u8>,
 }
 
-/// The address of NATS.
-pub fn address(context: &Context) -> Result<String, anyhow::Error> {
-    let stack_status = context.stack_status()?;
-    let nats = stack_status.units.iter().find(|unit| unit.name == "nats").and_then(|unit| unit.url.clone());
-    nats.context("nats is not up yet")
-}
-
 /// JetStream as the administration of an owner's account.
 pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
     let login = devstack::nats::administration(owner);
     let credentials = devstack::nats::credentials_file(&context.open_stack_dir()?, &login);
-    Ok(jetstream::new(devstack::nats::connect(&address(context)?, &credentials).await?))
+    Ok(jetstream::new(devstack::nats::connect(&context.addresses()?.nats, &credentials).await?))
 }
 
 /// A connection as the administration, and the stream of todo events.

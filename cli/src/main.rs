@@ -9,17 +9,21 @@ mod audit;
 mod consumers;
 mod context;
 mod data;
+mod databases;
 mod demo;
 mod dlq;
 mod events;
 mod exit;
 mod import;
+mod k8s;
 mod lag;
 mod nats_credentials;
 mod new;
 mod operator;
 mod outbox;
 mod processes;
+mod profile;
+mod profiles;
 mod rebuild;
 mod replay;
 mod stack;
@@ -33,17 +37,21 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Runs, inspects and operates a fleet on this machine.
+/// Runs a fleet on this machine; inspects and operates it here and elsewhere.
 ///
-/// Every command uses the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME.
+/// Every command uses the stack of one folder: `.flotilla` in the current one, or FLOTILLA_HOME; or, with --profile, a
+/// fleet that is elsewhere.
 /// Exit codes: 0 done, 1 failed (the message says why), 2 the command line is wrong, 3 a job or an import ended
 /// with something unhandled, 4 `verify` found something, 5 `verify` found nothing but could not check everything.
 #[derive(Parser)]
 #[command(name = "flotilla", version)]
 struct Args {
-    /// The stack's folder: data, logs, secrets.
-    #[arg(long, env = "FLOTILLA_HOME", default_value = ".flotilla", global = true)]
-    home: PathBuf,
+    /// The stack's folder: data, logs, secrets. By default .flotilla.
+    #[arg(long, env = "FLOTILLA_HOME", global = true)]
+    home: Option<PathBuf>,
+    /// The fleet of this profile (`flotilla profile add`); `local` is that of the folder.
+    #[arg(long, env = "FLOTILLA_PROFILE", global = true)]
+    profile: Option<String>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -100,10 +108,22 @@ enum Command {
     Consumers(consumers::ConsumersArgs),
     /// Create the NATS accounts, streams and durable consumers that this release needs, before its services start; correct what differs and may be changed.
     Provision(nats_credentials::ProvisionArgs),
+    /// Create the roles and the database of each service on a PostgreSQL that is there; their passwords are in the folder's secrets.
+    Databases(databases::DatabasesArgs),
+    /// Write the manifests and the secrets of the fleet for Kubernetes.
+    K8s {
+        #[command(subcommand)]
+        command: k8s::K8sCommand,
+    },
     /// Manage the credentials with which programs read one tenant's events from NATS.
     NatsCredentials {
         #[command(subcommand)]
         command: nats_credentials::CredentialsCommand,
+    },
+    /// Say where a fleet is that does not run in a folder of this machine.
+    Profile {
+        #[command(subcommand)]
+        command: profiles::ProfileCommand,
     },
     /// Write something new into a clone of the repository.
     New {
@@ -134,32 +154,12 @@ fn main() -> ExitCode {
 
 async fn run() -> ExitCode {
     let args = Args::parse();
-    let context = context::Context { home: args.home, json: args.json, operator: args.operator };
-    let result = match args.command {
-        Command::Run(up) => stack::run(&context, &up).await,
-        Command::Up(up) => stack::up(&context, &up).await,
-        Command::Down => stack::down(&context).await,
-        Command::Reset { yes } => stack::reset(&context, yes),
-        Command::Status(args) => status::run(&context, &args).await,
-        Command::Token(who) => api::print_token(&context, &who),
-        Command::Demo => demo::run(&context).await,
-        Command::Import(import) => import::run(&context, &import).await,
-        Command::Events { command } => events::run(&context, &command).await,
-        Command::Lag => lag::run(&context).await,
-        Command::Trace(args) => trace::run(&context, &args),
-        Command::Outbox(args) => outbox::run(&context, &args).await,
-        Command::New { command } => new::run(&command),
-        Command::Data(args) => data::run(&context, &args).await,
-        Command::Dlq(args) => dlq::run(&context, &args).await,
-        Command::Replay(args) => replay::run(&context, &args).await,
-        Command::Rebuild(args) => rebuild::run(&context, &args).await,
-        Command::Verify(args) => verify::run(&context, &args).await,
-        Command::Consumers(args) => consumers::run(&context, &args).await,
-        Command::Provision(args) => nats_credentials::provide(&context, &args).await,
-        Command::NatsCredentials { command } => Box::pin(nats_credentials::run(&context, &command)).await,
-        Command::Supervise(args) => stack::supervise(&context, &args).await,
-        Command::TestParts => stack::test_parts(&context).await,
-        Command::LoginProxy(args) => args.proxy().run().await.map(|_| ()),
+    // What is about no fleet works whatever profile is set.
+    let of_no_fleet = matches!(args.command, Command::Profile { .. } | Command::New { .. });
+    let profile = args.profile.filter(|_| !of_no_fleet);
+    let result = match context::Context::new(args.home, args.json, args.operator, profile) {
+        Ok(context) => Box::pin(dispatch(&context, args.command)).await,
+        Err(error) => Err(error),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -170,5 +170,37 @@ async fn run() -> ExitCode {
             }
             exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
         }
+    }
+}
+
+async fn dispatch(context: &context::Context, command: Command) -> Result<(), anyhow::Error> {
+    match command {
+        Command::Run(up) => stack::run(context, &up).await,
+        Command::Up(up) => stack::up(context, &up).await,
+        Command::Down => stack::down(context).await,
+        Command::Reset { yes } => stack::reset(context, yes),
+        Command::Status(args) => status::run(context, &args).await,
+        Command::Token(who) => api::print_token(context, &who),
+        Command::Demo => demo::run(context).await,
+        Command::Import(import) => import::run(context, &import).await,
+        Command::Events { command } => events::run(context, &command).await,
+        Command::Lag => lag::run(context).await,
+        Command::Trace(args) => trace::run(context, &args),
+        Command::Outbox(args) => outbox::run(context, &args).await,
+        Command::Profile { command } => profiles::run(context, &command),
+        Command::New { command } => new::run(&command),
+        Command::Data(args) => data::run(context, &args).await,
+        Command::Dlq(args) => dlq::run(context, &args).await,
+        Command::Replay(args) => replay::run(context, &args).await,
+        Command::Rebuild(args) => rebuild::run(context, &args).await,
+        Command::Verify(args) => verify::run(context, &args).await,
+        Command::Consumers(args) => consumers::run(context, &args).await,
+        Command::Provision(args) => nats_credentials::provide(context, &args).await,
+        Command::Databases(args) => Box::pin(databases::run(context, &args)).await,
+        Command::K8s { command } => Box::pin(k8s::run(context, &command)).await,
+        Command::NatsCredentials { command } => Box::pin(nats_credentials::run(context, &command)).await,
+        Command::Supervise(args) => stack::supervise(context, &args).await,
+        Command::TestParts => stack::test_parts(context).await,
+        Command::LoginProxy(args) => args.run().await,
     }
 }

@@ -1,20 +1,21 @@
 //! `flotilla provision` and `flotilla nats-credentials`: what the administration of NATS does.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use contracts::TenantId;
 use devstack::StackDir;
 use devstack::nats::team::{self, Team};
 use devstack::nats::teams;
-use devstack::nats::{Wanted, announce, provision};
+use devstack::nats::{Wanted, announce, provision, push};
 use serde_json::{Value, json};
 
 use crate::audit;
 use crate::context::Context;
-use crate::events::address;
+use crate::databases::patiently;
 use crate::outbox::say;
 use crate::table;
 
@@ -26,6 +27,13 @@ pub struct ProvisionArgs {
     /// How many servers hold each stream: 1, 3 or 5. By default an existing stream keeps its number.
     #[arg(long, value_parser = ["1", "3", "5"])]
     replicas: Option<String>,
+    /// Give NATS the accounts in this file, as `flotilla k8s secrets` writes it, instead of making them from their keys: for a job
+    /// of a cluster, which has the logins of the administration in its folder, and no keys. It waits two minutes for NATS.
+    #[arg(long, value_name = "FILE", requires = "nats")]
+    accounts: Option<PathBuf>,
+    /// Where NATS is, with --accounts.
+    #[arg(long, value_name = "URL", requires = "accounts")]
+    nats: Option<String>,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -85,16 +93,27 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
         max_age: Duration::from_secs(args.stream_days * 86_400),
         replicas: args.replicas.as_deref().and_then(|text| text.parse().ok()),
     };
-    let (home, address) = (context.open_stack_dir()?, address(context)?);
-    Box::pin(announce(&home, &address, &[])).await?;
-    Box::pin(provision(&home, &address, wanted)).await?;
+    if let (Some(accounts), Some(address)) = (&args.accounts, &args.nats) {
+        let text = std::fs::read_to_string(accounts).with_context(|| format!("reading {}", accounts.display()))?;
+        let jwts: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+        let home = StackDir::given(&context.home);
+        let attempt = || async {
+            push(&home, address, &jwts).await?;
+            Box::pin(provision(&home, address, wanted)).await
+        };
+        Box::pin(patiently("NATS", attempt)).await?;
+    } else {
+        let (home, address) = (context.open_keys()?, context.addresses()?.nats);
+        Box::pin(announce(&home, &address, &[])).await?;
+        Box::pin(provision(&home, &address, wanted)).await?;
+    }
     let text = "Every stream and every durable consumer of the fleet is there.";
     say(context, &json!({"provisioned": true}), text);
     Ok(())
 }
 
 pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), anyhow::Error> {
-    let (address, home) = (address(context)?, context.open_stack_dir()?);
+    let (address, home) = (context.addresses()?.nats, context.open_keys()?);
     let now: DateTime<Utc> = std::time::SystemTime::now().into();
     match command {
         CredentialsCommand::Create { tenant, name, events, expires, reason } => {

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use anyhow::{Context as _, bail};
 use authz::{JwksSource, Verifier};
 use clap::Args;
-use devstack::issuer::{ISSUER, OPERATORS};
+use devstack::issuer::OPERATORS;
 
 use crate::context::Context;
 
@@ -24,7 +24,7 @@ impl ActArgs {
     /// Checks that the token and the reason are given.
     pub fn check(&self, context: &Context) -> Result<String, anyhow::Error> {
         anyhow::ensure!(!self.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
-        context.operator.given()?.context(
+        context.operator_token()?.context(
             "who acts? Set FLOTILLA_OPERATOR_TOKEN; on the development stack `flotilla token --operator --user YOU` mints one",
         )
     }
@@ -32,10 +32,9 @@ impl ActArgs {
     /// The same, and checks that the token is an operator's: for acts that no process does, and so none verifies.
     pub async fn verify(&self, context: &Context) -> Result<(), anyhow::Error> {
         let token = self.check(context)?;
-        let stack_status = context.stack_status()?;
-        let issuer = stack_status.units.iter().find(|unit| unit.name == "issuer").and_then(|unit| unit.url.clone());
-        let keys = JwksSource::Url(format!("{}/jwks.json", issuer.context("the issuer is not up")?));
-        let verifier = Verifier::new(keys, ISSUER, OPERATORS)?;
+        let addresses = context.addresses()?;
+        let keys: JwksSource = addresses.jwks.parse().map_err(anyhow::Error::msg)?;
+        let verifier = Verifier::new(keys, &addresses.issuer, OPERATORS)?;
         verifier.verify(Some(&format!("Bearer {token}"))).await?;
         Ok(())
     }

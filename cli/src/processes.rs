@@ -42,9 +42,9 @@ impl Interceptor for Bearer {
 impl Context {
     /// The operations port of a service. A caller needs no token of its own if the issuer's key is in the stack's folder.
     pub async fn port(&self, service: &str) -> Result<Port, anyhow::Error> {
-        let stack_status = self.stack_status()?;
-        let address = stack_status.unit(service)?.ops.clone().with_context(|| format!("{service} is no service"))?;
-        let token = match self.operator.given()? {
+        let addresses = self.addresses()?;
+        let address = addresses.ops_of(service)?;
+        let token = match self.operator_token()? {
             Some(token) => token,
             None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,
         };

@@ -1,6 +1,7 @@
 //! The lifecycle of the stack: up, down, status.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -102,6 +103,9 @@ pub struct LoginProxyArgs {
     port: u16,
     #[arg(long)]
     password_file: PathBuf,
+    /// Serve here, beside a program that runs already.
+    #[arg(long, conflicts_with = "program")]
+    listen: Option<SocketAddr>,
     #[arg(long)]
     inside: bool,
     #[arg(long)]
@@ -111,9 +115,12 @@ pub struct LoginProxyArgs {
 }
 
 impl LoginProxyArgs {
-    pub fn proxy(self) -> Proxy {
-        let Self { port, password_file: password, inside, namespace, program } = self;
-        Proxy { port, password, inside, namespace, program }
+    pub async fn run(self) -> Result<(), anyhow::Error> {
+        let Self { port, password_file: password, listen, inside, namespace, program } = self;
+        match listen {
+            Some(listen) => devstack::login::beside(listen, port, &password).await,
+            None => Proxy { port, password, inside, namespace, program }.run().await.map(drop),
+        }
     }
 }
 
@@ -150,6 +157,7 @@ async fn stop_requested() -> Result<(), anyhow::Error> {
 }
 
 pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    context.only_here("what `run` starts")?;
     println!("Bringing the fleet up in {} (Ctrl-C stops it)", context.home.display());
     let started = Instant::now();
     let options = options(context, args)?;
@@ -205,6 +213,7 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 }
 
 pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    context.only_here("what `up` starts")?;
     let home = context.open_stack_dir()?;
     if context.is_supervised() {
         println!("The fleet is up, or coming up, already; its supervisor restarts what dies.");
@@ -260,6 +269,7 @@ async fn until_up(
 }
 
 pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
+    context.only_here("what `down` stops")?;
     let Ok(stack_status) = context.stack_status() else {
         anyhow::ensure!(!context.is_supervised(), "the fleet is only just starting: try again in a moment");
         println!("No fleet runs in {}.", context.home.display());
@@ -276,6 +286,7 @@ pub async fn down(context: &Context) -> Result<(), anyhow::Error> {
 }
 
 pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
+    context.only_here("what `reset` removes")?;
     if context.is_supervised() {
         bail!("the fleet is running: `make down` first");
     }
@@ -298,6 +309,7 @@ pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
 
 /// The background process of `up`, and of tests.
 pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), anyhow::Error> {
+    context.only_here("what `supervise` starts")?;
     let stop = async {
         let stdin_ended = async {
             if args.until_stdin_ends {
@@ -328,6 +340,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
 
 /// Postgres and OpenSearch for test runs: one pair for all of them, stopped after the last has ended.
 pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
+    context.only_here("what `test-parts` starts")?;
     const LINGER: Duration = Duration::from_secs(20);
     let options = Options {
         gateway_port: 0,

@@ -43,7 +43,10 @@ pub struct StatusArgs {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
+    /// The processes that this machine supervises; none of a fleet that is elsewhere.
     units: Vec<Unit>,
+    /// The operations port of each service.
+    ops: BTreeMap<String, String>,
     /// The release that each service reports.
     releases: BTreeMap<String, String>,
     /// By the service.
@@ -52,8 +55,9 @@ struct Status {
     /// How long each stage takes.
     stages: Vec<Stage>,
     dead_letters: Asked<Letters>,
-    /// Whether OpenSearch requires a login; without one, anyone who reaches its port reads and changes the read models.
-    search_has_login: bool,
+    /// Whether OpenSearch requires a login, where that is known; without one, anyone who reaches its port reads and changes the read models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    search_has_login: Option<bool>,
     /// The problems, and the page about each.
     degraded: Vec<String>,
 }
@@ -141,14 +145,15 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 }
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
-    let units = context.stack_status()?.units;
+    let units = if context.is_elsewhere() { Vec::new() } else { context.stack_status()?.units };
+    let ops: BTreeMap<_, _> = context.addresses()?.ops.into_iter().collect();
     let outboxes = fleet::producers().into_iter().map(|service| async move {
         let asked = asked(outbox(context, service)).await;
         (service, asked)
     });
     let (metrics, unready, outboxes, consumers, dead_letters) = tokio::join!(
         lag::metrics(context),
-        unready(&units),
+        unready(&units, &ops),
         futures::future::join_all(outboxes),
         asked(consumers::of_all(context)),
         asked(letters(context)),
@@ -157,10 +162,12 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let metrics = metrics?;
     let releases = releases(&metrics);
     let degraded = degraded(&units, &unready, &metrics, &outboxes, &consumers, &dead_letters);
-    let search_has_login = units.iter().any(|unit| unit.name == "opensearch" && unit.creds_file.is_some());
+    let opensearch = units.iter().find(|unit| unit.name == "opensearch");
+    let search_has_login = opensearch.map(|unit| unit.creds_file.is_some());
     Ok(Status {
         search_has_login,
         units,
+        ops,
         releases,
         outboxes,
         consumers,
@@ -170,14 +177,15 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     })
 }
 
-/// The services that run and are not ready, and why.
-async fn unready(units: &[Unit]) -> Vec<(String, String)> {
+/// The services that run and are not ready, and why. Of a dead one its supervisor knows more.
+async fn unready(units: &[Unit], ops: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build() else {
         return Vec::new();
     };
-    let ask = units.iter().filter(|unit| unit.state == State::Ready).filter_map(|unit| {
-        let request = http.get(format!("http://{}/readyz", unit.ops.as_ref()?)).send();
-        Some(async move {
+    let dead = |name: &String| units.iter().any(|unit| unit.name == *name && unit.state != State::Ready);
+    let ask = ops.iter().filter(|(name, _)| !dead(name)).map(|(name, address)| {
+        let request = http.get(format!("http://{address}/readyz")).send();
+        async move {
             let why = match request.await {
                 Err(_) => "it does not answer".to_owned(),
                 Ok(response) if response.status().is_success() => return None,
@@ -189,8 +197,8 @@ async fn unready(units: &[Unit]) -> Vec<(String, String)> {
                     format!("it waits for: {}", down.join(", "))
                 }
             };
-            Some((unit.name.clone(), why))
-        })
+            Some((name.clone(), why))
+        }
     });
     futures::future::join_all(ask).await.into_iter().flatten().collect()
 }
@@ -358,7 +366,13 @@ fn print(status: &Status) {
         ]
     };
     let rows: Vec<_> = status.units.iter().map(row).collect();
-    table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "RELEASE", "PID", "ADDRESS", "LOG"], &rows);
+    if rows.is_empty() {
+        let release = |name: &String| status.releases.get(name).cloned().unwrap_or_else(|| "-".to_owned());
+        let row = |(name, address): (&String, &String)| vec![name.clone(), release(name), address.clone()];
+        table::print(&["NAME", "RELEASE", "OPERATIONS"], &status.ops.iter().map(row).collect::<Vec<_>>());
+    } else {
+        table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "RELEASE", "PID", "ADDRESS", "LOG"], &rows);
+    }
     for unit in status.units.iter().filter(|unit| unit.state != State::Ready) {
         println!("\n{} is not ready; its log ends with:\n{}", unit.name, process::tail(&unit.log, 5));
     }
@@ -388,7 +402,7 @@ fn print(status: &Status) {
     for line in &status.degraded {
         println!("! {line}");
     }
-    if !status.search_has_login {
+    if status.search_has_login == Some(false) {
         println!(
             "OpenSearch has no login here: whoever is on this machine reads and changes every tenant's read model \
              (docs/security.md#opensearch)"

@@ -33,6 +33,7 @@ fn trace_id(text: &str) -> Result<String, String> {
 }
 
 pub fn run(context: &Context, args: &TraceArgs) -> Result<(), anyhow::Error> {
+    context.only_here("a log file")?;
     let folder = context.home.join("logs");
     let mut lines = Vec::new();
     for entry in folder.read_dir().with_context(|| format!("reading {}", folder.display()))? {

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
+pub mod clients;
+pub mod random;
+
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -48,7 +51,7 @@ impl Fleet {
         let said = home.join("supervisor.out");
         let output = std::fs::File::create(&said).unwrap();
         let mut command = Command::new(flotilla());
-        command.arg("--home").arg(&home).args([
+        command.env_remove("FLOTILLA_PROFILE").arg("--home").arg(&home).args([
             "supervise",
             "--until-stdin-ends",
             "--wipe-at-end",
@@ -132,7 +135,13 @@ impl Fleet {
     /// Runs the flotilla command on this fleet.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(flotilla());
-        command.arg("--home").arg(&self.home).args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .env_remove("FLOTILLA_PROFILE")
+            .arg("--home")
+            .arg(&self.home)
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command
     }
 
@@ -216,6 +225,16 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// A caller of the gateway at this URL, with this token.
+    ///
+    /// # Panics
+    /// There is no HTTP client.
+    #[must_use]
+    pub fn of(base: &str, token: &str) -> Self {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
+        Self { http, base: base.to_owned(), token: Some(token.to_owned()) }
+    }
+
     /// The same, at another gateway.
     #[must_use]
     pub fn at(&self, address: &str) -> Self {

@@ -108,6 +108,9 @@ fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
         copy.run("cargo", &[&args[..1], &["--quiet"], &packages, &args[1..]].concat())
     };
     of(&["build", "--bins", "--tests"]);
+    let built = copy.0.with_file_name("target").join("debug/flotilla");
+    copy.run(built, &["k8s", "render"]);
+    assert!(copy.0.join("k8s/base/ferry.yaml").exists());
     of(&["clippy", "--bins", "--tests", "--", "-D", "warnings"]);
     of(&["test"]);
     copy.run("scripts/buf.sh", &["lint", "proto"]);

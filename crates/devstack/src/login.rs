@@ -2,12 +2,13 @@
 //! nothing else on this machine reaches it; outside there is only a proxy, which requires a user and a password with each request.
 //!
 //! `flotilla login-proxy` has the socket that is bound outside as its standard input, and becomes itself once more inside the
-//! namespace (util-linux' `unshare`). There it starts the program and serves.
+//! namespace (util-linux' `unshare`). There it starts the program and serves. In a pod, whose containers share a namespace, it is a
+//! container beside the program's ([`beside`]).
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,8 +110,7 @@ impl Proxy {
         let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true).context("standard input is the socket that was bound outside")?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let password = std::fs::read_to_string(&self.password)
-            .with_context(|| format!("reading the password in {}", self.password.display()))?;
+        let served = proxy(self.port, &self.password)?;
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().await?;
         if !up.success() {
             bail!("the namespace's loopback cannot be set up ({up})");
@@ -120,12 +120,6 @@ impl Proxy {
         program.args(["--pdeathsig", "KILL", "--"]).args(&self.program).stdin(Stdio::null()).kill_on_drop(true);
         let mut program = program.spawn().context("starting the program behind the login")?;
 
-        let proxied = Arc::new(Proxied {
-            client: Client::builder(TokioExecutor::new()).build_http(),
-            authority: Authority::try_from(format!("127.0.0.1:{}", self.port))?,
-            login: format!("Basic {}", STANDARD.encode(format!("{USER}:{password}"))),
-        });
-        let served = axum::Router::new().fallback(forward).with_state(proxied);
         let status = tokio::select! {
             served = accept(&listener, &served) => { served?; bail!("the proxy has ended") }
             status = program.wait() => status?,
@@ -139,6 +133,43 @@ impl Proxy {
         };
         bail!("the program behind the login has ended ({status})")
     }
+}
+
+/// Serves at `listen` in front of a program that another container of the same pod runs, until it is told to stop.
+///
+/// # Errors
+/// The password cannot be read, or the address cannot be bound.
+pub async fn beside(listen: SocketAddr, port: u16, password: &Path) -> Result<(), anyhow::Error> {
+    // For probes, which have no password: whether it answers, and nothing of what.
+    let healthz = axum::routing::get(move || async move {
+        let address = format!("http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s");
+        match address.parse() {
+            Ok(address) => {
+                let answer = Client::builder(TokioExecutor::new()).build_http::<Body>().get(address).await;
+                answer.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status())
+            }
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    });
+    let served = proxy(port, password)?.route("/healthz", healthz);
+    let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;
+    let mut term = signal(SignalKind::terminate())?;
+    tokio::select! {
+        served = accept(&listener, &served) => served,
+        _ = term.recv() => Ok(()),
+    }
+}
+
+/// What requires the password in this file, and passes requests on to the port.
+fn proxy(port: u16, password: &Path) -> Result<axum::Router, anyhow::Error> {
+    let text = std::fs::read_to_string(password);
+    let text = text.with_context(|| format!("reading the password in {}", password.display()))?;
+    let proxied = Arc::new(Proxied {
+        client: Client::builder(TokioExecutor::new()).build_http(),
+        authority: Authority::try_from(format!("127.0.0.1:{port}"))?,
+        login: format!("Basic {}", STANDARD.encode(format!("{USER}:{text}"))),
+    });
+    Ok(axum::Router::new().fallback(forward).with_state(proxied))
 }
 
 /// Serves as many connections at once as there is room for. An idle one is closed.

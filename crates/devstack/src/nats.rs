@@ -20,10 +20,10 @@ mod keys;
 pub mod team;
 pub mod teams;
 
-pub use accounts::administration;
-pub use administration::{Wanted, announce, connect, provision};
+pub use accounts::{Accounts, administration, make as make_accounts};
+pub use administration::{Wanted, announce, connect, provision, push};
 pub use carry::streams;
-pub use keys::credentials_file;
+pub use keys::{credentials_file, has_keys};
 
 /// A server.
 #[derive(Debug, Clone)]
@@ -147,14 +147,7 @@ impl Nats {
         // Beside the streams, so that accounts outlive them.
         let resolver = self.store.with_extension("accounts");
         accounts.write(&resolver)?;
-        let (system, jwt) = &accounts.system;
-        Ok(format!(
-            "operator: {}\nsystem_account: {system}\n\
-             resolver {{ type: full, dir: \"{}\", allow_delete: true, interval: \"2m\" }}\n\
-             resolver_preload {{ {system}: {jwt} }}\n",
-            accounts.operator,
-            resolver.display()
-        ))
+        Ok(accounts.operator_mode(&resolver))
     }
 
     /// The same, as clients see it through a proxy at this port.

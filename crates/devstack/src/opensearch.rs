@@ -15,6 +15,9 @@ use crate::stack_dir::StackDir;
 /// The ports that the runner accepts. Beyond them, or when one is taken, it silently chooses another.
 pub const PORTS: std::ops::RangeInclusive<u16> = 9201..=9299;
 
+/// The settings of every development node, here and in a cluster.
+const SETTINGS: &str = include_str!("../../../k8s/overlays/dev/opensearch.yml");
+
 /// A node.
 #[derive(Debug, Clone)]
 pub struct OpenSearch {
@@ -62,15 +65,7 @@ impl OpenSearch {
         };
         std::fs::create_dir_all(&node.conf)?;
         std::fs::create_dir_all(&node.data)?;
-        let settings = format!(
-            "network.host: 127.0.0.1\ntransport.port: {transport_port}\ndiscovery.type: single-node\n\
-             # An index exists because the projector made it, with its mapping.\n\
-             action.auto_create_index: false\n\
-             # A full disk shall not turn indices read-only behind our back.\n\
-             cluster.routing.allocation.disk.threshold_enabled: false\n\
-             # A query of 500 characters may have as many words, in three fields.\n\
-             indices.query.bool.max_clause_count: 8192\n"
-        );
+        let settings = SETTINGS.replace("transport.port: 9300", &format!("transport.port: {transport_port}"));
         std::fs::write(node.conf.join("opensearch.yml"), settings).context("writing opensearch.yml")?;
         Ok(node)
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::process::Command;
 
@@ -142,63 +143,86 @@ impl Postgres {
     /// The login of a role.
     #[must_use]
     pub fn url(&self, role: &str, password: &str, database: &str) -> String {
-        format!("postgres://{role}:{password}@127.0.0.1:{}/{database}", self.port)
+        url(&self.host(), role, password, database)
     }
 
-    /// Makes the roles of a service (owner, app, relay, operator) and its database, if they do not exist. The app role cannot
-    /// bypass row-level security, and no statement or idle transaction of it lasts long.
+    /// Its host and port.
+    #[must_use]
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The same as [`provision`], as its superuser.
     ///
     /// # Errors
     /// The cluster refuses.
     pub async fn provision(&self, service: &str, passwords: &Roles, database: &str) -> Result<(), anyhow::Error> {
-        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await?;
-        // Two stacks may share a cluster and start at once.
-        sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
-        // The operator's role is taken on for one transaction at a time, for data of no tenant; nobody logs in as it.
-        let login = |password: &str| format!("login password '{password}'");
-        for (role, login) in [
-            ("owner", login(&passwords.owner)),
-            ("app", login(&passwords.app)),
-            ("relay", login(&passwords.relay)),
-            ("operator", "nologin".to_owned()),
-        ] {
-            let name = format!("{service}_{role}");
-            let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
-                .bind(&name)
-                .fetch_one(&mut connection)
-                .await?;
-            let verb = if exists { "alter" } else { "create" };
-            let limits = "nosuperuser nobypassrls nocreatedb nocreaterole";
-            execute(&mut connection, format!("{verb} role {name} {limits} {login}")).await?;
-        }
-        execute(&mut connection, format!("alter role {service}_app noinherit")).await?;
-        execute(&mut connection, format!("grant {service}_operator to {service}_app")).await?;
-        for setting in ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '5s'"]
-        {
-            execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;
-        }
-        let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-            .bind(database)
+        provision(&self.superuser_url("postgres").parse()?, service, passwords, database).await
+    }
+}
+
+/// The login of a role at `host`, which is a name or an address with a port.
+fn url(host: &str, role: &str, password: &str, database: &str) -> String {
+    format!("postgres://{role}:{password}@{host}/{database}")
+}
+
+/// Makes the roles of a service (owner, app, relay, operator) and its database, if they do not exist. The app role cannot
+/// bypass row-level security, and no statement or idle transaction of it lasts long.
+///
+/// # Errors
+/// The cluster refuses.
+pub async fn provision(
+    superuser: &PgConnectOptions,
+    service: &str,
+    passwords: &Roles,
+    database: &str,
+) -> Result<(), anyhow::Error> {
+    let mut connection = PgConnection::connect_with(superuser).await?;
+    // Two stacks may share a cluster and start at once.
+    sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
+    // The operator's role is taken on for one transaction at a time, for data of no tenant; nobody logs in as it.
+    let login = |password: &str| format!("login password '{password}'");
+    for (role, login) in [
+        ("owner", login(&passwords.owner)),
+        ("app", login(&passwords.app)),
+        ("relay", login(&passwords.relay)),
+        ("operator", "nologin".to_owned()),
+    ] {
+        let name = format!("{service}_{role}");
+        let exists: bool = sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+            .bind(&name)
             .fetch_one(&mut connection)
             .await?;
-        if !exists {
-            execute(&mut connection, format!("create database {database} owner {service}_owner")).await?;
-            execute(&mut connection, format!("revoke all on database {database} from public")).await?;
-            execute(&mut connection, format!("grant connect on database {database} to {service}_app, {service}_relay"))
-                .await?;
-        }
-        // Nobody needs another database, or objects that belong to no table.
-        for database in ["postgres", "template1"] {
-            execute(&mut connection, format!("revoke all on database {database} from public")).await?;
-        }
-        connection.close().await?;
-        let mut connection = PgConnection::connect(&self.superuser_url(database)).await?;
-        for function in ["lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)"] {
-            execute(&mut connection, format!("revoke execute on function {function} from public")).await?;
-        }
-        connection.close().await?;
-        Ok(())
+        let verb = if exists { "alter" } else { "create" };
+        let limits = "nosuperuser nobypassrls nocreatedb nocreaterole";
+        execute(&mut connection, format!("{verb} role {name} {limits} {login}")).await?;
     }
+    execute(&mut connection, format!("alter role {service}_app noinherit")).await?;
+    execute(&mut connection, format!("grant {service}_operator to {service}_app")).await?;
+    for setting in ["statement_timeout = '5s'", "lock_timeout = '1s'", "idle_in_transaction_session_timeout = '5s'"] {
+        execute(&mut connection, format!("alter role {service}_app set {setting}")).await?;
+    }
+    let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(database)
+        .fetch_one(&mut connection)
+        .await?;
+    if !exists {
+        execute(&mut connection, format!("create database {database} owner {service}_owner")).await?;
+        execute(&mut connection, format!("revoke all on database {database} from public")).await?;
+        execute(&mut connection, format!("grant connect on database {database} to {service}_app, {service}_relay"))
+            .await?;
+    }
+    // Nobody needs another database, or objects that belong to no table.
+    for database in ["postgres", "template1"] {
+        execute(&mut connection, format!("revoke all on database {database} from public")).await?;
+    }
+    connection.close().await?;
+    let mut connection = PgConnection::connect_with(&superuser.clone().database(database)).await?;
+    for function in ["lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)"] {
+        execute(&mut connection, format!("revoke execute on function {function} from public")).await?;
+    }
+    connection.close().await?;
+    Ok(())
 }
 
 /// The passwords of a service's roles.
@@ -210,6 +234,25 @@ pub struct Roles {
     pub app: String,
     /// The service's relay.
     pub relay: String,
+}
+
+impl Roles {
+    /// Writes the files that hold the logins of a service's roles, as its row names them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write_urls(&self, home: &StackDir, service: &fleet::Service, host: &str) -> Result<(), anyhow::Error> {
+        let name = service.name;
+        let write = |file: &str, role: &str, password: &str| {
+            home.write_secret(file, &url(host, &format!("{name}_{role}"), password, name))
+        };
+        write(&service.owner_secret().1, "owner", &self.owner)?;
+        write(&format!("{name}-database-url"), "app", &self.app)?;
+        if service.produces {
+            write(&format!("{name}-relay-database-url"), "relay", &self.relay)?;
+        }
+        Ok(())
+    }
 }
 
 async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {

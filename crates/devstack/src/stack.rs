@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,13 +127,13 @@ struct Startup<'a> {
 }
 
 /// The addresses that services need, each other's included.
-struct Surroundings {
+struct Seen {
     postgres: Postgres,
     nats: Nats,
     opensearch: String,
     issuer_port: u16,
-    /// The servers that the edge calls.
-    upstreams: String,
+    /// The port at which the edge calls each service.
+    upstreams: BTreeMap<&'static str, u16>,
     /// For callers, and for operations.
     ports: BTreeMap<&'static str, (Option<u16>, u16)>,
 }
@@ -189,16 +190,14 @@ impl Startup<'_> {
         }
         let accounts = nats::Layout::Fleet(Vec::new());
         let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
-        let upstream = |(grpc, service): (&str, &fleet::Service)| {
-            let port = port_to(service.name, service_ports[service.name].0?);
-            Some(format!("{grpc}=http://127.0.0.1:{port}"))
-        };
-        let seen = Surroundings {
+        let upstream =
+            |service: &fleet::Service| Some((service.name, port_to(service.name, service_ports[service.name].0?)));
+        let seen = Seen {
             postgres: postgres.through(port_to("postgres", postgres_port)),
             nats: nats.through(port_to("nats", nats_port)),
             opensearch: node.url(port_to("opensearch", opensearch_port)),
             issuer_port,
-            upstreams: fleet::upstreams().filter_map(upstream).collect::<Vec<_>>().join(","),
+            upstreams: fleet::SERVICES.iter().filter_map(upstream).collect(),
             ports: service_ports,
         };
         self.step("prepared the backing services' folders and configuration", started);
@@ -251,68 +250,48 @@ impl Startup<'_> {
     }
 
     /// Starts a service with what its row says that it needs.
-    async fn service(&self, service: &fleet::Service, seen: &Surroundings) -> Result<(), anyhow::Error> {
-        let mut env: Vec<(&str, String)> = Vec::new();
+    async fn service(&self, service: &fleet::Service, seen: &Seen) -> Result<(), anyhow::Error> {
         if service.database.is_some() {
-            env.extend(self.database(service, &seen.postgres).await?);
+            self.database(service, &seen.postgres).await?;
         }
         if let Some(file) = service.page_token_key {
             self.home.secret(file)?;
-            env.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", self.home.path("secrets").join(file).display().to_string()));
-        }
-        let credentials = |login: &str| nats::credentials_file(self.home, login).display().to_string();
-        if fleet::logins().iter().any(|login| login.name == service.name) {
-            env.push(("FLOTILLA_NATS_URL", seen.nats.address()));
-            env.push(("FLOTILLA_NATS_CREDS", credentials(service.name)));
-        }
-        if let Some(login) = service.reads_as().filter(|login| login != service.name) {
-            env.push(("FLOTILLA_CONSUMER_NATS_CREDS", credentials(&login)));
         }
         if service.search_engine {
-            let file = self.home.write_secret("opensearch-url", &seen.opensearch)?;
-            env.push(("FLOTILLA_OPENSEARCH_URL_FILE", file.display().to_string()));
+            self.home.write_secret("opensearch-url", &seen.opensearch)?;
         }
+        let secret = |file: &str| match file.strip_suffix(".creds") {
+            Some(login) => nats::credentials_file(self.home, login).display().to_string(),
+            None => self.home.path("secrets").join(file).display().to_string(),
+        };
         let (port, ops) = seen.ports[service.name];
-        env.push(("FLOTILLA_JWKS", format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port)));
-        env.push(("FLOTILLA_ISSUER", ISSUER.to_owned()));
-        if let Some(port) = port {
-            env.push(("FLOTILLA_LISTEN", format!("127.0.0.1:{port}")));
+        let around = fleet::Surroundings {
+            host: Ipv4Addr::LOCALHOST.into(),
+            ports: &|service| seen.ports[service.name],
+            secret: &secret,
+            upstream: &|service| Some(format!("http://127.0.0.1:{}", seen.upstreams.get(service.name)?)),
+        };
+        let jwks = format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port);
+        let shared = fleet::shared(&seen.nats.address(), ISSUER, &jwks);
+        let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();
+        if port.is_some() {
             // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));
-        }
-        if service.edge {
-            env.push(("FLOTILLA_UPSTREAMS", seen.upstreams.clone()));
-            // It stands before several services: what waits for one must not be all that a tenant may have.
-            env.push(("FLOTILLA_TENANT_AT_WORK", "32".to_owned()));
-            env.push(("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()));
         }
         let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         self.run(service.name, port.unwrap_or(ops), ops, env).await
     }
 
-    /// Makes and migrates the database of a service; returns the variables that locate it.
-    async fn database(
-        &self,
-        service: &fleet::Service,
-        postgres: &Postgres,
-    ) -> Result<Vec<(&'static str, String)>, anyhow::Error> {
+    /// Makes and migrates the database of a service, and writes the files that hold its logins.
+    async fn database(&self, service: &fleet::Service, postgres: &Postgres) -> Result<(), anyhow::Error> {
         let (started, name) = (Instant::now(), service.name);
         let roles = roles(self.home, name)?;
         let provisioned = postgres.provision(name, &roles, name).await;
         provisioned.with_context(|| format!("making the roles and the database of {name}"))?;
-        let secret = |file: &str, role: &str, password: &str| {
-            self.home.write_secret(file, &postgres.url(&format!("{name}_{role}"), password, name))
-        };
-        let owner = secret(&format!("{name}-owner-database-url"), "owner", &roles.owner)?;
-        self.migrate(name, &owner).await?;
+        roles.write_urls(self.home, service, &postgres.host())?;
+        self.migrate(service).await?;
         self.step(&format!("migrated the database of {name}"), started);
-        let app = secret(&format!("{name}-database-url"), "app", &roles.app)?;
-        let mut env = vec![("FLOTILLA_DATABASE_URL_FILE", app.display().to_string())];
-        if service.produces {
-            let relay = secret(&format!("{name}-relay-database-url"), "relay", &roles.relay)?;
-            env.push(("FLOTILLA_RELAY_DATABASE_URL_FILE", relay.display().to_string()));
-        }
-        Ok(env)
+        Ok(())
     }
 
     async fn proxies(&self, ports: &mut Ports, behind: &[(&'static str, u16)]) -> Result<Proxies, anyhow::Error> {
@@ -328,13 +307,14 @@ impl Startup<'_> {
         Ok(proxies)
     }
 
-    async fn migrate(&self, service: &str, owner_url: &PathBuf) -> Result<(), anyhow::Error> {
+    async fn migrate(&self, service: &fleet::Service) -> Result<(), anyhow::Error> {
+        let ((variable, file), service) = (service.owner_secret(), service.name);
         let program = self.options.programs.join(service);
         let log = self.home.log(&format!("{service}-migrate"));
         let output = Command::new(&program)
             .arg("migrate")
             .kill_on_drop(true)
-            .env("FLOTILLA_OWNER_DATABASE_URL_FILE", owner_url)
+            .env(variable, self.home.path("secrets").join(file))
             .output()
             .await
             .with_context(|| format!("running {} migrate: was the workspace built?", program.display()))?;
@@ -347,7 +327,6 @@ impl Startup<'_> {
 
     async fn run(&self, name: &str, port: u16, ops: u16, mut env: Vec<(String, String)>) -> Result<(), anyhow::Error> {
         let started = Instant::now();
-        env.push(("FLOTILLA_OPS_LISTEN".to_owned(), format!("127.0.0.1:{ops}")));
         if let Some(endpoint) = &self.options.otlp_endpoint {
             env.push(("FLOTILLA_OTLP_ENDPOINT".to_owned(), endpoint.clone()));
         }
@@ -459,6 +438,12 @@ async fn administrate(home: StackDir, status_file: StatusFile, address: String, 
 /// # Errors
 /// They cannot be read or made.
 pub fn roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
-    let password = |role: &str| home.secret(&format!("postgres-{service}-{role}-password"));
+    let password = |role: &str| home.secret(&password_file(service, role));
     Ok(Roles { owner: password("owner")?, app: password("app")?, relay: password("relay")? })
+}
+
+/// The secret that is the password of a service's role.
+#[must_use]
+pub fn password_file(service: &str, role: &str) -> String {
+    format!("postgres-{service}-{role}-password")
 }

@@ -44,6 +44,12 @@ impl StackDir {
         Ok(home)
     }
 
+    /// A folder that was given and is only read: secrets and keys that it lacks cannot be made.
+    #[must_use]
+    pub fn given(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// A path inside.
     #[must_use]
     pub fn path(&self, inside: &str) -> PathBuf {

@@ -7,6 +7,7 @@
 
 mod durables;
 mod services;
+mod variables;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use outbox::StreamSpec;
 
 pub use durables::{Durable, PROJECTION, REBUILD};
 pub use services::{Database, SERVICES, Service, durable, named, producers, upstreams};
+pub use variables::{Surroundings, shared};
 
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";

@@ -42,8 +42,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Retries may be a fifth of all calls, plus this many in each second.
 const REPEATS_OF_CALLS: f32 = 0.2;
 const REPEATS_A_SECOND: u32 = 10;
-/// How often names are resolved again.
-const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+/// How often names are looked up while one has no address; at every tenth time, in five seconds, all of them.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOKS: u32 = 10;
 
 /// Marks a request that may be sent twice without a key: it only reads. Set it as an extension of the request.
 #[derive(Debug, Clone, Copy)]
@@ -116,9 +117,14 @@ impl Upstream {
         if known.iter().any(Vec::is_empty) {
             let (shared, stop) = (Arc::clone(&upstream.0), lifecycle.stopping());
             lifecycle.spawn("names of upstreams", async move {
-                let mut tick = tokio::time::interval(RESOLVE_EVERY);
+                let (mut tick, mut at) = (tokio::time::interval(LOOK_EVERY), 0_u32);
                 while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                    stop.run_until_cancelled(shared.resolve(&targets, &mut known)).await;
+                    // A name that has no address is looked for more often than all are, and named as rarely.
+                    let all = at.is_multiple_of(LOOKS);
+                    if all || known.iter().any(Vec::is_empty) {
+                        stop.run_until_cancelled(shared.resolve(&targets, &mut known, all)).await;
+                    }
+                    at = at.wrapping_add(1);
                 }
                 Ok::<_, anyhow::Error>(())
             });
@@ -148,14 +154,17 @@ impl Target {
 }
 
 impl Shared {
-    /// Resolves the names; a name that does not resolve keeps its `known` addresses.
-    async fn resolve(&self, targets: &[Target], known: &mut [Vec<SocketAddr>]) {
+    /// Resolves the names; a name that does not resolve keeps its `known` addresses, and is logged if `said`.
+    async fn resolve(&self, targets: &[Target], known: &mut [Vec<SocketAddr>], said: bool) {
         for (target, known) in targets.iter().zip(known.iter_mut()).filter(|(target, _)| target.address().is_none()) {
             match tokio::net::lookup_host((target.host.as_str(), target.port)).await {
                 Ok(found) => {
                     let found: Vec<SocketAddr> = found.collect();
                     let family = found.first().map(SocketAddr::is_ipv4);
                     *known = found.into_iter().filter(|address| Some(address.is_ipv4()) == family).collect();
+                }
+                Err(error) if !said => {
+                    tracing::debug!(upstream = %self.name, host = target.host, %error, "no address yet");
                 }
                 Err(error) => {
                     tracing::warn!(upstream = %self.name, host = target.host, %error, "the name cannot be looked up");

@@ -15,6 +15,20 @@ use crate::idempotency;
 const TRIES: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// What lets a process see whether its schema is there.
+const READS_HISTORY: &str = "grant select (version, success) on {table} to \"{service}_app\"";
+/// How long a connection may take, and a question: without it, a server that is gone with its address is waited for without an end.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// A connection of its own.
+///
+/// # Errors
+/// The database does not let us in, or does not answer in time.
+pub(crate) async fn connect(url: &SecretString) -> Result<PgConnection, anyhow::Error> {
+    let connection = tokio::time::timeout(ANSWERS_WITHIN, PgConnection::connect(url.expose_secret())).await;
+    Ok(connection.context("the database does not answer in time")??)
+}
+
 /// The migrations of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct Migrations {
@@ -54,7 +68,7 @@ impl Migrations {
     /// # Errors
     /// A migration fails, or one that has run was changed afterwards.
     pub async fn run(&self, service: &str, owner_url: &SecretString) -> Result<(), anyhow::Error> {
-        let mut connection = PgConnection::connect(owner_url.expose_secret()).await?;
+        let mut connection = connect(owner_url).await?;
         // sqlx's lock, which earlier releases take for each history: one process at a time holds it from here to the end.
         let alone = async {
             sqlx::query("set lock_timeout = '5min'").execute(&mut connection).await?;
@@ -82,12 +96,39 @@ impl Migrations {
             run(&mut connection, migrator, None).await?;
         }
         run(&mut connection, &own, None).await?;
+        for table in shipped.iter().map(|(migrator, _)| &migrator.table_name).chain([&own.table_name]) {
+            let grant = READS_HISTORY.replace("{table}", table).replace("{service}", service);
+            sqlx::query(AssertSqlSafe(grant)).execute(&mut connection).await?;
+        }
         if self.outbox {
             // A database without a write for days has no partition for today.
             sqlx::query("select outbox_create_partitions(8)").execute(&mut connection).await?;
         }
         connection.close().await?;
         Ok(())
+    }
+
+    /// Checks that the schema is at least this release's, as the service's own role. That of a newer release is.
+    ///
+    /// # Errors
+    /// The database does not answer in time, or lacks a migration.
+    pub async fn check(&self, service: &str, url: &SecretString) -> Result<(), anyhow::Error> {
+        let check = async {
+            let mut connection = connect(url).await?;
+            let shipped = self.shipped(service);
+            for migrator in shipped.iter().map(|(migrator, _)| migrator).chain([self.own]) {
+                let (table, wanted) = (&migrator.table_name, migrator.iter().map(|migration| migration.version).max());
+                let newest = format!("select max(version) from {table} where success");
+                let newest: Option<i64> = sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut connection).await?;
+                anyhow::ensure!(
+                    newest >= wanted,
+                    "{table} is at {newest:?}, this release needs {wanted:?}: `migrate` first"
+                );
+            }
+            connection.close().await?;
+            Ok(())
+        };
+        tokio::time::timeout(ANSWERS_WITHIN, check).await.context("the database does not answer in time")?
     }
 
     /// The same for the same schema.
@@ -98,7 +139,8 @@ impl Migrations {
         let print = all.flat_map(|migrator| migrator.iter()).flat_map(|migration| migration.checksum.iter());
         let squashed = self.squashed.map_or_else(String::new, |squashed| format!("{squashed:?}"));
         let add = |print: u64, byte: u8| print.wrapping_mul(31).wrapping_add(u64::from(byte));
-        format!("{:x}", squashed.bytes().fold(print.copied().fold(0, add), add))
+        let more = READS_HISTORY.bytes().chain(squashed.bytes());
+        format!("{:x}", more.fold(print.copied().fold(0, add), add))
     }
 
     /// The migrations of the tables that crates ship, and how many of them the squashed ones had made.

@@ -15,6 +15,7 @@ use sqlx::PgPool;
 use tracing::warn;
 
 use crate::config::{Common, Database};
+use crate::migrations::Migrations;
 use crate::operators_router::Operators;
 use crate::readiness::Readiness;
 use crate::{Db, Lifecycle, connections, idempotency_sweep, retry};
@@ -92,11 +93,13 @@ impl Process {
         Ok(verifier)
     }
 
-    /// Opens the database of a service that serves callers. Watches it, counts its connections, and sweeps old idempotency records.
+    /// Opens the database of a service that serves callers. Watches it and its schema, counts its connections, and sweeps old
+    /// idempotency records.
     ///
     /// # Errors
     /// The address cannot be read.
-    pub fn database(&self, config: &Database, common: &Common) -> Result<Db, anyhow::Error> {
+    pub fn database(&self, config: &Database, common: &Common, schema: &Migrations) -> Result<Db, anyhow::Error> {
+        self.schema(config, schema);
         let at_work = u32::from(common.admission.tenant_at_work.get());
         if at_work >= config.connections {
             warn!(at_work, config.connections, "one tenant's calls at work can take all connections");
@@ -111,6 +114,19 @@ impl Process {
         });
         self.lifecycle.run("sweep of idempotency records", |stop| idempotency_sweep::sweep(db.clone(), stop));
         Ok(db)
+    }
+
+    /// Waits until the schema is at least this release's; the process is ready from then on, whatever a newer release makes of it.
+    pub fn schema(&self, config: &Database, schema: &Migrations) {
+        self.readiness.set("schema", false);
+        let (ready, name, url, schema) = (self.readiness.clone(), self.name, config.url.clone(), *schema);
+        self.lifecycle.run("schema", |stop| async move {
+            let met = retry::retry_forever("the schema", || schema.check(name, &url));
+            if stop.run_until_cancelled(met).await.is_some() {
+                ready.set("schema", true);
+            }
+            stop.cancelled().await;
+        });
     }
 
     /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.

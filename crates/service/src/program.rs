@@ -14,9 +14,10 @@ use tracing::info;
 
 use crate::arguments::{self, ConfigErrors, Settings};
 use crate::config::Base;
-use crate::migrations::Migrations;
+use crate::migrations::{self, Migrations};
 use crate::ops;
 use crate::process::Process;
+use crate::retry::retry_forever;
 use crate::telemetry::Telemetry;
 
 /// How long a health check waits for its answer.
@@ -64,6 +65,9 @@ struct Owner {
     /// The database, as its owner.
     #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
     owner_database_url: SecretString,
+    /// How many seconds to wait for a database that does not answer yet, or does not know the owner.
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    wait: u64,
 }
 
 impl Settings for Owner {}
@@ -128,6 +132,11 @@ async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow:
 
 async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) -> Result<ExitCode, anyhow::Error> {
     let owner = arguments::parse::<Owner>(given)?;
+    if owner.wait > 0 {
+        let answers = retry_forever("the database", || migrations::connect(&owner.owner_database_url));
+        // Whatever is still wrong then, the migration says.
+        tokio::time::timeout(Duration::from_secs(owner.wait), answers).await.ok();
+    }
     migrations.run(name, &owner.owner_database_url).await.map(|()| ExitCode::SUCCESS)
 }
 

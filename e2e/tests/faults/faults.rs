@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use devstack::State;
 use devstack::process::signal;
+use e2e::clients::Client;
+use e2e::random::Random;
 use e2e::{Caller, Fleet};
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -11,9 +13,6 @@ use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use testkit::until_within;
 use tokio::time::Instant;
-
-use crate::clients::Client;
-use crate::random::Random;
 
 /// How long the fleet may take to recover.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(240);

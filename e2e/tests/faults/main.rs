@@ -7,23 +7,18 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-mod clients;
-
 mod faults;
-
-mod random;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use clients::{Client, Todo, Wishes};
 use e2e::Fleet;
+use e2e::clients::{Client, Wishes};
+use e2e::random::Random;
 use faults::Faults;
 use futures::StreamExt as _;
-use random::Random;
-use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -81,33 +76,15 @@ async fn run(plan: Plan) {
     let found: Value = serde_json::from_slice(&verified.stdout).unwrap();
     assert!(verified.status.success(), "seed {}: {found:#}\n{}", plan.seed, String::from_utf8_lossy(&verified.stderr));
     assert_eq!(found["todos"].as_u64().unwrap(), todos as u64, "seed {}: every create happened once", plan.seed);
-    every_write_is_there(&fleet, &written, plan.seed).await;
+    for client in &written {
+        // A long run outlives a token.
+        let caller = fleet.caller(TENANTS[client.number % TENANTS.len()], &format!("user-{}", client.number)).await;
+        client.finds_its_writes(&caller).await;
+    }
     versions_follow_each_other(&fleet, plan.seed).await;
     let stats = fleet.json(&["dlq", "stats"]).await;
     assert_eq!(stats["letters"], 0, "seed {}: an outage makes no dead letters", plan.seed);
     Arc::into_inner(fleet).unwrap().stop().await;
-}
-
-/// Each todo is as last acknowledged to its client.
-async fn every_write_is_there(fleet: &Fleet, written: &[Client], seed: u64) {
-    for client in written {
-        let caller = fleet.caller(TENANTS[client.number % TENANTS.len()], &format!("user-{}", client.number)).await;
-        let ask = |todo: &'_ Todo| {
-            let (caller, path) = (caller.clone(), format!("/v1/todos/{}", todo.id));
-            async move { caller.send(Method::GET, &path, None).await }
-        };
-        let mut answers = futures::stream::iter(client.todos.iter().map(ask)).buffered(8);
-        for todo in &client.todos {
-            let answer = answers.next().await.unwrap();
-            if todo.deleted {
-                assert_eq!(answer.status, 404, "seed {seed}: {todo:?}");
-                continue;
-            }
-            let is = (&answer.body["version"], &answer.body["title"], &answer.body["status"]);
-            let wanted = (&todo.version.into(), &todo.title.clone().into(), &todo.status().into());
-            assert_eq!(is, wanted, "seed {seed}: {todo:?}");
-        }
-    }
 }
 
 /// The versions of every aggregate in the stream: 1, 2, 3 and so on; a twin has the same version.

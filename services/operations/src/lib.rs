@@ -43,6 +43,7 @@ use crate::store::Store;
 /// The program.
 pub struct Program;
 
+const MIGRATIONS: Migrations = Migrations::own(&store::MIGRATIONS);
 /// The size of the operators' connection pool.
 const OPERATORS: u32 = 4;
 
@@ -62,7 +63,7 @@ impl Settings for Config {}
 impl Service for Program {
     const NAME: &'static str = "operations";
     const ABOUT: &'static str = "Keeps dead letters beside the broker, and replays them as jobs";
-    const MIGRATIONS: Option<Migrations> = Some(Migrations::own(&store::MIGRATIONS));
+    const MIGRATIONS: Option<Migrations> = Some(MIGRATIONS);
     type Config = Config;
     type App = ();
 
@@ -86,6 +87,7 @@ impl Service for Program {
         process.lifecycle.run("count of letters", |stop| async move { unsettled::count(&counted, &stop).await });
         let operated = Store(process.operators_pool(&database.url, OPERATORS)?);
         process.operate(issuer, operators::services(&operated))?;
+        process.schema(database, &MIGRATIONS);
         process.watch("database", move || {
             let store = store.clone();
             async move { store.ping().await }

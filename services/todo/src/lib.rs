@@ -85,7 +85,7 @@ impl Service for Program {
     type App = App;
 
     async fn start(config: &Config, process: &Process) -> Result<App, anyhow::Error> {
-        let db = process.database(&config.database, &config.common)?;
+        let db = process.database(&config.database, &config.common, &MIGRATIONS)?;
         let nats = nats::connect(Self::NAME, &config.nats).await?;
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;

@@ -53,11 +53,11 @@ pub fn max_file() -> i64 {
 
 /// The keys and JWTs that nats-server starts with.
 pub struct Accounts {
-    pub operator: String,
+    operator: String,
     /// The system account's key and JWT.
-    pub system: (String, String),
+    system: (String, String),
     /// Each account's key and JWT.
-    pub all: Vec<(String, String)>,
+    all: Vec<(String, String)>,
 }
 
 /// The login of the administration in the account of an owner.
@@ -67,6 +67,9 @@ pub fn administration(owner: &str) -> String {
 }
 
 /// Makes the JWTs of all accounts, and the credentials of all logins; `more` are logins beside those of the table.
+///
+/// # Errors
+/// A key cannot be read, or a file cannot be written.
 pub fn make(home: &StackDir, more: &[Login]) -> Result<Accounts, anyhow::Error> {
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let system = key(home, KeyPairType::Account, "SYS")?;
@@ -195,8 +198,27 @@ fn make_user(
 }
 
 impl Accounts {
+    /// The part of a server's configuration that names the operator and the system account, with the resolver's folder on the server.
+    #[must_use]
+    pub fn operator_mode(&self, resolver: &Path) -> String {
+        let (system, jwt) = &self.system;
+        format!(
+            "operator: {}\nsystem_account: {system}\n\
+             resolver {{ type: full, dir: \"{}\", allow_delete: true, interval: \"2m\" }}\n\
+             resolver_preload {{ {system}: {jwt} }}\n",
+            self.operator,
+            resolver.display()
+        )
+    }
+
+    /// The JWT of each account but the system's, for [`push`](super::push).
+    #[must_use]
+    pub fn jwts(self) -> Vec<String> {
+        self.all.into_iter().map(|(_, jwt)| jwt).collect()
+    }
+
     /// Puts the JWTs where the server's resolver finds them; only while the server does not run.
-    pub fn write(&self, folder: &Path) -> Result<(), anyhow::Error> {
+    pub(super) fn write(&self, folder: &Path) -> Result<(), anyhow::Error> {
         fs::create_dir_all(folder)?;
         for entry in fs::read_dir(folder)? {
             fs::remove_file(entry?.path())?;

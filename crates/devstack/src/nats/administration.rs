@@ -67,9 +67,7 @@ impl Default for Wanted {
 /// # Errors
 /// NATS does not answer, or refuses.
 pub async fn announce(home: &StackDir, address: &str, more: &[Login]) -> Result<(), anyhow::Error> {
-    let accounts = accounts::make(home, more)?;
-    let jwts: Vec<String> = accounts.all.into_iter().map(|(_, jwt)| jwt).collect();
-    push(home, address, &jwts).await
+    push(home, address, &accounts::make(home, more)?.jwts()).await
 }
 
 /// Makes every stream and every durable consumer of the table, and changes what differs.
@@ -120,6 +118,9 @@ fn is_not_found(error: &GetStreamError) -> bool {
 }
 
 /// Gives a server that runs the JWTs of accounts, new or changed.
+///
+/// # Errors
+/// NATS does not answer, or refuses.
 pub async fn push(home: &StackDir, address: &str, jwts: &[String]) -> Result<(), anyhow::Error> {
     let system = connect(address, &credentials_file(home, "sys")).await?;
     for jwt in jwts {

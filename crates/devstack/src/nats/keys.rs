@@ -37,3 +37,9 @@ pub fn folder(home: &StackDir) -> Result<PathBuf, anyhow::Error> {
 pub fn credentials_file(home: &StackDir, login: &str) -> PathBuf {
     home.path(&format!("secrets/nats/{login}.creds"))
 }
+
+/// Whether the folder has the key of the operator, by which accounts are signed.
+#[must_use]
+pub fn has_keys(home: &StackDir) -> bool {
+    home.path("secrets/nats/operator.nk").exists()
+}

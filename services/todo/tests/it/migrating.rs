@@ -91,6 +91,28 @@ async fn a_database_of_before_comes_to_the_schema_of_a_new_one_and_back_to_it_ea
     }
 }
 
+/// A process may start before the migrations of its release have run: it is ready after them.
+#[tokio::test]
+async fn a_schema_is_met_once_the_last_migration_of_each_history_has_run() {
+    let (empty, database) = tokio::join!(TestDatabase::of("todo", "empty", async |_| {}), database());
+    let check = async |database: &TestDatabase| todo::MIGRATIONS.check("todo", &database.app.clone().into()).await;
+    check(&empty).await.unwrap_err();
+    let mut admin = database.admin().await;
+    for history in ["_sqlx_migrations", "_outbox_migrations", "_inbox_migrations", "_idempotency_migrations"] {
+        check(&database).await.unwrap();
+        let last = format!("where version = (select max(version) from {history})");
+        admin.execute(AssertSqlSafe(format!("update {history} set success = false {last}"))).await.unwrap();
+        let lacks = check(&database).await.unwrap_err().to_string();
+        assert!(lacks.contains(history), "{lacks}");
+        admin.execute(AssertSqlSafe(format!("update {history} set success = true {last}"))).await.unwrap();
+    }
+    // One of a newer release.
+    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 values (9999, 'newer', true, '\\x00', 0)";
+    admin.execute(newer).await.unwrap();
+    check(&database).await.unwrap();
+}
+
 /// Its migrate command runs again when a stack is started by it.
 #[tokio::test]
 async fn the_release_before_finds_its_own_history_in_a_new_database() {

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use e2e::Caller;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::Caller;
 use crate::random::Random;
 
 /// The instructions to the clients.
@@ -137,6 +137,23 @@ impl Client {
             self.retries += 1;
             let pause = 50 + self.random.below(400) as u64;
             tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// Checks that each todo is as last acknowledged, seen by a caller of the same tenant.
+    ///
+    /// # Panics
+    /// One is not.
+    pub async fn finds_its_writes(&self, caller: &Caller) {
+        for todo in &self.todos {
+            let answer = caller.send(Method::GET, &format!("/v1/todos/{}", todo.id), None).await;
+            if todo.deleted {
+                assert_eq!(answer.status, 404, "{todo:?}");
+                continue;
+            }
+            let is = (&answer.body["version"], &answer.body["title"], &answer.body["status"]);
+            let wanted = (&todo.version.into(), &todo.title.clone().into(), &todo.status().into());
+            assert_eq!(is, wanted, "{todo:?}");
         }
     }
 }

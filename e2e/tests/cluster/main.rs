@@ -1,7 +1,10 @@
 //! A real Kubernetes on this machine (`scripts/cluster.sh`): it runs pods as restricted as ours, two never start side by side,
-//! and it leaves nothing behind, also when it or the command that starts it is killed.
+//! and it leaves nothing behind, also when it or the command that starts it is killed. There is one on a machine, so these tests
+//! run one after the other.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod fleet;
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -159,7 +162,6 @@ fn logs_of(name: &str, ended: &str, manifest: &str) -> String {
     text(&kubectl(&["logs", "--namespace=probe", &job], "").stdout)
 }
 
-/// One test, because there is one cluster on a machine.
 #[test]
 #[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
 fn a_cluster_runs_restricted_pods_and_leaves_nothing() {

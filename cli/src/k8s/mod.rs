@@ -1,0 +1,42 @@
+//! `flotilla k8s`: the manifests of the fleet, and its secrets on a development cluster.
+
+mod render;
+mod secrets;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum K8sCommand {
+    /// Write the manifests that follow from the fleet's table.
+    Render(render::RenderArgs),
+    /// Print the secrets of the fleet as manifests; the folder keeps them, and makes what it lacks. For `kubectl apply`.
+    Secrets(secrets::SecretsArgs),
+    /// Fetch the programs of the backing services, and print where they are: for what packs them into images.
+    #[command(hide = true)]
+    Programs,
+}
+
+pub async fn run(context: &Context, command: &K8sCommand) -> Result<(), anyhow::Error> {
+    context.only_here("what `k8s` reads and writes")?;
+    match command {
+        K8sCommand::Render(args) => render::run(context, args),
+        K8sCommand::Secrets(args) => secrets::run(context, args),
+        K8sCommand::Programs => programs().await,
+    }
+}
+
+/// As assignments of a shell.
+async fn programs() -> Result<(), anyhow::Error> {
+    let say: devstack::Reporter = std::sync::Arc::new(|line| eprintln!("  {line}"));
+    let found = devstack::install::all(&say).await?;
+    let quoted = |path: &PathBuf| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+    println!("postgres={}", quoted(&found.postgres));
+    println!("nats_server={}", quoted(&found.nats_server));
+    println!("java={}", quoted(&found.java));
+    println!("opensearch_jars={}", quoted(&found.opensearch_jars));
+    Ok(())
+}

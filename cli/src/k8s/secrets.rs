@@ -1,0 +1,97 @@
+//! The secrets of a development fleet in Kubernetes, from the folder that keeps them. Keys of NATS' accounts and of the issuer stay in the
+//! folder: the cluster gets logins, signed accounts and the public key set.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use devstack::issuer::Issuer;
+use devstack::nats::{self, administration, credentials_file};
+use devstack::postgres::SUPERUSER;
+use devstack::{StackDir, login, stack};
+use fleet::SERVICES;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+
+#[derive(Debug, Clone, Args)]
+pub struct SecretsArgs {
+    /// The namespace.
+    #[arg(long, default_value = "flotilla")]
+    namespace: String,
+    /// Where PostgreSQL is.
+    #[arg(long, default_value = "postgres:5432", value_name = "HOST:PORT")]
+    postgres: String,
+    /// Where OpenSearch is.
+    #[arg(long, default_value = "opensearch:9200", value_name = "HOST:PORT")]
+    opensearch: String,
+}
+
+/// The files of a secret, by name.
+type Files = BTreeMap<String, String>;
+
+pub fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
+    // The services of a stack read the same files, with other addresses in them.
+    ensure!(!context.is_supervised(), "a stack runs in {}: say another folder by --home", context.home.display());
+    let home = context.open_stack_dir()?;
+    let accounts = nats::make_accounts(&home, &[])?;
+    let opensearch = home.secret("opensearch-password")?;
+    home.write_secret("opensearch-url", &format!("http://{}:{opensearch}@{}", login::USER, args.opensearch))?;
+    let superuser = home.secret("postgres-password")?;
+    let mut databases = Files::from([
+        ("superuser-password".to_owned(), superuser.clone()),
+        ("superuser-database-url".to_owned(), format!("postgres://{SUPERUSER}:{superuser}@{}/postgres", args.postgres)),
+    ]);
+    let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
+    for service in SERVICES {
+        if service.database.is_some() {
+            let roles = stack::roles(&home, service.name)?;
+            roles.write_urls(&home, service, &args.postgres)?;
+            for role in ["owner", "app", "relay"] {
+                let file = stack::password_file(service.name, role);
+                databases.insert(file.clone(), home.secret(&file)?);
+            }
+            let (_, file) = service.owner_secret();
+            secrets.insert(format!("{}-owner", service.name), Files::from([(file.clone(), read(&home, &file)?)]));
+        }
+        if let Some(file) = service.page_token_key {
+            home.secret(file)?;
+        }
+        let files = service.secrets().into_iter().map(|(_, file)| Ok((file.clone(), read(&home, &file)?)));
+        secrets.insert(service.name.to_owned(), files.collect::<Result<_, anyhow::Error>>()?);
+    }
+    let operator = accounts.operator_mode(Path::new("/data/accounts"));
+    let mut administrates = Files::from([("accounts".to_owned(), accounts.jwts().join("\n"))]);
+    for login in fleet::owners().iter().map(|owner| administration(owner)).chain(["sys".to_owned()]) {
+        let file = format!("{login}.creds");
+        administrates.insert(file.clone(), read(&home, &file)?);
+    }
+    secrets.insert("databases".to_owned(), databases);
+    secrets.insert("nats".to_owned(), Files::from([("operator.conf".to_owned(), operator)]));
+    secrets.insert("nats-administration".to_owned(), administrates);
+    secrets.insert("opensearch".to_owned(), Files::from([("opensearch-password".to_owned(), opensearch)]));
+    let keys = serde_json::to_string(&Issuer::open(&home)?.jwks())?;
+    home.write_secret("jwks.json", &keys)?;
+    let namespace = args.namespace.as_str();
+    let mut items: Vec<Value> = secrets.iter().filter(|(_, files)| !files.is_empty()).map(|(name, files)| {
+        let data: BTreeMap<_, _> = files.iter().map(|(file, text)| (file, STANDARD.encode(text))).collect();
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data})
+    }).collect();
+    items.push(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keys", "namespace": namespace}, "data": {"jwks.json": keys},
+    }));
+    println!("{}", json!({"apiVersion": "v1", "kind": "List", "items": items}));
+    Ok(())
+}
+
+/// A secret of the folder; a login of NATS has a place of its own there.
+fn read(home: &StackDir, file: &str) -> Result<String, anyhow::Error> {
+    let path = match file.strip_suffix(".creds") {
+        Some(login) => credentials_file(home, login),
+        None => home.path("secrets").join(file),
+    };
+    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}

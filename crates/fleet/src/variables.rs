@@ -1,0 +1,78 @@
+//! The configuration of a service: the variables that its row asks for. The local stack and the manifests of Kubernetes both take it from
+//! here.
+
+use std::net::IpAddr;
+
+use crate::{Service, logins, upstreams};
+
+/// Where a service is to find everything.
+pub struct Surroundings<'a> {
+    /// The address that servers bind.
+    pub host: IpAddr,
+    /// The port of a service for callers, if it has any, and its port for operations.
+    pub ports: &'a dyn Fn(&Service) -> (Option<u16>, u16),
+    /// The path of the file that holds this secret.
+    pub secret: &'a dyn Fn(&str) -> String,
+    /// The URL at which the edge reaches a service.
+    pub upstream: &'a dyn Fn(&Service) -> Option<String>,
+}
+
+/// The variables that all services of a fleet share: NATS, the issuer and its key set.
+#[must_use]
+pub fn shared(nats: &str, issuer: &str, jwks: &str) -> [(&'static str, String); 3] {
+    [("FLOTILLA_NATS_URL", nats), ("FLOTILLA_ISSUER", issuer), ("FLOTILLA_JWKS", jwks)]
+        .map(|(name, value)| (name, value.to_owned()))
+}
+
+impl Service {
+    /// The variables of its `serve`, beside [`shared`].
+    #[must_use]
+    pub fn variables(&self, around: &Surroundings<'_>) -> Vec<(&'static str, String)> {
+        let (port, ops) = (around.ports)(self);
+        let mut all = vec![("FLOTILLA_OPS_LISTEN", format!("{}:{ops}", around.host))];
+        if let Some(port) = port {
+            all.push(("FLOTILLA_LISTEN", format!("{}:{port}", around.host)));
+        }
+        all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
+        if self.edge {
+            let reached = |(grpc, service): (&str, &Service)| Some(format!("{grpc}={}", (around.upstream)(service)?));
+            all.push(("FLOTILLA_UPSTREAMS", upstreams().filter_map(reached).collect::<Vec<_>>().join(",")));
+            // It stands before several services: what waits for one must not be all that a tenant may have.
+            all.push(("FLOTILLA_TENANT_AT_WORK", "32".to_owned()));
+            all.push(("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()));
+        }
+        all
+    }
+
+    /// The secrets that it reads: the variable that locates each, and the name of the file.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<(&'static str, String)> {
+        let name = self.name;
+        let mut all = Vec::new();
+        if self.database.is_some() {
+            all.push(("FLOTILLA_DATABASE_URL_FILE", format!("{name}-database-url")));
+            if self.produces {
+                all.push(("FLOTILLA_RELAY_DATABASE_URL_FILE", format!("{name}-relay-database-url")));
+            }
+        }
+        if let Some(file) = self.page_token_key {
+            all.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", file.to_owned()));
+        }
+        if logins().iter().any(|login| login.name == name) {
+            all.push(("FLOTILLA_NATS_CREDS", format!("{name}.creds")));
+        }
+        if let Some(login) = self.reads_as().filter(|login| login != name) {
+            all.push(("FLOTILLA_CONSUMER_NATS_CREDS", format!("{login}.creds")));
+        }
+        if self.search_engine {
+            all.push(("FLOTILLA_OPENSEARCH_URL_FILE", "opensearch-url".to_owned()));
+        }
+        all
+    }
+
+    /// The secret of its `migrate`, likewise.
+    #[must_use]
+    pub fn owner_secret(&self) -> (&'static str, String) {
+        ("FLOTILLA_OWNER_DATABASE_URL_FILE", format!("{}-owner-database-url", self.name))
+    }
+}

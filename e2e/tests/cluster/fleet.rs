@@ -1,0 +1,172 @@
+//! The fleet in that cluster: it serves, a release follows another and goes back under load, pods are killed and evicted, and nothing
+//! that was acknowledged is lost.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use e2e::Caller;
+use e2e::clients::{Client, Wishes};
+use e2e::random::Random;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, block_in_place};
+
+use crate::{Removed, done, kubectl, machine, root, text};
+
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+const CLIENTS: usize = 6;
+
+/// Where the test keeps its profile, beside nobody else's.
+fn profiles() -> PathBuf {
+    std::env::temp_dir().join(format!("flotilla-profiles-{}", std::process::id()))
+}
+
+/// Runs a script of the fleet in Kubernetes, of what `make build` has built.
+fn k8s(args: &[&str]) {
+    let mut script = Command::new(root().join("scripts/k8s.sh"));
+    let output = script.args(args).env("PROFILE", "debug").env("XDG_CONFIG_HOME", profiles()).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Runs the command on the fleet of the profile that `k8s.sh up` makes.
+fn flotilla(args: &[&str]) -> String {
+    let mut command = Command::new(e2e::flotilla());
+    command.args(["--profile", "k8s"]).args(args).env("XDG_CONFIG_HOME", profiles());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout).trim().to_owned()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&flotilla(&[args, &["--json"]].concat())).unwrap()
+}
+
+fn caller(number: usize) -> Caller {
+    let gateway = json(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
+    let (tenant, user) = (format!("tenant-{}", number % 3), format!("user-{number}"));
+    Caller::of(&gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
+}
+
+fn in_fleet(args: &[&str], input: &str) -> String {
+    let output = kubectl(&[&["--namespace=flotilla"], args].concat(), input);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Waits until every workload has all its pods.
+fn settled() {
+    let workloads = in_fleet(&["get", "deployments,statefulsets", "--output=name"], "");
+    for workload in workloads.lines() {
+        in_fleet(&["rollout", "status", workload, "--timeout=180s"], "");
+    }
+}
+
+/// The pods that run and stay: the workload of each, and its manifest.
+fn pods() -> Vec<(String, Value)> {
+    let all = in_fleet(&["get", "pods", "--selector=!flotilla/job", "--output=json"], "");
+    let all: Value = serde_json::from_str(&all).unwrap();
+    let stays = all["items"].as_array().unwrap().iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let name = |pod: &Value| pod["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap().to_owned();
+    stays.map(|pod| (name(pod), pod.clone())).collect()
+}
+
+/// All pods of the services are of this release; returns the image of each, by its digest.
+fn runs(release: &str) -> BTreeMap<String, String> {
+    let mut images = BTreeMap::new();
+    for (workload, pod) in pods().into_iter().filter(|(workload, _)| ::fleet::named(workload).is_some()) {
+        let image = pod["spec"]["containers"][0]["image"].as_str().unwrap();
+        assert!(image.ends_with(&format!("/{workload}:{release}")), "{image}");
+        let digest = pod["status"]["containerStatuses"][0]["imageID"].as_str().unwrap().to_owned();
+        assert_eq!(*images.entry(workload).or_insert(digest.clone()), digest, "all pods have one image");
+    }
+    images
+}
+
+/// A pod of each workload.
+fn one_of_each() -> Vec<String> {
+    let mut named: BTreeMap<String, String> = BTreeMap::new();
+    for (workload, pod) in pods() {
+        named.entry(workload).or_insert_with(|| pod["metadata"]["name"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(named.len(), ::fleet::SERVICES.len() + 3, "{named:?}");
+    named.into_values().collect()
+}
+
+/// Evicts a pod, as a drain of its node does: once its budget, which learns of a new pod a moment later, admits it.
+fn evicted(pod: &str) {
+    let eviction = format!(
+        r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "flotilla"}}}}"#
+    );
+    let path = format!("--raw=/api/v1/namespaces/flotilla/pods/{pod}/eviction");
+    for _ in 0..300 {
+        let output = kubectl(&["--namespace=flotilla", "create", &path, "--filename=-"], &eviction);
+        if output.status.success() {
+            return;
+        }
+        assert!(text(&output.stderr).contains("disruption budget"), "{}", text(&output.stderr));
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    panic!("the budget of {pod} admits no eviction");
+}
+
+fn verified() -> Value {
+    let found = json(&["verify", "--patience", "180"]);
+    assert_eq!(json(&["dlq", "stats"])["letters"], 0, "an outage makes no dead letters");
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
+async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
+    let _removed = Removed;
+    done("down");
+    let before = machine();
+    // Its last step is the demo, through the gateway.
+    k8s(&["up"]);
+    let status = json(&["status"]);
+    assert_eq!(status["degraded"], Value::Array(Vec::new()), "{status:#}");
+    assert_eq!(status["releases"]["todo"], RELEASE, "{status:#}");
+    assert!(json(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
+    let demos = verified()["todos"].as_u64().unwrap();
+
+    let (wish, wishes) = watch::channel(Wishes::Write);
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let client = Client::new(number, caller(number), Random::new(number as u64));
+        clients.spawn(client.run(wishes.clone(), Duration::from_millis(100)));
+    }
+    block_in_place(|| {
+        let first = runs(RELEASE);
+        k8s(&["release", "next"]);
+        let next = runs("next");
+        assert!(first.iter().all(|(workload, image)| next[workload] != *image), "{first:?} {next:?}");
+        k8s(&["back", RELEASE]);
+        assert_eq!(runs(RELEASE), first, "what ran before runs again");
+        for pod in one_of_each() {
+            in_fleet(&["delete", "pod", &pod, "--grace-period=0", "--force"], "");
+            settled();
+        }
+        for pod in one_of_each() {
+            evicted(&pod);
+            settled();
+        }
+    });
+    wish.send(Wishes::Stop).unwrap();
+    let written = tokio::time::timeout(Duration::from_secs(180), clients.join_all()).await.expect("the clients end");
+    let (mut todos, mut writes, mut retries) = (demos, 0, 0);
+    for client in &written {
+        (todos, writes, retries) =
+            (todos + client.todos.len() as u64, writes + client.acknowledged, retries + client.retries);
+        client.finds_its_writes(&caller(client.number)).await;
+    }
+    println!("{writes} writes were acknowledged, {retries} tries were sent again");
+    assert!(writes > 1_000, "only {writes} writes were acknowledged: this run shows nothing");
+    assert_eq!(verified()["todos"], todos, "every create happened once");
+
+    k8s(&["down"]);
+    assert_eq!(json(&["profile", "list"]), serde_json::json!({}), "the profile goes with the fleet");
+    std::fs::remove_dir_all(profiles()).unwrap();
+    assert_eq!(machine(), before);
+}

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# The fleet in a Kubernetes of one node on this machine (scripts/cluster.sh). `check` says what it takes. `up` starts the cluster, packs
+# the images, applies the overlay for development and shows the demo. `release NAME` packs what is built now as another release, and rolls
+# it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `down` removes everything.
+# PROFILE=debug takes what `make build` has built. Needs root.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset FLOTILLA_PROFILE FLOTILLA_HOME REGISTRY
+readonly state="$PWD/.flotilla-k8s" profile=${PROFILE:-release}
+readonly home="$state/fleet" releases="$state/releases" flotilla="target/$profile/flotilla"
+readonly profile_file="${XDG_CONFIG_HOME:-$HOME/.config}/flotilla/profiles/k8s.json"
+fail() { echo "k8s: $*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || fail "needs root: a node has namespaces, cgroups and a network of its own. It takes two minutes and 4 GiB of disk; first, once, 20 minutes and 8 GiB for the programs of Kubernetes, and a release build"
+services=()
+for folder in services/*/; do services+=("$(basename "$folder")"); done
+
+use_cluster() {
+  local programs
+  programs=$(scripts/kube-programs.sh --folder)
+  export KUBECONFIG="$state/pki/admin.conf" KUBECACHEDIR="$state/kubectl" NO_PROXY="${NO_PROXY:+$NO_PROXY,}10.99.0.2" PATH="$programs:$PATH"
+}
+is_ours() { [ "$(cat /run/flotilla-k8s/owner 2>/dev/null)" = "$PWD" ] && [ -s "$state/pki/admin.conf" ] && (use_cluster && kubectl --request-timeout=3s get --raw /readyz) >/dev/null 2>&1; }
+in_fleet() { kubectl --namespace flotilla "$@"; }
+step() { echo "$1: $((SECONDS - since)) s"; since=$SECONDS; }
+
+# What it takes, before anything is built.
+check() {
+  local programs needed=4 minutes=2 free owner
+  programs=$(scripts/kube-programs.sh --folder)
+  [ -x "$programs/kubelet" ] && [ -x "$programs/coredns" ] || { needed=12 minutes=22; }
+  echo "The fleet in Kubernetes: some $minutes minutes after the build of the fleet, $needed GiB of disk, 3 GiB of memory."
+  for folder in . "$(dirname "$programs")"; do
+    mkdir -p "$folder"
+    free=$(($(df --output=avail -k "$folder" | tail -n 1) / 1048576))
+    [ "$free" -ge "$needed" ] || fail "$needed GiB of disk are needed, and $free are free in $folder"
+  done
+  owner=$(cat /run/flotilla-k8s/owner 2>/dev/null || echo "$PWD")
+  [ "$owner" = "$PWD" ] || fail "the cluster of this machine belongs to $owner: make k8s-down there removes it"
+  scripts/cluster.sh prerequisites
+}
+
+# A release is kept as it was packed: its images, and its manifests.
+pack() { # name
+  local part="$releases/.part"
+  [ ! -d "$releases/$1" ] || fail "there is a release $1 already: say another name, or \`scripts/k8s.sh back $1\`"
+  rm -rf "$part" && mkdir -p "$part"
+  cp -a k8s "$part/manifests"
+  "$flotilla" k8s render --release "$1" --out "$part/manifests" >/dev/null
+  PROFILE=$profile RELEASE=$1 scripts/images.sh "$part/images" flotilla "${services[@]}"
+  mv "$part" "$releases/$1"
+  step "packed release $1"
+}
+
+# In the order of docs/deploying.md: jobs, then those who read events, those who publish, and the edge; back in the other order.
+roll() { # name, waves...
+  local release=$1 overlay="$releases/$1/manifests/overlays/dev" of job wave workload
+  shift
+  scripts/cluster.sh load "$releases/$release"/images/*.tar >/dev/null
+  of="flotilla/release=$release"
+  kubectl apply --server-side --filename "$releases/$release/manifests/base/namespace.yaml" >/dev/null
+  "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null
+  kubectl apply --server-side --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
+  # One that has failed is not begun again by being applied.
+  in_fleet delete job --selector "$of" --field-selector status.successful=0 >/dev/null
+  kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
+  for job in $(in_fleet get job --selector "$of" --output name); do
+    in_fleet wait --for=condition=complete "$job" --timeout=240s >/dev/null || { in_fleet logs "$job" --tail 5 >&2 || true; fail "$job has not ended well"; }
+  done
+  for workload in $(in_fleet get statefulset --output name); do in_fleet rollout status "$workload" --timeout=240s >/dev/null; done
+  for wave in "$@"; do
+    kubectl apply --server-side --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
+    for workload in $(in_fleet get deployment --selector "flotilla/wave=$wave" --output name); do in_fleet rollout status "$workload" --timeout=240s >/dev/null; done
+  done
+  step "rolled out release $release"
+}
+readonly waves=(operations consumers producers edge)
+
+address() { in_fleet get service "$1" --output "jsonpath={.spec.clusterIP}:$2"; } # service, port
+
+up() {
+  local started=$SECONDS release service ops=()
+  [ -x "$flotilla" ] || fail "$flotilla is not built: make k8s builds it"
+  [ ! -e "$profile_file" ] || grep -qF "\"$home\"" "$profile_file" || fail "there is a profile k8s of another fleet: flotilla profile remove k8s"
+  is_ours || scripts/cluster.sh up >/dev/null
+  use_cluster
+  step "the cluster"
+  if [ ! -e "$state/images/opensearch.tar" ]; then
+    PROFILE=$profile RELEASE=dev scripts/images.sh "$state/images" flotilla nats-server postgres opensearch
+    scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch}.tar >/dev/null
+    step "packed the images of PostgreSQL, NATS and OpenSearch"
+  fi
+  release=${RELEASE:-$("$flotilla" --version | cut -d' ' -f2)}
+  [ -d "$releases/$release" ] || pack "$release"
+  roll "$release" "${waves[@]}"
+  for service in "${services[@]}"; do ops+=(--ops "$service=$(address "$service-ops" 9090)"); done
+  "$flotilla" profile add k8s --gateway "http://$(address gateway 8080)" --nats "nats://$(address nats 4222)" \
+    --jwks "file://$home/secrets/jwks.json" --keys "$home" "${ops[@]}" >/dev/null
+  "$flotilla" --profile k8s demo
+  echo "
+The fleet is up in Kubernetes after $((SECONDS - started)) s. Try next
+  $flotilla --profile k8s status
+  export KUBECONFIG=$KUBECONFIG KUBECACHEDIR=$KUBECACHEDIR NO_PROXY='$NO_PROXY' PATH=$(scripts/kube-programs.sh --folder):\$PATH
+  kubectl --namespace flotilla get pods"
+}
+
+# One at a time. The lock is the clone itself, which no command here removes.
+exec 9<"$PWD"
+flock --nonblock 9 || fail "another scripts/k8s.sh is at work here: wait until it has ended"
+since=$SECONDS
+case "${1:-} $#" in
+  "check 1") check ;;
+  "up 1") up ;;
+  "release 2" | "back 2")
+    is_ours || fail "no cluster of this clone is up: make k8s starts one"
+    use_cluster
+    if [ "$1" = release ]; then
+      pack "$2"
+      roll "$2" "${waves[@]}"
+    else
+      [ -n "$2" ] && [ -d "$releases/$2" ] || fail "there is no release $2; there are: $(ls "$releases")"
+      roll "$2" edge producers consumers operations
+    fi
+    ;;
+  "down 1")
+    scripts/cluster.sh down
+    ! grep -qsF "\"$home\"" "$profile_file" || rm "$profile_file"
+    ;;
+  *) fail "say check, up, release NAME, back NAME or down" ;;
+esac
