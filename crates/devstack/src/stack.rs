@@ -260,10 +260,7 @@ impl Startup<'_> {
         if service.search_engine {
             self.home.write_secret("opensearch-url", &seen.opensearch)?;
         }
-        let secret = |file: &str| match file.strip_suffix(".creds") {
-            Some(login) => nats::credentials_file(self.home, login).display().to_string(),
-            None => self.home.path("secrets").join(file).display().to_string(),
-        };
+        let secret = |file: &str| secret_file(self.home, file).display().to_string();
         let (port, ops) = seen.ports[service.name];
         let around = fleet::Surroundings {
             host: Ipv4Addr::LOCALHOST.into(),
@@ -446,4 +443,13 @@ pub fn roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
 #[must_use]
 pub fn password_file(service: &str, role: &str) -> String {
     format!("postgres-{service}-{role}-password")
+}
+
+/// Where a secret of a service is that its row names; a login of NATS has a place of its own.
+#[must_use]
+pub fn secret_file(home: &StackDir, name: &str) -> PathBuf {
+    match name.strip_suffix(".creds") {
+        Some(login) => nats::credentials_file(home, login),
+        None => home.path("secrets").join(name),
+    }
 }

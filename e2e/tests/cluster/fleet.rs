@@ -144,6 +144,14 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
         assert!(first.iter().all(|(workload, image)| next[workload] != *image), "{first:?} {next:?}");
         k8s(&["back", RELEASE]);
         assert_eq!(runs(RELEASE), first, "what ran before runs again");
+        let names = || pods().into_iter().map(|(_, pod)| pod["metadata"]["uid"].clone()).collect::<Vec<_>>();
+        let before = names();
+        k8s(&["back", RELEASE]);
+        assert_eq!(names(), before, "what is applied twice changes nothing");
+        for replicas in ["--replicas=3", "--replicas=1", "--replicas=2"] {
+            in_fleet(&["scale", replicas, "deployment/gateway", "deployment/search-projector"], "");
+            settled();
+        }
         for pod in one_of_each() {
             in_fleet(&["delete", "pod", &pod, "--grace-period=0", "--force"], "");
             settled();
