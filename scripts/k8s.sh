@@ -87,9 +87,9 @@ up() {
   step "the cluster"
   if [ ! -e "$state/images/opensearch.tar" ]; then
     PROFILE=$profile RELEASE=dev scripts/images.sh "$state/images" flotilla nats-server postgres opensearch
-    scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch}.tar >/dev/null
     step "packed the images of PostgreSQL, NATS and OpenSearch"
   fi
+  scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch}.tar >/dev/null
   release=${RELEASE:-$("$flotilla" --version | cut -d' ' -f2)}
   [ -d "$releases/$release" ] || pack "$release"
   roll "$release" "${waves[@]}"

@@ -49,9 +49,6 @@ fn printed(command: &str) -> Result<String, anyhow::Error> {
     Ok(token)
 }
 
-/// The folder of the stack, unless another is given.
-pub const HOME: &str = ".flotilla";
-
 /// The context of every command.
 pub struct Context {
     pub home: PathBuf,
@@ -63,23 +60,11 @@ pub struct Context {
 
 impl Context {
     /// The fleet of the stack's folder, or of a profile, whose keys are in place of the folder.
-    pub fn new(
-        home: Option<PathBuf>,
-        json: bool,
-        operator: Token,
-        profile: Option<String>,
-    ) -> Result<Self, anyhow::Error> {
+    pub fn new(home: PathBuf, json: bool, operator: Token, profile: Option<String>) -> Result<Self, anyhow::Error> {
         let profile = profile.filter(|name| name != LOCAL);
-        if let (Some(home), Some(profile)) = (&home, &profile) {
-            bail!(
-                "the folder {} (--home, FLOTILLA_HOME) is one fleet, the profile {profile} (--profile, FLOTILLA_PROFILE) \
-                 another: say one of them",
-                home.display()
-            );
-        }
         let elsewhere = profile.map(|name| profile::read(&name).map(|profile| (name, profile))).transpose()?;
-        let keys = elsewhere.as_ref().map(|(_, profile)| profile.keys.clone());
-        Ok(Self { home: keys.or(home).unwrap_or_else(|| HOME.into()), json, operator, elsewhere })
+        let home = elsewhere.as_ref().map_or(home, |(_, profile)| profile.keys.clone());
+        Ok(Self { home, json, operator, elsewhere })
     }
 
     /// The folder with the keys of NATS' accounts. Elsewhere they are not made: others than those of the fleet would open nothing.

@@ -35,7 +35,8 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Runs a fleet on this machine; inspects and operates it here and elsewhere.
 ///
@@ -46,9 +47,9 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "flotilla", version)]
 struct Args {
-    /// The stack's folder: data, logs, secrets. By default .flotilla.
-    #[arg(long, env = "FLOTILLA_HOME", global = true)]
-    home: Option<PathBuf>,
+    /// The stack's folder: data, logs, secrets.
+    #[arg(long, env = "FLOTILLA_HOME", default_value = ".flotilla", global = true)]
+    home: PathBuf,
     /// The fleet of this profile (`flotilla profile add`); `local` is that of the folder.
     #[arg(long, env = "FLOTILLA_PROFILE", global = true)]
     profile: Option<String>,
@@ -153,10 +154,16 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> ExitCode {
-    let args = Args::parse();
-    // What is about no fleet works whatever profile is set.
+    let matches = Args::command().get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let said = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if said("home") && said("profile") {
+        let both = "--home is one fleet, --profile another: say one of them";
+        Args::command().error(clap::error::ErrorKind::ArgumentConflict, both).exit();
+    }
+    // What is about no fleet works whatever profile is set; and what was said now counts more than a variable.
     let of_no_fleet = matches!(args.command, Command::Profile { .. } | Command::New { .. });
-    let profile = args.profile.filter(|_| !of_no_fleet);
+    let profile = args.profile.filter(|_| !of_no_fleet && !said("home"));
     let result = match context::Context::new(args.home, args.json, args.operator, profile) {
         Ok(context) => Box::pin(dispatch(&context, args.command)).await,
         Err(error) => Err(error),
