@@ -4,7 +4,7 @@
 # it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `down` removes everything.
 # PROFILE=debug takes what `make build` has built. Needs root.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(realpath "$0")")/.."
 unset FLOTILLA_PROFILE FLOTILLA_HOME REGISTRY
 readonly state="$PWD/.flotilla-k8s" profile=${PROFILE:-release}
 readonly home="$state/fleet" releases="$state/releases" flotilla="target/$profile/flotilla"
@@ -40,41 +40,61 @@ check() {
   scripts/cluster.sh prerequisites
 }
 
-# A release is kept as it was packed: its images, and its manifests.
+# A release is kept as it was packed: its images, its manifests, and its number in the order of packing.
 pack() { # name
   local part="$releases/.part"
-  [ ! -d "$releases/$1" ] || fail "there is a release $1 already: say another name, or \`scripts/k8s.sh back $1\`"
+  [ ! -d "$releases/$1" ] || fail "there is a release $1 already: what is built now needs another name; scripts/k8s.sh back $1 rolls it out as it was packed"
   rm -rf "$part" && mkdir -p "$part"
   cp -a k8s "$part/manifests"
   "$flotilla" k8s render --release "$1" --out "$part/manifests" >/dev/null
   PROFILE=$profile RELEASE=$1 scripts/images.sh "$part/images" flotilla "${services[@]}"
+  find "$releases" -mindepth 1 -maxdepth 1 -type d ! -name .part | wc -l >"$part/number"
   mv "$part" "$releases/$1"
   step "packed release $1"
 }
+# The newest release of which pods may run.
+last() { cat "$releases/last" 2>/dev/null; }
+is_half() { [ -d "$releases/$1" ] && [ ! -e "$releases/$1/rolled" ]; }
 
-# In the order of docs/deploying.md: jobs, then those who read events, those who publish, and the edge; back in the other order.
-roll() { # name, waves...
-  local release=$1 overlay="$releases/$1/manifests/overlays/dev" of job wave workload
-  shift
+settled() { # kind, selector...
+  local all one
+  all=$(in_fleet get "$@" --output name)
+  [ -n "$all" ] || fail "there is nothing of: $*"
+  for one in $all; do
+    case $one in
+      job*) in_fleet wait --for=condition=complete "$one" --timeout=240s >/dev/null || { in_fleet logs "$one" --tail 5 >&2 || true; fail "$one has not ended well"; } ;;
+      *) in_fleet rollout status "$one" --timeout=240s >/dev/null ;;
+    esac
+  done
+}
+
+# In the order of docs/deploying.md: jobs, then those who read events, those who publish, and the edge; to an earlier release in the
+# other order.
+roll() { # name
+  local release=$1 overlay="$releases/$1/manifests/overlays/dev" of="flotilla/release=$1" wave waves=(operations consumers producers edge) back=
+  if [ -n "$(last)" ] && [ "$(cat "$releases/$1/number")" -lt "$(cat "$releases/$(last)/number")" ]; then
+    back=1 waves=(edge producers consumers operations)
+  else
+    echo "$release" >"$releases/last"
+  fi
   scripts/cluster.sh load "$releases/$release"/images/*.tar >/dev/null
-  of="flotilla/release=$release"
   kubectl apply --server-side --filename "$releases/$release/manifests/base/namespace.yaml" >/dev/null
   "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null
   kubectl apply --server-side --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
-  # One that has failed is not begun again by being applied.
+  # One that has not succeeded is not begun again by being applied.
   in_fleet delete job --selector "$of" --field-selector status.successful=0 >/dev/null
   kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
-  for job in $(in_fleet get job --selector "$of" --output name); do
-    in_fleet wait --for=condition=complete "$job" --timeout=240s >/dev/null || { in_fleet logs "$job" --tail 5 >&2 || true; fail "$job has not ended well"; }
+  settled job --selector "$of"
+  settled statefulset
+  for wave in "${waves[@]}"; do
+    # Also over a number of pods that somebody has set.
+    kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
+    settled deployment --selector "flotilla/wave=$wave"
   done
-  for workload in $(in_fleet get statefulset --output name); do in_fleet rollout status "$workload" --timeout=240s >/dev/null; done
-  for wave in "$@"; do
-    kubectl apply --server-side --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
-    for workload in $(in_fleet get deployment --selector "flotilla/wave=$wave" --output name); do in_fleet rollout status "$workload" --timeout=240s >/dev/null; done
-  done
+  touch "$releases/$release/rolled"
+  [ -z "$back" ] || echo "$release" >"$releases/last"
   step "rolled out release $release"
 }
-readonly waves=(operations consumers producers edge)
 
 address() { in_fleet get service "$1" --output "jsonpath={.spec.clusterIP}:$2"; } # service, port
 
@@ -90,9 +110,14 @@ up() {
     step "packed the images of PostgreSQL, NATS and OpenSearch"
   fi
   scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch}.tar >/dev/null
-  release=${RELEASE:-$("$flotilla" --version | cut -d' ' -f2)}
-  [ -d "$releases/$release" ] || pack "$release"
-  roll "$release" "${waves[@]}"
+  release=$(last || true)
+  if [ -n "$release" ]; then
+    echo "Release $release is rolled out as it was packed; for what is built now: scripts/k8s.sh release NAME"
+  else
+    release=$("$flotilla" --version | cut -d' ' -f2)
+    [ -d "$releases/$release" ] || pack "$release"
+  fi
+  roll "$release"
   for service in "${services[@]}"; do ops+=(--ops "$service=$(address "$service-ops" 9090)"); done
   "$flotilla" profile add k8s --gateway "http://$(address gateway 8080)" --nats "nats://$(address nats 4222)" \
     --jwks "file://$home/secrets/jwks.json" --keys "$home" "${ops[@]}" >/dev/null
@@ -104,9 +129,9 @@ The fleet is up in Kubernetes after $((SECONDS - started)) s. Try next
   kubectl --namespace flotilla get pods"
 }
 
-# One at a time. The lock is the clone itself, which no command here removes.
+# One at a time. The lock is the clone itself, which no command here removes; what a killed one had started may hold it a moment longer.
 exec 9<"$PWD"
-flock --nonblock 9 || fail "another scripts/k8s.sh is at work here: wait until it has ended"
+flock --timeout 10 9 || fail "another scripts/k8s.sh is at work here: wait until it has ended"
 since=$SECONDS
 case "${1:-} $#" in
   "check 1") check ;;
@@ -115,12 +140,11 @@ case "${1:-} $#" in
     is_ours || fail "no cluster of this clone is up: make k8s starts one"
     use_cluster
     if [ "$1" = release ]; then
-      pack "$2"
-      roll "$2" "${waves[@]}"
+      is_half "$2" || pack "$2"
     else
-      [ -n "$2" ] && [ -d "$releases/$2" ] || fail "there is no release $2; there are: $(ls "$releases")"
-      roll "$2" edge producers consumers operations
+      [ -n "$2" ] && [ -e "$releases/$2/rolled" ] || fail "release $2 was never rolled out; there are: $(cd "$releases" && ls --directory -- */)"
     fi
+    roll "$2"
     ;;
   "down 1")
     scripts/cluster.sh down

@@ -9,7 +9,7 @@ cache=${XDG_CACHE_HOME:-}
 case $cache in /*) ;; *) cache=$HOME/.cache ;; esac
 cache="$cache/flotilla"
 kubernetes=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' infra/kube/kube/go.mod)
-schemas="$cache/kubernetes-schemas/$kubernetes"
+schemas="$cache/kubernetes-schemas/$kubernetes-$(sha256sum <infra/kube/schemas.py | cut -c1-12)"
 
 skipped() { echo "SKIPPED: $1" >&2; }
 built() { # package, version: prints the program
@@ -23,7 +23,8 @@ described() {
   # Outside a module: what it needs to be built is not fetched.
   module=$(cd / && GOTOOLCHAIN=local GOFLAGS='' go mod download -json "k8s.io/kubernetes@$kubernetes" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p') && [ -n "$module" ] || return 1
   rm -rf "$schemas.part"
-  python3 infra/kube/schemas.py "$module/api/openapi-spec/swagger.json" "$schemas.part" && mv "$schemas.part" "$schemas"
+  python3 infra/kube/schemas.py "$module/api/openapi-spec/swagger.json" "$schemas.part" || { echo "manifests: infra/kube/schemas.py failed" >&2; exit 1; }
+  mv "$schemas.part" "$schemas"
 }
 
 work=$(mktemp -d)

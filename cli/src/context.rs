@@ -10,7 +10,7 @@ use devstack::issuer::ISSUER;
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::supervisor::{StackStatus, read_status};
 
-use crate::profile::{self, Addresses, LOCAL, Profile};
+use crate::profile::{self, LOCAL, Profile};
 
 /// Who operates.
 #[derive(Debug, Clone, Args)]
@@ -93,23 +93,42 @@ impl Context {
         }
     }
 
-    /// Where the fleet's parts are.
-    pub fn addresses(&self) -> Result<Addresses, anyhow::Error> {
+    /// host:port of the operations port of each service; while a stack starts, of those that are there.
+    pub fn ops(&self) -> Result<Vec<(String, String)>, anyhow::Error> {
         if let Some((_, profile)) = &self.elsewhere {
-            return Ok(profile.addresses.clone());
+            return Ok(profile.addresses.ops.clone());
         }
-        let status = self.stack_status()?;
-        let url = |name: &str| {
-            let url = status.units.iter().find(|unit| unit.name == name).and_then(|unit| unit.url.clone());
-            url.with_context(|| format!("{name} is not up yet"))
-        };
-        Ok(Addresses {
-            gateway: format!("http://{}", status.unit("gateway")?.address),
-            ops: status.units.iter().filter_map(|unit| Some((unit.name.clone(), unit.ops.clone()?))).collect(),
-            nats: url("nats")?,
-            jwks: format!("{}/jwks.json", url("issuer")?),
-            issuer: ISSUER.to_owned(),
-        })
+        let units = self.stack_status()?.units.into_iter();
+        Ok(units.filter_map(|unit| Some((unit.name, unit.ops?))).collect())
+    }
+
+    /// The gateway's URL.
+    pub fn gateway(&self) -> Result<String, anyhow::Error> {
+        match &self.elsewhere {
+            Some((_, profile)) => Ok(profile.addresses.gateway.clone()),
+            None => Ok(format!("http://{}", self.stack_status()?.unit("gateway")?.address)),
+        }
+    }
+
+    /// The URL of NATS.
+    pub fn nats(&self) -> Result<String, anyhow::Error> {
+        match &self.elsewhere {
+            Some((_, profile)) => Ok(profile.addresses.nats.clone()),
+            None => self.unit_url("nats"),
+        }
+    }
+
+    /// The issuer, and where its key set is.
+    pub fn issuer(&self) -> Result<(String, String), anyhow::Error> {
+        match &self.elsewhere {
+            Some((_, Profile { addresses, .. })) => Ok((addresses.issuer.clone(), addresses.jwks.clone())),
+            None => Ok((ISSUER.to_owned(), format!("{}/jwks.json", self.unit_url("issuer")?))),
+        }
+    }
+
+    fn unit_url(&self, name: &str) -> Result<String, anyhow::Error> {
+        let url = self.stack_status()?.units.into_iter().find(|unit| unit.name == name).and_then(|unit| unit.url);
+        url.with_context(|| format!("{name} is not up yet"))
     }
 
     /// The operator's token, where there is one.
@@ -133,8 +152,8 @@ impl Context {
         std::fs::File::open(self.home.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
     }
 
-    /// The folder, opened.
+    /// The folder, opened. That of a profile is taken as it is.
     pub fn open_stack_dir(&self) -> Result<StackDir, anyhow::Error> {
-        StackDir::open(&self.home)
+        if self.is_elsewhere() { Ok(StackDir::given(&self.home)) } else { StackDir::open(&self.home) }
     }
 }

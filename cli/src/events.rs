@@ -45,7 +45,7 @@ pub struct Received {
 pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
     let login = devstack::nats::administration(owner);
     let credentials = devstack::nats::credentials_file(&context.open_stack_dir()?, &login);
-    Ok(jetstream::new(devstack::nats::connect(&context.addresses()?.nats, &credentials).await?))
+    Ok(jetstream::new(devstack::nats::connect(&context.nats()?, &credentials).await?))
 }
 
 /// A connection as the administration, and the stream of todo events.

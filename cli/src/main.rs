@@ -162,7 +162,11 @@ async fn run() -> ExitCode {
         Args::command().error(clap::error::ErrorKind::ArgumentConflict, both).exit();
     }
     // What is about no fleet works whatever profile is set; and what was said now counts more than a variable.
-    let of_no_fleet = matches!(args.command, Command::Profile { .. } | Command::New { .. });
+    let of_no_fleet = match &args.command {
+        Command::Profile { .. } | Command::New { .. } | Command::LoginProxy(_) => true,
+        Command::K8s { command } => command.is_of_no_fleet(),
+        _ => false,
+    };
     let profile = args.profile.filter(|_| !of_no_fleet && !said("home"));
     let result = match context::Context::new(args.home, args.json, args.operator, profile) {
         Ok(context) => Box::pin(dispatch(&context, args.command)).await,

@@ -103,7 +103,7 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
         };
         Box::pin(patiently("NATS", attempt)).await?;
     } else {
-        let (home, address) = (context.open_keys()?, context.addresses()?.nats);
+        let (home, address) = (context.open_keys()?, context.nats()?);
         Box::pin(announce(&home, &address, &[])).await?;
         Box::pin(provision(&home, &address, wanted)).await?;
     }
@@ -113,7 +113,7 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
 }
 
 pub async fn run(context: &Context, command: &CredentialsCommand) -> Result<(), anyhow::Error> {
-    let (address, home) = (context.addresses()?.nats, context.open_keys()?);
+    let (address, home) = (context.nats()?, context.open_keys()?);
     let now: DateTime<Utc> = std::time::SystemTime::now().into();
     match command {
         CredentialsCommand::Create { tenant, name, events, expires, reason } => {

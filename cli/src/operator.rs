@@ -32,9 +32,9 @@ impl ActArgs {
     /// The same, and checks that the token is an operator's: for acts that no process does, and so none verifies.
     pub async fn verify(&self, context: &Context) -> Result<(), anyhow::Error> {
         let token = self.check(context)?;
-        let addresses = context.addresses()?;
-        let keys: JwksSource = addresses.jwks.parse().map_err(anyhow::Error::msg)?;
-        let verifier = Verifier::new(keys, &addresses.issuer, OPERATORS)?;
+        let (issuer, keys) = context.issuer()?;
+        let keys: JwksSource = keys.parse().map_err(anyhow::Error::msg)?;
+        let verifier = Verifier::new(keys, &issuer, OPERATORS)?;
         verifier.verify(Some(&format!("Bearer {token}"))).await?;
         Ok(())
     }

@@ -42,8 +42,8 @@ impl Interceptor for Bearer {
 impl Context {
     /// The operations port of a service. A caller needs no token of its own if the issuer's key is in the stack's folder.
     pub async fn port(&self, service: &str) -> Result<Port, anyhow::Error> {
-        let addresses = self.addresses()?;
-        let address = addresses.ops_of(service)?;
+        let ops = self.ops()?.into_iter().find(|(name, _)| name == service);
+        let (_, address) = ops.with_context(|| format!("{service} is not up yet"))?;
         let token = match self.operator_token()? {
             Some(token) => token,
             None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,

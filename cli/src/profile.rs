@@ -85,21 +85,13 @@ fn of_service(text: &str) -> Result<(String, String), String> {
     Ok((service.to_owned(), address.to_owned()))
 }
 
-impl Addresses {
-    /// host:port of a service's operations port.
-    pub fn ops_of(&self, service: &str) -> Result<&str, anyhow::Error> {
-        let found = self.ops.iter().find(|(name, _)| name == service);
-        found.map(|(_, address)| address.as_str()).with_context(|| format!("no operations port of {service} is known"))
-    }
-}
-
 impl Profile {
     /// Checks what belongs together.
     pub fn check(&self) -> Result<(), anyhow::Error> {
         let missing: Vec<_> = fleet::SERVICES
             .iter()
             .map(|service| service.name)
-            .filter(|name| self.addresses.ops_of(name).is_err())
+            .filter(|service| !self.addresses.ops.iter().any(|(name, _)| name == service))
             .collect();
         ensure!(missing.is_empty(), "say --ops SERVICE=HOST:PORT for each service; missing: {}", missing.join(", "));
         ensure!(self.keys.is_dir(), "{} is no folder", self.keys.display());

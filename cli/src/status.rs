@@ -146,7 +146,7 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let units = if context.is_elsewhere() { Vec::new() } else { context.stack_status()?.units };
-    let ops: BTreeMap<_, _> = context.addresses()?.ops.into_iter().collect();
+    let ops: BTreeMap<_, _> = context.ops()?.into_iter().collect();
     let outboxes = fleet::producers().into_iter().map(|service| async move {
         let asked = asked(outbox(context, service)).await;
         (service, asked)

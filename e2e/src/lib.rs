@@ -51,7 +51,7 @@ impl Fleet {
         let said = home.join("supervisor.out");
         let output = std::fs::File::create(&said).unwrap();
         let mut command = Command::new(flotilla());
-        command.env_remove("FLOTILLA_PROFILE").arg("--home").arg(&home).args([
+        command.arg("--home").arg(&home).args([
             "supervise",
             "--until-stdin-ends",
             "--wipe-at-end",
@@ -135,13 +135,7 @@ impl Fleet {
     /// Runs the flotilla command on this fleet.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(flotilla());
-        command
-            .env_remove("FLOTILLA_PROFILE")
-            .arg("--home")
-            .arg(&self.home)
-            .args(args)
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
+        command.arg("--home").arg(&self.home).args(args).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 

@@ -24,7 +24,9 @@ def whole(node, inside):
                 return {"type": types}
         return {} if name in inside else whole(DEFINITIONS[name], inside | {name})
     schema = {key: whole(value, inside) for key, value in node.items() if not key.startswith("x-") and key not in ("description", "format")}
+    # Whatever the fields are called.
     if isinstance(node.get("properties"), dict):
+        schema["properties"] = {name: whole(value, inside) for name, value in node["properties"].items()}
         schema.setdefault("additionalProperties", False)
     return schema
 

@@ -20,8 +20,14 @@ pub enum K8sCommand {
     Programs,
 }
 
+impl K8sCommand {
+    /// Whether it neither reads nor writes what belongs to a fleet.
+    pub const fn is_of_no_fleet(&self) -> bool {
+        matches!(self, Self::Render(_) | Self::Programs)
+    }
+}
+
 pub async fn run(context: &Context, command: &K8sCommand) -> Result<(), anyhow::Error> {
-    context.only_here("what `k8s` reads and writes")?;
     match command {
         K8sCommand::Render(args) => render::run(context, args),
         K8sCommand::Secrets(args) => secrets::run(context, args),

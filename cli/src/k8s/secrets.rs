@@ -34,6 +34,7 @@ pub struct SecretsArgs {
 type Files = BTreeMap<String, String>;
 
 pub fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
+    context.only_here("the folder that keeps the secrets")?;
     // The services of a stack read the same files, with other addresses in them.
     ensure!(!context.is_supervised(), "a stack runs in {}: say another folder by --home", context.home.display());
     let home = context.open_stack_dir()?;

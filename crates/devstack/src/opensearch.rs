@@ -65,7 +65,9 @@ impl OpenSearch {
         };
         std::fs::create_dir_all(&node.conf)?;
         std::fs::create_dir_all(&node.data)?;
-        let settings = SETTINGS.replace("transport.port: 9300", &format!("transport.port: {transport_port}"));
+        let (line, port) = ("transport.port: 9300\n", format!("transport.port: {transport_port}\n"));
+        anyhow::ensure!(SETTINGS.contains(line), "the settings of OpenSearch have no line `{}`", line.trim());
+        let settings = SETTINGS.replace(line, &port);
         std::fs::write(node.conf.join("opensearch.yml"), settings).context("writing opensearch.yml")?;
         Ok(node)
     }

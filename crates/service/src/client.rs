@@ -42,7 +42,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Retries may be a fifth of all calls, plus this many in each second.
 const REPEATS_OF_CALLS: f32 = 0.2;
 const REPEATS_A_SECOND: u32 = 10;
-/// How often names are looked up while one has no address; at every tenth time, in five seconds, all of them.
+/// How often names are looked up while one has no address; otherwise at every tenth time, in five seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 10;
 

@@ -17,7 +17,7 @@ use crate::config::Base;
 use crate::migrations::{self, Migrations};
 use crate::ops;
 use crate::process::Process;
-use crate::retry::retry_forever;
+use crate::retry::Delays;
 use crate::telemetry::Telemetry;
 
 /// How long a health check waits for its answer.
@@ -133,7 +133,13 @@ async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow:
 async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) -> Result<ExitCode, anyhow::Error> {
     let owner = arguments::parse::<Owner>(given)?;
     if owner.wait > 0 {
-        let answers = retry_forever("the database", || migrations::connect(&owner.owner_database_url));
+        let answers = async {
+            let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
+            while let Err(error) = migrations::connect(&owner.owner_database_url).await {
+                eprintln!("waiting for the database: {error:#}");
+                tokio::time::sleep(delays.next_delay()).await;
+            }
+        };
         // Whatever is still wrong then, the migration says.
         tokio::time::timeout(Duration::from_secs(owner.wait), answers).await.ok();
     }

@@ -96,7 +96,7 @@ fn start() -> Result<(Backing, UnixStream), String> {
     let log = home().join("test-parts.log");
     let file = File::create(&log).unwrap();
     let mut command = std::process::Command::new(program);
-    command.env_remove("FLOTILLA_PROFILE").arg("--home").arg(home()).arg("test-parts");
+    command.arg("--home").arg(home()).arg("test-parts");
     command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
     let mut holder = command.spawn().unwrap();
     // The first fetch of the backing services on a machine takes long.

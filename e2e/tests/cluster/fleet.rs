@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::Caller;
@@ -28,6 +28,22 @@ fn k8s(args: &[&str]) {
     let mut script = Command::new(root().join("scripts/k8s.sh"));
     let output = script.args(args).env("PROFILE", "debug").env("XDG_CONFIG_HOME", profiles()).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Begins to roll a release out, and is killed when its jobs are there.
+fn interrupted(release: &str) {
+    let mut script = Command::new(root().join("scripts/k8s.sh"));
+    script.args(["release", release]).env("PROFILE", "debug").env("XDG_CONFIG_HOME", profiles());
+    let mut script = script.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let jobs = ["get", "jobs", &format!("--selector=flotilla/release={release}"), "--output=name"];
+    while in_fleet(&jobs, "").is_empty() {
+        assert!(script.try_wait().unwrap().is_none(), "it ended before it had begun");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    script.kill().unwrap();
+    script.wait().unwrap();
+    let back = Command::new(root().join("scripts/k8s.sh")).args(["back", release]).output().unwrap();
+    assert!(text(&back.stderr).contains("never rolled out"), "{}", text(&back.stderr));
 }
 
 /// Runs the command on the fleet of the profile that `k8s.sh up` makes.
@@ -139,6 +155,7 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
     }
     block_in_place(|| {
         let first = runs(RELEASE);
+        interrupted("next");
         k8s(&["release", "next"]);
         let next = runs("next");
         assert!(first.iter().all(|(workload, image)| next[workload] != *image), "{first:?} {next:?}");
@@ -148,10 +165,13 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
         let before = names();
         k8s(&["back", RELEASE]);
         assert_eq!(names(), before, "what is applied twice changes nothing");
-        for replicas in ["--replicas=3", "--replicas=1", "--replicas=2"] {
+        for replicas in ["--replicas=3", "--replicas=1"] {
             in_fleet(&["scale", replicas, "deployment/gateway", "deployment/search-projector"], "");
             settled();
         }
+        // To two again, over the number that was set.
+        k8s(&["back", RELEASE]);
+        assert_eq!(pods().len(), 2 * ::fleet::SERVICES.len() + 5);
         for pod in one_of_each() {
             in_fleet(&["delete", "pod", &pod, "--grace-period=0", "--force"], "");
             settled();
