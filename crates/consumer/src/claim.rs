@@ -165,7 +165,7 @@ pub async fn attempt<H: Handler>(
     };
     // It has said so before it claimed anything: what the inbox knows comes first.
     let asked = async {
-        let mut tx = inbox.db.begin().await?;
+        let mut tx = inbox.begin().await?;
         let claimed = claim.take(&mut tx).await;
         claimed.map(|()| tx)
     };

@@ -107,11 +107,11 @@ impl Consumer {
     where
         H: for<'a> Fn(&'a mut PgConnection, &'a Event) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync + 'static,
     {
-        let (db, handler) = (inbox.db.clone(), Arc::new(handler));
+        let (begins, handler) = (inbox.clone(), Arc::new(handler));
         let claimed = move |claim: Claim| {
-            let (db, handler) = (db.clone(), Arc::clone(&handler));
+            let (inbox, handler) = (begins.clone(), Arc::clone(&handler));
             async move {
-                let mut tx = db.begin().await?;
+                let mut tx = inbox.begin().await?;
                 claim.take(&mut tx).await?;
                 handler(&mut tx, claim.event()).await?;
                 tx.commit().await?;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::event::{self, Event};
@@ -84,6 +85,14 @@ pub struct Floor {
 }
 
 impl Inbox {
+    /// Begins a transaction. Whoever waits for it may be dropped at any time: sqlx would give the connection back to its pool with a BEGIN
+    /// on its way, and whatever came next there would be part of a transaction that nobody ends.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let db = self.db.clone();
+        let begun = TaskTracker::new().spawn(async move { db.begin().await });
+        begun.await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    }
+
     /// An inbox in this database, without row-level security.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "each process is another holder of the lease")]
@@ -370,6 +379,10 @@ pub async fn unpark(db: &mut PgConnection, consumer: &str, aggregate_id: &str) -
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
+    use sqlx::Row as _;
+    use sqlx::postgres::PgPoolOptions;
     use testkit::{TestDatabase, until};
 
     use super::*;
@@ -393,6 +406,42 @@ mod tests {
             stored_at: DateTime::UNIX_EPOCH,
             delivered: 1,
             replay: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_cut_off_while_it_begins_leaves_nothing_open() {
+        let database = database().await;
+        let db = PgPoolOptions::new()
+            .max_connections(1)
+            .test_before_acquire(false)
+            .connect(&database.superuser)
+            .await
+            .unwrap();
+        let inbox = Inbox { db, ..inbox(&database).await };
+        for polls in 0.. {
+            // Dropped after so many turns, wherever it is by then.
+            let mut left = polls;
+            let cut = std::future::poll_fn(|context| {
+                if left == 0 {
+                    return Poll::Ready(());
+                }
+                left -= 1;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            });
+            let begun = tokio::select! {
+                biased;
+                begun = inbox.begin() => { begun.unwrap(); true }
+                () = cut => false,
+            };
+            // As text: a prepared statement begins before it is executed.
+            let alone = "select transaction_timestamp() = statement_timestamp()";
+            let alone: bool = sqlx::raw_sql(alone).fetch_one(&inbox.db).await.unwrap().get(0);
+            assert!(alone, "after {polls} turns, what comes next is in a transaction that nobody ends");
+            if begun {
+                return;
+            }
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use sqlx::Connection as _;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection as _, Row as _};
 
 /// Settings for every connection that writes to the outbox. The relay waits for open writers, so none may stay open for long. A
 /// transaction that waits for a lock holds a connection that others could use. A commit must last, or an event could outlive its
@@ -38,19 +38,22 @@ pub fn pool_options(connections: u32) -> PgPoolOptions {
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < FRESH || connection.ping().await.is_ok()) })
         })
-        // After a switchover a connection may lead to a read-only server: the next user must not get it again. A new connection to such a
-        // server is no better than the next one.
+        // Two things that the next user must not get. After a switchover a connection may lead to a read-only server; a new connection
+        // to such a server is no better than the next one. And whoever is dropped while a transaction begins leaves it open, of which sqlx
+        // knows nothing: what came next would be part of it, and lost with it.
         .after_release(|connection, meta| {
             Box::pin(async move {
-                if meta.age < FRESH {
-                    return Ok(true);
-                }
-                let ask = sqlx::query_scalar::<_, String>("show transaction_read_only").fetch_one(connection);
-                let only_reads = tokio::time::timeout(RELEASE, ask).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
-                Ok(only_reads == "off")
+                let state = sqlx::raw_sql(STATE).fetch_one(connection);
+                let state = tokio::time::timeout(RELEASE, state).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                let (only_reads, is_alone): (&str, bool) = (state.try_get(0)?, state.try_get(1)?);
+                Ok(is_alone && (meta.age < FRESH || only_reads == "off"))
             })
         })
 }
+
+/// Whether a connection may write, and whether a statement of it is a transaction of its own: that began with the statement. As text,
+/// because a prepared statement begins before it is executed.
+const STATE: &str = "select current_setting('transaction_read_only'), transaction_timestamp() = statement_timestamp()";
 
 /// A connection to NATS that waits for an unavailable server in the background, now and later. It notices a dead peer within 10
 /// seconds.

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests make ids, and one of them is a process with an environment")]
 
 mod access;
+mod connections;
 mod handoff;
 
 mod failover;
