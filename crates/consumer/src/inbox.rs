@@ -419,7 +419,8 @@ mod tests {
             .await
             .unwrap();
         let inbox = Inbox { db, ..inbox(&database).await };
-        for polls in 0.. {
+        // Each twice as late as the one before, until it is too late.
+        for polls in std::iter::once(0).chain((0..40).map(|doubled| 1_u64 << doubled)) {
             // Dropped after so many turns, wherever it is by then.
             let mut left = polls;
             let cut = std::future::poll_fn(|context| {

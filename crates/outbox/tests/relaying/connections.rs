@@ -10,7 +10,8 @@ use testkit::TestDatabase;
 async fn a_transaction_that_was_cut_off_while_it_began_is_not_the_next_users() {
     let database = TestDatabase::of("todo", "empty", async |_| {}).await;
     let db = pool_options(1).connect(&database.superuser).await.unwrap();
-    for polls in 0.. {
+    // Each twice as late as the one before, until it is too late.
+    for polls in std::iter::once(0).chain((0..40).map(|doubled| 1_u64 << doubled)) {
         // Dropped after so many turns, wherever it is by then.
         let mut left = polls;
         let cut = std::future::poll_fn(|context| {
