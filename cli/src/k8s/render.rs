@@ -21,11 +21,10 @@ const OPS_PORT: u16 = 9090;
 const STREAM_REPLICAS: &str = "3";
 const NATS: &str = "nats://nats:4222";
 
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 5] = [
     ("databases.yaml.j2", include_str!("../../../templates/k8s/databases.yaml.j2")),
     ("job.yaml.j2", include_str!("../../../templates/k8s/job.yaml.j2")),
     ("kustomization.yaml.j2", include_str!("../../../templates/k8s/kustomization.yaml.j2")),
-    ("registry.yaml.j2", include_str!("../../../templates/k8s/registry.yaml.j2")),
     ("release.yaml.j2", include_str!("../../../templates/k8s/release.yaml.j2")),
     ("service.yaml.j2", include_str!("../../../templates/k8s/service.yaml.j2")),
 ];
@@ -104,7 +103,6 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
         base.join("kustomization.yaml"),
         render("kustomization.yaml.j2", context! { release, services, shared })?,
     );
-    files.insert("components/registry/kustomization.yaml".into(), render("registry.yaml.j2", context! {})?);
     Ok(files)
 }
 

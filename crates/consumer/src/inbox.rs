@@ -379,11 +379,9 @@ pub async fn unpark(db: &mut PgConnection, consumer: &str, aggregate_id: &str) -
 
 #[cfg(test)]
 mod tests {
-    use std::task::Poll;
-
     use sqlx::Row as _;
     use sqlx::postgres::PgPoolOptions;
-    use testkit::{TestDatabase, until};
+    use testkit::{TestDatabase, turns, until, within_turns};
 
     use super::*;
 
@@ -419,28 +417,13 @@ mod tests {
             .await
             .unwrap();
         let inbox = Inbox { db, ..inbox(&database).await };
-        // Each twice as late as the one before, until it is too late.
-        for polls in std::iter::once(0).chain((0..40).map(|doubled| 1_u64 << doubled)) {
-            // Dropped after so many turns, wherever it is by then.
-            let mut left = polls;
-            let cut = std::future::poll_fn(|context| {
-                if left == 0 {
-                    return Poll::Ready(());
-                }
-                left -= 1;
-                context.waker().wake_by_ref();
-                Poll::Pending
-            });
-            let begun = tokio::select! {
-                biased;
-                begun = inbox.begin() => { begun.unwrap(); true }
-                () = cut => false,
-            };
+        for turns in turns() {
+            let begun = within_turns(turns, inbox.begin()).await.map(|begun| drop(begun.unwrap()));
             // As text: a prepared statement begins before it is executed.
             let alone = "select transaction_timestamp() = statement_timestamp()";
             let alone: bool = sqlx::raw_sql(alone).fetch_one(&inbox.db).await.unwrap().get(0);
-            assert!(alone, "after {polls} turns, what comes next is in a transaction that nobody ends");
-            if begun {
+            assert!(alone, "after {turns} turns, what comes next is in a transaction that nobody ends");
+            if begun.is_some() {
                 return;
             }
         }

@@ -135,21 +135,17 @@ impl Proxy {
     }
 }
 
-/// Serves at `listen` in front of a program that another container of the same pod runs, until it is told to stop.
+/// Serves at `listen` in front of a program that another container of the same pod runs, until SIGTERM.
 ///
 /// # Errors
 /// The password cannot be read, or the address cannot be bound.
 pub async fn beside(listen: SocketAddr, port: u16, password: &Path) -> Result<(), anyhow::Error> {
     // For probes, which have no password: whether it answers, and nothing of what.
-    let healthz = axum::routing::get(move || async move {
-        let address = format!("http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s");
-        match address.parse() {
-            Ok(address) => {
-                let answer = Client::builder(TokioExecutor::new()).build_http::<Body>().get(address).await;
-                answer.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status())
-            }
-            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+    let address: Uri = format!("http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s").parse()?;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let healthz = axum::routing::get(move || {
+        let answer = client.get(address.clone());
+        async move { answer.await.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status()) }
     });
     let served = proxy(port, password)?.route("/healthz", healthz);
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;

@@ -34,6 +34,7 @@ pub use stable::stable;
 pub use token::TestIssuer;
 
 use std::future::Future;
+use std::task::Poll;
 use std::time::Duration;
 
 /// How long an event may take before a test fails. A passing test never takes so long.
@@ -61,6 +62,29 @@ pub async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &s
         }
         assert!(tokio::time::Instant::now() < deadline, "{what}: not so within {patience:?}");
     }
+}
+
+/// The output of a future that is dropped after so many turns, wherever it is by then; None if that was first.
+pub async fn within_turns<T>(turns: u64, future: impl Future<Output = T>) -> Option<T> {
+    let mut left = turns;
+    let cut = std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    });
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = cut => None,
+    }
+}
+
+/// None, one, and each twice as many as before: an answer of a database takes hundreds of thousands on a busy machine.
+pub fn turns() -> impl Iterator<Item = u64> {
+    std::iter::once(0).chain((0..40).map(|doubled| 1 << doubled))
 }
 
 /// A name that no other test has.
