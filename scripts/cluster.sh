@@ -168,7 +168,7 @@ prerequisites() {
   local package said missing=()
   findmnt --noheadings --types cgroup >/dev/null || fail "this machine has cgroups of version 2 alone, on which it was not tried"
   [[ $PWD =~ ^[A-Za-z0-9/._-]+$ ]] || fail "the clone's path may have letters, digits, and / . _ - alone: $PWD"
-  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps curl python3-venv; do
+  for package in runc containernetworking-plugins iptables buildah iproute2 openssl gcc libc6-dev procps curl python3-venv pgbackrest age; do
     dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return

@@ -103,11 +103,13 @@ for name in "$@"; do
       commit "$container" "$name" /usr/local/bin/nats-server
       ;;
     postgres)
-      # With the shell that initdb runs its server by, and what moves its result into place; without the compiler of queries, which is larger than all the rest.
+      # With the shell that initdb runs its server by, and what moves folders into place; without the compiler of queries, which is larger than all the rest.
       licence=PostgreSQL more=(--env "PATH=$postgres:/usr/bin:/bin" --stop-signal SIGINT)
       share=("$postgres/../share") && [ -d "${share[0]}" ] || share=("/usr/share/postgresql/$(basename "$(dirname "$postgres")")" /usr/share/postgresql-common)
       for path in "${!share[@]}"; do [ -d "${share[path]}" ] || unset "share[path]"; done
-      taken "$part" "$(readlink -f "$(command -v dash)")" /usr/bin/{mv,rm} "$(dirname "$postgres")" "${share[@]}"
+      taken "$part" "$(readlink -f "$(command -v dash)")" /usr/bin/{mkdir,mv,rm} "$(dirname "$postgres")" "${share[@]}"
+      # And what backs it up, where this machine has that.
+      pgbackrest=$(command -v pgbackrest) && taken "$part" "$(readlink -f "$pgbackrest")" || echo "images: without pgbackrest, nothing backs this PostgreSQL up" >&2
       rm -rf "$part$(dirname "$postgres")"/lib/{bitcode,llvmjit.so} "$part"/usr/lib/*/libLLVM*
       mkdir -p "$part/bin" && ln -s "$(readlink -f "$(command -v dash)")" "$part/bin/sh"
       put "$container" "$part" /
@@ -128,6 +130,12 @@ for name in "$@"; do
       install -m 755 "$program" "$work/$name"
       [ "$profile" = release ] || strip --strip-debug "$work/$name"
       put "$container" "$work/$name" "/usr/local/bin/$name"
+      if [ "$name" = flotilla ]; then
+        # It backs streams up by them.
+        for tool in age age-keygen; do
+          path=$(command -v $tool) && put "$container" "$(readlink -f "$path")" /usr/bin/$tool || echo "images: without $tool, flotilla backs no stream up" >&2
+        done
+      fi
       rm "$work/$name"
       commit "$container" "$name" "/usr/local/bin/$name"
       ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The fleet in a Kubernetes of one node on this machine (scripts/cluster.sh). `check` says what it takes. `up` starts the cluster, packs
 # the images, applies the overlay for development and shows the demo. `release NAME` packs what is built now as another release, and rolls
-# it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `down` removes everything.
+# it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `restore TIME` brings everything back
+# to a moment since the first backup. `down` removes everything.
 # PROFILE=debug takes what `make build` has built. Needs root.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
@@ -96,6 +97,36 @@ roll() { # name
   step "rolled out release $release"
 }
 
+gone() { # selector
+  local pods
+  pods=$(in_fleet get pods --selector "$1" --output name)
+  # shellcheck disable=SC2086 # several words
+  [ -z "$pods" ] || in_fleet wait --for=delete $pods --timeout=120s >/dev/null
+}
+
+# PostgreSQL back to a moment, while nobody writes; then streams and index to the same time.
+restore() { # time
+  local job="restore-$(date +%s)" release
+  release=$(last)
+  [[ $1 =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$ ]] || fail "say a time as 2026-11-28T03:00:00Z"
+  in_fleet create configmap restore --from-literal=to="$(sed 's/T/ /; s/Z$/+00/' <<<"$1")" --dry-run=client --output yaml | kubectl apply --server-side --filename - >/dev/null
+  in_fleet scale deployment --all --replicas=0 >/dev/null
+  gone "app.kubernetes.io/name in ($(IFS=,; echo "${services[*]}"))"
+  # It archives the last of its log as it stops.
+  in_fleet scale statefulset/postgres --replicas=0 >/dev/null
+  gone app.kubernetes.io/name=postgres
+  in_fleet create job "$job" --from=cronjob/restore-postgres >/dev/null
+  in_fleet wait --for=jsonpath='{.status.conditions[*].status}'=True "job/$job" --timeout=600s >/dev/null || true
+  if [ "$(in_fleet get job "$job" --output 'jsonpath={.status.succeeded}')" != 1 ]; then
+    in_fleet logs "job/$job" --tail 5 >&2 || true
+    echo "k8s: nothing was restored; PostgreSQL starts with what it had" >&2
+  fi
+  in_fleet scale statefulset/postgres --replicas=1 >/dev/null
+  roll "$release"
+  FLOTILLA_OPERATOR_TOKEN=$("$flotilla" --home "$home" token --operator --user "${USER:-operator}") \
+    "$flotilla" --profile k8s restore --databases-are-back --reason "back to $1" --yes
+}
+
 address() { in_fleet get service "$1" --output "jsonpath={.spec.clusterIP}:$2"; } # service, port
 
 up() {
@@ -146,9 +177,14 @@ case "${1:-} $#" in
     fi
     roll "$2"
     ;;
+  "restore 2")
+    is_ours || fail "no cluster of this clone is up: make k8s starts one"
+    use_cluster
+    restore "$2"
+    ;;
   "down 1")
     scripts/cluster.sh down
     ! grep -qsF "\"$home\"" "$profile_file" || rm "$profile_file"
     ;;
-  *) fail "say check, up, release NAME, back NAME or down" ;;
+  *) fail "say check, up, release NAME, back NAME, restore TIME or down" ;;
 esac

@@ -50,9 +50,12 @@ fn printed(command: &str) -> Result<String, anyhow::Error> {
 }
 
 /// The context of every command.
+#[derive(Clone)]
 pub struct Context {
     pub home: PathBuf,
     pub json: bool,
+    /// Print nothing: what is done is a part of another command, which tells it.
+    pub quiet: bool,
     operator: Token,
     /// The fleet that is elsewhere, by the name of its profile.
     elsewhere: Option<(String, Profile)>,
@@ -64,7 +67,7 @@ impl Context {
         let profile = profile.filter(|name| name != LOCAL);
         let elsewhere = profile.map(|name| profile::read(&name).map(|profile| (name, profile))).transpose()?;
         let home = elsewhere.as_ref().map_or(home, |(_, profile)| profile.keys.clone());
-        Ok(Self { home, json, operator, elsewhere })
+        Ok(Self { home, json, quiet: false, operator, elsewhere })
     }
 
     /// The folder with the keys of NATS' accounts. Elsewhere they are not made: others than those of the fleet would open nothing.
@@ -76,6 +79,16 @@ impl Context {
             self.home.display()
         );
         Ok(home)
+    }
+
+    /// The same fleet, for the parts of a command that tells itself what was done.
+    pub fn as_part(&self) -> Self {
+        Self { quiet: self.json, ..self.clone() }
+    }
+
+    /// The same fleet, by this operator.
+    pub fn acting_with(&self, token: String) -> Self {
+        Self { operator: Token { operator_token: Some(token), operator_token_file: None }, ..self.clone() }
     }
 
     /// Whether the fleet is not in a folder of this machine.

@@ -6,6 +6,7 @@ mod terminal;
 
 mod api;
 mod audit;
+mod backup;
 mod consumers;
 mod context;
 mod data;
@@ -26,6 +27,7 @@ mod profile;
 mod profiles;
 mod rebuild;
 mod replay;
+mod restore;
 mod stack;
 mod status;
 mod table;
@@ -76,6 +78,13 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Back up the stores of the running fleet into a folder, encrypted; from then on the log of PostgreSQL is archived there.
+    Backup(backup::BackupArgs),
+    /// List the backups, the moments that they lead to, and the secrets that they do not hold.
+    Backups(backup::RepositoryArgs),
+    /// Bring the stopped fleet back to a moment: PostgreSQL from its backup and log, the streams and the index to the same time,
+    /// then check.
+    Restore(Box<restore::RestoreArgs>),
     /// Show what is up, the lag of each stage and consumer, dead letters, and what is degraded and why.
     Status(status::StatusArgs),
     /// Mint an access token from the development issuer; for an operator with --operator.
@@ -190,6 +199,9 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Up(up) => stack::up(context, &up).await,
         Command::Down => stack::down(context).await,
         Command::Reset { yes } => stack::reset(context, yes),
+        Command::Backup(args) => Box::pin(backup::run(context, &args)).await,
+        Command::Backups(args) => backup::list(context, &args).await,
+        Command::Restore(args) => Box::pin(restore::run(context, &args)).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Token(who) => api::print_token(context, &who),
         Command::Demo => demo::run(context).await,

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
@@ -121,7 +121,8 @@ pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Err
 }
 
 pub fn say(context: &Context, json: &Value, text: &str) {
-    if context.json {
+    if context.quiet {
+    } else if context.json {
         println!("{json}");
     } else {
         println!("{text}");
@@ -184,11 +185,12 @@ async fn renumber(context: &Context, outbox: &mut Outbox, act: &ActArgs) -> Resu
     Ok(())
 }
 
-async fn accept(
+/// Removes from the stream what the outbox does not know, once it is saved in a file.
+pub async fn accept(
     context: &Context,
     outbox: &mut Outbox,
     service: &str,
-    export: &PathBuf,
+    export: &Path,
     act: &ActArgs,
 ) -> Result<(), anyhow::Error> {
     act.check(context)?;
@@ -243,7 +245,7 @@ async fn follow(
 }
 
 /// Writes messages of the stream to a file; returns how many.
-async fn save(stream: &Stream, from: u64, to: u64, export: &PathBuf) -> Result<u64, anyhow::Error> {
+async fn save(stream: &Stream, from: u64, to: u64, export: &Path) -> Result<u64, anyhow::Error> {
     // It holds tenants' data.
     let mut options = std::fs::OpenOptions::new();
     let file = options

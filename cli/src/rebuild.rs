@@ -74,6 +74,15 @@ struct Rebuild<'a> {
 
 pub async fn run(context: &Context, args: &RebuildArgs) -> Result<(), anyhow::Error> {
     let RebuildCommand::Search(args) = &args.command;
+    with(context, args).await
+}
+
+/// Rebuilds the search index from where it finds everything, as a part of another command.
+pub async fn search(context: &Context, act: &ActArgs) -> Result<(), anyhow::Error> {
+    with(context, &SearchArgs { from: None, rollback: false, abandon: false, act: act.clone() }).await
+}
+
+async fn with(context: &Context, args: &SearchArgs) -> Result<(), anyhow::Error> {
     let index = documents(context).await?;
     let (js, stream) = events::open(context).await?;
     args.act.verify(context).await?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use devstack::backup::{KEY, Repository};
 use devstack::login::Proxy;
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::{Options, Reporter, Stack, process};
@@ -20,6 +21,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 use crate::demo;
+
+/// The file that says that the demo need not run by itself: there is data.
+pub const DEMO_DONE: &str = "data/demo-done";
 
 /// The gateway's default port.
 fn edge_port() -> u16 {
@@ -46,6 +50,9 @@ pub struct UpArgs {
     /// Skip the demo, even when there is no data yet.
     #[arg(long)]
     no_demo: bool,
+    /// Stop the fleet when standard input ends: when the process that started this is gone.
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
 }
 
 /// What the services log and export.
@@ -88,9 +95,6 @@ impl TelemetryArgs {
 pub struct SuperviseArgs {
     #[command(flatten)]
     up: UpArgs,
-    /// Stop when standard input ends: when the process that started this is gone.
-    #[arg(long)]
-    until_stdin_ends: bool,
     /// Remove the folder after the stop.
     #[arg(long)]
     wipe_at_end: bool,
@@ -189,7 +193,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 
 /// Prints what a newcomer needs once all is up.
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
-    let first = context.home.join("data/demo-done");
+    let first = context.home.join(DEMO_DONE);
     if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
         // A demo that fails does not take the fleet with it.
@@ -214,11 +218,24 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 
 pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     context.only_here("what `up` starts")?;
+    bring_up(context, args).await?;
+    welcome(context, args).await
+}
+
+/// Starts the supervisor in the background, or waits for the one that is there, until every unit was ready.
+pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
+    let tell = |text: &str| {
+        if !context.json {
+            println!("{text}");
+        }
+    };
     let home = context.open_stack_dir()?;
     if context.is_supervised() {
-        println!("The fleet is up, or coming up, already; its supervisor restarts what dies.");
+        tell("The fleet is up, or coming up, already; its supervisor restarts what dies.");
         until_up(context, || Ok(())).await?;
     } else {
+        // That of a supervisor that was killed says that all is up.
+        std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
         let log = std::fs::File::create(home.log("supervisor"))?;
         let mut command = std::process::Command::new(std::env::current_exe()?);
         command.arg("--home").arg(&context.home).arg("supervise");
@@ -230,9 +247,14 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
             command.arg("--any-ports");
         }
         command.envs(args.telemetry.env());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        if args.until_stdin_ends {
+            command.arg("--until-stdin-ends").stdin(Stdio::inherit());
+        } else {
+            command.stdin(Stdio::null());
+        }
+        command.stdout(log.try_clone()?).stderr(log).process_group(0);
         let mut child = command.spawn()?;
-        println!("Bringing the fleet up in {} ...", context.home.display());
+        tell(&format!("Bringing the fleet up in {} ...", context.home.display()));
         let started = Instant::now();
         until_up(context, || match child.try_wait()? {
             Some(status) => {
@@ -242,9 +264,9 @@ pub async fn up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
             None => Ok(()),
         })
         .await?;
-        println!("Up after {:.1} s.", started.elapsed().as_secs_f64());
+        tell(&format!("Up after {:.1} s.", started.elapsed().as_secs_f64()));
     }
-    welcome(context, args).await
+    Ok(())
 }
 
 /// Waits until every unit was ready once; `still` fails if that cannot happen any more.
@@ -290,6 +312,17 @@ pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
     if context.is_supervised() {
         bail!("the fleet is running: `make down` first");
     }
+    let home = context.open_stack_dir()?;
+    let (key, data) = (home.path("secrets").join(KEY), home.data_of_user("")?);
+    let stays =
+        Repository::noted(&home).filter(|folder| !folder.starts_with(home.path("")) && !folder.starts_with(data));
+    if let Some(folder) = stays.filter(|folder| folder.exists() && key.exists()) {
+        let folder = folder.display();
+        println!(
+            "The backups in {folder} stay. Only {} opens them, and it is removed too: copy it first.",
+            key.display()
+        );
+    }
     if !yes {
         if !std::io::stdin().is_terminal() {
             bail!("this removes all data of {}: say --yes to do it without being asked", context.home.display());
@@ -302,7 +335,7 @@ pub fn reset(context: &Context, yes: bool) -> Result<(), anyhow::Error> {
             bail!("nothing was removed");
         }
     }
-    context.open_stack_dir()?.wipe()?;
+    home.wipe()?;
     println!("Removed.");
     Ok(())
 }
@@ -312,7 +345,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
     context.only_here("what `supervise` starts")?;
     let stop = async {
         let stdin_ended = async {
-            if args.until_stdin_ends {
+            if args.up.until_stdin_ends {
                 tokio::io::stdin().read_to_end(&mut Vec::new()).await.ok();
             } else {
                 std::future::pending::<()>().await;
@@ -355,6 +388,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                 any_ports: true,
                 fault_proxy: false,
                 no_demo: true,
+                until_stdin_ends: false,
                 telemetry: TelemetryArgs::default(),
             },
         )?

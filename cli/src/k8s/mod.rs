@@ -30,7 +30,7 @@ impl K8sCommand {
 pub async fn run(context: &Context, command: &K8sCommand) -> Result<(), anyhow::Error> {
     match command {
         K8sCommand::Render(args) => render::run(context, args),
-        K8sCommand::Secrets(args) => secrets::run(context, args),
+        K8sCommand::Secrets(args) => secrets::run(context, args).await,
         K8sCommand::Programs => programs().await,
     }
 }

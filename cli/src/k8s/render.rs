@@ -21,7 +21,8 @@ const OPS_PORT: u16 = 9090;
 const STREAM_REPLICAS: &str = "3";
 const NATS: &str = "nats://nats:4222";
 
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 6] = [
+    ("backups.yaml.j2", include_str!("../../../templates/k8s/backups.yaml.j2")),
     ("databases.yaml.j2", include_str!("../../../templates/k8s/databases.yaml.j2")),
     ("job.yaml.j2", include_str!("../../../templates/k8s/job.yaml.j2")),
     ("kustomization.yaml.j2", include_str!("../../../templates/k8s/kustomization.yaml.j2")),
@@ -95,6 +96,7 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let release_name = release.replace('.', "-");
     let of_release = context! { release, release_name, migrations, nats => NATS, stream_replicas => STREAM_REPLICAS };
     files.insert(base.join("release.yaml"), render("release.yaml.j2", of_release.clone())?);
+    files.insert(base.join("backups.yaml"), render("backups.yaml.j2", of_release.clone())?);
     files.insert("overlays/dev/databases.yaml".into(), render("databases.yaml.j2", of_release)?);
     let services: Vec<_> = SERVICES.iter().map(|service| service.name).collect();
     let mut shared: Vec<_> = fleet::shared(NATS, ISSUER, "file:///keys/jwks.json").into();
@@ -164,7 +166,7 @@ mod tests {
             assert!(committed == text, "{} differs: run `bin/flotilla k8s render`", file.display());
         }
         let base = std::fs::read_dir(root.join("base")).unwrap().count();
-        assert_eq!(base, SERVICES.len() + 4, "k8s/base has a file of a service that is no more");
+        assert_eq!(base, SERVICES.len() + 5, "k8s/base has a file of a service that is no more");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use devstack::backup::{Key, Paths};
 use devstack::issuer::Issuer;
 use devstack::nats::{self, administration};
 use devstack::postgres::SUPERUSER;
@@ -33,7 +34,7 @@ pub struct SecretsArgs {
 /// The files of a secret, by name.
 type Files = BTreeMap<String, String>;
 
-pub fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
+pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     context.only_here("the folder that keeps the secrets")?;
     // The services of a stack read the same files, with other addresses in them.
     ensure!(!context.is_supervised(), "a stack runs in {}: say another folder by --home", context.home.display());
@@ -74,6 +75,11 @@ pub fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     secrets.insert("nats".to_owned(), Files::from([("operator.conf".to_owned(), operator)]));
     secrets.insert("nats-administration".to_owned(), administrates);
     secrets.insert("opensearch".to_owned(), Files::from([("opensearch-password".to_owned(), opensearch)]));
+    let key = Key::make(&home).await.context("the key of the backups (apt-get install age)")?;
+    let [repository, lock, data] = ["/backups/postgres", "/tmp/pgbackrest", "/data/postgres"].map(Path::new);
+    let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
+    let backups = [("backup-key".to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
+    secrets.insert("backups".to_owned(), Files::from(backups));
     let keys = serde_json::to_string(&Issuer::open(&home)?.jwks())?;
     home.write_secret("jwks.json", &keys)?;
     let namespace = args.namespace.as_str();

@@ -23,6 +23,25 @@ use crate::exit::Exit;
 
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Error> {
     let started = Instant::now();
+    let report = Box::pin(check(context, args)).await;
+    if context.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report, started.elapsed());
+    }
+    let found = report.findings();
+    let silent = |text: String| if context.json { String::new() } else { text };
+    if found > 0 {
+        return Err(Exit::found(silent(format!("{found} findings"))).into());
+    }
+    if !report.unchecked.is_empty() {
+        return Err(Exit::unchecked(silent("not everything could be checked".to_owned())).into());
+    }
+    Ok(())
+}
+
+/// Compares everything. What cannot be compared is named in the report.
+pub async fn check(context: &Context, args: &VerifyArgs) -> Report {
     let mut report = Report::default();
     // Report what is unavailable, and check the rest all the same.
     for service in fleet::producers() {
@@ -35,23 +54,10 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<(), anyhow::Err
     if let Err(error) = index::verify(context, args, PROJECTOR, &mut report).await {
         report.unchecked.push(format!("the read model: {error:#}"));
     }
-    if context.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report, started.elapsed());
-    }
-    let found: u64 = report.kinds().iter().map(|(_, findings)| findings.count).sum();
-    let silent = |text: String| if context.json { String::new() } else { text };
-    if found > 0 {
-        return Err(Exit::found(silent(format!("{found} findings"))).into());
-    }
-    if !report.unchecked.is_empty() {
-        return Err(Exit::unchecked(silent("not everything could be checked".to_owned())).into());
-    }
-    Ok(())
+    report
 }
 
-fn print(report: &Report, took: Duration) {
+pub fn print(report: &Report, took: Duration) {
     const SHOWN: usize = 20;
     println!(
         "Compared {} rows of the outbox with {} messages, and {} todos with {} documents, in {:.1} s.",

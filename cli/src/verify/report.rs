@@ -120,6 +120,11 @@ impl Report {
         }
     }
 
+    /// How many findings there are of all kinds.
+    pub fn findings(&self) -> u64 {
+        self.kinds().iter().map(|(_, findings)| findings.count).sum()
+    }
+
     pub(super) fn kinds(&self) -> [(&'static str, &Findings); 5] {
         [
             ("lost", &self.lost),

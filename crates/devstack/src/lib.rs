@@ -6,6 +6,8 @@
 
 pub mod stack;
 
+pub mod backup;
+
 pub mod supervisor;
 
 pub mod process;

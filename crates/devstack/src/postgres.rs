@@ -1,18 +1,23 @@
 //! A PostgreSQL cluster with its own port and data, never the system's.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use tokio::process::Command;
+use tokio::io::AsyncWriteExt as _;
 
-use crate::process::{Program, Ready, tail};
+use crate::process::{Program, Ready, STOP_WITHIN, tail};
 use crate::stack_dir::{self, StackDir};
 
+/// The file, beside the data, by which the server archives its log: pgBackRest's configuration.
+pub const CONF: &str = "pgbackrest.conf";
+/// What pgBackRest calls the cluster.
+pub const STANZA: &str = "fleet";
 /// The superuser of the cluster.
 pub const SUPERUSER: &str = "flotilla";
 
@@ -29,23 +34,33 @@ pub struct Postgres {
     pub durable: bool,
     password: String,
     log: PathBuf,
+    /// The configuration by which it archives its log, once there is one.
+    archive: PathBuf,
 }
 
 impl Postgres {
+    /// The cluster of a stack, which may have no data yet.
+    ///
+    /// # Errors
+    /// Its password cannot be read or made.
+    pub fn of(home: &StackDir, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
+        Ok(Self {
+            bin: bin.to_owned(),
+            data: home.data_of_user("postgres")?,
+            port,
+            durable,
+            password: home.secret("postgres-password")?,
+            log: home.log("postgres"),
+            archive: home.data_of_user(CONF)?,
+        })
+    }
+
     /// Makes the cluster if it does not exist.
     ///
     /// # Errors
     /// The cluster cannot be made: the error names the cause.
     pub async fn prepare(home: &StackDir, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
-        let data = home.data_of_user("postgres")?;
-        let cluster = Self {
-            bin: bin.to_owned(),
-            data,
-            port,
-            durable,
-            password: home.secret("postgres-password")?,
-            log: home.log("postgres"),
-        };
+        let cluster = Self::of(home, bin, port, durable)?;
         if !cluster.data.join("PG_VERSION").exists() {
             cluster.initdb().await?;
         }
@@ -53,28 +68,18 @@ impl Postgres {
     }
 
     async fn initdb(&self) -> Result<(), anyhow::Error> {
-        let user = stack_dir::unprivileged()?;
-        std::fs::create_dir_all(&self.data)
-            .with_context(|| format!("making the data folder {}", self.data.display()))?;
-        std::fs::set_permissions(&self.data, std::fs::Permissions::from_mode(0o700))?;
+        self.make_data()?;
         // initdb reads the superuser's password from a file of its user's.
         let password_file = self.data.with_extension("password");
         stack_dir::write_secret(&password_file, self.password.as_bytes())?;
-        if let Some(user) = &user {
-            for path in [&self.data, &password_file] {
-                nix::unistd::chown(path, Some(user.uid), Some(user.gid))?;
-            }
-        }
-        let mut command = Command::new("setpriv");
-        if let Some(user) = &user {
-            command.args(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string(), "--clear-groups"]);
-        }
-        command.arg("--").arg(self.bin.join("initdb")).arg("-D").arg(&self.data).args(["-U", SUPERUSER]);
+        stack_dir::give(&password_file)?;
+        let mut command = stack_dir::as_unprivileged(&self.bin.join("initdb"))?;
+        command.arg("-D").arg(&self.data).args(["-U", SUPERUSER]);
         command.args(["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--pwfile"]).arg(&password_file);
         if !self.durable {
             command.arg("--no-sync");
         }
-        let output = command.current_dir("/").output().await.context("running initdb")?;
+        let output = command.output().await.context("running initdb")?;
         std::fs::remove_file(&password_file)?;
         std::fs::write(&self.log, [&output.stdout[..], &output.stderr[..]].concat())?;
         if !output.status.success() {
@@ -87,6 +92,17 @@ impl Postgres {
             );
         }
         Ok(())
+    }
+
+    /// Makes the empty folder of its data.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_data(&self) -> Result<(), anyhow::Error> {
+        std::fs::create_dir_all(&self.data)
+            .with_context(|| format!("making the data folder {}", self.data.display()))?;
+        stack_dir::private(&self.data)?;
+        stack_dir::give(&self.data)
     }
 
     /// The same, as clients see it through a proxy at this port.
@@ -109,7 +125,18 @@ impl Postgres {
             "timezone=UTC".to_owned(),
             "log_min_messages=warning".to_owned(),
         ];
-        if !self.durable {
+        if self.durable {
+            // Nothing is archived until a backup was asked for; from then on no segment of the log is removed before it is, and a
+            // write is archived after a minute at the latest.
+            let conf = self.archive.display().to_string().replace('%', "%%");
+            settings.extend([
+                "archive_mode=on".to_owned(),
+                format!(
+                    "archive_command=test ! -f '{conf}' || pgbackrest --config='{conf}' --stanza={STANZA} archive-push %p"
+                ),
+                "archive_timeout=60".to_owned(),
+            ]);
+        } else {
             settings.extend(["fsync=off", "full_page_writes=off"].map(ToOwned::to_owned));
         }
         let mut args = vec!["-D".to_owned(), self.data.display().to_string()];
@@ -126,6 +153,63 @@ impl Postgres {
             socket: None,
             alive: None,
         })
+    }
+
+    /// Replays the log of files that were put back, up to the moment that they name, and gives the superuser the password of this
+    /// stack: the backup may be older than it. Returns the timeline that begins.
+    ///
+    /// # Errors
+    /// The server ends before that moment: the error shows its log.
+    pub async fn recover(&self) -> Result<u32, anyhow::Error> {
+        let mut program = self.program()?;
+        // It keeps its new log to itself until it is started for good: another attempt would find a timeline on which nothing is.
+        program.args.extend(["-c", "archive_command="].map(ToOwned::to_owned));
+        let mut child = program.spawn()?;
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        // However long: there may be days of it.
+        let timeline = loop {
+            if let Some(timeline) = self.recovered().await? {
+                break timeline;
+            }
+            tokio::select! {
+                _ = tick.tick() => {}
+                ended = child.wait() => {
+                    bail!("it ended ({}). Its log {} ends with:\n{}", ended?, self.log.display(), tail(&self.log, 8));
+                }
+            }
+        };
+        program.stop(&mut child, STOP_WITHIN).await.context("PostgreSQL did not stop")?;
+        let mut single = stack_dir::as_unprivileged(&self.bin.join("postgres"))?;
+        // Where nothing is archived, the log that waits to be archived is removed.
+        single.args(["--single", "-j", "-c", "archive_mode=on", "-D"]).arg(&self.data).arg("postgres");
+        let mut single = single.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        if let Some(mut input) = single.stdin.take() {
+            input.write_all(format!("alter role {SUPERUSER} password '{}';\n\n", self.password).as_bytes()).await?;
+        }
+        let output = single.wait_with_output().await.context("giving the superuser its password")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(
+            output.status.success() && !said.contains("ERROR"),
+            "the superuser's password: {}",
+            said.trim()
+        );
+        Ok(timeline)
+    }
+
+    /// The timeline on which the server takes writes, once the moment was reached. It needs no login, which the files may not know.
+    async fn recovered(&self) -> Result<Option<u32>, anyhow::Error> {
+        if self.data.join("recovery.signal").exists() {
+            return Ok(None);
+        }
+        let mut control = stack_dir::as_unprivileged(&self.bin.join("pg_controldata"))?;
+        let output = control.arg("-D").arg(&self.data).env("LC_ALL", "C").output().await.context("pg_controldata")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let says = |what: &str| text.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
+        if says("Database cluster state:") != Some("in production") {
+            return Ok(None);
+        }
+        let timeline = says("Latest checkpoint's TimeLineID:").and_then(|number| number.parse().ok());
+        timeline.context("pg_controldata names no timeline").map(Some)
     }
 
     /// The login of the superuser.

@@ -9,10 +9,15 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, User};
 use tokio::process::{Child, Command};
+
+/// How long a program may take to become ready, or after a restart to report that it lives.
+pub(crate) const READY_WITHIN: Duration = Duration::from_secs(90);
+/// How long it may take to stop.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(25);
 
 /// How to check that a program is ready.
 #[derive(Debug, Clone)]
@@ -83,6 +88,31 @@ impl Program {
         });
         command.stdout(log.try_clone()?).stderr(log);
         command.spawn().with_context(|| format!("starting {} ({})", self.name, self.path.display()))
+    }
+
+    /// Starts it for as long as the work takes, and stops it.
+    ///
+    /// # Errors
+    /// It is not ready in time, it ends before the work does, or the work fails.
+    pub async fn run_for<T>(&self, work: impl Future<Output = Result<T, anyhow::Error>>) -> Result<T, anyhow::Error> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
+        let mut child = self.spawn()?;
+        let work = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            let ready = async {
+                while !self.is_ready(&http).await {
+                    tick.tick().await;
+                }
+            };
+            tokio::time::timeout(READY_WITHIN, ready).await.with_context(|| format!("{} is not ready", self.name))?;
+            work.await
+        };
+        let done = tokio::select! {
+            done = work => done,
+            ended = child.wait() => Err(anyhow!("{} has ended ({})", self.name, ended?)),
+        };
+        self.stop(&mut child, STOP_WITHIN).await;
+        done.with_context(|| format!("its log {} ends with:\n{}", self.log.display(), tail(&self.log, 8)))
     }
 
     /// Whether it is ready now.

@@ -59,13 +59,35 @@ pub struct Stack {
     pub postgres: Postgres,
     supervisor: Arc<Supervisor>,
     issuer_stop: CancellationToken,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The file with the states of a stack's units, inside its folder.
 pub const STATUS_FILE: &str = "run/state.json";
 /// Locked by the process that supervises the folder.
 pub const LOCK: &str = "run/lock";
+
+/// Held by the process that works on a folder.
+pub struct Lock(#[expect(dead_code, reason = "it is unlocked when it is closed")] File);
+
+/// Takes the folder for this process.
+///
+/// # Errors
+/// Another process has it.
+pub async fn lock(home: &StackDir) -> Result<Lock, anyhow::Error> {
+    let lock = File::create(home.path(LOCK))?;
+    // A process that checks whether a stack runs holds the lock for a moment.
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let mut patience = 20;
+    while lock.try_lock().is_err() {
+        if patience == 0 {
+            bail!("another process runs a stack in {}: `flotilla down` stops it", home.path("").display());
+        }
+        tick.tick().await;
+        patience -= 1;
+    }
+    Ok(Lock(lock))
+}
 
 impl Stack {
     /// Brings everything up, and reports each step. After an error nothing is left running.
@@ -75,17 +97,7 @@ impl Stack {
     pub async fn start(options: &Options, say: Reporter) -> Result<Self, anyhow::Error> {
         let home = StackDir::open(&options.home)?;
         stack_dir::check_disk(&options.home)?;
-        let lock = File::create(home.path(LOCK))?;
-        // A process that checks whether a stack runs holds the lock for a moment.
-        let mut tick = tokio::time::interval(Duration::from_millis(50));
-        let mut patience = 20;
-        while lock.try_lock().is_err() && patience > 0 {
-            tick.tick().await;
-            patience -= 1;
-        }
-        if patience == 0 {
-            bail!("another process runs a stack in {}: `flotilla down` stops it", options.home.display());
-        }
+        let lock = lock(&home).await?;
         let mut ports = Ports::default();
         let gateway_port = match options.gateway_port {
             0 => ports.pick(0)?,

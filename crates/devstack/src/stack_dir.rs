@@ -5,10 +5,12 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 use aws_lc_rs::rand;
 use nix::unistd::{Uid, User};
+use tokio::process::Command;
 
 /// The folder above what root's stacks keep outside their own folders.
 const OUTSIDE: &str = "/var/lib/flotilla";
@@ -199,6 +201,41 @@ pub fn unprivileged() -> Result<Option<User>, anyhow::Error> {
         }
     }
     bail!("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody`: run as another user")
+}
+
+/// A program as that user.
+///
+/// # Errors
+/// Root, and no unprivileged user to become.
+pub fn as_unprivileged(program: &Path) -> Result<Command, anyhow::Error> {
+    let mut command = Command::new("setpriv");
+    if let Some(user) = unprivileged()? {
+        command.args(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string(), "--clear-groups"]);
+    }
+    // A folder that every user may enter.
+    command.arg("--").arg(program).current_dir("/").stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Gives a file or folder to that user.
+///
+/// # Errors
+/// It cannot be given.
+pub fn give(path: &Path) -> Result<(), anyhow::Error> {
+    if let Some(user) = unprivileged()? {
+        nix::unistd::chown(path, Some(user.uid), Some(user.gid))
+            .with_context(|| format!("giving {} to {}", path.display(), user.name))?;
+    }
+    Ok(())
+}
+
+/// Closes a folder to everybody but its owner.
+///
+/// # Errors
+/// It is not ours.
+pub fn private(path: &Path) -> Result<(), anyhow::Error> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("closing {} to others", path.display()))
 }
 
 /// Checks that the disk that holds `path` has room.

@@ -12,14 +12,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::process::{Program, tail};
+use crate::process::{Program, READY_WITHIN, STOP_WITHIN, tail};
 
-/// How long a program may take to become ready, or after a restart to report that it lives.
-const READY_WITHIN: Duration = Duration::from_secs(90);
 /// How often the liveness of a program that is not ready is checked before it is stopped: one answer may be late.
 const ASKED_TO_LIVE: u32 = 3;
-/// How long a program may take to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(25);
 /// A program that ran this long had not failed at start: the next pause is the shortest again.
 const SETTLED: Duration = Duration::from_secs(30);
 const PAUSES: [Duration; 6] = [

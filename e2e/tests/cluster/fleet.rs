@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use devstack::supervisor::now;
 use e2e::Caller;
 use e2e::clients::{Client, Wishes};
 use e2e::random::Random;
-use serde_json::Value;
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
 
@@ -55,12 +57,12 @@ fn flotilla(args: &[&str]) -> String {
     text(&output.stdout).trim().to_owned()
 }
 
-fn json(args: &[&str]) -> Value {
+fn told(args: &[&str]) -> Value {
     serde_json::from_str(&flotilla(&[args, &["--json"]].concat())).unwrap()
 }
 
 fn caller(number: usize) -> Caller {
-    let gateway = json(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
+    let gateway = told(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
     let (tenant, user) = (format!("tenant-{}", number % 3), format!("user-{number}"));
     Caller::of(&gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
 }
@@ -128,23 +130,40 @@ fn evicted(pod: &str) {
 }
 
 fn verified() -> Value {
-    let found = json(&["verify", "--patience", "180"]);
-    assert_eq!(json(&["dlq", "stats"])["letters"], 0, "an outage makes no dead letters");
+    let found = told(&["verify", "--patience", "180"]);
+    assert_eq!(told(&["dlq", "stats"])["letters"], 0, "an outage makes no dead letters");
     found
+}
+
+/// Has both kinds of backups made now, as their schedules would.
+fn back_up() {
+    for kind in ["backup-streams", "backup-postgres"] {
+        in_fleet(&["create", "job", &format!("{kind}-now"), &format!("--from=cronjob/{kind}")], "");
+        in_fleet(&["wait", "--for=condition=complete", &format!("job/{kind}-now"), "--timeout=120s"], "");
+    }
+}
+
+/// A moment two seconds from now, once it has passed: backups tell time in whole seconds.
+fn until_later() -> String {
+    let later = now() + chrono::TimeDelta::seconds(2);
+    while now() <= later {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    later.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
-async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
+async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_and_a_restore() {
     let _removed = Removed;
     done("down");
     let before = machine();
     // Its last step is the demo, through the gateway.
     k8s(&["up"]);
-    let status = json(&["status"]);
+    let status = told(&["status"]);
     assert_eq!(status["degraded"], Value::Array(Vec::new()), "{status:#}");
     assert_eq!(status["releases"]["todo"], RELEASE, "{status:#}");
-    assert!(json(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
+    assert!(told(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
     let demos = verified()["todos"].as_u64().unwrap();
 
     let (wish, wishes) = watch::channel(Wishes::Write);
@@ -193,8 +212,16 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_and_evictions() {
     assert!(writes > 1_000, "only {writes} writes were acknowledged: this run shows nothing");
     assert_eq!(verified()["todos"], todos, "every create happened once");
 
+    block_in_place(back_up);
+    let after = until_later();
+    let undone = caller(0).create(json!({"title": "undone"})).await["id"].as_str().unwrap().to_owned();
+    block_in_place(|| k8s(&["restore", &after]));
+    let answer = caller(0).send(Method::GET, &format!("/v1/todos/{undone}"), None).await;
+    assert_eq!(answer.status, 404, "{answer:?}");
+    assert_eq!(verified()["todos"], todos, "what was there at that moment, and nothing else");
+
     k8s(&["down"]);
-    assert_eq!(json(&["profile", "list"]), serde_json::json!({}), "the profile goes with the fleet");
+    assert_eq!(told(&["profile", "list"]), serde_json::json!({}), "the profile goes with the fleet");
     std::fs::remove_dir_all(profiles()).unwrap();
     assert_eq!(machine(), before);
 }

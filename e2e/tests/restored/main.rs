@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod backups;
+mod drill;
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,0 +1,193 @@
+//! `flotilla backup` and `flotilla backups`: of the stores of a stack, into a folder.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand};
+use devstack::backup::{Archive, KEY, Key, Kind, Repository, Sets, StreamSet};
+use devstack::postgres::Postgres;
+use devstack::{StackDir, backup};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::outbox::say;
+use crate::table;
+
+#[derive(Debug, Clone, Args)]
+pub struct RepositoryArgs {
+    /// The folder of the backups: on another disk, if they are to outlive this one. By default that of the last backup, else one
+    /// beside the stack's data, which `reset` removes with it.
+    #[arg(long, value_name = "FOLDER", env = "FLOTILLA_BACKUPS", global = true)]
+    pub repository: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    repository: RepositoryArgs,
+    /// Copy every file of PostgreSQL, and not only what changed since the last backup.
+    #[arg(long)]
+    full: bool,
+    /// How many full backups to keep, with what is based on them and the log since; older ones are removed.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    keep: u8,
+    #[command(subcommand)]
+    command: Option<BackupCommand>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum BackupCommand {
+    /// Save the streams alone: for a job of a cluster, which has the logins of the administration in its folder.
+    Streams {
+        /// Where NATS is.
+        #[arg(long, value_name = "URL")]
+        nats: String,
+        /// The key of the backups; by default the folder's.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// How many sets to keep.
+        #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u16).range(1..))]
+        keep: u16,
+    },
+}
+
+pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Error> {
+    if let Some(BackupCommand::Streams { nats, key, keep }) = &args.command {
+        let home = StackDir::given(&context.home);
+        let folder = args.repository.repository.as_ref().context("say where to: --repository FOLDER")?;
+        let repository = Repository::at(folder)?;
+        let _lock = repository.lock()?;
+        let key = match key {
+            Some(file) => Key::read(file).await?,
+            None => Key::of(&home).await?,
+        };
+        let set = Box::pin(repository.save(&home, &key, nats)).await?;
+        let expired = repository.keep(usize::from(*keep))?;
+        say(context, &json!({"streams": set, "expired": expired}), &streams(&set));
+        return Ok(());
+    }
+    context.only_here("what `backup` copies")?;
+    let (home, started) = (context.open_stack_dir()?, Instant::now());
+    let address = context.nats()?;
+    let postgres = server(context, &home)?;
+    let repository = Repository::open(&home, args.repository.repository.as_deref())?;
+    let _lock = repository.lock()?;
+    let first = !home.path("secrets").join(KEY).exists();
+    let made = Key::make(&home).await?;
+    let archive = Archive::open(&home, (&repository, &made), &postgres)?;
+    archive.attach()?;
+    // The streams first: every event in them is of a row that the base backup, or its log, leads to.
+    let set = Box::pin(repository.save(&home, &made, &address)).await?;
+    archive.back_up(if args.full { Kind::Full } else { Kind::Incremental }, args.keep).await?;
+    repository.note(&home)?;
+    let bases = archive.bases().await?;
+    let expired = repository.expire(&Sets { bases: bases.clone(), ..repository.sets()? })?;
+    let base = bases.last().context("pgBackRest has made a backup and does not know it")?;
+    let key = home.path("secrets").join(KEY);
+    let seconds = started.elapsed().as_secs_f64();
+    let json = json!({
+        "repository": repository.folder(), "key": key, "base": base, "streams": set, "expired": expired,
+        "restorableFrom": base.ended, "seconds": seconds,
+    });
+    let kind = if base.full { "every file" } else { "what changed" };
+    let mut text = format!(
+        "PostgreSQL  {} ({kind}, {})\n{}\nin          {} ({seconds:.1} s)\n\
+         The log is archived from now on: `flotilla restore --to TIME` leads to any moment since {}, but for the last minute.",
+        base.label,
+        size(base.bytes),
+        streams(&set),
+        repository.folder().display(),
+        clock(base.ended),
+    );
+    if first {
+        text += &format!(
+            "\nCopy {} to where secrets are kept: nothing opens a backup without it.\nNo other secret is in a backup either; \
+             `flotilla backups` names them.",
+            key.display()
+        );
+    }
+    say(context, &json, &text);
+    Ok(())
+}
+
+/// The server of the running stack.
+fn server(context: &Context, home: &StackDir) -> Result<Postgres, anyhow::Error> {
+    let status = context.stack_status()?;
+    let address = status.unit("postgres")?.address.clone();
+    let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+    let port = port.with_context(|| format!("{address} has no port"))?;
+    Postgres::of(home, "".as_ref(), port, true)
+}
+
+fn streams(set: &StreamSet) -> String {
+    let (messages, bytes) =
+        (set.streams.iter().map(|s| s.messages).sum::<u64>(), set.streams.iter().map(|s| s.bytes).sum());
+    format!("JetStream   {} ({} streams, {messages} messages, {})", set.label, set.streams.len(), size(bytes))
+}
+
+/// What there is, and which secrets it needs beside it.
+pub async fn list(context: &Context, args: &RepositoryArgs) -> Result<(), anyhow::Error> {
+    context.only_here("the folder of the backups")?;
+    let home = context.open_stack_dir()?;
+    let folder = args.repository.clone().or_else(|| Repository::noted(&home));
+    let folder = folder.context("there is no backup yet: `flotilla backup` makes one, or say --repository FOLDER")?;
+    ensure!(folder.is_dir(), "{} is no folder", folder.display());
+    let repository = Repository::open(&home, Some(&folder))?;
+    let (key, postgres) = (Key::of(&home).await?, Postgres::of(&home, "".as_ref(), 1, true)?);
+    let archive = Archive::open(&home, (&repository, &key), &postgres)?;
+    let sets = Sets { bases: archive.bases().await?, ..repository.sets()? };
+    if context.json {
+        let mut json = serde_json::to_value(&sets)?;
+        json["repository"] = json!(repository.folder());
+        json["restorableFrom"] = json!(sets.bases.first().map(|base| base.ended));
+        println!("{}", serde_json::to_string_pretty(&json)?);
+        return Ok(());
+    }
+    let row = |what: &str, label: &str, began: DateTime<Utc>, ended: DateTime<Utc>, bytes: u64| {
+        vec![what.to_owned(), label.to_owned(), clock(began), clock(ended), size(bytes)]
+    };
+    let mut rows = Vec::new();
+    for base in &sets.bases {
+        let what = if base.full { "PostgreSQL, every file" } else { "PostgreSQL, what changed" };
+        rows.push((base.ended, row(what, &base.label, base.began, base.ended, base.bytes)));
+    }
+    for set in &sets.streams {
+        let bytes = set.streams.iter().map(|stream| stream.bytes).sum();
+        rows.push((set.ended, row("JetStream", &set.label, set.began, set.ended, bytes)));
+    }
+    rows.sort_by_key(|(ended, _)| *ended);
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    println!("{}\n", repository.folder().display());
+    table::print(&["OF", "LABEL", "BEGAN", "ENDED", "SIZE"], &rows);
+    if let Some(base) = sets.bases.first() {
+        println!(
+            "\n`flotilla restore --to TIME` leads to any moment since {}, but for the last minute.",
+            clock(base.ended)
+        );
+    }
+    for undone in &sets.restores {
+        println!("What was done from {} to {} was undone by a restore.", clock(undone.to), clock(undone.at));
+    }
+    let named: Vec<String> = match sets.streams.last() {
+        Some(set) => set.secrets.clone(),
+        None => backup::secrets(&home)?,
+    };
+    println!("\nKept elsewhere, and in no backup: {}.", named.join(", "));
+    Ok(())
+}
+
+/// A moment, as `restore --to` takes it.
+pub fn clock(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1_000)),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

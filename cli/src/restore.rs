@@ -1,0 +1,189 @@
+//! `flotilla restore`: a stopped stack as it was at a moment, then the fleet on it, brought to that one time and checked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use chrono::TimeDelta;
+use clap::{Args, ValueEnum};
+use contracts::UserId;
+use devstack::backup::{Moment, Plan, Repository, Streams};
+use proto::ops::GetOutboxRequest;
+use serde_json::{Value, json};
+
+use crate::backup::{RepositoryArgs, clock};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::operator::ActArgs;
+use crate::processes::said;
+use crate::stack::{self, UpArgs};
+use crate::verify::{self, VerifyArgs};
+use crate::{api, audit, events, outbox, rebuild};
+
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// The moment: what was committed until then is there afterwards, and nothing later. RFC 3339, such as 2026-11-28T03:00:00Z, or
+    /// `latest` for all that was archived.
+    #[arg(long, value_name = "TIME", required_unless_present = "databases_are_back")]
+    to: Option<Moment>,
+    /// The databases are back already, by other means, and the services run: bring streams and index to their time, and check. Works
+    /// on a fleet that is elsewhere, with an operator's token.
+    #[arg(long, conflicts_with_all = ["to", "repository", "key", "streams", "user"])]
+    databases_are_back: bool,
+    #[command(flatten)]
+    repository: RepositoryArgs,
+    /// The key of the backups, where the stack's folder has none (any more).
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// What becomes of the streams: `keep` those that are there, from which what is later is taken out and saved; or put back those of
+    /// the `backup`. By default they are kept where there are any.
+    #[arg(long)]
+    streams: Option<KeepOrBackup>,
+    /// Who restores: written into the journals.
+    #[arg(long, required_unless_present = "databases_are_back")]
+    user: Option<UserId>,
+    #[command(flatten)]
+    act: ActArgs,
+    #[command(flatten)]
+    up: UpArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KeepOrBackup {
+    Keep,
+    Backup,
+}
+
+pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Error> {
+    let (Some(to), Some(user)) = (args.to, &args.user) else {
+        args.act.verify(context).await?;
+        let question = "Take out of the streams what the databases do not know, and rebuild the index?";
+        args.act.confirm(question)?;
+        return Box::pin(agree(context, &args.act, &json!({}))).await;
+    };
+    context.only_here("what `restore` puts back")?;
+    ensure!(!args.act.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
+    ensure!(!context.is_supervised(), "the fleet is running: `flotilla down` first");
+    let started = Instant::now();
+    let home = context.open_stack_dir()?;
+    let folder = args.repository.repository.clone().or_else(|| Repository::noted(&home));
+    let folder = folder.context("this folder knows of no backup: say --repository FOLDER")?;
+    ensure!(folder.is_dir(), "{} is no folder", folder.display());
+    let repository = Repository::open(&home, Some(&folder))?;
+    let _lock = repository.lock()?;
+    let keep = args.streams.map(|streams| streams == KeepOrBackup::Keep);
+    let json = context.json;
+    let say: devstack::Reporter = Arc::new(move |line| {
+        if !json {
+            println!("  {line}");
+        }
+    });
+    let plan = Box::pin(Plan::make(&home, (&repository, args.key.as_deref()), to, keep, &say)).await?;
+    args.act.confirm(&question(&plan, to))?;
+    let restored = Box::pin(plan.run()).await?;
+    drop(plan);
+    let stores = started.elapsed();
+    say(&format!(
+        "the stores are put back: files {:.1} s, log {:.1} s, streams {:.1} s",
+        restored.files_seconds, restored.log_seconds, restored.streams_seconds
+    ));
+    for data in &restored.aside {
+        say(&format!("what was there before is in {}: remove it when nobody misses anything", data.display()));
+    }
+    stack::bring_up(context, &args.up).await?;
+    // It has data.
+    std::fs::write(context.home.join(stack::DEMO_DONE), b"")?;
+    let up = started.elapsed().saturating_sub(stores);
+    let token = api::issuer(context)?.operator_token(user.as_str(), TimeDelta::hours(12))?;
+    let act = ActArgs { yes: true, ..args.act.clone() };
+    let done = json!({
+        "to": moment(to), "stores": restored, "storesSeconds": stores.as_secs_f64(), "upSeconds": up.as_secs_f64(),
+    });
+    Box::pin(agree(&context.acting_with(token), &act, &done)).await
+}
+
+/// Brings streams and index to the time of the databases, and checks; `done` is what was done before, for the audit.
+async fn agree(context: &Context, act: &ActArgs, done: &Value) -> Result<(), anyhow::Error> {
+    let (began, act, parts) = (Instant::now(), &ActArgs { yes: true, ..act.clone() }, &context.as_part());
+    let mut lost = Vec::new();
+    for service in fleet::producers() {
+        lost.extend(Box::pin(level(parts, service, act)).await?);
+    }
+    Box::pin(rebuild::search(parts, act)).await?;
+    audit::record(context, "restore", 1, done, &act.reason).await?;
+    let report = Box::pin(verify::check(context, &VerifyArgs::of_index(proto::ops::Which::Searched))).await;
+    let found = report.findings();
+    if context.json {
+        let mut answer = json!({
+            "lost": lost, "findings": found, "unchecked": report.unchecked, "agreedSeconds": began.elapsed().as_secs_f64(),
+        });
+        for (name, value) in done.as_object().into_iter().flatten() {
+            answer[name] = value.clone();
+        }
+        println!("{answer}");
+    } else {
+        verify::print(&report, began.elapsed());
+        for file in &lost {
+            println!("What was undone is in {}: re-enter what must not be lost.", file.display());
+        }
+    }
+    if found > 0 {
+        return Err(Exit::found("the stores do not agree: docs/runbooks/verify.md".to_owned()).into());
+    }
+    if !report.unchecked.is_empty() {
+        return Err(Exit::unchecked("not everything could be checked".to_owned()).into());
+    }
+    if !context.json {
+        println!("Streams and index are at the time of the databases, after {:.1} s.", began.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn moment(to: Moment) -> String {
+    match to {
+        Moment::Latest => "the end of the archive".to_owned(),
+        Moment::At(at) => at.to_rfc3339(),
+    }
+}
+
+fn question(plan: &Plan, to: Moment) -> String {
+    let streams = match &plan.streams {
+        Streams::Kept => "The streams stay; what they have beyond that is taken out and saved.".to_owned(),
+        Streams::Of(set) => format!("The streams are those of {}, and are filled from the outboxes.", clock(set.ended)),
+        Streams::Empty => "No backup of the streams is old enough: they are filled from the outboxes.".to_owned(),
+    };
+    format!(
+        "PostgreSQL goes back to {}, from its backup of {}. {streams} What is there now is moved aside. Do it?",
+        moment(to),
+        clock(plan.base.ended)
+    )
+}
+
+/// Waits until a stream has what its outbox has, and nothing else. What was published beyond a restored outbox is saved in a file
+/// and taken out.
+async fn level(context: &Context, service: &str, act: &ActArgs) -> Result<Option<PathBuf>, anyhow::Error> {
+    let mut port = outbox::open(context, service).await?;
+    let (_, mut stream) = events::open_of(context, service).await?;
+    let mut saved = None;
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tick.tick().await;
+        let overview = port.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
+        let stream = stream.info().await.context("asking for the stream")?;
+        // What was taken out at its end left its number.
+        let of_this = overview.accepted_stream_created_at.as_ref().and_then(proto::time) == Some(stream.created);
+        let accepted = overview.accepted_stream_seq.filter(|_| of_this).unwrap_or_default();
+        let known = overview.stream_seq.max(accepted).cast_unsigned();
+        if overview.halted.is_some() {
+            ensure!(saved.is_none(), "the relay of {service} has halted again: docs/runbooks/outbox.md#halted");
+            // Of a fleet that is elsewhere, where the command runs.
+            let folder = if context.is_elsewhere() { PathBuf::new() } else { context.home.clone() };
+            let export = folder.join(format!("undone-{service}-{}.jsonl", uuid::Uuid::new_v4()));
+            outbox::accept(context, &mut port, service, &export, act).await?;
+            saved = Some(export);
+        } else if overview.stored_seq >= overview.unparked_seq && known == stream.state.last_sequence {
+            return Ok(saved);
+        }
+    }
+}
