@@ -109,7 +109,7 @@ for name in "$@"; do
       for path in "${!share[@]}"; do [ -d "${share[path]}" ] || unset "share[path]"; done
       taken "$part" "$(readlink -f "$(command -v dash)")" /usr/bin/{mkdir,mv,rm} "$(dirname "$postgres")" "${share[@]}"
       # And what backs it up, where this machine has that.
-      pgbackrest=$(command -v pgbackrest) && taken "$part" "$(readlink -f "$pgbackrest")" || echo "images: without pgbackrest, nothing backs this PostgreSQL up" >&2
+      if pgbackrest=$(command -v pgbackrest); then taken "$part" "$(readlink -f "$pgbackrest")"; else echo "images: without pgbackrest, nothing backs this PostgreSQL up" >&2; fi
       rm -rf "$part$(dirname "$postgres")"/lib/{bitcode,llvmjit.so} "$part"/usr/lib/*/libLLVM*
       mkdir -p "$part/bin" && ln -s "$(readlink -f "$(command -v dash)")" "$part/bin/sh"
       put "$container" "$part" /
@@ -133,7 +133,7 @@ for name in "$@"; do
       if [ "$name" = flotilla ]; then
         # It backs streams up by them.
         for tool in age age-keygen; do
-          path=$(command -v $tool) && put "$container" "$(readlink -f "$path")" /usr/bin/$tool || echo "images: without $tool, flotilla backs no stream up" >&2
+          if path=$(command -v $tool); then put "$container" "$(readlink -f "$path")" /usr/bin/$tool; else echo "images: without $tool, flotilla backs no stream up" >&2; fi
         done
       fi
       rm "$work/$name"

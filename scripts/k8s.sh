@@ -104,27 +104,40 @@ gone() { # selector
   [ -z "$pods" ] || in_fleet wait --for=delete $pods --timeout=120s >/dev/null
 }
 
+# Files that a command leaves where it runs.
+in_state() { (cd "$state" && "$@"); }
+
 # PostgreSQL back to a moment, while nobody writes; then streams and index to the same time.
 restore() { # time
-  local job="restore-$(date +%s)" release
+  local job="restore-$(date +%s)" release to at done="" seconds=0
   release=$(last)
   [[ $1 =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$ ]] || fail "say a time as 2026-11-28T03:00:00Z"
+  # A moment that was undone is on no path from here.
+  while read -r to at; do
+    [[ ! ($to < $1 && $1 < $at) ]] || fail "$1 was undone by the restore of $at, which went back to $to"
+  done < <(cat "$state/restores" 2>/dev/null)
   in_fleet create configmap restore --from-literal=to="$(sed 's/T/ /; s/Z$/+00/' <<<"$1")" --dry-run=client --output yaml | kubectl apply --server-side --filename - >/dev/null
+  trap 'echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2' EXIT
   in_fleet scale deployment --all --replicas=0 >/dev/null
   gone "app.kubernetes.io/name in ($(IFS=,; echo "${services[*]}"))"
   # It archives the last of its log as it stops.
   in_fleet scale statefulset/postgres --replicas=0 >/dev/null
   gone app.kubernetes.io/name=postgres
   in_fleet create job "$job" --from=cronjob/restore-postgres >/dev/null
-  in_fleet wait --for=jsonpath='{.status.conditions[*].status}'=True "job/$job" --timeout=600s >/dev/null || true
-  if [ "$(in_fleet get job "$job" --output 'jsonpath={.status.succeeded}')" != 1 ]; then
-    in_fleet logs "job/$job" --tail 5 >&2 || true
-    echo "k8s: nothing was restored; PostgreSQL starts with what it had" >&2
-  fi
+  until [ -n "$done" ] || [ "$seconds" -gt 3300 ]; do
+    done=$(in_fleet get job "$job" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}')
+    seconds=$((seconds + 1))
+    sleep 1
+  done
+  if [[ $done == *Complete* ]]; then echo "$1 $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$state/restores"; else in_fleet logs "job/$job" --tail 5 >&2 || true; fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
   roll "$release"
+  trap - EXIT
+  [[ $done == *Complete* ]] || fail "nothing was restored: the fleet is as it was"
   FLOTILLA_OPERATOR_TOKEN=$("$flotilla" --home "$home" token --operator --user "${USER:-operator}") \
-    "$flotilla" --profile k8s restore --databases-are-back --reason "back to $1" --yes
+    in_state "$PWD/$flotilla" --profile k8s restore follow --reason "back to $1" --yes
+  # From what was undone nothing is restored any more.
+  in_fleet create job "$job-backup" --from=cronjob/backup-postgres-full >/dev/null
 }
 
 address() { in_fleet get service "$1" --output "jsonpath={.spec.clusterIP}:$2"; } # service, port

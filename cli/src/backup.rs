@@ -23,6 +23,25 @@ pub struct RepositoryArgs {
     pub repository: Option<PathBuf>,
 }
 
+impl RepositoryArgs {
+    /// The repository of earlier backups.
+    pub fn of(&self, home: &StackDir) -> Result<Repository, anyhow::Error> {
+        let Some(folder) = &self.repository else { return Repository::of(home) };
+        ensure!(folder.is_dir(), "{} is no folder", folder.display());
+        backup::installed()?;
+        Repository::at(folder)
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BackupsArgs {
+    #[command(flatten)]
+    repository: RepositoryArgs,
+    /// The key of the backups; by default the folder's.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BackupArgs {
@@ -31,9 +50,13 @@ pub struct BackupArgs {
     /// Copy every file of PostgreSQL, and not only what changed since the last backup.
     #[arg(long)]
     full: bool,
-    /// How many full backups to keep, with what is based on them and the log since; older ones are removed.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
-    keep: u8,
+    /// How many full backups to keep, with what is based on them and the log since; older ones are removed. By default as many as the
+    /// last time, and 2 at first.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    keep: Option<u8>,
+    /// Begin another repository in --repository; that of the earlier backups stays as it is.
+    #[arg(long, requires = "repository")]
+    anew: bool,
     #[command(subcommand)]
     command: Option<BackupCommand>,
 }
@@ -60,10 +83,7 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
         let folder = args.repository.repository.as_ref().context("say where to: --repository FOLDER")?;
         let repository = Repository::at(folder)?;
         let _lock = repository.lock()?;
-        let key = match key {
-            Some(file) => Key::read(file).await?,
-            None => Key::of(&home).await?,
-        };
+        let key = Key::given(&home, key.as_deref()).await?;
         let set = Box::pin(repository.save(&home, &key, nats)).await?;
         let expired = repository.keep(usize::from(*keep))?;
         say(context, &json!({"streams": set, "expired": expired}), &streams(&set));
@@ -73,24 +93,35 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
     let (home, started) = (context.open_stack_dir()?, Instant::now());
     let address = context.nats()?;
     let postgres = server(context, &home)?;
-    let repository = Repository::open(&home, args.repository.repository.as_deref())?;
+    let timeline = postgres.timeline().await?;
+    let repository = Repository::make(&home, args.repository.repository.as_deref(), args.anew, timeline)?;
     let _lock = repository.lock()?;
-    let first = !home.path("secrets").join(KEY).exists();
-    let made = Key::make(&home).await?;
-    let archive = Archive::open(&home, (&repository, &made), &postgres)?;
+    ensure!(
+        repository.timeline()? == timeline,
+        "the server is not the one that was restored last, but of before, or of another restore: begin another repository \
+         (--anew --repository FOLDER)"
+    );
+    let keep = Repository::full_backups(&home, args.keep)?;
+    let sets = repository.sets()?;
+    let first = sets.streams.is_empty();
+    // Another key would open nothing of what is there.
+    let key = if first { Key::make(&home).await? } else { Key::of(&home).await? };
+    let archive = Archive::open(&home, (&repository, &key), &postgres)?;
+    archive.prepare().await?;
     archive.attach()?;
+    let keep = Sets { bases: archive.bases().await?, ..sets }.retention(keep, args.full);
     // The streams first: every event in them is of a row that the base backup, or its log, leads to.
-    let set = Box::pin(repository.save(&home, &made, &address)).await?;
-    archive.back_up(if args.full { Kind::Full } else { Kind::Incremental }, args.keep).await?;
-    repository.note(&home)?;
+    let set = Box::pin(repository.save(&home, &key, &address)).await?;
+    archive.back_up(if args.full { Kind::Full } else { Kind::Incremental }, keep).await?;
     let bases = archive.bases().await?;
-    let expired = repository.expire(&Sets { bases: bases.clone(), ..repository.sets()? })?;
-    let base = bases.last().context("pgBackRest has made a backup and does not know it")?;
+    let sets = Sets { bases, ..repository.sets()? };
+    let (expired, since) = (repository.expire(&sets)?, sets.since());
+    let base = sets.bases.last().context("pgBackRest has made a backup and does not know it")?;
     let key = home.path("secrets").join(KEY);
     let seconds = started.elapsed().as_secs_f64();
     let json = json!({
         "repository": repository.folder(), "key": key, "base": base, "streams": set, "expired": expired,
-        "restorableFrom": base.ended, "seconds": seconds,
+        "restorableFrom": since, "seconds": seconds,
     });
     let kind = if base.full { "every file" } else { "what changed" };
     let mut text = format!(
@@ -100,7 +131,7 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
         size(base.bytes),
         streams(&set),
         repository.folder().display(),
-        clock(base.ended),
+        clock(since.unwrap_or(base.ended)),
     );
     if first {
         text += &format!(
@@ -129,20 +160,17 @@ fn streams(set: &StreamSet) -> String {
 }
 
 /// What there is, and which secrets it needs beside it.
-pub async fn list(context: &Context, args: &RepositoryArgs) -> Result<(), anyhow::Error> {
+pub async fn list(context: &Context, args: &BackupsArgs) -> Result<(), anyhow::Error> {
     context.only_here("the folder of the backups")?;
     let home = context.open_stack_dir()?;
-    let folder = args.repository.clone().or_else(|| Repository::noted(&home));
-    let folder = folder.context("there is no backup yet: `flotilla backup` makes one, or say --repository FOLDER")?;
-    ensure!(folder.is_dir(), "{} is no folder", folder.display());
-    let repository = Repository::open(&home, Some(&folder))?;
-    let (key, postgres) = (Key::of(&home).await?, Postgres::of(&home, "".as_ref(), 1, true)?);
+    let repository = args.repository.of(&home)?;
+    let (key, postgres) = (Key::given(&home, args.key.as_deref()).await?, Postgres::of(&home, "".as_ref(), 1, true)?);
     let archive = Archive::open(&home, (&repository, &key), &postgres)?;
     let sets = Sets { bases: archive.bases().await?, ..repository.sets()? };
     if context.json {
         let mut json = serde_json::to_value(&sets)?;
         json["repository"] = json!(repository.folder());
-        json["restorableFrom"] = json!(sets.bases.first().map(|base| base.ended));
+        json["restorableFrom"] = json!(sets.since());
         println!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(());
     }

@@ -81,7 +81,7 @@ enum Command {
     /// Back up the stores of the running fleet into a folder, encrypted; from then on the log of PostgreSQL is archived there.
     Backup(backup::BackupArgs),
     /// List the backups, the moments that they lead to, and the secrets that they do not hold.
-    Backups(backup::RepositoryArgs),
+    Backups(backup::BackupsArgs),
     /// Bring the stopped fleet back to a moment: PostgreSQL from its backup and log, the streams and the index to the same time,
     /// then check.
     Restore(Box<restore::RestoreArgs>),

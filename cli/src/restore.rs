@@ -1,14 +1,15 @@
 //! `flotilla restore`: a stopped stack as it was at a moment, then the fleet on it, brought to that one time and checked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use chrono::TimeDelta;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use contracts::UserId;
-use devstack::backup::{Moment, Plan, Repository, Streams};
+use devstack::StackDir;
+use devstack::backup::{Key, Moment, Plan, Repository, Streams};
 use proto::ops::GetOutboxRequest;
 use serde_json::{Value, json};
 
@@ -16,21 +17,24 @@ use crate::backup::{RepositoryArgs, clock};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::operator::ActArgs;
+use crate::outbox::say;
 use crate::processes::said;
 use crate::stack::{self, UpArgs};
 use crate::verify::{self, VerifyArgs};
 use crate::{api, audit, events, outbox, rebuild};
 
+/// For how long a relay may publish nothing that is to be published.
+const STANDS_STILL: Duration = Duration::from_secs(120);
+
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct RestoreArgs {
+    #[command(subcommand)]
+    command: Option<RestoreCommand>,
     /// The moment: what was committed until then is there afterwards, and nothing later. RFC 3339, such as 2026-11-28T03:00:00Z, or
     /// `latest` for all that was archived.
-    #[arg(long, value_name = "TIME", required_unless_present = "databases_are_back")]
+    #[arg(long, value_name = "TIME", required = true)]
     to: Option<Moment>,
-    /// The databases are back already, by other means, and the services run: bring streams and index to their time, and check. Works
-    /// on a fleet that is elsewhere, with an operator's token.
-    #[arg(long, conflicts_with_all = ["to", "repository", "key", "streams", "user"])]
-    databases_are_back: bool,
     #[command(flatten)]
     repository: RepositoryArgs,
     /// The key of the backups, where the stack's folder has none (any more).
@@ -40,13 +44,40 @@ pub struct RestoreArgs {
     /// the `backup`. By default they are kept where there are any.
     #[arg(long)]
     streams: Option<KeepOrBackup>,
+    /// Go on with the repository of a fleet that is gone: the log is archived there, and its next backup is this fleet's. Without it a
+    /// fleet restored from another's repository is a trial, and that repository stays as it is.
+    #[arg(long)]
+    take_over: bool,
     /// Who restores: written into the journals.
-    #[arg(long, required_unless_present = "databases_are_back")]
+    #[arg(long, required = true)]
     user: Option<UserId>,
     #[command(flatten)]
     act: ActArgs,
     #[command(flatten)]
     up: UpArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum RestoreCommand {
+    /// Bring streams and index to the time of databases that are back already, by other means, and check. The services run. Works on
+    /// a fleet that is elsewhere, with an operator's token.
+    Follow {
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Give servers of NATS that have no streams those of a backup, with their durable consumers: with the logins of the administration
+    /// in the folder.
+    Streams {
+        /// Where NATS is.
+        #[arg(long, value_name = "URL")]
+        nats: String,
+        /// The moment: of the sets that had ended by then, the newest. `latest` is the newest of all.
+        #[arg(long, value_name = "TIME")]
+        to: Moment,
+        /// The key of the backups; by default the folder's.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,22 +87,26 @@ enum KeepOrBackup {
 }
 
 pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Error> {
-    let (Some(to), Some(user)) = (args.to, &args.user) else {
-        args.act.verify(context).await?;
-        let question = "Take out of the streams what the databases do not know, and rebuild the index?";
-        args.act.confirm(question)?;
-        return Box::pin(agree(context, &args.act, &json!({}))).await;
-    };
+    match &args.command {
+        Some(RestoreCommand::Streams { nats, to, key }) => {
+            return Box::pin(streams(context, args, (nats, *to), key.as_deref())).await;
+        }
+        Some(RestoreCommand::Follow { act }) => {
+            act.verify(context).await?;
+            act.confirm("Take out of the streams what the databases do not know, and rebuild the index?")?;
+            return Box::pin(agree(context, act, &json!({}))).await;
+        }
+        None => {}
+    }
+    let (Some(to), Some(user)) = (args.to, &args.user) else { bail!("say --to TIME and --user YOU") };
     context.only_here("what `restore` puts back")?;
     ensure!(!args.act.reason.trim().is_empty(), "--reason must say why: it is what the journal is read for");
     ensure!(!context.is_supervised(), "the fleet is running: `flotilla down` first");
     let started = Instant::now();
     let home = context.open_stack_dir()?;
-    let folder = args.repository.repository.clone().or_else(|| Repository::noted(&home));
-    let folder = folder.context("this folder knows of no backup: say --repository FOLDER")?;
-    ensure!(folder.is_dir(), "{} is no folder", folder.display());
-    let repository = Repository::open(&home, Some(&folder))?;
-    let _lock = repository.lock()?;
+    let repository = args.repository.of(&home)?;
+    let goes_on = args.take_over || repository.is_of(&home)?;
+    let _lock = goes_on.then(|| repository.lock()).transpose()?;
     let keep = args.streams.map(|streams| streams == KeepOrBackup::Keep);
     let json = context.json;
     let say: devstack::Reporter = Arc::new(move |line| {
@@ -79,21 +114,24 @@ pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Er
             println!("  {line}");
         }
     });
-    let plan = Box::pin(Plan::make(&home, (&repository, args.key.as_deref()), to, keep, &say)).await?;
-    args.act.confirm(&question(&plan, to))?;
+    let plan = Box::pin(Plan::make(&home, (&repository, args.key.as_deref()), to, (goes_on, keep), &say)).await?;
+    args.act.confirm(&question(&plan, to, goes_on))?;
     let restored = Box::pin(plan.run()).await?;
     drop(plan);
     let stores = started.elapsed();
     say(&format!(
-        "the stores are put back: files {:.1} s, log {:.1} s, streams {:.1} s",
-        restored.files_seconds, restored.log_seconds, restored.streams_seconds
+        "the stores are put back: PostgreSQL {:.1} s, streams {:.1} s; the newest change is of {}",
+        restored.database_seconds,
+        restored.streams_seconds,
+        restored.newest.as_deref().unwrap_or("the backup")
     ));
     for data in &restored.aside {
         say(&format!("what was there before is in {}: remove it when nobody misses anything", data.display()));
     }
-    stack::bring_up(context, &args.up).await?;
-    // It has data.
+    // There is data, whoever starts the fleet.
     std::fs::write(context.home.join(stack::DEMO_DONE), b"")?;
+    let starting = stack::bring_up(context, &args.up).await;
+    starting.context("the stores are back: start the fleet (`flotilla up`), then run `flotilla restore follow`")?;
     let up = started.elapsed().saturating_sub(stores);
     let token = api::issuer(context)?.operator_token(user.as_str(), TimeDelta::hours(12))?;
     let act = ActArgs { yes: true, ..args.act.clone() };
@@ -101,6 +139,26 @@ pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Er
         "to": moment(to), "stores": restored, "storesSeconds": stores.as_secs_f64(), "upSeconds": up.as_secs_f64(),
     });
     Box::pin(agree(&context.acting_with(token), &act, &done)).await
+}
+
+/// Puts the streams of a set back, and nothing else.
+async fn streams(
+    context: &Context,
+    args: &RestoreArgs,
+    (nats, to): (&str, Moment),
+    key: Option<&Path>,
+) -> Result<(), anyhow::Error> {
+    let home = StackDir::given(&context.home);
+    let folder = args.repository.repository.as_ref().context("say from where: --repository FOLDER")?;
+    let repository = Repository::at(folder)?;
+    let key = Key::given(&home, key).await?;
+    let sets = repository.sets()?;
+    let set = sets.streams(to.time()).context("no backup of the streams is old enough")?;
+    repository.load(&home, &key, nats, set).await?;
+    let text =
+        format!("The streams of {} are back: run `flotilla provision` before the services start.", clock(set.ended));
+    say(context, &json!({"streams": set}), &text);
+    Ok(())
 }
 
 /// Brings streams and index to the time of the databases, and checks; `done` is what was done before, for the audit.
@@ -147,43 +205,59 @@ fn moment(to: Moment) -> String {
     }
 }
 
-fn question(plan: &Plan, to: Moment) -> String {
+fn question(plan: &Plan, to: Moment, goes_on: bool) -> String {
     let streams = match &plan.streams {
         Streams::Kept => "The streams stay; what they have beyond that is taken out and saved.".to_owned(),
         Streams::Of(set) => format!("The streams are those of {}, and are filled from the outboxes.", clock(set.ended)),
         Streams::Empty => "No backup of the streams is old enough: they are filled from the outboxes.".to_owned(),
     };
     format!(
-        "PostgreSQL goes back to {}, from its backup of {}. {streams} What is there now is moved aside. Do it?",
+        "PostgreSQL goes back to {}, from its backup of {}. {streams} What is there now is moved aside. {} Do it?",
         moment(to),
-        clock(plan.base.ended)
+        clock(plan.base.ended),
+        if goes_on {
+            "The repository goes on with this fleet."
+        } else {
+            "It is a trial: the repository stays as it is."
+        }
     )
 }
 
-/// Waits until a stream has what its outbox has, and nothing else. What was published beyond a restored outbox is saved in a file
-/// and taken out.
+/// Waits until a stream has what its outbox had when this began, and nothing that the outbox does not know. What was published
+/// beyond a restored outbox is saved in a file and taken out.
 async fn level(context: &Context, service: &str, act: &ActArgs) -> Result<Option<PathBuf>, anyhow::Error> {
     let mut port = outbox::open(context, service).await?;
     let (_, mut stream) = events::open_of(context, service).await?;
-    let mut saved = None;
+    let (mut saved, mut marks, mut seen) = (None, None, (0, 0, Instant::now()));
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tick.tick().await;
         let overview = port.get_outbox(GetOutboxRequest {}).await.map_err(said)?.into_inner();
         let stream = stream.info().await.context("asking for the stream")?;
+        let last = stream.state.last_sequence;
         // What was taken out at its end left its number.
         let of_this = overview.accepted_stream_created_at.as_ref().and_then(proto::time) == Some(stream.created);
         let accepted = overview.accepted_stream_seq.filter(|_| of_this).unwrap_or_default();
         let known = overview.stream_seq.max(accepted).cast_unsigned();
+        let (rows, messages) = *marks.get_or_insert((overview.unparked_seq, last));
         if overview.halted.is_some() {
             ensure!(saved.is_none(), "the relay of {service} has halted again: docs/runbooks/outbox.md#halted");
             // Of a fleet that is elsewhere, where the command runs.
-            let folder = if context.is_elsewhere() { PathBuf::new() } else { context.home.clone() };
+            let folder = if context.is_elsewhere() { std::env::current_dir()? } else { context.home.clone() };
             let export = folder.join(format!("undone-{service}-{}.jsonl", uuid::Uuid::new_v4()));
             outbox::accept(context, &mut port, service, &export, act).await?;
             saved = Some(export);
-        } else if overview.stored_seq >= overview.unparked_seq && known == stream.state.last_sequence {
+        // A relay that has not looked yet knows of more than an older stream has, or of less than a newer one.
+        } else if overview.stored_seq >= rows && (messages..=last).contains(&known) {
             return Ok(saved);
         }
+        if (known, last) != (seen.0, seen.1) {
+            seen = (known, last, Instant::now());
+        }
+        ensure!(
+            seen.2.elapsed() < STANDS_STILL,
+            "the outbox of {service} stands still at row {}: docs/runbooks/outbox.md#backlog; then `flotilla restore follow`",
+            overview.stored_seq
+        );
     }
 }

@@ -63,13 +63,33 @@ impl Nats {
     pub fn prepare(
         home: &StackDir,
         program: &Path,
+        ports: (u16, u16),
+        accounts: Layout,
+    ) -> Result<Self, anyhow::Error> {
+        Self::prepare_at(home, program, ports, accounts, Self::store(home))
+    }
+
+    /// Where the streams of a stack are.
+    #[must_use]
+    pub fn store(home: &StackDir) -> PathBuf {
+        home.path("data/nats")
+    }
+
+    /// The same, with its streams elsewhere.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn prepare_at(
+        home: &StackDir,
+        program: &Path,
         (port, monitor): (u16, u16),
         accounts: Layout,
+        store: PathBuf,
     ) -> Result<Self, anyhow::Error> {
         let server = Self {
             port,
             monitor,
-            store: home.path("data/nats"),
+            store,
             program: program.to_owned(),
             config: home.path("conf/nats.conf"),
             log: home.log("nats"),

@@ -1,8 +1,9 @@
 //! A PostgreSQL cluster with its own port and data, never the system's.
 
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
@@ -11,13 +12,15 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::process::{Program, Ready, STOP_WITHIN, tail};
+use crate::process::{Program, Ready, tail};
 use crate::stack_dir::{self, StackDir};
 
 /// The file, beside the data, by which the server archives its log: pgBackRest's configuration.
 pub const CONF: &str = "pgbackrest.conf";
 /// What pgBackRest calls the cluster.
 pub const STANZA: &str = "fleet";
+/// What the name of a folder ends with in which a store is made by a restore.
+pub const RESTORING: &str = "restoring";
 /// The superuser of the cluster.
 pub const SUPERUSER: &str = "flotilla";
 
@@ -62,6 +65,13 @@ impl Postgres {
     pub async fn prepare(home: &StackDir, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
         let cluster = Self::of(home, bin, port, durable)?;
         if !cluster.data.join("PG_VERSION").exists() {
+            // Or an empty one would take the place of what was to be restored.
+            let half = cluster.data.with_extension(RESTORING);
+            anyhow::ensure!(
+                !half.exists(),
+                "a restore was cut off: run it again, or remove {} to begin empty",
+                half.display()
+            );
             cluster.initdb().await?;
         }
         Ok(cluster)
@@ -111,12 +121,8 @@ impl Postgres {
         Self { port, ..self.clone() }
     }
 
-    /// The program to run.
-    ///
-    /// # Errors
-    /// There is no user to run it as.
-    pub fn program(&self) -> Result<Program, anyhow::Error> {
-        let mut settings = vec![
+    fn settings(&self) -> Vec<String> {
+        vec![
             format!("port={}", self.port),
             "listen_addresses=127.0.0.1".to_owned(),
             "unix_socket_directories=".to_owned(),
@@ -124,7 +130,15 @@ impl Postgres {
             "shared_buffers=256MB".to_owned(),
             "timezone=UTC".to_owned(),
             "log_min_messages=warning".to_owned(),
-        ];
+        ]
+    }
+
+    /// The program to run.
+    ///
+    /// # Errors
+    /// There is no user to run it as.
+    pub fn program(&self) -> Result<Program, anyhow::Error> {
+        let mut settings = self.settings();
         if self.durable {
             // Nothing is archived until a backup was asked for; from then on no segment of the log is removed before it is, and a
             // write is archived after a minute at the latest.
@@ -155,61 +169,87 @@ impl Postgres {
         })
     }
 
-    /// Replays the log of files that were put back, up to the moment that they name, and gives the superuser the password of this
-    /// stack: the backup may be older than it. Returns the timeline that begins.
-    ///
-    /// # Errors
-    /// The server ends before that moment: the error shows its log.
-    pub async fn recover(&self) -> Result<u32, anyhow::Error> {
-        let mut program = self.program()?;
-        // It keeps its new log to itself until it is started for good: another attempt would find a timeline on which nothing is.
-        program.args.extend(["-c", "archive_command="].map(ToOwned::to_owned));
-        let mut child = program.spawn()?;
-        let mut tick = tokio::time::interval(Duration::from_millis(100));
-        // However long: there may be days of it.
-        let timeline = loop {
-            if let Some(timeline) = self.recovered().await? {
-                break timeline;
-            }
-            tokio::select! {
-                _ = tick.tick() => {}
-                ended = child.wait() => {
-                    bail!("it ended ({}). Its log {} ends with:\n{}", ended?, self.log.display(), tail(&self.log, 8));
-                }
-            }
-        };
-        program.stop(&mut child, STOP_WITHIN).await.context("PostgreSQL did not stop")?;
-        let mut single = stack_dir::as_unprivileged(&self.bin.join("postgres"))?;
-        // Where nothing is archived, the log that waits to be archived is removed.
-        single.args(["--single", "-j", "-c", "archive_mode=on", "-D"]).arg(&self.data).arg("postgres");
-        let mut single = single.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        if let Some(mut input) = single.stdin.take() {
-            input.write_all(format!("alter role {SUPERUSER} password '{}';\n\n", self.password).as_bytes()).await?;
-        }
-        let output = single.wait_with_output().await.context("giving the superuser its password")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(
-            output.status.success() && !said.contains("ERROR"),
-            "the superuser's password: {}",
-            said.trim()
-        );
-        Ok(timeline)
+    /// The same cluster with its data elsewhere.
+    #[must_use]
+    pub fn at(&self, data: PathBuf) -> Self {
+        Self { data, ..self.clone() }
     }
 
-    /// The timeline on which the server takes writes, once the moment was reached. It needs no login, which the files may not know.
-    async fn recovered(&self) -> Result<Option<u32>, anyhow::Error> {
-        if self.data.join("recovery.signal").exists() {
-            return Ok(None);
+    /// Replays the log of files that were put back, up to the moment that they name, and gives the superuser the password of this
+    /// stack: the backup may be older than it.
+    ///
+    /// # Errors
+    /// The log ends before that moment, or the files are damaged: the error shows what the server said.
+    pub async fn recover(&self) -> Result<Recovered, anyhow::Error> {
+        let mut log = OpenOptions::new().create(true).append(true).read(true).open(&self.log)?;
+        let begins = log.metadata()?.len();
+        // In single-user mode: nobody else reaches it, and it ends by itself. It keeps its new log to itself, or another attempt
+        // would find a timeline on which nothing is; where nothing is archived at all, it would remove what waits for that.
+        let mut single = stack_dir::as_unprivileged(&self.bin.join("postgres"))?;
+        single.args(["--single", "-j", "-D"]).arg(&self.data);
+        let mut settings = self.settings();
+        // How far it came is read from its log.
+        settings.extend(["archive_mode=on", "archive_command=", "log_min_messages=log"].map(ToOwned::to_owned));
+        single.args(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        single.arg("postgres").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log.try_clone()?).kill_on_drop(true);
+        let mut single = single.spawn().context("starting PostgreSQL")?;
+        if let Some(mut input) = single.stdin.take() {
+            let statement = format!("alter role {SUPERUSER} password '{}';\n\n", self.password);
+            // One that has ended says why.
+            input.write_all(statement.as_bytes()).await.ok();
+        }
+        let status = single.wait().await?;
+        log.seek(SeekFrom::Start(begins))?;
+        let (mut refused, mut newest, mut end) = (false, None, None);
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            refused = refused || line.contains("ERROR:");
+            let after = |words| line.split_once(words).map(|(_, text)| text.to_owned());
+            newest = after("last completed transaction was at log time ").or(newest);
+            end = after("redo done at ").or(end);
+        }
+        if !status.success() || refused {
+            bail!("it ended ({status}). Its log {} ends with:\n{}", self.log.display(), tail(&self.log, 8));
         }
         let mut control = stack_dir::as_unprivileged(&self.bin.join("pg_controldata"))?;
         let output = control.arg("-D").arg(&self.data).env("LC_ALL", "C").output().await.context("pg_controldata")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let says = |what: &str| text.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
-        if says("Database cluster state:") != Some("in production") {
-            return Ok(None);
-        }
-        let timeline = says("Latest checkpoint's TimeLineID:").and_then(|number| number.parse().ok());
-        timeline.context("pg_controldata names no timeline").map(Some)
+        let says = |what: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+            line.map(str::trim).with_context(|| format!("pg_controldata names no {what}"))
+        };
+        // Where it goes on is further: it has begun a segment, and ended that too.
+        let end = end.context("PostgreSQL does not say how far it has replayed its log")?;
+        let (high, low) = end.split(' ').next().and_then(|end| end.split_once('/')).context("a place in the log")?;
+        let place = u64::from_str_radix(high, 16)? << 32 | u64::from_str_radix(low, 16)?;
+        Ok(Recovered {
+            timeline: says("Latest checkpoint's TimeLineID")?.parse()?,
+            segment: place / says("Bytes per WAL segment")?.parse::<u64>()?,
+            newest,
+        })
+    }
+
+    /// The timeline of its log, while it runs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn timeline(&self) -> Result<u32, anyhow::Error> {
+        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await.context("PostgreSQL")?;
+        let timeline: i32 =
+            sqlx::query_scalar("select timeline_id from pg_control_checkpoint()").fetch_one(&mut connection).await?;
+        Ok(timeline.cast_unsigned())
+    }
+
+    /// How the archiving of its log goes, in words, while it runs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn archiver(&self) -> Result<String, anyhow::Error> {
+        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await.context("PostgreSQL")?;
+        let says = "select case when last_failed_time > coalesce(last_archived_time, '-infinity') \
+                    then format('THE LOG CANNOT BE ARCHIVED since %s: see the log of PostgreSQL', last_failed_time) \
+                    else format('The log was archived last at %s.', coalesce(last_archived_time::text, 'no time yet')) end \
+                    from pg_stat_archiver";
+        Ok(sqlx::query_scalar(says).fetch_one(&mut connection).await?)
     }
 
     /// The login of the superuser.
@@ -243,6 +283,16 @@ impl Postgres {
     pub async fn provision(&self, service: &str, passwords: &Roles, database: &str) -> Result<(), anyhow::Error> {
         provision(&self.superuser_url("postgres").parse()?, service, passwords, database).await
     }
+}
+
+/// How far a log was replayed.
+pub struct Recovered {
+    /// The timeline that begins.
+    pub timeline: u32,
+    /// The number of the segment that was replayed last.
+    pub segment: u64,
+    /// When the newest change was committed, as the server says it; None where the log held none.
+    pub newest: Option<String>,
 }
 
 /// The login of a role at `host`, which is a name or an address with a port.

@@ -104,15 +104,20 @@ impl Program {
                     tick.tick().await;
                 }
             };
-            tokio::time::timeout(READY_WITHIN, ready).await.with_context(|| format!("{} is not ready", self.name))?;
+            let ready = tokio::time::timeout(READY_WITHIN, ready).await;
+            ready.map_err(|_| self.failed("is not ready"))?;
             work.await
         };
         let done = tokio::select! {
             done = work => done,
-            ended = child.wait() => Err(anyhow!("{} has ended ({})", self.name, ended?)),
+            ended = child.wait() => Err(self.failed(&format!("has ended ({})", ended?))),
         };
         self.stop(&mut child, STOP_WITHIN).await;
-        done.with_context(|| format!("its log {} ends with:\n{}", self.log.display(), tail(&self.log, 8)))
+        done
+    }
+
+    fn failed(&self, how: &str) -> anyhow::Error {
+        anyhow!("{} {how}. Its log {} ends with:\n{}", self.name, self.log.display(), tail(&self.log, 8))
     }
 
     /// Whether it is ready now.

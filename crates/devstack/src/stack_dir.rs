@@ -160,7 +160,7 @@ impl StackDir {
     }
 }
 
-fn random_hex(bytes: usize) -> Result<String, anyhow::Error> {
+pub(crate) fn random_hex(bytes: usize) -> Result<String, anyhow::Error> {
     let mut drawn = vec![0_u8; bytes];
     rand::fill(&mut drawn)?;
     Ok(drawn.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -172,6 +172,15 @@ pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Er
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
     file.write_all(content)?;
     fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The same, and it is on the disk before anything relies on it.
+pub(crate) fn sync_file(path: &Path, content: &[u8]) -> Result<(), anyhow::Error> {
+    write_secret(path, content)?;
+    let folder = path.parent().unwrap_or(path);
+    let synced =
+        fs::File::open(path).and_then(|file| file.sync_all()).and_then(|()| fs::File::open(folder)?.sync_all());
+    synced.with_context(|| format!("writing {}", path.display()))
 }
 
 /// The folder that all clones of this user share.
@@ -209,6 +218,8 @@ pub fn unprivileged() -> Result<Option<User>, anyhow::Error> {
 /// Root, and no unprivileged user to become.
 pub fn as_unprivileged(program: &Path) -> Result<Command, anyhow::Error> {
     let mut command = Command::new("setpriv");
+    // It does not outlive who waits for it.
+    command.args(["--pdeathsig", "TERM"]);
     if let Some(user) = unprivileged()? {
         command.args(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string(), "--clear-groups"]);
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use devstack::StackDir;
@@ -12,6 +13,7 @@ use e2e::{Caller, flotilla};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::{unique, until};
 use tokio::process::{ChildStdin, Command};
 
@@ -52,8 +54,9 @@ impl Folder {
     async fn restore_to(&mut self, to: &str, more: &[&str]) -> Result<Value, String> {
         let repository = self.repository.to_str().unwrap().to_owned();
         let args = ["restore", "--repository", &repository, "--to", to, "--user", "olga", "--reason", "the drill"];
-        let up = ["--yes", "--any-ports", "--gateway-port", "0", "--until-stdin-ends"];
-        self.run(&[&args[..], &up[..], more].concat()).await
+        let up = ["--yes", "--any-ports", "--until-stdin-ends"];
+        let port: &[&str] = if more.contains(&"--gateway-port") { &[] } else { &["--gateway-port", "0"] };
+        self.run(&[&args[..], &up[..], port, more].concat()).await
     }
 
     async fn down(&mut self) {
@@ -62,7 +65,11 @@ impl Folder {
     }
 
     async fn ann(&mut self) -> Caller {
-        let token = self.run(&["token", "--tenant", "acme", "--user", "ann"]).await.unwrap();
+        self.caller("acme", "ann").await
+    }
+
+    async fn caller(&mut self, tenant: &str, user: &str) -> Caller {
+        let token = self.run(&["token", "--tenant", tenant, "--user", user]).await.unwrap();
         let gateway = read_status(&self.home.join(STATUS_FILE)).unwrap().unit("gateway").unwrap().address.clone();
         Caller::of(&format!("http://{gateway}"), token["token"].as_str().unwrap())
     }
@@ -79,6 +86,22 @@ impl Drop for Folder {
         std::fs::remove_dir_all(&self.repository).ok();
         std::fs::remove_file(self.home.with_extension("said")).ok();
     }
+}
+
+/// The files below a folder, and when each was written last.
+fn files(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            let at = path.metadata().unwrap().modified().unwrap();
+            all.push((path, at));
+        }
+    }
+    all.sort();
+    all
 }
 
 /// Whether a file below a folder holds this text.
@@ -124,12 +147,24 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let repository = std::env::temp_dir().join(unique("flotilla-backups-"));
     let home = std::env::temp_dir().join(unique("flotilla-drill-"));
     let mut folder = Folder { home, repository: repository.clone(), fleet: None };
-    folder.run(&["up", "--no-demo", "--any-ports", "--gateway-port", "0", "--until-stdin-ends"]).await.unwrap();
+    let up = ["up", "--no-demo", "--any-ports", "--gateway-port", "0", "--until-stdin-ends"];
+    folder.run(&up).await.unwrap();
     let ann = folder.ann().await;
     let before_all = between();
     let first = ann.create(json!({"title": "first apples"})).await["id"].as_str().unwrap().to_owned();
 
-    let backup = folder.run(&["backup", "--repository", repository.to_str().unwrap()]).await.unwrap();
+    // Somebody writes all the while.
+    let bob = folder.caller("globex", "bob").await;
+    let writes = async {
+        loop {
+            bob.create(json!({"title": "meanwhile"})).await;
+        }
+    };
+    let args = ["backup", "--repository", repository.to_str().unwrap()];
+    let backup = tokio::select! {
+        backup = folder.run(&args) => backup.unwrap(),
+        () = writes => unreachable!(),
+    };
     assert_eq!((&backup["base"]["full"], backup["streams"]["streams"].as_array().unwrap().len()), (&json!(true), 5));
     let restorable: DateTime<Utc> = backup["restorableFrom"].as_str().unwrap().parse().unwrap();
     until("the backup has ended for certain", || async { now() > restorable }).await;
@@ -150,6 +185,11 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     }
     let running = folder.restore(moment, &[]).await.unwrap_err();
     assert!(running.contains("`flotilla down` first"), "{running}");
+
+    let nats = read_status(&folder.home.join(STATUS_FILE)).unwrap().unit("nats").unwrap().url.clone().unwrap();
+    let from = ["--repository", repository.to_str().unwrap()];
+    let there = folder.run(&[&["restore", "streams", "--nats", &nats, "--to", "latest"], &from[..]].concat()).await;
+    assert!(there.unwrap_err().contains("already in use"), "streams that are there are not written over");
 
     // Nothing is left but the repository and its key.
     let key = repository.join("key");
@@ -179,7 +219,21 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     assert!(cut.contains("nothing was changed") && cut.contains("restoring the stream EVENTS_TODO"), "{cut}");
     std::fs::write(&file, whole).unwrap();
 
-    let restored = folder.restore(moment, &key).await.unwrap();
+    // A trial, whose fleet does not come up: the repository is as it was, and has no place for another fleet's backups.
+    let before = files(&repository);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let trial = folder.restore(moment, &[&key[..], &["--gateway-port", &port]].concat()).await.unwrap_err();
+    assert!(trial.contains("the stores are back") && trial.contains("restore follow"), "{trial}");
+    folder.run(&up).await.unwrap();
+    assert_eq!(titles(&folder.ann().await).await, ["first apples", "second pears"]);
+    let not_its = folder.run(&args).await.unwrap_err();
+    assert!(not_its.contains("holds the backups of another fleet"), "{not_its}");
+    folder.down().await;
+    assert_eq!(files(&repository), before);
+    folder.run(&["reset", "--yes"]).await.unwrap();
+
+    let restored = folder.restore(moment, &[&key[..], &["--take-over"]].concat()).await.unwrap();
     println!("{restored}");
     assert_eq!((&restored["findings"], &restored["unchecked"]), (&json!(0), &json!([])));
     assert_eq!((&restored["lost"], &restored["stores"]["aside"]), (&json!([]), &json!([])), "nothing was there");
@@ -220,9 +274,24 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     ann.create(json!({"title": "sixth sloes"})).await;
     folder.run(&["backup", "--full"]).await.unwrap();
     let status = read_status(&folder.home.join(STATUS_FILE)).unwrap();
+    let login = std::fs::read(status.unit("postgres").unwrap().creds_file.clone().unwrap()).unwrap();
+    let login: Value = serde_json::from_slice(&login).unwrap();
+    let mut database = PgConnection::connect(login["url"].as_str().unwrap()).await.unwrap();
+    for _ in 0..3 {
+        database.execute("select pg_logical_emit_message(false, 'drill', 'x'), pg_switch_wal()").await.unwrap();
+    }
     signal(status.supervisor, Signal::SIGKILL).unwrap();
     let ends = status.units.iter().filter_map(|unit| unit.pid);
     until("nothing runs", || async { ends.clone().all(|pid| !is_alive(pid)) }).await;
+    // A segment that is missing is no end.
+    let mut log = files(&repository.join("postgres/archive"));
+    log.retain(|(path, _)| path.to_str().unwrap().ends_with(".zst") && path.to_str().unwrap().contains("/00000003"));
+    let (segment, _) = &log[log.len() - 2];
+    let kept = segment.with_extension("kept");
+    std::fs::rename(segment, &kept).unwrap();
+    let gap = folder.restore_to("latest", &[]).await.unwrap_err();
+    assert!(gap.contains("has a gap") && gap.contains("nothing was changed"), "{gap}");
+    std::fs::rename(&kept, segment).unwrap();
     let restored = folder.restore_to("latest", &["--streams", "backup"]).await.unwrap();
     println!("{restored}");
     assert_eq!(

@@ -34,6 +34,17 @@ impl Key {
         Self::of(home).await
     }
 
+    /// The key in a file, else in the stack's folder.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn given(home: &StackDir, file: Option<&Path>) -> Result<Self, anyhow::Error> {
+        match file {
+            Some(file) => Self::read(file).await,
+            None => Self::of(home).await,
+        }
+    }
+
     /// The key in the stack's folder.
     ///
     /// # Errors
@@ -44,11 +55,7 @@ impl Key {
         Self::read(&file).await
     }
 
-    /// The key in a file.
-    ///
-    /// # Errors
-    /// It holds none.
-    pub async fn read(file: &Path) -> Result<Self, anyhow::Error> {
+    async fn read(file: &Path) -> Result<Self, anyhow::Error> {
         let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
         let secret = text.lines().find(|line| line.starts_with("AGE-SECRET-KEY-"));
         let secret = secret.with_context(|| format!("{} holds no key of backups", file.display()))?.to_owned();

@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 
 use super::age::Key;
 use super::repository::Repository;
-use super::sets::Base;
-use crate::postgres::{CONF, Postgres, STANZA, SUPERUSER};
+use super::sets::{Base, Info, info};
+use crate::postgres::{CONF, Postgres, Recovered, STANZA, SUPERUSER};
 use crate::stack_dir::{self, StackDir};
 
 /// What a base backup copies.
@@ -101,23 +101,32 @@ impl Archive {
     /// # Errors
     /// The configuration cannot be written.
     pub fn attach(&self) -> Result<(), anyhow::Error> {
-        let text = configuration(&self.settings);
-        stack_dir::write_secret(&self.conf, text.as_bytes())?;
-        stack_dir::give(&self.conf)
+        self.write(&self.conf)
+    }
+
+    fn write(&self, conf: &Path) -> Result<(), anyhow::Error> {
+        stack_dir::write_secret(conf, configuration(&self.settings).as_bytes())?;
+        stack_dir::give(conf)
+    }
+
+    /// Makes a place for this server's backups, if there is none.
+    ///
+    /// # Errors
+    /// The repository is another server's or of another key, or cannot be written.
+    pub async fn prepare(&self) -> Result<(), anyhow::Error> {
+        self.run(&["stanza-create"]).await.map(drop)
     }
 
     /// Makes a base backup, and removes those beyond the number of full ones to keep, with their log.
     ///
     /// # Errors
     /// pgBackRest fails: the error is what it said.
-    pub async fn back_up(&self, kind: Kind, keep: u8) -> Result<(), anyhow::Error> {
-        self.run(&["stanza-create"]).await?;
+    pub async fn back_up(&self, kind: Kind, keep: usize) -> Result<(), anyhow::Error> {
         let kind = match kind {
             Kind::Full => "--type=full",
             Kind::Incremental => "--type=incr",
         };
-        self.run(&["backup", kind, &format!("--repo1-retention-full={keep}")]).await?;
-        Ok(())
+        self.run(&["backup", kind, &format!("--repo1-retention-full={keep}")]).await.map(drop)
     }
 
     /// The base backups, the oldest first.
@@ -125,33 +134,70 @@ impl Archive {
     /// # Errors
     /// pgBackRest fails, or says what nobody understands.
     pub async fn bases(&self) -> Result<Vec<Base>, anyhow::Error> {
-        Base::all(&self.run(&["info", "--output=json"]).await?)
+        Ok(self.info().await?.bases)
     }
 
-    /// Puts the files of a base backup into the server's empty folder. The server replays its log up to the moment when it starts.
+    pub(super) async fn info(&self) -> Result<Info, anyhow::Error> {
+        info(&self.run(&["info", "--output=json"]).await?)
+    }
+
+    /// Puts the files of a base backup into a server's empty folder, and replays the log up to the moment, or to its end.
     ///
     /// # Errors
-    /// pgBackRest fails: the error is what it said.
-    pub async fn put_back(&self, label: &str, target: Option<(&str, Option<u32>)>) -> Result<(), anyhow::Error> {
-        let set = format!("--set={label}");
-        let Some((target, timeline)) = target else {
-            return self.run(&["restore", &set, "--type=default"]).await.map(drop);
+    /// A program fails: the error is what it said.
+    pub async fn put_back(
+        &self,
+        label: &str,
+        (target, timeline): (Option<&str>, Option<u32>),
+        server: &Postgres,
+    ) -> Result<Recovered, anyhow::Error> {
+        // By it the server asks for its log. The one by which it archives stays as it is, for this may fail.
+        let conf = self.conf.with_extension("restoring");
+        self.write(&conf)?;
+        let put_back = async {
+            self.copy_back(label, (target, timeline), server, &conf).await?;
+            server.recover().await.context(
+                "PostgreSQL does not reach that moment; if its log says that recovery ended before, the archive ends earlier: \
+                 say an earlier moment, or `latest`",
+            )
         };
-        let target = format!("--target={target}");
-        // The newest one may have ended before it: where a restore was done, and nothing on it.
+        let recovered = put_back.await;
+        std::fs::remove_file(&conf).ok();
+        recovered
+    }
+
+    async fn copy_back(
+        &self,
+        label: &str,
+        (target, timeline): (Option<&str>, Option<u32>),
+        server: &Postgres,
+        conf: &Path,
+    ) -> Result<(), anyhow::Error> {
+        server.make_data()?;
+        let (set, conf) = (format!("--set={label}"), format!("--config={}", conf.display()));
+        let data = format!("--pg1-path={}", server.data.display());
+        // Always named: the newest one may have ended before the moment, or be on no path from here.
         let timeline = timeline.map_or_else(|| "current".to_owned(), |number| number.to_string());
-        let timeline = format!("--target-timeline={timeline}");
-        self.run(&["restore", &set, "--type=time", &target, &timeline, "--target-action=promote"]).await.map(drop)
+        let mut args = vec!["restore".to_owned(), set, conf, data, format!("--target-timeline={timeline}")];
+        match target {
+            Some(target) => args.extend([
+                "--type=time".to_owned(),
+                format!("--target={target}"),
+                "--target-action=promote".to_owned(),
+            ]),
+            None => args.push("--type=default".to_owned()),
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.run(&args).await.map(drop)
     }
 
     async fn run(&self, args: &[&str]) -> Result<String, anyhow::Error> {
         let mut command = stack_dir::as_unprivileged("pgbackrest".as_ref())?;
         command.args(args).arg(format!("--stanza={STANZA}"));
-        // By the environment, which no other user reads; what a restore gives the server to run names the file.
-        command.arg(match args[0] {
-            "restore" => format!("--config={}", self.conf.display()),
-            _ => "--no-config".to_owned(),
-        });
+        // By the environment, which no other user reads; what a restore gives the server to run names a file.
+        if args[0] != "restore" {
+            command.arg("--no-config");
+        }
         for (name, value) in &self.settings {
             command.env(format!("PGBACKREST_{}", name.to_ascii_uppercase().replace('-', "_")), value);
         }

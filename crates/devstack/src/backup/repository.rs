@@ -1,14 +1,20 @@
-//! The folder of backups.
+//! The folder of backups: whose it is, and that it is the one that it was.
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use nix::unistd::Uid;
+use serde::{Deserialize, Serialize};
 
-use crate::stack_dir::{self, StackDir};
+use crate::stack_dir::{self, StackDir, sync_file};
 
 /// Where a stack notes its repository.
-const NOTE: &str = "conf/backups";
+const NOTE: &str = "conf/backups.json";
+/// Where a repository says which it is.
+const IDENTITY: &str = "repository.json";
 /// The programs that back streams up.
 const OF_STREAMS: [&str; 2] = ["age", "age-keygen"];
 /// The program that backs PostgreSQL up.
@@ -16,10 +22,46 @@ const OF_POSTGRES: [&str; 1] = ["pgbackrest"];
 
 /// The folder of a stack's backups.
 #[derive(Debug, Clone)]
-pub struct Repository(PathBuf);
+pub struct Repository {
+    folder: PathBuf,
+    identity: Option<Identity>,
+}
+
+/// Which repository it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    /// Drawn when a fleet makes it, or takes it over.
+    id: String,
+    /// The timeline of PostgreSQL's log with which it began.
+    timeline: u32,
+}
+
+/// What a stack notes of its repository.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Note {
+    folder: PathBuf,
+    id: String,
+    /// How many full backups stay.
+    keep: u8,
+}
+
+impl Note {
+    fn of(home: &StackDir) -> Result<Option<Self>, anyhow::Error> {
+        read(&home.path(NOTE))
+    }
+}
+
+/// Reads a file of JSON, if it is there.
+fn read<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<Option<T>, anyhow::Error> {
+    match std::fs::read(file) {
+        Ok(json) => serde_json::from_slice(&json).map(Some).with_context(|| format!("reading {}", file.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+    }
+}
 
 impl Repository {
-    /// The repository in a folder that is there, such as a mounted volume.
+    /// The repository in a folder that is there.
     ///
     /// # Errors
     /// A program is missing, or the folder cannot be used.
@@ -30,44 +72,123 @@ impl Repository {
         let text = folder.to_str().with_context(unusable)?;
         let plain = !text.contains(['\'', '\n', '#', ';']);
         ensure!(plain, "pgBackRest has no place for `{text}`: choose a folder without quotes and signs");
-        std::fs::create_dir_all(folder.join("streams")).with_context(unusable)?;
-        stack_dir::private(&folder.join("streams"))?;
-        Ok(Self(folder))
+        // What another user may change can lead anywhere.
+        let owner = std::fs::metadata(&folder).with_context(unusable)?.uid();
+        let server = stack_dir::unprivileged()?.map(|user| user.uid.as_raw());
+        let ours = [Some(0), Some(Uid::effective().as_raw()), server].contains(&Some(owner));
+        ensure!(ours, "{} belongs to another user", folder.display());
+        let identity = read(&folder.join(IDENTITY))?;
+        Ok(Self { folder, identity })
     }
 
-    /// The repository of a stack: in this folder, else in that of its earlier backups, else in one beside its data, which a
-    /// reset removes.
+    /// The repository of a stack.
     ///
     /// # Errors
-    /// A program is missing, or the folder cannot be used.
-    pub fn open(home: &StackDir, folder: Option<&Path>) -> Result<Self, anyhow::Error> {
+    /// It has none, or what is there is another one, or nothing.
+    pub fn of(home: &StackDir) -> Result<Self, anyhow::Error> {
+        installed()?;
+        let note = Note::of(home)?.context("this fleet has no backup yet: say --repository FOLDER")?;
+        let repository = Self::at(&note.folder)?;
+        let is = repository.identity.as_ref().map(|identity| &identity.id);
+        ensure!(
+            is == Some(&note.id),
+            "{} is not the repository that it was: is it mounted, or did another fleet take it over? To begin another one: \
+             `flotilla backup --anew --repository FOLDER`",
+            note.folder.display()
+        );
+        Ok(repository)
+    }
+
+    /// The repository of a stack for its next backup, made if it has none: in this folder, else in one beside its data, which a reset
+    /// removes. `anew` makes another one; `timeline` is that of the server's log.
+    ///
+    /// # Errors
+    /// A program is missing, or the folder cannot be used, or is another's.
+    pub fn make(home: &StackDir, folder: Option<&Path>, anew: bool, timeline: u32) -> Result<Self, anyhow::Error> {
+        installed()?;
+        let note = Note::of(home)?;
+        if let Some(note) = note.as_ref().filter(|_| !anew) {
+            let same = folder.is_none_or(|folder| folder.canonicalize().is_ok_and(|folder| folder == note.folder));
+            ensure!(
+                same,
+                "the backups of this fleet are in {}: say --anew to leave them there and begin another repository",
+                note.folder.display()
+            );
+            return Self::of(home);
+        }
         let folder = match folder {
             Some(folder) => folder.to_owned(),
-            None => Self::noted(home).map_or_else(|| home.data_of_user("backups"), Ok)?,
+            None => home.data_of_user("backups")?,
         };
-        installed()?;
         std::fs::create_dir_all(&folder).with_context(|| format!("making the folder {}", folder.display()))?;
-        let repository = Self::at(&folder)?;
+        let mut repository = Self::at(&folder)?;
+        let has_some = repository.identity.is_some() || repository.path("postgres/backup").exists();
+        ensure!(
+            !has_some,
+            "{} holds the backups of another fleet, or of this one before a reset: choose an empty folder, or restore from there with \
+             --take-over",
+            folder.display()
+        );
         // Where root starts the stack, PostgreSQL's user writes there.
         let of_server = repository.path("postgres");
         std::fs::create_dir_all(&of_server)?;
         stack_dir::private(&of_server)?;
         stack_dir::give(&of_server)?;
+        repository.identify(home, timeline, note.map(|note| note.keep))?;
         Ok(repository)
     }
 
-    /// The folder of a stack's last backup.
-    #[must_use]
-    pub fn noted(home: &StackDir) -> Option<PathBuf> {
-        std::fs::read_to_string(home.path(NOTE)).ok().map(PathBuf::from)
-    }
-
-    /// Notes that this is the repository of a stack.
+    /// Makes it the repository of this stack; another one that had it finds that out at its next backup.
     ///
     /// # Errors
-    /// The note cannot be written.
-    pub fn note(&self, home: &StackDir) -> Result<(), anyhow::Error> {
-        std::fs::write(home.path(NOTE), self.0.as_os_str().as_encoded_bytes()).context("noting the folder of backups")
+    /// A file cannot be written.
+    pub(super) fn take_over(&mut self, home: &StackDir) -> Result<(), anyhow::Error> {
+        let timeline = self.identity.as_ref().map_or(1, |identity| identity.timeline);
+        let keep = Note::of(home)?.map(|note| note.keep);
+        self.identify(home, timeline, keep)
+    }
+
+    fn identify(&mut self, home: &StackDir, timeline: u32, keep: Option<u8>) -> Result<(), anyhow::Error> {
+        let id = stack_dir::random_hex(8)?;
+        let identity = Identity { id: id.clone(), timeline };
+        sync_file(&self.path(IDENTITY), &serde_json::to_vec(&identity)?)?;
+        let note = Note { folder: self.folder.clone(), id, keep: keep.unwrap_or(KEEP) };
+        sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)?;
+        self.identity = Some(identity);
+        Ok(())
+    }
+
+    /// Whether it is the one of this stack.
+    ///
+    /// # Errors
+    /// The note cannot be read.
+    pub fn is_of(&self, home: &StackDir) -> Result<bool, anyhow::Error> {
+        let id = self.identity.as_ref().map(|identity| &identity.id);
+        Ok(Note::of(home)?.is_some_and(|note| note.folder == self.folder && Some(&note.id) == id))
+    }
+
+    /// The timeline with which it began.
+    pub(super) fn began_with(&self) -> u32 {
+        self.identity.as_ref().map_or(1, |identity| identity.timeline)
+    }
+
+    /// The folder of a stack's backups, if it has any.
+    #[must_use]
+    pub fn noted(home: &StackDir) -> Option<PathBuf> {
+        Note::of(home).ok().flatten().map(|note| note.folder)
+    }
+
+    /// How many full backups stay; a number that is said is noted for the next time.
+    ///
+    /// # Errors
+    /// The note cannot be read or written.
+    pub fn full_backups(home: &StackDir, said: Option<u8>) -> Result<u8, anyhow::Error> {
+        let Some(mut note) = Note::of(home)? else { bail!("there is no repository") };
+        if let Some(said) = said.filter(|said| *said != note.keep) {
+            note.keep = said;
+            sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)?;
+        }
+        Ok(note.keep)
     }
 
     /// Keeps others from writing there, for as long as the file is open.
@@ -76,20 +197,24 @@ impl Repository {
     /// Another process writes there.
     pub fn lock(&self) -> Result<File, anyhow::Error> {
         let lock = File::create(self.path("lock"))?;
-        lock.try_lock().with_context(|| format!("another backup or restore is at work in {}", self.0.display()))?;
+        lock.try_lock()
+            .with_context(|| format!("another backup or restore is at work in {}", self.folder.display()))?;
         Ok(lock)
     }
 
     /// Its folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        &self.0
+        &self.folder
     }
 
     pub(super) fn path(&self, inside: &str) -> PathBuf {
-        self.0.join(inside)
+        self.folder.join(inside)
     }
 }
+
+/// How many full backups stay, unless somebody says another number.
+const KEEP: u8 = 2;
 
 /// Checks that the programs are there that make backups.
 ///

@@ -1,6 +1,7 @@
-//! A stopped stack's stores as they were at a moment. What they held until then is moved aside; when anything fails, it is
-//! moved back.
+//! A stopped stack's stores as they were at a moment. They are made beside those that are there, which then move aside: whatever fails
+//! until then, or is killed, leaves them as they were.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::Reporter;
 use crate::install::{self, Programs};
 use crate::nats::{Layout, Nats};
 use crate::ports::Ports;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, RESTORING, Recovered};
 use crate::stack::{self, Lock};
 use crate::stack_dir::{self, StackDir};
 use crate::supervisor::now;
@@ -43,9 +44,11 @@ impl std::str::FromStr for Moment {
 }
 
 impl Moment {
-    fn time(self) -> DateTime<Utc> {
+    /// The time; behind all others for the latest.
+    #[must_use]
+    pub fn time(self) -> DateTime<Utc> {
         match self {
-            Self::Latest => now(),
+            Self::Latest => DateTime::<Utc>::MAX_UTC,
             Self::At(at) => at,
         }
     }
@@ -59,6 +62,7 @@ pub struct Plan {
     pub streams: Streams,
     to: Moment,
     timeline: Option<u32>,
+    goes_on: bool,
     key: Key,
     home: StackDir,
     repository: Repository,
@@ -84,19 +88,19 @@ pub enum Streams {
 pub struct Restored {
     /// Where the data is that was there before.
     pub aside: Vec<PathBuf>,
+    /// When the newest change was committed that is there, as PostgreSQL says it; None where that is in the base backup itself.
+    pub newest: Option<String>,
     /// The timeline of PostgreSQL's log from here on.
     pub timeline: u32,
-    /// How long it took to copy the files of the base backup.
-    pub files_seconds: f64,
-    /// How long the server replayed its log.
-    pub log_seconds: f64,
+    /// How long it took to copy the files of the base backup, and to replay the log.
+    pub database_seconds: f64,
     /// How long the streams took.
     pub streams_seconds: f64,
 }
 
 impl Plan {
-    /// Looks at what there is. `key` is the key of the backups, where the stack's folder has none; `keep` says whether the streams
-    /// stay, by default where there are any.
+    /// Looks at what there is. `key` is the key of the backups, where the stack's folder has none; `goes_on` says whether the stack goes
+    /// on with the repository, whose log then begins a new timeline; `keep` whether the streams stay, by default where there are any.
     ///
     /// # Errors
     /// The stack runs, or no backup leads to the moment: the error names the moments that are left.
@@ -104,22 +108,19 @@ impl Plan {
         home: &StackDir,
         (repository, key): (&Repository, Option<&Path>),
         to: Moment,
-        keep: Option<bool>,
+        (goes_on, keep): (bool, Option<bool>),
         say: &Reporter,
     ) -> Result<Self, anyhow::Error> {
         let lock = stack::lock(home).await?;
         ensure!(to == Moment::Latest || to.time() <= now(), "that moment has not come yet");
-        let key = match key {
-            Some(file) => Key::read(file).await?,
-            None => Key::of(home).await?,
-        };
+        let key = Key::given(home, key).await?;
         key.check(home).await?;
         let programs = install::all(say).await?;
         let postgres = Postgres::of(home, &programs.postgres, Ports::default().pick(0)?, true)?;
         let archive = Archive::open(home, (repository, &key), &postgres)?;
         let sets = Sets { bases: archive.bases().await?, ..repository.sets()? };
         let base = chosen(&sets, to)?.clone();
-        let has_streams = home.path("data/nats/jetstream").exists();
+        let has_streams = Nats::store(home).join("jetstream").exists();
         let streams = match (keep.unwrap_or(has_streams), sets.streams(to.time())) {
             (true, _) => Streams::Kept,
             (false, Some(set)) => Streams::Of(set.clone()),
@@ -127,98 +128,135 @@ impl Plan {
         };
         let timeline = sets.timeline(to.time());
         let (home, repository) = (home.clone(), repository.clone());
-        Ok(Self { base, streams, to, timeline, key, home, repository, programs, postgres, archive, _lock: lock })
+        Ok(Self {
+            base,
+            streams,
+            to,
+            timeline,
+            goes_on,
+            key,
+            home,
+            repository,
+            programs,
+            postgres,
+            archive,
+            _lock: lock,
+        })
     }
 
-    /// Does it.
+    /// Does it. The stores are made beside those that are there, and then change places with them.
     ///
     /// # Errors
-    /// Something fails: the stores are as they were.
+    /// Something fails: until the places are changed, the stores are as they were.
     pub async fn run(&self) -> Result<Restored, anyhow::Error> {
-        // It has opened what is there.
-        self.key.keep(&self.home)?;
-        self.archive.attach()?;
-        let stamp = now().format("%Y%m%d-%H%M%S");
-        let mut stores = vec![self.postgres.data.clone()];
-        if !matches!(self.streams, Streams::Kept) {
-            stores.push(self.home.path("data/nats"));
+        // The database last: while its folder waits for its place, no other one is made in it.
+        let stores = [Nats::store(&self.home), self.postgres.data.clone()];
+        let [streams, database] = &stores;
+        for store in &stores {
+            remove(&beside(store))?;
         }
-        let before = |store: &Path| store.with_extension(format!("before-{stamp}"));
-        let mut moved = Vec::new();
-        for store in stores.iter().filter(|store| store.exists()) {
-            let moving = std::fs::rename(store, before(store));
-            if let Err(error) = moving.with_context(|| format!("moving {} aside", store.display())) {
-                back(&moved)?;
-                return Err(error);
-            }
-            moved.push((store.as_path(), before(store)));
-        }
-        let restored = match self.put_back().await {
+        let restored = match self.put_back(&beside(database), &beside(streams)).await {
             Ok(restored) => restored,
             Err(error) => {
-                // One store of another time than the rest is worse than none.
-                for store in stores.iter().filter(|store| store.exists()) {
-                    std::fs::remove_dir_all(store).with_context(|| format!("removing {}", store.display()))?;
+                for store in &stores {
+                    remove(&beside(store)).ok();
                 }
-                back(&moved)?;
                 return Err(error.context("nothing was changed"));
             }
         };
-        // It is made again from the events.
-        let index = self.home.path("data/opensearch");
-        if index.exists() {
-            std::fs::remove_dir_all(&index).with_context(|| format!("removing {}", index.display()))?;
+        if self.goes_on {
+            self.key.keep(&self.home)?;
+            let mut repository = self.repository.clone();
+            if !repository.is_of(&self.home)? {
+                repository.take_over(&self.home)?;
+            }
+            self.archive.attach()?;
+            let at = now();
+            let to = if let Moment::At(to) = self.to { to } else { at };
+            // A server on another timeline is told so at its next backup.
+            repository.restored(PastRestore { to, at, timeline: restored.timeline })?;
         }
-        let at = now();
-        let to = if let Moment::At(to) = self.to { to } else { at };
-        self.repository.restored(PastRestore { to, at, timeline: restored.timeline })?;
-        self.repository.note(&self.home)?;
-        Ok(Restored { aside: moved.into_iter().map(|(_, before)| before).collect(), ..restored })
+        let kept = usize::from(matches!(self.streams, Streams::Kept));
+        let changed = change_places(&stores[kept..]);
+        if changed.is_err() && self.goes_on {
+            self.repository.unrestored()?;
+        }
+        let aside = changed?;
+        // It is made again from the events.
+        remove(&self.home.path("data/opensearch"))?;
+        Ok(Restored { aside, ..restored })
     }
 
-    async fn put_back(&self) -> Result<Restored, anyhow::Error> {
-        let (timeline, files_seconds, log_seconds) = self.database().await?;
-        let started = Instant::now();
-        Box::pin(self.nats()).await?;
-        let streams_seconds = started.elapsed().as_secs_f64();
-        Ok(Restored { aside: Vec::new(), timeline, files_seconds, log_seconds, streams_seconds })
-    }
-
-    /// The new timeline, and how many seconds the files took, and the log.
-    async fn database(&self) -> Result<(u32, f64, f64), anyhow::Error> {
+    async fn put_back(&self, database: &Path, streams: &Path) -> Result<Restored, anyhow::Error> {
         stack_dir::check_disk(&self.home.path(""))?;
-        self.postgres.make_data()?;
         let started = Instant::now();
         let target = match self.to {
             Moment::Latest => None,
             Moment::At(to) => Some(to.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
         };
-        let target = target.as_deref().map(|target| (target, self.timeline));
-        self.archive.put_back(&self.base.label, target).await?;
-        let files = started.elapsed();
-        let timeline = self.postgres.recover().await.context(
-            "PostgreSQL does not reach that moment; if its log says that recovery ended before, the archive ends earlier: \
-             say an earlier moment, or `latest`",
-        )?;
-        Ok((timeline, files.as_secs_f64(), started.elapsed().saturating_sub(files).as_secs_f64()))
+        let server = self.postgres.at(database.to_owned());
+        let to = (target.as_deref(), self.timeline);
+        let Recovered { timeline, segment, newest } = self.archive.put_back(&self.base.label, to, &server).await?;
+        if self.to == Moment::Latest
+            && let Some(last) = self.archive.info().await?.newest
+        {
+            let newest = newest.as_deref().unwrap_or("the backup itself");
+            ensure!(
+                self.timeline.is_some_and(|timeline| timeline != last.timeline) || segment >= last.number,
+                "the archived log has a gap: it can be replayed until {newest}, and there is more of it. Say that moment, or restore what \
+                 is missing in the repository"
+            );
+        }
+        let database_seconds = started.elapsed().as_secs_f64();
+        Box::pin(self.nats(streams)).await?;
+        let streams_seconds = started.elapsed().as_secs_f64() - database_seconds;
+        Ok(Restored { aside: Vec::new(), newest, timeline, database_seconds, streams_seconds })
     }
 
-    async fn nats(&self) -> Result<(), anyhow::Error> {
+    async fn nats(&self, store: &Path) -> Result<(), anyhow::Error> {
         let Streams::Of(set) = &self.streams else { return Ok(()) };
         let mut ports = Ports::default();
         let ports = (ports.pick(0)?, ports.pick(0)?);
-        let nats = Nats::prepare(&self.home, &self.programs.nats_server, ports, Layout::Fleet(Vec::new()))?;
+        let (program, layout) = (&self.programs.nats_server, Layout::Fleet(Vec::new()));
+        let nats = Nats::prepare_at(&self.home, program, ports, layout, store.to_owned())?;
         let address = nats.address();
         Box::pin(nats.program().run_for(self.repository.load(&self.home, &self.key, &address, set))).await
     }
 }
 
-/// Moves stores back to where they were.
-fn back(moved: &[(&Path, PathBuf)]) -> Result<(), anyhow::Error> {
-    for (store, before) in moved {
-        std::fs::rename(before, store).with_context(|| format!("moving {} back", before.display()))?;
+/// Where a store is made.
+fn beside(store: &Path) -> PathBuf {
+    store.with_extension(RESTORING)
+}
+
+fn remove(folder: &Path) -> Result<(), anyhow::Error> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Puts what was made in the places of the stores, and returns where these are now. One store of another time than the rest is worse
+/// than none: all change, or none.
+fn change_places(stores: &[PathBuf]) -> Result<Vec<PathBuf>, anyhow::Error> {
+    let stamp = now().format("%Y%m%d-%H%M%S");
+    let mut moves = Vec::new();
+    for store in stores {
+        moves.push((store.clone(), store.with_extension(format!("before-{stamp}"))));
+        moves.push((beside(store), store.clone()));
+    }
+    moves.retain(|(from, _)| from.exists());
+    for (done, (from, to)) in moves.iter().enumerate() {
+        if let Err(error) = std::fs::rename(from, to) {
+            for (from, to) in moves[..done].iter().rev() {
+                std::fs::rename(to, from).with_context(|| format!("moving {} back", to.display()))?;
+            }
+            return Err(error).with_context(|| format!("moving {}", from.display())).context("nothing was changed");
+        }
+    }
+    Ok(moves.into_iter().map(|(_, to)| to).filter(|to| !stores.contains(to)).collect())
 }
 
 fn chosen(sets: &Sets, to: Moment) -> Result<&Base, anyhow::Error> {
@@ -232,8 +270,8 @@ fn chosen(sets: &Sets, to: Moment) -> Result<&Base, anyhow::Error> {
         );
     }
     let base = sets.base(to.time());
-    base.with_context(|| match sets.bases.first() {
-        Some(first) => format!("no backup is old enough: the first one leads to {} and later", text(first.ended)),
+    base.with_context(|| match sets.since() {
+        Some(first) => format!("no backup is old enough: the first one leads to {} and later", text(first)),
         None => "there is no backup of PostgreSQL in this repository".to_owned(),
     })
 }

@@ -1,6 +1,7 @@
 //! What a repository has, and which of it leads to a moment.
 
-use std::io::Write as _;
+use std::io::ErrorKind;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::repository::Repository;
+use crate::stack_dir::sync_file;
 
 /// A base backup of PostgreSQL.
 #[derive(Debug, Clone, Serialize)]
@@ -80,31 +82,57 @@ pub struct Sets {
     pub restores: Vec<PastRestore>,
 }
 
-impl Base {
-    /// Reads what `pgbackrest info` prints.
-    pub(super) fn all(json: &str) -> Result<Vec<Self>, anyhow::Error> {
-        // Its messages have ends of lines as they are.
-        let json: String = json.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
-        let info: Value = serde_json::from_str(&json).context("reading what pgbackrest says of its backups")?;
-        // 1 to 3: there is none yet.
-        if info[0]["status"]["code"].as_u64() > Some(3) {
-            let why = &info[0]["repo"][0]["status"]["message"];
-            bail!("the backups cannot be read; is this key theirs? pgbackrest: {}", why.as_str().unwrap_or_default());
-        }
-        let mut bases = Vec::new();
-        for backup in info[0]["backup"].as_array().into_iter().flatten().filter(|backup| backup["error"] != true) {
-            let seconds = |what: &str| backup["timestamp"][what].as_i64().and_then(|s| DateTime::from_timestamp(s, 0));
-            bases.push(Self {
-                label: backup["label"].as_str().context("a backup without a label")?.to_owned(),
-                full: backup["type"] == "full",
-                began: seconds("start").context("a backup without its beginning")?,
-                // It is told in whole seconds.
-                ended: seconds("stop").context("a backup without its end")? + chrono::TimeDelta::seconds(1),
-                bytes: backup["info"]["repository"]["delta"].as_u64().unwrap_or_default(),
-            });
-        }
-        Ok(bases)
+/// What pgBackRest says of a repository.
+pub(super) struct Info {
+    /// The base backups, the oldest first.
+    pub bases: Vec<Base>,
+    /// The newest segment of the log.
+    pub newest: Option<Segment>,
+}
+
+/// A segment of PostgreSQL's log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Its timeline.
+    pub timeline: u32,
+    /// Its number in it, counted from the beginning of all.
+    pub number: u64,
+}
+
+/// Reads what `pgbackrest info` prints.
+pub(super) fn info(json: &str) -> Result<Info, anyhow::Error> {
+    // Its messages have ends of lines as they are.
+    let json: String = json.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
+    let info: Value = serde_json::from_str(&json).context("reading what pgbackrest says of its backups")?;
+    let info = &info[0];
+    // 1 to 3: there is none yet.
+    if info["status"]["code"].as_u64().is_some_and(|code| code > 3) {
+        let why = info["repo"][0]["status"]["message"].as_str().unwrap_or_default();
+        bail!("the backups cannot be read; is this key theirs? pgbackrest: {why}");
     }
+    let mut bases = Vec::new();
+    for backup in info["backup"].as_array().into_iter().flatten().filter(|backup| backup["error"] != true) {
+        let seconds = |what: &str| backup["timestamp"][what].as_i64().and_then(|s| DateTime::from_timestamp(s, 0));
+        bases.push(Base {
+            label: backup["label"].as_str().context("a backup without a label")?.to_owned(),
+            full: backup["type"] == "full",
+            began: seconds("start").context("a backup without its beginning")?,
+            // It is told in whole seconds.
+            ended: seconds("stop").context("a backup without its end")? + chrono::TimeDelta::seconds(1),
+            bytes: backup["info"]["repository"]["delta"].as_u64().unwrap_or_default(),
+        });
+    }
+    let newest = info["archive"].as_array().and_then(|archives| archives.last()?["max"].as_str());
+    Ok(Info { bases, newest: newest.map(segment).transpose()? })
+}
+
+/// Reads a segment's name: eight hexadecimal digits each of the timeline, of 4 GiB, and of 16 MiB.
+fn segment(name: &str) -> Result<Segment, anyhow::Error> {
+    let digits = |at| u32::from_str_radix(name.get(at..at + 8).unwrap_or_default(), 16);
+    let wrong = || format!("`{name}` is no segment of the log");
+    let (timeline, high, low) =
+        (digits(0).with_context(wrong)?, digits(8).with_context(wrong)?, digits(16).with_context(wrong)?);
+    Ok(Segment { timeline, number: u64::from(high) * 256 + u64::from(low) })
 }
 
 impl Sets {
@@ -118,6 +146,25 @@ impl Sets {
     #[must_use]
     pub fn streams(&self, to: DateTime<Utc>) -> Option<&StreamSet> {
         self.streams.iter().rev().find(|set| set.ended <= to && !self.is_undone(set.began, set.ended))
+    }
+
+    /// The first moment to which a restore leads.
+    #[must_use]
+    pub fn since(&self) -> Option<DateTime<Utc>> {
+        self.bases.iter().find(|base| !self.is_undone(base.began, base.ended)).map(|base| base.ended)
+    }
+
+    /// How many full backups there may be, so that `keep` of them are on a path from here. `more` is whether another one is made.
+    #[must_use]
+    pub fn retention(&self, keep: u8, more: bool) -> usize {
+        let mut on_path = usize::from(keep) - usize::from(more);
+        let newest = self.bases.iter().rev().filter(|base| base.full).take_while(|base| {
+            let counts = !self.is_undone(base.began, base.ended);
+            let wanted = on_path > 0;
+            on_path -= usize::from(counts && wanted);
+            wanted
+        });
+        newest.count().max(usize::from(keep) - usize::from(more)) + usize::from(more)
     }
 
     /// The restore that undid this moment, if one did.
@@ -140,8 +187,8 @@ impl Sets {
     pub(super) fn expired(&self) -> Vec<&StreamSet> {
         let Some(oldest) = self.bases.first() else { return Vec::new() };
         // The newest before it serves the moments between the two.
-        let older: Vec<&StreamSet> = self.streams.iter().filter(|set| set.ended <= oldest.ended).collect();
-        older[..older.len().saturating_sub(1)].to_vec()
+        let serves = self.streams(oldest.ended).map(|set| &set.label);
+        self.streams.iter().filter(|set| set.ended <= oldest.ended && Some(&set.label) != serves).collect()
     }
 }
 
@@ -152,27 +199,63 @@ impl Repository {
     /// A file cannot be read.
     pub fn sets(&self) -> Result<Sets, anyhow::Error> {
         let mut sets = Sets::default();
-        for entry in std::fs::read_dir(self.path("streams")).context("reading the folder of backups")? {
-            let manifest = entry?.path().join(MANIFEST);
+        let folders = match std::fs::read_dir(self.path("streams")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(sets),
+            folders => folders.context("reading the folder of backups")?,
+        };
+        for entry in folders {
+            let folder = entry?.path();
             // One that was cut off has none.
-            let Ok(json) = std::fs::read(&manifest) else { continue };
-            let set = serde_json::from_slice(&json).with_context(|| format!("reading {}", manifest.display()))?;
-            sets.streams.push(set);
+            let Ok(json) = std::fs::read(folder.join(MANIFEST)) else { continue };
+            match serde_json::from_slice::<StreamSet>(&json) {
+                // Its name is that of its folder, whatever it says.
+                Ok(set) => sets.streams.push(StreamSet { label: name(&folder), ..set }),
+                Err(error) => eprintln!("{} is left out, for its {MANIFEST} cannot be read: {error}", folder.display()),
+            }
         }
         sets.streams.sort_by_key(|set| set.ended);
-        let restores = std::fs::read_to_string(self.path(RESTORES)).unwrap_or_default();
+        let restores = match std::fs::read_to_string(self.path(RESTORES)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            // Without them nobody knows what was undone.
+            restores => restores.with_context(|| format!("reading {RESTORES}"))?,
+        };
         for line in restores.lines() {
             sets.restores.push(serde_json::from_str(line).with_context(|| format!("reading {RESTORES}"))?);
         }
         Ok(sets)
     }
 
+    /// The timeline on which the server of this repository is.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn timeline(&self) -> Result<u32, anyhow::Error> {
+        Ok(self.sets()?.restores.last().map_or_else(|| self.began_with(), |restore| restore.timeline))
+    }
+
     /// Notes a restore.
     pub(super) fn restored(&self, restore: PastRestore) -> Result<(), anyhow::Error> {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(self.path(RESTORES))?;
-        writeln!(file, "{}", serde_json::to_string(&restore)?)?;
-        file.sync_all().context("noting the restore")
+        let mut restores = self.sets()?.restores;
+        restores.push(restore);
+        self.write(&restores)
     }
+
+    /// Takes back what was noted last.
+    pub(super) fn unrestored(&self) -> Result<(), anyhow::Error> {
+        let mut restores = self.sets()?.restores;
+        restores.pop();
+        self.write(&restores)
+    }
+
+    fn write(&self, restores: &[PastRestore]) -> Result<(), anyhow::Error> {
+        let lines: Result<String, _> =
+            restores.iter().map(|restore| serde_json::to_string(restore).map(|line| line + "\n")).collect();
+        sync_file(&self.path(RESTORES), lines?.as_bytes()).context("noting the restore")
+    }
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What a finished set of streams has.
@@ -220,12 +303,30 @@ mod tests {
     }
 
     #[test]
+    fn full_backups_that_were_undone_take_no_place_of_those_that_stay() {
+        let mut sets = Sets { bases: vec![base(10, 12), base(20, 22), base(30, 32)], ..Sets::default() };
+        assert_eq!((sets.retention(2, true), sets.retention(2, false), sets.retention(1, true)), (2, 2, 1));
+        sets.restores.push(PastRestore { to: at(15), at: at(40), timeline: 2 });
+        assert_eq!(sets.retention(2, true), 4, "the new one, two that were undone, and the one before");
+        assert_eq!(sets.since(), Some(at(12)));
+        assert_eq!(segment("000000020000000A000000FF").unwrap(), Segment { timeline: 2, number: 0xaff });
+        assert!(segment("000000020000000A").is_err());
+    }
+
+    #[test]
     fn streams_are_kept_for_as_long_as_a_base_backup_leads_from_them() {
         let streams = vec![set(1, 2), set(9, 10), set(19, 20)];
         let mut sets = Sets { bases: vec![base(10, 12)], streams, restores: Vec::new() };
         assert_eq!(sets.expired().iter().map(|set| set.label.as_str()).collect::<Vec<_>>(), ["1"]);
         sets.bases[0] = base(30, 31);
         assert_eq!(sets.expired().len(), 2);
+        sets.bases[0] = base(30, 31);
+        sets.restores.push(PastRestore { to: at(15), at: at(25), timeline: 2 });
+        assert_eq!(
+            sets.expired().iter().map(|set| set.label.as_str()).collect::<Vec<_>>(),
+            ["1", "19"],
+            "what was undone"
+        );
         sets.bases.clear();
         assert!(sets.expired().is_empty(), "without one nothing is known");
     }
