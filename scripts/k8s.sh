@@ -81,7 +81,7 @@ roll() { # name
   scripts/cluster.sh load "$releases/$release"/images/*.tar >/dev/null
   kubectl apply --server-side --filename "$releases/$release/manifests/base/namespace.yaml" >/dev/null
   "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null
-  kubectl apply --server-side --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
+  kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
   # One that has not succeeded is not begun again by being applied.
   in_fleet delete job --selector "$of" --field-selector status.successful=0 >/dev/null
   kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
@@ -117,19 +117,26 @@ restore() { # time
     [[ ! ($to < $1 && $1 < $at) ]] || fail "$1 was undone by the restore of $at, which went back to $to"
   done < <(cat "$state/restores" 2>/dev/null)
   in_fleet create configmap restore --from-literal=to="$(sed 's/T/ /; s/Z$/+00/' <<<"$1")" --dry-run=client --output yaml | kubectl apply --server-side --filename - >/dev/null
-  trap 'echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2' EXIT
+  trap 'in_fleet delete job "$job" --ignore-not-found >/dev/null || true; echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2' EXIT
   in_fleet scale deployment --all --replicas=0 >/dev/null
   gone "app.kubernetes.io/name in ($(IFS=,; echo "${services[*]}"))"
   # It archives the last of its log as it stops.
   in_fleet scale statefulset/postgres --replicas=0 >/dev/null
   gone app.kubernetes.io/name=postgres
+  # Noted first: one that is cut off may have been done.
+  cp "$state/restores" "$state/restores.before" 2>/dev/null || : >"$state/restores.before"
+  echo "$1 $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$state/restores"
   in_fleet create job "$job" --from=cronjob/restore-postgres >/dev/null
-  until [ -n "$done" ] || [ "$seconds" -gt 3300 ]; do
+  until [[ $done =~ Complete|Failed ]] || [ "$seconds" -gt 3300 ]; do
     done=$(in_fleet get job "$job" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}')
     seconds=$((seconds + 1))
     sleep 1
   done
-  if [[ $done == *Complete* ]]; then echo "$1 $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$state/restores"; else in_fleet logs "job/$job" --tail 5 >&2 || true; fi
+  if [[ $done != *Complete* ]]; then
+    mv "$state/restores.before" "$state/restores"
+    in_fleet logs "job/$job" --tail 5 >&2 || true
+    in_fleet delete job "$job" --ignore-not-found >/dev/null
+  fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
   roll "$release"
   trap - EXIT

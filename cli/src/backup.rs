@@ -17,8 +17,8 @@ use crate::table;
 
 #[derive(Debug, Clone, Args)]
 pub struct RepositoryArgs {
-    /// The folder of the backups: on another disk, if they are to outlive this one. By default that of the last backup, else one
-    /// beside the stack's data, which `reset` removes with it.
+    /// The folder of the backups: on another disk, if they are to outlive this one. By default that of the earlier backups; the first
+    /// one is made beside the stack's data, where `reset` removes it.
     #[arg(long, value_name = "FOLDER", env = "FLOTILLA_BACKUPS", global = true)]
     pub repository: Option<PathBuf>,
 }
@@ -96,19 +96,16 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
     let timeline = postgres.timeline().await?;
     let repository = Repository::make(&home, args.repository.repository.as_deref(), args.anew, timeline)?;
     let _lock = repository.lock()?;
-    ensure!(
-        repository.timeline()? == timeline,
-        "the server is not the one that was restored last, but of before, or of another restore: begin another repository \
-         (--anew --repository FOLDER)"
-    );
-    let keep = Repository::full_backups(&home, args.keep)?;
+    repository.check(timeline)?;
     let sets = repository.sets()?;
     let first = sets.streams.is_empty();
     // Another key would open nothing of what is there.
     let key = if first { Key::make(&home).await? } else { Key::of(&home).await? };
     let archive = Archive::open(&home, (&repository, &key), &postgres)?;
     archive.prepare().await?;
+    repository.note(&home)?;
     archive.attach()?;
+    let keep = Repository::full_backups(&home, args.keep)?;
     let keep = Sets { bases: archive.bases().await?, ..sets }.retention(keep, args.full);
     // The streams first: every event in them is of a row that the base backup, or its log, leads to.
     let set = Box::pin(repository.save(&home, &key, &address)).await?;
@@ -153,6 +150,18 @@ fn server(context: &Context, home: &StackDir) -> Result<Postgres, anyhow::Error>
     Postgres::of(home, "".as_ref(), port, true)
 }
 
+/// Since when the log of a stack that has backups cannot be archived; None where all is well, or nobody knows.
+pub async fn fails_since(context: &Context) -> Result<Option<String>, anyhow::Error> {
+    if context.is_elsewhere() {
+        return Ok(None);
+    }
+    let home = context.open_stack_dir()?;
+    match Repository::noted(&home) {
+        Some(_) => Ok(server(context, &home)?.archiver().await?.fails_since),
+        None => Ok(None),
+    }
+}
+
 fn streams(set: &StreamSet) -> String {
     let (messages, bytes) =
         (set.streams.iter().map(|s| s.messages).sum::<u64>(), set.streams.iter().map(|s| s.bytes).sum());
@@ -190,11 +199,18 @@ pub async fn list(context: &Context, args: &BackupsArgs) -> Result<(), anyhow::E
     let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
     println!("{}\n", repository.folder().display());
     table::print(&["OF", "LABEL", "BEGAN", "ENDED", "SIZE"], &rows);
-    if let Some(base) = sets.bases.first() {
-        println!(
-            "\n`flotilla restore --to TIME` leads to any moment since {}, but for the last minute.",
-            clock(base.ended)
-        );
+    if let Some(since) = sets.since() {
+        println!("\n`flotilla restore --to TIME` leads to any moment since {}, but for the last minute.", clock(since));
+    }
+    if context.is_supervised() && repository.is_of(&home)? {
+        let archiver = server(context, &home)?.archiver().await?;
+        match (archiver.fails_since, archiver.archived) {
+            (Some(since), _) => {
+                println!("THE LOG CANNOT BE ARCHIVED since {since}: docs/runbooks/backups.md#an-archive-that-fails")
+            }
+            (None, Some(at)) => println!("The log was archived last at {at}."),
+            (None, None) => {}
+        }
     }
     for undone in &sets.restores {
         println!("What was done from {} to {} was undone by a restore.", clock(undone.to), clock(undone.at));

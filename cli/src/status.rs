@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::lag::{self, Stage, gauge};
 use crate::outbox::{journal_cells, open};
 use crate::processes::{self, clock, said};
-use crate::{audit, consumers, dlq, events, table, terminal};
+use crate::{audit, backup, consumers, dlq, events, table, terminal};
 
 /// A query without an answer by then counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -161,7 +161,12 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let outboxes = outboxes.into_iter().collect();
     let metrics = metrics?;
     let releases = releases(&metrics);
-    let degraded = degraded(&units, &unready, &metrics, &outboxes, &consumers, &dead_letters);
+    let mut degraded = degraded(&units, &unready, &metrics, &outboxes, &consumers, &dead_letters);
+    if let Asked::Answer(Some(since)) = asked(backup::fails_since(context)).await {
+        degraded.push(format!(
+            "the log of PostgreSQL cannot be archived since {since} (docs/runbooks/backups.md#an-archive-that-fails)"
+        ));
+    }
     let opensearch = units.iter().find(|unit| unit.name == "opensearch");
     let search_has_login = opensearch.map(|unit| unit.creds_file.is_some());
     Ok(Status {

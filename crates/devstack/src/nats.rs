@@ -66,6 +66,7 @@ impl Nats {
         ports: (u16, u16),
         accounts: Layout,
     ) -> Result<Self, anyhow::Error> {
+        crate::stack_dir::no_half_restore(&Self::store(home))?;
         Self::prepare_at(home, program, ports, accounts, Self::store(home))
     }
 

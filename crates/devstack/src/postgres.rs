@@ -19,8 +19,6 @@ use crate::stack_dir::{self, StackDir};
 pub const CONF: &str = "pgbackrest.conf";
 /// What pgBackRest calls the cluster.
 pub const STANZA: &str = "fleet";
-/// What the name of a folder ends with in which a store is made by a restore.
-pub const RESTORING: &str = "restoring";
 /// The superuser of the cluster.
 pub const SUPERUSER: &str = "flotilla";
 
@@ -64,14 +62,8 @@ impl Postgres {
     /// The cluster cannot be made: the error names the cause.
     pub async fn prepare(home: &StackDir, bin: &Path, port: u16, durable: bool) -> Result<Self, anyhow::Error> {
         let cluster = Self::of(home, bin, port, durable)?;
+        stack_dir::no_half_restore(&cluster.data)?;
         if !cluster.data.join("PG_VERSION").exists() {
-            // Or an empty one would take the place of what was to be restored.
-            let half = cluster.data.with_extension(RESTORING);
-            anyhow::ensure!(
-                !half.exists(),
-                "a restore was cut off: run it again, or remove {} to begin empty",
-                half.display()
-            );
             cluster.initdb().await?;
         }
         Ok(cluster)
@@ -239,17 +231,17 @@ impl Postgres {
         Ok(timeline.cast_unsigned())
     }
 
-    /// How the archiving of its log goes, in words, while it runs.
+    /// How the archiving of its log goes, while it runs.
     ///
     /// # Errors
     /// It does not answer.
-    pub async fn archiver(&self) -> Result<String, anyhow::Error> {
+    pub async fn archiver(&self) -> Result<Archiver, anyhow::Error> {
         let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await.context("PostgreSQL")?;
+        // A failure that was made up for is none.
         let says = "select case when last_failed_time > coalesce(last_archived_time, '-infinity') \
-                    then format('THE LOG CANNOT BE ARCHIVED since %s: see the log of PostgreSQL', last_failed_time) \
-                    else format('The log was archived last at %s.', coalesce(last_archived_time::text, 'no time yet')) end \
+                    then last_failed_time::text end as fails_since, last_archived_time::text as archived \
                     from pg_stat_archiver";
-        Ok(sqlx::query_scalar(says).fetch_one(&mut connection).await?)
+        Ok(sqlx::query_as(says).fetch_one(&mut connection).await?)
     }
 
     /// The login of the superuser.
@@ -283,6 +275,15 @@ impl Postgres {
     pub async fn provision(&self, service: &str, passwords: &Roles, database: &str) -> Result<(), anyhow::Error> {
         provision(&self.superuser_url("postgres").parse()?, service, passwords, database).await
     }
+}
+
+/// How the archiving of a log goes.
+#[derive(sqlx::FromRow)]
+pub struct Archiver {
+    /// The last failure, where nothing was archived after it.
+    pub fails_since: Option<String>,
+    /// When a segment was archived last.
+    pub archived: Option<String>,
 }
 
 /// How far a log was replayed.

@@ -249,6 +249,27 @@ pub fn private(path: &Path) -> Result<(), anyhow::Error> {
         .with_context(|| format!("closing {} to others", path.display()))
 }
 
+/// What the name of a folder ends with in which a restore makes a store.
+pub(crate) const RESTORING: &str = "restoring";
+
+/// Checks that no restore was cut off: its store may be in no place, or beside one of another time.
+///
+/// # Errors
+/// One was: the error says what to do.
+pub fn no_half_restore(store: &Path) -> Result<(), anyhow::Error> {
+    let half = store.with_extension(RESTORING);
+    if half.exists() {
+        let aside = store.with_extension("before-*");
+        bail!(
+            "a restore was cut off: run it again. Or go on without it: remove {}, and where {} is missing move {} back to it",
+            half.display(),
+            store.display(),
+            aside.display()
+        );
+    }
+    Ok(())
+}
+
 /// Checks that the disk that holds `path` has room.
 ///
 /// # Errors

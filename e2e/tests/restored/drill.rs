@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use devstack::StackDir;
@@ -64,6 +64,19 @@ impl Folder {
         self.fleet = None;
     }
 
+    /// Waits until the status says that the log cannot be archived, or says it no more.
+    async fn until_degraded(&mut self, fails: bool) {
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        for _ in 0..150 {
+            tick.tick().await;
+            let status = self.run(&["status"]).await.unwrap();
+            if status["degraded"].to_string().contains("cannot be archived") == fails {
+                return;
+            }
+        }
+        panic!("the status has not changed");
+    }
+
     async fn ann(&mut self) -> Caller {
         self.caller("acme", "ann").await
     }
@@ -123,6 +136,14 @@ fn between() -> DateTime<Utc> {
         std::hint::spin_loop();
     }
     at + TimeDelta::milliseconds(1)
+}
+
+/// Ends a segment of the log, as a minute does.
+async fn switch(folder: &Folder) {
+    let status = read_status(&folder.home.join(STATUS_FILE)).unwrap();
+    let url = status.unit("postgres").unwrap().login_url().unwrap();
+    let mut database = PgConnection::connect(&url).await.unwrap();
+    database.execute("select pg_logical_emit_message(false, 'drill', 'x'), pg_switch_wal()").await.unwrap();
 }
 
 async fn until_published(ann: &Caller, word: &str) {
@@ -270,15 +291,21 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let status = folder.run(&["status"]).await.unwrap();
     assert_eq!(status["degraded"], json!([]), "{status}");
 
+    // A log that cannot be archived is said to be so, and is archived once it can.
+    let archive = repository.join("postgres");
+    std::fs::rename(&archive, repository.join("gone")).unwrap();
+    switch(&folder).await;
+    folder.until_degraded(true).await;
+    std::fs::rename(repository.join("gone"), &archive).unwrap();
+    switch(&folder).await;
+    folder.until_degraded(false).await;
+
     // To the end of the log, after a supervisor that was killed has left all that it had written.
     ann.create(json!({"title": "sixth sloes"})).await;
     folder.run(&["backup", "--full"]).await.unwrap();
     let status = read_status(&folder.home.join(STATUS_FILE)).unwrap();
-    let login = std::fs::read(status.unit("postgres").unwrap().creds_file.clone().unwrap()).unwrap();
-    let login: Value = serde_json::from_slice(&login).unwrap();
-    let mut database = PgConnection::connect(login["url"].as_str().unwrap()).await.unwrap();
     for _ in 0..3 {
-        database.execute("select pg_logical_emit_message(false, 'drill', 'x'), pg_switch_wal()").await.unwrap();
+        switch(&folder).await;
     }
     signal(status.supervisor, Signal::SIGKILL).unwrap();
     let ends = status.units.iter().filter_map(|unit| unit.pid);

@@ -107,14 +107,16 @@ impl Repository {
     pub fn make(home: &StackDir, folder: Option<&Path>, anew: bool, timeline: u32) -> Result<Self, anyhow::Error> {
         installed()?;
         let note = Note::of(home)?;
-        if let Some(note) = note.as_ref().filter(|_| !anew) {
-            let same = folder.is_none_or(|folder| folder.canonicalize().is_ok_and(|folder| folder == note.folder));
+        if let Some(note) = note.filter(|_| !anew) {
+            let Some(folder) = folder.filter(|folder| folder.is_dir()) else { return Self::of(home) };
+            // Also where it is mounted elsewhere now.
+            let repository = Self::at(folder)?;
             ensure!(
-                same,
+                repository.is_of(home)?,
                 "the backups of this fleet are in {}: say --anew to leave them there and begin another repository",
                 note.folder.display()
             );
-            return Self::of(home);
+            return Ok(repository);
         }
         let folder = match folder {
             Some(folder) => folder.to_owned(),
@@ -122,9 +124,8 @@ impl Repository {
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("making the folder {}", folder.display()))?;
         let mut repository = Self::at(&folder)?;
-        let has_some = repository.identity.is_some() || repository.path("postgres/backup").exists();
         ensure!(
-            !has_some,
+            !repository.has_backups(),
             "{} holds the backups of another fleet, or of this one before a reset: choose an empty folder, or restore from there with \
              --take-over",
             folder.display()
@@ -134,8 +135,16 @@ impl Repository {
         std::fs::create_dir_all(&of_server)?;
         stack_dir::private(&of_server)?;
         stack_dir::give(&of_server)?;
-        repository.identify(home, timeline, note.map(|note| note.keep))?;
+        repository.identify(timeline)?;
         Ok(repository)
+    }
+
+    fn has_backups(&self) -> bool {
+        let has_folder = |folder: &str| {
+            let entries = std::fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_type().ok()).any(|kind| kind.is_dir())
+        };
+        has_folder("streams") || has_folder("postgres/backup/fleet")
     }
 
     /// Makes it the repository of this stack; another one that had it finds that out at its next backup.
@@ -143,19 +152,26 @@ impl Repository {
     /// # Errors
     /// A file cannot be written.
     pub(super) fn take_over(&mut self, home: &StackDir) -> Result<(), anyhow::Error> {
-        let timeline = self.identity.as_ref().map_or(1, |identity| identity.timeline);
-        let keep = Note::of(home)?.map(|note| note.keep);
-        self.identify(home, timeline, keep)
+        self.identify(self.began_with())?;
+        self.note(home)
     }
 
-    fn identify(&mut self, home: &StackDir, timeline: u32, keep: Option<u8>) -> Result<(), anyhow::Error> {
-        let id = stack_dir::random_hex(8)?;
-        let identity = Identity { id: id.clone(), timeline };
+    fn identify(&mut self, timeline: u32) -> Result<(), anyhow::Error> {
+        let identity = Identity { id: stack_dir::random_hex(8)?, timeline };
         sync_file(&self.path(IDENTITY), &serde_json::to_vec(&identity)?)?;
-        let note = Note { folder: self.folder.clone(), id, keep: keep.unwrap_or(KEEP) };
-        sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)?;
         self.identity = Some(identity);
         Ok(())
+    }
+
+    /// Notes that it is the repository of this stack.
+    ///
+    /// # Errors
+    /// The note cannot be written.
+    pub fn note(&self, home: &StackDir) -> Result<(), anyhow::Error> {
+        let keep = Note::of(home)?.map_or(KEEP, |note| note.keep);
+        let id = self.identity.as_ref().map(|identity| identity.id.clone()).unwrap_or_default();
+        let note = Note { folder: self.folder.clone(), id, keep };
+        sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)
     }
 
     /// Whether it is the one of this stack.
@@ -164,7 +180,7 @@ impl Repository {
     /// The note cannot be read.
     pub fn is_of(&self, home: &StackDir) -> Result<bool, anyhow::Error> {
         let id = self.identity.as_ref().map(|identity| &identity.id);
-        Ok(Note::of(home)?.is_some_and(|note| note.folder == self.folder && Some(&note.id) == id))
+        Ok(Note::of(home)?.is_some_and(|note| Some(&note.id) == id))
     }
 
     /// The timeline with which it began.

@@ -17,9 +17,9 @@ use crate::Reporter;
 use crate::install::{self, Programs};
 use crate::nats::{Layout, Nats};
 use crate::ports::Ports;
-use crate::postgres::{Postgres, RESTORING, Recovered};
+use crate::postgres::{Postgres, Recovered};
 use crate::stack::{self, Lock};
-use crate::stack_dir::{self, StackDir};
+use crate::stack_dir::{self, RESTORING, StackDir};
 use crate::supervisor::now;
 
 /// To where a restore goes.
@@ -113,12 +113,22 @@ impl Plan {
     ) -> Result<Self, anyhow::Error> {
         let lock = stack::lock(home).await?;
         ensure!(to == Moment::Latest || to.time() <= now(), "that moment has not come yet");
+        if let Some(noted) = Repository::noted(home).filter(|_| !goes_on) {
+            bail!(
+                "the backups of this fleet are in {}: restore from there; or go on with {} by --take-over; or say another --home for a \
+                 trial",
+                noted.display(),
+                repository.folder().display()
+            );
+        }
         let key = Key::given(home, key).await?;
         key.check(home).await?;
         let programs = install::all(say).await?;
         let postgres = Postgres::of(home, &programs.postgres, Ports::default().pick(0)?, true)?;
         let archive = Archive::open(home, (repository, &key), &postgres)?;
-        let sets = Sets { bases: archive.bases().await?, ..repository.sets()? };
+        let info = archive.info().await?;
+        let mut sets = Sets { bases: info.bases, ..repository.sets()? };
+        let to = reachable(to, sets.without_archive(info.newest.as_ref()))?;
         let base = chosen(&sets, to)?.clone();
         let has_streams = Nats::store(home).join("jetstream").exists();
         let streams = match (keep.unwrap_or(has_streams), sets.streams(to.time())) {
@@ -164,27 +174,29 @@ impl Plan {
                 return Err(error.context("nothing was changed"));
             }
         };
-        if self.goes_on {
-            self.key.keep(&self.home)?;
-            let mut repository = self.repository.clone();
-            if !repository.is_of(&self.home)? {
-                repository.take_over(&self.home)?;
-            }
-            self.archive.attach()?;
-            let at = now();
-            let to = if let Moment::At(to) = self.to { to } else { at };
-            // A server on another timeline is told so at its next backup.
-            repository.restored(PastRestore { to, at, timeline: restored.timeline })?;
-        }
         let kept = usize::from(matches!(self.streams, Streams::Kept));
         let changed = change_places(&stores[kept..]);
         if changed.is_err() && self.goes_on {
             self.repository.unrestored()?;
         }
         let aside = changed?;
+        if self.goes_on {
+            let goes_on = self.go_on();
+            goes_on
+                .context("the stores are back, and the repository does not go on with this fleet yet: run it again")?;
+        }
         // It is made again from the events.
         remove(&self.home.path("data/opensearch"))?;
         Ok(Restored { aside, ..restored })
+    }
+
+    fn go_on(&self) -> Result<(), anyhow::Error> {
+        self.key.keep(&self.home)?;
+        let mut repository = self.repository.clone();
+        if !repository.is_of(&self.home)? {
+            repository.take_over(&self.home)?;
+        }
+        self.archive.attach()
     }
 
     async fn put_back(&self, database: &Path, streams: &Path) -> Result<Restored, anyhow::Error> {
@@ -202,14 +214,20 @@ impl Plan {
         {
             let newest = newest.as_deref().unwrap_or("the backup itself");
             ensure!(
-                self.timeline.is_some_and(|timeline| timeline != last.timeline) || segment >= last.number,
-                "the archived log has a gap: it can be replayed until {newest}, and there is more of it. Say that moment, or restore what \
-                 is missing in the repository"
+                self.timeline.unwrap_or_else(|| self.repository.began_with()) != last.timeline
+                    || segment >= last.number,
+                "the archived log has a gap: its newest change before that is of {newest}, and there is more behind it. Say an earlier \
+                 moment, or bring the missing file back into the repository"
             );
         }
         let database_seconds = started.elapsed().as_secs_f64();
         Box::pin(self.nats(streams)).await?;
         let streams_seconds = started.elapsed().as_secs_f64() - database_seconds;
+        if self.goes_on {
+            let at = now();
+            let to = if let Moment::At(to) = self.to { to } else { at };
+            self.repository.restored(PastRestore { to, at, timeline })?;
+        }
         Ok(Restored { aside: Vec::new(), newest, timeline, database_seconds, streams_seconds })
     }
 
@@ -257,6 +275,19 @@ fn change_places(stores: &[PathBuf]) -> Result<Vec<PathBuf>, anyhow::Error> {
         }
     }
     Ok(moves.into_iter().map(|(_, to)| to).filter(|to| !stores.contains(to)).collect())
+}
+
+/// The moment, where nothing of what was done since a restore is archived: then there is nothing behind that restore's moment.
+fn reachable(to: Moment, without_archive: Option<PastRestore>) -> Result<Moment, anyhow::Error> {
+    match (to, without_archive) {
+        (Moment::Latest, Some(restore)) if restore.to < restore.at => Ok(Moment::At(restore.to)),
+        (Moment::At(at), Some(restore)) if at > restore.to => bail!(
+            "nothing is archived of what was done since the restore of {}: say {}, to which that went back, or `latest`",
+            restore.at.to_rfc3339_opts(SecondsFormat::Secs, true),
+            restore.to.to_rfc3339_opts(SecondsFormat::Micros, true)
+        ),
+        _ => Ok(to),
+    }
 }
 
 fn chosen(sets: &Sets, to: Moment) -> Result<&Base, anyhow::Error> {

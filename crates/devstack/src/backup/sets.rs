@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -179,6 +179,13 @@ impl Sets {
         self.restores.iter().rev().find(|restore| restore.at <= moment).map(|restore| restore.timeline)
     }
 
+    /// Leaves restores out of which nothing is archived: their fleets did not come up, or not for long enough. Returns the first.
+    pub(super) fn without_archive(&mut self, newest: Option<&Segment>) -> Option<PastRestore> {
+        let archived = newest.map_or(0, |newest| newest.timeline);
+        let first = self.restores.iter().position(|restore| restore.timeline > archived)?;
+        self.restores.drain(first..).next()
+    }
+
     fn is_undone(&self, began: DateTime<Utc>, ended: DateTime<Utc>) -> bool {
         self.restores.iter().any(|restore| restore.to < ended && began < restore.at)
     }
@@ -200,8 +207,8 @@ impl Repository {
     pub fn sets(&self) -> Result<Sets, anyhow::Error> {
         let mut sets = Sets::default();
         let folders = match std::fs::read_dir(self.path("streams")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(sets),
-            folders => folders.context("reading the folder of backups")?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            folders => folders.context("reading the folder of backups")?.collect(),
         };
         for entry in folders {
             let folder = entry?.path();
@@ -225,12 +232,24 @@ impl Repository {
         Ok(sets)
     }
 
-    /// The timeline on which the server of this repository is.
+    /// Checks that a server's log is the one that this repository has. A restore that was noted, and killed before it was done, is
+    /// forgotten.
     ///
     /// # Errors
-    /// A file cannot be read.
-    pub fn timeline(&self) -> Result<u32, anyhow::Error> {
-        Ok(self.sets()?.restores.last().map_or_else(|| self.began_with(), |restore| restore.timeline))
+    /// It is another one.
+    pub fn check(&self, timeline: u32) -> Result<(), anyhow::Error> {
+        let restores = self.sets()?.restores;
+        let of = |restore: Option<&PastRestore>| restore.map_or_else(|| self.began_with(), |restore| restore.timeline);
+        if of(restores.last()) == timeline {
+            return Ok(());
+        }
+        let before = restores.len().checked_sub(2).and_then(|index| restores.get(index));
+        ensure!(
+            !restores.is_empty() && of(before) == timeline,
+            "the server is not the one that was restored last, but of before, or of another restore: begin another repository \
+             (--anew --repository FOLDER)"
+        );
+        self.unrestored()
     }
 
     /// Notes a restore.
@@ -298,6 +317,9 @@ mod tests {
         assert_eq!(label(sets.base(at(99))).as_deref(), Some("10"), "one ended behind 21, one began there");
         assert_eq!(sets.streams(at(99)).unwrap().label, "19");
         assert_eq!((sets.timeline(at(21)), sets.timeline(at(40))), (None, Some(2)));
+        let archived = |timeline| Segment { timeline, number: 1 };
+        assert!(sets.clone().without_archive(Some(&archived(2))).is_none());
+        assert_eq!(sets.clone().without_archive(Some(&archived(1))).unwrap().to, at(21));
         sets.bases.push(base(41, 42));
         assert_eq!(label(sets.base(at(99))).as_deref(), Some("41"));
     }
