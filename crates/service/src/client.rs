@@ -25,8 +25,9 @@ use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::Instrument as _;
 
 pub use crate::replica::MAX_ANSWER_BYTES;
-use crate::replica::{Admitted, LATE, Replica, Unanswered};
+use crate::replica::{Admitted, LATE, Replica, Tls, Unanswered};
 use crate::retry::Delays;
+use crate::tls::{Authorities, Trusted};
 use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, trace};
 
 /// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
@@ -97,13 +98,20 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Upstream {
-    /// The replicas at these addresses: `http://host:port`. A host name is resolved every five seconds. Each address behind it, of the
+    /// The replicas at these addresses: `http://host:port`, or `https://host:port` for TLS. A host name is resolved every five seconds. Each address behind it, of the
     /// family of the first, is a replica. Connections are made when they are needed.
     ///
     /// # Errors
-    /// An address cannot be parsed.
-    pub fn new(lifecycle: &Lifecycle, name: &str, addresses: &[String]) -> Result<Self, anyhow::Error> {
-        let targets = addresses.iter().map(|address| Target::parse(address)).collect::<Result<Vec<_>, _>>()?;
+    /// An address cannot be parsed, or one is `https://` and there are no authorities.
+    pub fn new(
+        lifecycle: &Lifecycle,
+        name: &str,
+        addresses: &[String],
+        authorities: &Authorities,
+    ) -> Result<Self, anyhow::Error> {
+        let trusted = authorities.trusted()?;
+        let parse = |address: &String| Target::parse(address, trusted.as_ref());
+        let targets = addresses.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
         let upstream = Self(Arc::new(Shared {
             name: name.into(),
             replicas: Mutex::default(),
@@ -113,7 +121,7 @@ impl Upstream {
         }));
         let mut known: Vec<Vec<SocketAddr>> =
             targets.iter().map(|target| target.address().into_iter().collect()).collect();
-        upstream.0.set(&known.concat())?;
+        upstream.0.set(&targets, &known)?;
         if known.iter().any(Vec::is_empty) {
             let (shared, stop) = (Arc::clone(&upstream.0), lifecycle.stopping());
             lifecycle.spawn("names of upstreams", async move {
@@ -136,16 +144,26 @@ impl Upstream {
 struct Target {
     host: String,
     port: u16,
+    tls: Option<Tls>,
 }
 
 impl Target {
-    fn parse(address: &str) -> Result<Self, anyhow::Error> {
+    fn parse(address: &str, trusted: Option<&Arc<Trusted>>) -> Result<Self, anyhow::Error> {
         let uri: Uri = address.parse()?;
-        let (host, port) = (uri.host(), uri.port_u16());
-        let (Some("http"), Some(host), Some(port)) = (uri.scheme_str(), host, port) else {
-            anyhow::bail!("{address} is not http://<host>:<port>");
+        let (Some(scheme @ ("http" | "https")), Some(host), Some(port)) =
+            (uri.scheme_str(), uri.host(), uri.port_u16())
+        else {
+            anyhow::bail!("{address} is not http://<host>:<port> or https://<host>:<port>");
         };
-        Ok(Self { host: host.trim_matches(['[', ']']).to_owned(), port })
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let tls = match (scheme, trusted) {
+            ("http", _) => None,
+            (_, Some(trusted)) => Some(Tls { trusted: Arc::clone(trusted), name: host.clone().try_into()? }),
+            (_, None) => {
+                anyhow::bail!("{address} needs FLOTILLA_TLS_AUTHORITIES, the file with who signs its certificate")
+            }
+        };
+        Ok(Self { host, port, tls })
     }
 
     fn address(&self) -> Option<SocketAddr> {
@@ -171,24 +189,23 @@ impl Shared {
                 }
             }
         }
-        if let Err(error) = self.set(&known.concat()) {
+        if let Err(error) = self.set(targets, known) {
             tracing::warn!(upstream = %self.name, error = format!("{error:#}"), "an address cannot be used");
         }
     }
 
     /// From now on these are the replicas; those that stay keep their connections.
-    fn set(&self, addresses: &[SocketAddr]) -> Result<(), anyhow::Error> {
+    fn set(&self, targets: &[Target], known: &[Vec<SocketAddr>]) -> Result<(), anyhow::Error> {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new: Vec<Arc<Replica>> = Vec::new();
-        for &address in addresses {
+        let all = targets.iter().zip(known);
+        for (target, address) in all.flat_map(|(target, known)| known.iter().map(move |address| (target, *address))) {
             if new.iter().all(|replica| replica.address() != address) {
                 let known = replicas.iter().find(|replica| replica.address() == address);
-                new.push(
-                    known.map_or_else(
-                        || Replica::new(&self.name, address).map(Arc::new),
-                        |known| Ok(Arc::clone(known)),
-                    )?,
-                );
+                new.push(known.map_or_else(
+                    || Replica::new(&self.name, address, target.tls.as_ref()).map(Arc::new),
+                    |known| Ok(Arc::clone(known)),
+                )?);
             }
         }
         *replicas = new;

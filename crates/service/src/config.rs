@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::page::PageTokens;
+use crate::tls::Tls;
 
 /// The configuration of every process.
 #[derive(Debug, Clone, Args)]
@@ -77,6 +78,9 @@ pub struct Common {
     /// Address that callers come to, for example 127.0.0.1:7101; port 0 picks a free one.
     #[arg(long, env = "FLOTILLA_LISTEN")]
     pub listen: SocketAddr,
+    /// The certificate that callers are shown there.
+    #[command(flatten)]
+    pub tls: Tls,
     /// Whose tokens are trusted.
     #[command(flatten)]
     pub issuer: Issuer,
@@ -157,6 +161,7 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tls: Tls::default(),
             issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned() },
             audience: audience.to_owned(),
             release_header: true,

@@ -35,6 +35,7 @@ use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
 use crate::readiness::AtWork;
 use crate::server::{self, Bounds};
+use crate::tls::Speaks;
 use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, trace};
 
 /// The longest duration of a call, whatever deadline it brings.
@@ -123,8 +124,9 @@ where
             health.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
         }
     });
-    tracing::info!(%address, "taking calls");
-    lifecycle.spawn("gRPC server", server::serve(listener, router, bounds, lifecycle.stopping()));
+    let tls = common.tls.acceptor(Speaks::Http2, lifecycle)?;
+    tracing::info!(%address, tls = tls.is_some(), "taking calls");
+    lifecycle.spawn("gRPC server", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));
     Ok(address)
 }
 

@@ -40,6 +40,8 @@ pub mod limits;
 
 pub mod server;
 
+pub mod tls;
+
 pub mod client;
 
 mod replica;

@@ -44,6 +44,6 @@ pub async fn serve(
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }))
         .fallback(move |request| operators.answer(request));
     let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false, longest: LONGEST };
-    lifecycle.spawn("operations port", server::serve(listener, router, bounds, lifecycle.stopping()));
+    lifecycle.spawn("operations port", server::serve(listener, router, (bounds, None), lifecycle.stopping()));
     Ok(address)
 }

@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
 use metrics::gauge;
+use rustls::pki_types::ServerName;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tower::Service as _;
 
 use crate::breaker::{Breaker, State, Ticket};
+use crate::tls::Trusted;
 use crate::{Code, Failure};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -21,6 +24,14 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// The largest answer.
 pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// How the replicas behind a name are reached over TLS.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    pub(crate) trusted: Arc<Trusted>,
+    /// What their certificates say.
+    pub(crate) name: ServerName<'static>,
+}
 
 /// One process of the service.
 pub(crate) struct Replica {
@@ -45,13 +56,20 @@ pub(crate) enum Unanswered {
 }
 
 impl Replica {
-    pub(crate) fn new(upstream: &Arc<str>, address: SocketAddr) -> Result<Self, anyhow::Error> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))?
+    /// With authorities, over TLS: its certificate must have the host's name.
+    pub(crate) fn new(upstream: &Arc<str>, address: SocketAddr, tls: Option<&Tls>) -> Result<Self, anyhow::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(ALIVE_EVERY)
-            .keep_alive_timeout(ALIVE_EVERY)
-            .connect_lazy();
+            .keep_alive_timeout(ALIVE_EVERY);
+        let channel = match tls.cloned() {
+            None => endpoint.connect_lazy(),
+            Some(Tls { trusted, name }) => endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let (trusted, name) = (Arc::clone(&trusted), name.clone());
+                async move { trusted.connect(address, name).await.map(TokioIo::new) }
+            })),
+        };
         let breaker = Mutex::new(Breaker::new());
         let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
         replica.report(State::Closed);

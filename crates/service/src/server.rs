@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,14 +62,14 @@ pub struct Bounds {
     pub longest: Duration,
 }
 
-/// Serves until `stop`, and then until the running requests have ended, or 16 seconds.
+/// Serves until `stop`, and then until the running requests have ended, or 16 seconds. With an acceptor, over TLS alone.
 ///
 /// # Errors
 /// None: a failure of one connection ends that connection only.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    bounds: Bounds,
+    (bounds, tls): (Bounds, Option<TlsAcceptor>),
     stop: CancellationToken,
 ) -> Result<(), Infallible> {
     let builder = Arc::new(builder(bounds));
@@ -88,7 +89,12 @@ pub async fn serve(
                 full.store(false, Ordering::SeqCst);
                 let (builder, full, stop) = (Arc::clone(&builder), Arc::clone(&full), stop.clone());
                 let connection = Connection { builder, full, stop, longest: bounds.longest, permit };
-                connections.spawn(connection.serve(stream, router.clone()));
+                stream.set_nodelay(true).ok();
+                let router = router.clone();
+                match tls.clone() {
+                    None => connections.spawn(connection.serve(stream, router)),
+                    Some(tls) => connections.spawn(connection.serve_tls(tls, stream, router)),
+                };
             }
             // No descriptors are left, or this connection is gone already.
             Some((Ok(_), Err(error))) => {
@@ -130,9 +136,22 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, router: Router) {
+    /// A handshake is a part of the first head.
+    async fn serve_tls(self, tls: TlsAcceptor, stream: TcpStream, router: Router) {
+        let handshake = tokio::time::timeout(FIRST_HEAD_WITHIN, tls.accept(stream));
+        match self.stop.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => self.serve(stream, router).await,
+            Some(Ok(Err(error))) => {
+                metrics::counter!("tls_handshakes_failed_total").increment(1);
+                tracing::debug!(%error, "a client's TLS handshake has failed");
+            }
+            // It took too long, or nobody is served any more.
+            Some(Err(_)) | None => {}
+        }
+    }
+
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S, router: Router) {
         let _permit = self.permit;
-        stream.set_nodelay(true).ok();
         let work = Arc::new(Work::new());
         let stream = TokioIo::new(Watched { stream, work: Arc::clone(&work) });
         let counted = Counted { router, work: Arc::clone(&work) };
@@ -230,12 +249,12 @@ impl Drop for AtWork {
 }
 
 /// The connection's stream, which notes when bytes go out: over HTTP/1 an answer is handed over whole, and written later.
-struct Watched {
-    stream: TcpStream,
+struct Watched<S> {
+    stream: S,
     work: Arc<Work>,
 }
 
-impl Watched {
+impl<S> Watched<S> {
     fn went_out(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(OF_AN_ANSWER..))) {
             self.work.with(|now| now.rests_since = Instant::now());
@@ -244,7 +263,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -254,7 +273,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.went_out(written)
@@ -371,7 +390,7 @@ mod tests {
                 }),
             );
         let bounds = Bounds { connections, streams: 10, http2_only: false, longest: LONGEST };
-        server.spawn(serve(listener, router, bounds, stop.clone()));
+        server.spawn(serve(listener, router, (bounds, None), stop.clone()));
         server.close();
         Served { address, stop, server, began: Instant::now(), never }
     }

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -21,7 +22,9 @@ use service::Process;
 use service::client::{ReadsOnly, Upstream};
 use service::config::Common;
 use service::server::{Bounds, LONGEST, serve};
+use service::tls::{Authorities, Speaks, Tls};
 use service::{DEGRADED, Lifecycle, notes};
+use testkit::TestCertificates;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +76,7 @@ impl Fixture {
             answer(request.headers().clone())
         });
         let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true, longest: LONGEST };
-        self.lifecycle.spawn("replica", serve(listener, router, bounds, self.lifecycle.stopping()));
+        self.lifecycle.spawn("replica", serve(listener, router, (bounds, None), self.lifecycle.stopping()));
         address
     }
 
@@ -101,7 +104,9 @@ impl Fixture {
 
     fn upstream(&self, addresses: &[SocketAddr]) -> Client {
         let addresses: Vec<_> = addresses.iter().map(|address| format!("http://{address}")).collect();
-        SearchServiceClient::new(Upstream::new(&self.lifecycle, "searches", &addresses).unwrap())
+        SearchServiceClient::new(
+            Upstream::new(&self.lifecycle, "searches", &addresses, &Authorities::default()).unwrap(),
+        )
     }
 }
 
@@ -231,7 +236,7 @@ async fn serve_at(fixture: &Fixture, address: SocketAddr) -> CancellationToken {
     let stop = CancellationToken::new();
     let bounds = Bounds { connections: 10, streams: 10, http2_only: true, longest: LONGEST };
     let router = Router::new().fallback(|| async { empty_answer() });
-    fixture.lifecycle.spawn("replica", serve(listener, router, bounds, stop.clone()));
+    fixture.lifecycle.spawn("replica", serve(listener, router, (bounds, None), stop.clone()));
     stop
 }
 
@@ -267,12 +272,69 @@ async fn a_replica_that_is_back_is_used_again() {
 async fn a_host_with_a_name_is_looked_up() {
     let fixture = Fixture::new();
     let port = fixture.live().await.port();
-    let upstream = Upstream::new(&fixture.lifecycle, "searches", &[format!("http://localhost:{port}")]).unwrap();
+    let upstream =
+        Upstream::new(&fixture.lifecycle, "searches", &[format!("http://localhost:{port}")], &Authorities::default())
+            .unwrap();
     let client = SearchServiceClient::new(upstream);
     testkit::until("it is found", || async { send(&client, reading(LONG)).await.is_ok() }).await;
     for wrong in ["localhost:1", "https://localhost:1", "http://localhost", ""] {
-        assert!(Upstream::new(&fixture.lifecycle, "searches", &[wrong.to_owned()]).is_err(), "{wrong:?}");
+        assert!(
+            Upstream::new(&fixture.lifecycle, "searches", &[wrong.to_owned()], &Authorities::default()).is_err(),
+            "{wrong:?}"
+        );
     }
+}
+
+/// A server with a certificate, which serves until it is stopped.
+fn with_tls(fixture: &Fixture, address: SocketAddr, certificates: &TestCertificates) -> CancellationToken {
+    let socket = std::net::TcpListener::bind(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(socket).unwrap();
+    let tls = Tls { certificate: Some(certificates.file("tls.crt")), key: Some(certificates.file("tls.key")) };
+    let acceptor = tls.acceptor(Speaks::Http2, &fixture.lifecycle).unwrap();
+    let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true, longest: LONGEST };
+    let router = Router::new().fallback(|| async { empty_answer() });
+    let stop = CancellationToken::new();
+    fixture.lifecycle.spawn("replica", serve(listener, router, (bounds, acceptor), stop.clone()));
+    stop
+}
+
+#[tokio::test]
+async fn a_call_over_tls_trusts_its_authorities_alone_and_new_ones_without_a_restart() {
+    let (fixture, certificates) = (Fixture::new(), TestCertificates::new("127.0.0.1"));
+    let address = gone();
+    let stop = with_tls(&fixture, address, &certificates);
+    let to = |address: String, authorities: Option<PathBuf>| {
+        let authorities = Authorities { file: authorities };
+        Upstream::new(&fixture.lifecycle, "searches", &[address], &authorities).map(SearchServiceClient::new)
+    };
+    let trusted = certificates.file("ca.crt");
+    let client = to(format!("https://{address}"), Some(trusted.clone())).unwrap();
+    send(&client, request(LONG)).await.unwrap();
+
+    // Of another authority, of another name, or not over TLS: nobody answers.
+    let other = TestCertificates::new("127.0.0.1");
+    let localhost = format!("https://localhost:{}", address.port());
+    for (to_where, authorities) in [
+        (format!("https://{address}"), Some(other.file("ca.crt"))),
+        (localhost, Some(trusted.clone())),
+        (format!("http://{address}"), None),
+    ] {
+        let stranger = to(to_where.clone(), authorities).unwrap();
+        let refused = send(&stranger, request(Duration::from_millis(300))).await.unwrap_err();
+        assert_ne!(refused.code(), Code::Unknown, "{to_where}: {refused}");
+    }
+    let none = to(format!("https://{address}"), None).unwrap_err().to_string();
+    assert!(none.contains("FLOTILLA_TLS_AUTHORITIES"), "{none}");
+
+    // The authority changes: first both are trusted, then the server has a certificate of the new one.
+    let both = [certificates.file("ca.crt"), other.file("ca.crt")].map(|file| std::fs::read(file).unwrap()).concat();
+    std::fs::write(&trusted, both).unwrap();
+    send(&client, request(LONG)).await.unwrap();
+    stop.cancel();
+    testkit::until("the port is free", || async { std::net::TcpListener::bind(address).is_ok() }).await;
+    let _stop = with_tls(&fixture, address, &other);
+    testkit::until("it trusts the new one", || async { send(&client, request(LONG)).await.is_ok() }).await;
 }
 
 /// A service that is degraded, and calls another one for each call.
@@ -323,7 +385,8 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
         .await;
     let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
     let process = Process::new("searches", "test");
-    let upstream = Upstream::new(&fixture.lifecycle, "behind", &[format!("http://{behind}")]).unwrap();
+    let upstream =
+        Upstream::new(&fixture.lifecycle, "behind", &[format!("http://{behind}")], &Authorities::default()).unwrap();
     let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
     let mut client = fixture.upstream(&[address]);
     let mut request = reading(LONG);

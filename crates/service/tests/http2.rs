@@ -51,7 +51,7 @@ impl Served {
             .route("/never", get(std::future::pending::<()>));
         let (stop, server) = (CancellationToken::new(), TaskTracker::new());
         let bounds = Bounds { connections: 10, streams: STREAMS, http2_only: true, longest: LONGEST };
-        server.spawn(serve(listener, router, bounds, stop.clone()));
+        server.spawn(serve(listener, router, (bounds, None), stop.clone()));
         server.close();
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(sends).await.unwrap();

@@ -6,6 +6,8 @@
 
 pub mod catalog;
 
+pub mod certificates;
+
 pub mod database;
 
 pub mod nats;
@@ -23,6 +25,7 @@ pub mod stable;
 pub mod token;
 
 pub use backing::Backing;
+pub use certificates::TestCertificates;
 pub use database::TestDatabase;
 #[doc(hidden)]
 pub use insta;

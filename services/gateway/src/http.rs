@@ -20,6 +20,7 @@ use service::limits::Limits;
 use service::lines::{Line, Outcome, Unanswered};
 use service::readiness::AtWork;
 use service::server::{self, Bounds};
+use service::tls::Speaks;
 use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::Status;
@@ -75,8 +76,9 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
         http2_only: false,
         longest: server::LONGEST,
     };
-    tracing::info!(%address, "taking requests");
-    lifecycle.spawn("HTTP server", server::serve(listener, router, bounds, lifecycle.stopping()));
+    let tls = common.tls.acceptor(Speaks::Both, &lifecycle)?;
+    tracing::info!(%address, tls = tls.is_some(), "taking requests");
+    lifecycle.spawn("HTTP server", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));
     Ok(address)
 }
 

@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use service::arguments::Settings;
+use service::tls::Authorities;
 use service::{Process, Service, config};
 
 use crate::upstream::{Addresses, Upstreams};
@@ -36,10 +37,12 @@ pub struct Program;
 pub struct Config {
     #[command(flatten)]
     pub common: config::Common,
-    /// Where each gRPC service is: flotilla.todo.v1.TodoService=http://host:port, with commas between. A service that is named several
+    /// Where each gRPC service is: flotilla.todo.v1.TodoService=http://host:port (or https://), with commas between. A service that is named several
     /// times has so many replicas; so has one whose host is a name with several addresses.
     #[arg(long, env = "FLOTILLA_UPSTREAMS")]
     pub upstreams: Addresses,
+    #[command(flatten)]
+    pub authorities: Authorities,
 }
 
 impl Settings for Config {}
@@ -52,7 +55,7 @@ impl Service for Program {
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
-        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams)?;
+        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &config.authorities)?;
         http::serve(process, &config.common, upstreams).await
     }
 }

@@ -8,6 +8,7 @@ use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
 use service::Lifecycle;
 use service::client::{MAX_ANSWER_BYTES, Upstream};
+use service::tls::Authorities;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
 
@@ -29,10 +30,10 @@ impl FromStr for Addresses {
                 Some((name, address)) if proto::POOL.get_service_by_name(name).is_none() => {
                     wrong.push(format!("there is no service {name} (for {address})"));
                 }
-                Some((name, address)) if address.starts_with("http://") => {
+                Some((name, address)) if address.starts_with("http://") || address.starts_with("https://") => {
                     addresses.entry(name.to_owned()).or_default().push(address.to_owned());
                 }
-                _ => wrong.push(format!("{upstream} is not <service>=http://<host>:<port>")),
+                _ => wrong.push(format!("{upstream} is not <service>=http://<host>:<port>, or with https://")),
             }
         }
         let wanted: BTreeSet<&str> = routes::all().iter().map(|route| route.service()).collect();
@@ -50,10 +51,11 @@ impl Upstreams {
     /// The services with their addresses; connections open when they are needed.
     ///
     /// # Errors
-    /// Fails when an address cannot be read.
-    pub fn new(lifecycle: &Lifecycle, addresses: &Addresses) -> Result<Self, anyhow::Error> {
-        let upstream =
-            |(name, addresses): (&String, &Vec<String>)| Ok((name.clone(), Upstream::new(lifecycle, name, addresses)?));
+    /// Fails when an address cannot be read, or one is `https://` and there are no authorities.
+    pub fn new(lifecycle: &Lifecycle, addresses: &Addresses, authorities: &Authorities) -> Result<Self, anyhow::Error> {
+        let upstream = |(name, addresses): (&String, &Vec<String>)| {
+            Ok((name.clone(), Upstream::new(lifecycle, name, addresses, authorities)?))
+        };
         addresses.0.iter().map(upstream).collect::<Result<_, _>>().map(Self)
     }
 

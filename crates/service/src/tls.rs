@@ -1,0 +1,390 @@
+//! TLS between callers, services and each other: certificate, key and authorities from files, which are read again when they change.
+//! Connections that are there go on; new ones have what is new.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::lifecycle::Lifecycle;
+
+/// How often the files are looked at.
+const LOOKS_EVERY: Duration = Duration::from_secs(5);
+
+/// The certificate that a service shows its callers.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Tls {
+    /// A PEM file with the certificate that callers are shown, and those that lead to its authority; absent: no TLS. It is read again
+    /// when it changes.
+    #[arg(id = "tls_certificate", long = "tls-certificate", value_name = "FILE", env = "FLOTILLA_TLS_CERTIFICATE")]
+    pub certificate: Option<PathBuf>,
+    /// A PEM file with its key.
+    #[arg(id = "tls_key", long = "tls-key", value_name = "FILE", env = "FLOTILLA_TLS_KEY")]
+    pub key: Option<PathBuf>,
+}
+
+/// What clients may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2 alone, for gRPC.
+    Http2,
+    /// HTTP/2 or HTTP/1.1, as the client chooses.
+    Both,
+}
+
+impl Tls {
+    /// The acceptor of TLS connections; None where there is no certificate. The files are looked at until the process stops.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the two do not belong together: the error names them.
+    pub fn acceptor(&self, speaks: Speaks, lifecycle: &Lifecycle) -> Result<Option<TlsAcceptor>, anyhow::Error> {
+        let (certificate, key) = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => (certificate, key),
+            (None, None) => return Ok(None),
+            _ => bail!("FLOTILLA_TLS_CERTIFICATE and FLOTILLA_TLS_KEY go together: set both, or none"),
+        };
+        let shown = Arc::new(Shown::open(certificate.clone(), key.clone())?);
+        let looks = Arc::clone(&shown);
+        lifecycle.run("certificate", |stop| async move {
+            let mut tick = tokio::time::interval(LOOKS_EVERY);
+            while stop.run_until_cancelled(tick.tick()).await.is_some() {
+                looks.look();
+            }
+        });
+        Ok(Some(accepting(shown, speaks)?))
+    }
+}
+
+fn accepting(shown: Arc<Shown>, speaks: Speaks) -> Result<TlsAcceptor, anyhow::Error> {
+    let provider = Arc::clone(&shown.provider);
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
+    config.alpn_protocols = match speaks {
+        Speaks::Http2 => vec![b"h2".to_vec()],
+        Speaks::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Whose certificates a caller of services trusts.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Authorities {
+    /// A PEM file with the authorities that sign the certificates of the services that are called by https://. It is read again when it
+    /// changes: to change an authority, have both in it meanwhile.
+    #[arg(id = "tls_authorities", long = "tls-authorities", value_name = "FILE", env = "FLOTILLA_TLS_AUTHORITIES")]
+    pub file: Option<PathBuf>,
+}
+
+impl Authorities {
+    /// What connects to services; None where there are no authorities.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no certificate.
+    pub(crate) fn trusted(&self) -> Result<Option<Arc<Trusted>>, anyhow::Error> {
+        self.file.clone().map(|file| Trusted::open(file).map(Arc::new)).transpose()
+    }
+}
+
+/// The authorities that are trusted now.
+pub(crate) struct Trusted {
+    file: PathBuf,
+    /// What the file held, whether it was taken or not, and what was taken last.
+    now: RwLock<(Vec<u8>, Arc<ClientConfig>)>,
+}
+
+impl Trusted {
+    fn open(file: PathBuf) -> Result<Self, anyhow::Error> {
+        let seen = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        let config = trusting(&seen).with_context(|| format!("the authorities in {}", file.display()))?;
+        Ok(Self { file, now: RwLock::new((seen, config)) })
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        let seen = std::fs::read(&self.file).ok();
+        {
+            let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+            if seen.as_ref().is_none_or(|seen| *seen == now.0) {
+                return Arc::clone(&now.1);
+            }
+        }
+        let seen = seen.unwrap_or_default();
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        match trusting(&seen) {
+            Ok(config) => now.1 = config,
+            Err(error) => tracing::warn!("the authorities stay those of before: {}: {error:#}", self.file.display()),
+        }
+        now.0 = seen;
+        Arc::clone(&now.1)
+    }
+
+    /// Connects to a service, which must have a certificate of this name.
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+        name: ServerName<'static>,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.config();
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(config).connect(name, stream).await
+    }
+}
+
+fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, anyhow::Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        roots.add(certificate?)?;
+    }
+    ensure!(!roots.is_empty(), "there is no certificate");
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let mut config = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The certificate that is shown now.
+#[derive(Debug)]
+struct Shown {
+    certificate: PathBuf,
+    key: PathBuf,
+    provider: Arc<CryptoProvider>,
+    now: RwLock<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    key: Arc<CertifiedKey>,
+    /// What the files held, whether it was taken or not.
+    seen: (Vec<u8>, Vec<u8>),
+}
+
+impl Shown {
+    fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, anyhow::Error> {
+        let provider = Arc::new(default_provider());
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+        let seen = (read(&certificate)?, read(&key)?);
+        let now = Now { key: Arc::new(pair(&provider, &seen, (&certificate, &key))?), seen };
+        Ok(Self { certificate, key, provider, now: RwLock::new(now) })
+    }
+
+    /// Shows what the files hold now. What cannot be shown is said once, and the one before goes on.
+    fn look(&self) {
+        // Between two writes of whoever changes them, they may not be there, or not belong together.
+        let (Ok(certificate), Ok(key)) = (std::fs::read(&self.certificate), std::fs::read(&self.key)) else { return };
+        let seen = (certificate, key);
+        if self.now.read().unwrap_or_else(PoisonError::into_inner).seen == seen {
+            return;
+        }
+        let pair = pair(&self.provider, &seen, (&self.certificate, &self.key));
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        now.seen = seen;
+        match pair {
+            Ok(key) => {
+                now.key = Arc::new(key);
+                tracing::info!(certificate = %self.certificate.display(), "callers are shown the new certificate");
+            }
+            Err(error) => tracing::warn!("the certificate stays the one before: {error:#}"),
+        }
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).key))
+    }
+}
+
+fn pair(
+    provider: &CryptoProvider,
+    (certificate, key): &(Vec<u8>, Vec<u8>),
+    (certificate_file, key_file): (&PathBuf, &PathBuf),
+) -> Result<CertifiedKey, anyhow::Error> {
+    let of = || certificate_file.display().to_string();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().with_context(of)?;
+    ensure!(!chain.is_empty(), "{} holds no certificate", of());
+    let key = PrivateKeyDer::from_pem_slice(key).with_context(|| format!("{} holds no key", key_file.display()))?;
+    let pair = CertifiedKey::from_der(chain, key, provider);
+    pair.with_context(|| format!("{} and {} do not belong together", of(), key_file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::Router;
+    use axum::routing::get;
+    use reqwest::tls::TlsInfo;
+    use reqwest::{Certificate, Client};
+    use testkit::TestCertificates;
+    use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::server::{Bounds, LONGEST, serve};
+
+    const NAME: &str = "fleet.test";
+
+    fn shown(certificates: &TestCertificates) -> Arc<Shown> {
+        Arc::new(Shown::open(certificates.file("tls.crt"), certificates.file("tls.key")).unwrap())
+    }
+
+    struct Served {
+        address: SocketAddr,
+        root: CertificateDer<'static>,
+        stop: CancellationToken,
+        server: TaskTracker,
+    }
+
+    impl Served {
+        async fn by(certificates: &TestCertificates, shown: &Arc<Shown>, speaks: Speaks) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (stop, server) = (CancellationToken::new(), TaskTracker::new());
+            let http2_only = speaks == Speaks::Http2;
+            let bounds = Bounds { connections: 100, streams: 10, http2_only, longest: LONGEST };
+            let tls = accepting(Arc::clone(shown), speaks).unwrap();
+            let router = Router::new().route("/", get(|| async { "well" }));
+            server.spawn(serve(listener, router, (bounds, Some(tls)), stop.clone()));
+            server.close();
+            Self { address, root: certificates.root.clone().into(), stop, server }
+        }
+
+        /// A client with connections of its own.
+        fn client(&self) -> Client {
+            let builder = Client::builder().no_proxy().timeout(Duration::from_secs(20)).tls_info(true);
+            builder
+                .tls_certs_only([Certificate::from_der(&self.root).unwrap()])
+                .resolve(NAME, self.address)
+                .build()
+                .unwrap()
+        }
+
+        fn url(&self) -> String {
+            format!("https://{NAME}:{}/", self.address.port())
+        }
+
+        /// The certificate that a client is shown with its answer.
+        async fn shows(&self, client: &Client) -> Vec<u8> {
+            let answer = client.get(self.url()).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.extensions().get::<TlsInfo>().unwrap().peer_certificate().unwrap().to_vec()
+        }
+
+        /// What is agreed on with a client that offers these.
+        async fn agreed(&self, offers: &[&str]) -> Result<Option<String>, io::Error> {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.root.clone()).unwrap();
+            let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+            let builder = builder.with_safe_default_protocol_versions().unwrap();
+            let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+            config.alpn_protocols = offers.iter().map(|offer| offer.as_bytes().to_vec()).collect();
+            let stream = TcpStream::connect(self.address).await?;
+            let name = NAME.try_into().unwrap();
+            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+            Ok(stream.get_ref().1.alpn_protocol().map(|agreed| String::from_utf8(agreed.to_vec()).unwrap()))
+        }
+
+        async fn end(self) {
+            self.stop.cancel();
+            self.server.wait().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_chooses_what_it_speaks_and_one_without_tls_gets_nothing() {
+        let folder = TestCertificates::new(NAME);
+        let served = Served::by(&folder, &shown(&folder), Speaks::Both).await;
+        let agreed = |offers: &'static [&str]| served.agreed(offers);
+        assert_eq!(agreed(&["h2", "http/1.1"]).await.unwrap().as_deref(), Some("h2"));
+        assert_eq!(agreed(&["http/1.1"]).await.unwrap().as_deref(), Some("http/1.1"));
+        assert_eq!(agreed(&[]).await.unwrap(), None, "HTTP/1.1, as ever");
+        agreed(&["spdy/3"]).await.unwrap_err();
+        served.shows(&served.client()).await;
+        let plain = Client::builder().no_proxy().build().unwrap();
+        plain.get(format!("http://{}/", served.address)).send().await.unwrap_err();
+        let stranger = Client::builder().no_proxy().resolve(NAME, served.address).build().unwrap();
+        stranger.get(served.url()).send().await.unwrap_err();
+        served.end().await;
+
+        let served = Served::by(&folder, &shown(&folder), Speaks::Http2).await;
+        assert_eq!(served.agreed(&["h2"]).await.unwrap().as_deref(), Some("h2"));
+        served.agreed(&["http/1.1"]).await.unwrap_err();
+        served.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_certificate_that_changes_is_shown_to_new_connections_and_no_request_fails() {
+        let folder = TestCertificates::new(NAME);
+        let shown = shown(&folder);
+        let served = Arc::new(Served::by(&folder, &shown, Speaks::Both).await);
+        // Some keep their connection, some have a new one for each request.
+        let ends = Arc::new(AtomicBool::new(false));
+        let clients = TaskTracker::new();
+        for keeps in [true, true, false, false] {
+            let (served, ends) = (Arc::clone(&served), Arc::clone(&ends));
+            clients.spawn(async move {
+                let mut client = served.client();
+                while !ends.load(Ordering::SeqCst) {
+                    served.shows(&client).await;
+                    if !keeps {
+                        client = served.client();
+                    }
+                }
+            });
+        }
+        clients.close();
+        let old = served.client();
+        let first = served.shows(&old).await;
+        for _ in 0..20 {
+            let before = served.shows(&served.client()).await;
+            folder.renew();
+            shown.look();
+            assert_ne!(served.shows(&served.client()).await, before, "a new connection is shown the new one");
+        }
+        assert_eq!(served.shows(&old).await, first, "one that was there goes on");
+        // What cannot be shown is left alone: half a file, or a key of another certificate.
+        let (last, other) = (served.shows(&served.client()).await, TestCertificates::new(NAME));
+        for (file, text) in
+            [("tls.crt", String::new()), ("tls.key", std::fs::read_to_string(other.file("tls.key")).unwrap())]
+        {
+            let whole = std::fs::read(folder.file(file)).unwrap();
+            std::fs::write(folder.file(file), text).unwrap();
+            shown.look();
+            assert_eq!(served.shows(&served.client()).await, last, "{file}");
+            std::fs::write(folder.file(file), whole).unwrap();
+        }
+        folder.renew();
+        shown.look();
+        assert_ne!(served.shows(&served.client()).await, last, "and a good one is taken again");
+        ends.store(true, Ordering::SeqCst);
+        clients.wait().await;
+        Arc::into_inner(served).unwrap().end().await;
+    }
+
+    #[test]
+    fn files_that_do_not_belong_together_are_refused_at_start() {
+        let (folder, other) = (TestCertificates::new(NAME), TestCertificates::new(NAME));
+        let refused = |certificate, key| format!("{:#}", Shown::open(certificate, key).unwrap_err());
+        let mixed = refused(folder.file("tls.crt"), other.file("tls.key"));
+        assert!(mixed.contains("do not belong together"), "{mixed}");
+        let none = refused(folder.file("tls.key"), folder.file("tls.key"));
+        assert!(none.contains("holds no certificate"), "{none}");
+        let missing = refused(folder.file("nothing"), folder.file("tls.key"));
+        assert!(missing.contains("reading "), "{missing}");
+    }
+}
