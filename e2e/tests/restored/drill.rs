@@ -291,6 +291,19 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let status = folder.run(&["status"]).await.unwrap();
     assert_eq!(status["degraded"], json!([]), "{status}");
 
+    // A disk that is not mounted is no new repository, nor is a folder that was misspelt.
+    let elsewhere = repository.with_extension("elsewhere");
+    std::fs::rename(&repository, &elsewhere).unwrap();
+    std::fs::create_dir(&repository).unwrap();
+    let unmounted = folder.run(&["backup"]).await.unwrap_err();
+    assert!(unmounted.contains("is not the repository that it was"), "{unmounted}");
+    std::fs::remove_dir(&repository).unwrap();
+    let gone = folder.run(&["backup"]).await.unwrap_err();
+    assert!(gone.contains("cannot be used"), "{gone}");
+    std::fs::rename(&elsewhere, &repository).unwrap();
+    let misspelt = folder.run(&["backup", "--repository", elsewhere.to_str().unwrap()]).await.unwrap_err();
+    assert!(misspelt.contains("say --anew"), "{misspelt}");
+
     // A log that cannot be archived is said to be so, and is archived once it can.
     let archive = repository.join("postgres");
     std::fs::rename(&archive, repository.join("gone")).unwrap();

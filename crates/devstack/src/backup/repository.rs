@@ -108,14 +108,17 @@ impl Repository {
         installed()?;
         let note = Note::of(home)?;
         if let Some(note) = note.filter(|_| !anew) {
-            let Some(folder) = folder.filter(|folder| folder.is_dir()) else { return Self::of(home) };
-            // Also where it is mounted elsewhere now.
-            let repository = Self::at(folder)?;
-            ensure!(
-                repository.is_of(home)?,
-                "the backups of this fleet are in {}: say --anew to leave them there and begin another repository",
-                note.folder.display()
-            );
+            let Some(folder) = folder.filter(|folder| **folder != *note.folder) else { return Self::of(home) };
+            // It may be mounted elsewhere now.
+            let repository = if folder.is_dir() { Some(Self::at(folder)?) } else { None };
+            let Some(repository) =
+                repository.filter(|repository| repository.identity.as_ref().is_some_and(|is| is.id == note.id))
+            else {
+                bail!(
+                    "the backups of this fleet are in {}: say --anew to leave them there and begin another repository",
+                    note.folder.display()
+                );
+            };
             return Ok(repository);
         }
         let folder = match folder {
