@@ -200,8 +200,8 @@ impl Shared {
         let mut new: Vec<Arc<Replica>> = Vec::new();
         let all = targets.iter().zip(known);
         for (target, address) in all.flat_map(|(target, known)| known.iter().map(move |address| (target, *address))) {
-            if new.iter().all(|replica| replica.address() != address) {
-                let known = replicas.iter().find(|replica| replica.address() == address);
+            if !new.iter().any(|replica| replica.is(address, target.tls.as_ref())) {
+                let known = replicas.iter().find(|replica| replica.is(address, target.tls.as_ref()));
                 new.push(known.map_or_else(
                     || Replica::new(&self.name, address, target.tls.as_ref()).map(Arc::new),
                     |known| Ok(Arc::clone(known)),

@@ -1,5 +1,6 @@
 //! One replica of an upstream service, and one attempt of a call to it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +38,8 @@ pub(crate) struct Tls {
 pub(crate) struct Replica {
     upstream: Arc<str>,
     address: SocketAddr,
+    /// Its name, over TLS.
+    name: Option<ServerName<'static>>,
     channel: Channel,
     at_work: AtomicUsize,
     breaker: Mutex<Breaker>,
@@ -59,25 +62,38 @@ impl Replica {
     /// With authorities, over TLS: its certificate must have the host's name.
     pub(crate) fn new(upstream: &Arc<str>, address: SocketAddr, tls: Option<&Tls>) -> Result<Self, anyhow::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(ALIVE_EVERY)
             .keep_alive_timeout(ALIVE_EVERY);
         let channel = match tls.cloned() {
-            None => endpoint.connect_lazy(),
-            Some(Tls { trusted, name }) => endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let (trusted, name) = (Arc::clone(&trusted), name.clone());
-                async move { trusted.connect(address, name).await.map(TokioIo::new) }
-            })),
+            None => endpoint.connect_timeout(CONNECT_WITHIN).connect_lazy(),
+            // Its time is counted within: without a connection nothing was sent.
+            Some(Tls { trusted, name }) => {
+                let origin = format!("https://{}:{}", name.to_str(), address.port()).parse()?;
+                endpoint.origin(origin).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                    let (trusted, name) = (Arc::clone(&trusted), name.clone());
+                    async move {
+                        let connected = tokio::time::timeout(CONNECT_WITHIN, trusted.connect(address, name)).await;
+                        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
+                    }
+                }))
+            }
         };
         let breaker = Mutex::new(Breaker::new());
-        let replica = Self { upstream: Arc::clone(upstream), address, channel, at_work: AtomicUsize::new(0), breaker };
+        let name = tls.map(|tls| tls.name.clone());
+        let replica =
+            Self { upstream: Arc::clone(upstream), address, name, channel, at_work: AtomicUsize::new(0), breaker };
         replica.report(State::Closed);
         Ok(replica)
     }
 
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether it is what is reached there, in that way.
+    pub(crate) fn is(&self, address: SocketAddr, tls: Option<&Tls>) -> bool {
+        self.address == address && self.name.as_ref() == tls.map(|tls| &tls.name)
     }
 
     /// How many calls run there.

@@ -92,7 +92,7 @@ pub async fn serve(
                 stream.set_nodelay(true).ok();
                 let router = router.clone();
                 match tls.clone() {
-                    None => connections.spawn(connection.serve(stream, router)),
+                    None => connections.spawn(connection.serve(stream, Arc::new(Work::new()), router)),
                     Some(tls) => connections.spawn(connection.serve_tls(tls, stream, router)),
                 };
             }
@@ -138,21 +138,29 @@ struct Connection {
 impl Connection {
     /// A handshake is a part of the first head.
     async fn serve_tls(self, tls: TlsAcceptor, stream: TcpStream, router: Router) {
-        let handshake = tokio::time::timeout(FIRST_HEAD_WITHIN, tls.accept(stream));
-        match self.stop.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => self.serve(stream, router).await,
-            Some(Ok(Err(error))) => {
+        let work = Arc::new(Work::new());
+        let handshake = tokio::select! {
+            handshake = tls.accept(stream) => handshake,
+            () = work.takes_too_long(&self.full, self.longest) => Err(io::ErrorKind::TimedOut.into()),
+            // What comes with its end may be a request, which is told to go elsewhere and not cut off.
+            () = async { self.stop.cancelled().await; tokio::time::sleep(CLOSES_WITHIN).await } => return,
+        };
+        match handshake {
+            Ok(stream) => self.serve(stream, work, router).await,
+            Err(error) => {
                 metrics::counter!("tls_handshakes_failed_total").increment(1);
                 tracing::debug!(%error, "a client's TLS handshake has failed");
             }
-            // It took too long, or nobody is served any more.
-            Some(Err(_)) | None => {}
         }
     }
 
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S, router: Router) {
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self,
+        stream: S,
+        work: Arc<Work>,
+        router: Router,
+    ) {
         let _permit = self.permit;
-        let work = Arc::new(Work::new());
         let stream = TokioIo::new(Watched { stream, work: Arc::clone(&work) });
         let counted = Counted { router, work: Arc::clone(&work) };
         let connection = self.builder.serve_connection(stream, TowerToHyperService::new(counted));

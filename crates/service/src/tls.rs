@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
@@ -73,6 +74,9 @@ fn accepting(shown: Arc<Shown>, speaks: Speaks) -> Result<TlsAcceptor, anyhow::E
     let provider = Arc::clone(&shown.provider);
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
+    // A session that is taken up again shows no certificate, and so would go on with one that was replaced.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = match speaks {
         Speaks::Http2 => vec![b"h2".to_vec()],
         Speaks::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
@@ -152,12 +156,12 @@ fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, anyhow::Error> {
     ensure!(!roots.is_empty(), "there is no certificate");
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
     let mut config = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
 
 /// The certificate that is shown now.
-#[derive(Debug)]
 struct Shown {
     certificate: PathBuf,
     key: PathBuf,
@@ -165,11 +169,19 @@ struct Shown {
     now: RwLock<Now>,
 }
 
-#[derive(Debug)]
 struct Now {
     key: Arc<CertifiedKey>,
     /// What the files held, whether it was taken or not.
     seen: (Vec<u8>, Vec<u8>),
+    /// How often in a row they could not be read.
+    missed: u32,
+}
+
+/// rustls wants it; the key is nobody's to see.
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shown").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
 }
 
 impl Shown {
@@ -177,17 +189,32 @@ impl Shown {
         let provider = Arc::new(default_provider());
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
         let seen = (read(&certificate)?, read(&key)?);
-        let now = Now { key: Arc::new(pair(&provider, &seen, (&certificate, &key))?), seen };
+        let now = Now { key: Arc::new(pair(&provider, &seen, (&certificate, &key))?), seen, missed: 0 };
         Ok(Self { certificate, key, provider, now: RwLock::new(now) })
     }
 
     /// Shows what the files hold now. What cannot be shown is said once, and the one before goes on.
     fn look(&self) {
-        // Between two writes of whoever changes them, they may not be there, or not belong together.
-        let (Ok(certificate), Ok(key)) = (std::fs::read(&self.certificate), std::fs::read(&self.key)) else { return };
-        let seen = (certificate, key);
-        if self.now.read().unwrap_or_else(PoisonError::into_inner).seen == seen {
-            return;
+        let read =
+            std::fs::read(&self.certificate).and_then(|certificate| Ok((certificate, std::fs::read(&self.key)?)));
+        let seen = match read {
+            Ok(seen) => seen,
+            Err(error) => {
+                let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+                now.missed += 1;
+                // Whoever changes them may be between two steps: once is nothing.
+                if now.missed == 2 {
+                    tracing::warn!(certificate = %self.certificate.display(), %error, "the certificate, or its key, cannot be read");
+                }
+                return;
+            }
+        };
+        {
+            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+            now.missed = 0;
+            if now.seen == seen {
+                return;
+            }
         }
         let pair = pair(&self.provider, &seen, (&self.certificate, &self.key));
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
@@ -230,6 +257,7 @@ mod tests {
     use reqwest::tls::TlsInfo;
     use reqwest::{Certificate, Client};
     use testkit::TestCertificates;
+    use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
@@ -374,6 +402,44 @@ mod tests {
         ends.store(true, Ordering::SeqCst);
         clients.wait().await;
         Arc::into_inner(served).unwrap().end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_shake_hands_is_closed() {
+        let folder = TestCertificates::new(NAME);
+        let served = Served::by(&folder, &shown(&folder), Speaks::Both).await;
+        let began = tokio::time::Instant::now();
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        silent.read_to_end(&mut Vec::new()).await.ok();
+        assert!((10..=17).contains(&began.elapsed().as_secs()), "after {:?}", began.elapsed());
+        served.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_caller_trusts_its_authorities_and_the_name_that_it_called() {
+        let (folder, other) = (TestCertificates::new(NAME), TestCertificates::new(NAME));
+        let served = Served::by(&folder, &shown(&folder), Speaks::Http2).await;
+        let authorities = folder.file("ca.crt");
+        let trusted = Trusted::open(authorities.clone()).unwrap();
+        let connect = async |name: &'static str| {
+            let connected = trusted.connect(served.address, name.try_into().unwrap()).await;
+            connected.map(drop).map_err(|error| error.to_string())
+        };
+        connect(NAME).await.unwrap();
+        let wrong = connect("other.test").await.unwrap_err();
+        assert!(wrong.contains("not valid for name"), "{wrong}");
+        // What is no authority is left alone; another one counts at the next connection.
+        let before = std::fs::read(&authorities).unwrap();
+        for unusable in [&b""[..], b"nothing"] {
+            std::fs::write(&authorities, unusable).unwrap();
+            connect(NAME).await.unwrap();
+        }
+        std::fs::copy(other.file("ca.crt"), &authorities).unwrap();
+        let stranger = connect(NAME).await.unwrap_err();
+        assert!(stranger.contains("invalid peer certificate"), "{stranger}");
+        std::fs::write(&authorities, before).unwrap();
+        connect(NAME).await.unwrap();
+        served.end().await;
     }
 
     #[test]
