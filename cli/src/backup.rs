@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use devstack::backup::{Archive, KEY, Key, Kind, Repository, Sets, StreamSet};
-use devstack::postgres::Postgres;
+use devstack::postgres::{self, Postgres};
 use devstack::{StackDir, backup};
 use serde_json::json;
 
@@ -92,8 +92,8 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
     context.only_here("what `backup` copies")?;
     let (home, started) = (context.open_stack_dir()?, Instant::now());
     let address = context.nats()?;
-    let postgres = server(context, &home)?;
-    let timeline = postgres.timeline().await?;
+    let server = server(context, &home)?;
+    let timeline = postgres::timeline(&superuser_url(context)?).await?;
     let repository = Repository::make(&home, args.repository.repository.as_deref(), args.anew, timeline)?;
     let _lock = repository.lock()?;
     repository.check(timeline)?;
@@ -101,11 +101,10 @@ pub async fn run(context: &Context, args: &BackupArgs) -> Result<(), anyhow::Err
     let first = sets.streams.is_empty();
     // Another key would open nothing of what is there.
     let key = if first { Key::make(&home).await? } else { Key::of(&home).await? };
-    let archive = Archive::open(&home, (&repository, &key), &postgres)?;
+    let archive = Archive::open(&home, (&repository, &key), &server)?;
     archive.prepare().await?;
-    repository.note(&home)?;
+    let keep = repository.note(&home, args.keep)?;
     archive.attach()?;
-    let keep = Repository::full_backups(&home, args.keep)?;
     let keep = Sets { bases: archive.bases().await?, ..sets }.retention(keep, args.full);
     // The streams first: every event in them is of a row that the base backup, or its log, leads to.
     let set = Box::pin(repository.save(&home, &key, &address)).await?;
@@ -155,11 +154,14 @@ pub async fn fails_since(context: &Context) -> Result<Option<String>, anyhow::Er
     if context.is_elsewhere() {
         return Ok(None);
     }
-    let home = context.open_stack_dir()?;
-    match Repository::noted(&home) {
-        Some(_) => Ok(server(context, &home)?.archiver().await?.fails_since),
+    match Repository::noted(&StackDir::given(&context.home)) {
+        Some(_) => Ok(postgres::archiver(&superuser_url(context)?).await?.fails_since),
         None => Ok(None),
     }
+}
+
+fn superuser_url(context: &Context) -> Result<String, anyhow::Error> {
+    context.stack_status()?.unit("postgres")?.login_url()
 }
 
 fn streams(set: &StreamSet) -> String {
@@ -173,8 +175,8 @@ pub async fn list(context: &Context, args: &BackupsArgs) -> Result<(), anyhow::E
     context.only_here("the folder of the backups")?;
     let home = context.open_stack_dir()?;
     let repository = args.repository.of(&home)?;
-    let (key, postgres) = (Key::given(&home, args.key.as_deref()).await?, Postgres::of(&home, "".as_ref(), 1, true)?);
-    let archive = Archive::open(&home, (&repository, &key), &postgres)?;
+    let (key, server) = (Key::given(&home, args.key.as_deref()).await?, Postgres::of(&home, "".as_ref(), 1, true)?);
+    let archive = Archive::open(&home, (&repository, &key), &server)?;
     let sets = Sets { bases: archive.bases().await?, ..repository.sets()? };
     if context.json {
         let mut json = serde_json::to_value(&sets)?;
@@ -203,7 +205,7 @@ pub async fn list(context: &Context, args: &BackupsArgs) -> Result<(), anyhow::E
         println!("\n`flotilla restore --to TIME` leads to any moment since {}, but for the last minute.", clock(since));
     }
     if context.is_supervised() && repository.is_of(&home)? {
-        let archiver = server(context, &home)?.archiver().await?;
+        let archiver = postgres::archiver(&superuser_url(context)?).await?;
         match (archiver.fails_since, archiver.archived) {
             (Some(since), _) => {
                 println!("THE LOG CANNOT BE ARCHIVED since {since}: docs/runbooks/backups.md#an-archive-that-fails")

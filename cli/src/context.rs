@@ -54,7 +54,7 @@ fn printed(command: &str) -> Result<String, anyhow::Error> {
 pub struct Context {
     pub home: PathBuf,
     pub json: bool,
-    /// Print nothing: what is done is a part of another command, which tells it.
+    /// Print nothing: what is done is a part of another command, which prints the whole.
     pub quiet: bool,
     operator: Token,
     /// The fleet that is elsewhere, by the name of its profile.
@@ -81,7 +81,7 @@ impl Context {
         Ok(home)
     }
 
-    /// The same fleet, for the parts of a command that tells itself what was done.
+    /// The same fleet, for the parts of a command that prints the whole itself.
     pub fn as_part(&self) -> Self {
         Self { quiet: self.json, ..self.clone() }
     }

@@ -122,7 +122,9 @@ pub async fn run(context: &Context, args: &OutboxArgs) -> Result<(), anyhow::Err
 
 pub fn say(context: &Context, json: &Value, text: &str) {
     if context.quiet {
-    } else if context.json {
+        return;
+    }
+    if context.json {
         println!("{json}");
     } else {
         println!("{text}");

@@ -234,8 +234,6 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         tell("The fleet is up, or coming up, already; its supervisor restarts what dies.");
         until_up(context, || Ok(())).await?;
     } else {
-        // That of a supervisor that was killed says that all is up.
-        std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
         let log = std::fs::File::create(home.log("supervisor"))?;
         let mut command = std::process::Command::new(std::env::current_exe()?);
         command.arg("--home").arg(&context.home).arg("supervise");

@@ -146,7 +146,7 @@ impl Postgres {
             settings.extend(["fsync=off", "full_page_writes=off"].map(ToOwned::to_owned));
         }
         let mut args = vec!["-D".to_owned(), self.data.display().to_string()];
-        args.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        args.extend(flags(settings));
         Ok(Program {
             name: "postgres".to_owned(),
             path: self.bin.join("postgres"),
@@ -182,7 +182,7 @@ impl Postgres {
         let mut settings = self.settings();
         // How far it came is read from its log.
         settings.extend(["archive_mode=on", "archive_command=", "log_min_messages=log"].map(ToOwned::to_owned));
-        single.args(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        single.args(flags(settings));
         single.arg("postgres").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log.try_clone()?).kill_on_drop(true);
         let mut single = single.spawn().context("starting PostgreSQL")?;
         if let Some(mut input) = single.stdin.take() {
@@ -220,30 +220,6 @@ impl Postgres {
         })
     }
 
-    /// The timeline of its log, while it runs.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn timeline(&self) -> Result<u32, anyhow::Error> {
-        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await.context("PostgreSQL")?;
-        let timeline: i32 =
-            sqlx::query_scalar("select timeline_id from pg_control_checkpoint()").fetch_one(&mut connection).await?;
-        Ok(timeline.cast_unsigned())
-    }
-
-    /// How the archiving of its log goes, while it runs.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn archiver(&self) -> Result<Archiver, anyhow::Error> {
-        let mut connection = PgConnection::connect(&self.superuser_url("postgres")).await.context("PostgreSQL")?;
-        // A failure that was made up for is none.
-        let says = "select case when last_failed_time > coalesce(last_archived_time, '-infinity') \
-                    then last_failed_time::text end as fails_since, last_archived_time::text as archived \
-                    from pg_stat_archiver";
-        Ok(sqlx::query_as(says).fetch_one(&mut connection).await?)
-    }
-
     /// The login of the superuser.
     #[must_use]
     pub fn superuser_url(&self, database: &str) -> String {
@@ -277,6 +253,30 @@ impl Postgres {
     }
 }
 
+/// The timeline of the log of a server that runs.
+///
+/// # Errors
+/// It does not answer.
+pub async fn timeline(superuser_url: &str) -> Result<u32, anyhow::Error> {
+    let mut connection = PgConnection::connect(superuser_url).await.context("PostgreSQL")?;
+    let timeline: i32 =
+        sqlx::query_scalar("select timeline_id from pg_control_checkpoint()").fetch_one(&mut connection).await?;
+    Ok(timeline.cast_unsigned())
+}
+
+/// How the archiving of the log of a server that runs goes.
+///
+/// # Errors
+/// It does not answer.
+pub async fn archiver(superuser_url: &str) -> Result<Archiver, anyhow::Error> {
+    let mut connection = PgConnection::connect(superuser_url).await.context("PostgreSQL")?;
+    // A failure that was made up for is none.
+    let query = "select case when last_failed_time > coalesce(last_archived_time, '-infinity') \
+                 then last_failed_time::text end as fails_since, last_archived_time::text as archived \
+                 from pg_stat_archiver";
+    Ok(sqlx::query_as(query).fetch_one(&mut connection).await?)
+}
+
 /// How the archiving of a log goes.
 #[derive(sqlx::FromRow)]
 pub struct Archiver {
@@ -284,6 +284,11 @@ pub struct Archiver {
     pub fails_since: Option<String>,
     /// When a segment was archived last.
     pub archived: Option<String>,
+}
+
+/// Settings as a server's arguments.
+fn flags(settings: Vec<String>) -> impl Iterator<Item = String> {
+    settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting])
 }
 
 /// How far a log was replayed.

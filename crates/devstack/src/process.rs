@@ -98,13 +98,7 @@ impl Program {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
         let mut child = self.spawn()?;
         let work = async {
-            let mut tick = tokio::time::interval(Duration::from_millis(50));
-            let ready = async {
-                while !self.is_ready(&http).await {
-                    tick.tick().await;
-                }
-            };
-            let ready = tokio::time::timeout(READY_WITHIN, ready).await;
+            let ready = tokio::time::timeout(READY_WITHIN, self.until_ready(&http)).await;
             ready.map_err(|_| self.failed("is not ready"))?;
             work.await
         };
@@ -130,6 +124,17 @@ impl Program {
                     Ok(Ok(connection)) => connection.close().await.is_ok(),
                     _ => false,
                 }
+            }
+        }
+    }
+
+    /// Waits until it is ready.
+    pub async fn until_ready(&self, http: &reqwest::Client) {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tick.tick().await;
+            if self.is_ready(http).await {
+                return;
             }
         }
     }

@@ -86,6 +86,8 @@ pub async fn lock(home: &StackDir) -> Result<Lock, anyhow::Error> {
         tick.tick().await;
         patience -= 1;
     }
+    // That of a supervisor that was killed says that all is up.
+    std::fs::remove_file(home.path(STATUS_FILE)).ok();
     Ok(Lock(lock))
 }
 

@@ -228,7 +228,7 @@ impl Supervisor {
         let mut child = program.spawn()?;
         self.status_file.set(&program.name, State::Starting, child.id(), 0);
         let became_ready = tokio::select! {
-            ready = tokio::time::timeout(self.ready_within, self.until_ready(&program)) => ready.is_ok(),
+            ready = tokio::time::timeout(self.ready_within, program.until_ready(&self.http)) => ready.is_ok(),
             status = child.wait() => {
                 self.status_file.set(&program.name, State::Stopped, None, 0);
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
@@ -261,26 +261,12 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn until_ready(&self, program: &Program) {
-        until_ready(program, &self.http).await;
-    }
-
     /// Stops everything, the last started first.
     pub async fn stop_all(&self) {
         let mut running = std::mem::take(&mut *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         while let Some((stop, tracker)) = running.pop() {
             stop.cancel();
             tracker.wait().await;
-        }
-    }
-}
-
-async fn until_ready(program: &Program, http: &reqwest::Client) {
-    let mut tick = tokio::time::interval(Duration::from_millis(50));
-    loop {
-        tick.tick().await;
-        if program.is_ready(http).await {
-            return;
         }
     }
 }
@@ -342,7 +328,7 @@ impl Supervised {
     /// not ready waits for an unavailable backing service, however long.
     async fn hangs(&self, restarts: u32) {
         if restarts > 0 {
-            let ready = || tokio::time::timeout(self.ready_within, until_ready(&self.program, &self.http));
+            let ready = || tokio::time::timeout(self.ready_within, self.program.until_ready(&self.http));
             while ready().await.is_err() {
                 let mut alive = false;
                 for _ in 0..ASKED_TO_LIVE {

@@ -98,8 +98,8 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Upstream {
-    /// The replicas at these addresses: `http://host:port`, or `https://host:port` for TLS. A host name is resolved every five seconds. Each address behind it, of the
-    /// family of the first, is a replica. Connections are made when they are needed.
+    /// The replicas at these addresses: `http://host:port`, or `https://host:port` for TLS. A host name is resolved every five
+    /// seconds. Each address behind it, of the family of the first, is a replica. Connections are made when they are needed.
     ///
     /// # Errors
     /// An address cannot be parsed, or one is `https://` and there are no authorities.

@@ -40,6 +40,8 @@ pub mod limits;
 
 pub mod server;
 
+mod server_work;
+
 pub mod tls;
 
 pub mod client;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -63,7 +62,7 @@ impl Tls {
         lifecycle.run("certificate", |stop| async move {
             let mut tick = tokio::time::interval(LOOKS_EVERY);
             while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                looks.look();
+                looks.0.look();
             }
         });
         Ok(Some(accepting(shown, speaks)?))
@@ -71,8 +70,8 @@ impl Tls {
 }
 
 fn accepting(shown: Arc<Shown>, speaks: Speaks) -> Result<TlsAcceptor, anyhow::Error> {
-    let provider = Arc::clone(&shown.provider);
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions()?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
     // A session that is taken up again shows no certificate, and so would go on with one that was replaced.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -103,36 +102,75 @@ impl Authorities {
     }
 }
 
-/// The authorities that are trusted now.
-pub(crate) struct Trusted {
-    file: PathBuf,
-    /// What the file held, whether it was taken or not, and what was taken last.
-    now: RwLock<(Vec<u8>, Arc<ClientConfig>)>,
+/// What is made of files, and made again when they change. What cannot be read or used is logged once, and what was made before stays.
+struct Reread<T> {
+    files: Vec<PathBuf>,
+    make: fn(&[Vec<u8>]) -> Result<T, anyhow::Error>,
+    now: RwLock<Now<T>>,
 }
+
+struct Now<T> {
+    made: Arc<T>,
+    /// What the files held, whether it could be used or not.
+    seen: Vec<Vec<u8>>,
+    /// How often in a row they could not be read.
+    missed: u32,
+}
+
+impl<T> Reread<T> {
+    fn open(files: Vec<PathBuf>, make: fn(&[Vec<u8>]) -> Result<T, anyhow::Error>) -> Result<Self, anyhow::Error> {
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+        let seen: Vec<_> = files.iter().map(read).collect::<Result<_, _>>()?;
+        let made = make(&seen).with_context(|| format!("in {}", names(&files)))?;
+        Ok(Self { files, make, now: RwLock::new(Now { made: Arc::new(made), seen, missed: 0 }) })
+    }
+
+    fn get(&self) -> Arc<T> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).made)
+    }
+
+    fn look(&self) {
+        let read: Result<Vec<_>, _> = self.files.iter().map(std::fs::read).collect();
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        let seen = match read {
+            Ok(seen) => seen,
+            Err(error) => {
+                now.missed += 1;
+                // Whoever changes them may be between two steps: once is nothing.
+                if now.missed == 2 {
+                    tracing::warn!(files = names(&self.files), %error, "certificates cannot be read: those before stay");
+                }
+                return;
+            }
+        };
+        now.missed = 0;
+        if now.seen == seen {
+            return;
+        }
+        match (self.make)(&seen) {
+            Ok(made) => {
+                now.made = Arc::new(made);
+                tracing::info!(files = names(&self.files), "new certificates are used");
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(files = names(&self.files), error, "certificates cannot be used: those before stay");
+            }
+        }
+        now.seen = seen;
+    }
+}
+
+fn names(files: &[PathBuf]) -> String {
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// The authorities that are trusted now.
+pub(crate) struct Trusted(Reread<Arc<ClientConfig>>);
 
 impl Trusted {
     fn open(file: PathBuf) -> Result<Self, anyhow::Error> {
-        let seen = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-        let config = trusting(&seen).with_context(|| format!("the authorities in {}", file.display()))?;
-        Ok(Self { file, now: RwLock::new((seen, config)) })
-    }
-
-    fn config(&self) -> Arc<ClientConfig> {
-        let seen = std::fs::read(&self.file).ok();
-        {
-            let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
-            if seen.as_ref().is_none_or(|seen| *seen == now.0) {
-                return Arc::clone(&now.1);
-            }
-        }
-        let seen = seen.unwrap_or_default();
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        match trusting(&seen) {
-            Ok(config) => now.1 = config,
-            Err(error) => tracing::warn!("the authorities stay those of before: {}: {error:#}", self.file.display()),
-        }
-        now.0 = seen;
-        Arc::clone(&now.1)
+        Reread::open(vec![file], |files| trusting(&files[0])).map(Self)
     }
 
     /// Connects to a service, which must have a certificate of this name.
@@ -141,7 +179,8 @@ impl Trusted {
         address: SocketAddr,
         name: ServerName<'static>,
     ) -> io::Result<TlsStream<TcpStream>> {
-        let config = self.config();
+        self.0.look();
+        let config = Arc::clone(&*self.0.get());
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         TlsConnector::from(config).connect(name, stream).await
@@ -162,90 +201,32 @@ fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, anyhow::Error> {
 }
 
 /// The certificate that is shown now.
-struct Shown {
-    certificate: PathBuf,
-    key: PathBuf,
-    provider: Arc<CryptoProvider>,
-    now: RwLock<Now>,
-}
-
-struct Now {
-    key: Arc<CertifiedKey>,
-    /// What the files held, whether it was taken or not.
-    seen: (Vec<u8>, Vec<u8>),
-    /// How often in a row they could not be read.
-    missed: u32,
-}
+struct Shown(Reread<CertifiedKey>);
 
 /// rustls wants it; the key is nobody's to see.
 impl std::fmt::Debug for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shown").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_tuple("Shown").field(&self.0.files).finish()
     }
 }
 
 impl Shown {
     fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, anyhow::Error> {
-        let provider = Arc::new(default_provider());
-        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
-        let seen = (read(&certificate)?, read(&key)?);
-        let now = Now { key: Arc::new(pair(&provider, &seen, (&certificate, &key))?), seen, missed: 0 };
-        Ok(Self { certificate, key, provider, now: RwLock::new(now) })
-    }
-
-    /// Shows what the files hold now. What cannot be shown is said once, and the one before goes on.
-    fn look(&self) {
-        let read =
-            std::fs::read(&self.certificate).and_then(|certificate| Ok((certificate, std::fs::read(&self.key)?)));
-        let seen = match read {
-            Ok(seen) => seen,
-            Err(error) => {
-                let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-                now.missed += 1;
-                // Whoever changes them may be between two steps: once is nothing.
-                if now.missed == 2 {
-                    tracing::warn!(certificate = %self.certificate.display(), %error, "the certificate, or its key, cannot be read");
-                }
-                return;
-            }
-        };
-        {
-            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-            now.missed = 0;
-            if now.seen == seen {
-                return;
-            }
-        }
-        let pair = pair(&self.provider, &seen, (&self.certificate, &self.key));
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        now.seen = seen;
-        match pair {
-            Ok(key) => {
-                now.key = Arc::new(key);
-                tracing::info!(certificate = %self.certificate.display(), "callers are shown the new certificate");
-            }
-            Err(error) => tracing::warn!("the certificate stays the one before: {error:#}"),
-        }
+        Reread::open(vec![certificate, key], |files| pair(&files[0], &files[1])).map(Self)
     }
 }
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).key))
+        Some(self.0.get())
     }
 }
 
-fn pair(
-    provider: &CryptoProvider,
-    (certificate, key): &(Vec<u8>, Vec<u8>),
-    (certificate_file, key_file): (&PathBuf, &PathBuf),
-) -> Result<CertifiedKey, anyhow::Error> {
-    let of = || certificate_file.display().to_string();
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().with_context(of)?;
-    ensure!(!chain.is_empty(), "{} holds no certificate", of());
-    let key = PrivateKeyDer::from_pem_slice(key).with_context(|| format!("{} holds no key", key_file.display()))?;
-    let pair = CertifiedKey::from_der(chain, key, provider);
-    pair.with_context(|| format!("{} and {} do not belong together", of(), key_file.display()))
+fn pair(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, anyhow::Error> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>()?;
+    ensure!(!chain.is_empty(), "the first holds no certificate");
+    let key = PrivateKeyDer::from_pem_slice(key).context("the second holds no key")?;
+    CertifiedKey::from_der(chain, key, &default_provider()).context("they do not belong together")
 }
 
 #[cfg(test)]
@@ -381,7 +362,7 @@ mod tests {
         for _ in 0..20 {
             let before = served.shows(&served.client()).await;
             folder.renew();
-            shown.look();
+            shown.0.look();
             assert_ne!(served.shows(&served.client()).await, before, "a new connection is shown the new one");
         }
         assert_eq!(served.shows(&old).await, first, "one that was there goes on");
@@ -392,12 +373,12 @@ mod tests {
         {
             let whole = std::fs::read(folder.file(file)).unwrap();
             std::fs::write(folder.file(file), text).unwrap();
-            shown.look();
+            shown.0.look();
             assert_eq!(served.shows(&served.client()).await, last, "{file}");
             std::fs::write(folder.file(file), whole).unwrap();
         }
         folder.renew();
-        shown.look();
+        shown.0.look();
         assert_ne!(served.shows(&served.client()).await, last, "and a good one is taken again");
         ends.store(true, Ordering::SeqCst);
         clients.wait().await;
@@ -447,7 +428,7 @@ mod tests {
         let (folder, other) = (TestCertificates::new(NAME), TestCertificates::new(NAME));
         let refused = |certificate, key| format!("{:#}", Shown::open(certificate, key).unwrap_err());
         let mixed = refused(folder.file("tls.crt"), other.file("tls.key"));
-        assert!(mixed.contains("do not belong together"), "{mixed}");
+        assert!(mixed.contains("do not belong together") && mixed.contains("tls.key"), "{mixed}");
         let none = refused(folder.file("tls.key"), folder.file("tls.key"));
         assert!(none.contains("holds no certificate"), "{none}");
         let missing = refused(folder.file("nothing"), folder.file("tls.key"));

@@ -11,7 +11,7 @@ use e2e::Caller;
 use e2e::clients::{Client, Wishes};
 use e2e::random::Random;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
 
@@ -57,12 +57,12 @@ fn flotilla(args: &[&str]) -> String {
     text(&output.stdout).trim().to_owned()
 }
 
-fn told(args: &[&str]) -> Value {
+fn json(args: &[&str]) -> Value {
     serde_json::from_str(&flotilla(&[args, &["--json"]].concat())).unwrap()
 }
 
 fn caller(number: usize) -> Caller {
-    let gateway = told(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
+    let gateway = json(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
     let (tenant, user) = (format!("tenant-{}", number % 3), format!("user-{number}"));
     Caller::of(&gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
 }
@@ -130,8 +130,8 @@ fn evicted(pod: &str) {
 }
 
 fn verified() -> Value {
-    let found = told(&["verify", "--patience", "180"]);
-    assert_eq!(told(&["dlq", "stats"])["letters"], 0, "an outage makes no dead letters");
+    let found = json(&["verify", "--patience", "180"]);
+    assert_eq!(json(&["dlq", "stats"])["letters"], 0, "an outage makes no dead letters");
     found
 }
 
@@ -160,10 +160,10 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_and_a_r
     let before = machine();
     // Its last step is the demo, through the gateway.
     k8s(&["up"]);
-    let status = told(&["status"]);
+    let status = json(&["status"]);
     assert_eq!(status["degraded"], Value::Array(Vec::new()), "{status:#}");
     assert_eq!(status["releases"]["todo"], RELEASE, "{status:#}");
-    assert!(told(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
+    assert!(json(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
     let demos = verified()["todos"].as_u64().unwrap();
 
     let (wish, wishes) = watch::channel(Wishes::Write);
@@ -214,14 +214,14 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_and_a_r
 
     block_in_place(back_up);
     let after = until_later();
-    let undone = caller(0).create(json!({"title": "undone"})).await["id"].as_str().unwrap().to_owned();
+    let undone = caller(0).create(serde_json::json!({"title": "undone"})).await["id"].as_str().unwrap().to_owned();
     block_in_place(|| k8s(&["restore", &after]));
     let answer = caller(0).send(Method::GET, &format!("/v1/todos/{undone}"), None).await;
     assert_eq!(answer.status, 404, "{answer:?}");
     assert_eq!(verified()["todos"], todos, "what was there at that moment, and nothing else");
 
     k8s(&["down"]);
-    assert_eq!(told(&["profile", "list"]), serde_json::json!({}), "the profile goes with the fleet");
+    assert_eq!(json(&["profile", "list"]), serde_json::json!({}), "the profile goes with the fleet");
     std::fs::remove_dir_all(profiles()).unwrap();
     assert_eq!(machine(), before);
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use devstack::StackDir;
@@ -27,7 +27,18 @@ struct Folder {
 
 impl Folder {
     /// Runs the command; Err is what it complains about.
-    async fn run(&mut self, args: &[&str]) -> Result<Value, String> {
+    async fn run(&self, args: &[&str]) -> Result<Value, String> {
+        self.ran(args).await.0
+    }
+
+    /// The same of one that leaves a fleet behind.
+    async fn start(&mut self, args: &[&str]) -> Result<Value, String> {
+        let (answer, input) = self.ran(args).await;
+        self.fleet = input;
+        answer
+    }
+
+    async fn ran(&self, args: &[&str]) -> (Result<Value, String>, Option<ChildStdin>) {
         let mut command = Command::new(flotilla());
         command.arg("--home").arg(&self.home).arg("--json").args(args).kill_on_drop(true);
         // By file: the fleet in the background keeps what it has inherited.
@@ -36,15 +47,13 @@ impl Folder {
         let mut child = command.spawn().unwrap();
         let input = child.stdin.take();
         let output = child.wait_with_output().await.unwrap();
-        if args.contains(&"--until-stdin-ends") {
-            self.fleet = input;
-        }
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
+        let answer = if output.status.success() {
             Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
         } else {
             Err(std::fs::read_to_string(&said).unwrap() + &text)
-        }
+        };
+        (answer, input)
     }
 
     async fn restore(&mut self, to: DateTime<Utc>, more: &[&str]) -> Result<Value, String> {
@@ -56,7 +65,7 @@ impl Folder {
         let args = ["restore", "--repository", &repository, "--to", to, "--user", "olga", "--reason", "the drill"];
         let up = ["--yes", "--any-ports", "--until-stdin-ends"];
         let port: &[&str] = if more.contains(&"--gateway-port") { &[] } else { &["--gateway-port", "0"] };
-        self.run(&[&args[..], &up[..], port, more].concat()).await
+        self.start(&[&args[..], &up[..], port, more].concat()).await
     }
 
     async fn down(&mut self) {
@@ -65,23 +74,19 @@ impl Folder {
     }
 
     /// Waits until the status says that the log cannot be archived, or says it no more.
-    async fn until_degraded(&mut self, fails: bool) {
-        let mut tick = tokio::time::interval(Duration::from_millis(200));
-        for _ in 0..150 {
-            tick.tick().await;
+    async fn until_degraded(&self, fails: bool) {
+        until("the status has changed", || async {
             let status = self.run(&["status"]).await.unwrap();
-            if status["degraded"].to_string().contains("cannot be archived") == fails {
-                return;
-            }
-        }
-        panic!("the status has not changed");
+            status["degraded"].to_string().contains("cannot be archived") == fails
+        })
+        .await;
     }
 
-    async fn ann(&mut self) -> Caller {
+    async fn ann(&self) -> Caller {
         self.caller("acme", "ann").await
     }
 
-    async fn caller(&mut self, tenant: &str, user: &str) -> Caller {
+    async fn caller(&self, tenant: &str, user: &str) -> Caller {
         let token = self.run(&["token", "--tenant", tenant, "--user", user]).await.unwrap();
         let gateway = read_status(&self.home.join(STATUS_FILE)).unwrap().unit("gateway").unwrap().address.clone();
         Caller::of(&format!("http://{gateway}"), token["token"].as_str().unwrap())
@@ -169,7 +174,7 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let home = std::env::temp_dir().join(unique("flotilla-drill-"));
     let mut folder = Folder { home, repository: repository.clone(), fleet: None };
     let up = ["up", "--no-demo", "--any-ports", "--gateway-port", "0", "--until-stdin-ends"];
-    folder.run(&up).await.unwrap();
+    folder.start(&up).await.unwrap();
     let ann = folder.ann().await;
     let before_all = between();
     let first = ann.create(json!({"title": "first apples"})).await["id"].as_str().unwrap().to_owned();
@@ -246,7 +251,7 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let port = taken.local_addr().unwrap().port().to_string();
     let trial = folder.restore(moment, &[&key[..], &["--gateway-port", &port]].concat()).await.unwrap_err();
     assert!(trial.contains("the stores are back") && trial.contains("restore follow"), "{trial}");
-    folder.run(&up).await.unwrap();
+    folder.start(&up).await.unwrap();
     assert_eq!(titles(&folder.ann().await).await, ["first apples", "second pears"]);
     let not_its = folder.run(&args).await.unwrap_err();
     assert!(not_its.contains("holds the backups of another fleet"), "{not_its}");

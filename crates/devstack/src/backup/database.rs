@@ -9,7 +9,7 @@ use super::age::Key;
 use super::repository::Repository;
 use super::sets::{Base, Info, info};
 use crate::postgres::{CONF, Postgres, Recovered, STANZA, SUPERUSER};
-use crate::stack_dir::{self, StackDir};
+use crate::stack_dir::{self, RESTORING, StackDir};
 
 /// What a base backup copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Archive {
         server: &Postgres,
     ) -> Result<Recovered, anyhow::Error> {
         // By it the server asks for its log. The one by which it archives stays as it is, for this may fail.
-        let conf = self.conf.with_extension("restoring");
+        let conf = self.conf.with_extension(RESTORING);
         self.write(&conf)?;
         let put_back = async {
             self.copy_back(label, (target, timeline), server, &conf).await?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
+use crate::postgres::STANZA;
 use crate::stack_dir::{self, StackDir, sync_file};
 
 /// Where a stack notes its repository.
@@ -89,9 +90,8 @@ impl Repository {
         installed()?;
         let note = Note::of(home)?.context("this fleet has no backup yet: say --repository FOLDER")?;
         let repository = Self::at(&note.folder)?;
-        let is = repository.identity.as_ref().map(|identity| &identity.id);
         ensure!(
-            is == Some(&note.id),
+            repository.is(&note),
             "{} is not the repository that it was: is it mounted, or did another fleet take it over? To begin another one: \
              `flotilla backup --anew --repository FOLDER`",
             note.folder.display()
@@ -111,9 +111,7 @@ impl Repository {
             let Some(folder) = folder.filter(|folder| **folder != *note.folder) else { return Self::of(home) };
             // It may be mounted elsewhere now.
             let repository = if folder.is_dir() { Some(Self::at(folder)?) } else { None };
-            let Some(repository) =
-                repository.filter(|repository| repository.identity.as_ref().is_some_and(|is| is.id == note.id))
-            else {
+            let Some(repository) = repository.filter(|repository| repository.is(&note)) else {
                 bail!(
                     "the backups of this fleet are in {}: say --anew to leave them there and begin another repository",
                     note.folder.display()
@@ -147,7 +145,7 @@ impl Repository {
             let entries = std::fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_type().ok()).any(|kind| kind.is_dir())
         };
-        has_folder("streams") || has_folder("postgres/backup/fleet")
+        has_folder("streams") || has_folder(&format!("postgres/backup/{STANZA}"))
     }
 
     /// Makes it the repository of this stack; another one that had it finds that out at its next backup.
@@ -156,7 +154,7 @@ impl Repository {
     /// A file cannot be written.
     pub(super) fn take_over(&mut self, home: &StackDir) -> Result<(), anyhow::Error> {
         self.identify(self.began_with())?;
-        self.note(home)
+        self.note(home, None).map(drop)
     }
 
     fn identify(&mut self, timeline: u32) -> Result<(), anyhow::Error> {
@@ -166,15 +164,16 @@ impl Repository {
         Ok(())
     }
 
-    /// Notes that it is the repository of this stack.
+    /// Notes that it is the repository of this stack, and returns how many full backups stay: as many as are said, else as before.
     ///
     /// # Errors
     /// The note cannot be written.
-    pub fn note(&self, home: &StackDir) -> Result<(), anyhow::Error> {
-        let keep = Note::of(home)?.map_or(KEEP, |note| note.keep);
+    pub fn note(&self, home: &StackDir, keep: Option<u8>) -> Result<u8, anyhow::Error> {
+        let keep = keep.or(Note::of(home)?.map(|note| note.keep)).unwrap_or(KEEP);
         let id = self.identity.as_ref().map(|identity| identity.id.clone()).unwrap_or_default();
         let note = Note { folder: self.folder.clone(), id, keep };
-        sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)
+        sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)?;
+        Ok(keep)
     }
 
     /// Whether it is the one of this stack.
@@ -182,8 +181,11 @@ impl Repository {
     /// # Errors
     /// The note cannot be read.
     pub fn is_of(&self, home: &StackDir) -> Result<bool, anyhow::Error> {
-        let id = self.identity.as_ref().map(|identity| &identity.id);
-        Ok(Note::of(home)?.is_some_and(|note| Some(&note.id) == id))
+        Ok(Note::of(home)?.is_some_and(|note| self.is(&note)))
+    }
+
+    fn is(&self, note: &Note) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.id == note.id)
     }
 
     /// The timeline with which it began.
@@ -195,19 +197,6 @@ impl Repository {
     #[must_use]
     pub fn noted(home: &StackDir) -> Option<PathBuf> {
         Note::of(home).ok().flatten().map(|note| note.folder)
-    }
-
-    /// How many full backups stay; a number that is said is noted for the next time.
-    ///
-    /// # Errors
-    /// The note cannot be read or written.
-    pub fn full_backups(home: &StackDir, said: Option<u8>) -> Result<u8, anyhow::Error> {
-        let Some(mut note) = Note::of(home)? else { bail!("there is no repository") };
-        if let Some(said) = said.filter(|said| *said != note.keep) {
-            note.keep = said;
-            sync_file(&home.path(NOTE), &serde_json::to_vec(&note)?)?;
-        }
-        Ok(note.keep)
     }
 
     /// Keeps others from writing there, for as long as the file is open.

@@ -117,7 +117,7 @@ pub(super) fn info(json: &str) -> Result<Info, anyhow::Error> {
             label: backup["label"].as_str().context("a backup without a label")?.to_owned(),
             full: backup["type"] == "full",
             began: seconds("start").context("a backup without its beginning")?,
-            // It is told in whole seconds.
+            // Whole seconds are named, and it may have ended within the next.
             ended: seconds("stop").context("a backup without its end")? + chrono::TimeDelta::seconds(1),
             bytes: backup["info"]["repository"]["delta"].as_u64().unwrap_or_default(),
         });
@@ -221,15 +221,17 @@ impl Repository {
             }
         }
         sets.streams.sort_by_key(|set| set.ended);
-        let restores = match std::fs::read_to_string(self.path(RESTORES)) {
+        sets.restores = self.restores()?;
+        Ok(sets)
+    }
+
+    fn restores(&self) -> Result<Vec<PastRestore>, anyhow::Error> {
+        let lines = match std::fs::read_to_string(self.path(RESTORES)) {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             // Without them nobody knows what was undone.
-            restores => restores.with_context(|| format!("reading {RESTORES}"))?,
+            lines => lines.with_context(|| format!("reading {RESTORES}"))?,
         };
-        for line in restores.lines() {
-            sets.restores.push(serde_json::from_str(line).with_context(|| format!("reading {RESTORES}"))?);
-        }
-        Ok(sets)
+        lines.lines().map(|line| serde_json::from_str(line).with_context(|| format!("reading {RESTORES}"))).collect()
     }
 
     /// Checks that a server's log is the one that this repository has. A restore that was noted, and killed before it was done, is
@@ -238,7 +240,7 @@ impl Repository {
     /// # Errors
     /// It is another one.
     pub fn check(&self, timeline: u32) -> Result<(), anyhow::Error> {
-        let restores = self.sets()?.restores;
+        let restores = self.restores()?;
         let of = |restore: Option<&PastRestore>| restore.map_or_else(|| self.began_with(), |restore| restore.timeline);
         if of(restores.last()) == timeline {
             return Ok(());
@@ -254,14 +256,14 @@ impl Repository {
 
     /// Notes a restore.
     pub(super) fn restored(&self, restore: PastRestore) -> Result<(), anyhow::Error> {
-        let mut restores = self.sets()?.restores;
+        let mut restores = self.restores()?;
         restores.push(restore);
         self.write(&restores)
     }
 
     /// Takes back what was noted last.
     pub(super) fn unrestored(&self) -> Result<(), anyhow::Error> {
-        let mut restores = self.sets()?.restores;
+        let mut restores = self.restores()?;
         restores.pop();
         self.write(&restores)
     }

@@ -187,7 +187,7 @@ async fn load(client: &Client, key: &Key, saved: &Saved, file: &Path) -> Result<
         }
         sent(client, &to, chunk.clone().into()).await?;
     }
-    // Before the server is told that this is all: what was cut off ends too early, and only age knows.
+    // Before the end is sent: a file that was cut off ends too early, and only age detects it.
     age::ended(age, file).await?;
     let answer = sent(client, &to, "".into()).await?;
     let state: stream::Info = serde_json::from_value(answer).context("reading what the server has restored")?;
