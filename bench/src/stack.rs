@@ -45,6 +45,7 @@ impl Bench {
         }
         std::fs::create_dir_all(&home)?;
         let options = Options {
+            tls: false,
             home,
             programs: programs.clone(),
             gateway_port: 0,

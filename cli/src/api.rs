@@ -113,7 +113,7 @@ pub struct Answer {
 impl Api {
     pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
         let base = context.gateway()?;
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build()?;
+        let http = context.http(Duration::from_secs(15))?;
         Ok(Self { http, base, token: token(context, tenant, user, 1440)? })
     }
 

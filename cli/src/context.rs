@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
@@ -106,7 +107,7 @@ impl Context {
         }
     }
 
-    /// host:port of the operations port of each service; while a stack starts, of those that are there.
+    /// The address of the operations port of each service; while a stack starts, of those that are there.
     pub fn ops(&self) -> Result<Vec<(String, String)>, anyhow::Error> {
         if let Some((_, profile)) = &self.elsewhere {
             return Ok(profile.addresses.ops.clone());
@@ -115,11 +116,41 @@ impl Context {
         Ok(units.filter_map(|unit| Some((unit.name, unit.ops?))).collect())
     }
 
+    /// The URL of an operations port, of which a profile may say that it speaks TLS.
+    pub fn ops_url(&self, address: &str) -> String {
+        if address.starts_with("https://") { address.to_owned() } else { format!("{}://{address}", self.scheme()) }
+    }
+
+    /// What the ports of a stack speak that runs in the folder.
+    pub fn scheme(&self) -> &'static str {
+        if self.is_elsewhere() || self.authorities().is_none() { "http" } else { "https" }
+    }
+
+    /// The authorities whose certificates are trusted, as PEM; None: those of this machine.
+    fn authorities(&self) -> Option<PathBuf> {
+        StackDir::given(&self.home).authorities()
+    }
+
+    /// The same, read.
+    pub fn trusted(&self) -> Result<Option<Vec<u8>>, anyhow::Error> {
+        let read = |file: PathBuf| std::fs::read(&file).with_context(|| format!("reading {}", file.display()));
+        self.authorities().map(read).transpose()
+    }
+
+    /// A client of the fleet's HTTP.
+    pub fn http(&self, timeout: Duration) -> Result<reqwest::Client, anyhow::Error> {
+        let mut client = reqwest::Client::builder().timeout(timeout).no_proxy();
+        if let Some(authorities) = self.trusted()? {
+            client = client.tls_certs_only(reqwest::Certificate::from_pem_bundle(&authorities)?);
+        }
+        Ok(client.build()?)
+    }
+
     /// The gateway's URL.
     pub fn gateway(&self) -> Result<String, anyhow::Error> {
         match &self.elsewhere {
             Some((_, profile)) => Ok(profile.addresses.gateway.clone()),
-            None => Ok(format!("http://{}", self.stack_status()?.unit("gateway")?.address)),
+            None => Ok(format!("{}://{}", self.scheme(), self.stack_status()?.unit("gateway")?.address)),
         }
     }
 

@@ -44,8 +44,9 @@ pub struct Received {
 /// JetStream as the administration of an owner's account.
 pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
     let login = devstack::nats::administration(owner);
-    let credentials = devstack::nats::credentials_file(&context.open_stack_dir()?, &login);
-    Ok(jetstream::new(devstack::nats::connect(&context.nats()?, &credentials).await?))
+    let home = context.open_stack_dir()?;
+    let credentials = devstack::nats::credentials_file(&home, &login);
+    Ok(jetstream::new(devstack::nats::connect(&home, &context.nats()?, &credentials).await?))
 }
 
 /// A connection as the administration, and the stream of todo events.

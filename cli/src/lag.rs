@@ -67,9 +67,9 @@ pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
 
 /// The metrics of every service, by service; an empty text for one that does not answer.
 pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyhow::Error> {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
+    let http = context.http(Duration::from_secs(3))?;
     let ask = context.ops()?.into_iter().map(|(name, ops)| {
-        let request = http.get(format!("http://{ops}/metrics")).send();
+        let request = http.get(format!("{}/metrics", context.ops_url(&ops))).send();
         async move {
             let text = match request.await {
                 Ok(response) => response.text().await.unwrap_or_default(),

@@ -7,6 +7,7 @@ mod terminal;
 mod api;
 mod audit;
 mod backup;
+mod certificates;
 mod consumers;
 mod context;
 mod data;
@@ -125,6 +126,11 @@ enum Command {
         #[command(subcommand)]
         command: k8s::K8sCommand,
     },
+    /// Renew certificates without a restart.
+    Certificates {
+        #[command(subcommand)]
+        command: certificates::CertificatesCommand,
+    },
     /// Manage the credentials with which programs read one tenant's events from NATS.
     NatsCredentials {
         #[command(subcommand)]
@@ -221,6 +227,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Provision(args) => nats_credentials::provide(context, &args).await,
         Command::Databases(args) => Box::pin(databases::run(context, &args)).await,
         Command::K8s { command } => Box::pin(k8s::run(context, &command)).await,
+        Command::Certificates { command } => Box::pin(certificates::run(context, &command)).await,
         Command::NatsCredentials { command } => Box::pin(nats_credentials::run(context, &command)).await,
         Command::Supervise(args) => stack::supervise(context, &args).await,
         Command::TestParts => stack::test_parts(context).await,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::api;
@@ -49,11 +49,16 @@ impl Context {
             None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,
         };
         let bearer = format!("Bearer {token}").parse().context("the operator's token is no token")?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        let url = self.ops_url(&address);
+        let mut endpoint = Endpoint::from_shared(url.clone())?
             .connect_timeout(CONNECTS_WITHIN)
             .timeout(ANSWERS_WITHIN)
             .http2_keep_alive_interval(LIVES_WITHIN)
             .keep_alive_timeout(LIVES_WITHIN);
+        if let Some(authorities) = self.trusted()?.filter(|_| url.starts_with("https://")) {
+            endpoint =
+                endpoint.tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities)))?;
+        }
         let channel = endpoint.connect().await;
         let channel = channel.with_context(|| format!("{service} does not answer at its operations port {address}"))?;
         Ok(InterceptedService::new(channel, Bearer(bearer)))

@@ -22,7 +22,8 @@ pub struct Profile {
     #[command(flatten)]
     #[serde(flatten)]
     pub addresses: Addresses,
-    /// The folder with the logins of the administration of NATS, in secrets/nats; on a development fleet also with the issuer's key.
+    /// The folder with the logins of the administration of NATS, in secrets/nats, and with the authorities of the fleet's certificates, in
+    /// tls/ca.crt; on a development fleet also with the issuer's key.
     #[arg(long, value_name = "FOLDER")]
     pub keys: PathBuf,
     /// The command that prints an operator's token, run by `sh -c` when FLOTILLA_OPERATOR_TOKEN is not set.
@@ -37,11 +38,11 @@ pub struct Addresses {
     /// The gateway's URL.
     #[arg(long, value_name = "URL", value_parser = url)]
     pub gateway: String,
-    /// The operations port of a service, once for each: SERVICE=HOST:PORT.
+    /// The operations port of a service, once for each: SERVICE=HOST:PORT, or SERVICE=https://HOST:PORT.
     #[arg(long, value_name = "SERVICE=HOST:PORT", value_parser = of_service)]
     #[serde(with = "by_service")]
     pub ops: Vec<(String, String)>,
-    /// NATS: nats://host:port.
+    /// NATS: nats://host:port, or tls://host:port.
     #[arg(long, value_name = "URL")]
     pub nats: String,
     /// The issuer's key set: http://, https:// or file://.
@@ -77,8 +78,11 @@ fn key_set(text: &str) -> Result<String, &'static str> {
 fn of_service(text: &str) -> Result<(String, String), String> {
     let wrong = || format!("`{text}` is no operations port: say SERVICE=HOST:PORT");
     let (service, address) = text.split_once('=').ok_or_else(wrong)?;
-    let port =
-        address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    let port = address
+        .trim_start_matches("https://")
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty())
+        .and_then(|(_, port)| port.parse::<u16>().ok());
     port.filter(|port| *port != 0).ok_or_else(wrong)?;
     let known = || fleet::SERVICES.iter().map(|service| service.name).collect::<Vec<_>>().join(", ");
     fleet::named(service).ok_or_else(|| format!("there is no service {service}: {}", known()))?;
@@ -135,8 +139,19 @@ mod tests {
 
     #[test]
     fn an_operations_port_is_a_services() {
-        assert_eq!(of_service("todo=10.0.0.1:9090").unwrap(), ("todo".to_owned(), "10.0.0.1:9090".to_owned()));
-        for wrong in ["todo", "todo=", "todo=host", "todo=:9090", "todo=host:0", "todo=host:port", "tudo=host:1"] {
+        for fine in ["10.0.0.1:9090", "https://todo-ops:9090"] {
+            assert_eq!(of_service(&format!("todo={fine}")).unwrap(), ("todo".to_owned(), fine.to_owned()));
+        }
+        for wrong in [
+            "todo",
+            "todo=",
+            "todo=host",
+            "todo=:9090",
+            "todo=host:0",
+            "todo=host:port",
+            "tudo=host:1",
+            "todo=https://:1",
+        ] {
             assert!(of_service(wrong).is_err(), "{wrong}");
         }
     }

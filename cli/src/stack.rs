@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::backup::{KEY, Repository};
-use devstack::login::Proxy;
+use devstack::login::{Proxy, Tls};
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::{Options, Reporter, Stack, process};
 use nix::sys::signal::Signal;
@@ -41,6 +41,9 @@ pub struct UpArgs {
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     telemetry: TelemetryArgs,
+    /// Speak TLS on every hop, by an authority of the folder: secrets/tls-authority.crt.
+    #[arg(long, env = "FLOTILLA_TLS")]
+    tls: bool,
     /// Use any free ports instead of the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
@@ -107,6 +110,8 @@ pub struct LoginProxyArgs {
     port: u16,
     #[arg(long)]
     password_file: PathBuf,
+    #[command(flatten)]
+    tls: Tls,
     /// Serve here, beside a program that runs already.
     #[arg(long, conflicts_with = "program")]
     listen: Option<SocketAddr>,
@@ -120,10 +125,10 @@ pub struct LoginProxyArgs {
 
 impl LoginProxyArgs {
     pub async fn run(self) -> Result<(), anyhow::Error> {
-        let Self { port, password_file: password, listen, inside, namespace, program } = self;
+        let Self { port, password_file: password, tls, listen, inside, namespace, program } = self;
         match listen {
-            Some(listen) => devstack::login::beside(listen, port, &password).await,
-            None => Proxy { port, password, inside, namespace, program }.run().await.map(drop),
+            Some(listen) => devstack::login::beside(listen, port, &password, tls).await,
+            None => Proxy { port, password, tls, inside, namespace, program }.run().await.map(drop),
         }
     }
 }
@@ -137,6 +142,7 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         gateway_port: args.gateway_port,
         usual_ports: !args.any_ports,
         durable: true,
+        tls: args.tls,
         otlp_endpoint: args.otlp_endpoint.clone(),
         fault_proxy: args.fault_proxy,
         infra_only: false,
@@ -206,7 +212,8 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     let stack_status = context.stack_status()?;
     println!("Addresses");
     for unit in &stack_status.units {
-        println!("  {:<18} {}", unit.name, unit.url.clone().unwrap_or_else(|| format!("http://{}", unit.address)));
+        let url = unit.url.clone().unwrap_or_else(|| format!("{}://{}", context.scheme(), unit.address));
+        println!("  {:<18} {url}", unit.name);
     }
     println!("  logs               {}", context.home.join("logs").display());
     println!("\nTry next");
@@ -240,6 +247,9 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         command.arg("--gateway-port").arg(args.gateway_port.to_string());
         if let Some(endpoint) = &args.otlp_endpoint {
             command.args(["--otlp-endpoint", endpoint]);
+        }
+        if args.tls {
+            command.arg("--tls");
         }
         if args.any_ports {
             command.arg("--any-ports");
@@ -382,6 +392,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
             context,
             &UpArgs {
                 gateway_port: 0,
+                tls: false,
                 otlp_endpoint: None,
                 any_ports: true,
                 fault_proxy: false,

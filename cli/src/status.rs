@@ -153,7 +153,7 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     });
     let (metrics, unready, outboxes, consumers, dead_letters) = tokio::join!(
         lag::metrics(context),
-        unready(&units, &ops),
+        unready(context, &units, &ops),
         futures::future::join_all(outboxes),
         asked(consumers::of_all(context)),
         asked(letters(context)),
@@ -183,13 +183,13 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
 }
 
 /// The services that run and are not ready, and why. Of a dead one its supervisor knows more.
-async fn unready(units: &[Unit], ops: &BTreeMap<String, String>) -> Vec<(String, String)> {
-    let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build() else {
+async fn unready(context: &Context, units: &[Unit], ops: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let Ok(http) = context.http(Duration::from_secs(2)) else {
         return Vec::new();
     };
     let dead = |name: &String| units.iter().any(|unit| unit.name == *name && unit.state != State::Ready);
     let ask = ops.iter().filter(|(name, _)| !dead(name)).map(|(name, address)| {
-        let request = http.get(format!("http://{address}/readyz")).send();
+        let request = http.get(format!("{}/readyz", context.ops_url(address))).send();
         async move {
             let why = match request.await {
                 Err(_) => "it does not answer".to_owned(),

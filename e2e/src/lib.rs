@@ -23,7 +23,6 @@ pub struct Fleet {
     /// Its folder.
     pub home: PathBuf,
     supervisor: Child,
-    http: reqwest::Client,
 }
 
 /// The program under test.
@@ -65,8 +64,7 @@ impl Fleet {
         command.args(more);
         command.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output);
         let supervisor = command.spawn().unwrap();
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
-        let mut fleet = Self { home, supervisor, http };
+        let mut fleet = Self { home, supervisor };
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let deadline = tokio::time::Instant::now() + UP_WITHIN;
         while !fleet.stack_status().is_some_and(|stack_status| stack_status.up) {
@@ -106,8 +104,9 @@ impl Fleet {
     /// # Panics
     /// It cannot connect.
     pub async fn nats(&self, login: &str) -> async_nats::Client {
-        let file = devstack::nats::credentials_file(&devstack::StackDir::open(&self.home).unwrap(), login);
-        devstack::nats::connect(&self.unit("nats").url.unwrap(), &file).await.unwrap()
+        let home = devstack::StackDir::open(&self.home).unwrap();
+        let file = devstack::nats::credentials_file(&home, login);
+        devstack::nats::connect(&home, &self.unit("nats").url.unwrap(), &file).await.unwrap()
     }
 
     /// JetStream as the administration of the todos' events.
@@ -173,14 +172,23 @@ impl Fleet {
         let output = self.run(&[&["token", "--tenant", tenant, "--user", user], more].concat()).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let base = format!("http://{}", self.unit("gateway").address);
-        Caller { http: self.http.clone(), base, token: Some(token) }
+        Caller { token: Some(token), ..self.stranger() }
     }
 
-    /// A caller without a token.
+    /// A caller without a token, with connections of its own.
+    ///
+    /// # Panics
+    /// There is no HTTP client.
     #[must_use]
     pub fn stranger(&self) -> Caller {
-        Caller { http: self.http.clone(), base: format!("http://{}", self.unit("gateway").address), token: None }
+        let address = self.unit("gateway").address;
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy();
+        let authorities = std::fs::read(self.home.join("tls/ca.crt")).ok();
+        let (scheme, http) = match authorities.map(|pem| reqwest::Certificate::from_pem_bundle(&pem).unwrap()) {
+            Some(authorities) => ("https", http.tls_certs_only(authorities)),
+            None => ("http", http),
+        };
+        Caller { http: http.build().unwrap(), base: format!("{scheme}://{address}"), token: None }
     }
 
     /// Stops the fleet as `flotilla down` does, and removes its folder.

@@ -123,6 +123,7 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
         host: Ipv4Addr::UNSPECIFIED.into(),
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
+        tls: None,
         upstream: &|service| service.port.map(|_| format!("http://{}:{PORT}", service.name)),
     };
     // The name, the port, and whether it is one of the services.

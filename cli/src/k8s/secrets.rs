@@ -11,7 +11,7 @@ use clap::Args;
 use devstack::backup::{Key, Paths};
 use devstack::issuer::Issuer;
 use devstack::nats::{self, administration};
-use devstack::postgres::SUPERUSER;
+use devstack::postgres::{Place, SUPERUSER};
 use devstack::{StackDir, login, stack};
 use fleet::SERVICES;
 use serde_json::{Value, json};
@@ -43,15 +43,16 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let opensearch = home.secret("opensearch-password")?;
     home.write_secret("opensearch-url", &format!("http://{}:{opensearch}@{}", login::USER, args.opensearch))?;
     let superuser = home.secret("postgres-password")?;
+    let place = Place { host: args.postgres.clone(), authorities: None };
     let mut databases = Files::from([
         ("superuser-password".to_owned(), superuser.clone()),
-        ("superuser-database-url".to_owned(), format!("postgres://{SUPERUSER}:{superuser}@{}/postgres", args.postgres)),
+        ("superuser-database-url".to_owned(), place.url(SUPERUSER, &superuser, "postgres")),
     ]);
     let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
     for service in SERVICES {
         if service.database.is_some() {
             let roles = stack::roles(&home, service.name)?;
-            roles.write_urls(&home, service, &args.postgres)?;
+            roles.write_urls(&home, service, &place)?;
             for role in ["owner", "app", "relay"] {
                 let file = stack::password_file(service.name, role);
                 databases.insert(file.clone(), home.secret(&file)?);

@@ -24,6 +24,8 @@ pub mod login;
 
 pub mod issuer;
 
+pub mod certificates;
+
 pub mod stack_dir;
 
 pub mod ports;

@@ -25,14 +25,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
+use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
+use service::Lifecycle;
+use service::server::{self, Bounds};
+use service::tls::Speaks;
+pub use service::tls::Tls;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 
 use crate::process;
 
@@ -41,10 +41,8 @@ pub const USER: &str = "flotilla";
 
 /// How to make a namespace: root needs no user namespace, everyone else does.
 const NAMESPACES: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
-/// How many connections there may be at once.
-const CONNECTIONS: usize = 512;
-/// How long one may go without a request.
-const IDLE: Duration = Duration::from_secs(60);
+/// The limits of its connections. A rebuild may be answered after minutes.
+const BOUNDS: Bounds = Bounds { connections: 512, streams: 100, http2_only: false, longest: Duration::from_secs(900) };
 /// How long the program may take to stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -68,6 +66,8 @@ pub struct Proxy {
     pub port: u16,
     /// The file that holds the password.
     pub password: PathBuf,
+    /// What the proxy speaks TLS by, if it does.
+    pub tls: Tls,
     /// Whether this is the process inside the namespace.
     pub inside: bool,
     /// How the namespace is made.
@@ -82,6 +82,8 @@ impl Proxy {
     pub fn args(&self) -> Vec<String> {
         let mut args = vec!["login-proxy".to_owned(), format!("--port={}", self.port)];
         args.push(format!("--password-file={}", self.password.display()));
+        args.extend(self.tls.certificate.iter().map(|file| format!("--tls-certificate={}", file.display())));
+        args.extend(self.tls.key.iter().map(|file| format!("--tls-key={}", file.display())));
         args.extend(self.namespace.iter().map(|word| format!("--namespace={word}")));
         if self.inside {
             args.push("--inside".to_owned());
@@ -110,7 +112,7 @@ impl Proxy {
         let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true).context("standard input is the socket that was bound outside")?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let served = proxy(self.port, &self.password)?;
+        let router = proxy(self.port, &self.password)?;
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().await?;
         if !up.success() {
             bail!("the namespace's loopback cannot be set up ({up})");
@@ -121,7 +123,7 @@ impl Proxy {
         let mut program = program.spawn().context("starting the program behind the login")?;
 
         let status = tokio::select! {
-            served = accept(&listener, &served) => { served?; bail!("the proxy has ended") }
+            served = serve(listener, router, &self.tls) => { served?; bail!("the proxy has ended") }
             status = program.wait() => status?,
             _ = term.recv() => {
                 if let Some(pid) = program.id() {
@@ -138,8 +140,8 @@ impl Proxy {
 /// Serves at `listen` in front of a program that another container of the same pod runs, until SIGTERM.
 ///
 /// # Errors
-/// The password cannot be read, or the address cannot be bound.
-pub async fn beside(listen: SocketAddr, port: u16, password: &Path) -> Result<(), anyhow::Error> {
+/// The password or the certificate cannot be read, or the address cannot be bound.
+pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) -> Result<(), anyhow::Error> {
     // For probes, which have no password: whether it answers, and nothing of what.
     let address: Uri = format!("http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s").parse()?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
@@ -147,11 +149,11 @@ pub async fn beside(listen: SocketAddr, port: u16, password: &Path) -> Result<()
         let answer = client.get(address.clone());
         async move { answer.await.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status()) }
     });
-    let served = proxy(port, password)?.route("/healthz", healthz);
+    let router = proxy(port, password)?.route("/healthz", healthz);
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {
-        served = accept(&listener, &served) => served,
+        served = serve(listener, router, &tls) => served,
         _ = term.recv() => Ok(()),
     }
 }
@@ -168,25 +170,12 @@ fn proxy(port: u16, password: &Path) -> Result<axum::Router, anyhow::Error> {
     Ok(axum::Router::new().fallback(forward).with_state(proxied))
 }
 
-/// Serves as many connections at once as there is room for. An idle one is closed.
-async fn accept(listener: &tokio::net::TcpListener, served: &axum::Router) -> Result<(), anyhow::Error> {
-    let (room, connections) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
-    loop {
-        let place = Arc::clone(&room).acquire_owned().await?;
-        let Ok((connection, _)) = listener.accept().await else {
-            // Out of descriptors, or the caller disconnected.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        connection.set_nodelay(true).ok();
-        let service = TowerToHyperService::new(served.clone());
-        connections.spawn(async move {
-            let mut server = Builder::new(TokioExecutor::new()).http1_only();
-            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
-            server.serve_connection(TokioIo::new(connection), service).await.ok();
-            drop(place);
-        });
-    }
+/// Serves for as long as it is waited for.
+async fn serve(listener: tokio::net::TcpListener, router: axum::Router, tls: &Tls) -> Result<(), anyhow::Error> {
+    let lifecycle = Lifecycle::default();
+    let tls = tls.acceptor(Speaks::Both, &lifecycle)?;
+    server::serve(listener, router, (BOUNDS, tls), lifecycle.stopping()).await?;
+    Ok(())
 }
 
 struct Proxied {

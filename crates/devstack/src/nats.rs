@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use fleet::Login;
 use nix::sys::signal::Signal;
 
+use crate::certificates::Certificates;
 use crate::process::{Program, Ready};
 use crate::stack_dir::StackDir;
 
@@ -21,7 +22,7 @@ pub mod team;
 pub mod teams;
 
 pub use accounts::{Accounts, administration, make as make_accounts};
-pub use administration::{Wanted, announce, connect, provision, push};
+pub use administration::{Wanted, announce, connect, provision, push, reload};
 pub use carry::streams;
 pub use keys::{credentials_file, has_keys};
 
@@ -40,6 +41,8 @@ pub struct Nats {
     /// Its position in a cluster: its number, its port for the others, and theirs.
     cluster: Option<(usize, u16, Vec<u16>)>,
     accounts: Layout,
+    /// The folder of its certificate, if it speaks TLS.
+    tls: Option<PathBuf>,
 }
 
 /// Who may log in.
@@ -70,6 +73,14 @@ impl Nats {
         Self::prepare_at(home, program, ports, accounts, Self::store(home))
     }
 
+    /// The same over TLS alone.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn over_tls(self, home: &StackDir, certificates: &Certificates) -> Result<Self, anyhow::Error> {
+        Self { tls: Some(certificates.folder.clone()), ..self }.written(home)
+    }
+
     /// Where the streams of a stack are.
     #[must_use]
     pub fn store(home: &StackDir) -> PathBuf {
@@ -96,6 +107,7 @@ impl Nats {
             log: home.log("nats"),
             cluster: None,
             accounts,
+            tls: None,
         };
         server.written(home)
     }
@@ -121,6 +133,7 @@ impl Nats {
                 log: home.log(&format!("nats-{number}")),
                 cluster: Some((number, route, routes.clone())),
                 accounts: accounts.clone(),
+                tls: None,
             };
             server.written(home)
         };
@@ -153,9 +166,14 @@ impl Nats {
             }
             Layout::Text(logins) => format!("{logins}\n"),
         };
+        let tls = self.tls.as_ref().map(|folder| {
+            let file = |name| folder.join(name).display().to_string();
+            format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n", file("tls.crt"), file("tls.key"))
+        });
+        let tls = tls.unwrap_or_default();
         Ok(format!(
             "host: 127.0.0.1\nport: {}\nhttp: \"127.0.0.1:{}\"\nserver_name: {name}\n{cluster}\
-             jetstream {{ store_dir: \"{}\", max_file_store: {}, max_memory_store: 1073741824, strict: true }}\n{logins}",
+             jetstream {{ store_dir: \"{}\", max_file_store: {}, max_memory_store: 1073741824, strict: true }}\n{tls}{logins}",
             self.port,
             self.monitor,
             self.store.display(),
@@ -203,6 +221,7 @@ impl Nats {
     /// The address for clients.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.is_some() { "tls" } else { "nats" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use service::tls::{Authorities, Tls};
 
+use crate::certificates::Certificates;
 use crate::login::{Proxy, USER};
 use crate::process::{Program, Ready};
 use crate::stack_dir::StackDir;
@@ -30,6 +32,8 @@ pub struct OpenSearch {
     conf: PathBuf,
     log: PathBuf,
     login: Option<Login>,
+    /// What the login speaks TLS by, if it does.
+    tls: Tls,
 }
 
 /// The login in front of a node.
@@ -62,6 +66,7 @@ impl OpenSearch {
             conf: home.path("conf/opensearch"),
             log: home.log("opensearch"),
             login: None,
+            tls: Tls::default(),
         };
         std::fs::create_dir_all(&node.conf)?;
         std::fs::create_dir_all(&node.data)?;
@@ -89,6 +94,14 @@ impl OpenSearch {
         Ok(Self { login: Some(Login { password, file, namespace, flotilla, socket }), ..self })
     }
 
+    /// The same over TLS alone, where there is a login.
+    #[must_use]
+    pub fn over_tls(self, certificates: &Certificates) -> Self {
+        let file = |name: &str| Some(certificates.folder.join(name));
+        let tls = Tls { certificate: file("tls.crt"), key: file("tls.key"), authorities: Authorities::default() };
+        Self { tls, ..self }
+    }
+
     /// The program to run.
     #[must_use]
     pub fn program(&self) -> Program {
@@ -98,7 +111,8 @@ impl OpenSearch {
                 let program = [vec![self.java.display().to_string()], self.args()].concat();
                 let namespace = login.namespace.iter().map(ToString::to_string).collect();
                 let password = login.file.clone();
-                let proxy = Proxy { port: self.port, password, inside: false, namespace, program };
+                let tls = self.tls.clone();
+                let proxy = Proxy { port: self.port, password, tls, inside: false, namespace, program };
                 (login.flotilla.clone(), proxy.args())
             }
         };
@@ -132,14 +146,18 @@ impl OpenSearch {
     /// Its address without a login.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme(), self.port)
+    }
+
+    const fn scheme(&self) -> &'static str {
+        if self.login.is_some() && self.tls.certificate.is_some() { "https" } else { "http" }
     }
 
     /// Its address through `port`, with its login if it requires one.
     #[must_use]
     pub fn url(&self, port: u16) -> String {
         match &self.login {
-            Some(Login { password, .. }) => format!("http://{USER}:{password}@127.0.0.1:{port}"),
+            Some(Login { password, .. }) => format!("{}://{USER}:{password}@127.0.0.1:{port}", self.scheme()),
             None => format!("http://127.0.0.1:{port}"),
         }
     }

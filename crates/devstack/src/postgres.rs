@@ -12,6 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::certificates::Certificates;
 use crate::process::{Program, Ready, tail};
 use crate::stack_dir::{self, StackDir};
 
@@ -37,6 +38,17 @@ pub struct Postgres {
     log: PathBuf,
     /// The configuration by which it archives its log, once there is one.
     archive: PathBuf,
+    /// What it speaks TLS by, if it does.
+    tls: Option<Certificates>,
+}
+
+/// Where a PostgreSQL is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// A name or an address, with a port.
+    pub host: String,
+    /// The authorities that its certificate must be of, where clients find the file; None: no TLS.
+    pub authorities: Option<PathBuf>,
 }
 
 impl Postgres {
@@ -53,6 +65,7 @@ impl Postgres {
             password: home.secret("postgres-password")?,
             log: home.log("postgres"),
             archive: home.data_of_user(CONF)?,
+            tls: Certificates::of(home)?,
         })
     }
 
@@ -145,6 +158,15 @@ impl Postgres {
         } else {
             settings.extend(["fsync=off", "full_page_writes=off"].map(ToOwned::to_owned));
         }
+        if let Some(Certificates { of_postgres, .. }) = &self.tls {
+            let file = |name| of_postgres.join(name).display().to_string();
+            settings.extend([
+                "ssl=on".to_owned(),
+                format!("ssl_cert_file={}", file("tls.crt")),
+                format!("ssl_key_file={}", file("tls.key")),
+                format!("hba_file={}", file("pg_hba.conf")),
+            ]);
+        }
         let mut args = vec!["-D".to_owned(), self.data.display().to_string()];
         args.extend(flags(settings));
         Ok(Program {
@@ -235,13 +257,19 @@ impl Postgres {
     /// The login of a role.
     #[must_use]
     pub fn url(&self, role: &str, password: &str, database: &str) -> String {
-        url(&self.host(), role, password, database)
+        self.place().url(role, password, database)
     }
 
-    /// Its host and port.
+    /// Where it is.
     #[must_use]
-    pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+    pub fn place(&self) -> Place {
+        let authorities = self.tls.as_ref().map(|tls| tls.folder.join("ca.crt"));
+        Place { host: format!("127.0.0.1:{}", self.port), authorities }
+    }
+
+    /// The authorities for programs of its own user, if it speaks TLS.
+    pub(crate) fn authorities(&self) -> Option<PathBuf> {
+        self.tls.as_ref().map(|tls| tls.of_postgres.join("ca.crt"))
     }
 
     /// The same as [`provision`], as its superuser.
@@ -286,6 +314,16 @@ pub struct Archiver {
     pub archived: Option<String>,
 }
 
+/// Has a server that runs read its configuration and its certificate again. Connections go on.
+///
+/// # Errors
+/// It does not answer.
+pub async fn reload(superuser_url: &str) -> Result<(), anyhow::Error> {
+    let mut connection = PgConnection::connect(superuser_url).await.context("PostgreSQL")?;
+    sqlx::query("select pg_reload_conf()").execute(&mut connection).await?;
+    Ok(())
+}
+
 /// Settings as a server's arguments.
 fn flags(settings: Vec<String>) -> impl Iterator<Item = String> {
     settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting])
@@ -301,9 +339,13 @@ pub struct Recovered {
     pub newest: Option<String>,
 }
 
-/// The login of a role at `host`, which is a name or an address with a port.
-fn url(host: &str, role: &str, password: &str, database: &str) -> String {
-    format!("postgres://{role}:{password}@{host}/{database}")
+impl Place {
+    /// The login of a role there.
+    #[must_use]
+    pub fn url(&self, role: &str, password: &str, database: &str) -> String {
+        let tls = self.authorities.as_ref().map(|file| format!("?sslmode=verify-full&sslrootcert={}", file.display()));
+        format!("postgres://{role}:{password}@{}/{database}{}", self.host, tls.unwrap_or_default())
+    }
 }
 
 /// Makes the roles of a service (owner, app, relay, operator) and its database, if they do not exist. The app role cannot
@@ -381,10 +423,10 @@ impl Roles {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn write_urls(&self, home: &StackDir, service: &fleet::Service, host: &str) -> Result<(), anyhow::Error> {
+    pub fn write_urls(&self, home: &StackDir, service: &fleet::Service, place: &Place) -> Result<(), anyhow::Error> {
         let name = service.name;
         let write = |file: &str, role: &str, password: &str| {
-            home.write_secret(file, &url(host, &format!("{name}_{role}"), password, name))
+            home.write_secret(file, &place.url(&format!("{name}_{role}"), password, name))
         };
         write(&service.owner_secret().1, "owner", &self.owner)?;
         write(&format!("{name}-database-url"), "app", &self.app)?;

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reporter;
+use crate::certificates::Certificates;
 use crate::faults::Proxies;
 use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
@@ -39,6 +40,8 @@ pub struct Options {
     pub usual_ports: bool,
     /// Whether Postgres must outlive a power failure.
     pub durable: bool,
+    /// Whether every process speaks TLS alone, by an authority of the folder.
+    pub tls: bool,
     /// Where services export spans to.
     pub otlp_endpoint: Option<String>,
     /// Whether the services reach each other and the backing services through fault proxies.
@@ -142,6 +145,8 @@ struct Startup<'a> {
 
 /// The addresses that services need, each other's included.
 struct Seen {
+    /// The folder of the certificate, where they speak TLS.
+    tls: Option<String>,
     postgres: Postgres,
     nats: Nats,
     opensearch: String,
@@ -187,6 +192,10 @@ impl Startup<'_> {
         let port_to = |name: &str, port| proxies.as_ref().map_or(port, |proxies| proxies.port_of(name, port));
 
         let started = Instant::now();
+        let certificates = if self.options.tls { Some(Certificates::renew(self.home)?) } else { None };
+        if certificates.is_none() {
+            Certificates::remove(self.home)?;
+        }
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
         let ports = (opensearch_port, transport_port);
         let mut node = OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, ports)?;
@@ -203,10 +212,14 @@ impl Startup<'_> {
             }
         }
         let accounts = nats::Layout::Fleet(Vec::new());
-        let nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
+        let mut nats = Nats::prepare(self.home, &programs.nats_server, (nats_port, monitor_port), accounts)?;
+        if let Some(certificates) = &certificates {
+            (node, nats) = (node.over_tls(certificates), nats.over_tls(self.home, certificates)?);
+        }
         let upstream =
             |service: &fleet::Service| Some((service.name, port_to(service.name, service_ports[service.name].0?)));
         let seen = Seen {
+            tls: certificates.map(|certificates| certificates.folder.display().to_string()),
             postgres: postgres.through(port_to("postgres", postgres_port)),
             nats: nats.through(port_to("nats", nats_port)),
             opensearch: node.url(port_to("opensearch", opensearch_port)),
@@ -280,7 +293,8 @@ impl Startup<'_> {
             host: Ipv4Addr::LOCALHOST.into(),
             ports: &|service| seen.ports[service.name],
             secret: &secret,
-            upstream: &|service| Some(format!("http://127.0.0.1:{}", seen.upstreams.get(service.name)?)),
+            tls: seen.tls.as_deref(),
+            upstream: &|service| Some(format!("{}://127.0.0.1:{}", self.scheme(), seen.upstreams.get(service.name)?)),
         };
         let jwks = format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port);
         let shared = fleet::shared(&seen.nats.address(), ISSUER, &jwks);
@@ -299,7 +313,7 @@ impl Startup<'_> {
         let roles = roles(self.home, name)?;
         let provisioned = postgres.provision(name, &roles, name).await;
         provisioned.with_context(|| format!("making the roles and the database of {name}"))?;
-        roles.write_urls(self.home, service, &postgres.host())?;
+        roles.write_urls(self.home, service, &postgres.place())?;
         self.migrate(service).await?;
         self.step(&format!("migrated the database of {name}"), started);
         Ok(())
@@ -350,14 +364,18 @@ impl Startup<'_> {
             log: self.home.log(name),
             user: None,
             stop: Signal::SIGTERM,
-            ready: Ready::Http(format!("http://127.0.0.1:{ops}/readyz")),
+            ready: Ready::Http(format!("{}://127.0.0.1:{ops}/readyz", self.scheme())),
             socket: None,
-            alive: Some(format!("http://127.0.0.1:{ops}/healthz")),
+            alive: Some(format!("{}://127.0.0.1:{ops}/healthz", self.scheme())),
         };
         let unit = Unit { ops: Some(format!("127.0.0.1:{ops}")), ..self.unit(name, Kind::Service, port) };
         self.supervisor.start(program, unit).await?;
         self.step(&format!("{name} on port {port}"), started);
         Ok(())
+    }
+
+    const fn scheme(&self) -> &'static str {
+        if self.options.tls { "https" } else { "http" }
     }
 
     fn unit(&self, name: &str, kind: Kind, port: u16) -> Unit {
@@ -393,7 +411,7 @@ impl Startup<'_> {
     fn nats_unit(&self, nats: &Nats) -> Unit {
         Unit {
             data_dir: Some(nats.store.clone()),
-            url: Some(format!("nats://127.0.0.1:{}", nats.port)),
+            url: Some(nats.address()),
             // An operator inspects the todos' events first.
             creds_file: Some(nats::credentials_file(self.home, &nats::administration("TODO"))),
             ..self.unit("nats", Kind::Infra, nats.port)

@@ -58,6 +58,12 @@ impl StackDir {
         self.0.join(inside)
     }
 
+    /// The authorities by which this folder's fleet speaks TLS, as PEM; None where it does not.
+    #[must_use]
+    pub fn authorities(&self) -> Option<PathBuf> {
+        Some(self.0.join("tls/ca.crt")).filter(|file| file.exists())
+    }
+
     /// Where a program writes its log.
     #[must_use]
     pub fn log(&self, name: &str) -> PathBuf {

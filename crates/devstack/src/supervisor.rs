@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::process::{Program, READY_WITHIN, STOP_WITHIN, tail};
+use crate::process::{self, Program, READY_WITHIN, STOP_WITHIN, tail};
 
 /// How often the liveness of a program that is not ready is checked before it is stopped: one answer may be late.
 const ASKED_TO_LIVE: u32 = 3;
@@ -215,7 +215,7 @@ impl Supervisor {
     /// # Errors
     /// The HTTP client for readiness probes cannot be made.
     pub fn new(status_file: StatusFile) -> Result<Self, anyhow::Error> {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
+        let http = process::prober()?;
         Ok(Self { status_file, http, ready_within: READY_WITHIN, running: Mutex::new(Vec::new()) })
     }
 

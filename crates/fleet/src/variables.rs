@@ -13,6 +13,8 @@ pub struct Surroundings<'a> {
     pub ports: &'a dyn Fn(&Service) -> (Option<u16>, u16),
     /// The path of the file that holds this secret.
     pub secret: &'a dyn Fn(&str) -> String,
+    /// The folder of the service's certificate (tls.crt, tls.key) and of the authorities (ca.crt); None: no TLS.
+    pub tls: Option<&'a str>,
     /// The URL at which the edge reaches a service.
     pub upstream: &'a dyn Fn(&Service) -> Option<String>,
 }
@@ -32,6 +34,14 @@ impl Service {
         let mut all = vec![("FLOTILLA_OPS_LISTEN", format!("{}:{ops}", around.host))];
         if let Some(port) = port {
             all.push(("FLOTILLA_LISTEN", format!("{}:{port}", around.host)));
+        }
+        if let Some(folder) = around.tls {
+            let files = [
+                ("FLOTILLA_TLS_CERTIFICATE", "tls.crt"),
+                ("FLOTILLA_TLS_KEY", "tls.key"),
+                ("FLOTILLA_TLS_AUTHORITIES", "ca.crt"),
+            ];
+            all.extend(files.map(|(variable, file)| (variable, format!("{folder}/{file}"))));
         }
         all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
         if self.edge {

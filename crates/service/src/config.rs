@@ -32,6 +32,9 @@ pub struct Base {
     /// What to log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info", value_parser = targets)]
     pub log: String,
+    /// By what it speaks TLS.
+    #[command(flatten)]
+    pub tls: Tls,
 }
 
 fn release(text: &str) -> Result<String, &'static str> {
@@ -78,9 +81,6 @@ pub struct Common {
     /// Address that callers come to, for example 127.0.0.1:7101; port 0 picks a free one.
     #[arg(long, env = "FLOTILLA_LISTEN")]
     pub listen: SocketAddr,
-    /// The certificate that callers are shown there.
-    #[command(flatten)]
-    pub tls: Tls,
     /// Whose tokens are trusted.
     #[command(flatten)]
     pub issuer: Issuer,
@@ -161,7 +161,6 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            tls: Tls::default(),
             issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned() },
             audience: audience.to_owned(),
             release_header: true,

@@ -44,6 +44,8 @@ mod server_work;
 
 pub mod tls;
 
+pub mod reread;
+
 pub mod client;
 
 mod replica;

@@ -12,13 +12,14 @@ use outbox::connections::nats_options;
 use tracing::info;
 
 use crate::config;
+use crate::tls::Authorities;
 
 pub use async_nats::Client;
 
 /// Where NATS is, and what a service logs in by.
 #[derive(Debug, Clone, Args)]
 pub struct Login {
-    /// NATS: nats://host:port, or the servers of a cluster, with commas between: whichever answers.
+    /// NATS: nats://host:port, or tls:// for TLS alone; or the servers of a cluster, with commas between: whichever answers.
     #[arg(id = "nats_url", long = "nats-url", value_name = "URL", env = "FLOTILLA_NATS_URL", value_parser = url)]
     pub url: String,
     /// The credentials file of this service's login there.
@@ -50,14 +51,18 @@ pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
 ///
 /// # Errors
 /// Fails when the address or the credentials cannot be read.
-pub async fn connect(name: &str, login: &Login) -> Result<Client, anyhow::Error> {
+pub async fn connect(name: &str, login: &Login, authorities: &Authorities) -> Result<Client, anyhow::Error> {
     let addresses = addresses(&login.url)?;
     let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
-    let options = credentials
+    let mut options = credentials
         .with_context(|| format!("reading the credentials {}", login.credentials.display()))?
         .name(name)
         .custom_inbox_prefix(format!("_INBOX_{name}"))
         .event_callback(|event| async move { info!(%event, "NATS") });
+    if let Some(file) = &authorities.file {
+        // Read at each connection.
+        options = options.add_root_certificates(file.clone());
+    }
     let client = nats_options(options).connect(addresses).await?;
     Ok(client)
 }

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::Process;
 use crate::server::{self, Bounds};
+use crate::tls::Speaks;
 
 /// How many connections the port accepts at once.
 const CONNECTIONS: usize = 100;
@@ -20,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(900);
 /// Serves the operations port until the process stops; returns its address. `/healthz` names the release.
 ///
 /// # Errors
-/// Fails when the address cannot be bound.
+/// The address cannot be bound, or the certificate cannot be used.
 pub async fn serve(
     process: &Process,
     listen: SocketAddr,
@@ -37,6 +38,7 @@ pub async fn serve(
             }
         });
     }
+    let tls = process.tls.acceptor(Speaks::Both, &lifecycle)?;
     let health = format!("ok\nrelease {release}\n");
     let router = Router::new()
         .route("/healthz", get(move || async move { health }))
@@ -44,6 +46,6 @@ pub async fn serve(
         .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }))
         .fallback(move |request| operators.answer(request));
     let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false, longest: LONGEST };
-    lifecycle.spawn("operations port", server::serve(listener, router, (bounds, None), lifecycle.stopping()));
+    lifecycle.spawn("operations port", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));
     Ok(address)
 }

@@ -16,8 +16,10 @@ use tracing::warn;
 
 use crate::config::{Common, Database};
 use crate::migrations::Migrations;
+use crate::nats::{self, Login};
 use crate::operators_router::Operators;
 use crate::readiness::Readiness;
+use crate::tls::Tls;
 use crate::{Db, Lifecycle, connections, idempotency_sweep, retry};
 
 /// How often to check that a dependency answers, and to count connections.
@@ -34,6 +36,8 @@ pub struct Process {
     pub name: &'static str,
     /// Its release.
     pub release: Arc<str>,
+    /// By what it speaks TLS.
+    pub tls: Tls,
     /// Its services for operators.
     pub(crate) operators: Operators,
 }
@@ -47,6 +51,7 @@ impl Process {
             readiness: Readiness::default(),
             name,
             release: release.into(),
+            tls: Tls::default(),
             operators: Operators::default(),
         }
     }
@@ -127,6 +132,14 @@ impl Process {
             }
             stop.cancelled().await;
         });
+    }
+
+    /// Connects to NATS as this service.
+    ///
+    /// # Errors
+    /// An address or the credentials cannot be read.
+    pub async fn nats(&self, login: &Login) -> Result<nats::Client, anyhow::Error> {
+        nats::connect(self.name, login, &self.tls.authorities).await
     }
 
     /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.

@@ -2,13 +2,11 @@
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Command};
-use http_body_util::{BodyExt as _, Empty};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use secrecy::SecretString;
 use tracing::info;
 
@@ -78,6 +76,9 @@ struct Health {
     /// Address of the operations port.
     #[arg(long, env = "FLOTILLA_OPS_LISTEN")]
     ops_listen: SocketAddr,
+    /// The certificate of the process, where it has one: it is asked over TLS then.
+    #[arg(long, value_name = "FILE", env = "FLOTILLA_TLS_CERTIFICATE")]
+    tls_certificate: Option<PathBuf>,
     /// What to ask for: whether it is `alive`, or `ready` to do its work.
     #[arg(long, default_value = "alive", value_parser = ["alive", "ready"])]
     is: String,
@@ -117,7 +118,7 @@ pub async fn main<S: Service>() -> ExitCode {
 async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
     let Served { base, settings } = arguments::parse::<Served<S::Config>>(given)?;
     let telemetry = Telemetry::init(S::NAME, &base)?;
-    let process = Process::new(S::NAME, &base.release);
+    let process = Process { tls: base.tls, ..Process::new(S::NAME, &base.release) };
     // Whatever it has found to be so while it starts.
     process.readiness.set("started", false);
     let ops = ops::serve(&process, base.ops_listen, Some(telemetry.metrics())).await?;
@@ -147,7 +148,7 @@ async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) 
 }
 
 async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
-    let Health { mut ops_listen, is } = arguments::parse(given)?;
+    let Health { mut ops_listen, tls_certificate, is } = arguments::parse(given)?;
     anyhow::ensure!(
         ops_listen.port() != 0,
         "FLOTILLA_OPS_LISTEN: port 0 is any free one: name the one that the process has"
@@ -158,14 +159,12 @@ async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error
         IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
     let path = if is == "ready" { "readyz" } else { "healthz" };
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();
-    let ask = async {
-        let answer = client.get(format!("http://{ops_listen}/{path}").parse()?).await?;
-        let healthy = answer.status().is_success();
-        Ok::<_, anyhow::Error>((healthy, answer.into_body().collect().await?.to_bytes()))
-    };
-    let answer = tokio::time::timeout(HEALTH_WITHIN, ask).await;
-    let (healthy, body) = answer.map_err(|_| anyhow::anyhow!("no answer within {HEALTH_WITHIN:?}"))??;
-    println!("{}", String::from_utf8_lossy(&body).trim_end());
+    let scheme = if tls_certificate.is_some() { "https" } else { "http" };
+    // It asks an address that no certificate has to name, and says nothing there: it trusts whoever answers, as a kubelet does.
+    let client =
+        reqwest::Client::builder().no_proxy().timeout(HEALTH_WITHIN).tls_danger_accept_invalid_certs(true).build()?;
+    let answer = client.get(format!("{scheme}://{ops_listen}/{path}")).send().await?;
+    let healthy = answer.status().is_success();
+    println!("{}", answer.text().await?.trim_end());
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

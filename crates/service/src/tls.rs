@@ -1,14 +1,14 @@
-//! TLS between callers, services and each other: certificate, key and authorities from files, which are read again when they change.
-//! Connections that are there go on; new ones have what is new.
+//! TLS between callers, services and each other: certificate, key and authorities from files, which are read again when they change
+//! ([`Reread`]). Connections that are there go on; new ones have what is new.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use metrics::gauge;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -21,20 +21,21 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::lifecycle::Lifecycle;
+use crate::reread::Reread;
 
-/// How often the files are looked at.
-const LOOKS_EVERY: Duration = Duration::from_secs(5);
-
-/// The certificate that a service shows its callers.
+/// The files by which a process speaks TLS.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Tls {
-    /// A PEM file with the certificate that callers are shown, and those that lead to its authority; absent: no TLS. It is read again
-    /// when it changes.
+    /// A PEM file with the certificate that callers and operators are shown, and those that lead to its authority; absent: no TLS. It is
+    /// read again when it changes.
     #[arg(id = "tls_certificate", long = "tls-certificate", value_name = "FILE", env = "FLOTILLA_TLS_CERTIFICATE")]
     pub certificate: Option<PathBuf>,
     /// A PEM file with its key.
     #[arg(id = "tls_key", long = "tls-key", value_name = "FILE", env = "FLOTILLA_TLS_KEY")]
     pub key: Option<PathBuf>,
+    /// Whose certificates are trusted.
+    #[command(flatten)]
+    pub authorities: Authorities,
 }
 
 /// What clients may speak.
@@ -59,12 +60,7 @@ impl Tls {
         };
         let shown = Arc::new(Shown::open(certificate.clone(), key.clone())?);
         let looks = Arc::clone(&shown);
-        lifecycle.run("certificate", |stop| async move {
-            let mut tick = tokio::time::interval(LOOKS_EVERY);
-            while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                looks.0.look();
-            }
-        });
+        lifecycle.run("certificate", |stop| async move { looks.0.look_until(&stop).await });
         Ok(Some(accepting(shown, speaks)?))
     }
 }
@@ -83,11 +79,11 @@ fn accepting(shown: Arc<Shown>, speaks: Speaks) -> Result<TlsAcceptor, anyhow::E
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Whose certificates a caller of services trusts.
+/// Whose certificates a process trusts.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Authorities {
-    /// A PEM file with the authorities that sign the certificates of the services that are called by https://. It is read again when it
-    /// changes: to change an authority, have both in it meanwhile.
+    /// A PEM file with the authorities that sign the certificates of services, NATS and OpenSearch, where they are called over TLS. It is
+    /// read again when it changes: to change an authority, have both in it meanwhile.
     #[arg(id = "tls_authorities", long = "tls-authorities", value_name = "FILE", env = "FLOTILLA_TLS_AUTHORITIES")]
     pub file: Option<PathBuf>,
 }
@@ -100,69 +96,27 @@ impl Authorities {
     pub(crate) fn trusted(&self) -> Result<Option<Arc<Trusted>>, anyhow::Error> {
         self.file.clone().map(|file| Trusted::open(file).map(Arc::new)).transpose()
     }
-}
 
-/// What is made of files, and made again when they change. What cannot be read or used is logged once, and what was made before stays.
-struct Reread<T> {
-    files: Vec<PathBuf>,
-    make: fn(&[Vec<u8>]) -> Result<T, anyhow::Error>,
-    now: RwLock<Now<T>>,
-}
-
-struct Now<T> {
-    made: Arc<T>,
-    /// What the files held, whether it could be used or not.
-    seen: Vec<Vec<u8>>,
-    /// How often in a row they could not be read.
-    missed: u32,
-}
-
-impl<T> Reread<T> {
-    fn open(files: Vec<PathBuf>, make: fn(&[Vec<u8>]) -> Result<T, anyhow::Error>) -> Result<Self, anyhow::Error> {
-        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
-        let seen: Vec<_> = files.iter().map(read).collect::<Result<_, _>>()?;
-        let made = make(&seen).with_context(|| format!("in {}", names(&files)))?;
-        Ok(Self { files, make, now: RwLock::new(Now { made: Arc::new(made), seen, missed: 0 }) })
+    /// What `make` makes of the authorities, as PEM; of None where no file is named. It is made again when the file changes, until the
+    /// process stops.
+    ///
+    /// # Errors
+    /// The file cannot be read or holds no certificate, or `make` fails.
+    pub fn reread<T: Send + Sync + 'static>(
+        &self,
+        lifecycle: &Lifecycle,
+        make: impl Fn(Option<&[u8]>) -> Result<T, anyhow::Error> + Send + Sync + 'static,
+    ) -> Result<Arc<Reread<T>>, anyhow::Error> {
+        let Some(file) = &self.file else { return Ok(Arc::new(Reread::open(Vec::new(), move |_| make(None))?)) };
+        let made = Reread::open(vec![file.clone()], move |files| {
+            certificates(&files[0])?;
+            make(Some(&files[0]))
+        });
+        let made = Arc::new(made?);
+        let looks = Arc::clone(&made);
+        lifecycle.run("authorities", |stop| async move { looks.look_until(&stop).await });
+        Ok(made)
     }
-
-    fn get(&self) -> Arc<T> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).made)
-    }
-
-    fn look(&self) {
-        let read: Result<Vec<_>, _> = self.files.iter().map(std::fs::read).collect();
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        let seen = match read {
-            Ok(seen) => seen,
-            Err(error) => {
-                now.missed += 1;
-                // Whoever changes them may be between two steps: once is nothing.
-                if now.missed == 2 {
-                    tracing::warn!(files = names(&self.files), %error, "certificates cannot be read: those before stay");
-                }
-                return;
-            }
-        };
-        now.missed = 0;
-        if now.seen == seen {
-            return;
-        }
-        match (self.make)(&seen) {
-            Ok(made) => {
-                now.made = Arc::new(made);
-                tracing::info!(files = names(&self.files), "new certificates are used");
-            }
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::warn!(files = names(&self.files), error, "certificates cannot be used: those before stay");
-            }
-        }
-        now.seen = seen;
-    }
-}
-
-fn names(files: &[PathBuf]) -> String {
-    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ")
 }
 
 /// The authorities that are trusted now.
@@ -189,15 +143,20 @@ impl Trusted {
 
 fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, anyhow::Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        roots.add(certificate?)?;
+    for certificate in certificates(pem)? {
+        roots.add(certificate)?;
     }
-    ensure!(!roots.is_empty(), "there is no certificate");
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
     let mut config = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, anyhow::Error> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
+    ensure!(!all.is_empty(), "there is no certificate");
+    Ok(all)
 }
 
 /// The certificate that is shown now.
@@ -206,7 +165,7 @@ struct Shown(Reread<CertifiedKey>);
 /// rustls wants it; the key is nobody's to see.
 impl std::fmt::Debug for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Shown").field(&self.0.files).finish()
+        f.debug_struct("Shown").finish_non_exhaustive()
     }
 }
 
@@ -223,15 +182,28 @@ impl ResolvesServerCert for Shown {
 }
 
 fn pair(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, anyhow::Error> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>()?;
-    ensure!(!chain.is_empty(), "the first holds no certificate");
+    let chain = certificates(certificate).context("the first holds no certificate")?;
     let key = PrivateKeyDer::from_pem_slice(key).context("the second holds no key")?;
-    CertifiedKey::from_der(chain, key, &default_provider()).context("they do not belong together")
+    let ends = ends(&chain)?;
+    let pair = CertifiedKey::from_der(chain, key, &default_provider()).context("they do not belong together")?;
+    gauge!("tls_certificate_expires_seconds").set(f64::from(u32::try_from(ends).unwrap_or(u32::MAX)));
+    Ok(pair)
+}
+
+/// When the first of a chain of certificates ends, in seconds since 1970.
+fn ends(chain: &[CertificateDer<'_>]) -> Result<i64, anyhow::Error> {
+    let mut first = i64::MAX;
+    for certificate in chain {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).context("a certificate is damaged")?;
+        first = first.min(certificate.validity().not_after.timestamp());
+    }
+    Ok(first)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     use axum::Router;
     use axum::routing::get;

@@ -19,7 +19,8 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("outbox", &[]),
     ("consumer", &[]),
     ("fleet", &["consumer", "contracts", "outbox"]),
-    ("devstack", &["consumer", "contracts", "fleet", "outbox"]),
+    // The proxy before OpenSearch has the listener of services, and their TLS.
+    ("devstack", &["consumer", "contracts", "fleet", "outbox", "service"]),
     ("authz", &["contracts"]),
     ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
     ("testkit", &["authz", "devstack", "fleet", "outbox"]),

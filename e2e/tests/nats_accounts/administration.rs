@@ -115,7 +115,7 @@ async fn an_account_has_its_limits_and_takes_nothing_from_another() {
     let mut clients = Vec::new();
     let file = fixture.nats.credentials("search-projector");
     let refused = loop {
-        match devstack::nats::connect(&fixture.nats.address(), &file).await {
+        match devstack::nats::connect(fixture.nats.home(), &fixture.nats.address(), &file).await {
             Ok(client) => clients.push(client),
             Err(error) => break format!("{error:#}"),
         }

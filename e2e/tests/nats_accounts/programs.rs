@@ -66,7 +66,7 @@ async fn a_tenants_program_learns_nothing_of_others_and_is_cut_off_when_its_cred
     assert!(stream.consumer_info(&team("globex").durable()).await.is_ok());
     // A later one of the same name is another credential.
     let file = teams::create(fixture.nats.home(), &fixture.nats.address(), &acme).await.unwrap();
-    assert!(devstack::nats::connect(&fixture.nats.address(), &file).await.is_ok());
+    assert!(devstack::nats::connect(fixture.nats.home(), &fixture.nats.address(), &file).await.is_ok());
     let twice = teams::create(fixture.nats.home(), &fixture.nats.address(), &acme).await.unwrap_err().to_string();
     assert!(twice.contains("revoke it first"), "{twice}");
 }
@@ -80,8 +80,11 @@ async fn an_expired_credential_is_cut_off_and_refused() {
         ..team("acme")
     };
     let file = teams::create(fixture.nats.home(), &fixture.nats.address(), &short).await.unwrap();
-    let client = devstack::nats::connect(&fixture.nats.address(), &file).await.unwrap();
+    let client = devstack::nats::connect(fixture.nats.home(), &fixture.nats.address(), &file).await.unwrap();
     until("it is cut off", || async { client.connection_state() != async_nats::connection::State::Connected }).await;
     // Its second runs out first.
-    until("it is refused", || async { devstack::nats::connect(&fixture.nats.address(), &file).await.is_err() }).await;
+    until("it is refused", || async {
+        devstack::nats::connect(fixture.nats.home(), &fixture.nats.address(), &file).await.is_err()
+    })
+    .await;
 }

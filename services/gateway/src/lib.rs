@@ -24,7 +24,6 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use service::arguments::Settings;
-use service::tls::Authorities;
 use service::{Process, Service, config};
 
 use crate::upstream::{Addresses, Upstreams};
@@ -41,8 +40,6 @@ pub struct Config {
     /// times has so many replicas; so has one whose host is a name with several addresses.
     #[arg(long, env = "FLOTILLA_UPSTREAMS")]
     pub upstreams: Addresses,
-    #[command(flatten)]
-    pub authorities: Authorities,
 }
 
 impl Settings for Config {}
@@ -55,7 +52,7 @@ impl Service for Program {
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
-        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &config.authorities)?;
+        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &process.tls.authorities)?;
         http::serve(process, &config.common, upstreams).await
     }
 }

@@ -70,7 +70,7 @@ impl Service for Program {
     async fn start(config: &Config, process: &Process) -> Result<(), anyhow::Error> {
         let Config { database, nats, issuer } = config;
         let store = Store(process.pool(&database.url, Self::NAME, database.connections)?);
-        let nats = nats::connect(Self::NAME, nats).await?;
+        let nats = process.nats(nats).await?;
         let (kept, reader) = (store.clone(), DeadLetterReader::new(nats.clone(), RecordStreams::default(), Self::NAME));
         process.lifecycle.run("letters", |stop| async move {
             events::keep(&kept, &reader, clock::new_id(), &stop).await;

@@ -76,8 +76,8 @@ impl Service for Program {
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
         let refresh = Duration::from_millis(config.refresh_millis);
-        let index = store::Index::new(config.opensearch_url.expose_secret(), &config.todo_index, refresh)?;
-        let nats = nats::connect(Self::NAME, &config.nats).await?;
+        let index = store::Index::new(process, config.opensearch_url.expose_secret(), &config.todo_index, refresh)?;
+        let nats = process.nats(&config.nats).await?;
         process.operate(&config.common.issuer, operators::services(&index))?;
         let is_whole = events::project(process, nats, &index);
         let search = grpc::Search { index, is_whole, pages: config.pages.tokens() };

@@ -2,6 +2,7 @@
 //! that an older event never overwrites a newer one. A deleted todo leaves a tombstone, because OpenSearch forgets the
 //! versions of deleted documents after a minute. Searches always carry the tenant.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -10,6 +11,7 @@ use chrono::{DateTime, Utc};
 use contracts::events::todo::{Status, Todo};
 use contracts::text::without_quotations;
 use contracts::{TenantId, TodoId};
+use opensearch::cert::{Certificate, CertificateValidation};
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use opensearch::http::response::Response;
 use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
@@ -19,7 +21,8 @@ use opensearch::{OpenSearch, SearchParts};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use service::clock;
+use service::reread::Reread;
+use service::{Process, clock};
 use tracing::{info, instrument};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,7 +150,7 @@ pub enum Filled {
 /// The index of todos.
 #[derive(Debug, Clone)]
 pub struct Index {
-    pub(crate) client: OpenSearch,
+    clients: Arc<Reread<OpenSearch>>,
     alias: String,
     refresh: Duration,
 }
@@ -161,14 +164,26 @@ pub fn address(text: &str) -> Result<SecretString, String> {
 }
 
 impl Index {
-    /// The index behind `alias` of the cluster at `url`. Sends no request yet.
+    /// The index behind `alias` of the cluster at `url`, which a process asks for. Sends no request yet.
     ///
     /// # Errors
-    /// Fails when the address cannot be read.
-    pub fn new(url: &str, alias: &str, refresh: Duration) -> Result<Self, anyhow::Error> {
-        let pool = SingleNodeConnectionPool::new(Url::parse(url)?);
-        let transport = TransportBuilder::new(pool).timeout(TIMEOUT).disable_proxy().build()?;
-        Ok(Self { client: OpenSearch::new(transport), alias: alias.to_owned(), refresh })
+    /// The address, or the file of the authorities, cannot be read.
+    pub fn new(process: &Process, url: &str, alias: &str, refresh: Duration) -> Result<Self, anyhow::Error> {
+        let url = Url::parse(url)?;
+        let client = move |authorities: Option<&[u8]>| {
+            let pool = SingleNodeConnectionPool::new(url.clone());
+            let mut transport = TransportBuilder::new(pool).timeout(TIMEOUT).disable_proxy();
+            if let Some(authorities) = authorities {
+                transport = transport.cert_validation(CertificateValidation::Full(Certificate::from_pem(authorities)?));
+            }
+            Ok(OpenSearch::new(transport.build()?))
+        };
+        let clients = process.tls.authorities.reread(&process.lifecycle, client)?;
+        Ok(Self { clients, alias: alias.to_owned(), refresh })
+    }
+
+    pub(crate) fn client(&self) -> Arc<OpenSearch> {
+        self.clients.get()
     }
 
     /// Its alias.
@@ -188,7 +203,8 @@ impl Index {
     /// # Errors
     /// Fails when OpenSearch is unavailable or refuses it.
     pub async fn ensure(&self) -> Result<(), anyhow::Error> {
-        let indices = self.client.indices();
+        let client = self.client();
+        let indices = client.indices();
         let exists = indices.exists_alias(IndicesExistsAliasParts::Name(&[&self.alias])).send().await?;
         match exists.status_code() {
             StatusCode::OK => return Ok(()),
@@ -240,7 +256,7 @@ impl Index {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let body = body.map(|body| Bytes::from(body.to_string()));
-        Ok(self.client.transport().send(method, path, headers, None::<&()>, body, Some(TIMEOUT)).await?)
+        Ok(self.client().transport().send(method, path, headers, None::<&()>, body, Some(TIMEOUT)).await?)
     }
 
     /// The settings and the mapping of an index in this version of the service.
@@ -294,7 +310,7 @@ impl Index {
             {"term": {"id": id}}, {"range": {"version": {"gte": version}}},
         ]}}});
         let answer: Value =
-            self.client.search(SearchParts::Index(&[&self.alias])).body(query).send().await?.json().await?;
+            self.client().search(SearchParts::Index(&[&self.alias])).body(query).send().await?.json().await?;
         Ok(answer["hits"]["total"]["value"].as_u64() == Some(1))
     }
 
@@ -306,7 +322,7 @@ impl Index {
         fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "search"))]
     pub async fn search(&self, tenant: &TenantId, question: &Question) -> Result<(Vec<Hit>, u64), anyhow::Error> {
         let response = self
-            .client
+            .client()
             .search(SearchParts::Index(&[&self.alias]))
             .routing(&[tenant.as_str()])
             .body(search_body(tenant, question))

@@ -93,7 +93,8 @@ impl Index {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         let path = format!("/{}/_bulk", self.alias());
         let query = [("require_alias", "true"), ("filter_path", "errors,items.*.status,items.*.error")];
-        let transport = self.client.transport();
+        let client = self.client();
+        let transport = client.transport();
         let response = transport.send(Method::Post, &path, headers, Some(&query), Some(body), Some(TIMEOUT)).await?;
         let status = response.status_code();
         if !status.is_success() {

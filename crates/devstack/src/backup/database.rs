@@ -76,6 +76,8 @@ pub struct Archive {
     conf: PathBuf,
     settings: Vec<(&'static str, String)>,
     password: String,
+    /// The authorities of the server's certificate, if it speaks TLS.
+    authorities: Option<PathBuf>,
 }
 
 impl Archive {
@@ -93,7 +95,8 @@ impl Archive {
         stack_dir::give(&lock)?;
         let paths = Paths { repository: &repository.path("postgres"), lock: &lock, data: &postgres.data };
         let settings = settings(key, &paths, postgres.port);
-        Ok(Self { conf: home.data_of_user(CONF)?, settings, password: postgres.password().to_owned() })
+        let (password, authorities) = (postgres.password().to_owned(), postgres.authorities());
+        Ok(Self { conf: home.data_of_user(CONF)?, settings, password, authorities })
     }
 
     /// Has the server archive its log there, from now on.
@@ -200,6 +203,10 @@ impl Archive {
         }
         for (name, value) in &self.settings {
             command.env(format!("PGBACKREST_{}", name.to_ascii_uppercase().replace('-', "_")), value);
+        }
+        if let Some(authorities) = &self.authorities {
+            // Its own certificate it would look for in the home of whoever runs this, and fail where it may not look.
+            command.env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", authorities).env("HOME", "/");
         }
         command.env("PGHOST", "127.0.0.1").env("PGPASSWORD", &self.password).kill_on_drop(true);
         let output = command.output().await.context("running pgbackrest")?;

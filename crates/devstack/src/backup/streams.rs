@@ -58,7 +58,7 @@ impl Repository {
     ) -> Result<Vec<Saved>, anyhow::Error> {
         let mut saved = Vec::new();
         for owner in fleet::owners() {
-            let client = connect(address, &credentials_file(home, &administration(&owner))).await?;
+            let client = connect(home, address, &credentials_file(home, &administration(&owner))).await?;
             let names: Vec<String> = jetstream::new(client.clone()).stream_names().try_collect().await?;
             for name in names {
                 let file = folder.join(format!("{name}.age"));
@@ -116,7 +116,7 @@ impl Repository {
                 eprintln!("the stream {} is left out: this release has no owner of it", saved.name);
                 continue;
             }
-            let client = connect(address, &credentials).await?;
+            let client = connect(home, address, &credentials).await?;
             let file = self.path("streams").join(&set.label).join(format!("{}.age", saved.name));
             let loaded = load(&client, key, saved, &file).await;
             loaded.with_context(|| format!("restoring the stream {}", saved.name))?;

@@ -1,14 +1,17 @@
 //! The administration: logs in to each owner's account, and idempotently makes streams and durable consumers as the fleet's table says.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::{self, ErrorCode, stream};
+use async_nats::subject::ToSubject;
 use async_nats::{Client, ConnectOptions};
 use consumer::RecordStreams;
 use fleet::Login;
+use futures::StreamExt as _;
 use nkeys::KeyPairType;
 use serde_json::Value;
 
@@ -18,6 +21,8 @@ use super::{claims, team, teams};
 use crate::stack_dir::StackDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for one more server of a cluster to name itself.
+const ALL_ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// A login in the account of one owner.
 pub struct Administration {
@@ -31,18 +36,21 @@ impl Administration {
     /// # Errors
     /// There are no credentials, or NATS does not answer.
     pub async fn connect(home: &StackDir, address: &str, owner: &str) -> Result<Self, anyhow::Error> {
-        let client = connect(address, &credentials_file(home, &administration(owner))).await?;
+        let client = connect(home, address, &credentials_file(home, &administration(owner))).await?;
         Ok(Self { js: jetstream::ContextBuilder::new().timeout(PATIENCE).build(client) })
     }
 }
 
-/// Connects by a credentials file.
+/// Connects by a credentials file, and trusts the folder's authorities.
 ///
 /// # Errors
 /// The file cannot be read, or NATS does not answer.
-pub async fn connect(address: &str, credentials: &Path) -> Result<Client, anyhow::Error> {
+pub async fn connect(home: &StackDir, address: &str, credentials: &Path) -> Result<Client, anyhow::Error> {
     let options = ConnectOptions::new().credentials_file(credentials).await;
-    let options = options.with_context(|| format!("reading {}", credentials.display()))?;
+    let mut options = options.with_context(|| format!("reading {}", credentials.display()))?;
+    if let Some(authorities) = home.authorities() {
+        options = options.add_root_certificates(authorities);
+    }
     options.connect(address).await.context("connecting to NATS")
 }
 
@@ -122,7 +130,7 @@ fn is_not_found(error: &GetStreamError) -> bool {
 /// # Errors
 /// NATS does not answer, or refuses.
 pub async fn push(home: &StackDir, address: &str, jwts: &[String]) -> Result<(), anyhow::Error> {
-    let system = connect(address, &credentials_file(home, "sys")).await?;
+    let system = connect(home, address, &credentials_file(home, "sys")).await?;
     for jwt in jwts {
         request(&system, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
     }
@@ -131,12 +139,36 @@ pub async fn push(home: &StackDir, address: &str, jwts: &[String]) -> Result<(),
 
 /// Has a server that runs forget accounts.
 pub async fn remove(home: &StackDir, address: &str, accounts: &[String]) -> Result<(), anyhow::Error> {
-    let system = connect(address, &credentials_file(home, "sys")).await?;
+    let system = connect(home, address, &credentials_file(home, "sys")).await?;
     let operator = key(home, KeyPairType::Operator, "operator")?;
     request(&system, "$SYS.REQ.CLAIMS.DELETE", claims::removal(&operator, accounts)?).await
 }
 
-async fn request(system: &Client, subject: &'static str, jwt: String) -> Result<(), anyhow::Error> {
+/// Has every server of a cluster read its configuration and its certificate again; returns their names. Connections go on.
+///
+/// # Errors
+/// NATS does not answer, or a server refuses.
+pub async fn reload(home: &StackDir, address: &str) -> Result<Vec<String>, anyhow::Error> {
+    let system = connect(home, address, &credentials_file(home, "sys")).await?;
+    let inbox = system.new_inbox();
+    let mut answers = system.subscribe(inbox.clone()).await?;
+    system.publish_with_reply("$SYS.REQ.SERVER.PING", inbox, "".into()).await?;
+    let mut servers = BTreeMap::new();
+    // Each answers by itself; how many there are, none says before it.
+    while let Ok(Some(answer)) = tokio::time::timeout(ALL_ANSWER_WITHIN, answers.next()).await {
+        let answer: Value = serde_json::from_slice(&answer.payload).context("reading a server's answer")?;
+        let text = |field: &str| answer["server"][field].as_str().map(ToOwned::to_owned);
+        servers.insert(text("id").context("a server without an id")?, text("name").unwrap_or_default());
+    }
+    ensure!(!servers.is_empty(), "no server of NATS answers");
+    for (id, name) in &servers {
+        let asked = request(&system, format!("$SYS.REQ.SERVER.{id}.RELOAD"), String::new()).await;
+        asked.with_context(|| format!("the server {name}"))?;
+    }
+    Ok(servers.into_values().collect())
+}
+
+async fn request(system: &Client, subject: impl ToSubject, jwt: String) -> Result<(), anyhow::Error> {
     let answer = tokio::time::timeout(PATIENCE, system.request(subject, jwt.into())).await;
     let answer = answer.context("nats-server does not answer")?.context("telling nats-server")?;
     let answer: Value = serde_json::from_slice(&answer.payload).context("reading the server's answer")?;

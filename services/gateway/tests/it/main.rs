@@ -35,7 +35,6 @@ async fn behind(admission: Admission) -> Edge {
             ..Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE)
         },
         upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
-        authorities: service::tls::Authorities::default(),
     };
     let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();

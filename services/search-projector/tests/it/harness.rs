@@ -75,7 +75,10 @@ impl Harness {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         if let Some(older) = older {
             let url = &Backing::shared().opensearch;
-            let mut definition = Index::new(url, &index, Duration::from_millis(200)).unwrap().definition();
+            let mut definition =
+                Index::new(&Process::new(Program::NAME, "test"), url, &index, Duration::from_millis(200))
+                    .unwrap()
+                    .definition();
             older(&mut definition);
             definition["mappings"]["_meta"] = serde_json::json!({"filled_since": 1});
             definition["aliases"] = serde_json::json!({&index: {"is_write_index": true}});
@@ -179,7 +182,13 @@ impl Harness {
 
     /// The mapping differences between the index and this release.
     pub async fn behind(&self) -> Vec<String> {
-        let index = Index::new(&Backing::shared().opensearch, &self.index, Duration::from_millis(200)).unwrap();
+        let index = Index::new(
+            &Process::new(Program::NAME, "test"),
+            &Backing::shared().opensearch,
+            &self.index,
+            Duration::from_millis(200),
+        )
+        .unwrap();
         let (searched, _) = index.named().await.unwrap().unwrap();
         index.add_fields(&searched).await.unwrap()
     }
@@ -223,7 +232,9 @@ impl Harness {
     pub async fn searched_before_the_swap(&self, older: fn(&mut serde_json::Value)) {
         let (url, name) = (&Backing::shared().opensearch, format!("{}-older", self.index));
         Backing::remove_at_the_end(&format!("index {name}"));
-        let previous = Index::new(url, &self.index, Duration::from_millis(200)).unwrap().previous();
+        let previous = Index::new(&Process::new(Program::NAME, "test"), url, &self.index, Duration::from_millis(200))
+            .unwrap()
+            .previous();
         let mut definition = previous.definition();
         older(&mut definition);
         definition["aliases"] = serde_json::json!({previous.alias(): {}});

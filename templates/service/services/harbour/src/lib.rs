@@ -83,7 +83,7 @@ impl Service for Program {
 
     async fn start(config: &Config, process: &Process) -> Result<App, anyhow::Error> {
         let db = process.database(&config.database, &config.common, &MIGRATIONS)?;
-        let nats = nats::connect(Self::NAME, &config.nats).await?;
+        let nats = process.nats(&config.nats).await?;
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });

@@ -1,0 +1,52 @@
+//! `flotilla certificates`: new certificates for a stack that speaks TLS, and for servers that read them when they are told to.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use clap::Subcommand;
+use devstack::certificates::Certificates;
+use devstack::{StackDir, nats, postgres};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::outbox::say;
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum CertificatesCommand {
+    /// Give the stack of the folder, which runs with --tls, a new certificate. No connection ends by it.
+    Renew,
+    /// Have NATS and PostgreSQL read their certificates again. The processes of the fleet do that by themselves.
+    Reload {
+        /// NATS, whose system login is in the folder: nats://host:port, or tls://host:port.
+        #[arg(long, value_name = "URL")]
+        nats: String,
+        /// A file that holds the login of a superuser of PostgreSQL.
+        #[arg(long, value_name = "FILE", env = "FLOTILLA_SUPERUSER_DATABASE_URL_FILE")]
+        superuser_url_file: PathBuf,
+    },
+}
+
+pub async fn run(context: &Context, command: &CertificatesCommand) -> Result<(), anyhow::Error> {
+    context.only_here("the folder with the keys")?;
+    match command {
+        CertificatesCommand::Renew => {
+            let home = context.open_stack_dir()?;
+            ensure!(home.authorities().is_some(), "the fleet speaks no TLS: start it with --tls");
+            let url = context.stack_status()?.unit("postgres")?.login_url()?;
+            Certificates::renew(&home)?;
+            reload(context, &home, &context.nats()?, &url).await
+        }
+        CertificatesCommand::Reload { nats, superuser_url_file: file } => {
+            let url = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+            reload(context, &StackDir::given(&context.home), nats, url.trim()).await
+        }
+    }
+}
+
+async fn reload(context: &Context, home: &StackDir, address: &str, superuser_url: &str) -> Result<(), anyhow::Error> {
+    postgres::reload(superuser_url).await?;
+    let servers = Box::pin(nats::reload(home, address)).await?;
+    let text = format!("PostgreSQL and NATS ({}) have read their certificates again.", servers.join(", "));
+    say(context, &json!({"nats": servers}), &text);
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! A fleet that speaks TLS on every hop: nobody gets in by plain text, and a new certificate, then a new authority, are taken over under
+//! load without a failed request.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use devstack::StackDir;
+use devstack::certificates::Authority;
+use e2e::Fleet;
+use reqwest::Method;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use sqlx::Connection as _;
+use testkit::until;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Everything that listens, and what a client sends and reads there before TLS begins.
+const SERVERS: [(&str, &[u8]); 7] = [
+    ("gateway", b""),
+    ("todo", b""),
+    ("search-projector", b""),
+    ("operations", b""),
+    ("opensearch", b""),
+    ("nats", b"INFO"),
+    ("postgres", b"\0\0\0\x08\x04\xd2\x16\x2f"),
+];
+
+fn certificates(file: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(&std::fs::read(file).unwrap()).map(Result::unwrap).collect()
+}
+
+/// The certificate that a server shows whoever trusts the fleet's authorities.
+async fn shown(fleet: &Fleet, address: &str, before: &[u8]) -> Result<CertificateDer<'static>, std::io::Error> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&fleet.home.join("tls/ca.crt")) {
+        roots.add(authority).unwrap();
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    if before.is_empty() {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+    }
+    let mut stream = TcpStream::connect(address).await?;
+    match before {
+        b"INFO" => while stream.read_u8().await? != b'\n' {},
+        b"" => {}
+        request => {
+            stream.write_all(request).await?;
+            assert_eq!(stream.read_u8().await?, b'S', "PostgreSQL speaks no TLS");
+        }
+    }
+    let stream = TlsConnector::from(Arc::new(config)).connect("127.0.0.1".try_into().unwrap(), stream).await?;
+    Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone())
+}
+
+/// Waits until every server, and every operations port, shows the certificate of the folder.
+async fn all_show_it(fleet: &Fleet) {
+    let expected = certificates(&fleet.home.join("tls/tls.crt")).remove(0);
+    for (name, before) in SERVERS {
+        let unit = fleet.unit(name);
+        for address in unit.ops.iter().chain([&unit.address]) {
+            until(&format!("{name} shows its new certificate at {address}"), || async {
+                shown(fleet, address, before).await.unwrap() == expected
+            })
+            .await;
+        }
+    }
+}
+
+/// Writes and reads until it is to end: each request succeeds. Half of the callers have a new connection for each.
+async fn load(fleet: &Fleet, token_of: &str, keeps: bool, ends: &AtomicBool, written: &AtomicUsize) {
+    let mut caller = fleet.caller("acme", token_of).await;
+    while !ends.load(Ordering::SeqCst) {
+        let todo = caller.create(json!({"title": "Tar the hull"})).await;
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        let read = caller.send(Method::GET, &path, None).await;
+        assert_eq!(read.status, 200, "{}", read.body);
+        caller.search("hull").await;
+        written.fetch_add(1, Ordering::SeqCst);
+        if !keeps {
+            caller = fleet.caller("acme", token_of).await;
+        }
+    }
+}
+
+async fn renew(fleet: &Fleet) {
+    let answer = fleet.json(&["certificates", "renew"]).await;
+    assert_eq!(answer["nats"].as_array().unwrap().len(), 1, "{answer}");
+    all_show_it(fleet).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
+    let fleet = Arc::new(Fleet::start_with(None, &["--tls"]).await);
+    all_show_it(&fleet).await;
+    plain_text_is_refused(&fleet).await;
+
+    let (ends, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut callers = tokio::task::JoinSet::new();
+    for (user, keeps) in [("ann", true), ("ben", true), ("cid", false), ("dee", false)] {
+        let (fleet, ends, written) = (Arc::clone(&fleet), Arc::clone(&ends), Arc::clone(&written));
+        callers.spawn(async move { load(&fleet, user, keeps, &ends, &written).await });
+    }
+    renew(&fleet).await;
+
+    // A new authority: trusted beside the old one by everybody first, then used, then alone.
+    let home = StackDir::open(&fleet.home).unwrap();
+    let authority = Authority::make().unwrap();
+    let trusted = fleet.home.join("tls/ca.crt");
+    let both = [std::fs::read_to_string(&trusted).unwrap(), authority.pair.certificate.clone()].concat();
+    std::fs::write(&trusted, both).unwrap();
+    until_it_trusts_new_ones(&fleet, 1).await;
+    home.write_secret("tls-authority.key", &authority.pair.key).unwrap();
+    home.write_secret("tls-authority.crt", &authority.pair.certificate).unwrap();
+    renew(&fleet).await;
+    std::fs::write(&trusted, &authority.pair.certificate).unwrap();
+    until_it_trusts_new_ones(&fleet, 2).await;
+    // Whoever connects from here on knows the new one alone.
+    fleet.kill("nats").await;
+    let so_far = written.load(Ordering::SeqCst);
+    until("the load goes on", || async { written.load(Ordering::SeqCst) > so_far + 20 }).await;
+    ends.store(true, Ordering::SeqCst);
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+
+    let report = fleet.json(&["verify"]).await;
+    assert_eq!(report["outboxRows"], Value::from(written.load(Ordering::SeqCst)), "{report}");
+    Arc::into_inner(fleet).unwrap().stop().await;
+}
+
+/// The index's client says so in the log; all others read the authorities when they connect.
+async fn until_it_trusts_new_ones(fleet: &Fleet, times: usize) {
+    let log = fleet.home.join("logs/search-projector.log");
+    until("the projector trusts the new authorities", || async {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().filter(|line| line.contains("new certificates are used") && line.contains("ca.crt")).count()
+            == times
+    })
+    .await;
+}
+
+async fn plain_text_is_refused(fleet: &Fleet) {
+    for (name, _) in SERVERS {
+        let unit = fleet.unit(name);
+        for address in unit.ops.iter().chain([&unit.address]).filter(|_| name != "nats" && name != "postgres") {
+            let http = reqwest::Client::builder().no_proxy().build().unwrap();
+            let answer = http.get(format!("http://{address}/healthz")).send().await;
+            assert!(answer.is_err(), "{name} answers in plain text at {address}: {answer:?}");
+        }
+    }
+    // A client that trusts the authorities of this machine alone.
+    let credentials = devstack::nats::credentials_file(&StackDir::open(&fleet.home).unwrap(), "todo-admin");
+    let options = async_nats::ConnectOptions::new().credentials_file(&credentials).await.unwrap();
+    options.connect(format!("nats://{}", fleet.unit("nats").address)).await.unwrap_err();
+    let mut url = fleet.login("postgres")["url"].as_str().unwrap().to_owned();
+    sqlx::PgConnection::connect(&url).await.unwrap().close().await.unwrap();
+    url.truncate(url.find('?').unwrap());
+    let refused = sqlx::PgConnection::connect(&format!("{url}?sslmode=disable")).await.unwrap_err().to_string();
+    assert!(refused.contains("no encryption"), "{refused}");
+}
