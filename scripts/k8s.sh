@@ -92,6 +92,8 @@ roll() { # name
     kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
     settled deployment --selector "flotilla/wave=$wave"
   done
+  mkdir -p "$home/tls"
+  in_fleet get secret jobs-tls --output 'jsonpath={.data.ca\.crt}' | base64 --decode >"$home/tls/ca.crt"
   touch "$releases/$release/rolled"
   [ -z "$back" ] || echo "$release" >"$releases/last"
   step "rolled out release $release"
@@ -169,8 +171,8 @@ up() {
     [ -d "$releases/$release" ] || pack "$release"
   fi
   roll "$release"
-  for service in "${services[@]}"; do ops+=(--ops "$service=$(address "$service-ops" 9090)"); done
-  "$flotilla" profile add k8s --gateway "http://$(address gateway 8080)" --nats "nats://$(address nats 4222)" \
+  for service in "${services[@]}"; do ops+=(--ops "$service=https://$(address "$service-ops" 9090)"); done
+  "$flotilla" profile add k8s --gateway "https://$(address gateway 8080)" --nats "tls://$(address nats 4222)" \
     --jwks "file://$home/secrets/jwks.json" --keys "$home" "${ops[@]}" >/dev/null
   "$flotilla" --profile k8s demo
   echo "

@@ -55,9 +55,12 @@ impl Context {
             .timeout(ANSWERS_WITHIN)
             .http2_keep_alive_interval(LIVES_WITHIN)
             .keep_alive_timeout(LIVES_WITHIN);
-        if let Some(authorities) = self.trusted()?.filter(|_| url.starts_with("https://")) {
-            endpoint =
-                endpoint.tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities)))?;
+        if url.starts_with("https://") {
+            let tls = match self.trusted()? {
+                Some(authorities) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities)),
+                None => ClientTlsConfig::new().with_enabled_roots(),
+            };
+            endpoint = endpoint.tls_config(tls)?;
         }
         let channel = endpoint.connect().await;
         let channel = channel.with_context(|| format!("{service} does not answer at its operations port {address}"))?;

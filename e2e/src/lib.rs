@@ -4,6 +4,7 @@
 
 pub mod clients;
 pub mod random;
+pub mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -182,13 +183,8 @@ impl Fleet {
     #[must_use]
     pub fn stranger(&self) -> Caller {
         let address = self.unit("gateway").address;
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy();
-        let authorities = std::fs::read(self.home.join("tls/ca.crt")).ok();
-        let (scheme, http) = match authorities.map(|pem| reqwest::Certificate::from_pem_bundle(&pem).unwrap()) {
-            Some(authorities) => ("https", http.tls_certs_only(authorities)),
-            None => ("http", http),
-        };
-        Caller { http: http.build().unwrap(), base: format!("{scheme}://{address}"), token: None }
+        let scheme = if self.home.join("tls/ca.crt").exists() { "https" } else { "http" };
+        Caller { token: None, ..Caller::of(&self.home, &format!("{scheme}://{address}"), "") }
     }
 
     /// Stops the fleet as `flotilla down` does, and removes its folder.
@@ -227,14 +223,17 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A caller of the gateway at this URL, with this token.
+    /// A caller of the gateway at this URL, with this token, who trusts the authorities of the fleet's folder.
     ///
     /// # Panics
     /// There is no HTTP client.
     #[must_use]
-    pub fn of(base: &str, token: &str) -> Self {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
-        Self { http, base: base.to_owned(), token: Some(token.to_owned()) }
+    pub fn of(home: &Path, base: &str, token: &str) -> Self {
+        let mut http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy();
+        if let Ok(authorities) = std::fs::read(home.join("tls/ca.crt")) {
+            http = http.tls_certs_only(reqwest::Certificate::from_pem_bundle(&authorities).unwrap());
+        }
+        Self { http: http.build().unwrap(), base: base.to_owned(), token: Some(token.to_owned()) }
     }
 
     /// The same, at another gateway.

@@ -3,73 +3,38 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use devstack::StackDir;
 use devstack::certificates::Authority;
 use e2e::Fleet;
+use e2e::tls::{Before, certificates, shown};
 use reqwest::Method;
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 use testkit::until;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-/// Everything that listens, and what a client sends and reads there before TLS begins.
-const SERVERS: [(&str, &[u8]); 7] = [
-    ("gateway", b""),
-    ("todo", b""),
-    ("search-projector", b""),
-    ("operations", b""),
-    ("opensearch", b""),
-    ("nats", b"INFO"),
-    ("postgres", b"\0\0\0\x08\x04\xd2\x16\x2f"),
+/// Everything that listens.
+const SERVERS: [(&str, Before); 7] = [
+    ("gateway", Before::Nothing),
+    ("todo", Before::Nothing),
+    ("search-projector", Before::Nothing),
+    ("operations", Before::Nothing),
+    ("opensearch", Before::Nothing),
+    ("nats", Before::Nats),
+    ("postgres", Before::Postgres),
 ];
-
-fn certificates(file: &Path) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_slice_iter(&std::fs::read(file).unwrap()).map(Result::unwrap).collect()
-}
-
-/// The certificate that a server shows whoever trusts the fleet's authorities.
-async fn shown(fleet: &Fleet, address: &str, before: &[u8]) -> Result<CertificateDer<'static>, std::io::Error> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&fleet.home.join("tls/ca.crt")) {
-        roots.add(authority).unwrap();
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-    let builder = builder.with_safe_default_protocol_versions().unwrap();
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    if before.is_empty() {
-        config.alpn_protocols = vec![b"h2".to_vec()];
-    }
-    let mut stream = TcpStream::connect(address).await?;
-    match before {
-        b"INFO" => while stream.read_u8().await? != b'\n' {},
-        b"" => {}
-        request => {
-            stream.write_all(request).await?;
-            assert_eq!(stream.read_u8().await?, b'S', "PostgreSQL speaks no TLS");
-        }
-    }
-    let stream = TlsConnector::from(Arc::new(config)).connect("127.0.0.1".try_into().unwrap(), stream).await?;
-    Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone())
-}
 
 /// Waits until every server, and every operations port, shows the certificate of the folder.
 async fn all_show_it(fleet: &Fleet) {
-    let expected = certificates(&fleet.home.join("tls/tls.crt")).remove(0);
+    let file = |name: &str| fleet.home.join("tls").join(name);
+    let (expected, authorities) = (certificates(&std::fs::read(file("tls.crt")).unwrap()).remove(0), file("ca.crt"));
     for (name, before) in SERVERS {
         let unit = fleet.unit(name);
         for address in unit.ops.iter().chain([&unit.address]) {
             until(&format!("{name} shows its new certificate at {address}"), || async {
-                shown(fleet, address, before).await.unwrap() == expected
+                shown(&authorities, (address, "127.0.0.1"), before).await.unwrap() == expected
             })
             .await;
         }
@@ -103,6 +68,7 @@ async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
     let fleet = Arc::new(Fleet::start_with(None, &["--tls"]).await);
     all_show_it(&fleet).await;
     plain_text_is_refused(&fleet).await;
+    search_is_reached_by_both_versions_of_http(&fleet).await;
 
     let (ends, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut callers = tokio::task::JoinSet::new();
@@ -149,10 +115,25 @@ async fn until_it_trusts_new_ones(fleet: &Fleet, times: usize) {
     .await;
 }
 
+/// Whichever a client prefers.
+async fn search_is_reached_by_both_versions_of_http(fleet: &Fleet) {
+    let authorities = std::fs::read(fleet.home.join("tls/ca.crt")).unwrap();
+    let (login, url) = (fleet.login("opensearch"), fleet.unit("opensearch").url.unwrap());
+    let text = |field: &str| login[field].as_str().unwrap().to_owned();
+    let client = || {
+        let authorities = reqwest::Certificate::from_pem_bundle(&authorities).unwrap();
+        reqwest::Client::builder().no_proxy().tls_certs_only(authorities)
+    };
+    for client in [client().http1_only(), client().http2_prior_knowledge()] {
+        let request = client.build().unwrap().get(&url).basic_auth(text("user"), Some(text("password")));
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    }
+}
+
 async fn plain_text_is_refused(fleet: &Fleet) {
-    for (name, _) in SERVERS {
+    for (name, _) in SERVERS.into_iter().filter(|(_, before)| *before == Before::Nothing) {
         let unit = fleet.unit(name);
-        for address in unit.ops.iter().chain([&unit.address]).filter(|_| name != "nats" && name != "postgres") {
+        for address in unit.ops.iter().chain([&unit.address]) {
             let http = reqwest::Client::builder().no_proxy().build().unwrap();
             let answer = http.get(format!("http://{address}/healthz")).send().await;
             assert!(answer.is_err(), "{name} answers in plain text at {address}: {answer:?}");

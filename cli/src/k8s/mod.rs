@@ -1,5 +1,6 @@
 //! `flotilla k8s`: the manifests of the fleet, and its secrets on a development cluster.
 
+mod certificates;
 mod render;
 mod secrets;
 
@@ -15,6 +16,8 @@ pub enum K8sCommand {
     Render(render::RenderArgs),
     /// Print the secrets of the fleet as manifests; the folder keeps them, and makes what it lacks. For `kubectl apply`.
     Secrets(secrets::SecretsArgs),
+    /// Make an authority and the certificates of a development cluster, or renew them: a job in it runs this.
+    Certificates(certificates::CertificatesArgs),
     /// Fetch the programs of the backing services, and print where they are: for what packs them into images.
     #[command(hide = true)]
     Programs,
@@ -23,7 +26,7 @@ pub enum K8sCommand {
 impl K8sCommand {
     /// Whether it neither reads nor writes what belongs to a fleet.
     pub const fn is_of_no_fleet(&self) -> bool {
-        matches!(self, Self::Render(_) | Self::Programs)
+        matches!(self, Self::Render(_) | Self::Certificates(_) | Self::Programs)
     }
 }
 
@@ -31,6 +34,7 @@ pub async fn run(context: &Context, command: &K8sCommand) -> Result<(), anyhow::
     match command {
         K8sCommand::Render(args) => render::run(context, args),
         K8sCommand::Secrets(args) => secrets::run(context, args).await,
+        K8sCommand::Certificates(args) => certificates::run(context, args).await,
         K8sCommand::Programs => programs().await,
     }
 }

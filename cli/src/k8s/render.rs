@@ -11,6 +11,7 @@ use fleet::{SERVICES, Service, Surroundings};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
 
+use super::certificates::{AUTHORITY, of_base, of_dev, secret_name};
 use crate::context::Context;
 use crate::outbox::say;
 
@@ -19,10 +20,12 @@ const PORT: u16 = 8080;
 const OPS_PORT: u16 = 9090;
 /// How many servers of NATS keep each event, unless an overlay says otherwise.
 const STREAM_REPLICAS: &str = "3";
-const NATS: &str = "nats://nats:4222";
+const NATS: &str = "tls://nats:4222";
 
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("backups.yaml.j2", include_str!("../../../templates/k8s/backups.yaml.j2")),
+    ("cert-manager.yaml.j2", include_str!("../../../templates/k8s/cert-manager.yaml.j2")),
+    ("certificates.yaml.j2", include_str!("../../../templates/k8s/certificates.yaml.j2")),
     ("databases.yaml.j2", include_str!("../../../templates/k8s/databases.yaml.j2")),
     ("job.yaml.j2", include_str!("../../../templates/k8s/job.yaml.j2")),
     ("kustomization.yaml.j2", include_str!("../../../templates/k8s/kustomization.yaml.j2")),
@@ -98,6 +101,13 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     files.insert(base.join("release.yaml"), render("release.yaml.j2", of_release.clone())?);
     files.insert(base.join("backups.yaml"), render("backups.yaml.j2", of_release.clone())?);
     files.insert("overlays/dev/databases.yaml".into(), render("databases.yaml.j2", of_release)?);
+    let secrets: Vec<_> =
+        [AUTHORITY.to_owned()].into_iter().chain(of_dev().map(|(name, _)| secret_name(name))).collect();
+    let of_dev = context! { release, release_name, secrets, nats => NATS };
+    files.insert("overlays/dev/certificates.yaml".into(), render("certificates.yaml.j2", of_dev)?);
+    let certificates: Vec<_> = of_base().collect();
+    let by_cert_manager = render("cert-manager.yaml.j2", context! { certificates })?;
+    files.insert("components/cert-manager/certificates.yaml".into(), by_cert_manager);
     let services: Vec<_> = SERVICES.iter().map(|service| service.name).collect();
     let mut shared: Vec<_> = fleet::shared(NATS, ISSUER, "file:///keys/jwks.json").into();
     shared.push(("FLOTILLA_STREAM_REPLICAS", STREAM_REPLICAS.to_owned()));
@@ -123,8 +133,8 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
         host: Ipv4Addr::UNSPECIFIED.into(),
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
-        tls: None,
-        upstream: &|service| service.port.map(|_| format!("http://{}:{PORT}", service.name)),
+        tls: Some("/tls"),
+        upstream: &|service| service.port.map(|_| format!("https://{}:{PORT}", service.name)),
     };
     // The name, the port, and whether it is one of the services.
     let mut reaches: Vec<(&str, u16, bool)> = Vec::new();

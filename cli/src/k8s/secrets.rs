@@ -2,7 +2,7 @@
 //! folder: the cluster gets logins, signed accounts and the public key set.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
@@ -26,6 +26,9 @@ pub struct SecretsArgs {
     /// Where PostgreSQL is.
     #[arg(long, default_value = "postgres:5432", value_name = "HOST:PORT")]
     postgres: String,
+    /// Where pods find the authorities of the certificates.
+    #[arg(long, default_value = "/tls/ca.crt", value_name = "FILE")]
+    authorities: PathBuf,
     /// Where OpenSearch is.
     #[arg(long, default_value = "opensearch:9200", value_name = "HOST:PORT")]
     opensearch: String,
@@ -41,9 +44,9 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let home = context.open_stack_dir()?;
     let accounts = nats::make_accounts(&home, &[])?;
     let opensearch = home.secret("opensearch-password")?;
-    home.write_secret("opensearch-url", &format!("http://{}:{opensearch}@{}", login::USER, args.opensearch))?;
+    home.write_secret("opensearch-url", &format!("https://{}:{opensearch}@{}", login::USER, args.opensearch))?;
     let superuser = home.secret("postgres-password")?;
-    let place = Place { host: args.postgres.clone(), authorities: None };
+    let place = Place { host: args.postgres.clone(), authorities: Some(args.authorities.clone()) };
     let mut databases = Files::from([
         ("superuser-password".to_owned(), superuser.clone()),
         ("superuser-database-url".to_owned(), place.url(SUPERUSER, &superuser, "postgres")),

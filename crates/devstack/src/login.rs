@@ -19,7 +19,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
-use axum::http::{StatusCode, Uri};
+use axum::http::{StatusCode, Uri, Version};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -194,6 +194,8 @@ async fn forward(State(proxied): State<Arc<Proxied>>, mut request: Request) -> R
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let Ok(uri) = uri.path_and_query(path).build() else { return StatusCode::BAD_REQUEST.into_response() };
     *request.uri_mut() = uri;
+    // Whatever the caller speaks.
+    *request.version_mut() = Version::HTTP_11;
     request.headers_mut().remove(AUTHORIZATION);
     match proxied.client.request(request).await {
         Ok(response) => response.map(Body::new),

@@ -10,7 +10,9 @@ use devstack::supervisor::now;
 use e2e::Caller;
 use e2e::clients::{Client, Wishes};
 use e2e::random::Random;
+use e2e::tls::{Before, certificates, shown};
 use reqwest::Method;
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
@@ -61,10 +63,15 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_str(&flotilla(&[args, &["--json"]].concat())).unwrap()
 }
 
+/// The folder of the fleet's keys.
+fn keys() -> PathBuf {
+    root().join(".flotilla-k8s/fleet")
+}
+
 fn caller(number: usize) -> Caller {
     let gateway = json(&["profile", "list"])["k8s"]["gateway"].as_str().unwrap().to_owned();
     let (tenant, user) = (format!("tenant-{}", number % 3), format!("user-{number}"));
-    Caller::of(&gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
+    Caller::of(&keys(), &gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
 }
 
 fn in_fleet(args: &[&str], input: &str) -> String {
@@ -138,8 +145,60 @@ fn verified() -> Value {
 /// Has both kinds of backups made now, as their schedules would.
 fn back_up() {
     for kind in ["backup-streams", "backup-postgres"] {
-        in_fleet(&["create", "job", &format!("{kind}-now"), &format!("--from=cronjob/{kind}")], "");
-        in_fleet(&["wait", "--for=condition=complete", &format!("job/{kind}-now"), "--timeout=120s"], "");
+        run_now(kind, &format!("{kind}-now"));
+    }
+}
+
+/// Runs a CronJob now.
+fn run_now(cron_job: &str, name: &str) {
+    in_fleet(&["create", "job", name, &format!("--from=cronjob/{cron_job}")], "");
+    in_fleet(&["wait", "--for=condition=complete", &format!("job/{name}"), "--timeout=120s"], "");
+}
+
+/// The certificate that a secret holds.
+fn held(secret: &str) -> CertificateDer<'static> {
+    let pem = in_fleet(&["get", secret, "--output=go-template={{index .data \"tls.crt\" | base64decode}}"], "");
+    certificates(pem.as_bytes()).remove(0)
+}
+
+/// Has every certificate made anew, as a month before its end, and waits until servers of each kind show theirs.
+async fn renewed() {
+    let secrets = in_fleet(&["get", "secrets", "--field-selector=type=kubernetes.io/tls", "--output=name"], "");
+    let secrets: Vec<_> = secrets.lines().filter(|name| name.ends_with("-tls")).map(ToOwned::to_owned).collect();
+    assert_eq!(secrets.len(), ::fleet::SERVICES.len() + 4, "{secrets:?}");
+    let before: Vec<_> = secrets.iter().map(|secret| held(secret)).collect();
+    for secret in &secrets {
+        in_fleet(&["annotate", secret, "flotilla/renew=2026-01-01T00:00:00Z", "--overwrite"], "");
+    }
+    run_now("certificates", "certificates-now");
+    assert!(secrets.iter().zip(before).all(|(secret, before)| held(secret) != before), "all are new");
+    let pods = pods();
+    let address = |workload: &str, port| {
+        let (_, pod) = pods.iter().find(|(name, _)| name == workload).unwrap();
+        format!("{}:{port}", pod["status"]["podIP"].as_str().unwrap())
+    };
+    let servers = [
+        ("gateway", 8080, Before::Nothing),
+        ("gateway", 9090, Before::Nothing),
+        ("todo", 8080, Before::Nothing),
+        ("opensearch", 9200, Before::Nothing),
+        ("nats", 4222, Before::Nats),
+        ("postgres", 5432, Before::Postgres),
+    ];
+    let authorities = keys().join("tls/ca.crt");
+    let (mut number, deadline) = (0, now() + chrono::TimeDelta::minutes(5));
+    // The node gives new files to pods within a minute and a half.
+    for (workload, port, before) in servers {
+        let (address, expected) = (address(workload, port), held(&format!("secret/{workload}-tls")));
+        while shown(&authorities, (&address, workload), before).await.unwrap() != expected {
+            assert!(now() < deadline, "{workload} does not show its new certificate");
+            if before == Before::Nothing {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            } else {
+                number += 1;
+                block_in_place(|| run_now("reload-certificates", &format!("reload-{number}")));
+            }
+        }
     }
 }
 
@@ -154,7 +213,7 @@ fn until_later() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
-async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_and_a_restore() {
+async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_certificates_and_a_restore() {
     let _removed = Removed;
     done("down");
     let before = machine();
@@ -200,6 +259,7 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_and_a_r
             settled();
         }
     });
+    renewed().await;
     wish.send(Wishes::Stop).unwrap();
     let written = tokio::time::timeout(Duration::from_secs(180), clients.join_all()).await.expect("the clients end");
     let (mut todos, mut writes, mut retries) = (demos, 0, 0);

@@ -89,7 +89,7 @@ impl Folder {
     async fn caller(&self, tenant: &str, user: &str) -> Caller {
         let token = self.run(&["token", "--tenant", tenant, "--user", user]).await.unwrap();
         let gateway = read_status(&self.home.join(STATUS_FILE)).unwrap().unit("gateway").unwrap().address.clone();
-        Caller::of(&format!("http://{gateway}"), token["token"].as_str().unwrap())
+        Caller::of(&self.home, &format!("http://{gateway}"), token["token"].as_str().unwrap())
     }
 }
 

@@ -53,9 +53,13 @@ pub struct Import {
     pub token: String,
 }
 
+/// The time in the operator's JWT, in seconds since 1970.
+const FOUNDED: i64 = 1_764_201_600;
+
 pub fn operator(key: &KeyPair, system: &KeyPair) -> Result<String, anyhow::Error> {
     let nats = json!({"type": "operator", "version": 2, "system_account": system.public_key()});
-    sign(key, &key.public_key(), "flotilla", None, nats)
+    // The same each time: a server whose operator's text has changed reloads nothing, not even a certificate.
+    sign_at(key, &key.public_key(), "flotilla", (FOUNDED, None), nats)
 }
 
 /// An export that nobody imports without a token.
@@ -147,13 +151,22 @@ fn sign(
     expires: Option<DateTime<Utc>>,
     nats: Value,
 ) -> Result<String, anyhow::Error> {
-    let mut claims = json!({
-        "jti": Uuid::new_v4().simple().to_string(), "iat": now().timestamp(), "iss": issuer.public_key(),
-        "name": name, "sub": subject, "nats": nats,
-    });
+    sign_at(issuer, subject, name, (now().timestamp(), expires), nats)
+}
+
+fn sign_at(
+    issuer: &KeyPair,
+    subject: &str,
+    name: &str,
+    (at, expires): (i64, Option<DateTime<Utc>>),
+    nats: Value,
+) -> Result<String, anyhow::Error> {
+    let mut claims = json!({"iat": at, "iss": issuer.public_key(), "name": name, "sub": subject, "nats": nats});
     if let Some(expires) = expires {
         claims["exp"] = expires.timestamp().into();
     }
+    let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, claims.to_string().as_bytes());
+    claims["jti"] = id.simple().to_string().into();
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({"typ": "JWT", "alg": "ed25519-nkey"})), part(&claims));
     let signature = issuer.sign(signed.as_bytes())?;
