@@ -1,4 +1,4 @@
-//! `flotilla certificates`: new certificates for a stack that speaks TLS, and for servers that read them when they are told to.
+//! `flotilla certificates`: a new certificate for a stack that speaks TLS; and NATS and PostgreSQL read theirs again.
 
 use std::path::PathBuf;
 

@@ -22,7 +22,6 @@ const AUTHORITY_VALID: TimeDelta = TimeDelta::days(3_650);
 const HBA: &str = "hostssl all all all scram-sha-256\n";
 
 /// A certificate and its key, as PEM.
-#[derive(Debug, Clone)]
 pub struct Pair {
     /// The certificate.
     pub certificate: String,
@@ -151,9 +150,10 @@ impl Certificates {
 /// The authority of a folder, which is made once.
 fn authority(home: &StackDir) -> Result<Authority, anyhow::Error> {
     let file = |end: &str| home.path("secrets").join(format!("tls-authority.{end}"));
-    let read = |path: &Path| fs::read_to_string(path).ok();
-    if let (Some(certificate), Some(key)) = (read(&file("crt")), read(&file("key"))) {
-        return Authority::read(Pair { certificate, key });
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    // The certificate is written last: with it, both are there.
+    if file("crt").exists() {
+        return Authority::read(Pair { certificate: read(&file("crt"))?, key: read(&file("key"))? });
     }
     let made = Authority::make()?;
     stack_dir::write_secret(&file("key"), made.pair.key.as_bytes())?;
