@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -83,12 +84,12 @@ async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
     let authority = Authority::make().unwrap();
     let trusted = fleet.home.join("tls/ca.crt");
     let both = [std::fs::read_to_string(&trusted).unwrap(), authority.pair.certificate.clone()].concat();
-    std::fs::write(&trusted, both).unwrap();
+    put(&trusted, &both);
     until_it_trusts_new_ones(&fleet, 1).await;
     home.write_secret("tls-authority.key", &authority.pair.key).unwrap();
     home.write_secret("tls-authority.crt", &authority.pair.certificate).unwrap();
     renew(&fleet).await;
-    std::fs::write(&trusted, &authority.pair.certificate).unwrap();
+    put(&trusted, &authority.pair.certificate);
     until_it_trusts_new_ones(&fleet, 2).await;
     // Whoever connects from here on knows the new one alone.
     fleet.kill("nats").await;
@@ -102,6 +103,13 @@ async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
     let report = fleet.json(&["verify"]).await;
     assert_eq!(report["outboxRows"], Value::from(written.load(Ordering::SeqCst)), "{report}");
     Arc::into_inner(fleet).unwrap().stop().await;
+}
+
+/// Whoever connects meanwhile reads all of it, or all of what was there.
+fn put(file: &Path, text: &str) {
+    let part = file.with_extension("new");
+    std::fs::write(&part, text).unwrap();
+    std::fs::rename(part, file).unwrap();
 }
 
 /// The index's client says so in the log; all others read the authorities when they connect.

@@ -65,8 +65,9 @@ impl<T> Reread<T> {
 
     /// Makes it again if the files have changed.
     pub fn look(&self) {
-        let read: Result<Vec<_>, _> = self.files.iter().map(std::fs::read).collect();
+        // Before it reads: another look must not put what it read earlier in place of this.
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        let read: Result<Vec<_>, _> = self.files.iter().map(std::fs::read).collect();
         let seen = match read {
             Ok(seen) => seen,
             Err(error) => {
