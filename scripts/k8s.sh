@@ -93,7 +93,8 @@ roll() { # name
     settled deployment --selector "flotilla/wave=$wave"
   done
   mkdir -p "$home/tls"
-  in_fleet get secret jobs-tls --output 'jsonpath={.data.ca\.crt}' | base64 --decode >"$home/tls/ca.crt"
+  in_fleet get secret jobs-tls --output 'jsonpath={.data.ca\.crt}' | base64 --decode >"$home/tls/ca.crt.part"
+  mv "$home/tls/ca.crt.part" "$home/tls/ca.crt"
   touch "$releases/$release/rolled"
   [ -z "$back" ] || echo "$release" >"$releases/last"
   step "rolled out release $release"

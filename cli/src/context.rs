@@ -133,7 +133,11 @@ impl Context {
 
     /// The same, read.
     pub fn trusted(&self) -> Result<Option<Vec<u8>>, anyhow::Error> {
-        let read = |file: PathBuf| std::fs::read(&file).with_context(|| format!("reading {}", file.display()));
+        let read = |file: PathBuf| {
+            let pem = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            ensure!(pem.starts_with(b"-----BEGIN CERTIFICATE"), "{} does not begin with a certificate", file.display());
+            Ok(pem)
+        };
         self.authorities().map(read).transpose()
     }
 

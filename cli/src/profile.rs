@@ -76,13 +76,11 @@ fn key_set(text: &str) -> Result<String, &'static str> {
 }
 
 fn of_service(text: &str) -> Result<(String, String), String> {
-    let wrong = || format!("`{text}` is no operations port: say SERVICE=HOST:PORT");
+    let wrong = || format!("`{text}` is no operations port: say SERVICE=HOST:PORT or SERVICE=https://HOST:PORT");
     let (service, address) = text.split_once('=').ok_or_else(wrong)?;
-    let port = address
-        .trim_start_matches("https://")
-        .rsplit_once(':')
-        .filter(|(host, _)| !host.is_empty())
-        .and_then(|(_, port)| port.parse::<u16>().ok());
+    let place = address.strip_prefix("https://").unwrap_or(address).rsplit_once(':');
+    let port = place.filter(|(host, _)| !host.is_empty() && !host.contains('/'));
+    let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
     port.filter(|port| *port != 0).ok_or_else(wrong)?;
     let known = || fleet::SERVICES.iter().map(|service| service.name).collect::<Vec<_>>().join(", ");
     fleet::named(service).ok_or_else(|| format!("there is no service {service}: {}", known()))?;
@@ -151,6 +149,8 @@ mod tests {
             "todo=host:port",
             "tudo=host:1",
             "todo=https://:1",
+            "todo=http://host:1",
+            "todo=https://https://host:1",
         ] {
             assert!(of_service(wrong).is_err(), "{wrong}");
         }

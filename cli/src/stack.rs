@@ -41,7 +41,7 @@ pub struct UpArgs {
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     telemetry: TelemetryArgs,
-    /// Speak TLS on every hop, by an authority of the folder: secrets/tls-authority.crt.
+    /// Speak TLS between services, PostgreSQL, NATS and OpenSearch, by an authority of the folder: secrets/tls-authority.crt.
     #[arg(long, env = "FLOTILLA_TLS")]
     tls: bool,
     /// Use any free ports instead of the documented ones.

@@ -1,4 +1,4 @@
-//! A fleet that speaks TLS on every hop: nobody gets in by plain text, and a new certificate, then a new authority, are taken over under
+//! A fleet that speaks TLS: nobody gets in by plain text, and a new certificate, then a new authority, are taken over under
 //! load without a failed request.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sqlx::Connection as _;
 use testkit::until;
 
-/// Everything that listens.
+/// What speaks TLS; the development issuer and the monitoring page of NATS do not.
 const SERVERS: [(&str, Before); 7] = [
     ("gateway", Before::Nothing),
     ("todo", Before::Nothing),
@@ -65,7 +65,7 @@ async fn renew(fleet: &Fleet) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
+async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     let fleet = Arc::new(Fleet::start_with(None, &["--tls"]).await);
     all_show_it(&fleet).await;
     plain_text_is_refused(&fleet).await;
@@ -91,7 +91,7 @@ async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
     renew(&fleet).await;
     put(&trusted, &authority.pair.certificate);
     until_it_trusts_new_ones(&fleet, 2).await;
-    // Whoever connects from here on knows the new one alone.
+    // Who has connections there makes new ones, and knows the new one alone.
     fleet.kill("nats").await;
     let so_far = written.load(Ordering::SeqCst);
     until("the load goes on", || async { written.load(Ordering::SeqCst) > so_far + 20 }).await;
@@ -99,6 +99,21 @@ async fn every_hop_speaks_tls_alone_and_certificates_change_under_load() {
     while let Some(caller) = callers.join_next().await {
         caller.unwrap();
     }
+
+    // Nobody has a connection any more that was made before.
+    for unit in ["postgres", "opensearch", "todo", "search-projector"] {
+        fleet.kill(unit).await;
+    }
+    let title = "Caulk the seams";
+    let caller = fleet.caller("acme", "ann").await;
+    caller.create(json!({"title": title})).await;
+    written.fetch_add(1, Ordering::SeqCst);
+    until("it is found", || async {
+        let request = caller.request(Method::GET, "/v1/todos:search").query(&[("query", title)]);
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        answer["hits"][0]["title"] == title
+    })
+    .await;
 
     let report = fleet.json(&["verify"]).await;
     assert_eq!(report["outboxRows"], Value::from(written.load(Ordering::SeqCst)), "{report}");

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::outbox::say;
 
+/// The namespace of the manifests.
+const NAMESPACE: &str = "flotilla";
 /// The secret of the authority, which only these jobs read.
 pub const AUTHORITY: &str = "authority";
 /// What the jobs of a release, which show no certificate, have the authorities from.
@@ -31,27 +33,35 @@ const RENEW: &str = "flotilla/renew";
 #[derive(Debug, Clone, Args)]
 pub struct CertificatesArgs {
     /// The namespace.
-    #[arg(long, env = "FLOTILLA_NAMESPACE", default_value = "flotilla")]
+    #[arg(long, env = "FLOTILLA_NAMESPACE", default_value = NAMESPACE)]
     namespace: String,
 }
 
 /// The certificates of the base, and the names in each.
 pub fn of_base() -> impl Iterator<Item = (&'static str, Vec<String>)> {
-    let services =
-        SERVICES.iter().map(|service| (service.name, names(service.name, &[&format!("{}-ops", service.name)])));
-    services.chain([(JOBS, names(JOBS, &[]))])
+    let services = SERVICES.iter().map(|service| {
+        let (of_callers, of_operators) = (in_namespace(service.name), in_namespace(&format!("{}-ops", service.name)));
+        (service.name, [of_callers, of_operators].concat())
+    });
+    services.chain([(JOBS, in_namespace(JOBS))]).map(|(name, names)| (name, with_loopback(names)))
 }
 
 /// The same with those of the overlay for development.
 pub fn of_dev() -> impl Iterator<Item = (&'static str, Vec<String>)> {
-    of_base().chain(PARTS.map(|(name, more)| (name, names(name, more))))
+    of_base().chain(PARTS.map(|(name, more)| {
+        let more = more.iter().map(ToString::to_string).collect();
+        (name, with_loopback([in_namespace(name), more].concat()))
+    }))
 }
 
-/// As pods of the namespace say them, and whoever forwards a port.
-fn names(name: &str, more: &[&str]) -> Vec<String> {
-    let mut all = vec!["localhost".to_owned(), name.to_owned()];
-    all.extend(more.iter().map(ToString::to_string));
-    all
+/// A Service as pods of the namespace say it, and as others do.
+fn in_namespace(service: &str) -> Vec<String> {
+    vec![service.to_owned(), format!("{service}.{NAMESPACE}.svc")]
+}
+
+/// With the name that whoever forwards a port uses.
+fn with_loopback(names: Vec<String>) -> Vec<String> {
+    [vec!["localhost".to_owned()], names].concat()
 }
 
 /// The secret of a certificate.
@@ -79,7 +89,7 @@ pub async fn run(context: &Context, args: &CertificatesArgs) -> Result<(), anyho
         let data = data(&pair, &authority.pair.certificate);
         let body = manifest(&secret, &annotations, &data);
         let path = format!("secrets/{secret}?fieldManager=flotilla&force=true");
-        api.call(Method::PATCH, &path, Some(&body)).await?.with_context(|| format!("the secret {secret}"))?;
+        api.call(Method::PATCH, &path, Some(&body)).await?;
         made.push(name);
     }
     let text = if made.is_empty() { "all are good".to_owned() } else { made.join(", ") };
@@ -133,12 +143,17 @@ impl Api {
         }
         let response = request.send().await.context("the API of Kubernetes does not answer")?;
         let status = response.status();
-        let answer: Value = response.json().await.unwrap_or_default();
-        if [StatusCode::NOT_FOUND, StatusCode::CONFLICT].contains(&status) {
+        if [(Method::GET, StatusCode::NOT_FOUND), (Method::POST, StatusCode::CONFLICT)]
+            .contains(&(method.clone(), status))
+        {
             return Ok(None);
         }
-        ensure!(status.is_success(), "{method} {path}: {status} {}", answer["message"].as_str().unwrap_or_default());
-        Ok(Some(answer))
+        let answer: Result<Value, _> = response.json().await;
+        if !status.is_success() {
+            let message = answer.ok().and_then(|answer| answer["message"].as_str().map(ToOwned::to_owned));
+            bail!("the API of Kubernetes answers {method} {path} with {status}: {}", message.unwrap_or_default());
+        }
+        answer.with_context(|| format!("reading the API's answer to {method} {path}")).map(Some)
     }
 
     /// The authority, which is made once.

@@ -157,7 +157,7 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
         owner => service.owner,
         wave => wave(service),
         port => service.port.map(|_| PORT),
-        protocol => if service.edge { "http" } else { "grpc" },
+        protocol => if service.edge { "https" } else { "grpc" },
         ops_port => OPS_PORT,
         edge => service.edge,
         variables => service.variables(&around),

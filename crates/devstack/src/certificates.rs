@@ -1,7 +1,8 @@
 //! Certificates by an authority of our own: for a stack that speaks TLS, and for a development cluster.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -116,22 +117,24 @@ impl Certificates {
         let all = Self { folder: home.path("tls"), of_postgres: home.data_of_user("tls")? };
         let authority = authority(home)?;
         let pair = authority.issue(&["localhost", "127.0.0.1"].map(ToOwned::to_owned))?;
-        let mut trusted = fs::read_to_string(all.folder.join("ca.crt")).unwrap_or_default();
+        let mut trusted = match home.authorities() {
+            Some(file) => fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?,
+            None => String::new(),
+        };
         if !trusted.contains(&authority.pair.certificate) {
             trusted.push_str(&authority.pair.certificate);
         }
-        for folder in [&all.folder, &all.of_postgres] {
+        let files = [("tls.key", &pair.key), ("tls.crt", &pair.certificate), ("ca.crt", &trusted)];
+        // The files of PostgreSQL's user are in a folder of ours: where that user may write, root must not.
+        for (folder, mode) in [(&all.folder, 0o700), (&all.of_postgres, 0o711)] {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-            stack_dir::private(folder)?;
-            stack_dir::write_secret(&folder.join("tls.key"), pair.key.as_bytes())?;
-            stack_dir::write_secret(&folder.join("tls.crt"), pair.certificate.as_bytes())?;
-            stack_dir::write_secret(&folder.join("ca.crt"), trusted.as_bytes())?;
+            fs::set_permissions(folder, Permissions::from_mode(mode))?;
         }
-        stack_dir::write_secret(&all.of_postgres.join("pg_hba.conf"), HBA.as_bytes())?;
-        stack_dir::give(&all.of_postgres)?;
-        for entry in fs::read_dir(&all.of_postgres)? {
-            stack_dir::give(&entry?.path())?;
+        for (name, text) in files {
+            stack_dir::write_secret(&all.folder.join(name), text.as_bytes())?;
+            stack_dir::give_secret(&all.of_postgres.join(name), text.as_bytes())?;
         }
+        stack_dir::give_secret(&all.of_postgres.join("pg_hba.conf"), HBA.as_bytes())?;
         Ok(all)
     }
 
@@ -140,10 +143,15 @@ impl Certificates {
     /// # Errors
     /// The files cannot be removed.
     pub fn remove(home: &StackDir) -> Result<(), anyhow::Error> {
-        match fs::remove_dir_all(home.path("tls")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("removing the certificates"),
-            _ => Ok(()),
+        for folder in [home.path("tls"), home.data_of_user("tls")?] {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("removing {}", folder.display()));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 

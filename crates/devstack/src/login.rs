@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use service::tls::Speaks;
 pub use service::tls::Tls;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::process;
 
@@ -41,8 +43,8 @@ pub const USER: &str = "flotilla";
 
 /// How to make a namespace: root needs no user namespace, everyone else does.
 const NAMESPACES: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
-/// The limits of its connections. A rebuild may be answered after minutes.
-const BOUNDS: Bounds = Bounds { connections: 512, streams: 100, http2_only: false, longest: Duration::from_secs(900) };
+/// The limits of its connections.
+const BOUNDS: Bounds = Bounds { connections: 512, streams: 100, http2_only: false, longest: server::LONGEST };
 /// How long the program may take to stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -122,10 +124,14 @@ impl Proxy {
         program.args(["--pdeathsig", "KILL", "--"]).args(&self.program).stdin(Stdio::null()).kill_on_drop(true);
         let mut program = program.spawn().context("starting the program behind the login")?;
 
+        let stop = CancellationToken::new();
+        let mut served = pin!(serve(listener, router, &self.tls, stop.clone()));
         let status = tokio::select! {
-            served = serve(listener, router, &self.tls) => { served?; bail!("the proxy has ended") }
+            served = &mut served => { served?; bail!("the proxy has ended") }
             status = program.wait() => status?,
             _ = term.recv() => {
+                stop.cancel();
+                served.await?;
                 if let Some(pid) = program.id() {
                     process::signal(pid, Signal::SIGTERM)?;
                 }
@@ -152,9 +158,14 @@ pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) ->
     let router = proxy(port, password)?.route("/healthz", healthz);
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;
     let mut term = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let mut served = pin!(serve(listener, router, &tls, stop.clone()));
     tokio::select! {
-        served = serve(listener, router, &tls) => served,
-        _ = term.recv() => Ok(()),
+        served = &mut served => served,
+        _ = term.recv() => {
+            stop.cancel();
+            served.await
+        }
     }
 }
 
@@ -170,11 +181,16 @@ fn proxy(port: u16, password: &Path) -> Result<axum::Router, anyhow::Error> {
     Ok(axum::Router::new().fallback(forward).with_state(proxied))
 }
 
-/// Serves for as long as it is waited for.
-async fn serve(listener: tokio::net::TcpListener, router: axum::Router, tls: &Tls) -> Result<(), anyhow::Error> {
-    let lifecycle = Lifecycle::default();
-    let tls = tls.acceptor(Speaks::Both, &lifecycle)?;
-    server::serve(listener, router, (BOUNDS, tls), lifecycle.stopping()).await?;
+/// Serves until `stop`, and then until what is at work has ended.
+async fn serve(
+    listener: tokio::net::TcpListener,
+    router: axum::Router,
+    tls: &Tls,
+    stop: CancellationToken,
+) -> Result<(), anyhow::Error> {
+    let certificate = tls.open(&Lifecycle::default())?;
+    let tls = certificate.map(|certificate| certificate.acceptor(Speaks::Both)).transpose()?;
+    server::serve(listener, router, (BOUNDS, tls), stop).await?;
     Ok(())
 }
 

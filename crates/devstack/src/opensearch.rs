@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
-use service::tls::{Authorities, Tls};
+use service::tls::Tls;
 
 use crate::certificates::Certificates;
 use crate::login::{Proxy, USER};
@@ -98,8 +98,7 @@ impl OpenSearch {
     #[must_use]
     pub fn over_tls(self, certificates: &Certificates) -> Self {
         let file = |name: &str| Some(certificates.folder.join(name));
-        let tls = Tls { certificate: file("tls.crt"), key: file("tls.key"), authorities: Authorities::default() };
-        Self { tls, ..self }
+        Self { tls: Tls { certificate: file("tls.crt"), key: file("tls.key") }, ..self }
     }
 
     /// The program to run.

@@ -86,8 +86,7 @@ impl Postgres {
         self.make_data()?;
         // initdb reads the superuser's password from a file of its user's.
         let password_file = self.data.with_extension("password");
-        stack_dir::write_secret(&password_file, self.password.as_bytes())?;
-        stack_dir::give(&password_file)?;
+        stack_dir::give_secret(&password_file, self.password.as_bytes())?;
         let mut command = stack_dir::as_unprivileged(&self.bin.join("initdb"))?;
         command.arg("-D").arg(&self.data).args(["-U", SUPERUSER]);
         command.args(["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--pwfile"]).arg(&password_file);

@@ -40,7 +40,7 @@ pub struct Options {
     pub usual_ports: bool,
     /// Whether Postgres must outlive a power failure.
     pub durable: bool,
-    /// Whether every process speaks TLS alone, by an authority of the folder.
+    /// Whether services, PostgreSQL, NATS and the login before OpenSearch speak TLS alone, by an authority of the folder.
     pub tls: bool,
     /// Where services export spans to.
     pub otlp_endpoint: Option<String>,
@@ -207,7 +207,7 @@ impl Startup<'_> {
             None => {
                 drop(opensearch_socket);
                 (self.say)(
-                    "OpenSearch takes everybody: this machine lets us have no network namespace (docs/security.md#opensearch)",
+                    "OpenSearch takes everybody, in plain text: this machine lets us have no network namespace (docs/security.md#opensearch)",
                 );
             }
         }

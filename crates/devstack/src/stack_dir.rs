@@ -174,9 +174,20 @@ pub(crate) fn random_hex(bytes: usize) -> Result<String, anyhow::Error> {
 
 /// Writes a file with mode 0600, whole or not at all.
 pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Error> {
-    let part = path.with_extension("part");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    file.write_all(content)?;
+    put(path, content, |_| Ok(()))
+}
+
+/// The same for a file that a program of the unprivileged user reads. The folder is nobody else's to write.
+pub(crate) fn give_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Error> {
+    put(path, content, give)
+}
+
+fn put(path: &Path, content: &[u8], before: impl Fn(&Path) -> Result<(), anyhow::Error>) -> Result<(), anyhow::Error> {
+    // Nobody else's: two may write at once, and where others may write, what is there may lead elsewhere.
+    let part = path.with_added_extension(format!("{}.part", random_hex(4)?));
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+    file.and_then(|mut file| file.write_all(content)).with_context(|| format!("writing {}", part.display()))?;
+    before(&part)?;
     fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -240,7 +251,7 @@ pub fn as_unprivileged(program: &Path) -> Result<Command, anyhow::Error> {
 /// It cannot be given.
 pub fn give(path: &Path) -> Result<(), anyhow::Error> {
     if let Some(user) = unprivileged()? {
-        nix::unistd::chown(path, Some(user.uid), Some(user.gid))
+        std::os::unix::fs::lchown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .with_context(|| format!("giving {} to {}", path.display(), user.name))?;
     }
     Ok(())

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::page::PageTokens;
-use crate::tls::Tls;
+use crate::tls::{Authorities, Tls};
 
 /// The configuration of every process.
 #[derive(Debug, Clone, Args)]
@@ -32,9 +32,12 @@ pub struct Base {
     /// What to log: a level, or several as target=level, with commas.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info", value_parser = targets)]
     pub log: String,
-    /// By what it speaks TLS.
+    /// The certificate that it shows.
     #[command(flatten)]
     pub tls: Tls,
+    /// Whose certificates it trusts.
+    #[command(flatten)]
+    pub authorities: Authorities,
 }
 
 fn release(text: &str) -> Result<String, &'static str> {

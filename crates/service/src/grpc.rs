@@ -124,7 +124,7 @@ where
             health.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
         }
     });
-    let tls = process.tls.acceptor(Speaks::Http2, lifecycle)?;
+    let tls = process.acceptor(Speaks::Http2)?;
     tracing::info!(%address, tls = tls.is_some(), "taking calls");
     lifecycle.spawn("gRPC server", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));
     Ok(address)

@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(900);
 /// Serves the operations port until the process stops; returns its address. `/healthz` names the release.
 ///
 /// # Errors
-/// The address cannot be bound, or the certificate cannot be used.
+/// The address cannot be bound.
 pub async fn serve(
     process: &Process,
     listen: SocketAddr,
@@ -38,7 +38,7 @@ pub async fn serve(
             }
         });
     }
-    let tls = process.tls.acceptor(Speaks::Both, &lifecycle)?;
+    let tls = process.acceptor(Speaks::Both)?;
     let health = format!("ok\nrelease {release}\n");
     let router = Router::new()
         .route("/healthz", get(move || async move { health }))

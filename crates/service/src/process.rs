@@ -12,6 +12,7 @@ use http::HeaderValue;
 use metrics::gauge;
 use secrecy::SecretString;
 use sqlx::PgPool;
+use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use crate::config::{Common, Database};
@@ -19,7 +20,7 @@ use crate::migrations::Migrations;
 use crate::nats::{self, Login};
 use crate::operators_router::Operators;
 use crate::readiness::Readiness;
-use crate::tls::Tls;
+use crate::tls::{Authorities, Certificate, Speaks};
 use crate::{Db, Lifecycle, connections, idempotency_sweep, retry};
 
 /// How often to check that a dependency answers, and to count connections.
@@ -36,8 +37,10 @@ pub struct Process {
     pub name: &'static str,
     /// Its release.
     pub release: Arc<str>,
-    /// By what it speaks TLS.
-    pub tls: Tls,
+    /// The certificate that it shows, if it has one.
+    pub certificate: Option<Certificate>,
+    /// Whose certificates it trusts.
+    pub authorities: Authorities,
     /// Its services for operators.
     pub(crate) operators: Operators,
 }
@@ -51,7 +54,8 @@ impl Process {
             readiness: Readiness::default(),
             name,
             release: release.into(),
-            tls: Tls::default(),
+            certificate: None,
+            authorities: Authorities::default(),
             operators: Operators::default(),
         }
     }
@@ -134,12 +138,20 @@ impl Process {
         });
     }
 
+    /// The acceptor of a port's TLS connections, if the process has a certificate.
+    ///
+    /// # Errors
+    /// The library of TLS cannot be set up.
+    pub fn acceptor(&self, speaks: Speaks) -> Result<Option<TlsAcceptor>, anyhow::Error> {
+        self.certificate.as_ref().map(|certificate| certificate.acceptor(speaks)).transpose()
+    }
+
     /// Connects to NATS as this service.
     ///
     /// # Errors
     /// An address or the credentials cannot be read.
     pub async fn nats(&self, login: &Login) -> Result<nats::Client, anyhow::Error> {
-        nats::connect(self.name, login, &self.tls.authorities).await
+        nats::connect(self.name, login, &self.authorities).await
     }
 
     /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.

@@ -118,7 +118,8 @@ pub async fn main<S: Service>() -> ExitCode {
 async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
     let Served { base, settings } = arguments::parse::<Served<S::Config>>(given)?;
     let telemetry = Telemetry::init(S::NAME, &base)?;
-    let process = Process { tls: base.tls, ..Process::new(S::NAME, &base.release) };
+    let mut process = Process { authorities: base.authorities, ..Process::new(S::NAME, &base.release) };
+    process.certificate = base.tls.open(&process.lifecycle)?;
     // Whatever it has found to be so while it starts.
     process.readiness.set("started", false);
     let ops = ops::serve(&process, base.ops_listen, Some(telemetry.metrics())).await?;

@@ -1,30 +1,34 @@
 //! What is made of files, and made again when they change.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
 const LOOKS_EVERY: Duration = Duration::from_secs(5);
+/// How long whoever changes them may take.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 type Make<T> = dyn Fn(&[Vec<u8>]) -> Result<T, anyhow::Error> + Send + Sync;
 
-/// What is made of files, and made again when they change. What cannot be read or used is logged once, and what was made before stays.
+/// What is made of files, and made again when they change. What cannot be read or used is logged once it has been so for a second, and what
+/// was made before stays.
 pub struct Reread<T> {
     files: Vec<PathBuf>,
     make: Box<Make<T>>,
-    now: RwLock<Now<T>>,
+    made: RwLock<Arc<T>>,
+    /// Held by whoever looks: nobody puts what it read earlier in place of what another has read later.
+    looked: Mutex<Looked>,
 }
 
-struct Now<T> {
-    made: Arc<T>,
-    /// What the files held, whether it could be used or not.
+struct Looked {
+    /// What the files held of which it was made.
     seen: Vec<Vec<u8>>,
-    /// How often in a row they could not be read.
-    missed: u32,
+    /// Since when nothing can be made of them, and whether that was logged. Whoever changes them may be between two steps.
+    fails: Option<(Instant, bool)>,
 }
 
 impl<T> std::fmt::Debug for Reread<T> {
@@ -42,17 +46,16 @@ impl<T> Reread<T> {
         files: Vec<PathBuf>,
         make: impl Fn(&[Vec<u8>]) -> Result<T, anyhow::Error> + Send + Sync + 'static,
     ) -> Result<Self, anyhow::Error> {
-        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
-        let seen: Vec<_> = files.iter().map(read).collect::<Result<_, _>>()?;
+        let seen = read(&files)?;
         let made = make(&seen).with_context(|| format!("in {}", names(&files)))?;
-        let now = RwLock::new(Now { made: Arc::new(made), seen, missed: 0 });
-        Ok(Self { files, make: Box::new(make), now })
+        let looked = Mutex::new(Looked { seen, fails: None });
+        Ok(Self { files, make: Box::new(make), made: RwLock::new(Arc::new(made)), looked })
     }
 
     /// What was made last.
     #[must_use]
     pub fn get(&self) -> Arc<T> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).made)
+        Arc::clone(&self.made.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Looks at the files every five seconds, until `stop`.
@@ -65,36 +68,34 @@ impl<T> Reread<T> {
 
     /// Makes it again if the files have changed.
     pub fn look(&self) {
-        // Before it reads: another look must not put what it read earlier in place of this.
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        let read: Result<Vec<_>, _> = self.files.iter().map(std::fs::read).collect();
-        let seen = match read {
-            Ok(seen) => seen,
-            Err(error) => {
-                now.missed += 1;
-                // Whoever changes them may be between two steps: once is nothing.
-                if now.missed == 2 {
-                    tracing::warn!(files = names(&self.files), %error, "certificates cannot be read: those before stay");
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = read(&self.files).and_then(|seen| {
+            let made = if seen == looked.seen { None } else { Some((self.make)(&seen)?) };
+            Ok((seen, made))
+        });
+        match made {
+            Ok((seen, made)) => {
+                *looked = Looked { seen, fails: None };
+                if let Some(made) = made {
+                    *self.made.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
+                    tracing::info!(files = names(&self.files), "new certificates are used");
                 }
-                return;
-            }
-        };
-        now.missed = 0;
-        if now.seen == seen {
-            return;
-        }
-        match (self.make)(&seen) {
-            Ok(made) => {
-                now.made = Arc::new(made);
-                tracing::info!(files = names(&self.files), "new certificates are used");
             }
             Err(error) => {
-                let error = format!("{error:#}");
-                tracing::warn!(files = names(&self.files), error, "certificates cannot be used: those before stay");
+                let (since, is_said) = looked.fails.get_or_insert((Instant::now(), false));
+                if !*is_said && since.elapsed() >= SETTLES_WITHIN {
+                    *is_said = true;
+                    let error = format!("{error:#}");
+                    tracing::warn!(files = names(&self.files), error, "certificates cannot be used: those before stay");
+                }
             }
         }
-        now.seen = seen;
     }
+}
+
+fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, anyhow::Error> {
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    files.iter().map(read).collect()
 }
 
 fn names(files: &[impl AsRef<Path>]) -> String {

@@ -23,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::lifecycle::Lifecycle;
 use crate::reread::Reread;
 
-/// The files by which a process speaks TLS.
+/// The files of the certificate that a process shows.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Tls {
     /// A PEM file with the certificate that callers and operators are shown, and those that lead to its authority; absent: no TLS. It is
@@ -33,9 +33,6 @@ pub struct Tls {
     /// A PEM file with its key.
     #[arg(id = "tls_key", long = "tls-key", value_name = "FILE", env = "FLOTILLA_TLS_KEY")]
     pub key: Option<PathBuf>,
-    /// Whose certificates are trusted.
-    #[command(flatten)]
-    pub authorities: Authorities,
 }
 
 /// What clients may speak.
@@ -48,11 +45,11 @@ pub enum Speaks {
 }
 
 impl Tls {
-    /// The acceptor of TLS connections; None where there is no certificate. The files are looked at until the process stops.
+    /// The certificate, if there is one. The files are looked at until the process stops.
     ///
     /// # Errors
     /// A file cannot be read, or the two do not belong together: the error names them.
-    pub fn acceptor(&self, speaks: Speaks, lifecycle: &Lifecycle) -> Result<Option<TlsAcceptor>, anyhow::Error> {
+    pub fn open(&self, lifecycle: &Lifecycle) -> Result<Option<Certificate>, anyhow::Error> {
         let (certificate, key) = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => (certificate, key),
             (None, None) => return Ok(None),
@@ -61,7 +58,21 @@ impl Tls {
         let shown = Arc::new(Shown::open(certificate.clone(), key.clone())?);
         let looks = Arc::clone(&shown);
         lifecycle.run("certificate", |stop| async move { looks.0.look_until(&stop).await });
-        Ok(Some(accepting(shown, speaks)?))
+        Ok(Some(Certificate(shown)))
+    }
+}
+
+/// The certificate of a process, for all its ports. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Certificate(Arc<Shown>);
+
+impl Certificate {
+    /// The acceptor of TLS connections of a port.
+    ///
+    /// # Errors
+    /// The library of TLS cannot be set up.
+    pub fn acceptor(&self, speaks: Speaks) -> Result<TlsAcceptor, anyhow::Error> {
+        accepting(Arc::clone(&self.0), speaks)
     }
 }
 

@@ -290,12 +290,9 @@ fn with_tls(fixture: &Fixture, address: SocketAddr, certificates: &TestCertifica
     let socket = std::net::TcpListener::bind(address).unwrap();
     socket.set_nonblocking(true).unwrap();
     let listener = TcpListener::from_std(socket).unwrap();
-    let tls = Tls {
-        certificate: Some(certificates.file("tls.crt")),
-        key: Some(certificates.file("tls.key")),
-        authorities: Authorities::default(),
-    };
-    let acceptor = tls.acceptor(Speaks::Http2, &fixture.lifecycle).unwrap();
+    let tls = Tls { certificate: Some(certificates.file("tls.crt")), key: Some(certificates.file("tls.key")) };
+    let acceptor =
+        tls.open(&fixture.lifecycle).unwrap().map(|certificate| certificate.acceptor(Speaks::Http2).unwrap());
     let bounds = Bounds { connections: 100, streams: 1_000, http2_only: true, longest: LONGEST };
     let router = Router::new().fallback(|| async { empty_answer() });
     let stop = CancellationToken::new();

@@ -76,7 +76,7 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
         http2_only: false,
         longest: server::LONGEST,
     };
-    let tls = process.tls.acceptor(Speaks::Both, &lifecycle)?;
+    let tls = process.acceptor(Speaks::Both)?;
     tracing::info!(%address, tls = tls.is_some(), "taking requests");
     lifecycle.spawn("HTTP server", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));
     Ok(address)

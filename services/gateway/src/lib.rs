@@ -52,7 +52,7 @@ impl Service for Program {
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
-        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &process.tls.authorities)?;
+        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &process.authorities)?;
         http::serve(process, &config.common, upstreams).await
     }
 }

@@ -178,7 +178,7 @@ impl Index {
             }
             Ok(OpenSearch::new(transport.build()?))
         };
-        let clients = process.tls.authorities.reread(&process.lifecycle, client)?;
+        let clients = process.authorities.reread(&process.lifecycle, client)?;
         Ok(Self { clients, alias: alias.to_owned(), refresh })
     }
 

@@ -108,8 +108,7 @@ impl Archive {
     }
 
     fn write(&self, conf: &Path) -> Result<(), anyhow::Error> {
-        stack_dir::write_secret(conf, configuration(&self.settings).as_bytes())?;
-        stack_dir::give(conf)
+        stack_dir::give_secret(conf, configuration(&self.settings).as_bytes())
     }
 
     /// Makes a place for this server's backups, if there is none.

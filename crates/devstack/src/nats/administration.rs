@@ -21,8 +21,6 @@ use super::{claims, team, teams};
 use crate::stack_dir::StackDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait for one more server of a cluster to name itself.
-const ALL_ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// A login in the account of one owner.
 pub struct Administration {
@@ -147,20 +145,23 @@ pub async fn remove(home: &StackDir, address: &str, accounts: &[String]) -> Resu
 /// Has every server of a cluster read its configuration and its certificate again; returns their names. Connections go on.
 ///
 /// # Errors
-/// NATS does not answer, or a server refuses.
+/// A server does not answer, or refuses.
 pub async fn reload(home: &StackDir, address: &str) -> Result<Vec<String>, anyhow::Error> {
     let system = connect(home, address, &credentials_file(home, "sys")).await?;
     let inbox = system.new_inbox();
     let mut answers = system.subscribe(inbox.clone()).await?;
     system.publish_with_reply("$SYS.REQ.SERVER.PING", inbox, "".into()).await?;
-    let mut servers = BTreeMap::new();
-    // Each answers by itself; how many there are, none says before it.
-    while let Ok(Some(answer)) = tokio::time::timeout(ALL_ANSWER_WITHIN, answers.next()).await {
+    // Each answers by itself, and says how many there are.
+    let (mut servers, mut expected) = (BTreeMap::new(), 1);
+    while servers.len() < expected {
+        let answer = tokio::time::timeout(PATIENCE, answers.next()).await.ok().flatten();
+        let answer = answer.with_context(|| format!("of {expected} servers of NATS, {} answer", servers.len()))?;
         let answer: Value = serde_json::from_slice(&answer.payload).context("reading a server's answer")?;
         let text = |field: &str| answer["server"][field].as_str().map(ToOwned::to_owned);
         servers.insert(text("id").context("a server without an id")?, text("name").unwrap_or_default());
+        let active = answer["statsz"]["active_servers"].as_u64().and_then(|active| usize::try_from(active).ok());
+        expected = expected.max(active.unwrap_or_default());
     }
-    ensure!(!servers.is_empty(), "no server of NATS answers");
     for (id, name) in &servers {
         let asked = request(&system, format!("$SYS.REQ.SERVER.{id}.RELOAD"), String::new()).await;
         asked.with_context(|| format!("the server {name}"))?;
