@@ -60,6 +60,13 @@ pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Resul
 
 pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
+        if context.is_elsewhere() {
+            bail!(
+                "{} has no issuer's key, which is for development: an operator's token comes from FLOTILLA_OPERATOR_TOKEN or the \
+                 profile's --token-command, and a tenant's from the fleet's issuer",
+                context.home.display()
+            );
+        }
         bail!("there is no development issuer in {}, which signs tokens: `make up` makes one", context.home.display());
     }
     Issuer::open(&context.open_stack_dir()?)

@@ -107,7 +107,8 @@ impl Context {
         }
     }
 
-    /// The address of the operations port of each service; while a stack starts, of those that are there.
+    /// The addresses of the operations ports, each with its service, of which several may be replicas; while a stack starts, of those
+    /// that are there.
     pub fn ops(&self) -> Result<Vec<(String, String)>, anyhow::Error> {
         if let Some((_, profile)) = &self.elsewhere {
             return Ok(profile.addresses.ops.clone());

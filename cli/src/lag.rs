@@ -58,14 +58,14 @@ fn counts(line: &str) -> bool {
     !line.starts_with('#') && (!line.contains("consumer=\"") || !line.contains("-rebuild\""))
 }
 
-/// The first value of a metric.
+/// The largest value of a metric, over its labels and replicas.
 pub fn gauge(metrics: &str, name: &str) -> Option<f64> {
-    let mut lines = metrics.lines().filter(|line| counts(line));
-    let line = lines.find(|line| line.starts_with(name))?;
-    line.rsplit_once(' ')?.1.parse().ok()
+    let lines = metrics.lines().filter(|line| counts(line));
+    let values = lines.filter_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{'])));
+    values.filter_map(|rest| rest.rsplit_once(' ')?.1.parse().ok()).reduce(f64::max)
 }
 
-/// The metrics of every service, by service; an empty text for one that does not answer.
+/// The metrics of every service, by service, those of its replicas one after the other; an empty text where none answers.
 pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyhow::Error> {
     let http = context.http(Duration::from_secs(3))?;
     let ask = context.ops()?.into_iter().map(|(name, ops)| {
@@ -78,7 +78,11 @@ pub async fn metrics(context: &Context) -> Result<BTreeMap<String, String>, anyh
             (name, text)
         }
     });
-    Ok(futures::future::join_all(ask).await.into_iter().collect())
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    for (name, text) in futures::future::join_all(ask).await {
+        all.entry(name).or_default().push_str(&text);
+    }
+    Ok(all)
 }
 
 /// How long a stage took since the services started, by their histograms: between two bucket bounds.
@@ -188,6 +192,7 @@ mod tests {
     #[test]
     fn a_gauge_is_read() {
         assert_eq!(gauge(METRICS, "rows"), Some(7.0));
+        assert_eq!(gauge(&format!("{METRICS}rows_max 9\nrows{{of=\"b\"}} 8\n"), "rows"), Some(8.0));
         assert_eq!(gauge(METRICS, "columns"), None);
     }
 }

@@ -40,16 +40,28 @@ impl Interceptor for Bearer {
 }
 
 impl Context {
-    /// The operations port of a service. A caller needs no token of its own if the issuer's key is in the stack's folder.
+    /// The operations port of a service, of its replicas the first that answers. A caller needs no token of its own if the issuer's key
+    /// is in the stack's folder.
     pub async fn port(&self, service: &str) -> Result<Port, anyhow::Error> {
-        let ops = self.ops()?.into_iter().find(|(name, _)| name == service);
-        let (_, address) = ops.with_context(|| format!("{service} is not up yet"))?;
         let token = match self.operator_token()? {
             Some(token) => token,
             None => api::issuer(self)?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,
         };
         let bearer = format!("Bearer {token}").parse().context("the operator's token is no token")?;
-        let url = self.ops_url(&address);
+        let mut why = anyhow::anyhow!("{service} is not up yet");
+        for (_, address) in self.ops()?.iter().filter(|(name, _)| name == service) {
+            match self.connected(address).await {
+                Ok(channel) => return Ok(InterceptedService::new(channel, Bearer(bearer))),
+                Err(error) => {
+                    why = error.context(format!("{service} does not answer at its operations port {address}"))
+                }
+            }
+        }
+        Err(why)
+    }
+
+    async fn connected(&self, address: &str) -> Result<Channel, anyhow::Error> {
+        let url = self.ops_url(address);
         let mut endpoint = Endpoint::from_shared(url.clone())?
             .connect_timeout(CONNECTS_WITHIN)
             .timeout(ANSWERS_WITHIN)
@@ -62,9 +74,7 @@ impl Context {
             };
             endpoint = endpoint.tls_config(tls)?;
         }
-        let channel = endpoint.connect().await;
-        let channel = channel.with_context(|| format!("{service} does not answer at its operations port {address}"))?;
-        Ok(InterceptedService::new(channel, Bearer(bearer)))
+        Ok(endpoint.connect().await?)
     }
 }
 

@@ -38,7 +38,8 @@ pub struct Addresses {
     /// The gateway's URL.
     #[arg(long, value_name = "URL", value_parser = url)]
     pub gateway: String,
-    /// The operations port of a service, once for each: SERVICE=HOST:PORT, or SERVICE=https://HOST:PORT.
+    /// The operations port of a service, once for each replica: SERVICE=HOST:PORT, or SERVICE=https://HOST:PORT. `status` and `lag` ask
+    /// all of them.
     #[arg(long, value_name = "SERVICE=HOST:PORT", value_parser = of_service)]
     #[serde(with = "by_service")]
     pub ops: Vec<(String, String)>,
@@ -58,11 +59,15 @@ mod by_service {
     use serde::{Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(ops: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
-        ops.iter().map(|(name, address)| (name, address)).collect::<BTreeMap<_, _>>().serialize(to)
+        let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        ops.iter().for_each(|(name, address)| all.entry(name).or_default().push(address));
+        all.serialize(to)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
-        BTreeMap::deserialize(from).map(|ops| ops.into_iter().collect())
+        let all = BTreeMap::<String, Vec<String>>::deserialize(from)?;
+        let of = |(name, ports): (String, Vec<String>)| ports.into_iter().map(move |port| (name.clone(), port));
+        Ok(all.into_iter().flat_map(of).collect())
     }
 }
 
@@ -112,7 +117,8 @@ pub fn read(name: &str) -> Result<Profile, anyhow::Error> {
     };
     let others = fs::metadata(&file)?.permissions().mode() & 0o077;
     ensure!(others == 0, "others may read {}, which names commands and keys: chmod 600 it", file.display());
-    serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not of this release: add the profile again", file.display()))
 }
 
 /// The folder of all profiles.

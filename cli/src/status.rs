@@ -1,6 +1,6 @@
 //! `flotilla status`: an operator's first questions on one screen. It names what does not answer, and shows the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -45,9 +45,9 @@ pub struct StatusArgs {
 struct Status {
     /// The processes that this machine supervises; none of a fleet that is elsewhere.
     units: Vec<Unit>,
-    /// The operations port of each service.
-    ops: BTreeMap<String, String>,
-    /// The release that each service reports.
+    /// The operations ports of each service's replicas.
+    ops: BTreeMap<String, Vec<String>>,
+    /// The release that each service reports; where its replicas differ, those.
     releases: BTreeMap<String, String>,
     /// By the service.
     outboxes: BTreeMap<&'static str, Asked<Outbox>>,
@@ -146,7 +146,8 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Result<(), anyhow::Err
 
 async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
     let units = if context.is_elsewhere() { Vec::new() } else { context.stack_status()?.units };
-    let ops: BTreeMap<_, _> = context.ops()?.into_iter().collect();
+    let mut ops: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    context.ops()?.into_iter().for_each(|(name, address)| ops.entry(name).or_default().push(address));
     let outboxes = fleet::producers().into_iter().map(|service| async move {
         let asked = asked(outbox(context, service)).await;
         (service, asked)
@@ -183,12 +184,15 @@ async fn ask(context: &Context) -> Result<Status, anyhow::Error> {
 }
 
 /// The services that run and are not ready, and why. Of a dead one its supervisor knows more.
-async fn unready(context: &Context, units: &[Unit], ops: &BTreeMap<String, String>) -> Vec<(String, String)> {
+async fn unready(context: &Context, units: &[Unit], ops: &BTreeMap<String, Vec<String>>) -> Vec<(String, String)> {
     let Ok(http) = context.http(Duration::from_secs(2)) else {
         return Vec::new();
     };
     let dead = |name: &String| units.iter().any(|unit| unit.name == *name && unit.state != State::Ready);
-    let ask = ops.iter().filter(|(name, _)| !dead(name)).map(|(name, address)| {
+    let ports = ops.iter().filter(|(name, _)| !dead(name));
+    let ports = ports.flat_map(|(name, ports)| ports.iter().map(move |address| (name, address, ports.len() > 1)));
+    let ask = ports.map(|(name, address, is_of_several)| {
+        let name = if is_of_several { format!("{name} at {address}") } else { name.clone() };
         let request = http.get(format!("{}/readyz", context.ops_url(address))).send();
         async move {
             let why = match request.await {
@@ -202,17 +206,19 @@ async fn unready(context: &Context, units: &[Unit], ops: &BTreeMap<String, Strin
                     format!("it waits for: {}", down.join(", "))
                 }
             };
-            Some((name.clone(), why))
+            Some((name, why))
         }
     });
     futures::future::join_all(ask).await.into_iter().flatten().collect()
 }
 
-/// The release of each service that answers, by its metric `build_info`.
+/// The releases of each service that answers, by its metric `build_info`.
 fn releases(metrics: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let release = |metrics: &String| {
-        let labels = metrics.lines().find(|line| line.starts_with("build_info{"))?;
-        Some(labels.split_once("release=\"")?.1.split_once('"')?.0.to_owned())
+        let of = |line: &str| Some(line.split_once("release=\"")?.1.split_once('"')?.0.to_owned());
+        let all: BTreeSet<String> =
+            metrics.lines().filter(|line| line.starts_with("build_info{")).filter_map(of).collect();
+        (!all.is_empty()).then(|| all.into_iter().collect::<Vec<_>>().join(", "))
     };
     metrics.iter().filter_map(|(name, metrics)| Some((name.clone(), release(metrics)?))).collect()
 }
@@ -373,7 +379,7 @@ fn print(status: &Status) {
     let rows: Vec<_> = status.units.iter().map(row).collect();
     if rows.is_empty() {
         let release = |name: &String| status.releases.get(name).cloned().unwrap_or_else(|| "-".to_owned());
-        let row = |(name, address): (&String, &String)| vec![name.clone(), release(name), address.clone()];
+        let row = |(name, ports): (&String, &Vec<String>)| vec![name.clone(), release(name), ports.join(", ")];
         table::print(&["NAME", "RELEASE", "OPERATIONS"], &status.ops.iter().map(row).collect::<Vec<_>>());
     } else {
         table::print(&["NAME", "STATE", "SINCE (UTC)", "RESTARTS", "RELEASE", "PID", "ADDRESS", "LOG"], &rows);

@@ -92,12 +92,26 @@ fn what_is_said_now_counts_more_than_a_variable() {
 fn what_needs_this_machine_or_the_keys_says_so_and_makes_nothing() {
     let user = Configured::new();
     user.add("prod", &services());
-    for args in [&["run"][..], &["up"], &["down"], &["trace", "0123456789abcdef0123456789abcdef"], &["k8s", "secrets"]]
-    {
+    for args in [
+        &["run"][..],
+        &["up"],
+        &["down"],
+        &["reset", "--yes"],
+        &["trace", "0123456789abcdef0123456789abcdef"],
+        &["k8s", "secrets"],
+        &["backup"],
+        &["backups"],
+        &["restore", "--to", "latest", "--user", "olga"],
+        &["certificates", "renew"],
+        &["databases", "--superuser-url-file", "none"],
+    ] {
         says(&user.run(&[], &[&["--profile", "prod"], args].concat()), "the profile prod is not");
     }
     for args in [&["provision"][..], &["nats-credentials", "list"]] {
         says(&user.run(&[], &[&["--profile", "prod"], args].concat()), "do this where they are");
+    }
+    for args in [&["demo"][..], &["token", "--operator", "--user", "olga"]] {
+        says(&user.run(&[], &[&["--profile", "prod"], args].concat()), "has no issuer's key");
     }
     assert_eq!(fs::read_dir(user.0.join("keys")).unwrap().count(), 0, "nothing is made among the keys");
 }
