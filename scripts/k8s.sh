@@ -2,7 +2,7 @@
 # The fleet in a Kubernetes of one node on this machine (scripts/cluster.sh). `check` says what it takes. `up` starts the cluster, packs
 # the images, applies the overlay for development and shows the demo. `release NAME` packs what is built now as another release, and rolls
 # it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `restore TIME` brings everything back
-# to a moment since the first backup. `down` removes everything.
+# to a moment since the first backup. `rotate` gives it new passwords, keys and credentials. `down` removes everything.
 # PROFILE=debug takes what `make build` has built. Needs root.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
@@ -69,6 +69,22 @@ settled() { # kind, selector...
   done
 }
 
+give_secrets() { "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null; }
+
+# Everybody gets what comes next beside what there is; then the jobs of the release make PostgreSQL and NATS refuse what was before.
+rotate() {
+  local release
+  release=$(last)
+  "$flotilla" --home "$home" secrets stage >/dev/null
+  give_secrets
+  # The node gives new files to pods within a minute and a half.
+  sleep 120
+  step "every pod has what comes next"
+  "$flotilla" --home "$home" secrets finish >/dev/null
+  in_fleet delete job --selector "flotilla/release=$release" >/dev/null
+  roll "$release"
+}
+
 # In the order of docs/deploying.md: jobs, then those who read events, those who publish, and the edge; to an earlier release in the
 # other order.
 roll() { # name
@@ -80,7 +96,7 @@ roll() { # name
   fi
   scripts/cluster.sh load "$releases/$release"/images/*.tar >/dev/null
   kubectl apply --server-side --filename "$releases/$release/manifests/base/namespace.yaml" >/dev/null
-  "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null
+  give_secrets
   kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
   # One that has not succeeded is not begun again by being applied.
   in_fleet delete job --selector "$of" --field-selector status.successful=0 >/dev/null
@@ -205,9 +221,14 @@ case "${1:-} $#" in
     use_cluster
     restore "$2"
     ;;
+  "rotate 1")
+    is_ours || fail "no cluster of this clone is up: make k8s starts one"
+    use_cluster
+    rotate
+    ;;
   "down 1")
     scripts/cluster.sh down
     ! grep -qsF "\"$home\"" "$profile_file" || rm "$profile_file"
     ;;
-  *) fail "say check, up, release NAME, back NAME, restore TIME or down" ;;
+  *) fail "say check, up, release NAME, back NAME, restore TIME, rotate or down" ;;
 esac

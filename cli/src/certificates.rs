@@ -29,18 +29,21 @@ pub enum CertificatesCommand {
 pub async fn run(context: &Context, command: &CertificatesCommand) -> Result<(), anyhow::Error> {
     context.only_here("the folder with the keys")?;
     match command {
-        CertificatesCommand::Renew => {
-            let home = context.open_stack_dir()?;
-            ensure!(home.authorities().is_some(), "the fleet speaks no TLS: start it with --tls");
-            let url = context.stack_status()?.unit("postgres")?.login_url()?;
-            Certificates::renew(&home)?;
-            reload(context, &home, &context.nats()?, &url).await
-        }
+        CertificatesCommand::Renew => renew(context).await,
         CertificatesCommand::Reload { nats, superuser_url_file: file } => {
             let url = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
             reload(context, &StackDir::given(&context.home), nats, url.trim()).await
         }
     }
+}
+
+/// A new certificate for the stack of the folder.
+pub async fn renew(context: &Context) -> Result<(), anyhow::Error> {
+    let home = context.open_stack_dir()?;
+    ensure!(home.authorities().is_some(), "the fleet speaks no TLS: start it with --tls");
+    let url = context.stack_status()?.unit("postgres")?.login_url()?;
+    Certificates::renew(&home)?;
+    reload(context, &home, &context.nats()?, &url).await
 }
 
 async fn reload(context: &Context, home: &StackDir, address: &str, superuser_url: &str) -> Result<(), anyhow::Error> {

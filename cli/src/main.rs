@@ -29,6 +29,7 @@ mod profiles;
 mod rebuild;
 mod replay;
 mod restore;
+mod secrets;
 mod stack;
 mod status;
 mod table;
@@ -125,6 +126,11 @@ enum Command {
     K8s {
         #[command(subcommand)]
         command: k8s::K8sCommand,
+    },
+    /// Rotate passwords, keys and credentials without a restart.
+    Secrets {
+        #[command(subcommand)]
+        command: secrets::SecretsCommand,
     },
     /// Renew certificates without a restart.
     Certificates {
@@ -227,6 +233,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Provision(args) => nats_credentials::provide(context, &args).await,
         Command::Databases(args) => Box::pin(databases::run(context, &args)).await,
         Command::K8s { command } => Box::pin(k8s::run(context, &command)).await,
+        Command::Secrets { command } => Box::pin(secrets::run(context, &command)).await,
         Command::Certificates { command } => Box::pin(certificates::run(context, &command)).await,
         Command::NatsCredentials { command } => Box::pin(nats_credentials::run(context, &command)).await,
         Command::Supervise(args) => stack::supervise(context, &args).await,

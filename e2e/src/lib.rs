@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
 pub mod clients;
+pub mod load;
 pub mod random;
 pub mod tls;
 
@@ -240,6 +241,12 @@ impl Caller {
     #[must_use]
     pub fn at(&self, address: &str) -> Self {
         Self { base: format!("http://{address}"), ..self.clone() }
+    }
+
+    /// The same connections, with the token of another.
+    #[must_use]
+    pub fn with_the_token_of(&self, other: &Self) -> Self {
+        Self { token: other.token.clone(), ..self.clone() }
     }
 
     /// A request with this caller's token; POST gets a new idempotency key.

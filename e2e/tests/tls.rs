@@ -5,11 +5,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use devstack::StackDir;
 use devstack::certificates::Authority;
 use e2e::Fleet;
+use e2e::load::Load;
 use e2e::tls::{Before, certificates, shown};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -42,22 +42,6 @@ async fn all_show_it(fleet: &Fleet) {
     }
 }
 
-/// Writes and reads until it is to end: each request succeeds. Half of the callers have a new connection for each.
-async fn load(fleet: &Fleet, token_of: &str, keeps: bool, ends: &AtomicBool, written: &AtomicUsize) {
-    let mut caller = fleet.caller("acme", token_of).await;
-    while !ends.load(Ordering::SeqCst) {
-        let todo = caller.create(json!({"title": "Tar the hull"})).await;
-        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
-        let read = caller.send(Method::GET, &path, None).await;
-        assert_eq!(read.status, 200, "{}", read.body);
-        caller.search("hull").await;
-        written.fetch_add(1, Ordering::SeqCst);
-        if !keeps {
-            caller = fleet.caller("acme", token_of).await;
-        }
-    }
-}
-
 async fn renew(fleet: &Fleet) {
     let answer = fleet.json(&["certificates", "renew"]).await;
     assert_eq!(answer["nats"].as_array().unwrap().len(), 1, "{answer}");
@@ -71,12 +55,7 @@ async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     plain_text_is_refused(&fleet).await;
     search_is_reached_by_both_versions_of_http(&fleet).await;
 
-    let (ends, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut callers = tokio::task::JoinSet::new();
-    for (user, keeps) in [("ann", true), ("ben", true), ("cid", false), ("dee", false)] {
-        let (fleet, ends, written) = (Arc::clone(&fleet), Arc::clone(&ends), Arc::clone(&written));
-        callers.spawn(async move { load(&fleet, user, keeps, &ends, &written).await });
-    }
+    let load = Load::start(&fleet);
     renew(&fleet).await;
 
     // A new authority: trusted beside the old one by everybody first, then used, then alone.
@@ -93,12 +72,8 @@ async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     until_it_trusts_new_ones(&fleet, 2).await;
     // Who has connections there makes new ones, and knows the new one alone.
     fleet.kill("nats").await;
-    let so_far = written.load(Ordering::SeqCst);
-    until("the load goes on", || async { written.load(Ordering::SeqCst) > so_far + 20 }).await;
-    ends.store(true, Ordering::SeqCst);
-    while let Some(caller) = callers.join_next().await {
-        caller.unwrap();
-    }
+    load.goes_on().await;
+    let written = load.end().await;
 
     // Nobody has a connection any more that was made before.
     for unit in ["postgres", "opensearch", "todo", "search-projector"] {
@@ -107,7 +82,6 @@ async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     let title = "Caulk the seams";
     let caller = fleet.caller("acme", "ann").await;
     caller.create(json!({"title": title})).await;
-    written.fetch_add(1, Ordering::SeqCst);
     until("it is found", || async {
         let request = caller.request(Method::GET, "/v1/todos:search").query(&[("query", title)]);
         let answer: Value = request.send().await.unwrap().json().await.unwrap();
@@ -116,7 +90,7 @@ async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     .await;
 
     let report = fleet.json(&["verify"]).await;
-    assert_eq!(report["outboxRows"], Value::from(written.load(Ordering::SeqCst)), "{report}");
+    assert_eq!(report["outboxRows"], Value::from(written + 1), "{report}");
     Arc::into_inner(fleet).unwrap().stop().await;
 }
 
@@ -132,7 +106,7 @@ async fn until_it_trusts_new_ones(fleet: &Fleet, times: usize) {
     let log = fleet.home.join("logs/search-projector.log");
     until("the projector trusts the new authorities", || async {
         let text = std::fs::read_to_string(&log).unwrap();
-        text.lines().filter(|line| line.contains("new certificates are used") && line.contains("ca.crt")).count()
+        text.lines().filter(|line| line.contains("what has changed there is used") && line.contains("ca.crt")).count()
             == times
     })
     .await;

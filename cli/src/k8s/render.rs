@@ -12,6 +12,7 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
 
 use super::certificates::{AUTHORITY, of_base, of_dev, secret_name};
+use super::secrets;
 use crate::context::Context;
 use crate::outbox::say;
 
@@ -22,11 +23,12 @@ const OPS_PORT: u16 = 9090;
 const STREAM_REPLICAS: &str = "3";
 const NATS: &str = "tls://nats:4222";
 
-const TEMPLATES: [(&str, &str); 8] = [
+const TEMPLATES: [(&str, &str); 9] = [
     ("backups.yaml.j2", include_str!("../../../templates/k8s/backups.yaml.j2")),
     ("cert-manager.yaml.j2", include_str!("../../../templates/k8s/cert-manager.yaml.j2")),
     ("certificates.yaml.j2", include_str!("../../../templates/k8s/certificates.yaml.j2")),
     ("databases.yaml.j2", include_str!("../../../templates/k8s/databases.yaml.j2")),
+    ("external-secrets.yaml.j2", include_str!("../../../templates/k8s/external-secrets.yaml.j2")),
     ("job.yaml.j2", include_str!("../../../templates/k8s/job.yaml.j2")),
     ("kustomization.yaml.j2", include_str!("../../../templates/k8s/kustomization.yaml.j2")),
     ("release.yaml.j2", include_str!("../../../templates/k8s/release.yaml.j2")),
@@ -108,6 +110,8 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let certificates: Vec<_> = of_base().collect();
     let by_cert_manager = render("cert-manager.yaml.j2", context! { certificates })?;
     files.insert("components/cert-manager/certificates.yaml".into(), by_cert_manager);
+    let by_external_secrets = render("external-secrets.yaml.j2", context! { secrets => secrets::of_base() })?;
+    files.insert("components/external-secrets/secrets.yaml".into(), by_external_secrets);
     let services: Vec<_> = SERVICES.iter().map(|service| service.name).collect();
     let mut shared: Vec<_> = fleet::shared(NATS, ISSUER, "file:///keys/jwks.json").into();
     shared.push(("FLOTILLA_STREAM_REPLICAS", STREAM_REPLICAS.to_owned()));

@@ -34,6 +34,38 @@ pub struct SecretsArgs {
     opensearch: String,
 }
 
+/// The secrets that the base asks for, and their files.
+pub fn of_base() -> Vec<(String, Vec<String>)> {
+    let of_services = SERVICES.iter().map(|service| {
+        let files = service.secrets().into_iter().map(|(_, file)| file);
+        (service.name.to_owned(), files.collect::<Vec<_>>())
+    });
+    let of_owners = SERVICES.iter().filter(|service| service.database.is_some());
+    let of_owners = of_owners.map(|service| (owner_of(service), vec![service.owner_secret().1]));
+    let administrates = administration_logins().map(|login| format!("{login}.creds"));
+    let administrates = [ACCOUNTS.to_owned()].into_iter().chain(administrates).collect();
+    let others = [(ADMINISTRATION.to_owned(), administrates), (BACKUPS.to_owned(), vec![BACKUP_KEY.to_owned()])];
+    of_services.chain(of_owners).chain(others).filter(|(_, files)| !files.is_empty()).collect()
+}
+
+/// The secret of the jobs that make accounts, streams and consumers.
+const ADMINISTRATION: &str = "nats-administration";
+/// Its file with the signed accounts.
+const ACCOUNTS: &str = "accounts";
+/// The secret of the jobs that make backups, and its key.
+const BACKUPS: &str = "backups";
+const BACKUP_KEY: &str = "backup-key";
+
+/// The secret of a service's migration.
+fn owner_of(service: &fleet::Service) -> String {
+    format!("{}-owner", service.name)
+}
+
+/// The logins of the administration of NATS.
+fn administration_logins() -> impl Iterator<Item = String> {
+    fleet::owners().into_iter().map(|owner| administration(&owner)).chain(["sys".to_owned()])
+}
+
 /// The files of a secret, by name.
 type Files = BTreeMap<String, String>;
 
@@ -43,7 +75,7 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     ensure!(!context.is_supervised(), "a stack runs in {}: say another folder by --home", context.home.display());
     let home = context.open_stack_dir()?;
     let accounts = nats::make_accounts(&home, &[])?;
-    let opensearch = home.secret("opensearch-password")?;
+    let opensearch = home.secret(login::PASSWORDS)?;
     home.write_secret("opensearch-url", &format!("https://{}:{opensearch}@{}", login::USER, args.opensearch))?;
     let superuser = home.secret("postgres-password")?;
     let place = Place { host: args.postgres.clone(), authorities: Some(args.authorities.clone()) };
@@ -61,7 +93,7 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
                 databases.insert(file.clone(), home.secret(&file)?);
             }
             let (_, file) = service.owner_secret();
-            secrets.insert(format!("{}-owner", service.name), Files::from([(file.clone(), read(&home, &file)?)]));
+            secrets.insert(owner_of(service), Files::from([(file.clone(), read(&home, &file)?)]));
         }
         if let Some(file) = service.page_token_key {
             home.secret(file)?;
@@ -70,21 +102,22 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
         secrets.insert(service.name.to_owned(), files.collect::<Result<_, anyhow::Error>>()?);
     }
     let operator = accounts.operator_mode(Path::new("/data/accounts"));
-    let mut administrates = Files::from([("accounts".to_owned(), accounts.jwts().join("\n"))]);
-    for login in fleet::owners().iter().map(|owner| administration(owner)).chain(["sys".to_owned()]) {
+    let mut administrates = Files::from([(ACCOUNTS.to_owned(), accounts.jwts().join("\n"))]);
+    for login in administration_logins() {
         let file = format!("{login}.creds");
         administrates.insert(file.clone(), read(&home, &file)?);
     }
     secrets.insert("databases".to_owned(), databases);
     secrets.insert("nats".to_owned(), Files::from([("operator.conf".to_owned(), operator)]));
-    secrets.insert("nats-administration".to_owned(), administrates);
-    secrets.insert("opensearch".to_owned(), Files::from([("opensearch-password".to_owned(), opensearch)]));
+    secrets.insert(ADMINISTRATION.to_owned(), administrates);
+    let passwords = read(&home, login::PASSWORDS)?;
+    secrets.insert("opensearch".to_owned(), Files::from([(login::PASSWORDS.to_owned(), passwords)]));
     let key = Key::make(&home).await.context("the key of the backups (apt-get install age)")?;
     let [repository, lock, data] = ["/backups/postgres", "/tmp/pgbackrest", "/data/postgres"].map(Path::new);
     let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
-    let backups = [("backup-key".to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
-    secrets.insert("backups".to_owned(), Files::from(backups));
-    let keys = serde_json::to_string(&Issuer::open(&home)?.jwks())?;
+    let backups = [(BACKUP_KEY.to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
+    secrets.insert(BACKUPS.to_owned(), Files::from(backups));
+    let keys = serde_json::to_string(Issuer::open(&home)?.jwks())?;
     home.write_secret("jwks.json", &keys)?;
     let namespace = args.namespace.as_str();
     let mut items: Vec<Value> = secrets.iter().filter(|(_, files)| !files.is_empty()).map(|(name, files)| {

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use anyhow::Context as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
+use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine as _;
@@ -25,34 +26,36 @@ pub const AUDIENCE: &str = "flotilla";
 /// The audience of operators' tokens.
 pub const OPERATORS: &str = "flotilla-operators";
 
+/// The file of its keys, a line each: the first signs, and all are published.
+pub const KEYS: &str = "issuer-key";
+
 /// The development issuer.
 pub struct Issuer {
-    key: EncodingKey,
-    jwk: Jwk,
+    /// What signs, and its name.
+    key: (EncodingKey, Option<String>),
+    jwks: JwkSet,
 }
 
 impl Issuer {
-    /// Reads the key, or makes it.
+    /// Reads the keys, or makes the first.
     ///
     /// # Errors
     /// The key file cannot be read or written.
     pub fn open(home: &StackDir) -> Result<Self, anyhow::Error> {
-        let path = home.path("secrets/issuer-key");
-        let document = match std::fs::read_to_string(&path) {
-            Ok(text) => STANDARD.decode(text.trim()).context("reading the issuer's key")?,
-            Err(_) => {
-                let document = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new())?;
-                crate::stack_dir::write_secret(&path, STANDARD.encode(document.as_ref()).as_bytes())?;
-                document.as_ref().to_vec()
-            }
-        };
-        let key = EncodingKey::from_ed_der(&document);
-        let mut jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("reading the issuer's key")?;
-        let print = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &document);
-        // Named by the key, so that a new key after a reset is a new name.
-        jwk.common.key_id = Some(print.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect());
-        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-        Ok(Self { key, jwk })
+        let mut keys = Vec::new();
+        for line in home.lines(KEYS, draw)? {
+            let document = STANDARD.decode(line).context("reading the issuer's key")?;
+            let key = EncodingKey::from_ed_der(&document);
+            let mut jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("reading the issuer's key")?;
+            let print = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &document);
+            // Named by the key, so that a new key is a new name.
+            jwk.common.key_id = Some(print.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect());
+            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+            keys.push((key, jwk));
+        }
+        let jwks = JwkSet { keys: keys.iter().map(|(_, jwk)| jwk.clone()).collect() };
+        let (key, jwk) = keys.into_iter().next().context("the issuer has no key")?;
+        Ok(Self { key: (key, jwk.common.key_id), jwks })
     }
 
     /// An access token of RFC 9068's shape, of an owner of the tenant.
@@ -109,32 +112,46 @@ impl Issuer {
         }
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some("at+jwt".to_owned());
-        header.kid.clone_from(&self.jwk.common.key_id);
-        Ok(encode(&header, &claims, &self.key)?)
+        let (key, name) = &self.key;
+        header.kid.clone_from(name);
+        Ok(encode(&header, &claims, key)?)
     }
 
-    /// The public key, as services fetch it.
+    /// The public keys, as services fetch them.
     #[must_use]
-    pub fn jwks(&self) -> JwkSet {
-        JwkSet { keys: vec![self.jwk.clone()] }
+    pub const fn jwks(&self) -> &JwkSet {
+        &self.jwks
     }
 
-    /// Serves discovery and the key set until `stop`.
+    /// Serves discovery and the key set of a folder until `stop`.
     ///
     /// # Errors
-    /// The port cannot be bound.
-    pub async fn serve(&self, port: u16, stop: CancellationToken) -> Result<(), anyhow::Error> {
+    /// The port cannot be bound, or the keys cannot be read.
+    pub async fn serve(home: StackDir, port: u16, stop: CancellationToken) -> Result<(), anyhow::Error> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("the issuer's port")?;
-        let jwks = self.jwks();
+        Self::open(&home)?;
+        // Read for each request: they may have changed.
+        let jwks = move || {
+            let read = Self::open(&home).map(|issuer| Json(issuer.jwks)).map_err(|error| format!("{error:#}"));
+            async move { read.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error)) }
+        };
         let jwks_uri = format!("http://127.0.0.1:{port}/jwks.json");
         let discovery =
             json!({"issuer": ISSUER, "jwks_uri": jwks_uri, "id_token_signing_alg_values_supported": ["EdDSA"]});
         let router = Router::new()
-            .route("/jwks.json", get(move || async move { Json(jwks) }))
+            .route("/jwks.json", get(jwks))
             .route("/.well-known/openid-configuration", get(move || async move { Json(discovery) }));
         tokio_util::task::TaskTracker::new().spawn(async move {
             axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
         });
         Ok(())
     }
+}
+
+/// A new key, as a line of the file.
+///
+/// # Errors
+/// The machine has no randomness.
+pub fn draw() -> Result<String, anyhow::Error> {
+    Ok(STANDARD.encode(Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new())?))
 }

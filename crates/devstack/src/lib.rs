@@ -16,6 +16,8 @@ pub mod install;
 
 pub mod postgres;
 
+pub mod rotation;
+
 pub mod nats;
 
 pub mod opensearch;

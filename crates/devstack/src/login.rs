@@ -29,6 +29,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
 use service::Lifecycle;
+use service::secret::Secret;
 use service::server::{self, Bounds};
 use service::tls::Speaks;
 pub use service::tls::Tls;
@@ -40,6 +41,12 @@ use crate::process;
 
 /// The user that the proxy admits.
 pub const USER: &str = "flotilla";
+/// The secret with its passwords, a line each: the fleet uses the first, and the proxy takes all.
+pub const PASSWORDS: &str = "opensearch-password";
+/// What the program answers, once it does.
+pub(crate) const ANSWERS: &str = "/_cluster/health?wait_for_status=yellow&timeout=1s";
+/// Where everybody may ask whether it does, without a password, and hears nothing of what.
+pub(crate) const HEALTH: &str = "/healthz";
 
 /// How to make a namespace: root needs no user namespace, everyone else does.
 const NAMESPACES: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
@@ -66,7 +73,7 @@ pub async fn namespace() -> Option<&'static [&'static str]> {
 pub struct Proxy {
     /// The program's port on the namespace's loopback.
     pub port: u16,
-    /// The file that holds the password.
+    /// The file that holds the passwords, which is read again when it changes.
     pub password: PathBuf,
     /// What the proxy speaks TLS by, if it does.
     pub tls: Tls,
@@ -114,7 +121,7 @@ impl Proxy {
         let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true).context("standard input is the socket that was bound outside")?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let router = proxy(self.port, &self.password)?;
+        let (router, passwords) = proxy(self.port, &self.password)?;
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().await?;
         if !up.success() {
             bail!("the namespace's loopback cannot be set up ({up})");
@@ -125,7 +132,7 @@ impl Proxy {
         let mut program = program.spawn().context("starting the program behind the login")?;
 
         let stop = CancellationToken::new();
-        let mut served = pin!(serve(listener, router, &self.tls, stop.clone()));
+        let mut served = pin!(serve(listener, (router, passwords), &self.tls, stop.clone()));
         let status = tokio::select! {
             served = &mut served => { served?; bail!("the proxy has ended") }
             status = program.wait() => status?,
@@ -148,18 +155,11 @@ impl Proxy {
 /// # Errors
 /// The password or the certificate cannot be read, or the address cannot be bound.
 pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) -> Result<(), anyhow::Error> {
-    // For probes, which have no password: whether it answers, and nothing of what.
-    let address: Uri = format!("http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s").parse()?;
-    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let healthz = axum::routing::get(move || {
-        let answer = client.get(address.clone());
-        async move { answer.await.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status()) }
-    });
-    let router = proxy(port, password)?.route("/healthz", healthz);
+    let proxy = proxy(port, password)?;
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;
     let mut term = signal(SignalKind::terminate())?;
     let stop = CancellationToken::new();
-    let mut served = pin!(serve(listener, router, &tls, stop.clone()));
+    let mut served = pin!(serve(listener, proxy, &tls, stop.clone()));
     tokio::select! {
         served = &mut served => served,
         _ = term.recv() => {
@@ -169,41 +169,53 @@ pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) ->
     }
 }
 
-/// What requires the password in this file, and passes requests on to the port.
-fn proxy(port: u16, password: &Path) -> Result<axum::Router, anyhow::Error> {
-    let text = std::fs::read_to_string(password);
-    let text = text.with_context(|| format!("reading the password in {}", password.display()))?;
-    let proxied = Arc::new(Proxied {
-        client: Client::builder(TokioExecutor::new()).build_http(),
-        authority: Authority::try_from(format!("127.0.0.1:{port}"))?,
-        login: format!("Basic {}", STANDARD.encode(format!("{USER}:{text}"))),
+/// What requires a password of this file, and passes requests on to the port.
+fn proxy(port: u16, passwords: &Path) -> Result<(axum::Router, Secret), anyhow::Error> {
+    let passwords = Secret::in_file(passwords).context("the passwords before OpenSearch")?;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let authority = Authority::try_from(format!("127.0.0.1:{port}"))?;
+    let (asked, address) = (client.clone(), Uri::try_from(format!("http://{authority}{ANSWERS}"))?);
+    let health = axum::routing::get(move || {
+        let answer = asked.get(address.clone());
+        async move { answer.await.map_or(StatusCode::SERVICE_UNAVAILABLE, |answer| answer.status()) }
     });
-    Ok(axum::Router::new().fallback(forward).with_state(proxied))
+    let proxied = Arc::new(Proxied { client, authority, passwords: passwords.clone() });
+    Ok((axum::Router::new().fallback(forward).with_state(proxied).route(HEALTH, health), passwords))
 }
 
 /// Serves until `stop`, and then until what is at work has ended.
 async fn serve(
     listener: tokio::net::TcpListener,
-    router: axum::Router,
+    (router, passwords): (axum::Router, Secret),
     tls: &Tls,
     stop: CancellationToken,
 ) -> Result<(), anyhow::Error> {
     let certificate = tls.open(&Lifecycle::default())?;
     let tls = certificate.map(|certificate| certificate.acceptor(Speaks::Both)).transpose()?;
-    server::serve(listener, router, (BOUNDS, tls), stop).await?;
+    let served = server::serve(listener, router, (BOUNDS, tls), stop.clone());
+    tokio::join!(served, passwords.look_until(&stop)).0?;
     Ok(())
 }
 
 struct Proxied {
     client: Client<HttpConnector, Body>,
     authority: Authority,
-    login: String,
+    passwords: Secret,
+}
+
+impl Proxied {
+    /// Whether one of the passwords makes this header.
+    fn lets_in(&self, header: &[u8]) -> bool {
+        let basic = |password: &str| format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
+        let takes = |password: &str| verify_slices_are_equal(header, basic(password).as_bytes()).is_ok();
+        self.passwords.expose().lines().any(takes)
+    }
 }
 
 async fn forward(State(proxied): State<Arc<Proxied>>, mut request: Request) -> Response {
     let mut logins = request.headers().get_all(AUTHORIZATION).iter();
     let login = logins.next().map(|login| login.as_bytes()).unwrap_or_default();
-    if verify_slices_are_equal(login, proxied.login.as_bytes()).is_err() || logins.next().is_some() {
+    if logins.next().is_some() || !proxied.lets_in(login) {
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"flotilla\"")]).into_response();
     }
     let uri = Uri::builder().scheme(Scheme::HTTP).authority(proxied.authority.clone());

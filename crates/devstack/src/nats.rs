@@ -21,10 +21,10 @@ mod keys;
 pub mod team;
 pub mod teams;
 
-pub use accounts::{Accounts, administration, make as make_accounts};
+pub use accounts::{Accounts, administration, make as make_accounts, renew};
 pub use administration::{Wanted, announce, connect, provision, push, reload};
 pub use carry::streams;
-pub use keys::{credentials_file, has_keys};
+pub use keys::{credentials_file, has_keys, revoke};
 
 /// A server.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use service::tls::Tls;
 
 use crate::certificates::Certificates;
-use crate::login::{Proxy, USER};
+use crate::login::{ANSWERS, HEALTH, PASSWORDS, Proxy, USER};
 use crate::process::{Program, Ready};
 use crate::stack_dir::StackDir;
 
@@ -89,7 +89,7 @@ impl OpenSearch {
         flotilla: PathBuf,
         socket: TcpListener,
     ) -> Result<Self, anyhow::Error> {
-        let (password, file) = (home.secret("opensearch-password")?, home.path("secrets/opensearch-password"));
+        let (password, file) = (home.secret(PASSWORDS)?, home.path("secrets").join(PASSWORDS));
         let socket = Arc::new(socket);
         Ok(Self { login: Some(Login { password, file, namespace, flotilla, socket }), ..self })
     }
@@ -123,7 +123,8 @@ impl OpenSearch {
             log: self.log.clone(),
             user: None,
             stop: Signal::SIGTERM,
-            ready: Ready::Http(format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url(self.port))),
+            // Behind the login it is asked without a password, which may change.
+            ready: Ready::Http(format!("{}{}", self.address(), if self.login.is_some() { HEALTH } else { ANSWERS })),
             socket: self.login.as_ref().map(|login| Arc::clone(&login.socket)),
             alive: None,
         }

@@ -424,15 +424,19 @@ impl Roles {
     /// A file cannot be written.
     pub fn write_urls(&self, home: &StackDir, service: &fleet::Service, place: &Place) -> Result<(), anyhow::Error> {
         let name = service.name;
-        let write = |file: &str, role: &str, password: &str| {
-            home.write_secret(file, &place.url(&format!("{name}_{role}"), password, name))
-        };
-        write(&service.owner_secret().1, "owner", &self.owner)?;
-        write(&format!("{name}-database-url"), "app", &self.app)?;
-        if service.produces {
-            write(&format!("{name}-relay-database-url"), "relay", &self.relay)?;
+        for (role, file) in service.logins() {
+            home.write_secret(&file, &place.url(&format!("{name}_{role}"), self.password(role), name))?;
         }
         Ok(())
+    }
+
+    /// The password of one of them.
+    pub(crate) fn password(&self, role: &str) -> &str {
+        match role {
+            "owner" => &self.owner,
+            "relay" => &self.relay,
+            _ => &self.app,
+        }
     }
 }
 

@@ -252,8 +252,7 @@ impl Startup<'_> {
                 nats.address(),
                 issuer_stop.clone(),
             ));
-            let issuer = Issuer::open(self.home)?;
-            issuer.serve(issuer_port, issuer_stop.clone()).await?;
+            Issuer::serve(self.home.clone(), issuer_port, issuer_stop.clone()).await?;
             self.status_file.add(self.issuer_unit(issuer_port));
             for service in fleet::SERVICES.iter().filter(|service| !needs_all(service)) {
                 self.service(service, &seen).await?;

@@ -70,18 +70,38 @@ impl StackDir {
         self.0.join("logs").join(format!("{name}.log"))
     }
 
-    /// A password or key that is made at the first call and stays.
+    /// A password or key that is made at the first call; of several lines the first.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be read or written.
     pub fn secret(&self, name: &str) -> Result<String, anyhow::Error> {
+        Ok(self.lines(name, || random_hex(24))?.swap_remove(0))
+    }
+
+    /// The lines of a secret of which several may be valid: the first is used, and all are taken. The first is drawn at the first call.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn lines(
+        &self,
+        name: &str,
+        draw: impl Fn() -> Result<String, anyhow::Error>,
+    ) -> Result<Vec<String>, anyhow::Error> {
         let path = self.0.join("secrets").join(name);
-        if let Ok(text) = fs::read_to_string(&path) {
-            return Ok(text);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+                anyhow::ensure!(!lines.is_empty(), "{} is empty", path.display());
+                Ok(lines.into_iter().map(ToOwned::to_owned).collect())
+            }
+            // Only then: another one would let nobody in.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let drawn = draw()?;
+                write_secret(&path, drawn.as_bytes())?;
+                Ok(vec![drawn])
+            }
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
-        let text = random_hex(24)?;
-        write_secret(&path, text.as_bytes())?;
-        Ok(text)
     }
 
     /// Writes a file that only its owner may read, and returns its path.

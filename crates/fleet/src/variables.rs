@@ -59,23 +59,38 @@ impl Service {
     pub fn secrets(&self) -> Vec<(&'static str, String)> {
         let name = self.name;
         let mut all = Vec::new();
-        if self.database.is_some() {
-            all.push(("FLOTILLA_DATABASE_URL_FILE", format!("{name}-database-url")));
-            if self.produces {
-                all.push(("FLOTILLA_RELAY_DATABASE_URL_FILE", format!("{name}-relay-database-url")));
-            }
-        }
+        let variable = |role| match role {
+            "app" => Some("FLOTILLA_DATABASE_URL_FILE"),
+            "relay" => Some("FLOTILLA_RELAY_DATABASE_URL_FILE"),
+            _ => None,
+        };
+        all.extend(self.logins().into_iter().filter_map(|(role, file)| Some((variable(role)?, file))));
         if let Some(file) = self.page_token_key {
             all.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", file.to_owned()));
         }
         if logins().iter().any(|login| login.name == name) {
-            all.push(("FLOTILLA_NATS_CREDS", format!("{name}.creds")));
+            all.push(("FLOTILLA_NATS_CREDS_FILE", format!("{name}.creds")));
         }
         if let Some(login) = self.reads_as().filter(|login| login != name) {
-            all.push(("FLOTILLA_CONSUMER_NATS_CREDS", format!("{login}.creds")));
+            all.push(("FLOTILLA_CONSUMER_NATS_CREDS_FILE", format!("{login}.creds")));
         }
         if self.search_engine {
             all.push(("FLOTILLA_OPENSEARCH_URL_FILE", "opensearch-url".to_owned()));
+        }
+        all
+    }
+
+    /// The roles that log in at its database, each with the name of the file that holds its login.
+    #[must_use]
+    pub fn logins(&self) -> Vec<(&'static str, String)> {
+        let name = self.name;
+        let mut all = Vec::new();
+        if self.database.is_some() {
+            all.push(("owner", format!("{name}-owner-database-url")));
+            all.push(("app", format!("{name}-database-url")));
+            if self.produces {
+                all.push(("relay", format!("{name}-relay-database-url")));
+            }
         }
         all
     }

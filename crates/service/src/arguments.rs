@@ -1,17 +1,19 @@
 //! From flags and environment to a configuration: `clap` parses each value, and one error names every problem.
 //!
-//! A secret is an argument whose environment is hidden (`hide_env_values`). Each secret may come from a file instead, which `--<name>-file`
-//! or `<VARIABLE>_FILE` names. No message repeats a secret: `clap`'s own text parsers repeat no value, and our parser for a secret must
-//! not.
+//! A secret is an argument whose environment is hidden (`hide_env_values`), and a [`Secret`](crate::secret::Secret). It may come from a file
+//! instead, which `--<name>-file` or `<VARIABLE>_FILE` names, or from what a command prints (`--<name>-command`, `<VARIABLE>_COMMAND`); both
+//! are read again while the process runs. No message repeats a secret: `clap`'s own text parsers repeat no value, and our parser for a
+//! secret must not.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::path::Path;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command};
+
+use crate::secret;
 
 /// The configuration of a service's program.
 pub trait Settings: Args {
@@ -47,8 +49,9 @@ impl ConfigErrors {
 #[must_use]
 pub fn command<S: Settings>(name: &'static str) -> Command {
     let strict = S::augment_args(Command::new(name));
-    let files: Vec<Arg> = strict.get_arguments().filter(|arg| arg.is_hide_env_values_set()).map(file_of).collect();
-    strict.mut_args(|arg| takes_anything(says_more(arg))).args(files)
+    let secrets = strict.get_arguments().filter(|arg| arg.is_hide_env_values_set());
+    let elsewhere: Vec<Arg> = secrets.flat_map(|secret| [FILE, COMMAND].map(|kind| kind.of(secret))).collect();
+    strict.mut_args(|arg| takes_anything(says_more(arg))).args(elsewhere)
 }
 
 /// What `--help` says of an argument that its parser knows and a text does not.
@@ -59,7 +62,7 @@ fn says_more(arg: Arg) -> Arg {
         help += &format!(" [{}]", possible.join(" or "));
     }
     match (arg.is_required_set(), arg.is_hide_env_values_set()) {
-        (true, true) => help += " [required, here or in a file]",
+        (true, true) => help += " [required, here, in a file or from a command]",
         (true, false) => help += " [required]",
         (false, _) => {}
     }
@@ -120,18 +123,30 @@ pub fn parse<S: Settings>(given: &ArgMatches) -> Result<S, ConfigError> {
     Err(ConfigError(problems.0))
 }
 
-/// The argument that names the file of a secret.
-fn file_of(secret: &Arg) -> Arg {
-    let variable = variable(secret);
-    Arg::new(file_id(secret))
-        .long(format!("{}-file", secret.get_long().unwrap_or_default()))
-        .env(format!("{variable}_FILE"))
-        .value_name("FILE")
-        .help(format!("A file that holds what {variable} would"))
+/// Where a secret may be, if not in its variable.
+struct Elsewhere {
+    name: &'static str,
+    variable: &'static str,
+    help: &'static str,
 }
 
-fn file_id(secret: &Arg) -> String {
-    format!("{}_file", secret.get_id())
+const FILE: Elsewhere = Elsewhere { name: "file", variable: "FILE", help: "A file that holds" };
+const COMMAND: Elsewhere = Elsewhere { name: "command", variable: "COMMAND", help: "A command of `sh` that prints" };
+
+impl Elsewhere {
+    /// The argument that says so.
+    fn of(&self, secret: &Arg) -> Arg {
+        let variable = variable(secret);
+        Arg::new(self.id(secret))
+            .long(format!("{}-{}", secret.get_long().unwrap_or_default(), self.name))
+            .env(format!("{variable}_{}", self.variable))
+            .value_name(self.variable)
+            .help(format!("{} what {variable} would", self.help))
+    }
+
+    fn id(&self, secret: &Arg) -> String {
+        format!("{}_{}", secret.get_id(), self.name)
+    }
 }
 
 /// The texts that were given for an argument.
@@ -145,18 +160,21 @@ fn values(arg: &Arg, given: &ArgMatches) -> Result<Vec<String>, String> {
         return Ok(values);
     }
     let name = variable(arg);
-    let Some(path) = given.get_one::<String>(&file_id(arg)) else { return Ok(values) };
-    if !values.is_empty() {
-        return Err(format!("{name}: is set, and {name}_FILE too: set one of them"));
+    let file = given.get_one::<String>(&FILE.id(arg)).map(|path| secret::file(path));
+    let command = given.get_one::<String>(&COMMAND.id(arg)).map(|command| secret::command(command));
+    let all: Vec<String> = values.into_iter().chain(file).chain(command).collect();
+    if all.len() > 1 {
+        return Err(format!("{name}: set one of {name}, {name}_FILE and {name}_COMMAND"));
     }
-    let text = std::fs::read_to_string(Path::new(path)).map_err(|error| format!("{name}_FILE: {path}: {error}"))?;
-    Ok(vec![text.trim_end().to_owned()])
+    Ok(all)
 }
 
 fn missing(arg: &Arg) -> String {
     let name = variable(arg);
     if arg.is_hide_env_values_set() {
-        format!("is missing: set it, or {name}_FILE to the file that holds it")
+        format!(
+            "is missing: set it, or {name}_FILE to the file that holds it, or {name}_COMMAND to a command that prints it"
+        )
     } else {
         "is missing".to_owned()
     }
@@ -184,9 +202,8 @@ fn why(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::{ExposeSecret as _, SecretString};
-
     use super::*;
+    use crate::secret::Secret;
 
     #[derive(Debug, Args)]
     struct Shop {
@@ -198,7 +215,10 @@ mod tests {
         open: bool,
         /// The key of its door.
         #[arg(long, env = "FLOTILLA_SHOP_KEY", hide_env_values = true, value_parser = secret)]
-        key: SecretString,
+        key: Secret,
+        /// The key of its till.
+        #[arg(long, env = "FLOTILLA_SHOP_TILL", hide_env_values = true)]
+        till: Option<Secret>,
         /// What it sells.
         #[arg(long, env = "FLOTILLA_SHOP_GOODS", value_delimiter = ',')]
         goods: Vec<u8>,
@@ -207,8 +227,9 @@ mod tests {
         guests: u32,
     }
 
-    fn secret(text: &str) -> Result<SecretString, String> {
-        if text.len() < 4 { Err("is too short".to_owned()) } else { Ok(text.to_owned().into()) }
+    fn secret(text: &str) -> Result<Secret, String> {
+        let secret: Secret = text.parse()?;
+        if secret.expose().len() < 4 { Err("is too short".to_owned()) } else { Ok(secret) }
     }
 
     impl Settings for Shop {
@@ -228,7 +249,7 @@ mod tests {
     fn what_is_given_is_taken() {
         let shop = shop(&["--port", "80", "--key=hunter2", "--goods", "1,2", "--open", "false"]).unwrap();
         assert_eq!((shop.port, shop.open, shop.goods, shop.guests), (80, false, vec![1, 2], 3));
-        assert_eq!(shop.key.expose_secret(), "hunter2");
+        assert_eq!(shop.key.expose(), "hunter2");
     }
 
     #[test]
@@ -259,13 +280,17 @@ mod tests {
         std::fs::write(&file, "hunter2\n").unwrap();
         let path = file.to_str().unwrap();
         let shop_by_file = shop(&["--port", "80", "--key-file", path]).unwrap();
-        assert_eq!(shop_by_file.key.expose_secret(), "hunter2");
+        assert_eq!(shop_by_file.key.expose(), "hunter2");
         assert!(!format!("{shop_by_file:?}").contains("hunter2"));
+        let by_command = shop(&["--port", "80", "--key-file", path, "--till-command", &format!("cat {path}")]).unwrap();
+        assert_eq!(by_command.till.unwrap().expose(), "hunter2");
         let both = shop(&["--port", "80", "--key-file", path, "--key", "hunter2"]).unwrap_err();
-        assert!(both.contains("FLOTILLA_SHOP_KEY: is set, and FLOTILLA_SHOP_KEY_FILE too: set one of them"), "{both}");
+        let one =
+            "FLOTILLA_SHOP_KEY: set one of FLOTILLA_SHOP_KEY, FLOTILLA_SHOP_KEY_FILE and FLOTILLA_SHOP_KEY_COMMAND";
+        assert!(both.contains(one), "{both}");
         std::fs::remove_file(&file).unwrap();
         let gone = shop(&["--port", "80", "--key-file", path]).unwrap_err();
-        assert!(gone.contains(&format!("FLOTILLA_SHOP_KEY_FILE: {path}: No such file")), "{gone}");
+        assert!(gone.contains(&format!("FLOTILLA_SHOP_KEY: reading {path}: No such file")), "{gone}");
         let none = shop(&["--port", "80"]).unwrap_err();
         assert!(none.contains("FLOTILLA_SHOP_KEY: is missing: set it, or FLOTILLA_SHOP_KEY_FILE"), "{none}");
     }
@@ -277,8 +302,9 @@ mod tests {
             "Where it is [required]",
             "[env: FLOTILLA_SHOP_PORT",
             "Whether it is open [true or false]",
-            "The key of its door [required, here or in a file]",
+            "The key of its door [required, here, in a file or from a command]",
             "--key-file <FILE>",
+            "--key-command <COMMAND>",
         ] {
             assert!(help.contains(part), "{part} in {help}");
         }

@@ -2,16 +2,14 @@
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use authz::JwksSource;
 use clap::Args;
-use secrecy::SecretString;
 
 use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
-use crate::page::PageTokens;
+use crate::secret::Secret;
 use crate::tls::{Authorities, Tls};
 
 /// The configuration of every process.
@@ -183,7 +181,7 @@ pub struct Database {
         env = "FLOTILLA_DATABASE_URL",
         hide_env_values = true
     )]
-    pub url: SecretString,
+    pub url: Secret,
     /// How many connections to the database to use at most.
     #[arg(
         id = "database_connections",
@@ -201,7 +199,7 @@ pub struct Database {
 pub struct Outbox {
     /// The database, as the role `<service>_relay`.
     #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL", hide_env_values = true)]
-    pub relay_database_url: SecretString,
+    pub relay_database_url: Secret,
     /// How long the stream is to keep events, in days; `flotilla provision` makes it so.
     #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30",
         value_parser = clap::value_parser!(u32).range(1..=3_650))]
@@ -242,9 +240,9 @@ impl Settings for Outbox {
 /// What the handlers of a service that publishes are configured by: it reads events by a login of their own.
 #[derive(Debug, Clone, Args)]
 pub struct Handlers {
-    /// The credentials file of the login by which its handlers read events.
-    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", value_parser = file)]
-    pub consumer_nats_creds: PathBuf,
+    /// The credentials of the login by which its handlers read events.
+    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", hide_env_values = true)]
+    pub consumer_nats_creds: Secret,
 }
 
 /// Days as a duration.
@@ -256,24 +254,7 @@ pub fn days(days: u32) -> Duration {
 /// The key for page tokens.
 #[derive(Debug, Clone, Args)]
 pub struct Pages {
-    /// The key for page tokens, the same for all replicas.
+    /// The key for page tokens, the same for all replicas. Of several, a line each, the first makes tokens, and all of them read.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
-    pub page_token_key: SecretString,
-}
-
-impl Pages {
-    /// Makes and reads page tokens.
-    #[must_use]
-    pub fn tokens(&self) -> PageTokens {
-        PageTokens::new(self.page_token_key.clone())
-    }
-}
-
-/// Parses the path of a file that is there.
-///
-/// # Errors
-/// It is not there, or may not be seen.
-pub fn file(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    std::fs::metadata(&path).map(|_| path).map_err(|error| format!("{text}: {error}"))
+    pub page_token_key: Secret,
 }

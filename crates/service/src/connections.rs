@@ -10,22 +10,19 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox::connections::{ACQUIRE, FRESH, LIMITS, pool_options};
-use secrecy::{ExposeSecret as _, SecretString};
+use outbox::connections::{ACQUIRE, FRESH};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, SqlSafeStr as _};
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-const STATEMENT_TIMEOUT: &str = "statement_timeout";
-/// The same for operators, whose queries read everything.
-const OPERATORS: (&str, &str) = (STATEMENT_TIMEOUT, "5min");
+use crate::login::Login;
+use crate::secret::Secret;
 
 /// The connections of one role.
 #[derive(Debug)]
 pub(crate) struct Connections {
-    pool: PgPool,
+    pub(crate) login: Login,
     /// As many as the pool has connections: a holder of one of these finds a connection in `warm` or in the pool.
     permits: Arc<Semaphore>,
     warm: Mutex<Vec<Taken>>,
@@ -47,10 +44,10 @@ impl Taken {
 
 impl Connections {
     /// Up to so many, made when they are needed.
-    pub(crate) fn lazy(url: &SecretString, name: &str, connections: u32) -> Result<Arc<Self>, sqlx::Error> {
-        let pool = pool(url, name, connections)?;
+    pub(crate) fn lazy(url: &Secret, name: &str, connections: u32) -> Result<Arc<Self>, sqlx::Error> {
+        let login = Login::of_service(url, name, connections)?;
         let permits = Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Arc::new(Self { pool, permits, warm: Mutex::default() }))
+        Ok(Arc::new(Self { login, permits, warm: Mutex::default() }))
     }
 
     /// Begins a transaction with this statement and what follows it in the same round trip.
@@ -72,7 +69,7 @@ impl Connections {
     /// How many connections are in use.
     pub(crate) fn in_use(&self) -> u32 {
         let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
-        self.pool.options().get_max_connections().saturating_sub(free)
+        self.login.pool().options().get_max_connections().saturating_sub(free)
     }
 
     async fn take(&self) -> Result<(Taken, OwnedSemaphorePermit), sqlx::Error> {
@@ -87,7 +84,7 @@ impl Connections {
             drop(stale);
             let taken = match fresh {
                 Some(taken) => taken,
-                None => Taken { connection: self.pool.acquire().await?, since: now, used: now },
+                None => Taken { connection: self.login.acquire().await?, since: now, used: now },
             };
             Ok((taken, permit))
         };
@@ -158,21 +155,3 @@ impl DerefMut for Transaction {
 
 /// How long a connection may go from transaction to transaction before the pool checks it again.
 const TURN: Duration = Duration::from_secs(30);
-/// Opens a pool whose connections are bound by [`LIMITS`].
-///
-/// # Errors
-/// Fails when the address cannot be read.
-pub fn pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
-    let options: PgConnectOptions = url.expose_secret().parse()?;
-    Ok(pool_options(connections).connect_lazy_with(options.application_name(name).options(LIMITS)))
-}
-
-/// The same for operators, whose statements may take longer.
-///
-/// # Errors
-/// Fails when the address cannot be read.
-pub fn operators_pool(url: &SecretString, name: &str, connections: u32) -> Result<PgPool, sqlx::Error> {
-    let options: PgConnectOptions = url.expose_secret().parse()?;
-    let limits = LIMITS.map(|limit| if limit.0 == STATEMENT_TIMEOUT { OPERATORS } else { limit });
-    Ok(pool_options(connections).connect_lazy_with(options.application_name(name).options(limits)))
-}

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use consumer::NotClaimed;
 use contracts::TenantId;
 use prost::Message as _;
-use secrecy::SecretString;
 use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
 
 use crate::Failure;
 use crate::call::{Call, Once};
 use crate::connections::{Connections, Transaction};
 use crate::idempotency::StoredResponse;
+use crate::secret::Secret;
 
 /// The database as the service's own role sees it.
 #[derive(Debug, Clone)]
@@ -28,7 +29,7 @@ impl Db {
     ///
     /// # Errors
     /// Fails when the address cannot be read.
-    pub fn lazy(url: &SecretString, service: &str, connections: u32) -> Result<Self, sqlx::Error> {
+    pub fn lazy(url: &Secret, service: &str, connections: u32) -> Result<Self, sqlx::Error> {
         Ok(Self {
             connections: Connections::lazy(url, service, connections)?,
             operator: format!(r#"begin; set local role "{service}_operator""#).into(),
@@ -87,6 +88,11 @@ impl Db {
         let begin = format!("{begin}; set local app.tenant = '{tenant}'");
         let tx = self.connections.begin(begin).await?;
         Ok(TenantTx { tx, tenant: tenant.clone(), once: Once::No, stored: None })
+    }
+
+    /// Logs in by what its secret has become, until `stop`.
+    pub(crate) async fn follow(&self, stop: &CancellationToken) {
+        self.connections.login.follow(stop).await;
     }
 
     /// How many connections are in use.

@@ -53,7 +53,7 @@ where
     let connections = u32::try_from(at_once + 1)?;
     let db = process.pool(&database.url, &format!("{}-inbox", process.name), connections)?;
     let inbox = Inbox { keep_days: i32::try_from(keep_days)?, ..Inbox::new(db) };
-    let consumer = Consumer::new(nats::connect(&name, &login, &process.authorities).await?, durable);
+    let consumer = Consumer::new(process.nats_as(&name, &login).await?, durable);
     let service = process.acts_as()?;
     let handle = move |claim: Claim| {
         let read = Call::of_event(&service, &claim).and_then(|(call, envelope)| {

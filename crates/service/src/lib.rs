@@ -18,6 +18,8 @@ pub mod database;
 
 mod connections;
 
+mod login;
+
 pub mod migrations;
 
 pub mod outbox;
@@ -45,6 +47,8 @@ mod server_work;
 pub mod tls;
 
 pub mod reread;
+
+pub mod secret;
 
 pub mod client;
 

@@ -1,20 +1,25 @@
 //! The connection to NATS.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::{ConnectOptions, ServerAddr};
+use async_nats::{Auth, AuthError, ConnectOptions, ServerAddr};
 use clap::Args;
+use nkeys::KeyPair;
 use outbox::connections::nats_options;
-use tracing::info;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use crate::config;
+use crate::secret::Secret;
 use crate::tls::Authorities;
 
 pub use async_nats::Client;
+
+/// How long new credentials wait for the connection that they change.
+const CONNECTS_AFTER: Duration = Duration::from_secs(1);
 
 /// Where NATS is, and what a service logs in by.
 #[derive(Debug, Clone, Args)]
@@ -22,16 +27,22 @@ pub struct Login {
     /// NATS: nats://host:port, or tls:// for TLS alone; or the servers of a cluster, with commas between: whichever answers.
     #[arg(id = "nats_url", long = "nats-url", value_name = "URL", env = "FLOTILLA_NATS_URL", value_parser = url)]
     pub url: String,
-    /// The credentials file of this service's login there.
-    #[arg(id = "nats_creds", long = "nats-creds", value_name = "FILE", env = "FLOTILLA_NATS_CREDS", value_parser = config::file)]
-    pub credentials: PathBuf,
+    /// The credentials of this service's login there: a JWT, and the seed of its key.
+    #[arg(
+        id = "nats_creds",
+        long = "nats-creds",
+        value_name = "TEXT",
+        env = "FLOTILLA_NATS_CREDS",
+        hide_env_values = true
+    )]
+    pub credentials: Secret,
 }
 
 impl Login {
     /// Another login of the same servers.
     #[must_use]
-    pub fn with(&self, credentials: &Path) -> Self {
-        Self { url: self.url.clone(), credentials: credentials.to_owned() }
+    pub fn with(&self, credentials: &Secret) -> Self {
+        Self { url: self.url.clone(), credentials: credentials.clone() }
     }
 }
 
@@ -53,9 +64,15 @@ pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
 /// Fails when the address or the credentials cannot be read.
 pub async fn connect(name: &str, login: &Login, authorities: &Authorities) -> Result<Client, anyhow::Error> {
     let addresses = addresses(&login.url)?;
-    let credentials = ConnectOptions::new().credentials_file(&login.credentials).await;
-    let mut options = credentials
-        .with_context(|| format!("reading the credentials {}", login.credentials.display()))?
+    auth(&login.credentials.get(), &[]).context("the credentials of NATS")?;
+    let credentials = login.credentials.clone();
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        // Whatever they are now: those before may be why it connects anew.
+        credentials.look();
+        let auth = auth(&credentials.get(), &nonce).map_err(AuthError::new);
+        async move { auth }
+    });
+    options = options
         .name(name)
         .custom_inbox_prefix(format!("_INBOX_{name}"))
         .event_callback(|event| async move { info!(%event, "NATS") });
@@ -65,6 +82,44 @@ pub async fn connect(name: &str, login: &Login, authorities: &Authorities) -> Re
     }
     let client = nats_options(options).connect(addresses).await?;
     Ok(client)
+}
+
+/// Connects anew whenever the credentials have changed, until `stop`: those before may be revoked afterwards.
+pub(crate) async fn follow(client: &Client, credentials: &Secret, stop: &CancellationToken) {
+    let mut used = credentials.get();
+    let connects = async {
+        let mut tick = tokio::time::interval(CONNECTS_AFTER);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            let now = credentials.get();
+            if now.expose_secret() != used.expose_secret() {
+                match auth(&now, &[]) {
+                    // Only a client that has ended refuses.
+                    Ok(_) => drop(client.force_reconnect().await),
+                    Err(error) => {
+                        warn!(
+                            error = format!("{error:#}"),
+                            "the new credentials of NATS are none: the connection stays"
+                        )
+                    }
+                }
+                used = now;
+            }
+        }
+    };
+    tokio::join!(credentials.look_until(stop), connects);
+}
+
+/// What the server asks for: the JWT, and its nonce signed by the key of its seed.
+fn auth(credentials: &SecretString, nonce: &[u8]) -> Result<Auth, anyhow::Error> {
+    let after = |title: &str| {
+        let mut lines = credentials.expose_secret().lines().skip_while(|line| !line.contains(title));
+        lines.nth(1).map(str::trim).with_context(|| format!("there is no `-----BEGIN {title}-----`"))
+    };
+    let (jwt, seed) = (after("NATS USER JWT")?, after("USER NKEY SEED")?);
+    let key = KeyPair::from_seed(seed).context("its seed is none")?;
+    let mut auth = Auth::new();
+    (auth.jwt, auth.signature) = (Some(jwt.to_owned()), Some(key.sign(nonce)?));
+    Ok(auth)
 }
 
 /// An append-only stream that refuses rather than drops: a record for readers without access to the database.

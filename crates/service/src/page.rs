@@ -2,12 +2,12 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::Failure;
+use crate::secret::Secret;
 
 const TAG_BYTES: usize = 16;
 /// The largest page: half of what a gRPC client accepts by default (4 MiB).
@@ -38,19 +38,20 @@ pub fn size(asked: i32) -> Result<usize, Failure> {
 
 /// Makes and reads page tokens.
 #[derive(Clone)]
-pub struct PageTokens(SecretString);
+pub struct PageTokens(Secret);
 
 impl PageTokens {
-    /// With the key that this service's replicas share.
+    /// With the keys that this service's replicas share, a line each.
     #[must_use]
-    pub const fn new(key: SecretString) -> Self {
-        Self(key)
+    pub const fn new(keys: Secret) -> Self {
+        Self(keys)
     }
 
     /// A token for continuing at `position` with the same `question` (everything else that shapes the answer).
     pub fn make(&self, question: &impl Serialize, position: &impl Serialize) -> Result<String, Failure> {
         let mut bytes = serde_json::to_vec(position).map_err(Failure::internal)?;
-        bytes.splice(0..0, self.tag(question, &bytes)?);
+        let keys = self.0.expose();
+        bytes.splice(0..0, tag(keys.lines().next().unwrap_or_default(), question, &bytes)?);
         Ok(URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -90,23 +91,36 @@ impl PageTokens {
         };
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
         let (tag, position) = bytes.split_at_checked(TAG_BYTES).ok_or_else(wrong)?;
-        if self.tag(question, position)? != tag {
-            return Err(wrong());
+        if !self.knows(question, position, tag)? {
+            // Another replica may have a newer key already.
+            self.0.look();
+            if !self.knows(question, position, tag)? {
+                return Err(wrong());
+            }
         }
         serde_json::from_slice(position).map(Some).map_err(|_| wrong())
     }
 
-    /// A keyed hash, with the key before and behind: the token guards against confusion, it authorizes nothing.
-    fn tag(&self, question: &impl Serialize, position: &[u8]) -> Result<Vec<u8>, Failure> {
-        let key = self.0.expose_secret().as_bytes();
-        let question = serde_json::to_vec(question).map_err(Failure::internal)?;
-        let mut hash = Sha256::new();
-        for part in [key, &question, position, key] {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
+    /// Whether one of the keys has made this.
+    fn knows(&self, question: &impl Serialize, position: &[u8], made: &[u8]) -> Result<bool, Failure> {
+        for key in self.0.expose().lines() {
+            if tag(key, question, position)? == made {
+                return Ok(true);
+            }
         }
-        Ok(hash.finalize()[..TAG_BYTES].to_vec())
+        Ok(false)
     }
+}
+
+/// A keyed hash, with the key before and behind: the token guards against confusion, it authorizes nothing.
+fn tag(key: &str, question: &impl Serialize, position: &[u8]) -> Result<Vec<u8>, Failure> {
+    let question = serde_json::to_vec(question).map_err(Failure::internal)?;
+    let mut hash = Sha256::new();
+    for part in [key.as_bytes(), &question, position, key.as_bytes()] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    Ok(hash.finalize()[..TAG_BYTES].to_vec())
 }
 
 #[cfg(test)]
@@ -128,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_page_has_a_token_when_more_was_found() {
-        let tokens = PageTokens::new("key".to_owned().into());
+        let tokens = PageTokens::new("key".into());
         let page = |found: Vec<i64>| tokens.page(&"acme", 2, found, (|id| *id, |id| *id)).unwrap();
         let (items, token) = page(vec![9, 8, 7]);
         assert_eq!((items, tokens.read::<i64>(&"acme", &token).unwrap()), (vec![9, 8], Some(8)));
@@ -140,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_token_works_for_its_question_only() {
-        let tokens = PageTokens::new("key".to_owned().into());
+        let tokens = PageTokens::new("key".into());
         let token = tokens.make(&("acme", "OPEN"), &42).unwrap();
         assert_eq!(tokens.read::<i32>(&("acme", "OPEN"), &token).unwrap(), Some(42));
         assert_eq!(tokens.read::<i32>(&("acme", "OPEN"), "").unwrap(), None);

@@ -10,18 +10,20 @@ use contracts::UserId;
 use contracts::ids::IdError;
 use http::HeaderValue;
 use metrics::gauge;
-use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
-use crate::config::{Common, Database};
+use crate::config::{Common, Database, Pages};
+use crate::login::Login;
 use crate::migrations::Migrations;
-use crate::nats::{self, Login};
+use crate::nats;
 use crate::operators_router::Operators;
+use crate::page::PageTokens;
 use crate::readiness::Readiness;
+use crate::secret::Secret;
 use crate::tls::{Authorities, Certificate, Speaks};
-use crate::{Db, Lifecycle, connections, idempotency_sweep, retry};
+use crate::{Db, Lifecycle, idempotency_sweep, retry};
 
 /// How often to check that a dependency answers, and to count connections.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -116,6 +118,8 @@ impl Process {
         let db = Db::lazy(&config.url, self.name, config.connections)?;
         let counted = db.clone();
         self.count(self.name, config.connections, move || counted.in_use());
+        let follows = db.clone();
+        self.lifecycle.run("login at the database", |stop| async move { follows.follow(&stop).await });
         let asked = db.clone();
         self.watch("database", move || {
             let db = asked.clone();
@@ -130,7 +134,7 @@ impl Process {
         self.readiness.set("schema", false);
         let (ready, name, url, schema) = (self.readiness.clone(), self.name, config.url.clone(), *schema);
         self.lifecycle.run("schema", |stop| async move {
-            let met = retry::retry_forever("the schema", || schema.check(name, &url));
+            let met = retry::retry_forever("the schema", || async { schema.check(name, &url.get()).await });
             if stop.run_until_cancelled(met).await.is_some() {
                 ready.set("schema", true);
             }
@@ -150,32 +154,54 @@ impl Process {
     ///
     /// # Errors
     /// An address or the credentials cannot be read.
-    pub async fn nats(&self, login: &Login) -> Result<nats::Client, anyhow::Error> {
-        nats::connect(self.name, login, &self.authorities).await
+    pub async fn nats(&self, login: &nats::Login) -> Result<nats::Client, anyhow::Error> {
+        self.nats_as(self.name, login).await
+    }
+
+    /// The same under another name. It logs in by what the credentials have become, and anew when they change.
+    ///
+    /// # Errors
+    /// An address or the credentials cannot be read.
+    pub async fn nats_as(&self, name: &str, login: &nats::Login) -> Result<nats::Client, anyhow::Error> {
+        let client = nats::connect(name, login, &self.authorities).await?;
+        let (follows, credentials) = (client.clone(), login.credentials.clone());
+        self.lifecycle.run("login at NATS", |stop| async move { nats::follow(&follows, &credentials, &stop).await });
+        Ok(client)
+    }
+
+    /// Makes and reads page tokens, by keys that may change.
+    #[must_use]
+    pub fn page_tokens(&self, config: &Pages) -> PageTokens {
+        let keys = config.page_token_key.clone();
+        let looks = keys.clone();
+        self.lifecycle.run("keys of page tokens", |stop| async move { looks.look_until(&stop).await });
+        PageTokens::new(keys)
     }
 
     /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.
     ///
     /// # Errors
     /// The address cannot be read.
-    pub fn pool(&self, url: &SecretString, name: &str, most: u32) -> Result<PgPool, sqlx::Error> {
-        self.counted(name, most, connections::pool(url, name, most)?)
+    pub fn pool(&self, url: &Secret, name: &str, most: u32) -> Result<PgPool, sqlx::Error> {
+        Ok(self.counted(name, most, Login::of_service(url, name, most)?))
     }
 
     /// Opens a pool for operators, whose statements may take minutes.
     ///
     /// # Errors
     /// The address cannot be read.
-    pub fn operators_pool(&self, url: &SecretString, most: u32) -> Result<PgPool, sqlx::Error> {
+    pub fn operators_pool(&self, url: &Secret, most: u32) -> Result<PgPool, sqlx::Error> {
         let name = format!("{}-operators", self.name);
-        self.counted(&name, most, connections::operators_pool(url, &name, most)?)
+        Ok(self.counted(&name, most, Login::of_operators(url, &name, most)?))
     }
 
-    fn counted(&self, name: &str, most: u32, pool: PgPool) -> Result<PgPool, sqlx::Error> {
+    fn counted(&self, name: &str, most: u32, login: Login) -> PgPool {
+        let pool = login.pool().clone();
+        self.lifecycle.run("login at the database", |stop| async move { login.follow(&stop).await });
         let counted = pool.clone();
         let in_use = move || counted.size().saturating_sub(u32::try_from(counted.num_idle()).unwrap_or(u32::MAX));
         self.count(name, most, in_use);
-        Ok(pool)
+        pool
     }
 
     fn count(&self, pool: &str, most: u32, in_use: impl Fn() -> u32 + Send + 'static) {

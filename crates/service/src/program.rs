@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Command};
-use secrecy::SecretString;
 use tracing::info;
 
 use crate::arguments::{self, ConfigErrors, Settings};
@@ -16,6 +15,7 @@ use crate::migrations::{self, Migrations};
 use crate::ops;
 use crate::process::Process;
 use crate::retry::Delays;
+use crate::secret::Secret;
 use crate::telemetry::Telemetry;
 
 /// How long a health check waits for its answer.
@@ -62,7 +62,7 @@ impl<S: Settings> Settings for Served<S> {
 struct Owner {
     /// The database, as its owner.
     #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
-    owner_database_url: SecretString,
+    owner_database_url: Secret,
     /// How many seconds to wait for a database that does not answer yet, or does not know the owner.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     wait: u64,
@@ -137,15 +137,16 @@ async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) 
     if owner.wait > 0 {
         let answers = async {
             let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
-            while let Err(error) = migrations::connect(&owner.owner_database_url).await {
+            while let Err(error) = migrations::connect(&owner.owner_database_url.get()).await {
                 eprintln!("waiting for the database: {error:#}");
+                owner.owner_database_url.look();
                 tokio::time::sleep(delays.next_delay()).await;
             }
         };
         // Whatever is still wrong then, the migration says.
         tokio::time::timeout(Duration::from_secs(owner.wait), answers).await.ok();
     }
-    migrations.run(name, &owner.owner_database_url).await.map(|()| ExitCode::SUCCESS)
+    migrations.run(name, &owner.owner_database_url.get()).await.map(|()| ExitCode::SUCCESS)
 }
 
 async fn healthcheck(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {

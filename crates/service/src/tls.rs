@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::lifecycle::Lifecycle;
-use crate::reread::Reread;
+use crate::reread::{Reread, Source};
 
 /// The files of the certificate that a process shows.
 #[derive(Debug, Clone, Default, Args)]
@@ -108,23 +108,24 @@ impl Authorities {
         self.file.clone().map(|file| Trusted::open(file).map(Arc::new)).transpose()
     }
 
-    /// What `make` makes of the authorities, as PEM; of None where no file is named. It is made again when the file changes, until the
-    /// process stops.
+    /// What `make` makes of a secret and of the authorities, as PEM; of None where no file is named. It is made again when one of them
+    /// changes, until the process stops.
     ///
     /// # Errors
-    /// The file cannot be read or holds no certificate, or `make` fails.
+    /// One cannot be read, the file holds no certificate, or `make` fails.
     pub fn reread<T: Send + Sync + 'static>(
         &self,
         lifecycle: &Lifecycle,
-        make: impl Fn(Option<&[u8]>) -> Result<T, anyhow::Error> + Send + Sync + 'static,
-    ) -> Result<Arc<Reread<T>>, anyhow::Error> {
-        let Some(file) = &self.file else { return Ok(Arc::new(Reread::open(Vec::new(), move |_| make(None))?)) };
-        let made = Reread::open(vec![file.clone()], move |files| {
-            certificates(&files[0])?;
-            make(Some(&files[0]))
-        });
-        let made = Arc::new(made?);
-        let looks = Arc::clone(&made);
+        secret: Source,
+        make: impl Fn(&[u8], Option<&[u8]>) -> Result<T, anyhow::Error> + Send + Sync + 'static,
+    ) -> Result<Reread<T>, anyhow::Error> {
+        let sources = std::iter::once(secret).chain(self.file.clone().map(Source::File)).collect();
+        let made = Reread::open(sources, move |read| {
+            let authorities = read.get(1).map(Vec::as_slice);
+            authorities.map(certificates).transpose()?;
+            make(&read[0], authorities)
+        })?;
+        let looks = made.clone();
         lifecycle.run("authorities", |stop| async move { looks.look_until(&stop).await });
         Ok(made)
     }
@@ -135,7 +136,7 @@ pub(crate) struct Trusted(Reread<Arc<ClientConfig>>);
 
 impl Trusted {
     fn open(file: PathBuf) -> Result<Self, anyhow::Error> {
-        Reread::open(vec![file], |files| trusting(&files[0])).map(Self)
+        Reread::open(vec![Source::File(file)], |files| trusting(&files[0])).map(Self)
     }
 
     /// Connects to a service, which must have a certificate of this name.
@@ -182,7 +183,7 @@ impl std::fmt::Debug for Shown {
 
 impl Shown {
     fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, anyhow::Error> {
-        Reread::open(vec![certificate, key], |files| pair(&files[0], &files[1])).map(Self)
+        Reread::open([certificate, key].map(Source::File).into(), |files| pair(&files[0], &files[1])).map(Self)
     }
 }
 

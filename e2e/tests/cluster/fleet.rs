@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use devstack::StackDir;
 use devstack::supervisor::now;
 use e2e::Caller;
 use e2e::clients::{Client, Wishes};
@@ -205,6 +206,18 @@ async fn renewed() {
     }
 }
 
+/// Rotates every secret; what the administration had before is refused.
+async fn rotated() {
+    let (keys, before) = (StackDir::given(&keys()), keys().join("before.creds"));
+    let credentials = devstack::nats::credentials_file(&keys, "todo-admin");
+    std::fs::copy(&credentials, &before).unwrap();
+    block_in_place(|| k8s(&["rotate"]));
+    let address = json(&["profile", "list"])["k8s"]["nats"].as_str().unwrap().to_owned();
+    devstack::nats::connect(&keys, &address, &credentials).await.unwrap();
+    let refused = devstack::nats::connect(&keys, &address, &before).await.map(drop).unwrap_err();
+    assert!(format!("{refused:#}").contains("authorization violation"), "{refused:#}");
+}
+
 /// A moment two seconds from now, once it has passed: backups tell time in whole seconds.
 fn until_later() -> String {
     let later = now() + chrono::TimeDelta::seconds(2);
@@ -216,7 +229,7 @@ fn until_later() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root, and builds the programs of a cluster once: make cluster-test"]
-async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_certificates_and_a_restore() {
+async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_secrets_and_a_restore() {
     let _removed = Removed;
     done("down");
     let before = machine();
@@ -263,6 +276,7 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_cer
         }
     });
     renewed().await;
+    rotated().await;
     wish.send(Wishes::Stop).unwrap();
     let written = tokio::time::timeout(Duration::from_secs(180), clients.join_all()).await.expect("the clients end");
     let (mut todos, mut writes, mut retries) = (demos, 0, 0);

@@ -28,8 +28,8 @@ use std::time::Duration;
 
 use clap::Args;
 use proto::search::search_service_server::SearchServiceServer;
-use secrecy::{ExposeSecret as _, SecretString};
 use service::arguments::Settings;
+use service::secret::Secret;
 use service::{Process, Service, config, nats};
 
 /// The program.
@@ -55,7 +55,7 @@ pub struct Config {
     pub pages: config::Pages,
     /// OpenSearch, with the login that it wants: http://user:password@host:port.
     #[arg(long, env = "FLOTILLA_OPENSEARCH_URL", hide_env_values = true, value_parser = store::address)]
-    pub opensearch_url: SecretString,
+    pub opensearch_url: Secret,
     /// The alias of the index of todos; a test run has its own.
     #[arg(long, env = "FLOTILLA_TODO_INDEX", default_value = "todos")]
     pub todo_index: String,
@@ -76,11 +76,11 @@ impl Service for Program {
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
         let refresh = Duration::from_millis(config.refresh_millis);
-        let index = store::Index::new(process, config.opensearch_url.expose_secret(), &config.todo_index, refresh)?;
+        let index = store::Index::new(process, &config.opensearch_url, &config.todo_index, refresh)?;
         let nats = process.nats(&config.nats).await?;
         process.operate(&config.common.issuer, operators::services(&index))?;
         let is_whole = events::project(process, nats, &index);
-        let search = grpc::Search { index, is_whole, pages: config.pages.tokens() };
+        let search = grpc::Search { index, is_whole, pages: process.page_tokens(&config.pages) };
         let service = SearchServiceServer::new(search);
         service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await
     }

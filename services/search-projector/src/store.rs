@@ -18,10 +18,10 @@ use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
 use opensearch::http::{Method, StatusCode, Url};
 use opensearch::indices::{IndicesCreateParts, IndicesExistsAliasParts};
 use opensearch::{OpenSearch, SearchParts};
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::reread::Reread;
+use service::secret::{self, ExposeSecret as _, Secret};
 use service::{Process, clock};
 use tracing::{info, instrument};
 
@@ -150,7 +150,7 @@ pub enum Filled {
 /// The index of todos.
 #[derive(Debug, Clone)]
 pub struct Index {
-    clients: Arc<Reread<OpenSearch>>,
+    clients: Reread<OpenSearch>,
     alias: String,
     refresh: Duration,
 }
@@ -159,8 +159,9 @@ pub struct Index {
 ///
 /// # Errors
 /// The text is no address.
-pub fn address(text: &str) -> Result<SecretString, String> {
-    Url::parse(text).map(|_| text.to_owned().into()).map_err(|error| error.to_string())
+pub fn address(text: &str) -> Result<Secret, String> {
+    let secret: Secret = text.parse()?;
+    Url::parse(&secret.expose()).map(|_| secret).map_err(|error| error.to_string())
 }
 
 impl Index {
@@ -168,17 +169,17 @@ impl Index {
     ///
     /// # Errors
     /// The address, or the file of the authorities, cannot be read.
-    pub fn new(process: &Process, url: &str, alias: &str, refresh: Duration) -> Result<Self, anyhow::Error> {
-        let url = Url::parse(url)?;
-        let client = move |authorities: Option<&[u8]>| {
-            let pool = SingleNodeConnectionPool::new(url.clone());
+    pub fn new(process: &Process, url: &Secret, alias: &str, refresh: Duration) -> Result<Self, anyhow::Error> {
+        let client = |url: &[u8], authorities: Option<&[u8]>| {
+            let url = Url::parse(secret::text(url)?.expose_secret())?;
+            let pool = SingleNodeConnectionPool::new(url);
             let mut transport = TransportBuilder::new(pool).timeout(TIMEOUT).disable_proxy();
             if let Some(authorities) = authorities {
                 transport = transport.cert_validation(CertificateValidation::Full(Certificate::from_pem(authorities)?));
             }
             Ok(OpenSearch::new(transport.build()?))
         };
-        let clients = process.authorities.reread(&process.lifecycle, client)?;
+        let clients = process.authorities.reread(&process.lifecycle, url.source(), client)?;
         Ok(Self { clients, alias: alias.to_owned(), refresh })
     }
 

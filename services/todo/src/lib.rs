@@ -93,7 +93,7 @@ impl Service for Program {
         operators::serve(config, process, &app, nats)?;
         events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
-        let service = TodoServiceServer::new(grpc::Todos { app, pages: config.pages.tokens() });
+        let service = TodoServiceServer::new(grpc::Todos { app, pages: process.page_tokens(&config.pages) });
         let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await?;
         Ok(App { address, relay })
     }

@@ -9,7 +9,8 @@ use nkeys::{KeyPair, KeyPairType};
 use serde_json::Value;
 
 use super::claims::{self, Import, Kind, Limits};
-use super::keys::{credentials_file, key};
+use super::keys::user_key;
+use super::keys::{credentials_file, key, revoked};
 use super::team;
 use crate::stack_dir::{StackDir, write_secret};
 
@@ -39,6 +40,7 @@ const OWNER: Limits = Limits {
     memory: 64 * MIB,
     streams: 16,
     consumers: 1_000,
+    revoked: None,
 };
 /// The limits of a reader.
 const READER: Limits =
@@ -73,24 +75,25 @@ pub fn administration(owner: &str) -> String {
 pub fn make(home: &StackDir, more: &[Login]) -> Result<Accounts, anyhow::Error> {
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let system = key(home, KeyPairType::Account, "SYS")?;
-    let mut all = Vec::new();
+    let (mut all, revoked) = (Vec::new(), revoked(home)?);
     let empty = key(home, KeyPairType::Account, EMPTY)?;
     let offered = [claims::export(TOTALS, Kind::Answer)];
     all.push((empty.public_key(), claims::account(&operator, &empty, EMPTY, READER, &offered, &[])?));
     let logins: Vec<Login> = fleet::logins().iter().chain(more).cloned().collect();
     for owner in fleet::owners() {
-        all.push(make_owner(home, &operator, &owner, &logins)?);
+        all.push(make_owner(home, &operator, &owner, (&logins, revoked))?);
     }
     for login in &logins {
         if !login.owns() {
-            all.push(make_reader(home, &operator, login)?);
+            all.push(make_reader(home, &operator, login, revoked)?);
         }
         make_login(home, login)?;
     }
     for team in team::all(home)? {
-        all.push(make_reader(home, &operator, &team.login())?);
+        // Its one credential is revoked by itself.
+        all.push(make_reader(home, &operator, &team.login(), None)?);
     }
-    let system_jwt = claims::account(&operator, &system, "SYS", SYSTEM, &[], &[])?;
+    let system_jwt = claims::account(&operator, &system, "SYS", Limits { revoked, ..SYSTEM }, &[], &[])?;
     make_user(home, &system, "sys", (&[">".to_owned()], &[">".to_owned()]))?;
     Ok(Accounts { operator: claims::operator(&operator, &system)?, system: (system.public_key(), system_jwt), all })
 }
@@ -116,7 +119,7 @@ fn make_owner(
     home: &StackDir,
     operator: &KeyPair,
     owner: &str,
-    logins: &[Login],
+    (logins, revoked): (&[Login], Option<i64>),
 ) -> Result<(String, String), anyhow::Error> {
     let account = key(home, KeyPairType::Account, owner)?;
     let mut exports: Vec<Value> = OFFERED.iter().map(|(subject, kind)| claims::export(subject, *kind)).collect();
@@ -138,7 +141,7 @@ fn make_owner(
     }
     let all = [">".to_owned()];
     make_user(home, &account, &administration(owner), (&all, &all))?;
-    let jwt = claims::account(operator, &account, owner, OWNER, &exports, &imports)?;
+    let jwt = claims::account(operator, &account, owner, Limits { revoked, ..OWNER }, &exports, &imports)?;
     Ok((account.public_key(), jwt))
 }
 
@@ -149,14 +152,20 @@ fn advisories(stream: &str, durable: &str) -> [String; 2] {
 }
 
 /// The JWT of an account that only reads others' streams.
-pub fn make_reader(home: &StackDir, operator: &KeyPair, login: &Login) -> Result<(String, String), anyhow::Error> {
+pub fn make_reader(
+    home: &StackDir,
+    operator: &KeyPair,
+    login: &Login,
+    revoked: Option<i64>,
+) -> Result<(String, String), anyhow::Error> {
     let account = key(home, KeyPairType::Account, &login.account())?;
     let mut imports = vec![import(home, EMPTY, &account, TOTALS.to_owned(), Kind::Answer)?];
     for asked in login.asked() {
         let kind = if asked.stream { Kind::Answers } else { Kind::Answer };
         imports.push(import(home, &asked.owner, &account, asked.subject, kind)?);
     }
-    let jwt = claims::account(operator, &account, &login.account(), READER, &[], &imports)?;
+    let limits = Limits { revoked, ..READER };
+    let jwt = claims::account(operator, &account, &login.account(), limits, &[], &imports)?;
     Ok((account.public_key(), jwt))
 }
 
@@ -186,13 +195,28 @@ fn make_login(home: &StackDir, login: &Login) -> Result<(), anyhow::Error> {
     make_user(home, &account, &login.name, (&publish, &subscribe))
 }
 
+/// Draws a new key for each login of the table, and for the administration's; writes their credentials. The server takes both the new ones and
+/// those before until [`revoke`](super::keys::revoke).
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn renew(home: &StackDir) -> Result<(), anyhow::Error> {
+    super::keys::issue_later(home)?;
+    let administrations = fleet::owners().into_iter().map(|owner| administration(&owner));
+    let logins = fleet::logins().into_iter().map(|login| login.name);
+    for login in logins.chain(administrations).chain(["sys".to_owned()]) {
+        super::keys::forget_user(home, &login)?;
+    }
+    make(home, &[]).map(drop)
+}
+
 fn make_user(
     home: &StackDir,
     account: &KeyPair,
     name: &str,
     permissions: (&[String], &[String]),
 ) -> Result<(), anyhow::Error> {
-    let user = key(home, KeyPairType::User, &format!("user-{name}"))?;
+    let user = key(home, KeyPairType::User, &user_key(name))?;
     let jwt = claims::user(account, &user, name, permissions, None)?;
     write_secret(&credentials_file(home, name), claims::credentials(&jwt, &user)?.as_bytes())
 }
@@ -211,10 +235,10 @@ impl Accounts {
         )
     }
 
-    /// The JWT of each account but the system's, for [`push`](super::push).
+    /// The JWT of each account, for [`push`](super::push); the system's comes last, whose login pushes the others.
     #[must_use]
     pub fn jwts(self) -> Vec<String> {
-        self.all.into_iter().map(|(_, jwt)| jwt).collect()
+        self.all.into_iter().chain([self.system]).map(|(_, jwt)| jwt).collect()
     }
 
     /// Puts the JWTs where the server's resolver finds them; only while the server does not run.

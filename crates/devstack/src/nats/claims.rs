@@ -42,6 +42,8 @@ pub struct Limits {
     pub memory: i64,
     pub streams: i64,
     pub consumers: i64,
+    /// The server refuses users whose JWT was signed then or before, in seconds since 1970.
+    pub revoked: Option<i64>,
 }
 
 /// An import: what another account exports, under the same name.
@@ -92,7 +94,7 @@ pub fn account(
         })
     };
     let imports: Vec<Value> = imports.iter().map(import).collect();
-    let nats = json!({
+    let mut nats = json!({
         "type": "account", "version": 2, "exports": exports, "imports": imports, "default_permissions": {}, "authorization": {},
         "limits": {
             "subs": limits.subscriptions, "data": -1, "payload": limits.max_payload,
@@ -101,6 +103,9 @@ pub fn account(
             "consumer": limits.consumers, "max_ack_pending": -1,
         },
     });
+    if let Some(revoked) = limits.revoked {
+        nats["revocations"] = json!({"*": revoked});
+    }
     sign(operator, &key.public_key(), name, None, nats)
 }
 

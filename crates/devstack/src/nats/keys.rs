@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nkeys::{KeyPair, KeyPairType};
 
 use crate::stack_dir::{StackDir, write_secret};
+use crate::supervisor::now;
 
 /// The key of this name, made at the first call.
 pub fn key(home: &StackDir, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
@@ -42,4 +44,57 @@ pub fn credentials_file(home: &StackDir, login: &str) -> PathBuf {
 #[must_use]
 pub fn has_keys(home: &StackDir) -> bool {
     home.path("secrets/nats/operator.nk").exists()
+}
+
+/// The name of a login's key.
+pub fn user_key(login: &str) -> String {
+    format!("user-{login}")
+}
+
+/// Removes a login's key: the next one is another.
+pub fn forget_user(home: &StackDir, login: &str) -> Result<(), anyhow::Error> {
+    let path = folder(home)?.join(format!("{}.nk", user_key(login)));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The time up to which logins are revoked, in seconds since 1970.
+const REVOKED: &str = "nats/revoked";
+/// The same, not yet made known to servers.
+const RETIRING: &str = "nats/retiring";
+
+/// Notes that the credentials so far are to be revoked, and waits until what is signed from now on is newer: times are in seconds.
+pub fn issue_later(home: &StackDir) -> Result<(), anyhow::Error> {
+    let until = now().timestamp();
+    home.write_secret(RETIRING, &until.to_string())?;
+    while now().timestamp() <= until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Has the next JWTs of accounts revoke what was noted.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn revoke(home: &StackDir) -> Result<(), anyhow::Error> {
+    let path = |name: &str| home.path("secrets").join(name);
+    match fs::rename(path(RETIRING), path(REVOKED)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("noting that credentials are revoked"),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Up to when logins are revoked.
+pub fn revoked(home: &StackDir) -> Result<Option<i64>, anyhow::Error> {
+    let path = home.path("secrets").join(REVOKED);
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map(Some).with_context(|| format!("reading {}", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
 }

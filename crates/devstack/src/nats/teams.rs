@@ -50,7 +50,7 @@ pub async fn create(home: &StackDir, address: &str, team: &Team) -> Result<PathB
     let durable = team.durable();
     provide(&owner.js, team).await?;
     let operator = key(home, KeyPairType::Operator, "operator")?;
-    let (_, jwt) = accounts::make_reader(home, &operator, &login)?;
+    let (_, jwt) = accounts::make_reader(home, &operator, &login, None)?;
     let account = key(home, KeyPairType::Account, &login.account())?;
     let user = key(home, KeyPairType::User, &format!("user-{durable}"))?;
     let (publish, subscribe) = accounts::permissions(&login);

@@ -15,9 +15,9 @@ use operations::pace::Pace;
 use operations::store::{Act, Refused, Selection};
 use operations::store_jobs::{self, Job, Order, Planned};
 use operations::store_letters::{self, Stats};
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use service::config::Database;
+use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _};
 use sqlx::{Executor as _, PgConnection, PgPool};
 use testkit::{TestDatabase, TestIssuer, TestNats, until};
@@ -127,7 +127,7 @@ impl Harness {
         let process = Process::new(operations::Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
         let config = operations::Config {
-            database: Database { url: SecretString::from(self.database.app.clone()), connections: 8 },
+            database: Database { url: self.database.app.clone().into(), connections: 8 },
             nats: self.login("operations"),
             issuer: service::config::Issuer {
                 jwks: self.issuer.jwks(),
@@ -141,7 +141,10 @@ impl Harness {
 
     fn login(&self, name: &str) -> service::nats::Login {
         let addresses: Vec<String> = self.nats.iter().map(TestNats::address).collect();
-        service::nats::Login { url: addresses.join(","), credentials: self.nats[0].credentials(name) }
+        service::nats::Login {
+            url: addresses.join(","),
+            credentials: Secret::in_file(self.nats[0].credentials(name)).unwrap(),
+        }
     }
 
     fn ordered_config(durable: &str) -> Config {

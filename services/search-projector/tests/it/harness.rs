@@ -16,8 +16,8 @@ use proto::search::search_service_client::SearchServiceClient;
 use proto::search::{SearchTodosRequest, SearchTodosResponse};
 use search_projector::store::Index;
 use search_projector::{Config, Program};
-use secrecy::SecretString;
 use service::config::{Common, Pages};
+use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _, clock};
 use testkit::{Backing, TestIssuer, TestNats, unique, until};
 use tokio::net::TcpListener;
@@ -75,10 +75,14 @@ impl Harness {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         if let Some(older) = older {
             let url = &Backing::shared().opensearch;
-            let mut definition =
-                Index::new(&Process::new(Program::NAME, "test"), url, &index, Duration::from_millis(200))
-                    .unwrap()
-                    .definition();
+            let mut definition = Index::new(
+                &Process::new(Program::NAME, "test"),
+                &url.as_str().into(),
+                &index,
+                Duration::from_millis(200),
+            )
+            .unwrap()
+            .definition();
             older(&mut definition);
             definition["mappings"]["_meta"] = serde_json::json!({"filled_since": 1});
             definition["aliases"] = serde_json::json!({&index: {"is_write_index": true}});
@@ -88,8 +92,11 @@ impl Harness {
         let producer = jetstream::new(nats.client("todo").await);
         let config = Config {
             common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
-            nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("search-projector") },
-            pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
+            nats: service::nats::Login {
+                url: nats.address(),
+                credentials: Secret::in_file(nats.credentials("search-projector")).unwrap(),
+            },
+            pages: Pages { page_token_key: "a key for page tokens".into() },
             opensearch_url: opensearch.to_owned().into(),
             todo_index: index.clone(),
             refresh_millis: 200,
@@ -184,7 +191,7 @@ impl Harness {
     pub async fn behind(&self) -> Vec<String> {
         let index = Index::new(
             &Process::new(Program::NAME, "test"),
-            &Backing::shared().opensearch,
+            &Backing::shared().opensearch.as_str().into(),
             &self.index,
             Duration::from_millis(200),
         )
@@ -232,9 +239,14 @@ impl Harness {
     pub async fn searched_before_the_swap(&self, older: fn(&mut serde_json::Value)) {
         let (url, name) = (&Backing::shared().opensearch, format!("{}-older", self.index));
         Backing::remove_at_the_end(&format!("index {name}"));
-        let previous = Index::new(&Process::new(Program::NAME, "test"), url, &self.index, Duration::from_millis(200))
-            .unwrap()
-            .previous();
+        let previous = Index::new(
+            &Process::new(Program::NAME, "test"),
+            &url.as_str().into(),
+            &self.index,
+            Duration::from_millis(200),
+        )
+        .unwrap()
+        .previous();
         let mut definition = previous.definition();
         older(&mut definition);
         definition["aliases"] = serde_json::json!({previous.alias(): {}});

@@ -8,9 +8,9 @@ use contracts::events::todo::{self as event, About, Event};
 use proto::todo::todo_service_client::TodoServiceClient;
 use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
-use secrecy::SecretString;
 use serde_json::value::RawValue;
 use service::config::{Admission, Common, Database, Handlers, Outbox, Pages};
+use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique};
 use todo::{App, Config, Program};
@@ -155,16 +155,19 @@ impl Drop for Harness {
 fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
     Config {
         common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
-        database: Database { url: SecretString::from(database.app.clone()), connections: 8 },
+        database: Database { url: database.app.clone().into(), connections: 8 },
         outbox: Outbox {
-            relay_database_url: SecretString::from(database.relay.clone()),
+            relay_database_url: database.relay.clone().into(),
             stream_max_age_days: u32::try_from(fleet::STREAM_DAYS).unwrap(),
             stream_replicas: 1,
             outbox_days: 1,
         },
-        nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("todo") },
-        handlers: Handlers { consumer_nats_creds: nats.credentials("todo-consumer") },
-        pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
+        nats: service::nats::Login {
+            url: nats.address(),
+            credentials: Secret::in_file(nats.credentials("todo")).unwrap(),
+        },
+        handlers: Handlers { consumer_nats_creds: Secret::in_file(nats.credentials("todo-consumer")).unwrap() },
+        pages: Pages { page_token_key: "a key for page tokens".into() },
         deleted_days: 31,
     }
 }
@@ -186,8 +189,8 @@ pub fn environment(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer
         ("FLOTILLA_DATABASE_URL", database.app.clone()),
         ("FLOTILLA_RELAY_DATABASE_URL", database.relay.clone()),
         ("FLOTILLA_NATS_URL", nats.address()),
-        ("FLOTILLA_NATS_CREDS", nats.credentials("todo").display().to_string()),
-        ("FLOTILLA_CONSUMER_NATS_CREDS", nats.credentials("todo-consumer").display().to_string()),
+        ("FLOTILLA_NATS_CREDS_FILE", nats.credentials("todo").display().to_string()),
+        ("FLOTILLA_CONSUMER_NATS_CREDS_FILE", nats.credentials("todo-consumer").display().to_string()),
         ("FLOTILLA_PAGE_TOKEN_KEY", "a key for page tokens".to_owned()),
     ]
 }

@@ -1,6 +1,5 @@
 //! The schema: a new database, and one that an older release has made, come to the same.
 
-use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use testkit::TestDatabase;
 
@@ -74,7 +73,7 @@ async fn of_before() -> TestDatabase {
 }
 
 async fn migrate(database: &TestDatabase) {
-    todo::MIGRATIONS.run("todo", &SecretString::from(database.owner.clone())).await.unwrap();
+    todo::MIGRATIONS.run("todo", &database.owner.clone().into()).await.unwrap();
 }
 
 #[tokio::test]

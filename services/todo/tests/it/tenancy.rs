@@ -163,7 +163,7 @@ async fn an_older_release_starts_on_a_newer_schema() {
     let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
                  values (9999, 'of a newer release', true, '\\x00', 1)";
     admin.execute(newer).await.unwrap();
-    let owner = secrecy::SecretString::from(harness.database.superuser.clone());
+    let owner = service::secret::SecretString::from(harness.database.superuser.clone());
     todo::MIGRATIONS.run("todo", &owner).await.unwrap();
     admin.execute("update _sqlx_migrations set checksum = '\\x00' where version = 1").await.unwrap();
     let changed = todo::MIGRATIONS.run("todo", &owner).await.unwrap_err();

@@ -89,7 +89,7 @@ impl Service for Program {
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
         operators::serve(config, process, &app, nats)?;
         events::handle(config, process, &app).await?;
-        let service = HarbourServiceServer::new(grpc::Harbour { app, pages: config.pages.tokens() });
+        let service = HarbourServiceServer::new(grpc::Harbour { app, pages: process.page_tokens(&config.pages) });
         let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await?;
         Ok(App { address, relay })
     }

@@ -12,9 +12,9 @@ use proto::harbour::{
     Vessel,
 };
 use prost_types::FieldMask;
-use secrecy::SecretString;
 use serde_json::value::RawValue;
 use service::config::{Common, Database, Admission, Handlers, Outbox, Pages};
+use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _};
 use testkit::{TestDatabase, TestIssuer, TestNats, unique, until};
 use tonic::transport::Channel;
@@ -139,16 +139,16 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
     common.admission = Admission::wide();
     Config {
         common,
-        database: Database { url: SecretString::from(database.app.clone()), connections: 8 },
+        database: Database { url: database.app.clone().into(), connections: 8 },
         outbox: Outbox {
-            relay_database_url: SecretString::from(database.relay.clone()),
+            relay_database_url: database.relay.clone().into(),
             stream_max_age_days: u32::try_from(fleet::STREAM_DAYS).unwrap(),
             stream_replicas: 1,
             outbox_days: 1,
         },
-        nats: service::nats::Login { url: nats.address(), credentials: nats.credentials("harbour") },
-        handlers: Handlers { consumer_nats_creds: nats.credentials("harbour-consumer") },
-        pages: Pages { page_token_key: SecretString::from("a key for page tokens") },
+        nats: service::nats::Login { url: nats.address(), credentials: Secret::in_file(nats.credentials("harbour")).unwrap() },
+        handlers: Handlers { consumer_nats_creds: Secret::in_file(nats.credentials("harbour-consumer")).unwrap() },
+        pages: Pages { page_token_key: "a key for page tokens".into() },
     }
 }
 

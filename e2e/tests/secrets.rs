@@ -1,0 +1,163 @@
+//! A fleet whose secrets are rotated under load, twice: no request fails, what was before is taken for as long as it may be, and refused
+//! afterwards.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use e2e::load::Load;
+use e2e::{Caller, Fleet};
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+use testkit::until;
+
+/// What was handed out before a rotation.
+struct Before {
+    logins: Vec<String>,
+    credentials: Vec<PathBuf>,
+    search: Value,
+    caller: Caller,
+    pages: Vec<String>,
+}
+
+const LOGINS: [&str; 4] =
+    ["todo-database-url", "todo-relay-database-url", "todo-owner-database-url", "operations-database-url"];
+const CREDENTIALS: [&str; 5] = ["todo", "todo-consumer", "search-projector", "todo-admin", "sys"];
+const LISTS: [&str; 2] = ["/v1/todos?pageSize=1", "/v1/todos:search?query=hull&pageSize=1"];
+
+fn secret(fleet: &Fleet, name: &str) -> String {
+    std::fs::read_to_string(fleet.home.join("secrets").join(name)).unwrap()
+}
+
+impl Before {
+    async fn of(fleet: &Fleet, label: &str) -> Self {
+        let caller = fleet.caller("acme", "eve").await;
+        let mut pages = Vec::new();
+        for list in LISTS {
+            until("there is a second page", || async { !next(&caller, list).await.is_empty() }).await;
+            pages.push(next(&caller, list).await);
+        }
+        let copied = |login: &str| {
+            let copy = fleet.home.join(format!("{label}-{login}.creds"));
+            std::fs::copy(fleet.home.join(format!("secrets/nats/{login}.creds")), &copy).unwrap();
+            copy
+        };
+        Self {
+            logins: LOGINS.map(|name| secret(fleet, name)).into(),
+            credentials: CREDENTIALS.map(copied).into(),
+            search: fleet.login("opensearch"),
+            caller,
+            pages,
+        }
+    }
+
+    /// Nobody logs in any more by what the servers took before.
+    async fn is_refused_by_the_servers(&self, fleet: &Fleet) {
+        for login in &self.logins {
+            let refused = PgConnection::connect(login).await.unwrap_err();
+            assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "28P01");
+        }
+        for file in &self.credentials {
+            let options = async_nats::ConnectOptions::new().credentials_file(file).await.unwrap();
+            let refused = options.connect(fleet.unit("nats").url.unwrap()).await.unwrap_err().to_string();
+            assert!(refused.contains("authorization violation"), "{}: {refused}", file.display());
+        }
+    }
+
+    /// What callers hold: a token, and the tokens of pages.
+    async fn is_taken_of_callers(&self) {
+        for (list, page) in LISTS.iter().zip(&self.pages) {
+            let answer = self.caller.send(Method::GET, &format!("{list}&pageToken={page}"), None).await;
+            assert_eq!(answer.status, 200, "{list}: {}", answer.body);
+        }
+    }
+
+    async fn is_refused_of_callers(&self, now: &Caller) {
+        assert_eq!(self.caller.send(Method::GET, LISTS[0], None).await.status, 401);
+        for (list, page) in LISTS.iter().zip(&self.pages) {
+            let answer = now.send(Method::GET, &format!("{list}&pageToken={page}"), None).await;
+            assert_eq!(answer.status, 400, "{list}: {}", answer.body);
+        }
+    }
+
+    async fn search(&self, fleet: &Fleet) -> u16 {
+        let text = |field: &str| self.search[field].as_str().unwrap().to_owned();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = http.get(fleet.unit("opensearch").url.unwrap());
+        request.basic_auth(text("user"), Some(text("password"))).send().await.unwrap().status().as_u16()
+    }
+}
+
+async fn next(caller: &Caller, list: &str) -> String {
+    let answer = caller.send(Method::GET, list, None).await;
+    assert_eq!(answer.status, 200, "{list}: {}", answer.body);
+    answer.body["nextPageToken"].as_str().unwrap().to_owned()
+}
+
+async fn rotate(fleet: &Fleet) {
+    let rotated = fleet.json(&["secrets", "rotate"]).await;
+    assert_eq!(rotated["rotated"].as_array().unwrap().len(), 5, "{rotated}");
+}
+
+/// Waits until each role has logged in to PostgreSQL since the rotation; the session of a relay stays for as long as it leads.
+async fn all_have_logged_in_anew(fleet: &Fleet) {
+    let mut admin = PgConnection::connect(fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
+    let since: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut admin).await.unwrap();
+    let admin = tokio::sync::Mutex::new(admin);
+    let newer = "select array_agg(distinct usename::text order by usename::text) from pg_stat_activity \
+                 where usename ~ '_(app|relay)$' and backend_start > $1";
+    until("each role has a newer connection", || async {
+        let roles: Option<Vec<String>> =
+            sqlx::query_scalar(newer).bind(since).fetch_one(&mut *admin.lock().await).await.unwrap();
+        roles.unwrap_or_default() == ["operations_app", "todo_app", "todo_relay"]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_secret_is_rotated_under_load_and_no_request_fails() {
+    let fleet = Arc::new(Fleet::start(None).await);
+    let load = Load::start(&fleet);
+    load.goes_on().await;
+    let first = Before::of(&fleet, "first").await;
+    rotate(&fleet).await;
+    first.is_refused_by_the_servers(&fleet).await;
+    first.is_taken_of_callers().await;
+    assert_ne!(secret(&fleet, "opensearch-url"), first.search["url"].as_str().unwrap());
+    all_have_logged_in_anew(&fleet).await;
+    load.goes_on().await;
+
+    let second = Before::of(&fleet, "second").await;
+    rotate(&fleet).await;
+    second.is_refused_by_the_servers(&fleet).await;
+    second.is_taken_of_callers().await;
+    load.goes_on().await;
+    let now = fleet.caller("acme", "eve").await;
+    now.create(json!({"title": "Tar the hull"})).await;
+    until("the first key is not trusted any more", || async {
+        first.caller.send(Method::GET, LISTS[0], None).await.status == 401
+    })
+    .await;
+    first.is_refused_of_callers(&now).await;
+    if fleet.unit("opensearch").creds_file.is_some() {
+        until("the first password is refused", || async { first.search(&fleet).await == 401 }).await;
+        assert_eq!(second.search(&fleet).await, 200);
+    }
+
+    load.end().await;
+
+    // Whoever starts now has nothing but what is new.
+    for unit in ["todo", "search-projector", "operations"] {
+        fleet.kill(unit).await;
+    }
+    let title = "Caulk the seams";
+    now.create(json!({"title": title})).await;
+    until("it is found", || async { now.search("seams").await == [title] }).await;
+    let report = fleet.json(&["verify"]).await;
+    for kind in ["lost", "duplicated", "outOfOrder", "foreign", "diverged"] {
+        assert_eq!(report[kind]["count"], 0, "{report}");
+    }
+    Arc::into_inner(fleet).unwrap().stop().await;
+}
