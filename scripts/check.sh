@@ -61,6 +61,7 @@ step "licences, bans and sources of dependencies" scripts/deny.sh
 step "migrations that were released" sha384sum --check --quiet infra/released-migrations.sha384
 step "shell scripts" bash -n scripts/*.sh
 step "manifests and workflows" scripts/manifests.sh
+step "secrets in the history" scripts/secrets.sh
 step "links between pages" links_lead_somewhere
 step "error pages" every_code_is_explained
 step "alerts: configuration and rules (promtool)" scripts/promtool.sh check config infra/prometheus/prometheus.yml

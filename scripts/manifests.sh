@@ -12,11 +12,6 @@ kubernetes=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' infra/kube/kube/
 schemas="$cache/kubernetes-schemas/$kubernetes-$(sha256sum <infra/kube/schemas.py | cut -c1-12)"
 
 skipped() { echo "SKIPPED: $1" >&2; }
-built() { # package, version: prints the program
-  local folder="$cache/$(basename "$1")/$2"
-  [ -x "$folder/$(basename "$1")" ] || GOTOOLCHAIN=local GOFLAGS='' GOBIN="$folder" go install "$1@v$2" >&2 || return 1
-  echo "$folder/$(basename "$1")"
-}
 described() {
   local module
   [ -d "$schemas" ] && return
@@ -32,17 +27,19 @@ trap 'rm -rf "$work"' EXIT
 if kubectl=$(scripts/kubectl.sh); then
   for overlay in k8s/overlays/*/; do "$kubectl" kustomize "$overlay" >"$work/$(basename "$overlay").yaml"; done
   # The base with each component that needs no more of an overlay.
-  mkdir "$work/cert-manager"
-  printf 'resources: [%s]\ncomponents: [%s]\n' "$(realpath --relative-to "$work/cert-manager" k8s/base)" \
-    "$(realpath --relative-to "$work/cert-manager" k8s/components/cert-manager)" >"$work/cert-manager/kustomization.yaml"
-  "$kubectl" kustomize "$work/cert-manager" >"$work/with-cert-manager.yaml"
-  if kubeconform=$(built github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM") && described; then
-    # What cert-manager defines is not in the API.
-    "$kubeconform" -strict -skip Certificate,Issuer -schema-location "$schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json" "$work"/*.yaml
+  for component in cert-manager external-secrets; do
+    mkdir "$work/$component"
+    printf 'resources: [%s]\ncomponents: [%s]\n' "$(realpath --relative-to "$work/$component" k8s/base)" \
+      "$(realpath --relative-to "$work/$component" "k8s/components/$component")" >"$work/$component/kustomization.yaml"
+    "$kubectl" kustomize "$work/$component" >"$work/with-$component.yaml"
+  done
+  if kubeconform=$(scripts/go-tool.sh github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM") && described; then
+    # What cert-manager and External Secrets define is not in the API.
+    "$kubeconform" -strict -skip Certificate,Issuer,ExternalSecret -schema-location "$schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json" "$work"/*.yaml
   else
     skipped "manifests are not compared with Kubernetes' API: kubeconform or the API's description cannot be had"
   fi
-  if score=$(built github.com/zegl/kube-score/cmd/kube-score "$KUBE_SCORE"); then
+  if score=$(scripts/go-tool.sh github.com/zegl/kube-score/cmd/kube-score "$KUBE_SCORE"); then
     # A release's image does not change, pods are spread by topology, and a processor that nobody else wants is not refused.
     "$score" score --output-format ci --exit-one-on-warning --ignore-container-cpu-limit \
       --ignore-test container-image-pull-policy,deployment-has-host-podantiaffinity,statefulset-has-host-podantiaffinity \
@@ -53,7 +50,7 @@ if kubectl=$(scripts/kubectl.sh); then
 else
   skipped "no overlay is rendered: kubectl cannot be had"
 fi
-if actionlint=$(built github.com/rhysd/actionlint/cmd/actionlint "$ACTIONLINT"); then
+if actionlint=$(scripts/go-tool.sh github.com/rhysd/actionlint/cmd/actionlint "$ACTIONLINT"); then
   "$actionlint"
 else
   skipped "workflows are not checked: actionlint cannot be had"
