@@ -3,7 +3,8 @@
 # the images, applies the overlay for development and shows the demo. `release NAME` packs what is built now as another release, and rolls
 # it out while the present one serves; `back NAME` rolls an earlier one out again, as it was packed. `restore TIME` brings everything back
 # to a moment since the first backup. `rotate` gives it new passwords, keys and credentials. `down` removes everything.
-# PROFILE=debug takes what `make build` has built. Needs root.
+# PROFILE=debug takes what `make build` has built; READ_WITHIN=SECONDS is how long `rotate` waits until every pod has what comes next. Needs
+# root.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 unset FLOTILLA_PROFILE FLOTILLA_HOME REGISTRY
@@ -71,6 +72,9 @@ settled() { # kind, selector...
 
 give_secrets() { "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null; }
 
+# Has the next roll run the jobs of a release once more.
+jobs_again() { in_fleet delete job --selector "flotilla/release=$1" >/dev/null; }
+
 # Everybody gets what comes next beside what there is; then the jobs of the release make PostgreSQL and NATS refuse what was before.
 rotate() {
   local release
@@ -78,10 +82,10 @@ rotate() {
   "$flotilla" --home "$home" secrets stage >/dev/null
   give_secrets
   # The node gives new files to pods within a minute and a half.
-  sleep 120
-  step "every pod has what comes next"
+  sleep "${READ_WITHIN:-120}"
+  step "staged new secrets"
   "$flotilla" --home "$home" secrets finish >/dev/null
-  in_fleet delete job --selector "flotilla/release=$release" >/dev/null
+  jobs_again "$release"
   roll "$release"
 }
 
@@ -157,6 +161,8 @@ restore() { # time
     in_fleet delete job "$job" --ignore-not-found >/dev/null
   fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
+  # Also the passwords of the roles are those of that moment.
+  jobs_again "$release"
   roll "$release"
   trap - EXIT
   [[ $done == *Complete* ]] || fail "nothing was restored: the fleet is as it was"

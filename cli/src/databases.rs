@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use clap::Args;
-use devstack::{StackDir, postgres, stack};
+use devstack::{StackDir, postgres};
 use serde_json::json;
 
 use crate::context::Context;
@@ -32,7 +32,7 @@ pub async fn run(context: &Context, args: &DatabasesArgs) -> Result<(), anyhow::
     let home = StackDir::given(&context.home);
     let mut made = Vec::new();
     for service in fleet::SERVICES.iter().filter(|service| service.database.is_some()) {
-        let passwords = stack::roles(&home, service.name)?;
+        let passwords = postgres::roles(&home, service.name)?;
         patiently("PostgreSQL", || postgres::provision(&url, service.name, &passwords, service.name)).await?;
         made.push(service.name);
     }

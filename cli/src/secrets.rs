@@ -1,9 +1,11 @@
 //! `flotilla secrets`: new passwords, keys and credentials for a fleet that runs.
 
+use std::fs::File;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::{Subcommand, ValueEnum};
+use devstack::StackDir;
 use devstack::rotation::{self, Kind};
 use serde_json::json;
 
@@ -16,7 +18,7 @@ const READ_WITHIN: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum SecretsCommand {
-    /// Rotate secrets of the stack of the folder while it runs: stage, wait until they are read, finish. No request fails by it.
+    /// Rotate secrets of the stack of the folder while it runs: stage, wait until they are read, finish. No caller's request fails by it.
     Rotate {
         /// Which; by default all.
         what: Vec<What>,
@@ -43,7 +45,7 @@ pub enum What {
     Nats,
     /// The keys of page tokens. Tokens by the keys before are taken until the next rotation.
     PageTokens,
-    /// The password before OpenSearch. The one before is taken until the next rotation.
+    /// The password of the proxy before OpenSearch. The earlier one is taken until the next rotation.
     Search,
     /// The development issuer's key. Tokens by the one before are taken until the next rotation.
     Issuer,
@@ -86,22 +88,30 @@ pub async fn run(context: &Context, command: &SecretsCommand) -> Result<(), anyh
             say(
                 context,
                 &json!({"finished": names(what)}),
-                "Finished. Give the secrets to the fleet; then run `flotilla databases` and `flotilla provision`.",
+                "Finished. Give the secrets to the fleet; then run `flotilla databases --superuser-url-file FILE` and `flotilla provision`.",
             );
             Ok(())
         }
     }
 }
 
+/// Held for as long as secrets are changed.
+fn lock(home: &StackDir) -> Result<File, anyhow::Error> {
+    let lock = File::create(home.path("run/rotation"))?;
+    ensure!(lock.try_lock().is_ok(), "another rotation is at work in {}", home.path("").display());
+    Ok(lock)
+}
+
 /// Does this with the files alone.
 fn each(
     context: &Context,
     what: &[What],
-    act: impl Fn(&devstack::StackDir, Kind) -> Result<(), anyhow::Error>,
+    act: impl Fn(&StackDir, Kind) -> Result<(), anyhow::Error>,
 ) -> Result<(), anyhow::Error> {
     ensure!(!what.contains(&What::Certificates), "certificates are not staged: `flotilla certificates`");
     ensure!(!context.is_supervised(), "a stack runs in {}: `flotilla secrets rotate`", context.home.display());
     let home = context.open_stack_dir()?;
+    let _lock = lock(&home)?;
     kinds(what).into_iter().try_for_each(|kind| act(&home, kind))
 }
 
@@ -109,6 +119,9 @@ async fn rotate(context: &Context, what: &[What]) -> Result<(), anyhow::Error> {
     let status = context.stack_status()?;
     ensure!(status.up, "the fleet is starting, or stopping: wait until it is up");
     let home = context.open_stack_dir()?;
+    let _lock = lock(&home)?;
+    let speaks_tls = home.authorities().is_some();
+    ensure!(speaks_tls || !what.contains(&What::Certificates), "the fleet speaks no TLS: start it with --tls");
     let superuser_url = status.unit("postgres")?.login_url()?;
     let nats_url = context.nats()?;
     let kinds = kinds(what);
@@ -118,16 +131,28 @@ async fn rotate(context: &Context, what: &[What]) -> Result<(), anyhow::Error> {
     if !kinds.is_empty() {
         tokio::time::sleep(READ_WITHIN).await;
     }
+    // One that fails holds up no other: a second rotation finishes it.
+    let mut failed = Ok(());
     for kind in &kinds {
-        rotation::finish(&home, *kind)?;
-        Box::pin(rotation::tell(&home, *kind, &superuser_url, &nats_url)).await?;
+        let finished = async {
+            if *kind == Kind::Databases {
+                // Until the server has them they stay staged, and no other is drawn.
+                Box::pin(rotation::apply(&home, *kind, &superuser_url, &nats_url)).await?;
+                return rotation::finish(&home, *kind);
+            }
+            rotation::finish(&home, *kind)?;
+            Box::pin(rotation::apply(&home, *kind, &superuser_url, &nats_url)).await
+        };
+        failed = failed.and(finished.await);
     }
-    let speaks_tls = home.authorities().is_some();
-    ensure!(speaks_tls || !what.contains(&What::Certificates), "the fleet speaks no TLS: start it with --tls");
+    failed.context("run it again")?;
     if speaks_tls && (what.is_empty() || what.contains(&What::Certificates)) {
         certificates::renew(&context.as_part()).await?;
     }
-    let rotated = names(what);
+    let mut rotated = names(what);
+    if what.is_empty() && speaks_tls {
+        rotated.extend(names(&[What::Certificates]));
+    }
     say(context, &json!({"rotated": rotated}), &format!("Rotated: {}.", rotated.join(", ")));
     Ok(())
 }

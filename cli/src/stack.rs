@@ -405,7 +405,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
     let stack = Stack::start(&options, say_to_terminal()).await?;
     let mut roles = serde_json::Map::new();
     for service in fleet::SERVICES.iter().filter(|service| service.database.is_some()) {
-        let passwords = devstack::stack::roles(&stack.home, service.name)?;
+        let passwords = devstack::postgres::roles(&stack.home, service.name)?;
         stack.postgres.provision(service.name, &passwords, service.name).await?;
         roles.insert(service.name.to_owned(), serde_json::to_value(passwords)?);
     }

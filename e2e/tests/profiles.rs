@@ -103,6 +103,8 @@ fn what_needs_this_machine_or_the_keys_says_so_and_makes_nothing() {
         &["backups"],
         &["restore", "--to", "latest", "--user", "olga"],
         &["certificates", "renew"],
+        &["secrets", "rotate"],
+        &["secrets", "stage"],
         &["databases", "--superuser-url-file", "none"],
     ] {
         says(&user.run(&[], &[&["--profile", "prod"], args].concat()), "the profile prod is not");

@@ -11,7 +11,7 @@ use clap::Args;
 use devstack::backup::{Key, Paths};
 use devstack::issuer::Issuer;
 use devstack::nats::{self, administration};
-use devstack::postgres::{Place, SUPERUSER};
+use devstack::postgres::{self, Place, SUPERUSER};
 use devstack::{StackDir, login, stack};
 use fleet::SERVICES;
 use serde_json::{Value, json};
@@ -86,11 +86,11 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
     for service in SERVICES {
         if service.database.is_some() {
-            let roles = stack::roles(&home, service.name)?;
-            roles.write_urls(&home, service, &place)?;
+            postgres::write_urls(&home, service, &place)?;
             for role in ["owner", "app", "relay"] {
-                let file = stack::password_file(service.name, role);
-                databases.insert(file.clone(), home.secret(&file)?);
+                let file = postgres::password_file(service.name, role);
+                // The server takes one.
+                databases.insert(file.clone(), home.present(&file)?);
             }
             let (_, file) = service.owner_secret();
             secrets.insert(owner_of(service), Files::from([(file.clone(), read(&home, &file)?)]));
@@ -134,4 +134,25 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
 fn read(home: &StackDir, file: &str) -> Result<String, anyhow::Error> {
     let path = stack::secret_file(home, file);
     std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_secret_that_the_base_mounts_is_in_the_list() {
+        let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../k8s/base");
+        let mut mounted = BTreeSet::new();
+        for file in std::fs::read_dir(base).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let names = text.split("secretName: ").skip(1).filter_map(|rest| rest.split([',', '}', '\n']).next());
+            // Certificates come another way.
+            mounted.extend(names.filter(|name| !name.ends_with("-tls")).map(ToOwned::to_owned));
+        }
+        let listed: BTreeSet<_> = of_base().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(listed, mounted);
+    }
 }

@@ -29,7 +29,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
 use service::Lifecycle;
-use service::secret::Secret;
+use service::secret::{ExposeSecret as _, Secret, SecretString};
 use service::server::{self, Bounds};
 use service::tls::Speaks;
 pub use service::tls::Tls;
@@ -207,8 +207,10 @@ impl Proxied {
     /// Whether one of the passwords makes this header.
     fn lets_in(&self, header: &[u8]) -> bool {
         let basic = |password: &str| format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
-        let takes = |password: &str| verify_slices_are_equal(header, basic(password).as_bytes()).is_ok();
-        self.passwords.expose().lines().any(takes)
+        let takes = |password: &SecretString| {
+            verify_slices_are_equal(header, basic(password.expose_secret()).as_bytes()).is_ok()
+        };
+        self.passwords.lines().iter().any(takes)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::certificates::Certificates;
@@ -358,7 +358,11 @@ pub async fn provision(
     passwords: &Roles,
     database: &str,
 ) -> Result<(), anyhow::Error> {
-    let mut connection = PgConnection::connect_with(superuser).await?;
+    // Statements here hold passwords.
+    let superuser = superuser.clone().disable_statement_logging();
+    let mut connection = PgConnection::connect_with(&superuser).await?;
+    execute(&mut connection, "set log_statement = none".to_owned()).await?;
+    execute(&mut connection, "set log_min_error_statement = panic".to_owned()).await?;
     // Two stacks may share a cluster and start at once.
     sqlx::query("select pg_advisory_lock(7150)").execute(&mut connection).await?;
     // The operator's role is taken on for one transaction at a time, for data of no tenant; nobody logs in as it.
@@ -398,7 +402,7 @@ pub async fn provision(
         execute(&mut connection, format!("revoke all on database {database} from public")).await?;
     }
     connection.close().await?;
-    let mut connection = PgConnection::connect_with(&superuser.clone().database(database)).await?;
+    let mut connection = PgConnection::connect_with(&superuser.database(database)).await?;
     for function in ["lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)"] {
         execute(&mut connection, format!("revoke execute on function {function} from public")).await?;
     }
@@ -417,27 +421,43 @@ pub struct Roles {
     pub relay: String,
 }
 
-impl Roles {
-    /// Writes the files that hold the logins of a service's roles, as its row names them.
-    ///
-    /// # Errors
-    /// A file cannot be written.
-    pub fn write_urls(&self, home: &StackDir, service: &fleet::Service, place: &Place) -> Result<(), anyhow::Error> {
-        let name = service.name;
-        for (role, file) in service.logins() {
-            home.write_secret(&file, &place.url(&format!("{name}_{role}"), self.password(role), name))?;
-        }
-        Ok(())
-    }
+/// The passwords of a service's roles, made once: those that the server is to take now.
+///
+/// # Errors
+/// They cannot be read or made.
+pub fn roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
+    roles_by(service, |file| home.present(file))
+}
 
-    /// The password of one of them.
-    pub(crate) fn password(&self, role: &str) -> &str {
-        match role {
-            "owner" => &self.owner,
-            "relay" => &self.relay,
-            _ => &self.app,
-        }
+/// The same, also those that are only staged.
+pub(crate) fn newest_roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
+    roles_by(service, |file| home.secret(file))
+}
+
+fn roles_by(service: &str, password: impl Fn(&str) -> Result<String, anyhow::Error>) -> Result<Roles, anyhow::Error> {
+    let of = |role: &str| password(&password_file(service, role));
+    Ok(Roles { owner: of("owner")?, app: of("app")?, relay: of("relay")? })
+}
+
+/// The secret that is the password of a service's role.
+#[must_use]
+pub fn password_file(service: &str, role: &str) -> String {
+    format!("postgres-{service}-{role}-password")
+}
+
+/// Writes the files that hold the logins of a service's roles, as its row names them: a line for each password that is or was valid, the newest
+/// first.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn write_urls(home: &StackDir, service: &fleet::Service, place: &Place) -> Result<(), anyhow::Error> {
+    let name = service.name;
+    for (role, file) in service.logins() {
+        let passwords = home.lines(&password_file(name, role), || stack_dir::random_hex(24))?;
+        let urls: Vec<_> = passwords.iter().map(|word| place.url(&format!("{name}_{role}"), word, name)).collect();
+        home.write_secret(&file, &urls.join("\n"))?;
     }
+    Ok(())
 }
 
 async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {

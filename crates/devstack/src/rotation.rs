@@ -8,14 +8,14 @@ use anyhow::Context as _;
 use reqwest::Url;
 use serde_json::json;
 
-use crate::stack::{password_file, roles};
-use crate::stack_dir::{StackDir, random_hex};
-use crate::{issuer, login, nats, postgres};
+use crate::postgres::{self, password_file};
+use crate::stack_dir::{StackDir, random_hex, staged_file};
+use crate::{issuer, login, nats};
 
 /// What can be rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The passwords of the services' roles. Staged, services try the new one at each new connection, and PostgreSQL takes the old one.
+    /// The passwords of the services' roles. Staged, services have both: they try the new one, and PostgreSQL takes the old one.
     Databases,
     /// The credentials of services and of the administration. Staged, NATS takes both.
     Nats,
@@ -31,7 +31,7 @@ pub enum Kind {
 /// All of them.
 pub const ALL: [Kind; 5] = [Kind::Databases, Kind::Nats, Kind::PageTokens, Kind::Search, Kind::Issuer];
 
-/// Draws what comes after, and writes it where the processes read it. Done again, what was staged before is kept where it may be in use.
+/// Draws what comes after, and writes it where the processes read it. Done again, what was staged before is kept: it may be in use.
 ///
 /// # Errors
 /// A file cannot be read or written.
@@ -39,12 +39,17 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
     match kind {
         Kind::Databases => {
             fleet::SERVICES.iter().filter(|service| service.database.is_some()).try_for_each(|service| {
-                for role in ["owner", "app", "relay"] {
-                    home.write_secret(&password_file(service.name, role), &random_hex(24)?)?;
+                for role in ROLES {
+                    stage_before(home, &password_file(service.name, role))?;
                 }
-                let roles = roles(home, service.name)?;
                 for (role, file) in service.logins() {
-                    with_password(&home.path("secrets").join(file), home, roles.password(role))?;
+                    // Where there is an address already: the same one, by each password.
+                    let (name, file) = (password_file(service.name, role), home.path("secrets").join(file));
+                    if let Some(url) = read(&file)?.as_deref().and_then(|urls| urls.lines().next()) {
+                        let passwords = home.lines(&name, || random_hex(24))?;
+                        let urls = passwords.iter().map(|word| changed(url, word)).collect::<Result<Vec<_>, _>>()?;
+                        rewrite(home, &file, &urls.join("\n"))?;
+                    }
                 }
                 Ok(())
             })
@@ -56,19 +61,24 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
     }
 }
 
-/// Puts what was staged in the place of what was before. Servers are not asked: [`tell`] does that.
+/// Puts what was staged in the place of what was before. Servers are not asked: [`apply`] does that.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn finish(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
     match kind {
-        Kind::Databases => Ok(()),
+        Kind::Databases => fleet::SERVICES.iter().try_for_each(|service| {
+            ROLES.iter().try_for_each(|role| remove(home, &staged_file(&password_file(service.name, role))))
+        }),
         Kind::Nats => nats::revoke(home),
         Kind::PageTokens => page_token_keys().try_for_each(|file| finish_line(home, file)),
         Kind::Search => {
             finish_line(home, login::PASSWORDS)?;
             let password = home.secret(login::PASSWORDS)?;
-            with_password(&home.path("secrets/opensearch-url"), home, &password)?;
+            let file = home.path("secrets/opensearch-url");
+            if let Some(url) = read(&file)? {
+                rewrite(home, &file, &changed(&url, &password)?)?;
+            }
             let file = home.path("secrets/opensearch.json");
             if let Some(text) = read(&file)? {
                 let mut login: serde_json::Value = serde_json::from_str(&text)?;
@@ -87,12 +97,13 @@ pub fn finish(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
 ///
 /// # Errors
 /// One does not answer, or refuses.
-pub async fn tell(home: &StackDir, kind: Kind, superuser_url: &str, nats_url: &str) -> Result<(), anyhow::Error> {
+pub async fn apply(home: &StackDir, kind: Kind, superuser_url: &str, nats_url: &str) -> Result<(), anyhow::Error> {
     match kind {
         Kind::Databases => {
             let superuser = superuser_url.parse().context("the address of PostgreSQL")?;
             for service in fleet::SERVICES.iter().filter(|service| service.database.is_some()) {
-                postgres::provision(&superuser, service.name, &roles(home, service.name)?, service.name).await?;
+                let newest = postgres::newest_roles(home, service.name)?;
+                postgres::provision(&superuser, service.name, &newest, service.name).await?;
             }
             Ok(())
         }
@@ -105,31 +116,69 @@ fn page_token_keys() -> impl Iterator<Item = &'static str> {
     fleet::SERVICES.iter().filter_map(|service| service.page_token_key)
 }
 
-/// The file that holds a line that was staged, until it is finished.
-fn next(name: &str) -> String {
-    format!("{name}.next")
+/// The roles of a service that log in.
+const ROLES: [&str; 3] = ["owner", "app", "relay"];
+/// How many lines stay while another is staged.
+const KEPT: usize = 2;
+
+/// What is staged: drawn once, until it is finished.
+fn staged(
+    home: &StackDir,
+    name: &str,
+    draw: impl Fn() -> Result<String, anyhow::Error>,
+) -> Result<String, anyhow::Error> {
+    Ok(home.lines(&staged_file(name), draw)?.swap_remove(0))
 }
 
-/// Adds a line behind the first, and drops the others.
+/// Puts a line before the first. The others stay: somebody may not have read yet that they are not the first any more.
+fn stage_before(home: &StackDir, name: &str) -> Result<Vec<String>, anyhow::Error> {
+    let mut lines = home.lines(name, || random_hex(24))?;
+    let staged = staged(home, name, || random_hex(24))?;
+    lines.retain(|line| *line != staged);
+    lines.truncate(KEPT);
+    lines.insert(0, staged);
+    home.write_secret(name, &lines.join("\n"))?;
+    Ok(lines)
+}
+
+/// Puts a line behind the first. The others stay likewise.
 fn stage_line(
     home: &StackDir,
     name: &str,
     draw: impl Fn() -> Result<String, anyhow::Error>,
 ) -> Result<(), anyhow::Error> {
-    let present = home.lines(name, &draw)?.swap_remove(0);
-    let staged = home.lines(&next(name), draw)?.swap_remove(0);
-    home.write_secret(name, &format!("{present}\n{staged}")).map(drop)
+    let mut lines = home.lines(name, &draw)?;
+    let mut new = staged(home, name, &draw)?;
+    // One that was finished but for its note.
+    if lines.first() == Some(&new) {
+        remove(home, &staged_file(name))?;
+        new = staged(home, name, draw)?;
+    }
+    lines.retain(|line| *line != new);
+    lines.truncate(KEPT);
+    lines.insert(1, new);
+    home.write_secret(name, &lines.join("\n")).map(drop)
 }
 
-/// Puts the staged line first. Without one, it is done already.
+/// Puts the staged line first, and keeps one of those before. Without a staged one, it is done already.
 fn finish_line(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
-    let file = home.path("secrets").join(next(name));
-    let Some(staged) = read(&file)? else { return Ok(()) };
-    let before = home.lines(name, || Ok(staged.clone()))?;
-    let others = before.into_iter().filter(|line| *line != staged).take(1);
-    let lines: Vec<_> = std::iter::once(staged.clone()).chain(others).collect();
+    let Some(staged) = read(&home.path("secrets").join(staged_file(name)))? else { return Ok(()) };
+    let mut lines = home.lines(name, || Ok(staged.clone()))?;
+    lines.retain(|line| *line != staged);
+    lines.truncate(1);
+    lines.insert(0, staged);
     home.write_secret(name, &lines.join("\n"))?;
-    std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+    remove(home, &staged_file(name))
+}
+
+fn remove(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
+    let file = home.path("secrets").join(name);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", file.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn read(file: &Path) -> Result<Option<String>, anyhow::Error> {
@@ -140,19 +189,66 @@ fn read(file: &Path) -> Result<Option<String>, anyhow::Error> {
     }
 }
 
-/// Changes the password of the address in a file, where the file is there.
-fn with_password(file: &Path, home: &StackDir, password: &str) -> Result<(), anyhow::Error> {
-    let Some(url) = read(file)? else { return Ok(()) };
-    let url = changed(&url, password).with_context(|| format!("{} holds no address", file.display()))?;
+fn rewrite(home: &StackDir, file: &Path, text: &str) -> Result<(), anyhow::Error> {
     let name = file.file_name().and_then(|name| name.to_str()).context("a file without a name")?;
-    home.write_secret(name, &url).map(drop)
+    home.write_secret(name, text).map(drop)
 }
 
+/// An address with another password.
 fn changed(url: &str, password: &str) -> Result<String, anyhow::Error> {
     let mut url = Url::parse(url)?;
     // Without a login there is none to change.
     if url.password().is_some() {
-        url.set_password(Some(password)).map_err(|()| anyhow::anyhow!("it takes no password"))?;
+        url.set_password(Some(password)).map_err(|()| anyhow::anyhow!("the address takes no password"))?;
     }
     Ok(url.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn lines(home: &StackDir) -> Vec<String> {
+        home.lines("key", || unreachable!("it is there")).unwrap()
+    }
+
+    #[test]
+    fn a_step_that_was_cut_off_or_done_twice_loses_nothing() {
+        let folder = std::env::temp_dir().join(format!("flotilla-rotation-{}", random_hex(6).unwrap()));
+        let home = StackDir::open(&folder).unwrap();
+        let drawn = Cell::new(0);
+        let draw = || Ok(drawn.replace(drawn.get() + 1).to_string());
+        stage_line(&home, "key", draw).unwrap();
+        assert_eq!(lines(&home), ["0", "1"]);
+        stage_line(&home, "key", draw).unwrap();
+        assert_eq!(lines(&home), ["0", "1"], "what is staged stays staged");
+        finish_line(&home, "key").unwrap();
+        finish_line(&home, "key").unwrap();
+        assert_eq!(lines(&home), ["1", "0"]);
+        // The next one at once: what some still use is taken until it is finished.
+        stage_line(&home, "key", draw).unwrap();
+        assert_eq!(lines(&home), ["1", "2", "0"]);
+        finish_line(&home, "key").unwrap();
+        assert_eq!(lines(&home), ["2", "1"]);
+        // Cut off between the lines and the note.
+        home.write_secret("key.next", "2").unwrap();
+        stage_line(&home, "key", draw).unwrap();
+        assert_eq!(lines(&home), ["2", "3", "1"]);
+        // A password of PostgreSQL: the new one is tried first, and the old one is there for whoever starts.
+        let first = stage_before(&home, "password").unwrap();
+        assert_eq!(stage_before(&home, "password").unwrap(), first);
+        remove(&home, "password.next").unwrap();
+        let second = stage_before(&home, "password").unwrap();
+        assert_eq!((second.len(), &second[1..]), (3, &first[..]));
+        home.wipe().unwrap();
+    }
+
+    #[test]
+    fn an_address_keeps_all_but_its_password() {
+        let url = "postgres://todo_app:old@db:5432/todo?sslmode=verify-full&sslrootcert=/tls/ca.crt";
+        assert_eq!(changed(url, "new").unwrap(), url.replace("old", "new"));
+        assert_eq!(changed("http://127.0.0.1:9200", "new").unwrap(), "http://127.0.0.1:9200/");
+    }
 }

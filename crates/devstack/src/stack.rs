@@ -22,7 +22,7 @@ use crate::login;
 use crate::nats::{self, Nats};
 use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
-use crate::postgres::{Postgres, Roles, SUPERUSER};
+use crate::postgres::{Postgres, SUPERUSER, roles, write_urls};
 use crate::process::{Program, Ready, tail};
 use crate::stack_dir::{self, StackDir};
 use crate::supervisor::{Kind, State, StatusFile, Supervisor, Unit, now};
@@ -312,7 +312,7 @@ impl Startup<'_> {
         let roles = roles(self.home, name)?;
         let provisioned = postgres.provision(name, &roles, name).await;
         provisioned.with_context(|| format!("making the roles and the database of {name}"))?;
-        roles.write_urls(self.home, service, &postgres.place())?;
+        write_urls(self.home, service, &postgres.place())?;
         self.migrate(service).await?;
         self.step(&format!("migrated the database of {name}"), started);
         Ok(())
@@ -459,21 +459,6 @@ async fn administrate(home: StackDir, status_file: StatusFile, address: String, 
             Err(_) => {}
         }
     }
-}
-
-/// The passwords of a service's roles, made once.
-///
-/// # Errors
-/// They cannot be read or made.
-pub fn roles(home: &StackDir, service: &str) -> Result<Roles, anyhow::Error> {
-    let password = |role: &str| home.secret(&password_file(service, role));
-    Ok(Roles { owner: password("owner")?, app: password("app")?, relay: password("relay")? })
-}
-
-/// The secret that is the password of a service's role.
-#[must_use]
-pub fn password_file(service: &str, role: &str) -> String {
-    format!("postgres-{service}-{role}-password")
 }
 
 /// Where a secret of a service is that its row names; a login of NATS has a place of its own.

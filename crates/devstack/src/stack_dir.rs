@@ -104,6 +104,17 @@ impl StackDir {
         }
     }
 
+    /// The line that is valid now, of a secret whose first line may be staged.
+    ///
+    /// # Errors
+    /// As those of [`lines`](Self::lines).
+    pub fn present(&self, name: &str) -> Result<String, anyhow::Error> {
+        let lines = self.lines(name, || random_hex(24))?;
+        let staged = fs::read_to_string(self.0.join("secrets").join(staged_file(name))).ok();
+        let present = lines.iter().find(|line| staged.as_deref().map(str::trim) != Some(line)).or(lines.first());
+        Ok(present.cloned().unwrap_or_default())
+    }
+
     /// Writes a file that only its owner may read, and returns its path.
     ///
     /// # Errors
@@ -190,6 +201,11 @@ pub(crate) fn random_hex(bytes: usize) -> Result<String, anyhow::Error> {
     let mut drawn = vec![0_u8; bytes];
     rand::fill(&mut drawn)?;
     Ok(drawn.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The secret that holds a line of another, from when it is staged until it counts.
+pub(crate) fn staged_file(name: &str) -> String {
+    format!("{name}.next")
 }
 
 /// Writes a file with mode 0600, whole or not at all.

@@ -141,6 +141,8 @@ impl Elsewhere {
             .long(format!("{}-{}", secret.get_long().unwrap_or_default(), self.name))
             .env(format!("{variable}_{}", self.variable))
             .value_name(self.variable)
+            // A command may hold a secret itself.
+            .hide_env_values(true)
             .help(format!("{} what {variable} would", self.help))
     }
 
@@ -162,6 +164,9 @@ fn values(arg: &Arg, given: &ArgMatches) -> Result<Vec<String>, String> {
     let name = variable(arg);
     let file = given.get_one::<String>(&FILE.id(arg)).map(|path| secret::file(path));
     let command = given.get_one::<String>(&COMMAND.id(arg)).map(|command| secret::command(command));
+    if values.iter().any(|text| text.starts_with(char::is_control)) {
+        return Err(format!("{name}: must not begin with a control character"));
+    }
     let all: Vec<String> = values.into_iter().chain(file).chain(command).collect();
     if all.len() > 1 {
         return Err(format!("{name}: set one of {name}, {name}_FILE and {name}_COMMAND"));
@@ -291,6 +296,8 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         let gone = shop(&["--port", "80", "--key-file", path]).unwrap_err();
         assert!(gone.contains(&format!("FLOTILLA_SHOP_KEY: reading {path}: No such file")), "{gone}");
+        let marked = shop(&["--port", "80", "--key", &secret::file(path)]).unwrap_err();
+        assert!(marked.contains("FLOTILLA_SHOP_KEY: must not begin with a control character"), "{marked}");
         let none = shop(&["--port", "80"]).unwrap_err();
         assert!(none.contains("FLOTILLA_SHOP_KEY: is missing: set it, or FLOTILLA_SHOP_KEY_FILE"), "{none}");
     }

@@ -11,6 +11,7 @@ use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::secret::Secret;
 use crate::tls::{Authorities, Tls};
+use crate::{login, nats};
 
 /// The configuration of every process.
 #[derive(Debug, Clone, Args)]
@@ -173,13 +174,15 @@ impl Common {
 /// The database of a service.
 #[derive(Debug, Clone, Args)]
 pub struct Database {
-    /// The database, as the role `<service>_app`: postgres://user:password@host:port/name.
+    /// The database, as the role `<service>_app`: postgres://user:password@host:port/name. Of several, a line each, the first is used that the
+    /// database takes.
     #[arg(
         id = "database_url",
         long = "database-url",
         value_name = "URL",
         env = "FLOTILLA_DATABASE_URL",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = login::urls
     )]
     pub url: Secret,
     /// How many connections to the database to use at most.
@@ -198,7 +201,7 @@ pub struct Database {
 #[derive(Debug, Clone, Args)]
 pub struct Outbox {
     /// The database, as the role `<service>_relay`.
-    #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL", hide_env_values = true)]
+    #[arg(long, env = "FLOTILLA_RELAY_DATABASE_URL", hide_env_values = true, value_parser = login::urls)]
     pub relay_database_url: Secret,
     /// How long the stream is to keep events, in days; `flotilla provision` makes it so.
     #[arg(long, env = "FLOTILLA_STREAM_MAX_AGE_DAYS", default_value = "30",
@@ -241,7 +244,7 @@ impl Settings for Outbox {
 #[derive(Debug, Clone, Args)]
 pub struct Handlers {
     /// The credentials of the login by which its handlers read events.
-    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", hide_env_values = true)]
+    #[arg(long, env = "FLOTILLA_CONSUMER_NATS_CREDS", hide_env_values = true, value_parser = nats::credentials)]
     pub consumer_nats_creds: Secret,
 }
 

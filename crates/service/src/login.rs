@@ -1,7 +1,9 @@
-//! A role's login at the database, whose password may change while the process runs. The pool logs in by the newest text of the secret that
-//! the database takes: a password may be made known to the processes before it counts, and no connection is refused in between.
+//! A role's login at the database, whose password may change while the process runs. The secret has an address
+//! on each line, and the pool logs in by the first that the database takes: a password may be made known to the processes before it counts,
+//! and no connection is refused in between.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use outbox::connections::{LIMITS, pool_options};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -9,15 +11,18 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 use tokio::sync::Mutex;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
-/// How often a text is tried that the database does not take yet.
+/// How often an address is tried that the database does not take yet.
 const TRIES_EVERY: Duration = Duration::from_secs(1);
 /// How long the database may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// After how long an address is named that it does not take.
+const TAKES_WITHIN: Duration = Duration::from_secs(300);
 /// What it says of a wrong password, and of a role that may not log in.
 const REFUSED: [&str; 2] = ["28P01", "28000"];
 
@@ -30,10 +35,32 @@ const OPERATORS: (&str, &str) = (STATEMENT_TIMEOUT, "5min");
 pub(crate) struct Login {
     secret: Secret,
     name: String,
-    limits: [(&'static str, &'static str); LIMITS.len()],
+    limits: Limits,
     pool: PgPool,
-    /// By what the pool logs in; locked while something newer is tried.
-    used: Mutex<SecretString>,
+    /// Locked while something else is tried.
+    state: Mutex<State>,
+    /// How often the pool has changed to another address.
+    changes: AtomicU64,
+}
+
+type Limits = [(&'static str, &'static str); LIMITS.len()];
+
+#[derive(Debug)]
+struct State {
+    /// By what the pool logs in.
+    used: SecretString,
+    /// Since when the database does not take what comes before it, and whether that was said.
+    waits: Option<(Instant, bool)>,
+}
+
+/// Parses the addresses of a database, a line each: later ones that are none do not take their place.
+pub(crate) fn urls(text: &str) -> Result<Secret, String> {
+    Secret::given(text, |text| {
+        for line in secret::lines(text) {
+            line.parse::<PgConnectOptions>()?;
+        }
+        Ok(())
+    })
 }
 
 impl Login {
@@ -54,15 +81,11 @@ impl Login {
         Self::open(secret, name, connections, limits)
     }
 
-    fn open(
-        secret: &Secret,
-        name: &str,
-        connections: u32,
-        limits: [(&'static str, &'static str); LIMITS.len()],
-    ) -> Result<Self, sqlx::Error> {
-        let url = secret.get();
-        let pool = pool_options(connections).connect_lazy_with(options(&url, name, limits)?);
-        Ok(Self { secret: secret.clone(), name: name.to_owned(), limits, pool, used: Mutex::new(url) })
+    fn open(secret: &Secret, name: &str, connections: u32, limits: Limits) -> Result<Self, sqlx::Error> {
+        let used = secret.lines().into_iter().next().unwrap_or_default();
+        let pool = pool_options(connections).connect_lazy_with(options(&used, name, limits)?);
+        let state = Mutex::new(State { used, waits: None });
+        Ok(Self { secret: secret.clone(), name: name.to_owned(), limits, pool, state, changes: AtomicU64::new(0) })
     }
 
     /// The pool.
@@ -70,60 +93,87 @@ impl Login {
         &self.pool
     }
 
-    /// A connection of the pool. Where the database refuses the login, by what the secret has become.
+    /// A connection of the pool. Where the database refuses the login, by another line of the secret, as it is now.
     pub(crate) async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let changes = self.changes.load(Ordering::SeqCst);
         match self.pool.acquire().await {
             Err(error) if is_refused(&error) => {
-                self.secret.look_now().await;
-                self.try_newest().await;
+                let mut state = self.state.lock().await;
+                // Another caller may have done it while this one waited.
+                let has_changed = || changes != self.changes.load(Ordering::SeqCst);
+                if !has_changed() && !self.change(&mut state, true).await {
+                    self.secret.look_now().await;
+                    if !self.change(&mut state, true).await {
+                        return Err(error);
+                    }
+                }
+                drop(state);
                 self.pool.acquire().await
             }
             acquired => acquired,
         }
     }
 
-    /// Lets the pool log in by what the secret has become, as soon as the database takes it, until `stop`.
+    /// Lets the pool log in by the first line of the secret that the database takes, until `stop`.
     pub(crate) async fn follow(&self, stop: &CancellationToken) {
         let tries = async {
             let mut tick = tokio::time::interval(TRIES_EVERY);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                self.try_newest().await;
+                let mut state = self.state.lock().await;
+                self.change(&mut state, false).await;
             }
         };
         tokio::join!(self.secret.look_until(stop), tries);
     }
 
-    async fn try_newest(&self) {
-        let mut used = self.used.lock().await;
-        let newest = self.secret.get();
-        if newest.expose_secret() == used.expose_secret() {
-            return;
-        }
-        let options = match options(&newest, &self.name, self.limits) {
-            Ok(options) => options,
-            Err(error) => {
-                warn!(pool = self.name, %error, "the new address of the database cannot be read: that before stays");
-                return;
+    /// Tries the lines before the one that is used, and those behind it where that was refused. Whether the pool logs in by another now.
+    async fn change(&self, state: &mut State, is_refused: bool) -> bool {
+        for (place, line) in self.secret.lines().into_iter().enumerate() {
+            if line.expose_secret() == state.used.expose_secret() {
+                if place == 0 {
+                    state.waits = None;
+                }
+                if is_refused {
+                    continue;
+                }
+                break;
             }
-        };
-        if let Ok(Ok(connection)) = tokio::time::timeout(ANSWERS_WITHIN, PgConnection::connect_with(&options)).await {
-            connection.close().await.ok();
-            self.pool.set_connect_options(options);
-            *used = newest;
-            info!(pool = self.name, "logs in at the database by the new secret");
+            // One that cannot be read was refused when the secret was.
+            let Ok(options) = options(&line, &self.name, self.limits) else { continue };
+            let connected = tokio::time::timeout(ANSWERS_WITHIN, PgConnection::connect_with(&options)).await;
+            let is_taken = match connected {
+                Ok(Ok(connection)) => Some(connection),
+                Ok(Err(error)) if self::is_refused(&error) => None,
+                // It does not answer: that says nothing of the login.
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            if let Some(connection) = is_taken {
+                connection.close().await.ok();
+                self.pool.set_connect_options(options);
+                *state = State { used: line, waits: None };
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                info!(pool = self.name, "logs in at the database by another line of its secret");
+                return true;
+            }
+            let (since, is_said) = state.waits.get_or_insert((Instant::now(), false));
+            if !*is_said && since.elapsed() > TAKES_WITHIN {
+                *is_said = true;
+                warn!(
+                    pool = self.name,
+                    "the database does not take the first line of its secret: was the rotation finished?"
+                );
+            }
         }
+        false
     }
 }
 
-fn is_refused(error: &sqlx::Error) -> bool {
+pub(crate) fn is_refused(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| REFUSED.contains(&&*code))
 }
 
-fn options(
-    url: &SecretString,
-    name: &str,
-    limits: [(&'static str, &'static str); LIMITS.len()],
-) -> Result<PgConnectOptions, sqlx::Error> {
+fn options(url: &SecretString, name: &str, limits: Limits) -> Result<PgConnectOptions, sqlx::Error> {
     let options: PgConnectOptions = url.expose_secret().parse()?;
     Ok(options.application_name(name).options(limits))
 }

@@ -9,7 +9,7 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 
 use crate::failure::LOCK_NOT_AVAILABLE;
-use crate::idempotency;
+use crate::{idempotency, login, secret};
 
 /// How often a migration tries to get its locks, and the pause between.
 const TRIES: u32 = 60;
@@ -20,13 +20,21 @@ const READS_HISTORY: &str = "grant select (version, success) on {table} to \"{se
 /// How long a connection may take, and a question: without it, a server that is gone with its address is waited for without an end.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
-/// A connection of its own.
+/// A connection of its own, by the first login that the database takes.
 ///
 /// # Errors
 /// The database does not let us in, or does not answer in time.
 pub(crate) async fn connect(url: &SecretString) -> Result<PgConnection, anyhow::Error> {
-    let connection = tokio::time::timeout(ANSWERS_WITHIN, PgConnection::connect(url.expose_secret())).await;
-    Ok(connection.context("the database does not answer in time")??)
+    let mut refused = anyhow::anyhow!("there is no address of the database");
+    for line in secret::lines(url.expose_secret()) {
+        let connection = tokio::time::timeout(ANSWERS_WITHIN, PgConnection::connect(line)).await;
+        match connection.context("the database does not answer in time")? {
+            Ok(connection) => return Ok(connection),
+            Err(error) if login::is_refused(&error) => refused = error.into(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(refused)
 }
 
 /// The migrations of a service.

@@ -2,22 +2,28 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Auth, AuthError, ConnectOptions, ServerAddr};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use nkeys::KeyPair;
 use outbox::connections::nats_options;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::clock;
 use crate::secret::Secret;
 use crate::tls::Authorities;
 
 pub use async_nats::Client;
 
+/// How long they may take to be read for a connection: the server waits two seconds. Those of a command are there for the next try.
+const LOOKS_WITHIN: Duration = Duration::from_secs(1);
 /// How long new credentials wait for the connection that they change.
 const CONNECTS_AFTER: Duration = Duration::from_secs(1);
 
@@ -33,7 +39,8 @@ pub struct Login {
         long = "nats-creds",
         value_name = "TEXT",
         env = "FLOTILLA_NATS_CREDS",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = credentials
     )]
     pub credentials: Secret,
 }
@@ -44,6 +51,11 @@ impl Login {
     pub fn with(&self, credentials: &Secret) -> Self {
         Self { url: self.url.clone(), credentials: credentials.clone() }
     }
+}
+
+/// Parses credentials: later ones that are none do not take their place.
+pub(crate) fn credentials(text: &str) -> Result<Secret, String> {
+    Secret::given(text, |text| auth(text, &[]).map(drop))
 }
 
 fn url(text: &str) -> Result<String, String> {
@@ -64,13 +76,15 @@ pub fn addresses(url: &str) -> Result<Vec<ServerAddr>, anyhow::Error> {
 /// Fails when the address or the credentials cannot be read.
 pub async fn connect(name: &str, login: &Login, authorities: &Authorities) -> Result<Client, anyhow::Error> {
     let addresses = addresses(&login.url)?;
-    auth(&login.credentials.get(), &[]).context("the credentials of NATS")?;
+    auth(&login.credentials.expose(), &[]).context("the credentials of NATS")?;
     let credentials = login.credentials.clone();
     let mut options = ConnectOptions::with_auth_callback(move |nonce| {
-        // Whatever they are now: those before may be why it connects anew.
-        credentials.look();
-        let auth = auth(&credentials.get(), &nonce).map_err(AuthError::new);
-        async move { auth }
+        let credentials = credentials.clone();
+        async move {
+            // Whatever they are now: those before may be why it connects anew.
+            tokio::time::timeout(LOOKS_WITHIN, credentials.look_now()).await.ok();
+            auth(&credentials.expose(), &nonce).map_err(AuthError::new)
+        }
     });
     options = options
         .name(name)
@@ -92,16 +106,8 @@ pub(crate) async fn follow(client: &Client, credentials: &Secret, stop: &Cancell
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             let now = credentials.get();
             if now.expose_secret() != used.expose_secret() {
-                match auth(&now, &[]) {
-                    // Only a client that has ended refuses.
-                    Ok(_) => drop(client.force_reconnect().await),
-                    Err(error) => {
-                        warn!(
-                            error = format!("{error:#}"),
-                            "the new credentials of NATS are none: the connection stays"
-                        )
-                    }
-                }
+                // Only a client that has ended refuses.
+                drop(client.force_reconnect().await);
                 used = now;
             }
         }
@@ -110,13 +116,18 @@ pub(crate) async fn follow(client: &Client, credentials: &Secret, stop: &Cancell
 }
 
 /// What the server asks for: the JWT, and its nonce signed by the key of its seed.
-fn auth(credentials: &SecretString, nonce: &[u8]) -> Result<Auth, anyhow::Error> {
+fn auth(credentials: &str, nonce: &[u8]) -> Result<Auth, anyhow::Error> {
     let after = |title: &str| {
-        let mut lines = credentials.expose_secret().lines().skip_while(|line| !line.contains(title));
+        let mut lines = credentials.lines().skip_while(|line| !line.contains(title));
         lines.nth(1).map(str::trim).with_context(|| format!("there is no `-----BEGIN {title}-----`"))
     };
     let (jwt, seed) = (after("NATS USER JWT")?, after("USER NKEY SEED")?);
     let key = KeyPair::from_seed(seed).context("its seed is none")?;
+    let claims = jwt.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims: Value = claims.and_then(|claims| serde_json::from_slice(&claims).ok()).context("its JWT is none")?;
+    ensure!(claims["sub"] == key.public_key(), "its JWT is of another key than its seed");
+    let ends = claims["exp"].as_i64().filter(|ends| *ends != 0);
+    ensure!(ends.is_none_or(|ends| ends > clock::now().timestamp()), "its JWT has expired");
     let mut auth = Auth::new();
     (auth.jwt, auth.signature) = (Some(jwt.to_owned()), Some(key.sign(nonce)?));
     Ok(auth)

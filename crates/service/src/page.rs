@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::Failure;
-use crate::secret::Secret;
+use crate::secret::{ExposeSecret as _, Secret, SecretString};
 
 const TAG_BYTES: usize = 16;
 /// The largest page: half of what a gRPC client accepts by default (4 MiB).
@@ -50,8 +50,9 @@ impl PageTokens {
     /// A token for continuing at `position` with the same `question` (everything else that shapes the answer).
     pub fn make(&self, question: &impl Serialize, position: &impl Serialize) -> Result<String, Failure> {
         let mut bytes = serde_json::to_vec(position).map_err(Failure::internal)?;
-        let keys = self.0.expose();
-        bytes.splice(0..0, tag(keys.lines().next().unwrap_or_default(), question, &bytes)?);
+        let keys = self.0.lines();
+        let key = keys.first().ok_or_else(|| Failure::internal(anyhow::anyhow!("there is no key for page tokens")))?;
+        bytes.splice(0..0, tag(key, question, &bytes)?);
         Ok(URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -103,8 +104,8 @@ impl PageTokens {
 
     /// Whether one of the keys has made this.
     fn knows(&self, question: &impl Serialize, position: &[u8], made: &[u8]) -> Result<bool, Failure> {
-        for key in self.0.expose().lines() {
-            if tag(key, question, position)? == made {
+        for key in self.0.lines() {
+            if tag(&key, question, position)? == made {
                 return Ok(true);
             }
         }
@@ -113,10 +114,11 @@ impl PageTokens {
 }
 
 /// A keyed hash, with the key before and behind: the token guards against confusion, it authorizes nothing.
-fn tag(key: &str, question: &impl Serialize, position: &[u8]) -> Result<Vec<u8>, Failure> {
+fn tag(key: &SecretString, question: &impl Serialize, position: &[u8]) -> Result<Vec<u8>, Failure> {
+    let key = key.expose_secret().as_bytes();
     let question = serde_json::to_vec(question).map_err(Failure::internal)?;
     let mut hash = Sha256::new();
-    for part in [key.as_bytes(), &question, position, key.as_bytes()] {
+    for part in [key, &question, position, key] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }

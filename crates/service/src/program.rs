@@ -11,6 +11,7 @@ use tracing::info;
 
 use crate::arguments::{self, ConfigErrors, Settings};
 use crate::config::Base;
+use crate::login;
 use crate::migrations::{self, Migrations};
 use crate::ops;
 use crate::process::Process;
@@ -61,7 +62,7 @@ impl<S: Settings> Settings for Served<S> {
 #[derive(Args)]
 struct Owner {
     /// The database, as its owner.
-    #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true)]
+    #[arg(long = "database-url", value_name = "URL", env = "FLOTILLA_OWNER_DATABASE_URL", hide_env_values = true, value_parser = login::urls)]
     owner_database_url: Secret,
     /// How many seconds to wait for a database that does not answer yet, or does not know the owner.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=3_600))]
@@ -139,7 +140,7 @@ async fn migrate(name: &str, given: &clap::ArgMatches, migrations: &Migrations) 
             let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(5));
             while let Err(error) = migrations::connect(&owner.owner_database_url.get()).await {
                 eprintln!("waiting for the database: {error:#}");
-                owner.owner_database_url.look();
+                owner.owner_database_url.look_now().await;
                 tokio::time::sleep(delays.next_delay()).await;
             }
         };

@@ -1,12 +1,17 @@
 //! What is made of secrets and certificates, and made again when they change: the one reader of what a process is given to keep.
 
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 /// How often files are looked at.
@@ -41,19 +46,21 @@ impl Source {
                 let file = std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
                 bounded(file).with_context(|| format!("reading {}", path.display()))
             }
-            Self::Command(command) => printed(command).with_context(|| self.name()),
+            Self::Command(command) => printed(command).context(COMMAND),
         }
     }
 
-    /// Names it in errors and log lines, and nothing of what it holds: the arguments of a command may be a secret too.
+    /// Names it in errors and log lines, and nothing of what it holds: a word of a command may be a secret too.
     fn name(&self) -> String {
         match self {
             Self::Text(_) => "a variable".to_owned(),
             Self::File(path) => path.display().to_string(),
-            Self::Command(command) => format!("the command `{} …`", command.split(' ').next().unwrap_or_default()),
+            Self::Command(_) => COMMAND.to_owned(),
         }
     }
 }
+
+const COMMAND: &str = "what a command prints";
 
 fn bounded(from: impl std::io::Read) -> Result<Vec<u8>, anyhow::Error> {
     let mut bytes = Vec::new();
@@ -62,31 +69,34 @@ fn bounded(from: impl std::io::Read) -> Result<Vec<u8>, anyhow::Error> {
     Ok(bytes)
 }
 
-/// What a command prints. What it says on its standard error is the process's.
+/// What a command prints. What it says on its standard error is the process's. It, and what it has started, ends with its time.
 fn printed(command: &str) -> Result<Vec<u8>, anyhow::Error> {
+    // Everybody on the machine reads arguments; a variable, only who runs it.
     let mut child = Command::new("sh")
-        .args(["-c", command])
+        .args(["-c", r#"eval "$FLOTILLA_COMMAND""#])
+        .env("FLOTILLA_COMMAND", command)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .process_group(0)
         .spawn()
         .context("starting `sh`, which runs it")?;
     let output = child.stdout.take().context("it has no output")?;
-    let reads = std::thread::spawn(move || bounded(output));
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break status,
-            // What it has started itself may go on, and keeps the output open: nobody waits for that.
-            None if began.elapsed() > PRINTS_WITHIN => {
-                child.kill()?;
-                child.wait()?;
-                bail!("it has not ended within {} s", PRINTS_WITHIN.as_secs());
-            }
-            None => std::thread::park_timeout(Duration::from_millis(10)),
-        }
+    let (sender, read) = mpsc::channel();
+    std::thread::spawn(move || sender.send(bounded(output)).ok());
+    // The output ends with the last process that has it, and a process need not end with its output.
+    let (ends, mut ended) = (Instant::now() + PRINTS_WITHIN, None);
+    let read = read.recv_timeout(PRINTS_WITHIN).ok();
+    while read.is_some() && ended.is_none() && Instant::now() < ends {
+        ended = child.try_wait()?;
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    killpg(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGKILL).ok();
+    child.wait()?;
+    let (Some(output), Some(status)) = (read, ended) else {
+        bail!("it has not ended within {} s", PRINTS_WITHIN.as_secs())
     };
     ensure!(status.success(), "it failed ({status})");
-    reads.join().map_err(|_| anyhow::anyhow!("its output cannot be read"))?
+    output
 }
 
 type Make<T> = dyn Fn(&[Vec<u8>]) -> Result<T, anyhow::Error> + Send + Sync;
@@ -162,25 +172,42 @@ impl<T: Send + Sync + 'static> Reread<T> {
     /// Looks at the files every five seconds, and runs the commands every minute, until `stop`.
     pub async fn look_until(&self, stop: &CancellationToken) {
         let mut tick = tokio::time::interval(LOOKS_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            self.look_again(RUNS_EVERY).await;
+            // A process that stops waits for no command.
+            stop.run_until_cancelled(self.look_again(RUNS_EVERY)).await;
         }
     }
 
     /// Looks at the files, and makes it again if they have changed.
     pub fn look(&self) {
-        self.0.look(None);
+        // Whoever runs a command holds the lock meanwhile.
+        if self.0.sources.iter().any(|source| matches!(source, Source::File(_))) {
+            self.0.look(None);
+        }
     }
 
-    /// The same, and runs the commands: what they printed before was refused.
+    /// The same, and runs the commands, unless they were run just now: what they printed before was refused.
     pub async fn look_now(&self) {
         self.look_again(RUNS_AGAIN).await;
     }
 
+    #[cfg(test)]
+    pub(crate) async fn look_as_if_later(&self) {
+        self.look_again(Duration::ZERO).await;
+    }
+
     async fn look_again(&self, runs_after: Duration) {
-        if self.0.sources.iter().any(|source| matches!(source, Source::Command(_))) {
-            let inner = Arc::clone(&self.0);
-            tokio::task::spawn_blocking(move || inner.look(Some(runs_after))).await.ok();
+        if self.0.runs_commands() {
+            let (inner, (done, looked)) = (Arc::clone(&self.0), oneshot::channel());
+            // The end of the runtime would wait for a thread of its own.
+            let looks = std::thread::Builder::new().spawn(move || {
+                inner.look(Some(runs_after));
+                done.send(()).ok();
+            });
+            if looks.is_ok() {
+                looked.await.ok();
+            }
         } else {
             self.look();
         }
@@ -188,12 +215,19 @@ impl<T: Send + Sync + 'static> Reread<T> {
 }
 
 impl<T> Inner<T> {
+    fn runs_commands(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, Source::Command(_)))
+    }
+
     fn look(&self, runs_after: Option<Duration>) {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for a command that another has begun to run.
+        let mut looked = match self.looked.try_lock() {
+            Ok(looked) => looked,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if runs_after.is_some() => return,
+            Err(TryLockError::WouldBlock) => self.looked.lock().unwrap_or_else(PoisonError::into_inner),
+        };
         let runs = runs_after.is_some_and(|after| looked.ran.elapsed() >= after);
-        if runs {
-            looked.ran = Instant::now();
-        }
         let read = |(source, seen): (&Source, &Vec<u8>)| match source {
             Source::File(_) => source.read(),
             Source::Command(_) if runs => source.read(),
@@ -203,9 +237,16 @@ impl<T> Inner<T> {
             let made = if seen == looked.seen { None } else { Some((self.make)(&seen)?) };
             Ok((seen, made))
         });
+        if runs {
+            looked.ran = Instant::now();
+        }
         match made {
             Ok((seen, made)) => {
-                (looked.seen, looked.fails) = (seen, None);
+                looked.seen = seen;
+                // A command that has failed, and was not run again, has not succeeded.
+                if runs || !self.runs_commands() {
+                    looked.fails = None;
+                }
                 if let Some(made) = made {
                     *self.made.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
                     tracing::info!(sources = names(&self.sources), "what has changed there is used");
@@ -213,7 +254,8 @@ impl<T> Inner<T> {
             }
             Err(error) => {
                 let (since, is_said) = looked.fails.get_or_insert((Instant::now(), false));
-                if !*is_said && since.elapsed() >= SETTLES_WITHIN {
+                // A command is not between two steps.
+                if !*is_said && (runs || since.elapsed() >= SETTLES_WITHIN) {
                     *is_said = true;
                     let error = format!("{error:#}");
                     tracing::warn!(

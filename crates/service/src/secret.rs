@@ -23,12 +23,37 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Reads it. Of what is there, white space at the end does not count.
+    /// Reads it. Of what is there, white space at the end does not count. What `check` refuses later does not take the place of what was
+    /// there before.
     ///
     /// # Errors
-    /// It cannot be read, is empty, or is no text: the error names where it is.
-    pub fn open(source: Source) -> Result<Self, anyhow::Error> {
-        Reread::open(vec![source], |read| text(&read[0])).map(Self)
+    /// It cannot be read, is empty, is no text, or is refused: the error names where it is.
+    pub fn open(
+        source: Source,
+        check: impl Fn(&str) -> Result<(), anyhow::Error> + Send + Sync + 'static,
+    ) -> Result<Self, anyhow::Error> {
+        let read = move |read: &[Vec<u8>]| {
+            let text = text(&read[0])?;
+            check(text.expose_secret())?;
+            Ok(text)
+        };
+        Reread::open(vec![source], read).map(Self)
+    }
+
+    /// Reads it from where the text of an argument says.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn given(
+        text: &str,
+        check: impl Fn(&str) -> Result<(), anyhow::Error> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let source = match (text.strip_prefix(MARKS[0]), text.strip_prefix(MARKS[1])) {
+            (Some(path), _) => Source::File(path.into()),
+            (_, Some(command)) => Source::Command(command.to_owned()),
+            (None, None) => Source::Text(text.as_bytes().to_vec()),
+        };
+        Self::open(source, check).map_err(|error| format!("{error:#}"))
     }
 
     /// Reads it from a file.
@@ -36,7 +61,7 @@ impl Secret {
     /// # Errors
     /// As those of [`open`](Self::open).
     pub fn in_file(path: impl Into<PathBuf>) -> Result<Self, anyhow::Error> {
-        Self::open(Source::File(path.into()))
+        Self::open(Source::File(path.into()), |_| Ok(()))
     }
 
     /// What it was when it was read last.
@@ -45,10 +70,16 @@ impl Secret {
         self.0.get().as_ref().clone()
     }
 
-    /// The same, in the open.
+    /// The same as a text, which no log line may have.
     #[must_use]
     pub fn expose(&self) -> String {
         self.0.get().expose_secret().to_owned()
+    }
+
+    /// Its lines, of which each is a secret that is valid; an empty one is none.
+    #[must_use]
+    pub fn lines(&self) -> Vec<SecretString> {
+        lines(self.0.get().expose_secret()).map(|line| line.to_owned().into()).collect()
     }
 
     /// Where it is.
@@ -74,6 +105,11 @@ impl Secret {
     }
 }
 
+/// The lines of a secret that hold something.
+pub(crate) fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty())
+}
+
 /// A secret as bytes.
 ///
 /// # Errors
@@ -96,8 +132,8 @@ impl From<&str> for Secret {
     }
 }
 
-/// What marks the name of a file and a command, among the texts that [`arguments`](crate::arguments) hands to a parser. No secret begins
-/// so.
+/// What marks the name of a file and a command, among the texts that [`arguments`](crate::arguments) hands to a parser. It refuses a text
+/// that begins so.
 const MARKS: [char; 2] = ['\u{1}', '\u{2}'];
 
 /// A file as the text of an argument.
@@ -114,12 +150,7 @@ impl FromStr for Secret {
     type Err = String;
 
     fn from_str(given: &str) -> Result<Self, String> {
-        let source = match (given.strip_prefix(MARKS[0]), given.strip_prefix(MARKS[1])) {
-            (Some(path), _) => Source::File(path.into()),
-            (_, Some(command)) => Source::Command(command.to_owned()),
-            (None, None) => Source::Text(given.as_bytes().to_vec()),
-        };
-        Self::open(source).map_err(|error| format!("{error:#}"))
+        Self::given(given, |_| Ok(()))
     }
 }
 
@@ -168,10 +199,20 @@ mod tests {
         std::fs::write(&path, "hunter3").unwrap();
         by_file.look();
         assert_eq!(by_file.expose(), "hunter3");
+        std::fs::write(&path, "\n hunter3\n\nhunter2 \n").unwrap();
+        by_file.look();
+        let lines: Vec<_> = by_file.lines().iter().map(|line| line.expose_secret().to_owned()).collect();
+        assert_eq!(lines, ["hunter3", "hunter2"], "nobody is let in by an empty line");
         // A command that was run just now is not run again.
         prints.look();
         prints.look_now().await;
         assert_eq!(prints.expose(), "hunter2");
+        prints.0.look_as_if_later().await;
+        assert!(prints.expose().starts_with("\n hunter3"));
+        // One that fails changes nothing.
+        std::fs::remove_file(&path).unwrap();
+        prints.0.look_as_if_later().await;
+        assert!(prints.expose().starts_with("\n hunter3"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -182,9 +223,13 @@ mod tests {
         assert!(gone.contains("gone: No such file"), "{gone}");
         assert_eq!(refused(""), "in a variable: it is empty");
         let failed = refused(&command("sh -c 'echo hunter2; exit 3'"));
-        assert_eq!(failed, "the command `sh …`: it failed (exit status: 3)");
+        assert_eq!(failed, "what a command prints: it failed (exit status: 3)");
         assert!(refused(&command("true")).contains("it is empty"));
+        // What it has begun does not hold it up once it has ended its output.
+        assert_eq!(command("sleep 60 >/dev/null & echo hunter2").parse::<Secret>().unwrap().expose(), "hunter2");
         assert!(refused(&command("yes")).contains("it failed"), "nobody reads without an end");
+        let checked = Secret::given("hunter2", |_| anyhow::bail!("is no key")).unwrap_err();
+        assert_eq!(checked, "in a variable: is no key");
         assert!(Path::new("/dev/zero").exists() && refused(&file("/dev/zero")).contains("larger than"));
         std::fs::remove_dir_all(folder).unwrap();
     }

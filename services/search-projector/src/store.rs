@@ -160,8 +160,7 @@ pub struct Index {
 /// # Errors
 /// The text is no address.
 pub fn address(text: &str) -> Result<Secret, String> {
-    let secret: Secret = text.parse()?;
-    Url::parse(&secret.expose()).map(|_| secret).map_err(|error| error.to_string())
+    Secret::given(text, |text| Ok(Url::parse(text).map(drop)?))
 }
 
 impl Index {

@@ -9,10 +9,10 @@ use nkeys::{KeyPair, KeyPairType};
 use serde_json::Value;
 
 use super::claims::{self, Import, Kind, Limits};
-use super::keys::user_key;
-use super::keys::{credentials_file, key, revoked};
+use super::keys::{credentials_file, forget_user, key, retire, retiring, revoked, user_key};
 use super::team;
 use crate::stack_dir::{StackDir, write_secret};
+use crate::supervisor::now;
 
 /// Offers the same as JetStream's totals, and nothing is behind it. An account without JetStream that does not take that
 /// from somewhere hears the server answer twice, and first that JetStream is not enabled.
@@ -201,11 +201,18 @@ fn make_login(home: &StackDir, login: &Login) -> Result<(), anyhow::Error> {
 /// # Errors
 /// A file cannot be read or written.
 pub fn renew(home: &StackDir) -> Result<(), anyhow::Error> {
-    super::keys::issue_later(home)?;
-    let administrations = fleet::owners().into_iter().map(|owner| administration(&owner));
-    let logins = fleet::logins().into_iter().map(|login| login.name);
-    for login in logins.chain(administrations).chain(["sys".to_owned()]) {
-        super::keys::forget_user(home, &login)?;
+    // What is staged stays: somebody may have it already.
+    if retiring(home)?.is_none() {
+        let administrations = fleet::owners().into_iter().map(|owner| administration(&owner));
+        let logins = fleet::logins().into_iter().map(|login| login.name);
+        let logins: Vec<_> = logins.chain(administrations).chain(["sys".to_owned()]).collect();
+        let before = logins.iter().filter_map(|login| fs::read_to_string(credentials_file(home, login)).ok());
+        let newest = before.filter_map(|before| claims::issued(&before)).max().unwrap_or_default();
+        // Also of a clock that was put back since.
+        retire(home, now().timestamp().max(newest).max(revoked(home)?.unwrap_or_default()))?;
+        for login in &logins {
+            forget_user(home, login)?;
+        }
     }
     make(home, &[]).map(drop)
 }
@@ -217,8 +224,15 @@ fn make_user(
     permissions: (&[String], &[String]),
 ) -> Result<(), anyhow::Error> {
     let user = key(home, KeyPairType::User, &user_key(name))?;
-    let jwt = claims::user(account, &user, name, permissions, None)?;
-    write_secret(&credentials_file(home, name), claims::credentials(&jwt, &user)?.as_bytes())
+    let file = credentials_file(home, name);
+    // Up to when they are revoked, or will be.
+    let revoked = revoked(home)?.max(retiring(home)?).unwrap_or_default();
+    // The same text for the same rights: clients connect anew when it changes.
+    let before = fs::read_to_string(&file).ok().filter(|before| claims::is_of(before, &user));
+    let issued = before.as_deref().and_then(claims::issued).filter(|issued| *issued > revoked);
+    let issued = issued.unwrap_or_else(|| now().timestamp().max(revoked + 1));
+    let jwt = claims::user(account, &user, name, permissions, (issued, None))?;
+    write_secret(&file, claims::credentials(&jwt, &user)?.as_bytes())
 }
 
 impl Accounts {

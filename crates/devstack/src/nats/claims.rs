@@ -120,13 +120,28 @@ pub fn user(
     key: &KeyPair,
     name: &str,
     (publish, subscribe): (&[String], &[String]),
-    expires: Option<DateTime<Utc>>,
+    times: (i64, Option<DateTime<Utc>>),
 ) -> Result<String, anyhow::Error> {
     let nats = json!({
         "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1,
         "pub": {"allow": publish}, "sub": {"allow": subscribe},
     });
-    sign(account, &key.public_key(), name, expires, nats)
+    sign_at(account, &key.public_key(), name, times, nats)
+}
+
+/// When the JWT of these credentials was signed, in seconds since 1970.
+pub fn issued(credentials: &str) -> Option<i64> {
+    claims_of(credentials)?["iat"].as_i64()
+}
+
+/// Whether the JWT of these credentials is of this key.
+pub fn is_of(credentials: &str, key: &KeyPair) -> bool {
+    claims_of(credentials).is_some_and(|claims| claims["sub"] == key.public_key())
+}
+
+fn claims_of(credentials: &str) -> Option<Value> {
+    let jwt = credentials.lines().nth(1)?;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?).ok()
 }
 
 /// A client's credentials: the JWT and the seed of its key.

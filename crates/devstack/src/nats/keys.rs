@@ -3,13 +3,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use nkeys::{KeyPair, KeyPairType};
 
 use crate::stack_dir::{StackDir, write_secret};
-use crate::supervisor::now;
 
 /// The key of this name, made at the first call.
 pub fn key(home: &StackDir, kind: KeyPairType, name: &str) -> Result<KeyPair, anyhow::Error> {
@@ -67,31 +65,33 @@ const REVOKED: &str = "nats/revoked";
 /// The same, not yet made known to servers.
 const RETIRING: &str = "nats/retiring";
 
-/// Notes that the credentials so far are to be revoked, and waits until what is signed from now on is newer: times are in seconds.
-pub fn issue_later(home: &StackDir) -> Result<(), anyhow::Error> {
-    let until = now().timestamp();
-    home.write_secret(RETIRING, &until.to_string())?;
-    while now().timestamp() <= until {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+/// Notes that credentials that were signed until then are to be revoked.
+pub fn retire(home: &StackDir, until: i64) -> Result<(), anyhow::Error> {
+    home.write_secret(RETIRING, &until.to_string()).map(drop)
 }
 
-/// Has the next JWTs of accounts revoke what was noted.
+/// Up to when they are to be revoked, where that is noted.
+pub fn retiring(home: &StackDir) -> Result<Option<i64>, anyhow::Error> {
+    time(home, RETIRING)
+}
+
+/// Has the next JWTs of accounts revoke what was noted. What was revoked before stays so.
 ///
 /// # Errors
-/// A file cannot be written.
+/// A file cannot be read or written.
 pub fn revoke(home: &StackDir) -> Result<(), anyhow::Error> {
-    let path = |name: &str| home.path("secrets").join(name);
-    match fs::rename(path(RETIRING), path(REVOKED)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("noting that credentials are revoked"),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    let Some(until) = retiring(home)? else { return Ok(()) };
+    home.write_secret(REVOKED, &until.max(revoked(home)?.unwrap_or_default()).to_string())?;
+    fs::remove_file(home.path("secrets").join(RETIRING)).context("noting that credentials are revoked")
 }
 
 /// Up to when logins are revoked.
 pub fn revoked(home: &StackDir) -> Result<Option<i64>, anyhow::Error> {
-    let path = home.path("secrets").join(REVOKED);
+    time(home, REVOKED)
+}
+
+fn time(home: &StackDir, name: &str) -> Result<Option<i64>, anyhow::Error> {
+    let path = home.path("secrets").join(name);
     match fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().map(Some).with_context(|| format!("reading {}", path.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

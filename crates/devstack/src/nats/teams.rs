@@ -17,6 +17,7 @@ use super::claims;
 use super::keys::{folder, key};
 use super::team::{Team, all};
 use crate::stack_dir::{StackDir, write_secret};
+use crate::supervisor::now;
 
 /// The longest that their pulls wait. Until then no other client gets what a disconnected one requested.
 const MAX_EXPIRES: std::time::Duration = std::time::Duration::from_secs(30);
@@ -54,7 +55,8 @@ pub async fn create(home: &StackDir, address: &str, team: &Team) -> Result<PathB
     let account = key(home, KeyPairType::Account, &login.account())?;
     let user = key(home, KeyPairType::User, &format!("user-{durable}"))?;
     let (publish, subscribe) = accounts::permissions(&login);
-    let token = claims::user(&account, &user, &durable, (&publish, &subscribe), Some(team.expires))?;
+    let token =
+        claims::user(&account, &user, &durable, (&publish, &subscribe), (now().timestamp(), Some(team.expires)))?;
     administration::push(home, address, &[jwt]).await?;
     let file = team.credentials(home);
     write_secret(&file, claims::credentials(&token, &user)?.as_bytes())?;
