@@ -2,7 +2,6 @@
 //! staged, and finished once the processes have read what was staged. They look at their files every few seconds.
 
 use std::io::ErrorKind;
-use std::path::Path;
 
 use anyhow::Context as _;
 use reqwest::Url;
@@ -40,15 +39,12 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
         Kind::Databases => {
             fleet::SERVICES.iter().filter(|service| service.database.is_some()).try_for_each(|service| {
                 for role in ROLES {
-                    stage_before(home, &password_file(service.name, role))?;
-                }
-                for (role, file) in service.logins() {
+                    let passwords = stage_before(home, &password_file(service.name, role))?;
+                    let Some((_, name)) = service.logins().into_iter().find(|(of, _)| *of == role) else { continue };
                     // Where there is an address already: the same one, by each password.
-                    let (name, file) = (password_file(service.name, role), home.path("secrets").join(file));
-                    if let Some(url) = read(&file)?.as_deref().and_then(|urls| urls.lines().next()) {
-                        let passwords = home.lines(&name, || random_hex(24))?;
+                    if let Some(url) = read(home, &name)?.as_deref().and_then(|urls| urls.lines().next()) {
                         let urls = passwords.iter().map(|word| changed(url, word)).collect::<Result<Vec<_>, _>>()?;
-                        rewrite(home, &file, &urls.join("\n"))?;
+                        home.write_secret(&name, &urls.join("\n"))?;
                     }
                 }
                 Ok(())
@@ -75,12 +71,10 @@ pub fn finish(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
         Kind::Search => {
             finish_line(home, login::PASSWORDS)?;
             let password = home.secret(login::PASSWORDS)?;
-            let file = home.path("secrets/opensearch-url");
-            if let Some(url) = read(&file)? {
-                rewrite(home, &file, &changed(&url, &password)?)?;
+            if let Some(url) = read(home, "opensearch-url")? {
+                home.write_secret("opensearch-url", &changed(&url, &password)?)?;
             }
-            let file = home.path("secrets/opensearch.json");
-            if let Some(text) = read(&file)? {
+            if let Some(text) = read(home, "opensearch.json")? {
                 let mut login: serde_json::Value = serde_json::from_str(&text)?;
                 let url = login["url"].as_str().context("opensearch.json has no url")?;
                 login["url"] = json!(changed(url, &password)?);
@@ -162,7 +156,7 @@ fn stage_line(
 
 /// Puts the staged line first, and keeps one of those before. Without a staged one, it is done already.
 fn finish_line(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
-    let Some(staged) = read(&home.path("secrets").join(staged_file(name)))? else { return Ok(()) };
+    let Some(staged) = read(home, &staged_file(name))? else { return Ok(()) };
     let mut lines = home.lines(name, || Ok(staged.clone()))?;
     lines.retain(|line| *line != staged);
     lines.truncate(1);
@@ -181,17 +175,13 @@ fn remove(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
     }
 }
 
-fn read(file: &Path) -> Result<Option<String>, anyhow::Error> {
-    match std::fs::read_to_string(file) {
+fn read(home: &StackDir, name: &str) -> Result<Option<String>, anyhow::Error> {
+    let file = home.path("secrets").join(name);
+    match std::fs::read_to_string(&file) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
     }
-}
-
-fn rewrite(home: &StackDir, file: &Path, text: &str) -> Result<(), anyhow::Error> {
-    let name = file.file_name().and_then(|name| name.to_str()).context("a file without a name")?;
-    home.write_secret(name, text).map(drop)
 }
 
 /// An address with another password.
