@@ -75,22 +75,12 @@ pub async fn run(context: &Context, command: &SecretsCommand) -> Result<(), anyh
     match command {
         SecretsCommand::Rotate { what } => rotate(context, what).await,
         SecretsCommand::Stage { what } => {
-            each(context, what, rotation::stage)?;
-            say(
-                context,
-                &json!({"staged": names(what)}),
-                "Staged. Give the secrets to the fleet; once its processes have read them, `flotilla secrets finish`.",
-            );
-            Ok(())
+            let next = "Give the secrets to the fleet; once its processes have read them, `flotilla secrets finish`.";
+            each(context, what, rotation::stage, ("staged", next))
         }
         SecretsCommand::Finish { what } => {
-            each(context, what, rotation::finish)?;
-            say(
-                context,
-                &json!({"finished": names(what)}),
-                "Finished. Give the secrets to the fleet; then run `flotilla databases --superuser-url-file FILE` and `flotilla provision`.",
-            );
-            Ok(())
+            let next = "Give the secrets to the fleet; then run `flotilla databases --superuser-url-file FILE` and `flotilla provision`.";
+            each(context, what, rotation::finish, ("finished", next))
         }
     }
 }
@@ -102,17 +92,20 @@ fn lock(home: &StackDir) -> Result<File, anyhow::Error> {
     Ok(lock)
 }
 
-/// Does this with the files alone.
+/// Does this with the files alone, and says what comes next.
 fn each(
     context: &Context,
     what: &[What],
     act: impl Fn(&StackDir, Kind) -> Result<(), anyhow::Error>,
+    (done, next): (&str, &str),
 ) -> Result<(), anyhow::Error> {
     ensure!(!what.contains(&What::Certificates), "certificates are not staged: `flotilla certificates`");
     ensure!(!context.is_supervised(), "a stack runs in {}: `flotilla secrets rotate`", context.home.display());
     let home = context.open_stack_dir()?;
     let _lock = lock(&home)?;
-    kinds(what).into_iter().try_for_each(|kind| act(&home, kind))
+    kinds(what).into_iter().try_for_each(|kind| act(&home, kind))?;
+    say(context, &json!({done: names(what)}), &format!("The secrets are {done}. {next}"));
+    Ok(())
 }
 
 async fn rotate(context: &Context, what: &[What]) -> Result<(), anyhow::Error> {

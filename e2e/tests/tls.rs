@@ -45,6 +45,8 @@ async fn all_show_it(fleet: &Fleet) {
 async fn renew(fleet: &Fleet) {
     let answer = fleet.json(&["secrets", "rotate", "certificates"]).await;
     assert_eq!(answer["rotated"], json!(["certificates"]), "{answer}");
+    let answer = fleet.json(&["certificates", "renew"]).await;
+    assert_eq!(answer["nats"].as_array().unwrap().len(), 1, "{answer}");
     all_show_it(fleet).await;
 }
 

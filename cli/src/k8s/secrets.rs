@@ -11,7 +11,7 @@ use clap::Args;
 use devstack::backup::{Key, Paths};
 use devstack::issuer::Issuer;
 use devstack::nats::{self, administration};
-use devstack::postgres::{self, Place, SUPERUSER};
+use devstack::postgres::{self, Place, ROLES, SUPERUSER};
 use devstack::{StackDir, login, stack};
 use fleet::SERVICES;
 use serde_json::{Value, json};
@@ -87,7 +87,7 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     for service in SERVICES {
         if service.database.is_some() {
             postgres::write_urls(&home, service, &place)?;
-            for role in ["owner", "app", "relay"] {
+            for role in ROLES {
                 let file = postgres::password_file(service.name, role);
                 // The server takes one.
                 databases.insert(file.clone(), home.present(&file)?);

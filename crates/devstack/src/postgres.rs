@@ -439,6 +439,9 @@ fn roles_by(service: &str, password: impl Fn(&str) -> Result<String, anyhow::Err
     Ok(Roles { owner: of("owner")?, app: of("app")?, relay: of("relay")? })
 }
 
+/// The roles of a service that log in.
+pub const ROLES: [&str; 3] = ["owner", "app", "relay"];
+
 /// The secret that is the password of a service's role.
 #[must_use]
 pub fn password_file(service: &str, role: &str) -> String {

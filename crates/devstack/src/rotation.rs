@@ -1,13 +1,11 @@
 //! New secrets for a fleet that runs. Nothing that was handed out is refused before everybody can have what comes after it: a rotation is
 //! staged, and finished once the processes have read what was staged. They look at their files every few seconds.
 
-use std::io::ErrorKind;
-
 use anyhow::Context as _;
 use reqwest::Url;
 use serde_json::json;
 
-use crate::postgres::{self, password_file};
+use crate::postgres::{self, ROLES, password_file};
 use crate::stack_dir::{StackDir, random_hex, staged_file};
 use crate::{issuer, login, nats};
 
@@ -42,7 +40,7 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
                     let passwords = stage_before(home, &password_file(service.name, role))?;
                     let Some((_, name)) = service.logins().into_iter().find(|(of, _)| *of == role) else { continue };
                     // Where there is an address already: the same one, by each password.
-                    if let Some(url) = read(home, &name)?.as_deref().and_then(|urls| urls.lines().next()) {
+                    if let Some(url) = home.read_secret(&name)?.as_deref().and_then(|urls| urls.lines().next()) {
                         let urls = passwords.iter().map(|word| changed(url, word)).collect::<Result<Vec<_>, _>>()?;
                         home.write_secret(&name, &urls.join("\n"))?;
                     }
@@ -64,17 +62,17 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
 pub fn finish(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
     match kind {
         Kind::Databases => fleet::SERVICES.iter().try_for_each(|service| {
-            ROLES.iter().try_for_each(|role| remove(home, &staged_file(&password_file(service.name, role))))
+            ROLES.iter().try_for_each(|role| home.remove_secret(&staged_file(&password_file(service.name, role))))
         }),
         Kind::Nats => nats::revoke(home),
         Kind::PageTokens => page_token_keys().try_for_each(|file| finish_line(home, file)),
         Kind::Search => {
             finish_line(home, login::PASSWORDS)?;
             let password = home.secret(login::PASSWORDS)?;
-            if let Some(url) = read(home, "opensearch-url")? {
+            if let Some(url) = home.read_secret("opensearch-url")? {
                 home.write_secret("opensearch-url", &changed(&url, &password)?)?;
             }
-            if let Some(text) = read(home, "opensearch.json")? {
+            if let Some(text) = home.read_secret("opensearch.json")? {
                 let mut login: serde_json::Value = serde_json::from_str(&text)?;
                 let url = login["url"].as_str().context("opensearch.json has no url")?;
                 login["url"] = json!(changed(url, &password)?);
@@ -110,8 +108,6 @@ fn page_token_keys() -> impl Iterator<Item = &'static str> {
     fleet::SERVICES.iter().filter_map(|service| service.page_token_key)
 }
 
-/// The roles of a service that log in.
-const ROLES: [&str; 3] = ["owner", "app", "relay"];
 /// How many lines stay while another is staged.
 const KEPT: usize = 2;
 
@@ -145,7 +141,7 @@ fn stage_line(
     let mut new = staged(home, name, &draw)?;
     // One that was finished but for its note.
     if lines.first() == Some(&new) {
-        remove(home, &staged_file(name))?;
+        home.remove_secret(&staged_file(name))?;
         new = staged(home, name, draw)?;
     }
     lines.retain(|line| *line != new);
@@ -156,32 +152,13 @@ fn stage_line(
 
 /// Puts the staged line first, and keeps one of those before. Without a staged one, it is done already.
 fn finish_line(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
-    let Some(staged) = read(home, &staged_file(name))? else { return Ok(()) };
+    let Some(staged) = home.read_secret(&staged_file(name))? else { return Ok(()) };
     let mut lines = home.lines(name, || Ok(staged.clone()))?;
     lines.retain(|line| *line != staged);
     lines.truncate(1);
     lines.insert(0, staged);
     home.write_secret(name, &lines.join("\n"))?;
-    remove(home, &staged_file(name))
-}
-
-fn remove(home: &StackDir, name: &str) -> Result<(), anyhow::Error> {
-    let file = home.path("secrets").join(name);
-    match std::fs::remove_file(&file) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", file.display()))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn read(home: &StackDir, name: &str) -> Result<Option<String>, anyhow::Error> {
-    let file = home.path("secrets").join(name);
-    match std::fs::read_to_string(&file) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
-    }
+    home.remove_secret(&staged_file(name))
 }
 
 /// An address with another password.
@@ -229,7 +206,7 @@ mod tests {
         // A password of PostgreSQL: the new one is tried first, and the old one is there for whoever starts.
         let first = stage_before(&home, "password").unwrap();
         assert_eq!(stage_before(&home, "password").unwrap(), first);
-        remove(&home, "password.next").unwrap();
+        home.remove_secret("password.next").unwrap();
         let second = stage_before(&home, "password").unwrap();
         assert_eq!((second.len(), &second[1..]), (3, &first[..]));
         home.wipe().unwrap();

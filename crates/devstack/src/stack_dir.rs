@@ -87,21 +87,15 @@ impl StackDir {
         name: &str,
         draw: impl Fn() -> Result<String, anyhow::Error>,
     ) -> Result<Vec<String>, anyhow::Error> {
-        let path = self.0.join("secrets").join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-                anyhow::ensure!(!lines.is_empty(), "{} is empty", path.display());
-                Ok(lines.into_iter().map(ToOwned::to_owned).collect())
-            }
-            // Only then: another one would let nobody in.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let drawn = draw()?;
-                write_secret(&path, drawn.as_bytes())?;
-                Ok(vec![drawn])
-            }
-            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-        }
+        // Only where there is none: another one would let nobody in.
+        let Some(text) = self.read_secret(name)? else {
+            let drawn = draw()?;
+            self.write_secret(name, &drawn)?;
+            return Ok(vec![drawn]);
+        };
+        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        anyhow::ensure!(!lines.is_empty(), "{} is empty", self.0.join("secrets").join(name).display());
+        Ok(lines.into_iter().map(ToOwned::to_owned).collect())
     }
 
     /// The line that is valid now, of a secret whose first line may be staged.
@@ -110,9 +104,36 @@ impl StackDir {
     /// As those of [`lines`](Self::lines).
     pub fn present(&self, name: &str) -> Result<String, anyhow::Error> {
         let lines = self.lines(name, || random_hex(24))?;
-        let staged = fs::read_to_string(self.0.join("secrets").join(staged_file(name))).ok();
-        let present = lines.iter().find(|line| staged.as_deref().map(str::trim) != Some(line)).or(lines.first());
+        let staged = self.read_secret(&staged_file(name))?;
+        let present = lines.iter().find(|line| staged.as_ref() != Some(line)).or(lines.first());
         Ok(present.cloned().unwrap_or_default())
+    }
+
+    /// What a secret holds, without white space around it; None where there is none.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn read_secret(&self, name: &str) -> Result<Option<String>, anyhow::Error> {
+        let path = self.0.join("secrets").join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Removes a secret, where there is one.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub(crate) fn remove_secret(&self, name: &str) -> Result<(), anyhow::Error> {
+        let path = self.0.join("secrets").join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Writes a file that only its owner may read, and returns its path.

@@ -218,7 +218,7 @@ mod tests {
         /// Whether it is open.
         #[arg(long, env = "FLOTILLA_SHOP_OPEN", default_value = "true", action = clap::ArgAction::Set)]
         open: bool,
-        /// The key of its door.
+        /// The key of its lock.
         #[arg(long, env = "FLOTILLA_SHOP_KEY", hide_env_values = true, value_parser = secret)]
         key: Secret,
         /// The key of its till.
@@ -309,7 +309,7 @@ mod tests {
             "Where it is [required]",
             "[env: FLOTILLA_SHOP_PORT",
             "Whether it is open [true or false]",
-            "The key of its door [required, here, in a file or from a command]",
+            "The key of its lock [required, here, in a file or from a command]",
             "--key-file <FILE>",
             "--key-command <COMMAND>",
         ] {

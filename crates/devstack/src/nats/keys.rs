@@ -51,13 +51,7 @@ pub fn user_key(login: &str) -> String {
 
 /// Removes a login's key: the next one is another.
 pub fn forget_user(home: &StackDir, login: &str) -> Result<(), anyhow::Error> {
-    let path = folder(home)?.join(format!("{}.nk", user_key(login)));
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+    home.remove_secret(&format!("nats/{}.nk", user_key(login)))
 }
 
 /// The time up to which logins are revoked, in seconds since 1970.
@@ -82,7 +76,7 @@ pub fn retiring(home: &StackDir) -> Result<Option<i64>, anyhow::Error> {
 pub fn revoke(home: &StackDir) -> Result<(), anyhow::Error> {
     let Some(until) = retiring(home)? else { return Ok(()) };
     home.write_secret(REVOKED, &until.max(revoked(home)?.unwrap_or_default()).to_string())?;
-    fs::remove_file(home.path("secrets").join(RETIRING)).context("noting that credentials are revoked")
+    home.remove_secret(RETIRING)
 }
 
 /// Up to when logins are revoked.
@@ -91,10 +85,6 @@ pub fn revoked(home: &StackDir) -> Result<Option<i64>, anyhow::Error> {
 }
 
 fn time(home: &StackDir, name: &str) -> Result<Option<i64>, anyhow::Error> {
-    let path = home.path("secrets").join(name);
-    match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map(Some).with_context(|| format!("reading {}", path.display())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-    }
+    let text = home.read_secret(name)?;
+    text.map(|text| text.parse().with_context(|| format!("reading secrets/{name}"))).transpose()
 }

@@ -14,7 +14,7 @@ use nkeys::KeyPairType;
 use super::accounts;
 use super::administration::{self, Administration};
 use super::claims;
-use super::keys::{folder, key};
+use super::keys::{folder, key, user_key};
 use super::team::{Team, all};
 use crate::stack_dir::{StackDir, write_secret};
 use crate::supervisor::now;
@@ -53,7 +53,7 @@ pub async fn create(home: &StackDir, address: &str, team: &Team) -> Result<PathB
     let operator = key(home, KeyPairType::Operator, "operator")?;
     let (_, jwt) = accounts::make_reader(home, &operator, &login, None)?;
     let account = key(home, KeyPairType::Account, &login.account())?;
-    let user = key(home, KeyPairType::User, &format!("user-{durable}"))?;
+    let user = key(home, KeyPairType::User, &user_key(&durable))?;
     let (publish, subscribe) = accounts::permissions(&login);
     let token =
         claims::user(&account, &user, &durable, (&publish, &subscribe), (now().timestamp(), Some(team.expires)))?;
@@ -93,7 +93,7 @@ pub async fn revoke(home: &StackDir, address: &str, tenant: &TenantId, name: &st
     let folder = folder(home)?;
     for file in [
         team.credentials(home),
-        folder.join(format!("user-{}.nk", team.durable())),
+        folder.join(format!("{}.nk", user_key(&team.durable()))),
         folder.join(format!("{}.nk", team.login().account())),
         record(home, &team)?,
     ] {
