@@ -3,6 +3,9 @@
 set -euo pipefail
 if command -v promtool >/dev/null; then exec promtool "$@"; fi
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/promtool"
+# What `flotilla up --observe` has unpacked holds it, too.
+observed="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/prometheus/usr/bin/promtool"
+if [ -x "$observed" ]; then exec "$observed" "$@"; fi
 [ -x "$folder/usr/bin/promtool" ] || {
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT

@@ -53,6 +53,7 @@ impl Bench {
             usual_ports: false,
             durable: true,
             otlp_endpoint: None,
+            observe: None,
             fault_proxy: false,
             infra_only: false,
             env,

@@ -29,6 +29,7 @@ mod profiles;
 mod rebuild;
 mod replay;
 mod restore;
+mod scheduled;
 mod secrets;
 mod stack;
 mod status;
@@ -113,7 +114,7 @@ enum Command {
     /// Rebuild a read model while the old one is in use, and swap it in.
     Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
-    Verify(verify::VerifyArgs),
+    Verify(scheduled::VerifyCommand),
     /// Export or erase what the services hold about a tenant, or about one person in it.
     Data(data::DataArgs),
     /// Show, pause and resume the durable consumers.
@@ -228,7 +229,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Dlq(args) => dlq::run(context, &args).await,
         Command::Replay(args) => replay::run(context, &args).await,
         Command::Rebuild(args) => rebuild::run(context, &args).await,
-        Command::Verify(args) => verify::run(context, &args).await,
+        Command::Verify(args) => scheduled::run(context, &args).await,
         Command::Consumers(args) => consumers::run(context, &args).await,
         Command::Provision(args) => nats_credentials::provide(context, &args).await,
         Command::Databases(args) => Box::pin(databases::run(context, &args)).await,

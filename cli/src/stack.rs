@@ -12,8 +12,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::backup::{KEY, Repository};
 use devstack::login::{Proxy, Tls};
+use devstack::observe::Observe;
 use devstack::stack::{LOCK, STATUS_FILE};
-use devstack::{Options, Reporter, Stack, process};
+use devstack::{Options, Reporter, Stack, Unit, process};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -37,8 +38,10 @@ pub struct UpArgs {
     #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = edge_port())]
     gateway_port: u16,
     /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
-    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT", conflicts_with = "observe")]
     otlp_endpoint: Option<String>,
+    #[command(flatten)]
+    observe: ObserveArgs,
     #[command(flatten)]
     telemetry: TelemetryArgs,
     /// Speak TLS between services, PostgreSQL, NATS and OpenSearch, by an authority of the folder: secrets/tls-authority.crt.
@@ -56,6 +59,34 @@ pub struct UpArgs {
     /// Stop the fleet when standard input ends: when the process that started this is gone.
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
+}
+
+/// Who watches the fleet.
+#[derive(Debug, Clone, Default, Args)]
+struct ObserveArgs {
+    /// Start Prometheus, Alertmanager and Zipkin, too: metrics, alerts and traces of the fleet, on this machine alone.
+    #[arg(long, env = "FLOTILLA_OBSERVE")]
+    observe: bool,
+    /// Send alerts to this webhook, as Alertmanager does. Its address may hold a key: the variable keeps it out of the list of processes.
+    #[arg(long, env = "FLOTILLA_ALERTS_TO", hide_env_values = true, requires = "observe", value_parser = webhook)]
+    alerts_to: Option<String>,
+}
+
+fn webhook(text: &str) -> Result<String, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+    url.map(|_| text.to_owned()).ok_or_else(|| "a webhook is a URL with http or https".to_owned())
+}
+
+impl ObserveArgs {
+    fn wanted(&self) -> Option<Observe> {
+        self.observe.then(|| Observe { alerts_to: self.alerts_to.clone() })
+    }
+
+    /// As variables.
+    fn env(&self) -> Vec<(&'static str, String)> {
+        let observe = self.observe.then(|| ("FLOTILLA_OBSERVE", "true".to_owned()));
+        observe.into_iter().chain(self.alerts_to.clone().map(|url| ("FLOTILLA_ALERTS_TO", url))).collect()
+    }
 }
 
 /// What the services log and export.
@@ -144,6 +175,7 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         durable: true,
         tls: args.tls,
         otlp_endpoint: args.otlp_endpoint.clone(),
+        observe: args.observe.wanted(),
         fault_proxy: args.fault_proxy,
         infra_only: false,
         env: args.telemetry.env(),
@@ -216,6 +248,9 @@ async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
         println!("  {:<18} {url}", unit.name);
     }
     println!("  logs               {}", context.home.join("logs").display());
+    if let Ok(prometheus) = stack_status.unit("prometheus").and_then(Unit::login_url) {
+        println!("  pages              {prometheus}/consoles/fleet.html");
+    }
     println!("\nTry next");
     println!("  bin/flotilla status");
     println!("  bin/flotilla import samples/todo.txt --tenant acme --user ann");
@@ -254,7 +289,7 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         if args.any_ports {
             command.arg("--any-ports");
         }
-        command.envs(args.telemetry.env());
+        command.envs(args.telemetry.env()).envs(args.observe.env());
         if args.until_stdin_ends {
             command.arg("--until-stdin-ends").stdin(Stdio::inherit());
         } else {
@@ -394,6 +429,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                 gateway_port: 0,
                 tls: false,
                 otlp_endpoint: None,
+                observe: ObserveArgs::default(),
                 any_ports: true,
                 fault_proxy: false,
                 no_demo: true,

@@ -35,6 +35,11 @@ pub struct VerifyArgs {
 }
 
 impl VerifyArgs {
+    /// The same, of what was written and changed since then.
+    pub fn since(&self, from: Option<DateTime<Utc>>) -> Self {
+        Self { from: from.or(self.from), ..self.clone() }
+    }
+
     /// Everything of one read model, at full speed.
     pub const fn of_index(which: Which) -> Self {
         Self { tenant: None, from: None, to: None, which, rate: 1_000_000, patience: 60 }
@@ -125,7 +130,7 @@ impl Report {
         self.kinds().iter().map(|(_, findings)| findings.count).sum()
     }
 
-    pub(super) fn kinds(&self) -> [(&'static str, &Findings); 5] {
+    pub fn kinds(&self) -> [(&'static str, &Findings); 5] {
         [
             ("lost", &self.lost),
             ("duplicated", &self.duplicated),

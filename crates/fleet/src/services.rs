@@ -170,16 +170,4 @@ mod tests {
             include_str!("../../../.github/CODEOWNERS").split_once("* @flotilla/platform\n").expect("the default");
         assert_eq!(lines, SERVICES.iter().map(line).collect::<String>());
     }
-
-    /// `infra/prometheus/prometheus.yml` scrapes the targets in the folder: one file for each service.
-    #[test]
-    fn every_service_is_scraped() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/prometheus/targets");
-        let files = std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
-        let scraped: BTreeSet<_> = files.map(|file| std::fs::read_to_string(file).expect("a text")).collect();
-        let target = |service: &Service| {
-            format!("- targets: [\"127.0.0.1:{}\"]\n  labels: {{job: {}}}\n", service.ops_port, service.name)
-        };
-        assert_eq!(scraped, SERVICES.iter().map(target).collect());
-    }
 }

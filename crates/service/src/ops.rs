@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use crate::Process;
+use crate::clock;
 use crate::server::{self, Bounds};
 use crate::tls::Speaks;
 
@@ -17,6 +18,12 @@ use crate::tls::Speaks;
 const CONNECTIONS: usize = 100;
 /// How long an operator's call may take.
 const LONGEST: Duration = Duration::from_secs(900);
+
+/// The metrics, among them this process' clock: whoever reads them compares it with their own.
+fn read(metrics: &PrometheusHandle) -> String {
+    metrics::gauge!("clock_seconds").set(clock::now().timestamp_millis() as f64 / 1e3);
+    metrics.render()
+}
 
 /// Serves the operations port until the process stops; returns its address. `/healthz` names the release.
 ///
@@ -43,7 +50,7 @@ pub async fn serve(
     let router = Router::new()
         .route("/healthz", get(move || async move { health }))
         .route("/readyz", get(move || async move { readiness.answer() }))
-        .route("/metrics", get(move || async move { metrics.map(|m| m.render()).unwrap_or_default() }))
+        .route("/metrics", get(move || async move { metrics.map(|m| read(&m)).unwrap_or_default() }))
         .fallback(move |request| operators.answer(request));
     let bounds = Bounds { connections: CONNECTIONS, streams: 100, http2_only: false, longest: LONGEST };
     lifecycle.spawn("operations port", server::serve(listener, router, (bounds, tls), lifecycle.stopping()));

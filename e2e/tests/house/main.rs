@@ -24,8 +24,8 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("authz", &["contracts"]),
     ("service", &["authz", "consumer", "contracts", "outbox", "proto"]),
     ("testkit", &["authz", "devstack", "fleet", "outbox"]),
-    // It calls the services, and links none.
-    ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto"]),
+    // It calls the services, and links none; a scheduled check has an operations port as they have.
+    ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto", "service"]),
     ("bench", &["devstack", "outbox", "proto"]),
     ("consume-events", &[]),
     ("e2e", &["devstack", "testkit"]),

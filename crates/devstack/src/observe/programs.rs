@@ -1,0 +1,119 @@
+//! The programs that watch a fleet, fetched once into the user's cache when somebody wants them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use tokio::process::Command;
+
+use crate::Reporter;
+use crate::install::{alone, jars, run, version};
+
+const ZIPKIN_POM: &str = include_str!("../../../../infra/zipkin/pom.xml");
+/// The module of the collector of spans.
+const OTELCOL: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../../../../infra/otelcol/go.mod")),
+    ("go.sum", include_str!("../../../../infra/otelcol/go.sum")),
+    ("main.go", include_str!("../../../../infra/otelcol/main.go")),
+];
+/// Prometheus, Alertmanager, the exporter of a machine's figures, and what the pages of the first are shown by.
+const PROMETHEUS_PACKAGES: [&str; 14] = [
+    "prometheus",
+    "prometheus-alertmanager",
+    "prometheus-node-exporter",
+    "fonts-glyphicons-halflings",
+    "libjs-bootstrap4",
+    "libjs-d3",
+    "libjs-eonasdan-bootstrap-datetimepicker",
+    "libjs-jquery",
+    "libjs-jquery-hotkeys",
+    "libjs-moment",
+    "libjs-moment-timezone",
+    "libjs-mustache",
+    "libjs-popper.js",
+    "libjs-rickshaw",
+];
+
+/// The paths of the programs that watch a fleet.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Where Debian's packages are unpacked: `/` if the machine has them.
+    pub debian: PathBuf,
+    /// OpenTelemetry's collector.
+    pub otelcol: PathBuf,
+    /// Zipkin's jar.
+    pub zipkin: PathBuf,
+}
+
+/// Finds or fetches what watches a fleet.
+///
+/// # Errors
+/// Something cannot be fetched: the error says what, and how to get it.
+pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
+    let (cache, _lock) = alone(say).await?;
+    Ok(Programs {
+        debian: prometheus(&cache, say).await?,
+        otelcol: otelcol(&cache, say).await?,
+        zipkin: zipkin(&cache, say).await?,
+    })
+}
+
+/// The folder that has Debian's packages: the machine's, or one into which they are unpacked without being installed.
+async fn prometheus(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
+    const HAS: [&str; 4] = [
+        "usr/bin/prometheus",
+        "usr/bin/prometheus-alertmanager",
+        "usr/bin/prometheus-node-exporter",
+        "usr/share/prometheus/web/static/rickshaw/rickshaw.min.js",
+    ];
+    if HAS.iter().all(|file| Path::new("/").join(file).exists()) {
+        return Ok("/".into());
+    }
+    let folder = cache.join("prometheus");
+    if !folder.join(".complete").exists() {
+        let packages = folder.join("packages");
+        fs::create_dir_all(&packages)?;
+        let mut apt = Command::new("apt-get");
+        apt.arg("download").args(PROMETHEUS_PACKAGES).current_dir(&packages);
+        run(&**say, "fetching Prometheus and Alertmanager (45 MB once)", apt).await.context(
+            "Debian's packages could not be fetched: `apt-get update` first; or `apt-get install prometheus \
+             prometheus-alertmanager prometheus-node-exporter`",
+        )?;
+        for package in fs::read_dir(&packages)? {
+            let mut dpkg = Command::new("dpkg");
+            dpkg.arg("-x").arg(package?.path()).arg(&folder);
+            run(&|_| (), "unpacking Debian's packages", dpkg).await?;
+        }
+        fs::remove_dir_all(&packages)?;
+        fs::write(folder.join(".complete"), b"")?;
+    }
+    Ok(folder)
+}
+
+async fn otelcol(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("OTELCOL")?;
+    let folder = cache.join("otelcol").join(pinned);
+    let (program, source) = (folder.join("otelcol"), folder.join("source"));
+    if !program.exists() {
+        fs::create_dir_all(&source)?;
+        for (name, text) in OTELCOL {
+            fs::write(source.join(name), text)?;
+        }
+        let mut go = Command::new("go");
+        go.env("GOFLAGS", "").args(["build", "-trimpath", "-ldflags=-s -w", "-o"]).arg(&program).arg(".");
+        go.current_dir(&source);
+        run(&**say, &format!("building OpenTelemetry's collector {pinned} (once, a minute)"), go)
+            .await
+            .context("the collector of spans could not be built: is Go 1.25 or newer installed (https://go.dev/dl)?")?;
+    }
+    Ok(program)
+}
+
+async fn zipkin(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("ZIPKIN")?;
+    let (property, what) = (format!("zipkin.version={pinned}"), format!("fetching Zipkin ({pinned}, 131 MB once)"));
+    let jars = jars(&cache.join("zipkin").join(pinned), ZIPKIN_POM, &property, &**say, &what)
+        .await
+        .context("Zipkin's jar could not be fetched: is Maven installed (`apt-get install maven`)?")?;
+    Ok(jars.join(format!("zipkin-server-{pinned}-exec.jar")))
+}
