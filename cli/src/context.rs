@@ -92,6 +92,14 @@ impl Context {
         Self { operator: Token { operator_token: Some(token), operator_token_file: None }, ..self.clone() }
     }
 
+    /// The arguments by which another command is about the same fleet.
+    pub fn of_fleet(&self) -> [String; 2] {
+        match &self.elsewhere {
+            Some((name, _)) => ["--profile".to_owned(), name.clone()],
+            None => ["--home".to_owned(), self.home.display().to_string()],
+        }
+    }
+
     /// Whether the fleet is not in a folder of this machine.
     pub const fn is_elsewhere(&self) -> bool {
         self.elsewhere.is_some()

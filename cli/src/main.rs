@@ -7,6 +7,7 @@ mod terminal;
 mod api;
 mod audit;
 mod backup;
+mod bundle;
 mod certificates;
 mod consumers;
 mod context;
@@ -103,6 +104,8 @@ enum Command {
     },
     /// Show how long each stage takes, from commit to searchable, and what waits.
     Lag,
+    /// Gather what a supporter needs in one file: status, metrics, the end of each log; no secrets.
+    Bundle(bundle::BundleArgs),
     /// Print the log lines of one trace from all services, in time order.
     Trace(trace::TraceArgs),
     /// Inspect and repair a service's outbox and relay: parked rows, the journal, a stream that is ahead.
@@ -221,6 +224,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Import(import) => import::run(context, &import).await,
         Command::Events { command } => events::run(context, &command).await,
         Command::Lag => lag::run(context).await,
+        Command::Bundle(args) => bundle::run(context, &args).await,
         Command::Trace(args) => trace::run(context, &args),
         Command::Outbox(args) => outbox::run(context, &args).await,
         Command::Profile { command } => profiles::run(context, &command),

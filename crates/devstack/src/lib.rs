@@ -18,6 +18,8 @@ pub mod postgres;
 
 pub mod rotation;
 
+pub mod redaction;
+
 pub mod nats;
 
 pub mod opensearch;

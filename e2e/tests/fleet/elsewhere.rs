@@ -109,5 +109,10 @@ fn an_operator_who_is_elsewhere_asks_and_acts() {
         assert!(audit.contains("an auditor asks") && audit.contains("olga"), "the token's subject acts: {audit}");
         let report = desk.json(&["verify"]).await;
         assert_eq!(report["lost"]["count"], 0, "{report}");
+        let bundle = desk.0.join("bundle.tar.gz");
+        desk.asks(&["bundle", "--to", bundle.to_str().unwrap()]).await;
+        let listed = std::process::Command::new("tar").arg("-tzf").arg(&bundle).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        assert!(listed.contains("/metrics/todo.txt") && !listed.contains("/logs/"), "{listed}");
     });
 }
