@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use axum::routing::post;
@@ -14,6 +15,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{until, until_within};
 use tokio::net::TcpListener;
+use tokio::process::Command;
 
 /// How long what is broken may take to be seen by a check and a rule, and delivered.
 const DELIVERED_WITHIN: std::time::Duration = std::time::Duration::from_secs(180);
@@ -106,7 +108,7 @@ async fn a_fleet_is_watched() {
     })
     .await;
 
-    one_write_is_one_trace(&watched, &ann).await;
+    let trace = one_write_is_one_trace(&watched, &ann).await;
 
     let page = watched.page("fleet.html").await;
     for job in &jobs {
@@ -115,6 +117,19 @@ async fn a_fleet_is_watched() {
     assert!(page.matches("1 of 1").count() == jobs.len() && page.contains("No alert fires"), "{page}");
     let page = watched.page("service.html?job=</script>todo").await;
     assert!(page.contains("HTTP calls") && !page.contains("</script>todo"), "{page}");
+
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path).map(|folder| folder.join("chromium")).find(|program| program.exists()) {
+        Some(browser) => {
+            let zipkin = watched.fleet.unit("zipkin").url.unwrap();
+            let page = seen(&browser, "trace", &format!("{zipkin}/zipkin/traces/{trace}")).await;
+            assert!(page.contains("search-projector: bulk"), "{page}");
+            let prometheus = watched.fleet.unit("prometheus").url.unwrap();
+            let page = seen(&browser, "fleet", &format!("{prometheus}/consoles/fleet.html?minutes=5")).await;
+            assert!(page.contains("<svg"), "{page}");
+        }
+        None => writeln!(std::io::stderr(), "SKIPPED: no picture of the pages: chromium is not installed").unwrap(),
+    }
 
     // Somebody publishes what is no event: a consumer gives up on it, and the promise does not hold.
     let stream = watched.fleet.jetstream().await;
@@ -136,8 +151,8 @@ async fn a_fleet_is_watched() {
     watched.fleet.stop().await;
 }
 
-/// HTTP → gRPC → PostgreSQL → relay → JetStream → consumer → OpenSearch, as Zipkin has it.
-async fn one_write_is_one_trace(watched: &Watched, ann: &e2e::Caller) {
+/// HTTP → gRPC → PostgreSQL → relay → JetStream → consumer → OpenSearch, as Zipkin has it. Returns the trace id.
+async fn one_write_is_one_trace(watched: &Watched, ann: &e2e::Caller) -> String {
     let request = ann.request(Method::POST, "/v1/todos").json(&json!({"title": "traced"}));
     let answer = Answer::of(request.send().await.unwrap()).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -173,4 +188,18 @@ async fn one_write_is_one_trace(watched: &Watched, ann: &e2e::Caller) {
         }
         assert_eq!(rest.peek(), None, "{last:?} is not below all of them: {spans}");
     }
+    answer.header("trace-id").to_owned()
+}
+
+/// What a browser makes of a page, once its scripts have run; a picture of it is kept in the target folder.
+async fn seen(browser: &Path, name: &str, url: &str) -> String {
+    let folder = testkit::backing::programs().join("pictures");
+    std::fs::create_dir_all(&folder).unwrap();
+    let picture = folder.join(format!("{name}.png"));
+    let mut command = Command::new(browser);
+    command.args(["--headless", "--no-sandbox", "--window-size=1500,1700", "--virtual-time-budget=10000"]);
+    command.arg(format!("--screenshot={}", picture.display())).arg("--dump-dom").arg(url).kill_on_drop(true);
+    let output = command.output().await.unwrap();
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
