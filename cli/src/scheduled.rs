@@ -16,8 +16,9 @@ use crate::verify::{self, Report, VerifyArgs};
 pub struct VerifyCommand {
     #[command(flatten)]
     what: VerifyArgs,
-    /// Check again so many seconds after the end of the last check, until Ctrl-C, and show the outcome as metrics at --listen.
-    #[arg(long, requires = "listen", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    /// Check again after so many seconds, or nine times as long as the last check took, until Ctrl-C, and show the outcome as metrics
+    /// at --listen.
+    #[arg(long, requires = "listen", conflicts_with = "to", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     every: Option<u64>,
     /// The address of the metrics, for example 127.0.0.1:19105.
     #[arg(long, requires = "every")]
@@ -44,35 +45,66 @@ async fn scheduled(
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let process = Process::new("verify", env!("CARGO_PKG_VERSION"));
     let address = ops::serve(&process, listen, Some(metrics)).await?;
-    println!("What is checked every {} s is at http://{address}/metrics", every.as_secs());
-    let now = devstack::supervisor::now;
-    // Until the first check has ended, nothing is late.
-    checked_at(now());
+    println!("What is checked is at http://{address}/metrics");
+    let mut said = Vec::new();
     loop {
-        let from = args.last.map(|seconds| now() - TimeDelta::seconds(seconds.into()));
-        let (began, started) = (now(), Instant::now());
+        let now = devstack::supervisor::now();
+        let (from, started) = (args.last.map(|seconds| now - TimeDelta::seconds(seconds.into())), Instant::now());
         let report = Box::pin(verify::check(context, &args.what.since(from))).await;
-        show(&report, began, started.elapsed());
-        tokio::time::sleep(every).await;
+        let took = started.elapsed();
+        show(&report, now, took);
+        // Not the same again at each check.
+        let says = said_of(&report);
+        if says != said {
+            println!("{now}");
+            if context.json { println!("{}", serde_json::to_string(&report)?) } else { verify::print(&report, took) }
+        }
+        said = says;
+        tokio::time::sleep(every.max(took * 9)).await;
     }
 }
 
-fn checked_at(at: DateTime<Utc>) {
-    gauge!("verify_checked_timestamp_seconds").set(at.timestamp_millis() as f64 / 1e3);
+/// What makes a report worth to be printed again: how many there are of each kind, and what could not be checked.
+fn said_of(report: &Report) -> Vec<String> {
+    let counts = report.kinds().into_iter().filter(|(_, findings)| findings.count > 0);
+    let counts = counts.map(|(kind, findings)| format!("{} {kind}", findings.count));
+    counts.chain(report.unchecked.iter().cloned()).collect()
 }
 
-/// As metrics; what is wrong also on the standard output.
 fn show(report: &Report, began: DateTime<Utc>, took: Duration) {
     for (kind, findings) in report.kinds() {
-        gauge!("verify_findings", "kind" => kind).set(findings.count as f64);
+        // Where something could not be checked, nothing found is no news.
+        if findings.count > 0 || report.unchecked.is_empty() {
+            gauge!("verify_findings", "kind" => kind).set(findings.count as f64);
+        }
     }
     gauge!("verify_seconds").set(took.as_secs_f64());
     gauge!("verify_unchecked").set(report.unchecked.len() as f64);
     if report.unchecked.is_empty() {
-        checked_at(began);
+        gauge!("verify_checked_timestamp_seconds").set(began.timestamp_millis() as f64 / 1e3);
     }
-    if report.findings() > 0 || !report.unchecked.is_empty() {
-        println!("{began}");
-        verify::print(report, took);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An alert that ends because the database is gone would be worse than none.
+    #[test]
+    fn a_finding_stays_until_a_whole_check_does_not_find_it() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let metrics = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let shown = |report: &Report| {
+                show(report, DateTime::UNIX_EPOCH, Duration::from_secs(1));
+                let text = metrics.render();
+                let line = text.lines().find(|line| line.starts_with("verify_findings{kind=\"diverged\"}"));
+                line.and_then(|line| line.rsplit(' ').next()).unwrap_or_default().to_owned()
+            };
+            let (mut found, mut half) = (Report::default(), Report::default());
+            found.diverged.count = 2;
+            half.unchecked.push("the read model: gone".to_owned());
+            assert_eq!([&found, &half, &Report::default()].map(shown), ["2", "2", "0"]);
+        });
     }
 }

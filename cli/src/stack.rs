@@ -8,8 +8,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use devstack::backup::{KEY, Repository};
 use devstack::login::{Proxy, Tls};
 use devstack::observe::Observe;
@@ -38,14 +39,14 @@ pub struct UpArgs {
     #[arg(long, env = "FLOTILLA_GATEWAY_PORT", default_value_t = edge_port())]
     gateway_port: u16,
     /// Export spans to this OTLP endpoint (gRPC), for example http://127.0.0.1:4317.
-    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT", conflicts_with = "observe")]
+    #[arg(long, env = "FLOTILLA_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
     telemetry: TelemetryArgs,
     /// Speak TLS between services, PostgreSQL, NATS and OpenSearch, by an authority of the folder: secrets/tls-authority.crt.
-    #[arg(long, env = "FLOTILLA_TLS")]
+    #[arg(long, env = "FLOTILLA_TLS", value_parser = BoolishValueParser::new())]
     tls: bool,
     /// Use any free ports instead of the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
@@ -65,21 +66,26 @@ pub struct UpArgs {
 #[derive(Debug, Clone, Default, Args)]
 struct ObserveArgs {
     /// Start Prometheus, Alertmanager and Zipkin, too: metrics, alerts and traces of the fleet, on this machine alone.
-    #[arg(long, env = "FLOTILLA_OBSERVE")]
+    #[arg(long, env = "FLOTILLA_OBSERVE", value_parser = BoolishValueParser::new())]
     observe: bool,
     /// Send alerts to this webhook, as Alertmanager does. Its address may hold a key: the variable keeps it out of the list of processes.
-    #[arg(long, env = "FLOTILLA_ALERTS_TO", hide_env_values = true, requires = "observe", value_parser = webhook)]
+    #[arg(long, env = "FLOTILLA_ALERTS_TO", hide_env_values = true)]
     alerts_to: Option<String>,
 }
 
-fn webhook(text: &str) -> Result<String, String> {
-    let url = reqwest::Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
-    url.map(|_| text.to_owned()).ok_or_else(|| "a webhook is a URL with http or https".to_owned())
-}
-
 impl ObserveArgs {
-    fn wanted(&self) -> Option<Observe> {
-        self.observe.then(|| Observe { alerts_to: self.alerts_to.clone() })
+    fn wanted(&self, otlp_endpoint: Option<&String>) -> Result<Option<Observe>, anyhow::Error> {
+        if !self.observe {
+            return Ok(None);
+        }
+        ensure!(
+            otlp_endpoint.is_none(),
+            "with --observe, spans go to Zipkin: leave out --otlp-endpoint (FLOTILLA_OTLP_ENDPOINT)"
+        );
+        let is_url = |url: &String| reqwest::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+        // It may hold a key: it is not repeated.
+        ensure!(self.alerts_to.iter().all(is_url), "--alerts-to (FLOTILLA_ALERTS_TO) is no URL with http or https");
+        Ok(Some(Observe { alerts_to: self.alerts_to.clone() }))
     }
 
     /// As variables.
@@ -175,7 +181,7 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         durable: true,
         tls: args.tls,
         otlp_endpoint: args.otlp_endpoint.clone(),
-        observe: args.observe.wanted(),
+        observe: args.observe.wanted(args.otlp_endpoint.as_ref())?,
         fault_proxy: args.fault_proxy,
         infra_only: false,
         env: args.telemetry.env(),
@@ -272,9 +278,12 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         }
     };
     let home = context.open_stack_dir()?;
+    args.observe.wanted(args.otlp_endpoint.as_ref())?;
     if context.is_supervised() {
         tell("The fleet is up, or coming up, already; its supervisor restarts what dies.");
         until_up(context, || Ok(())).await?;
+        let is_watched = context.stack_status()?.unit("prometheus").is_ok();
+        ensure!(is_watched || !args.observe.observe, "it runs without --observe: `flotilla down` first");
     } else {
         let log = std::fs::File::create(home.log("supervisor"))?;
         let mut command = std::process::Command::new(std::env::current_exe()?);

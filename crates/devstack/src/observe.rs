@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -26,6 +26,8 @@ const PAGES: [(&str, &str); 3] = [
 
 /// The folder of Prometheus' configuration.
 const FOLDER: &str = "conf/prometheus";
+/// The configuration of Alertmanager.
+const ALERTS: &str = "conf/alertmanager.json";
 /// How long figures are kept, and how much of them at most.
 const KEPT: [&str; 2] = ["--storage.tsdb.retention.time=7d", "--storage.tsdb.retention.size=1GB"];
 
@@ -82,7 +84,12 @@ pub fn configure(
     tls: Option<&Path>,
     watched: Option<&Watched>,
 ) -> Result<(), anyhow::Error> {
-    let folder = home.path(FOLDER);
+    let (folder, alerts) = (home.path(FOLDER), home.path(ALERTS));
+    // Its address of a webhook may hold a key.
+    std::fs::remove_file(alerts).ok();
+    if watched.is_some() && folder.display().to_string().contains(['*', '?', '[', '\\']) {
+        bail!("Prometheus takes {} for a pattern: choose another folder for the stack", folder.display());
+    }
     // Nothing of an earlier start is scraped.
     std::fs::remove_dir_all(&folder).or_else(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
@@ -104,8 +111,9 @@ pub fn configure(
         write(&format!("consoles/{name}"), page)?;
     }
     let target = |name: &str, port: u16, scheme: &str| {
-        let target =
-            json!([{ "targets": [format!("127.0.0.1:{port}")], "labels": { "job": name, "__scheme__": scheme } }]);
+        // Figures of earlier starts stay, and at another port it is the same instance.
+        let labels = json!({ "job": name, "instance": name, "__scheme__": scheme });
+        let target = json!([{ "targets": [format!("127.0.0.1:{port}")], "labels": labels }]);
         write(&format!("targets/{name}.json"), &target.to_string())
     };
     for (name, port) in scraped {
@@ -177,26 +185,19 @@ pub fn watchers(
     };
     let route = json!({
         "receiver": "webhook", "group_by": ["alertname", "job"],
-        "group_wait": "1s", "group_interval": "10s", "repeat_interval": "4h",
+        "group_wait": "1s", "group_interval": "30s", "repeat_interval": "4h",
     });
-    let alerts = home.path("conf/alertmanager.json");
+    let alerts = home.path(ALERTS);
     // The address of a webhook may hold a key.
     write_secret(&alerts, json!({ "route": route, "receivers": [receiver] }).to_string().as_bytes())?;
-    let mut alertmanager_args = vec![
+    let alertmanager_args = vec![
         format!("--config.file={}", alerts.display()),
         format!("--storage.path={}", data("alertmanager")?),
         "--cluster.listen-address=".to_owned(),
         listen(alertmanager),
     ];
 
-    let mut alertmanager_program = debian("prometheus-alertmanager");
-    if programs.debian != Path::new("/") {
-        let before = in_a_view_of(&programs.debian, &alertmanager_program);
-        alertmanager_args.splice(0..0, before);
-        alertmanager_program = "unshare".into();
-    }
-
-    let machine_args = ["disable-defaults", "cpu", "filesystem", "loadavg", "meminfo", "time"];
+    let machine_args = ["disable-defaults", "cpu", "filesystem", "loadavg", "meminfo", "time", "timex"];
     let mut machine_args: Vec<_> = machine_args.iter().map(|name| format!("--collector.{name}")).collect();
     machine_args.push(listen(machine));
 
@@ -206,6 +207,8 @@ pub fn watchers(
         format!("--web.local-assets={}", programs.debian.join("usr/share/prometheus/web").display()),
         format!("--web.console.templates={}", conf.join("consoles").display()),
         format!("--web.console.libraries={}", conf.join("consoles").display()),
+        // By default every page that a browser has open may read.
+        format!("--web.cors.origin=http://127[.]0[.]0[.]1:{prometheus}"),
         listen(prometheus),
     ];
     prometheus_args.extend(KEPT.map(ToOwned::to_owned));
@@ -217,6 +220,7 @@ pub fn watchers(
     zipkin_args.push("--armeria.ports[0].address=127.0.0.1".to_owned());
     zipkin_args.push(format!("--armeria.ports[0].port={zipkin}"));
     zipkin_args.push("--armeria.ports[0].protocols[0]=http".to_owned());
+    zipkin_args.push(format!("--zipkin.query.allowed-origins=http://127.0.0.1:{zipkin}"));
     zipkin_args.push("--zipkin.storage.mem.max-spans=100000".to_owned());
 
     let verify_args = ["verify", "--every", "30", "--rate", "20000", "--listen"].map(ToOwned::to_owned).into_iter();
@@ -230,23 +234,11 @@ pub fn watchers(
     let of = |name: &str, path: PathBuf, args, port, ready| (program(home, name, path, args, at(port, ready)), port);
     Ok(vec![
         of("machine", debian("prometheus-node-exporter"), machine_args, machine, "/metrics"),
-        of("alertmanager", alertmanager_program, alertmanager_args, alertmanager, "/-/ready"),
+        of("alertmanager", programs.alertmanager.clone(), alertmanager_args, alertmanager, "/-/ready"),
         of("prometheus", debian("prometheus"), prometheus_args, prometheus, "/-/ready"),
         of("verify", flotilla.to_owned(), verify_args, verify, "/healthz"),
         of("zipkin", java.to_owned(), zipkin_args, zipkin, "/health"),
     ])
-}
-
-/// What starts a program of an unpacked package that reads files of /usr/share by their path: a mount namespace of its own, where it
-/// sees those of the package.
-fn in_a_view_of(debian: &Path, program: &Path) -> Vec<String> {
-    let user: &[&str] = if nix::unistd::Uid::effective().is_root() { &[] } else { &["--user", "--map-root-user"] };
-    // A change of user clears the parent-death signal.
-    let shown = ["--mount", "--", "setpriv", "--pdeathsig", "TERM", "--", "sh", "-c"];
-    let mount = "mount --bind \"$1\" /usr/share || exit; shift; exec \"$@\"";
-    let last = [mount, "sh"].map(ToOwned::to_owned).into_iter();
-    let paths = [debian.join("usr/share"), program.to_owned()].map(|path| path.display().to_string());
-    user.iter().chain(&shown).map(ToString::to_string).chain(last).chain(paths).collect()
 }
 
 fn program(home: &StackDir, name: &str, path: PathBuf, args: Vec<String>, ready: String) -> Program {

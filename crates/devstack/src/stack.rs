@@ -267,7 +267,7 @@ impl Startup<'_> {
                 issuer_stop.clone(),
             ));
             if let Some((watchers, watched)) = watchers.as_ref().zip(watched.as_ref()) {
-                self.watcher(observe::collector(self.home, watchers, watched)?).await?;
+                self.watcher(observe::collector(self.home, watchers, watched)?).await;
             }
             Issuer::serve(self.home.clone(), issuer_port, issuer_stop.clone()).await?;
             self.status_file.add(self.issuer_unit(issuer_port));
@@ -288,7 +288,7 @@ impl Startup<'_> {
         let flotilla = self.options.programs.join("flotilla");
         if let (Some(watchers), Some(watched), Some(observe)) = (&watchers, &watched, &self.options.observe) {
             for watcher in observe::watchers(self.home, watchers, (&programs.java, &flotilla), watched, observe)? {
-                self.watcher(watcher).await?;
+                self.watcher(watcher).await;
             }
         }
         Ok(postgres)
@@ -396,12 +396,14 @@ impl Startup<'_> {
         Ok(())
     }
 
-    async fn watcher(&self, (program, port): (Program, u16)) -> Result<(), anyhow::Error> {
+    /// Starts what watches; the fleet does not depend on it.
+    async fn watcher(&self, (program, port): (Program, u16)) {
         let (started, name) = (Instant::now(), program.name.clone());
         let unit = Unit { url: Some(format!("http://127.0.0.1:{port}")), ..self.unit(&name, Kind::Infra, port) };
-        self.supervisor.start(program, unit).await?;
-        self.step(&format!("{name} on port {port}"), started);
-        Ok(())
+        match self.supervisor.start(program, unit).await {
+            Ok(()) => self.step(&format!("{name} on port {port}"), started),
+            Err(error) => (self.say)(&format!("NOT WATCHED by {name}: {error:#}")),
+        }
     }
 
     const fn scheme(&self) -> &'static str {

@@ -16,10 +16,9 @@ const OTELCOL: [(&str, &str); 3] = [
     ("go.sum", include_str!("../../../../infra/otelcol/go.sum")),
     ("main.go", include_str!("../../../../infra/otelcol/main.go")),
 ];
-/// Prometheus, Alertmanager, the exporter of a machine's figures, and what the pages of the first are shown by.
-const PROMETHEUS_PACKAGES: [&str; 14] = [
+/// Prometheus, the exporter of a machine's figures, and what the pages of the first are shown by.
+const PROMETHEUS_PACKAGES: [&str; 13] = [
     "prometheus",
-    "prometheus-alertmanager",
     "prometheus-node-exporter",
     "fonts-glyphicons-halflings",
     "libjs-bootstrap4",
@@ -39,6 +38,8 @@ const PROMETHEUS_PACKAGES: [&str; 14] = [
 pub struct Programs {
     /// Where Debian's packages are unpacked: `/` if the machine has them.
     pub debian: PathBuf,
+    /// Alertmanager.
+    pub alertmanager: PathBuf,
     /// OpenTelemetry's collector.
     pub otelcol: PathBuf,
     /// Zipkin's jar.
@@ -53,6 +54,7 @@ pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
     let (cache, _lock) = alone(say).await?;
     Ok(Programs {
         debian: prometheus(&cache, say).await?,
+        alertmanager: alertmanager(&cache, say).await?,
         otelcol: otelcol(&cache, say).await?,
         zipkin: zipkin(&cache, say).await?,
     })
@@ -60,9 +62,8 @@ pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
 
 /// The folder that has Debian's packages: the machine's, or one into which they are unpacked without being installed.
 async fn prometheus(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
-    const HAS: [&str; 4] = [
+    const HAS: [&str; 3] = [
         "usr/bin/prometheus",
-        "usr/bin/prometheus-alertmanager",
         "usr/bin/prometheus-node-exporter",
         "usr/share/prometheus/web/static/rickshaw/rickshaw.min.js",
     ];
@@ -71,13 +72,15 @@ async fn prometheus(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Err
     }
     let folder = cache.join("prometheus");
     if !folder.join(".complete").exists() {
+        // What an earlier try has left may be half of a package.
         let packages = folder.join("packages");
+        fs::remove_dir_all(&packages).ok();
         fs::create_dir_all(&packages)?;
         let mut apt = Command::new("apt-get");
         apt.arg("download").args(PROMETHEUS_PACKAGES).current_dir(&packages);
-        run(&**say, "fetching Prometheus and Alertmanager (45 MB once)", apt).await.context(
+        run(&**say, "fetching Prometheus (35 MB once)", apt).await.context(
             "Debian's packages could not be fetched: `apt-get update` first; or `apt-get install prometheus \
-             prometheus-alertmanager prometheus-node-exporter`",
+             prometheus-node-exporter`",
         )?;
         for package in fs::read_dir(&packages)? {
             let mut dpkg = Command::new("dpkg");
@@ -90,21 +93,39 @@ async fn prometheus(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Err
     Ok(folder)
 }
 
+async fn alertmanager(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
+    let pinned = version("ALERTMANAGER")?;
+    let bin = cache.join("alertmanager").join(pinned);
+    let program = bin.join("alertmanager");
+    if !program.exists() {
+        let mut go = Command::new("go");
+        let package = format!("github.com/prometheus/alertmanager/cmd/alertmanager@v{pinned}");
+        go.env("GOFLAGS", "").env("GOBIN", &bin).args(["install", &package]).current_dir("/");
+        run(&**say, &format!("building Alertmanager {pinned} (once, a minute)"), go)
+            .await
+            .context("Alertmanager could not be built: is Go 1.25 or newer installed (https://go.dev/dl)?")?;
+    }
+    Ok(program)
+}
+
 async fn otelcol(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let pinned = version("OTELCOL")?;
     let folder = cache.join("otelcol").join(pinned);
-    let (program, source) = (folder.join("otelcol"), folder.join("source"));
-    if !program.exists() {
+    let (program, part, source) = (folder.join("otelcol"), folder.join("otelcol.part"), folder.join("source"));
+    let is_of = |(name, text): &(&str, &str)| fs::read_to_string(source.join(name)).is_ok_and(|built| built == *text);
+    if !program.exists() || !OTELCOL.iter().all(is_of) {
         fs::create_dir_all(&source)?;
+        fs::remove_file(&program).ok();
         for (name, text) in OTELCOL {
             fs::write(source.join(name), text)?;
         }
         let mut go = Command::new("go");
-        go.env("GOFLAGS", "").args(["build", "-trimpath", "-ldflags=-s -w", "-o"]).arg(&program).arg(".");
+        go.env("GOFLAGS", "").args(["build", "-trimpath", "-ldflags=-s -w", "-o"]).arg(&part).arg(".");
         go.current_dir(&source);
         run(&**say, &format!("building OpenTelemetry's collector {pinned} (once, a minute)"), go)
             .await
             .context("the collector of spans could not be built: is Go 1.25 or newer installed (https://go.dev/dl)?")?;
+        fs::rename(&part, &program)?;
     }
     Ok(program)
 }
