@@ -1,5 +1,5 @@
 # The entry points of the repository; each line does what its name says. `bin/flotilla --help` has the rest.
-.PHONY: help run test up down reset build check bench faults sizes images cluster cluster-down cluster-test k8s k8s-down schemas baseline
+.PHONY: help run test up down reset build check bench faults sizes images reproduce cluster cluster-down cluster-test k8s k8s-down schemas baseline
 
 help:
 	@echo "make run      bring the whole fleet up and keep it in the foreground (Ctrl-C stops it)"
@@ -11,6 +11,7 @@ help:
 	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked; then stores restored in pairs, a cluster and two releases"
 	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
 	@echo "make images   an OCI archive of each program, without a container engine, into target/images (release build)"
+	@echo "make reproduce  build and pack todo in two clean clones: the same digest (a quarter of an hour)"
 	@echo "make k8s      the whole fleet in a Kubernetes of one node on this machine (root, see docs/kubernetes.md); make k8s-down removes it"
 	@echo "make cluster  a real Kubernetes of one node on this machine (root; builds its programs once); make cluster-down removes it"
 	@echo "make schemas  write schemas/ anew from the Rust types"
@@ -40,7 +41,7 @@ check:
 # Leave the machine alone meanwhile. For one figure: target/release/bench --help
 bench:
 	@scripts/prerequisites.sh
-	@cargo build --release --workspace --quiet
+	@scripts/release.sh
 	@target/release/bench all
 
 # FLOTILLA_FAULTS_SECONDS=1800 and FLOTILLA_FAULTS_SEED=any say how long, and which run again.
@@ -56,8 +57,12 @@ sizes: build
 # Every service, and the command. PROFILE=debug takes what `make build` has built.
 images:
 	@scripts/prerequisites.sh
-	@[ "$${PROFILE:-release}" != release ] || cargo build --release --workspace --quiet
+	@[ "$${PROFILE:-release}" != release ] || scripts/release.sh
 	@scripts/images.sh target/images flotilla $(notdir $(wildcard services/*))
+
+reproduce:
+	@scripts/prerequisites.sh
+	@scripts/reproduce.sh
 
 cluster:
 	@scripts/cluster.sh up
@@ -74,7 +79,7 @@ cluster-test: build
 k8s:
 	@scripts/k8s.sh check
 	@scripts/prerequisites.sh
-	@if [ "$${PROFILE:-release}" = release ]; then cargo build --release --workspace --quiet; else scripts/build.sh; fi
+	@if [ "$${PROFILE:-release}" = release ]; then scripts/release.sh; else scripts/build.sh; fi
 	@scripts/k8s.sh up
 
 k8s-down:

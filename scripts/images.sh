@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Writes images without a container engine: `images.sh FOLDER PROGRAM...` packs each program of target/$PROFILE (release) into
-# FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE. An image holds the program, and what of Debian it needs:
+# FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE, and of a release FOLDER/PROGRAM.cdx.json, what it is made of. An image holds the program, and what of Debian it needs:
 # the C library, roots of trust and time zones; it runs as nobody. `pause` is a pod's first process; `postgres`, `nats-server` and
 # `opensearch` are the backing services that this machine runs, for a development cluster. The same inputs give the same digest.
 set -euo pipefail
@@ -77,6 +77,11 @@ taken() { # folder, file or folder...
     | while read -r library; do library="$(realpath "${library%/*}")/${library##*/}" && (cd / && cp -aL --parents "${library#/}" "$to"); done
 }
 
+# What a program of ours and its image are made of, beside the archive.
+boms() {
+  scripts/sbom.sh "$work/boms" || { echo "images: without bills of materials, because cargo-cyclonedx cannot be had (scripts/sbom.sh)" >&2; mkdir -p "$work/boms"; }
+}
+
 for name in "$@"; do
   container=$("${buildah[@]}" from scratch)
   licence=$(of_all license) more=()
@@ -138,6 +143,12 @@ for name in "$@"; do
       fi
       rm "$work/$name"
       commit "$container" "$name" "/usr/local/bin/$name"
+      [ "$profile" = release ] || continue
+      [ -d "$work/boms" ] || boms
+      if [ -e "$work/boms/$name.cdx.json" ]; then
+        python3 infra/sbom.py "$work/boms/$name.cdx.json" "$work/root/var/lib/dpkg/status.d"
+        mv "$work/boms/$name.cdx.json" "$folder/$name.cdx.json"
+      fi
       ;;
   esac
 done
