@@ -17,8 +17,9 @@ command -v "$program" >/dev/null || {
 # It writes beside each manifest; a name of its own, so that nothing else is taken for it.
 SOURCE_DATE_EPOCH=0 "$program" cyclonedx --format json --describe binaries --no-build-deps --spec-version 1.5 -qq
 mkdir -p "$folder"
+here=${PWD// /%20}
 for file in cli/*_bin.cdx.json services/*/*_bin.cdx.json; do
   name=$(basename "$file" _bin.cdx.json)
-  sed "s|path+file://$PWD/|path+file:///flotilla/|g" "$file" >"$folder/$name.cdx.json"
+  sed "s|path+file://$here/|path+file:///flotilla/|g" "$file" >"$folder/$name.cdx.json"
 done
 rm -f {bench,cli,docs/consumers/rust}/*_bin.cdx.json services/*/*_bin.cdx.json
