@@ -104,7 +104,7 @@ enum Command {
     },
     /// Show how long each stage takes, from commit to searchable, and what waits.
     Lag,
-    /// Gather what a supporter needs in one file: status, metrics, the end of each log; no secrets.
+    /// Gather what a supporter needs in one file: status, metrics, the end of each log; known secrets are replaced.
     Bundle(bundle::BundleArgs),
     /// Print the log lines of one trace from all services, in time order.
     Trace(trace::TraceArgs),

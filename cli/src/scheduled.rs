@@ -16,8 +16,8 @@ use crate::verify::{self, Report, VerifyArgs};
 pub struct VerifyCommand {
     #[command(flatten)]
     what: VerifyArgs,
-    /// Check again after so many seconds, or nine times as long as the last check took, until Ctrl-C, and show the outcome as metrics
-    /// at --listen.
+    /// Check again after so many seconds (1 to 86400), or nine times as long as the last check took, whichever is longer, until
+    /// Ctrl-C, and show the outcome as metrics at --listen.
     #[arg(long, requires = "listen", conflicts_with = "to", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     every: Option<u64>,
     /// The address of the metrics, for example 127.0.0.1:19105.
@@ -46,7 +46,7 @@ async fn scheduled(
     let process = Process::new("verify", env!("CARGO_PKG_VERSION"));
     let address = ops::serve(&process, listen, Some(metrics)).await?;
     println!("What is checked is at http://{address}/metrics");
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     loop {
         let now = devstack::supervisor::now();
         let (from, started) = (args.last.map(|seconds| now - TimeDelta::seconds(seconds.into())), Instant::now());
@@ -54,18 +54,18 @@ async fn scheduled(
         let took = started.elapsed();
         show(&report, now, took);
         // Not the same again at each check.
-        let says = said_of(&report);
-        if says != said {
+        let summary = summary(&report);
+        if summary != printed {
             println!("{now}");
             if context.json { println!("{}", serde_json::to_string(&report)?) } else { verify::print(&report, took) }
         }
-        said = says;
+        printed = summary;
         tokio::time::sleep(every.max(took * 9)).await;
     }
 }
 
 /// What makes a report worth to be printed again: how many there are of each kind, and what could not be checked.
-fn said_of(report: &Report) -> Vec<String> {
+fn summary(report: &Report) -> Vec<String> {
     let counts = report.kinds().into_iter().filter(|(_, findings)| findings.count > 0);
     let counts = counts.map(|(kind, findings)| format!("{} {kind}", findings.count));
     counts.chain(report.unchecked.iter().cloned()).collect()

@@ -193,7 +193,7 @@ fn say_to_terminal() -> Reporter {
 }
 
 /// Waits for Ctrl-C, or for the signal to stop.
-async fn stop_requested() -> Result<(), anyhow::Error> {
+pub async fn stop_requested() -> Result<(), anyhow::Error> {
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hang_up = signal(SignalKind::hangup())?;
     tokio::select! {

@@ -90,7 +90,11 @@ impl Watched {
 #[tokio::test]
 async fn a_fleet_is_watched() {
     // They are no condition of `make test`. What a test prints is shown when it fails, this always.
-    if let Err(error) = devstack::observe::programs(&(Arc::new(|_: &str| ()) as devstack::Reporter)).await {
+    if let Err(error) = devstack::observe::programs(
+        &(Arc::new(|line: &str| drop(writeln!(std::io::stderr(), "{line}"))) as devstack::Reporter),
+    )
+    .await
+    {
         writeln!(std::io::stderr(), "SKIPPED: nothing watches a fleet: {error:#}").unwrap();
         return;
     }
@@ -122,10 +126,10 @@ async fn a_fleet_is_watched() {
     match std::env::split_paths(&path).map(|folder| folder.join("chromium")).find(|program| program.exists()) {
         Some(browser) => {
             let zipkin = watched.fleet.unit("zipkin").url.unwrap();
-            let page = seen(&browser, "trace", &format!("{zipkin}/zipkin/traces/{trace}")).await;
+            let page = seen(&watched, &browser, "trace", &format!("{zipkin}/zipkin/traces/{trace}")).await;
             assert!(page.contains("search-projector: bulk"), "{page}");
             let prometheus = watched.fleet.unit("prometheus").url.unwrap();
-            let page = seen(&browser, "fleet", &format!("{prometheus}/consoles/fleet.html?minutes=5")).await;
+            let page = seen(&watched, &browser, "fleet", &format!("{prometheus}/consoles/fleet.html?minutes=5")).await;
             assert!(page.contains("<svg"), "{page}");
         }
         None => writeln!(std::io::stderr(), "SKIPPED: no picture of the pages: chromium is not installed").unwrap(),
@@ -157,7 +161,8 @@ async fn one_write_is_one_trace(watched: &Watched, ann: &e2e::Caller) -> String 
     let answer = Answer::of(request.send().await.unwrap()).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let path = format!("/api/v2/trace/{}", answer.header("trace-id"));
-    // From the end of the path: each has the next as an ancestor.
+    // From the end of the path: each has the next as an ancestor. The event carries the context of its call, so the relay's span is beside
+    // the consumer's.
     let wanted = [
         ("search-projector", "CLIENT", "bulk"),
         ("search-projector", "CONSUMER", "process evt.todo.>"),
@@ -192,14 +197,16 @@ async fn one_write_is_one_trace(watched: &Watched, ann: &e2e::Caller) -> String 
 }
 
 /// What a browser makes of a page, once its scripts have run; a picture of it is kept in the target folder.
-async fn seen(browser: &Path, name: &str, url: &str) -> String {
+async fn seen(watched: &Watched, browser: &Path, name: &str, url: &str) -> String {
     let folder = testkit::backing::programs().join("pictures");
     std::fs::create_dir_all(&folder).unwrap();
     let picture = folder.join(format!("{name}.png"));
     let mut command = Command::new(browser);
     command.args(["--headless", "--no-sandbox", "--window-size=1500,1700", "--virtual-time-budget=10000"]);
     command.arg(format!("--screenshot={}", picture.display())).arg("--dump-dom").arg(url).kill_on_drop(true);
-    let output = command.output().await.unwrap();
+    // What it keeps goes with the fleet.
+    command.env("HOME", watched.fleet.home.join("browser")).env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
+    let output = tokio::time::timeout(DELIVERED_WITHIN, command.output()).await.unwrap().unwrap();
     assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -5,25 +5,41 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use regex::{Captures, Regex};
 
 /// What stands in the place of a secret.
 pub const SECRET: &str = "[secret]";
-/// The shortest piece of a file of secrets that is looked for. Shorter ones are words.
+/// The shortest piece of a file of secrets that is looked for, and the shortest whole line. Shorter ones are words.
 const SHORTEST: usize = 16;
-/// Passwords and tokens in URLs and headers, tokens, the seeds of NATS' keys, private keys, and what calls itself a secret.
+const SHORTEST_LINE: usize = 8;
+/// A longer line is left out: nothing of ours writes one, and a hostile one must not take minutes.
+const LONGEST_LINE: usize = 16 << 10;
+/// Private keys, over several lines.
+const KEYS: &str = r"-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]{0,8192}(?:-----END [A-Z ]*PRIVATE KEY-----)?";
+/// Passwords in URLs, tokens, schemes of HTTP, the seeds of NATS and age, drawn passwords, a line of a key that was cut, and what is called
+/// a secret: quoted, of a debug print, in SQL, or bare.
 const SHAPES: &str = r#"(?x)
-    (?P<before> ://[^\s/:@"']* : ) [^\s/@"']+ (?P<after> @ )
+    (?P<url> ://[^\s/:@"']* : ) [^\s"']+ (?P<host> @ )
+  | (?P<login> :// ) [^\s/:@"']{8,} (?P<at> @ )
   | eyJ[A-Za-z0-9_-]{8,} (?: \.[A-Za-z0-9_-]+ ){1,2}
-  | \b S [UAOCNX] [A-Z2-7]{50,}
-  | \b AGE-SECRET-KEY-1 [A-Z0-9]{50,}
-  | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY----- [^-]* (?: -----END\ [A-Z\ ]*PRIVATE\ KEY----- )?
-  | (?P<name> (?i: password | passwd | secret | token | api_?key | authorization ) ["']? \s* [:=] \s* (?i: bearer \s+ )? ["']? ) [^\s"',}\[]{6,}
+  | (?P<scheme> \b (?i: basic | bearer | apikey | digest ) \s+ ) [A-Za-z0-9+/=._~-]{8,}
+  | S [UAOCNX] [A-Z2-7]{50,}
+  | AGE-SECRET-KEY-1 [A-Z0-9]{50,}
+  | \b [0-9a-fA-F]{48} \b
+  | ^ [A-Za-z0-9+/]{60,} ={0,2} $
+  | (?P<name>
+      [\w-]* (?i: password | passwd | secret | token | api[_-]?key | access[_-]?key | authorization | token_key ) [\w-]*
+      (?: \\*["'] )? (?: \s* [:=] \s* (?: \w+ \( )? | \s+ (?P<sql> ' ) ) (?: \\*["'] )?
+      (?: (?i: basic | bearer | apikey | digest ) \s+ )?
+    ) [^\s"'\\}\])]{5,}
 "#;
 
 /// The secrets to replace.
 pub struct Redaction {
     values: Vec<String>,
+    keys: Regex,
     shapes: Regex,
 }
 
@@ -40,18 +56,28 @@ impl Redaction {
         let mut values: Vec<_> = values.into_iter().collect();
         // What holds another goes first.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
-        Ok(Self { values, shapes: Regex::new(SHAPES)? })
+        Ok(Self { values, keys: Regex::new(KEYS)?, shapes: Regex::new(SHAPES)? })
     }
 
     /// The text without them.
     #[must_use]
     pub fn apply(&self, text: &str) -> String {
         let known = self.values.iter().fold(text.to_owned(), |text, value| text.replace(value, SECRET));
+        let known = self.keys.replace_all(&known, SECRET);
+        known.split_inclusive('\n').map(|line| self.line(line)).collect()
+    }
+
+    fn line(&self, line: &str) -> String {
+        let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
+        if text.len() > LONGEST_LINE {
+            return format!("[a line of {} bytes]{end}", text.len());
+        }
         let keep = |found: &Captures<'_>| {
             let part = |name| found.name(name).map_or("", |part| part.as_str());
-            format!("{}{}{SECRET}{}", part("before"), part("name"), part("after"))
+            let before = ["url", "login", "scheme", "name"].map(part).concat();
+            format!("{before}{SECRET}{}{}", part("host"), part("at"))
         };
-        self.shapes.replace_all(&known, keep).into_owned()
+        format!("{}{end}", self.shapes.replace_all(text, keep))
     }
 }
 
@@ -63,16 +89,41 @@ fn pieces(folder: &Path, all: bool, values: &mut BTreeSet<String>) -> Result<(),
     };
     for entry in entries {
         let path = entry?.path();
-        let is_secret = all || path.extension().is_some_and(|end| end == "key") || path.ends_with("alertmanager.json");
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_public = [".team", ".crt", ".json"].iter().any(|end| name.ends_with(end));
+        let is_webhook = name == "alertmanager.json";
         if path.is_dir() {
             pieces(&path, all, values)?;
-        } else if is_secret {
+        } else if is_webhook || name.ends_with(".key") || all {
             let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             let content = String::from_utf8_lossy(&content);
-            let split = content.split(|c: char| c.is_whitespace() || "\"',:@{}[]".contains(c));
-            // A word without a digit is a name.
-            let long = split.filter(|piece| piece.len() >= SHORTEST && piece.bytes().any(|byte| byte.is_ascii_digit()));
-            values.extend(long.map(ToOwned::to_owned));
+            let passwords = content.split("://").skip(1).filter_map(|rest| rest.split_once('@')?.0.split_once(':'));
+            for (user, password) in passwords.filter(|(_, password)| password.len() >= SHORTEST_LINE) {
+                values.insert(password.to_owned());
+                values.insert(BASE64.encode(format!("{user}:{password}")));
+            }
+            if is_webhook {
+                // The path of a webhook is its key, or a part of it is.
+                let paths = content.split('"').filter_map(|text| text.split_once("://")?.1.split_once('/'));
+                for (_, path) in paths {
+                    values.insert(path.to_owned());
+                    let parts = path.split(['/', '?', '&', '=']).filter(|part| part.len() >= 12);
+                    values.extend(parts.map(ToOwned::to_owned));
+                }
+            } else if !is_public {
+                // Of an address only the password is one.
+                for line in content.lines().map(str::trim).filter(|line| !line.contains("://")) {
+                    let split = line.split(|c: char| c.is_whitespace() || "\"',:@{}[]".contains(c));
+                    // A word without a digit is a name.
+                    let long = split
+                        .filter(|piece| piece.len() >= SHORTEST && piece.bytes().any(|byte| byte.is_ascii_digit()));
+                    let whole = [line].into_iter().filter(|line| line.len() >= SHORTEST_LINE);
+                    let whole = whole.filter(|line| !line.contains(char::is_whitespace));
+                    for value in long.chain(whole) {
+                        values.extend([value.to_owned(), BASE64.encode(value)]);
+                    }
+                }
+            }
         }
     }
     Ok(())
@@ -89,6 +140,8 @@ mod tests {
         fs::create_dir_all(folder.join("tls")).unwrap();
         fs::write(folder.join("secrets/todo-url"), "postgres://todo_app:0123456789abcdef@127.0.0.1:15432/todo\n")
             .unwrap();
+        fs::write(folder.join("secrets/short"), "sunshine\n").unwrap();
+        fs::write(folder.join("secrets/elsewhere-url"), "https://search:moonlight@search:9200").unwrap();
         fs::write(folder.join("secrets/nats/todo.creds"), "line one\nkey0key1key2key3key4\n").unwrap();
         fs::write(folder.join("tls/tls.key"), "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END").unwrap();
         let redaction = Redaction::of(&folder).unwrap();
@@ -96,14 +149,32 @@ mod tests {
         let seed = format!("SU{}", "A2".repeat(28));
         let token = ["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJhbm4ifQ", "c2lnbmF0dXJl"].join(".");
         for (text, wanted) in [
+            (r#"{"message":"{\"password\": \"hunter22hunter22\"}"}"#, r#"{"message":"{\"password\": \"[secret]\"}"}"#),
+            ("Authorization: Basic Zmxvd=GlsbGE6", "Authorization: Basic [secret]"),
+            (
+                "STATEMENT:  ALTER ROLE todo_app PASSWORD 'starless'",
+                "STATEMENT:  ALTER ROLE todo_app PASSWORD '[secret]'",
+            ),
+            ("password: Some(\"starless\")", "password: Some(\"[secret]\")"),
+            ("postgres://u:p@ss/word77@db", "postgres://u:[secret]@db"),
+            ("nats://tok3ntok3n@db", "nats://[secret]@db"),
+            (
+                "X-Api-Key: starless, AWS_SECRET_ACCESS_KEY=starless",
+                "X-Api-Key: [secret] AWS_SECRET_ACCESS_KEY=[secret]",
+            ),
+            ("Q2hhcnQgdGhlIHJlZWYgYW5kIHNvdW5kIHRoZSBzaG9hbCBiZWZvcmUgZGF3biBjb21l", "[secret]"),
+            ("-----BEGIN PRIVATE KEY-----\nabc=\nand 2026-11-28 it goes on", "[secret]-11-28 it goes on"),
+            ("c3Vuc2hpbmU=", "[secret]"),
+            ("http://127.0.0.1:8080/operations", "http://127.0.0.1:8080/operations"),
+            ("neither sunshine nor moonlight", "neither [secret] nor [secret]"),
             ("password 0123456789abcdef was refused", "password [secret] was refused"),
             ("half of key0key1key2key3key4 and MIGHAgEAMBMGByqGSM49", "half of [secret] and [secret]"),
             ("at postgres://other:pa%2Fss@db:5432/x", "at postgres://other:[secret]@db:5432/x"),
             (&format!("authorization: Bearer {token}"), "authorization: Bearer [secret]"),
             (&format!("{{\"trace\":\"{token}\",\"n\":1}}"), "{\"trace\":\"[secret]\",\"n\":1}"),
             (&seed, "[secret]"),
-            (r#"{"password":"sunshine","user":"ann"}"#, r#"{"password":"[secret]","user":"ann"}"#),
-            ("alter role x password = 'sunshine'", "alter role x password = '[secret]'"),
+            (r#"{"password":"starless","user":"ann"}"#, r#"{"password":"[secret]","user":"ann"}"#),
+            ("alter role x password = 'starless'", "alter role x password = '[secret]'"),
             (
                 "search-projector handled 0123456789abcde of todo_app",
                 "search-projector handled 0123456789abcde of todo_app",
