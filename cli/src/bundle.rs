@@ -1,4 +1,4 @@
-//! `flotilla bundle`: what somebody who helps needs to see, in one file and without secrets.
+//! `flotilla bundle`: what somebody who helps needs to see, in one file, with known secrets replaced.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -60,12 +60,17 @@ async fn bundle(context: &Context, args: &BundleArgs) -> Result<(), anyhow::Erro
     for (file, command) in questions(args.verify) {
         bundle.take(&file, answer(context, token.as_deref(), &command).await)?;
     }
-    for (service, text) in lag::metrics(context).await.unwrap_or_default() {
-        let text = if text.is_empty() { Err(anyhow!("it does not answer")) } else { Ok(text) };
-        bundle.take(&format!("metrics/{service}.txt"), text)?;
+    match lag::metrics(context).await {
+        Ok(metrics) => {
+            for (service, text) in metrics {
+                let text = if text.is_empty() { Err(anyhow!("it does not answer")) } else { Ok(text) };
+                bundle.take(&format!("metrics/{service}.txt"), text)?;
+            }
+        }
+        Err(error) => bundle.take("metrics", Err(error))?,
     }
     if !context.is_elsewhere() {
-        bundle.take("state.json", end_of(&context.home.join(STATUS_FILE), MOST_BYTES as u64))?;
+        bundle.take("state.json", std::fs::read_to_string(context.home.join(STATUS_FILE)).map_err(Into::into))?;
         for log in logs(&context.home) {
             let file = format!("logs/{}", log.file_name().unwrap_or_default().to_string_lossy());
             bundle.take(&file, end_of(&log, args.log << 10))?;
@@ -146,7 +151,8 @@ impl Bundle {
 /// The alerts that Prometheus has, firing and pending.
 async fn alerts(context: &Context, prometheus: &Unit) -> Result<String, anyhow::Error> {
     let url = format!("{}/api/v1/alerts", prometheus.login_url()?);
-    Ok(context.http(PATIENCE)?.get(url).send().await?.text().await?)
+    let answer: serde_json::Value = context.http(PATIENCE)?.get(url).send().await?.json().await?;
+    Ok(serde_json::to_string_pretty(&answer)?)
 }
 
 /// The commands whose answers are taken, by the name of the file.

@@ -85,7 +85,7 @@ pub fn configure(
     watched: Option<&Watched>,
 ) -> Result<(), anyhow::Error> {
     let (folder, alerts) = (home.path(FOLDER), home.path(ALERTS));
-    // Its address of a webhook may hold a key.
+    // The address of a webhook in it may hold a key.
     std::fs::remove_file(alerts).ok();
     if watched.is_some() && folder.display().to_string().contains(['*', '?', '[', '\\']) {
         bail!("Prometheus takes {} for a pattern: choose another folder for the stack", folder.display());

@@ -59,6 +59,8 @@ fn a_bundle_shows_the_fleet_and_no_secret() {
         };
         let status: serde_json::Value = serde_json::from_str(&text("status.json")).unwrap();
         assert!(status["units"].as_array().unwrap().len() > 5, "{status}");
+        let state: serde_json::Value = serde_json::from_str(&text("state.json")).unwrap();
+        assert_eq!(state["units"].as_array().unwrap().len(), status["units"].as_array().unwrap().len());
         for service in fleet::SERVICES {
             assert!(text(&format!("metrics/{}.txt", service.name)).contains("build_info"), "{}", service.name);
             assert!(text(&format!("logs/{}.log", service.name)).contains(service.name), "{}", service.name);
