@@ -4,16 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . infra/versions.env
-folder="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/cargo-deny/$CARGO_DENY"
-program="$folder/bin/cargo-deny"
-[ "$(cargo-deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY" ] || program=cargo-deny
-command -v "$program" >/dev/null || {
-  trap 'rm -rf "$folder/target"' EXIT
-  echo "building cargo-deny $CARGO_DENY (once, some minutes)" >&2
-  CARGO_TARGET_DIR="$folder/target" cargo install --quiet --locked --no-default-features --root "$folder" "cargo-deny@$CARGO_DENY" >&2 || {
-    echo "SKIPPED: licences, bans and sources are not checked, because cargo-deny could not be built" >&2
-    exit 0
-  }
+program=$(scripts/cargo-tool.sh cargo-deny "$CARGO_DENY" --no-default-features) || {
+  echo "SKIPPED: licences, bans and sources are not checked, because cargo-deny could not be built" >&2
+  exit 0
 }
 "$program" --all-features --log-level error check licenses bans sources
 # Without a fetch: the database that was fetched before, if there is one.

@@ -6,14 +6,7 @@ set -euo pipefail
 folder=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 . infra/versions.env
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/cargo-cyclonedx/$CARGO_CYCLONEDX"
-program="$cache/bin/cargo-cyclonedx"
-[ "$(cargo-cyclonedx cyclonedx --version 2>/dev/null)" != "cargo-cyclonedx-cyclonedx $CARGO_CYCLONEDX" ] || program=cargo-cyclonedx
-command -v "$program" >/dev/null || {
-  trap 'rm -rf "$cache/target"' EXIT
-  echo "building cargo-cyclonedx $CARGO_CYCLONEDX (once, a minute and a half)" >&2
-  CARGO_TARGET_DIR="$cache/target" cargo install --quiet --locked --root "$cache" "cargo-cyclonedx@$CARGO_CYCLONEDX" >&2
-}
+program=$(scripts/cargo-tool.sh cargo-cyclonedx "$CARGO_CYCLONEDX")
 # It writes beside each manifest; a name of its own, so that nothing else is taken for it.
 SOURCE_DATE_EPOCH=0 "$program" cyclonedx --format json --describe binaries --no-build-deps --spec-version 1.5 -qq
 mkdir -p "$folder"

@@ -22,6 +22,7 @@ mod k8s;
 mod lag;
 mod nats_credentials;
 mod new;
+mod observe;
 mod operator;
 mod outbox;
 mod processes;

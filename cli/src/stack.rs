@@ -13,7 +13,6 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use devstack::backup::{KEY, Repository};
 use devstack::login::{Proxy, Tls};
-use devstack::observe::Observe;
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::{Options, Reporter, Stack, Unit, process};
 use nix::sys::signal::Signal;
@@ -23,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 use crate::demo;
+use crate::observe::ObserveArgs;
 
 /// The file that says that the demo need not run by itself: there is data.
 pub const DEMO_DONE: &str = "data/demo-done";
@@ -60,39 +60,6 @@ pub struct UpArgs {
     /// Stop the fleet when standard input ends: when the process that started this is gone.
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
-}
-
-/// Who watches the fleet.
-#[derive(Debug, Clone, Default, Args)]
-struct ObserveArgs {
-    /// Start Prometheus, Alertmanager and Zipkin, too: metrics, alerts and traces of the fleet, on this machine alone.
-    #[arg(long, env = "FLOTILLA_OBSERVE", value_parser = BoolishValueParser::new())]
-    observe: bool,
-    /// Send alerts to this webhook, as Alertmanager does. Its address may hold a key: the variable keeps it out of the list of processes.
-    #[arg(long, env = "FLOTILLA_ALERTS_TO", hide_env_values = true)]
-    alerts_to: Option<String>,
-}
-
-impl ObserveArgs {
-    fn wanted(&self, otlp_endpoint: Option<&String>) -> Result<Option<Observe>, anyhow::Error> {
-        if !self.observe {
-            return Ok(None);
-        }
-        ensure!(
-            otlp_endpoint.is_none(),
-            "with --observe, spans go to Zipkin: leave out --otlp-endpoint (FLOTILLA_OTLP_ENDPOINT)"
-        );
-        let is_url = |url: &String| reqwest::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
-        // It may hold a key: it is not repeated.
-        ensure!(self.alerts_to.iter().all(is_url), "--alerts-to (FLOTILLA_ALERTS_TO) is no URL with http or https");
-        Ok(Some(Observe { alerts_to: self.alerts_to.clone() }))
-    }
-
-    /// As variables.
-    fn env(&self) -> Vec<(&'static str, String)> {
-        let observe = self.observe.then(|| ("FLOTILLA_OBSERVE", "true".to_owned()));
-        observe.into_iter().chain(self.alerts_to.clone().map(|url| ("FLOTILLA_ALERTS_TO", url))).collect()
-    }
 }
 
 /// What the services log and export.

@@ -119,10 +119,8 @@ pub async fn toxiproxy(say: &Reporter) -> Result<PathBuf, anyhow::Error> {
     let lock = File::create(stack_dir::cache()?.join("toxiproxy.lock"))?;
     tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
     if !program.exists() {
-        fs::create_dir_all(&bin)?;
-        let mut go = Command::new("go");
-        go.env("GOBIN", &bin).args(["install", &format!("github.com/Shopify/toxiproxy/v2/cmd/server@v{pinned}")]);
-        run(&**say, &format!("building toxiproxy {pinned} (once)"), go)
+        let package = format!("github.com/Shopify/toxiproxy/v2/cmd/server@v{pinned}");
+        go_install(say, &package, &bin, &format!("building toxiproxy {pinned} (once)"))
             .await
             .context("toxiproxy could not be built")?;
     }
@@ -134,14 +132,20 @@ async fn nats_server(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Er
     let bin = cache.join("nats-server").join(pinned).join("bin");
     let program = bin.join("nats-server");
     if !program.exists() {
-        fs::create_dir_all(&bin)?;
-        let mut go = Command::new("go");
-        go.env("GOBIN", &bin).args(["install", &format!("github.com/nats-io/nats-server/v2@v{pinned}")]);
-        run(&**say, &format!("building nats-server {pinned} (once, under a minute)"), go)
+        let package = format!("github.com/nats-io/nats-server/v2@v{pinned}");
+        go_install(say, &package, &bin, &format!("building nats-server {pinned} (once, under a minute)"))
             .await
             .context("nats-server could not be built: is Go 1.24 or newer installed (https://go.dev/dl)?")?;
     }
     Ok(program)
+}
+
+/// Builds a program of a Go module into a folder.
+pub(crate) async fn go_install(say: &Reporter, package: &str, bin: &Path, what: &str) -> Result<(), anyhow::Error> {
+    fs::create_dir_all(bin)?;
+    let mut go = Command::new("go");
+    go.env("GOBIN", bin).args(["install", package]);
+    run(&**say, what, go).await
 }
 
 async fn java(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {

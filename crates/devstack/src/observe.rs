@@ -13,6 +13,7 @@ mod programs;
 
 pub use programs::{Programs, all as programs};
 
+use crate::Reporter;
 use crate::process::{Program, Ready};
 use crate::stack_dir::{StackDir, write_secret};
 
@@ -50,6 +51,14 @@ pub struct Watched {
     verify: u16,
 }
 
+/// What watches one fleet: the programs, their ports, and where alerts go.
+pub struct Watching {
+    programs: Programs,
+    /// Their ports.
+    pub ports: Watched,
+    observe: Observe,
+}
+
 impl Watched {
     /// Chooses them.
     ///
@@ -71,6 +80,25 @@ impl Watched {
     #[must_use]
     pub fn otlp(&self) -> String {
         format!("http://127.0.0.1:{}", self.otlp)
+    }
+}
+
+impl Watching {
+    /// Finds or fetches the programs, where somebody wants them.
+    ///
+    /// # Errors
+    /// One cannot be fetched: the error says what, and how to get it.
+    pub async fn fetched(
+        say: &Reporter,
+        observe: Option<&Observe>,
+        ports: Option<Watched>,
+    ) -> Result<Option<Self>, anyhow::Error> {
+        match observe.zip(ports) {
+            Some((observe, ports)) => {
+                Ok(Some(Self { programs: programs(say).await?, ports, observe: observe.clone() }))
+            }
+            None => Ok(None),
+        }
     }
 }
 
@@ -140,8 +168,8 @@ pub fn configure(
 ///
 /// # Errors
 /// Its configuration cannot be written.
-pub fn collector(home: &StackDir, programs: &Programs, watched: &Watched) -> Result<(Program, u16), anyhow::Error> {
-    let Watched { otlp, collector, zipkin, .. } = watched;
+pub fn collector(home: &StackDir, watching: &Watching) -> Result<(Program, u16), anyhow::Error> {
+    let Watched { otlp, collector, zipkin, .. } = &watching.ports;
     let pull = json!({ "pull": { "exporter": { "prometheus": { "host": "127.0.0.1", "port": collector } } } });
     let configuration = json!({
         "receivers": { "otlp": { "protocols": { "grpc": { "endpoint": format!("127.0.0.1:{otlp}") } } } },
@@ -155,21 +183,19 @@ pub fn collector(home: &StackDir, programs: &Programs, watched: &Watched) -> Res
     std::fs::write(&file, configuration.to_string()).with_context(|| format!("writing {}", file.display()))?;
     let args = vec!["--config".to_owned(), file.display().to_string()];
     let ready = format!("http://127.0.0.1:{collector}/metrics");
-    Ok((program(home, "otelcol", programs.otelcol.clone(), args, ready), *otlp))
+    Ok((program(home, "otelcol", watching.programs.otelcol.clone(), args, ready), *otlp))
 }
 
-/// The others, in the order of their start, each with its port.
+/// The others, in the order of their start, each with its port; `ours` is the folder of our programs.
 ///
 /// # Errors
 /// A file or a folder cannot be written.
 pub fn watchers(
     home: &StackDir,
-    programs: &Programs,
-    (java, flotilla): (&Path, &Path),
-    watched: &Watched,
-    observe: &Observe,
+    Watching { programs, ports, observe }: &Watching,
+    (java, ours): (&Path, &Path),
 ) -> Result<Vec<(Program, u16)>, anyhow::Error> {
-    let Watched { prometheus, alertmanager, machine, zipkin, verify, .. } = *watched;
+    let Watched { prometheus, alertmanager, machine, zipkin, verify, .. } = *ports;
     let debian = |name: &str| programs.debian.join("usr/bin").join(name);
     let data = |name: &str| -> Result<String, anyhow::Error> {
         let folder = home.path("data").join(name);
@@ -215,6 +241,8 @@ pub fn watchers(
 
     let mut zipkin_args: Vec<_> =
         ["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-jar"].map(ToOwned::to_owned).into();
+    // It unpacks libraries there.
+    zipkin_args.insert(0, format!("-Djava.io.tmpdir={}", data("zipkin")?));
     zipkin_args.push(programs.zipkin.display().to_string());
     // Its port alone would be opened to everybody.
     zipkin_args.push("--armeria.ports[0].address=127.0.0.1".to_owned());
@@ -236,7 +264,7 @@ pub fn watchers(
         of("machine", debian("prometheus-node-exporter"), machine_args, machine, "/metrics"),
         of("alertmanager", programs.alertmanager.clone(), alertmanager_args, alertmanager, "/-/ready"),
         of("prometheus", debian("prometheus"), prometheus_args, prometheus, "/-/ready"),
-        of("verify", flotilla.to_owned(), verify_args, verify, "/healthz"),
+        of("verify", ours.join("flotilla"), verify_args, verify, "/healthz"),
         of("zipkin", java.to_owned(), zipkin_args, zipkin, "/health"),
     ])
 }

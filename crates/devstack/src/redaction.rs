@@ -30,8 +30,8 @@ const SHAPES: &str = r#"(?x)
   | \b [0-9a-fA-F]{48} \b
   | ^ [A-Za-z0-9+/]{60,} ={0,2} $
   | (?P<name>
-      [\w-]* (?i: password | passwd | secret | token | api[_-]?key | access[_-]?key | authorization | token_key ) [\w-]*
-      (?: \\*["'] )? (?: \s* [:=] \s* (?: \w+ \( )? | \s+ (?P<sql> ' ) ) (?: \\*["'] )?
+      [\w-]* (?i: password | passwd | secret | token | api[_-]?key | access[_-]?key | authorization ) [\w-]*
+      (?: \\*["'] )? (?: \s* [:=] \s* (?: \w+ \( )? | \s+ ' ) (?: \\*["'] )?
       (?: (?i: basic | bearer | apikey | digest ) \s+ )?
     ) [^\s"'\\}\])]{5,}
 "#;
@@ -97,36 +97,45 @@ fn pieces(folder: &Path, all: bool, values: &mut BTreeSet<String>) -> Result<(),
         } else if is_webhook || name.ends_with(".key") || all {
             let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             let content = String::from_utf8_lossy(&content);
-            let passwords = content.split("://").skip(1).filter_map(|rest| rest.split_once('@')?.0.split_once(':'));
-            for (user, password) in passwords.filter(|(_, password)| password.len() >= SHORTEST_LINE) {
-                values.insert(password.to_owned());
-                values.insert(BASE64.encode(format!("{user}:{password}")));
-            }
+            passwords(&content, values);
             if is_webhook {
-                // The path of a webhook is its key, or a part of it is.
-                let paths = content.split('"').filter_map(|text| text.split_once("://")?.1.split_once('/'));
-                for (_, path) in paths {
-                    values.insert(path.to_owned());
-                    let parts = path.split(['/', '?', '&', '=']).filter(|part| part.len() >= 12);
-                    values.extend(parts.map(ToOwned::to_owned));
-                }
+                parts_of_addresses(&content, values);
             } else if !is_public {
-                // Of an address only the password is one.
-                for line in content.lines().map(str::trim).filter(|line| !line.contains("://")) {
-                    let split = line.split(|c: char| c.is_whitespace() || "\"',:@{}[]".contains(c));
-                    // A word without a digit is a name.
-                    let long = split
-                        .filter(|piece| piece.len() >= SHORTEST && piece.bytes().any(|byte| byte.is_ascii_digit()));
-                    let whole = [line].into_iter().filter(|line| line.len() >= SHORTEST_LINE);
-                    let whole = whole.filter(|line| !line.contains(char::is_whitespace));
-                    for value in long.chain(whole) {
-                        values.extend([value.to_owned(), BASE64.encode(value)]);
-                    }
-                }
+                words(&content, values);
             }
         }
     }
     Ok(())
+}
+
+/// The passwords of URLs, alone and as HTTP sends them.
+fn passwords(content: &str, values: &mut BTreeSet<String>) {
+    let logins = content.split("://").skip(1).filter_map(|rest| rest.split_once('@')?.0.split_once(':'));
+    for (user, password) in logins.filter(|(_, password)| password.len() >= SHORTEST_LINE) {
+        values.extend([password.to_owned(), BASE64.encode(format!("{user}:{password}"))]);
+    }
+}
+
+/// The paths of the addresses in a JSON text: of a webhook its key is a part of it.
+fn parts_of_addresses(content: &str, values: &mut BTreeSet<String>) {
+    let paths = content.split('"').filter_map(|text| text.split_once("://")?.1.split_once('/'));
+    for (_, path) in paths {
+        values.insert(path.to_owned());
+        values.extend(path.split(['/', '?', '&', '=']).filter(|part| part.len() >= 12).map(ToOwned::to_owned));
+    }
+}
+
+/// Whole lines and what they are made of, as they are and in base64. Of an address only the password is a secret.
+fn words(content: &str, values: &mut BTreeSet<String>) {
+    for line in content.lines().map(str::trim).filter(|line| !line.contains("://")) {
+        let split = line.split(|c: char| c.is_whitespace() || "\"',:@{}[]".contains(c));
+        // A word without a digit is a name.
+        let long = split.filter(|piece| piece.len() >= SHORTEST && piece.bytes().any(|byte| byte.is_ascii_digit()));
+        let is_whole = line.len() >= SHORTEST_LINE && !line.contains(char::is_whitespace);
+        for value in long.chain(is_whole.then_some(line)) {
+            values.extend([value.to_owned(), BASE64.encode(value)]);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::install::{self, Programs};
 use crate::issuer::{ISSUER, Issuer};
 use crate::login;
 use crate::nats::{self, Nats};
-use crate::observe::{self, Observe, Watched};
+use crate::observe::{self, Observe, Watched, Watching};
 use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, SUPERUSER, roles, write_urls};
@@ -205,13 +205,10 @@ impl Startup<'_> {
         let tls = certificates.as_ref().map(|certificates| certificates.folder.clone());
         let scraped = fleet::SERVICES.iter().map(|service| (service.name, service_ports[service.name].1));
         observe::configure(self.home, scraped, tls.as_deref(), watched.as_ref())?;
-        let watchers = match &watched {
-            Some(_) => Some(observe::programs(self.say).await?),
-            None => None,
-        };
+        let watching = Watching::fetched(self.say, self.options.observe.as_ref(), watched).await?;
         let postgres = Postgres::prepare(self.home, &programs.postgres, postgres_port, self.options.durable).await?;
-        let ports = (opensearch_port, transport_port);
-        let mut node = OpenSearch::prepare(self.home, &programs.java, &programs.opensearch_jars, ports)?;
+        let (java, jars, ports) = (&programs.java, &programs.opensearch_jars, (opensearch_port, transport_port));
+        let mut node = OpenSearch::prepare(self.home, java, jars, ports)?;
         match login::namespace().await {
             Some(namespace) => {
                 let flotilla = self.options.programs.join("flotilla");
@@ -266,8 +263,8 @@ impl Startup<'_> {
                 nats.address(),
                 issuer_stop.clone(),
             ));
-            if let Some((watchers, watched)) = watchers.as_ref().zip(watched.as_ref()) {
-                self.watcher(observe::collector(self.home, watchers, watched)?).await;
+            if let Some(watching) = &watching {
+                self.watcher(observe::collector(self.home, watching)?).await;
             }
             Issuer::serve(self.home.clone(), issuer_port, issuer_stop.clone()).await?;
             self.status_file.add(self.issuer_unit(issuer_port));
@@ -285,9 +282,8 @@ impl Startup<'_> {
                 self.service(service, &seen).await?;
             }
         }
-        let flotilla = self.options.programs.join("flotilla");
-        if let (Some(watchers), Some(watched), Some(observe)) = (&watchers, &watched, &self.options.observe) {
-            for watcher in observe::watchers(self.home, watchers, (&programs.java, &flotilla), watched, observe)? {
+        if let Some(watching) = &watching {
+            for watcher in observe::watchers(self.home, watching, (java, &self.options.programs))? {
                 self.watcher(watcher).await;
             }
         }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::process::Command;
 
 use crate::Reporter;
-use crate::install::{alone, jars, run, version};
+use crate::install::{alone, go_install, jars, run, version};
 
 const ZIPKIN_POM: &str = include_str!("../../../../infra/zipkin/pom.xml");
 /// The module of the collector of spans.
@@ -98,10 +98,8 @@ async fn alertmanager(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::E
     let bin = cache.join("alertmanager").join(pinned);
     let program = bin.join("alertmanager");
     if !program.exists() {
-        let mut go = Command::new("go");
         let package = format!("github.com/prometheus/alertmanager/cmd/alertmanager@v{pinned}");
-        go.env("GOFLAGS", "").env("GOBIN", &bin).args(["install", &package]).current_dir("/");
-        run(&**say, &format!("building Alertmanager {pinned} (once, a minute)"), go)
+        go_install(say, &package, &bin, &format!("building Alertmanager {pinned} (once, a minute)"))
             .await
             .context("Alertmanager could not be built: is Go 1.25 or newer installed (https://go.dev/dl)?")?;
     }
