@@ -9,6 +9,7 @@ mod audit;
 mod backup;
 mod bundle;
 mod certificates;
+mod compose;
 mod consumers;
 mod context;
 mod data;
@@ -127,6 +128,11 @@ enum Command {
     Provision(nats_credentials::ProvisionArgs),
     /// Create the roles and the database of each service on a PostgreSQL that is there; their passwords are in the folder's secrets.
     Databases(databases::DatabasesArgs),
+    /// Write the fleet's containers, and their secrets, for a machine with a container engine (infra/compose.yaml).
+    Compose {
+        #[command(subcommand)]
+        command: compose::ComposeCommand,
+    },
     /// Write the manifests and the secrets of the fleet for Kubernetes.
     K8s {
         #[command(subcommand)]
@@ -191,6 +197,7 @@ async fn run() -> ExitCode {
     let of_no_fleet = match &args.command {
         Command::Profile { .. } | Command::New { .. } | Command::LoginProxy(_) => true,
         Command::K8s { command } => command.is_of_no_fleet(),
+        Command::Compose { command } => command.is_of_no_fleet(),
         _ => false,
     };
     let profile = args.profile.filter(|_| !of_no_fleet && !said("home"));
@@ -239,6 +246,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Provision(args) => nats_credentials::provide(context, &args).await,
         Command::Databases(args) => Box::pin(databases::run(context, &args)).await,
         Command::K8s { command } => Box::pin(k8s::run(context, &command)).await,
+        Command::Compose { command } => compose::run(context, &command),
         Command::Secrets { command } => Box::pin(secrets::run(context, &command)).await,
         Command::Certificates { command } => Box::pin(certificates::run(context, &command)).await,
         Command::NatsCredentials { command } => Box::pin(nats_credentials::run(context, &command)).await,

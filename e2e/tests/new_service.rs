@@ -109,7 +109,8 @@ fn a_new_service_builds_passes_its_tests_and_touches_three_files() {
     };
     of(&["build", "--bins", "--tests"]);
     let built = copy.0.with_file_name("target").join("debug/flotilla");
-    copy.run(built, &["k8s", "render"]);
+    copy.run(built.clone(), &["k8s", "render"]);
+    copy.run(built, &["compose", "render"]);
     assert!(copy.0.join("k8s/base/ferry.yaml").exists());
     of(&["clippy", "--bins", "--tests", "--", "-D", "warnings"]);
     of(&["test"]);

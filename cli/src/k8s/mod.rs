@@ -2,7 +2,7 @@
 
 mod certificates;
 mod render;
-mod secrets;
+pub mod secrets;
 
 use std::path::PathBuf;
 

@@ -49,15 +49,17 @@ pub fn of_base() -> Vec<(String, Vec<String>)> {
 }
 
 /// The secret of the jobs that make accounts, streams and consumers.
-const ADMINISTRATION: &str = "nats-administration";
+pub const ADMINISTRATION: &str = "nats-administration";
 /// Its file with the signed accounts.
 const ACCOUNTS: &str = "accounts";
 /// The secret of the jobs that make backups, and its key.
 const BACKUPS: &str = "backups";
 const BACKUP_KEY: &str = "backup-key";
+/// The file of the issuer's public keys.
+pub const KEYS: &str = "jwks.json";
 
 /// The secret of a service's migration.
-fn owner_of(service: &fleet::Service) -> String {
+pub fn owner_of(service: &fleet::Service) -> String {
     format!("{}-owner", service.name)
 }
 
@@ -67,18 +69,52 @@ fn administration_logins() -> impl Iterator<Item = String> {
 }
 
 /// The files of a secret, by name.
-type Files = BTreeMap<String, String>;
+pub type Files = BTreeMap<String, String>;
 
 pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
+    let place = Place { host: args.postgres.clone(), authorities: Some(args.authorities.clone()) };
+    let home = open(context)?;
+    let Made { mut secrets, keys } = make(&home, &place, &args.opensearch)?;
+    let key = Key::make(&home).await.context("the key of the backups (apt-get install age)")?;
+    let [repository, lock, data] = ["/backups/postgres", "/tmp/pgbackrest", "/data/postgres"].map(Path::new);
+    let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
+    let backups = [(BACKUP_KEY.to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
+    secrets.insert(BACKUPS.to_owned(), Files::from(backups));
+    let namespace = args.namespace.as_str();
+    let mut items: Vec<Value> = secrets.iter().map(|(name, files)| {
+        let data: BTreeMap<_, _> = files.iter().map(|(file, text)| (file, STANDARD.encode(text))).collect();
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data})
+    }).collect();
+    items.push(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keys", "namespace": namespace}, "data": {KEYS: keys},
+    }));
+    println!("{}", json!({"apiVersion": "v1", "kind": "List", "items": items}));
+    Ok(())
+}
+
+/// The folder that keeps the secrets of a fleet in containers.
+pub fn open(context: &Context) -> Result<StackDir, anyhow::Error> {
     context.only_here("the folder that keeps the secrets")?;
     // The services of a stack read the same files, with other addresses in them.
     ensure!(!context.is_supervised(), "a stack runs in {}: say another folder by --home", context.home.display());
-    let home = context.open_stack_dir()?;
-    let accounts = nats::make_accounts(&home, &[])?;
-    let opensearch = home.secret(login::PASSWORDS)?;
-    home.write_secret("opensearch-url", &format!("https://{}:{opensearch}@{}", login::USER, args.opensearch))?;
+    context.open_stack_dir()
+}
+
+/// What a fleet in containers gets from its folder.
+pub struct Made {
+    /// The secrets, by name; each has a file at least.
+    pub secrets: BTreeMap<String, Files>,
+    /// The public keys of the issuer.
+    pub keys: String,
+}
+
+/// Every secret of a fleet whose PostgreSQL and OpenSearch are at these places; the latter speaks TLS where PostgreSQL does.
+pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, anyhow::Error> {
+    let accounts = nats::make_accounts(home, &[])?;
+    let scheme = if place.authorities.is_some() { "https" } else { "http" };
+    let password = home.secret(login::PASSWORDS)?;
+    home.write_secret("opensearch-url", &format!("{scheme}://{}:{password}@{opensearch}", login::USER))?;
     let superuser = home.secret("postgres-password")?;
-    let place = Place { host: args.postgres.clone(), authorities: Some(args.authorities.clone()) };
     let mut databases = Files::from([
         ("superuser-password".to_owned(), superuser.clone()),
         ("superuser-database-url".to_owned(), place.url(SUPERUSER, &superuser, "postgres")),
@@ -86,49 +122,36 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
     for service in SERVICES {
         if service.database.is_some() {
-            postgres::write_urls(&home, service, &place)?;
+            postgres::write_urls(home, service, place)?;
             for role in ROLES {
                 let file = postgres::password_file(service.name, role);
                 // The server takes one.
                 databases.insert(file.clone(), home.present(&file)?);
             }
             let (_, file) = service.owner_secret();
-            secrets.insert(owner_of(service), Files::from([(file.clone(), read(&home, &file)?)]));
+            secrets.insert(owner_of(service), Files::from([(file.clone(), read(home, &file)?)]));
         }
         if let Some(file) = service.page_token_key {
             home.secret(file)?;
         }
-        let files = service.secrets().into_iter().map(|(_, file)| Ok((file.clone(), read(&home, &file)?)));
+        let files = service.secrets().into_iter().map(|(_, file)| Ok((file.clone(), read(home, &file)?)));
         secrets.insert(service.name.to_owned(), files.collect::<Result<_, anyhow::Error>>()?);
     }
     let operator = accounts.operator_mode(Path::new("/data/accounts"));
     let mut administrates = Files::from([(ACCOUNTS.to_owned(), accounts.jwts().join("\n"))]);
     for login in administration_logins() {
         let file = format!("{login}.creds");
-        administrates.insert(file.clone(), read(&home, &file)?);
+        administrates.insert(file.clone(), read(home, &file)?);
     }
     secrets.insert("databases".to_owned(), databases);
     secrets.insert("nats".to_owned(), Files::from([("operator.conf".to_owned(), operator)]));
     secrets.insert(ADMINISTRATION.to_owned(), administrates);
-    let passwords = read(&home, login::PASSWORDS)?;
+    let passwords = read(home, login::PASSWORDS)?;
     secrets.insert("opensearch".to_owned(), Files::from([(login::PASSWORDS.to_owned(), passwords)]));
-    let key = Key::make(&home).await.context("the key of the backups (apt-get install age)")?;
-    let [repository, lock, data] = ["/backups/postgres", "/tmp/pgbackrest", "/data/postgres"].map(Path::new);
-    let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
-    let backups = [(BACKUP_KEY.to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
-    secrets.insert(BACKUPS.to_owned(), Files::from(backups));
-    let keys = serde_json::to_string(Issuer::open(&home)?.jwks())?;
-    home.write_secret("jwks.json", &keys)?;
-    let namespace = args.namespace.as_str();
-    let mut items: Vec<Value> = secrets.iter().filter(|(_, files)| !files.is_empty()).map(|(name, files)| {
-        let data: BTreeMap<_, _> = files.iter().map(|(file, text)| (file, STANDARD.encode(text))).collect();
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data})
-    }).collect();
-    items.push(json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keys", "namespace": namespace}, "data": {"jwks.json": keys},
-    }));
-    println!("{}", json!({"apiVersion": "v1", "kind": "List", "items": items}));
-    Ok(())
+    secrets.retain(|_, files| !files.is_empty());
+    let keys = serde_json::to_string(Issuer::open(home)?.jwks())?;
+    home.write_secret(KEYS, &keys)?;
+    Ok(Made { secrets, keys })
 }
 
 fn read(home: &StackDir, file: &str) -> Result<String, anyhow::Error> {
