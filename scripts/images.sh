@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Writes images without a container engine: `images.sh FOLDER PROGRAM...` packs each program of target/$PROFILE (release) into
-# FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE, and of a release FOLDER/PROGRAM.cdx.json, what it is made of. An image holds the program, and what of Debian it needs:
-# the C library, roots of trust and time zones; it runs as nobody. `pause` is a pod's first process; `postgres`, `nats-server` and
+# FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE, and writes FOLDER/PROGRAM.cdx.json, its bill of materials; that of
+# a program of ours only for a release. An image holds the program, and what of Debian it needs: the C library, roots of trust and time
+# zones; it runs as nobody. `pause` is a pod's first process; `postgres`, `nats-server` and
 # `opensearch` are the backing services that this machine runs, for a development cluster. The same inputs give the same digest.
 set -euo pipefail
 export LC_ALL=C
@@ -77,7 +78,14 @@ taken() { # folder, file or folder...
     | while read -r library; do library="$(realpath "${library%/*}")/${library##*/}" && (cd / && cp -aL --parents "${library#/}" "$to"); done
 }
 
-# What a program of ours and its image are made of, beside the archive.
+# What the image of a backing service is made of, beside its archive.
+bom_of_part() { # name, file or folder...
+  local name=$1
+  shift
+  python3 infra/sbom.py "$folder/$name.cdx.json" "$work/root/var/lib/dpkg/status.d" "$name" "$@"
+}
+
+# The same of our programs, all at once.
 boms() {
   scripts/sbom.sh "$work/boms" || { echo "images: without bills of materials, because cargo-cyclonedx cannot be had (scripts/sbom.sh)" >&2; mkdir -p "$work/boms"; }
 }
@@ -106,6 +114,7 @@ for name in "$@"; do
       licence=Apache-2.0 more=(--stop-signal SIGUSR2)
       put "$container" "$nats_server" /usr/local/bin/nats-server
       commit "$container" "$name" /usr/local/bin/nats-server
+      bom_of_part "$name" "$nats_server"
       ;;
     postgres)
       # With the shell that initdb runs its server by, and what moves folders into place; without the compiler of queries, which is larger than all the rest.
@@ -119,6 +128,7 @@ for name in "$@"; do
       mkdir -p "$part/bin" && ln -s "$(readlink -f "$(command -v dash)")" "$part/bin/sh"
       put "$container" "$part" /
       commit "$container" "$name" "$postgres/postgres"
+      bom_of_part "$name" "$part"
       ;;
     opensearch)
       licence="Apache-2.0 AND GPL-2.0-only WITH Classpath-exception-2.0"
@@ -128,6 +138,7 @@ for name in "$@"; do
       put "$container" "$part" /
       put "$container" "$opensearch_jars" /usr/share/opensearch
       commit "$container" "$name" "$home/bin/java"
+      bom_of_part "$name" "$part" "$opensearch_jars"
       ;;
     *)
       program="target/$profile/$name"
