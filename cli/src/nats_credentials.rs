@@ -10,8 +10,9 @@ use contracts::TenantId;
 use devstack::StackDir;
 use devstack::nats::team::{self, Team};
 use devstack::nats::teams;
-use devstack::nats::{Wanted, announce, provision, push};
+use devstack::nats::{Change, Wanted, announce, changes, configurations, provision, push};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::audit;
 use crate::context::Context;
@@ -93,22 +94,38 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
         max_age: Duration::from_secs(args.stream_days * 86_400),
         replicas: args.replicas.as_deref().and_then(|text| text.parse().ok()),
     };
-    if let (Some(accounts), Some(address)) = (&args.accounts, &args.nats) {
+    let changed = if let (Some(accounts), Some(address)) = (&args.accounts, &args.nats) {
         let text = std::fs::read_to_string(accounts).with_context(|| format!("reading {}", accounts.display()))?;
         let jwts: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
         let home = StackDir::given(&context.home);
+        // Of the first attempt that gets so far: a later one would find what that one has made.
+        let before = OnceCell::new();
         let attempt = || async {
             push(&home, address, &jwts).await?;
+            before.get_or_try_init(|| configurations(&home, address)).await?;
             Box::pin(provision(&home, address, wanted)).await
         };
         Box::pin(patiently("NATS", attempt)).await?;
+        changes(&before.into_inner().unwrap_or_default(), &configurations(&home, address).await?)
     } else {
         let (home, address) = (context.open_keys()?, context.nats()?);
         Box::pin(announce(&home, &address, &[])).await?;
+        let before = configurations(&home, &address).await?;
         Box::pin(provision(&home, &address, wanted)).await?;
-    }
-    let text = "Every stream and every durable consumer of the fleet is there.";
-    say(context, &json!({"provisioned": true}), text);
+        changes(&before, &configurations(&home, &address).await?)
+    };
+    let line = |Change { name, setting, before, after }: &Change| match setting {
+        Some(setting) => format!("changed  {name}: {setting} was {before}, is {after}"),
+        None => format!("made     {name}"),
+    };
+    let lines = changed.iter().map(line).chain([match changed.is_empty() {
+        true => {
+            "Every stream and every durable consumer is as this release asks for it: nothing was changed.".to_owned()
+        }
+        false => "Every stream and every durable consumer is as this release asks for it.".to_owned(),
+    }]);
+    let text = lines.collect::<Vec<_>>().join("\n");
+    say(context, &json!({"provisioned": true, "changes": changed}), &text);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ mod accounts;
 mod administration;
 mod carry;
 mod claims;
-
+mod drift;
 mod keys;
 
 pub mod team;
@@ -24,6 +24,7 @@ pub mod teams;
 pub use accounts::{Accounts, administration, make as make_accounts, renew};
 pub use administration::{Wanted, announce, connect, provision, push, reload};
 pub use carry::streams;
+pub use drift::{Change, Configurations, changes, configurations};
 pub use keys::{credentials_file, has_keys, revoke};
 
 /// A server.

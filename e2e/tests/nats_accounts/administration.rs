@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
-use devstack::nats::{Layout, Wanted};
+use async_nats::jetstream::consumer::{FromConsumer as _, PullConsumer, pull};
+use devstack::nats::{Layout, Wanted, changes, configurations};
 use futures::StreamExt as _;
 use serde_json::json;
 use testkit::TestNats;
@@ -65,6 +65,36 @@ async fn a_data_folder_of_before_the_accounts_is_carried_over() {
     let program = std::path::Path::new("nats-server");
     let twice = devstack::nats::Nats::prepare(nats.home(), program, (nats.port(), nats.port()), layout).unwrap_err();
     assert!(twice.to_string().contains("move the one elsewhere"), "{twice}");
+}
+
+#[tokio::test]
+async fn what_somebody_has_changed_is_shown_and_put_right() {
+    let fixture = Fixture::new(Layout::Fleet(Vec::new())).await;
+    let nats = &fixture.nats;
+    // The first of the servers that it names is not there.
+    let addresses = format!("nats://127.0.0.1:1,{}", nats.address());
+    let now = || async { configurations(nats.home(), &addresses).await.unwrap() };
+    let made = now().await;
+    nats.provision(Wanted::default()).await;
+    assert_eq!(changes(&made, &now().await), [], "a second time it changes nothing");
+
+    let stream = nats.jetstream().await.get_stream("EVENTS_TODO").await.unwrap();
+    let durable: PullConsumer = stream.get_consumer(fleet::PROJECTOR).await.unwrap();
+    let config = pull::Config::try_from_consumer_config(durable.cached_info().config.clone()).unwrap();
+    let asked = config.max_ack_pending;
+    stream.update_consumer(pull::Config { max_ack_pending: 7, ..config }).await.unwrap();
+    stream.delete_consumer("todo-recurrence").await.unwrap();
+    let before = now().await;
+    nats.provision(Wanted::default()).await;
+    let changed = changes(&before, &now().await);
+    let [setting, new] = &changed[..] else { panic!("{changed:#?}") };
+    assert_eq!(
+        (setting.name.as_str(), setting.setting.as_deref()),
+        ("EVENTS_TODO/search-projector", Some("max_ack_pending"))
+    );
+    assert_eq!((setting.before.as_i64(), setting.after.as_i64()), (Some(7), Some(asked)));
+    assert_eq!((new.name.as_str(), &new.setting), ("EVENTS_TODO/todo-recurrence", &None));
+    assert_eq!(now().await, made, "as it was");
 }
 
 #[tokio::test]

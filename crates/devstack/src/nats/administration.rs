@@ -39,17 +39,18 @@ impl Administration {
     }
 }
 
-/// Connects by a credentials file, and trusts the folder's authorities.
+/// Connects by a credentials file, and trusts the folder's authorities; to one of the servers, where the address names several, with commas
+/// between.
 ///
 /// # Errors
-/// The file cannot be read, or NATS does not answer.
+/// The file or an address cannot be read, or NATS does not answer.
 pub async fn connect(home: &StackDir, address: &str, credentials: &Path) -> Result<Client, anyhow::Error> {
     let options = ConnectOptions::new().credentials_file(credentials).await;
     let mut options = options.with_context(|| format!("reading {}", credentials.display()))?;
     if let Some(authorities) = home.authorities() {
         options = options.add_root_certificates(authorities);
     }
-    options.connect(address).await.context("connecting to NATS")
+    options.connect(service::nats::addresses(address)?).await.context("connecting to NATS")
 }
 
 /// The settings of the streams.
