@@ -2,8 +2,8 @@
 
 sbom.py BOM FOLDER             adds Debian's packages to a bill that is there; FOLDER has a file of dpkg's fields for each.
 sbom.py BOM FOLDER NAME PATH   writes the bill of the image NAME, with those packages and what is below PATH: programs of Go by the
-                               modules that they name, Java's archives by what Maven wrote into them or by their names, other files by the Debian packages of this
-                               machine that they are of. A file that is nobody's is none's component.
+                               modules that they name, Java's archives by what Maven wrote into them or by their names, other files by
+                               the Debian package of this machine that owns them. A file that no package owns is left out.
 """
 
 import json
@@ -42,7 +42,8 @@ def of_files(files):
     packages = set()
     for start in range(0, len(paths), 500):
         found = output("dpkg-query", "--search", *paths[start : start + 500]).splitlines()
-        packages |= {name for line in found if ": /" in line for name in line.split(": /")[0].split(", ")}
+        owners = [line.split(": /")[0] for line in found if ": /" in line and not line.startswith("diversion ")]
+        packages |= {name for names in owners for name in names.split(", ")}
     for package in sorted(packages):
         yield debian(output("dpkg-query", "--status", package))
 
@@ -67,7 +68,7 @@ def of_part(path):
             yield of_jar(file)
     if path.is_dir():
         yield from of_files([pathlib.Path("/") / file.relative_to(path) for file in files])
-        for release in path.rglob("release"):
+        for release in (file for file in files if file.name == "release"):
             version = re.search('^JAVA_RUNTIME_VERSION="(.+)"', release.read_text(), re.MULTILINE)
             if version:
                 yield component(f"pkg:generic/openjdk@{version[1]}", "openjdk", version[1])

@@ -157,7 +157,10 @@ for name in "$@"; do
       [ "$profile" = release ] || continue
       [ -d "$work/boms" ] || boms
       if [ -e "$work/boms/$name.cdx.json" ]; then
-        python3 infra/sbom.py "$work/boms/$name.cdx.json" "$work/root/var/lib/dpkg/status.d"
+        packages="$work/packages-$name"
+        cp -a "$work/root/var/lib/dpkg/status.d" "$packages"
+        if [ "$name" = flotilla ]; then dpkg-query --status age >"$packages/age" 2>/dev/null || rm "$packages/age"; fi
+        python3 infra/sbom.py "$work/boms/$name.cdx.json" "$packages"
         mv "$work/boms/$name.cdx.json" "$folder/$name.cdx.json"
       fi
       ;;

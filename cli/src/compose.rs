@@ -1,8 +1,8 @@
 //! `flotilla compose`: the same fleet for those who have a container engine, in `infra/compose.yaml`, and its secrets.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
@@ -85,6 +85,14 @@ pub fn run(context: &Context, command: &ComposeCommand) -> Result<(), anyhow::Er
 fn give_secrets(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     let home = secrets::open(context)?;
     let folders = folders(&home, &args.postgres, &args.opensearch)?;
+    if !args.out.exists() {
+        // What is in it may be read by everybody who gets so far.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&args.out)
+            .with_context(|| format!("making {}", args.out.display()))?;
+    }
     let mut written = Vec::new();
     for (folder, files) in folders {
         let folder = args.out.join(folder);
@@ -92,10 +100,17 @@ fn give_secrets(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Err
         for (file, text) in files {
             let path = folder.join(file);
             let part = path.with_extension("part");
-            fs::write(&part, text).with_context(|| format!("writing {}", part.display()))?;
-            // Containers run as several users; each mounts its own folder alone.
-            fs::set_permissions(&part, Permissions::from_mode(0o444))?;
-            fs::rename(&part, &path).with_context(|| format!("writing {}", path.display()))?;
+            // Of one that was killed: nobody may write to it.
+            if part.exists() {
+                fs::remove_file(&part)?;
+            }
+            let put = || {
+                fs::write(&part, text)?;
+                // Containers run as several users; each mounts its own folder alone.
+                fs::set_permissions(&part, Permissions::from_mode(0o444))?;
+                fs::rename(&part, &path)
+            };
+            put().with_context(|| format!("writing {}", path.display()))?;
             written.push(path);
         }
     }

@@ -119,6 +119,9 @@ pub struct LoginProxyArgs {
     /// Serve here, beside a program that runs already.
     #[arg(long, conflicts_with = "program")]
     listen: Option<SocketAddr>,
+    /// Where that program is.
+    #[arg(long, requires = "listen", default_value = "127.0.0.1")]
+    host: String,
     #[arg(long)]
     inside: bool,
     #[arg(long)]
@@ -129,9 +132,9 @@ pub struct LoginProxyArgs {
 
 impl LoginProxyArgs {
     pub async fn run(self) -> Result<(), anyhow::Error> {
-        let Self { port, password_file: password, tls, listen, inside, namespace, program } = self;
+        let Self { port, password_file: password, tls, listen, host, inside, namespace, program } = self;
         match listen {
-            Some(listen) => devstack::login::beside(listen, port, &password, tls).await,
+            Some(listen) => devstack::login::beside(listen, (&host, port), &password, tls).await,
             None => Proxy { port, password, tls, inside, namespace, program }.run().await.map(drop),
         }
     }

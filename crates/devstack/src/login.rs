@@ -2,8 +2,8 @@
 //! nothing else on this machine reaches it; outside there is only a proxy, which requires a user and a password with each request.
 //!
 //! `flotilla login-proxy` has the socket that is bound outside as its standard input, and becomes itself once more inside the
-//! namespace (util-linux' `unshare`). There it starts the program and serves. In a pod, whose containers share a namespace, it is a
-//! container beside the program's ([`beside`]).
+//! namespace (util-linux' `unshare`). There it starts the program and serves. In a pod, whose containers share a namespace, or on a
+//! network of containers that only the two are on, it is a container beside the program's ([`beside`]).
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
@@ -121,7 +121,7 @@ impl Proxy {
         let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true).context("standard input is the socket that was bound outside")?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (router, passwords) = proxy(self.port, &self.password)?;
+        let (router, passwords) = proxy("127.0.0.1", self.port, &self.password)?;
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().await?;
         if !up.success() {
             bail!("the namespace's loopback cannot be set up ({up})");
@@ -150,12 +150,17 @@ impl Proxy {
     }
 }
 
-/// Serves at `listen` in front of a program that another container of the same pod runs, until SIGTERM.
+/// Serves at `listen` in front of a program that another container runs, which nobody else reaches, until SIGTERM.
 ///
 /// # Errors
 /// The password or the certificate cannot be read, or the address cannot be bound.
-pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) -> Result<(), anyhow::Error> {
-    let proxy = proxy(port, password)?;
+pub async fn beside(
+    listen: SocketAddr,
+    (host, port): (&str, u16),
+    password: &Path,
+    tls: Tls,
+) -> Result<(), anyhow::Error> {
+    let proxy = proxy(host, port, password)?;
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("binding {listen}"))?;
     let mut term = signal(SignalKind::terminate())?;
     let stop = CancellationToken::new();
@@ -170,10 +175,10 @@ pub async fn beside(listen: SocketAddr, port: u16, password: &Path, tls: Tls) ->
 }
 
 /// What requires a password of this file, and passes requests on to the port.
-fn proxy(port: u16, passwords: &Path) -> Result<(axum::Router, Secret), anyhow::Error> {
+fn proxy(host: &str, port: u16, passwords: &Path) -> Result<(axum::Router, Secret), anyhow::Error> {
     let passwords = Secret::in_file(passwords).context("the passwords before OpenSearch")?;
     let client = Client::builder(TokioExecutor::new()).build_http();
-    let authority = Authority::try_from(format!("127.0.0.1:{port}"))?;
+    let authority = Authority::try_from(format!("{host}:{port}"))?;
     let (asked, address) = (client.clone(), Uri::try_from(format!("http://{authority}{ANSWERS}"))?);
     let health = axum::routing::get(move || {
         let answer = asked.get(address.clone());
