@@ -58,22 +58,7 @@ pack() { # name
 last() { cat "$releases/last" 2>/dev/null; }
 is_half() { [ -d "$releases/$1" ] && [ ! -e "$releases/$1/rolled" ]; }
 
-settled() { # kind, selector...
-  local all one
-  all=$(in_fleet get "$@" --output name)
-  [ -n "$all" ] || fail "there is nothing of: $*"
-  for one in $all; do
-    case $one in
-      job*) in_fleet wait --for=condition=complete "$one" --timeout=240s >/dev/null || { in_fleet logs "$one" --tail 5 >&2 || true; fail "$one has not ended well"; } ;;
-      *) in_fleet rollout status "$one" --timeout=240s >/dev/null ;;
-    esac
-  done
-}
-
 give_secrets() { "$flotilla" --home "$home" k8s secrets | kubectl apply --server-side --filename - >/dev/null; }
-
-# Has the next roll run the jobs of a release once more.
-jobs_again() { in_fleet delete job --selector "flotilla/release=$1" >/dev/null; }
 
 # Everybody gets what comes next beside what there is; then the jobs of the release make PostgreSQL and NATS refuse what was before.
 rotate() {
@@ -85,38 +70,27 @@ rotate() {
   sleep "${READ_WITHIN:-120}"
   step "staged new secrets"
   "$flotilla" --home "$home" secrets finish >/dev/null
-  jobs_again "$release"
   roll "$release"
 }
 
-# In the order of docs/deploying.md: jobs, then those who read events, those who publish, and the edge; to an earlier release in the
-# other order.
+# With the images and the secrets that a registry and a store give elsewhere.
 roll() { # name
-  local release=$1 overlay="$releases/$1/manifests/overlays/dev" of="flotilla/release=$1" wave waves=(operations consumers producers edge) back=
+  local release=$1 back=()
   if [ -n "$(last)" ] && [ "$(cat "$releases/$1/number")" -lt "$(cat "$releases/$(last)/number")" ]; then
-    back=1 waves=(edge producers consumers operations)
+    back=(--back)
   else
     echo "$release" >"$releases/last"
   fi
   scripts/cluster.sh load "$releases/$release"/images/*.tar >/dev/null
-  kubectl apply --server-side --filename "$releases/$release/manifests/base/namespace.yaml" >/dev/null
+  kubectl apply --server-side --filename k8s/base/namespace.yaml >/dev/null
   give_secrets
-  kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
-  # One that has not succeeded is not begun again by being applied.
-  in_fleet delete job --selector "$of" --field-selector status.successful=0 >/dev/null
-  kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
-  settled job --selector "$of"
-  settled statefulset
-  for wave in "${waves[@]}"; do
-    # Also over a number of pods that somebody has set.
-    kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
-    settled deployment --selector "flotilla/wave=$wave"
-  done
+  # It ends with this process, however that ends.
+  setpriv --pdeathsig KILL scripts/roll.sh "${back[@]}" "$releases/$release/manifests/overlays/dev" "$release"
   mkdir -p "$home/tls"
   in_fleet get secret jobs-tls --output 'jsonpath={.data.ca\.crt}' | base64 --decode >"$home/tls/ca.crt.part"
   mv "$home/tls/ca.crt.part" "$home/tls/ca.crt"
   touch "$releases/$release/rolled"
-  [ -z "$back" ] || echo "$release" >"$releases/last"
+  [ ${#back[@]} = 0 ] || echo "$release" >"$releases/last"
   step "rolled out release $release"
 }
 
@@ -162,7 +136,6 @@ restore() { # time
   fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
   # Also the passwords of the roles are those of that moment.
-  jobs_again "$release"
   roll "$release"
   trap - EXIT
   [[ $done == *Complete* ]] || fail "nothing was restored: the fleet is as it was"

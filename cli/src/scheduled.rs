@@ -7,7 +7,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusBuilder;
+use service::tls::Tls;
 use service::{Process, ops};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 use crate::verify::{self, Report, VerifyArgs};
@@ -26,6 +28,8 @@ pub struct VerifyCommand {
     /// Of each check only events written, and todos changed, in so many seconds before it.
     #[arg(long, requires = "every", conflicts_with = "from", value_parser = clap::value_parser!(u32).range(1..))]
     last: Option<u32>,
+    #[command(flatten)]
+    tls: Tls,
 }
 
 /// Checks once, or again and again.
@@ -43,9 +47,20 @@ async fn scheduled(
     listen: SocketAddr,
 ) -> Result<(), anyhow::Error> {
     let metrics = PrometheusBuilder::new().install_recorder()?;
-    let process = Process::new("verify", env!("CARGO_PKG_VERSION"));
+    let mut process = Process::new("verify", env!("CARGO_PKG_VERSION"));
+    process.certificate = args.tls.open(&process.lifecycle)?;
     let address = ops::serve(&process, listen, Some(metrics)).await?;
+    process.readiness.set("started", true);
     println!("What is checked is at http://{address}/metrics");
+    // In a container it is the first process, which a signal ends only where it is handled.
+    let mut stops = signal(SignalKind::terminate())?;
+    tokio::select! {
+        ended = again_and_again(context, args, every) => ended,
+        _ = stops.recv() => Ok(()),
+    }
+}
+
+async fn again_and_again(context: &Context, args: &VerifyCommand, every: Duration) -> Result<(), anyhow::Error> {
     let mut printed = Vec::new();
     loop {
         let now = devstack::supervisor::now();

@@ -23,6 +23,8 @@ const NAMESPACE: &str = "flotilla";
 pub const AUTHORITY: &str = "authority";
 /// What the jobs of a release, which show no certificate, have the authorities from.
 const JOBS: &str = "jobs";
+/// The scheduled check.
+pub const VERIFY: &str = "verify";
 /// The backing services of the overlay for development, with further names of theirs.
 const PARTS: [(&str, &[&str]); 3] = [("nats", &["*.nats-routes"]), ("opensearch", &[]), ("postgres", &[])];
 /// Where a pod has the rights of its service account.
@@ -43,7 +45,9 @@ pub fn of_base() -> impl Iterator<Item = (&'static str, Vec<String>)> {
         let (of_callers, of_operators) = (in_namespace(service.name), in_namespace(&format!("{}-ops", service.name)));
         (service.name, [of_callers, of_operators].concat())
     });
-    services.chain([(JOBS, in_namespace(JOBS))]).map(|(name, names)| (name, with_loopback(names)))
+    services
+        .chain([JOBS, VERIFY].map(|name| (name, in_namespace(name))))
+        .map(|(name, names)| (name, with_loopback(names)))
 }
 
 /// The same with those of the overlay for development.

@@ -11,7 +11,7 @@ use fleet::{SERVICES, Service, Surroundings};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
 
-use super::certificates::{AUTHORITY, of_base, of_dev, secret_name};
+use super::certificates::{AUTHORITY, VERIFY, of_base, of_dev, secret_name};
 use super::secrets;
 use crate::context::Context;
 use crate::outbox::say;
@@ -22,8 +22,10 @@ const OPS_PORT: u16 = 9090;
 /// How many servers of NATS keep each event, unless an overlay says otherwise.
 const STREAM_REPLICAS: &str = "3";
 const NATS: &str = "tls://nats:4222";
+/// What Prometheus evaluates, here and in a cluster.
+const RULES: &str = include_str!("../../../infra/prometheus/rules.yml");
 
-const TEMPLATES: [(&str, &str); 9] = [
+const TEMPLATES: [(&str, &str); 11] = [
     ("backups.yaml.j2", include_str!("../../../templates/k8s/backups.yaml.j2")),
     ("cert-manager.yaml.j2", include_str!("../../../templates/k8s/cert-manager.yaml.j2")),
     ("certificates.yaml.j2", include_str!("../../../templates/k8s/certificates.yaml.j2")),
@@ -31,8 +33,10 @@ const TEMPLATES: [(&str, &str); 9] = [
     ("external-secrets.yaml.j2", include_str!("../../../templates/k8s/external-secrets.yaml.j2")),
     ("job.yaml.j2", include_str!("../../../templates/k8s/job.yaml.j2")),
     ("kustomization.yaml.j2", include_str!("../../../templates/k8s/kustomization.yaml.j2")),
+    ("monitors.yaml.j2", include_str!("../../../templates/k8s/monitors.yaml.j2")),
     ("release.yaml.j2", include_str!("../../../templates/k8s/release.yaml.j2")),
     ("service.yaml.j2", include_str!("../../../templates/k8s/service.yaml.j2")),
+    ("verify.yaml.j2", include_str!("../../../templates/k8s/verify.yaml.j2")),
 ];
 
 #[derive(Debug, Clone, Args)]
@@ -99,7 +103,7 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
         })
         .collect();
     let release_name = release.replace('.', "-");
-    let of_release = context! { release, release_name, migrations, nats => NATS, stream_replicas => STREAM_REPLICAS };
+    let of_release = context! { release, release_name, migrations };
     files.insert(base.join("release.yaml"), render("release.yaml.j2", of_release.clone())?);
     files.insert(base.join("backups.yaml"), render("backups.yaml.j2", of_release.clone())?);
     files.insert("overlays/dev/databases.yaml".into(), render("databases.yaml.j2", of_release)?);
@@ -113,6 +117,14 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let by_external_secrets = render("external-secrets.yaml.j2", context! { secrets => secrets::of_base() })?;
     files.insert("components/external-secrets/secrets.yaml".into(), by_external_secrets);
     let services: Vec<_> = SERVICES.iter().map(|service| service.name).collect();
+    let logins: Vec<_> = fleet::owners().iter().map(|owner| devstack::nats::administration(owner)).collect();
+    let asked: Vec<_> = SERVICES.iter().filter(|service| is_verified(service)).map(|service| service.name).collect();
+    let of_verify =
+        context! { release, services, asked, logins, edge_name => edge(), port => PORT, ops_port => OPS_PORT };
+    files.insert(base.join("verify.yaml"), render("verify.yaml.j2", of_verify)?);
+    let watched: Vec<_> = services.iter().copied().chain([VERIFY]).collect();
+    let monitors = render("monitors.yaml.j2", context! { watched, rules => RULES })?;
+    files.insert("components/monitoring/monitors.yaml".into(), monitors);
     let mut shared: Vec<_> = fleet::shared(NATS, ISSUER, "file:///keys/jwks.json").into();
     shared.push(("FLOTILLA_STREAM_REPLICAS", STREAM_REPLICAS.to_owned()));
     files.insert(
@@ -120,6 +132,16 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
         render("kustomization.yaml.j2", context! { release, services, shared })?,
     );
     Ok(files)
+}
+
+/// The service in front of all others.
+fn edge() -> Option<&'static str> {
+    SERVICES.iter().find(|service| service.edge).map(|service| service.name)
+}
+
+/// Whether the scheduled check asks its processes: what publishes, and what reads.
+fn is_verified(service: &Service) -> bool {
+    service.produces || service.name == fleet::PROJECTOR
 }
 
 /// When it is rolled out: what records what consumers report, consumers, what publishes, the edge (docs/deploying.md).
@@ -154,9 +176,10 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
     if service.edge {
         reaches.extend(SERVICES.iter().filter(|other| !other.serves.is_empty()).map(|other| (other.name, PORT, true)));
     }
-    let edge_name = SERVICES.iter().find(|service| service.edge).map(|service| service.name);
     context! {
-        release, reaches, edge_name,
+        release, reaches,
+        edge_name => edge(),
+        verified => is_verified(service),
         name => service.name,
         owner => service.owner,
         wave => wave(service),
@@ -181,7 +204,7 @@ mod tests {
             assert!(committed == text, "{} differs: run `bin/flotilla k8s render`", file.display());
         }
         let base = std::fs::read_dir(root.join("base")).unwrap().count();
-        assert_eq!(base, SERVICES.len() + 5, "k8s/base has a file of a service that is no more");
+        assert_eq!(base, SERVICES.len() + 6, "k8s/base has a file of a service that is no more");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use chrono::TimeDelta;
 use clap::Args;
 use devstack::backup::{Key, Paths};
 use devstack::issuer::Issuer;
@@ -16,6 +17,7 @@ use devstack::{StackDir, login, stack};
 use fleet::SERVICES;
 use serde_json::{Value, json};
 
+use super::certificates::VERIFY;
 use crate::context::Context;
 
 #[derive(Debug, Clone, Args)]
@@ -44,7 +46,11 @@ pub fn of_base() -> Vec<(String, Vec<String>)> {
     let of_owners = of_owners.map(|service| (owner_of(service), vec![service.owner_secret().1]));
     let administrates = administration_logins().map(|login| format!("{login}.creds"));
     let administrates = [ACCOUNTS.to_owned()].into_iter().chain(administrates).collect();
-    let others = [(ADMINISTRATION.to_owned(), administrates), (BACKUPS.to_owned(), vec![BACKUP_KEY.to_owned()])];
+    let others = [
+        (ADMINISTRATION.to_owned(), administrates),
+        (BACKUPS.to_owned(), vec![BACKUP_KEY.to_owned()]),
+        (VERIFY.to_owned(), vec![OPERATOR_TOKEN.to_owned()]),
+    ];
     of_services.chain(of_owners).chain(others).filter(|(_, files)| !files.is_empty()).collect()
 }
 
@@ -55,6 +61,10 @@ const ACCOUNTS: &str = "accounts";
 /// The secret of the jobs that make backups, and its key.
 const BACKUPS: &str = "backups";
 const BACKUP_KEY: &str = "backup-key";
+/// The file with the token by which the scheduled check asks the fleet's processes, in a secret of its own.
+const OPERATOR_TOKEN: &str = "operator-token";
+/// How long that of a development fleet is valid, within the day that services admit: it gets another with each release and rotation.
+const TOKEN_LIVES: TimeDelta = TimeDelta::hours(23);
 /// The file of the issuer's public keys.
 pub const KEYS: &str = "jwks.json";
 
@@ -80,6 +90,8 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
     let backups = [(BACKUP_KEY.to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
     secrets.insert(BACKUPS.to_owned(), Files::from(backups));
+    let token = Issuer::open(&home)?.operator_token(VERIFY, TOKEN_LIVES)?;
+    secrets.insert(VERIFY.to_owned(), Files::from([(OPERATOR_TOKEN.to_owned(), token)]));
     let namespace = args.namespace.as_str();
     let mut items: Vec<Value> = secrets.iter().map(|(name, files)| {
         let data: BTreeMap<_, _> = files.iter().map(|(file, text)| (file, STANDARD.encode(text))).collect();

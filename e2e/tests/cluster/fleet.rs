@@ -20,6 +20,7 @@ use testkit::until_within;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
 
+use crate::network::Watch;
 use crate::{Removed, done, kubectl, machine, root, text};
 
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -83,7 +84,7 @@ fn caller(number: usize) -> Caller {
     Caller::of(&keys(), &gateway, &flotilla(&["token", "--tenant", &tenant, "--user", &user]))
 }
 
-fn in_fleet(args: &[&str], input: &str) -> String {
+pub fn in_fleet(args: &[&str], input: &str) -> String {
     let output = kubectl(&[&["--namespace=flotilla"], args].concat(), input);
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
     text(&output.stdout)
@@ -124,7 +125,7 @@ fn one_of_each() -> Vec<String> {
     for (workload, pod) in pods() {
         named.entry(workload).or_insert_with(|| pod["metadata"]["name"].as_str().unwrap().to_owned());
     }
-    assert_eq!(named.len(), ::fleet::SERVICES.len() + 3, "{named:?}");
+    assert_eq!(named.len(), ::fleet::SERVICES.len() + 4, "{named:?}");
     named.into_values().collect()
 }
 
@@ -174,7 +175,7 @@ fn held(secret: &str) -> CertificateDer<'static> {
 async fn renewed() {
     let secrets = in_fleet(&["get", "secrets", "--field-selector=type=kubernetes.io/tls", "--output=name"], "");
     let secrets: Vec<_> = secrets.lines().filter(|name| name.ends_with("-tls")).map(ToOwned::to_owned).collect();
-    assert_eq!(secrets.len(), ::fleet::SERVICES.len() + 4, "{secrets:?}");
+    assert_eq!(secrets.len(), ::fleet::SERVICES.len() + 5, "{secrets:?}");
     let before: Vec<_> = secrets.iter().map(|secret| held(secret)).collect();
     for secret in &secrets {
         in_fleet(&["annotate", secret, "flotilla/renew=2026-01-01T00:00:00Z", "--overwrite"], "");
@@ -224,6 +225,26 @@ async fn rotated() {
     assert!(format!("{refused:#}").contains("authorization violation"), "{refused:#}");
 }
 
+/// The check that is scheduled has looked at everything, and found nothing.
+async fn checks_itself() {
+    until_within(Duration::from_secs(600), "the scheduled check has checked", || async {
+        block_in_place(|| {
+            let (_, pod) = pods().into_iter().find(|(workload, _)| workload == "verify").unwrap();
+            let path = format!("https:{}:9090/proxy/metrics", pod["metadata"]["name"].as_str().unwrap());
+            let raw = format!("--raw=/api/v1/namespaces/flotilla/pods/{path}");
+            let metrics = text(&kubectl(&["get", &raw], "").stdout);
+            let value = |name: &str| {
+                let of = metrics.lines().filter(|line| line.starts_with(name));
+                of.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).collect::<Vec<_>>()
+            };
+            let found = value("verify_findings");
+            assert!(found.iter().all(|number| *number == 0.0), "{metrics}");
+            !found.is_empty() && value("verify_unchecked") == [0.0] && !value("verify_checked_timestamp").is_empty()
+        })
+    })
+    .await;
+}
+
 /// A moment two seconds from now, once it has passed: backups tell time in whole seconds.
 fn until_later() -> String {
     let later = now() + chrono::TimeDelta::seconds(2);
@@ -247,6 +268,7 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
     assert!(json(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
     let demos = verified()["todos"].as_u64().unwrap();
 
+    let network = Watch::begin();
     let (wish, wishes) = watch::channel(Wishes::Write);
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
@@ -265,13 +287,13 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
         let before = names();
         k8s(&["back", RELEASE]);
         assert_eq!(names(), before, "what is applied twice changes nothing");
-        for replicas in ["--replicas=3", "--replicas=1"] {
+        for replicas in ["--replicas=1", "--replicas=3", "--replicas=1"] {
             in_fleet(&["scale", replicas, "deployment/gateway", "deployment/search-projector"], "");
             settled();
         }
         // To two again, over the number that was set.
         k8s(&["back", RELEASE]);
-        assert_eq!(pods().len(), 2 * ::fleet::SERVICES.len() + 5);
+        assert_eq!(pods().len(), 2 * ::fleet::SERVICES.len() + 6);
         for pod in one_of_each() {
             in_fleet(&["delete", "pod", &pod, "--grace-period=0", "--force"], "");
             settled();
@@ -291,9 +313,13 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
             (todos + client.todos.len() as u64, writes + client.acknowledged, retries + client.retries);
         client.finds_its_writes(&caller(client.number)).await;
     }
+    // The clients do not search.
+    caller(0).search("hull").await;
+    network.end();
     println!("{writes} writes were acknowledged, {retries} tries were sent again");
     assert!(writes > 1_000, "only {writes} writes were acknowledged: this run shows nothing");
     assert_eq!(verified()["todos"], todos, "every create happened once");
+    checks_itself().await;
 
     block_in_place(back_up);
     let after = until_later();

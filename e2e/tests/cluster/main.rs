@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod fleet;
+mod network;
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -187,6 +188,8 @@ fn runs_pods(before: &[String]) {
     let refused = applied(&POD.replace("replicas:", "replicsa:")).unwrap_err();
     assert!(refused.contains("replicsa"), "{refused}");
 
+    environments_are_taken();
+
     // An image of a service, as a job of a release runs it.
     let folder = std::env::temp_dir().join(format!("flotilla-images-{}", std::process::id()));
     let (digest, again) = (image(&folder, "022", "C"), image(&folder, "077", "en_US.UTF-8"));
@@ -208,6 +211,29 @@ fn runs_pods(before: &[String]) {
     done("down");
     assert_eq!(machine(), before);
     done("down");
+}
+
+/// The real server takes every object of staging and of production, with what operators define; nothing of it is kept.
+fn environments_are_taken() {
+    let manifests = |args: &[&str]| Command::new(root().join("scripts/manifests.sh")).args(args).output().unwrap();
+    let definitions = manifests(&["definitions"]);
+    if !definitions.status.success() {
+        println!("SKIPPED: the overlays are not applied: {}", text(&definitions.stderr));
+        return;
+    }
+    for file in text(&definitions.stdout).lines() {
+        let taken = kubectl(&["apply", "--server-side", "--filename", file], "");
+        assert!(taken.status.success(), "{}", text(&taken.stderr));
+        kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "--filename", file], "");
+    }
+    applied("{apiVersion: v1, kind: Namespace, metadata: {name: flotilla}}").unwrap();
+    for environment in ["staging", "prod"] {
+        let folder = root().join("k8s/overlays").join(environment);
+        let taken = ["apply", "--server-side", "--dry-run=server", "--kustomize"];
+        let taken = kubectl(&[&taken[..], &[folder.to_str().unwrap()]].concat(), "");
+        assert!(taken.status.success(), "{environment}: {}", text(&taken.stderr));
+        assert!(!text(&taken.stderr).contains("would violate"), "{environment}: {}", text(&taken.stderr));
+    }
 }
 
 /// Of two that start at once, one does; the other says why not, and harms nothing.

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Rolls a release out on the cluster of the present kubeconfig while the one before serves: `roll.sh OVERLAY RELEASE`, a folder of
+# k8s/overlays, rendered for that release. In the order of docs/deploying.md: jobs, then those who read events, those who publish, and
+# the edge. `roll.sh --back OVERLAY RELEASE` goes to an earlier release, in the other order. It waits for each step, and stops at one that
+# does not end well; run again, it goes on.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+fail() { echo "roll: $*" >&2; exit 1; }
+waves=(operations consumers producers edge watch)
+if [ "${1:-}" = --back ]; then
+  waves=(watch edge producers consumers operations)
+  shift
+fi
+[ $# = 2 ] && [ -f "$1/kustomization.yaml" ] || fail "say the folder of an overlay, and the release"
+overlay=$1 of="flotilla/release=$2"
+if ! command -v kubectl >/dev/null; then
+  program=$(scripts/kubectl.sh)
+  PATH="${program%/*}:$PATH"
+fi
+in_fleet() { kubectl --namespace flotilla "$@"; }
+
+settled() { # kind, selector...
+  local all one
+  all=$(in_fleet get "$@" --output name)
+  # Elsewhere than in development there is no StatefulSet.
+  [ -n "$all" ] || [ "$1" = statefulset ] || fail "there is nothing of: $*"
+  for one in $all; do
+    case $one in
+      job*) in_fleet wait --for=condition=complete "$one" --timeout=240s >/dev/null || { in_fleet logs "$one" --tail 5 >&2 || true; fail "$one has not ended well"; } ;;
+      *) in_fleet rollout status "$one" --timeout=240s >/dev/null || fail "$one does not get its pods ready: kubectl --namespace flotilla describe $one, and its pods" ;;
+    esac
+  done
+}
+
+rendered=$(kubectl kustomize "$overlay")
+grep -qE "^    flotilla/release: \"?${2//./\\.}\"?\$" <<<"$rendered" || fail "$overlay was rendered for another release than $2: flotilla k8s render --release $2"
+kubectl apply --server-side --filename k8s/base/namespace.yaml >/dev/null
+kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
+# One that has ended, or whose settings are others now, is not begun again by being applied; each may run again.
+in_fleet delete job --selector "$of" >/dev/null
+kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
+settled job --selector "$of"
+settled statefulset
+for wave in "${waves[@]}"; do
+  # An earlier release may not have all of them.
+  grep -q "^    flotilla/wave: $wave\$" <<<"$rendered" || continue
+  # Also over a number of pods that somebody has set.
+  kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
+  settled deployment --selector "flotilla/wave=$wave"
+done
