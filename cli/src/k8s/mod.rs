@@ -1,7 +1,7 @@
 //! `flotilla k8s`: the manifests of the fleet, and its secrets on a development cluster.
 
 mod certificates;
-mod render;
+pub mod render;
 pub mod secrets;
 
 use std::path::PathBuf;

@@ -16,9 +16,10 @@ use super::secrets;
 use crate::context::Context;
 use crate::outbox::say;
 
-/// The port of every service for callers, and that for operations: each has an address of its own.
-const PORT: u16 = 8080;
-const OPS_PORT: u16 = 9090;
+/// The port of every service for callers, where each has an address of its own.
+pub const PORT: u16 = 8080;
+/// Its port for operations.
+pub const OPS_PORT: u16 = 9090;
 /// How many servers of NATS keep each event, unless an overlay says otherwise.
 const STREAM_REPLICAS: &str = "3";
 const NATS: &str = "tls://nats:4222";
