@@ -32,19 +32,21 @@ settled() { # kind, selector...
   done
 }
 
-rendered=$(kubectl kustomize "$overlay")
-grep -qE "^    flotilla/release: \"?${2//./\\.}\"?\$" <<<"$rendered" || fail "$overlay was rendered for another release than $2: flotilla k8s render --release $2"
-kubectl apply --server-side --filename k8s/base/namespace.yaml >/dev/null
-kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector '!flotilla/wave' >/dev/null
+# Once: what is applied is what was looked at. The namespace comes first in it.
+rendered=$(mktemp)
+trap 'rm -f "$rendered"' EXIT
+kubectl kustomize "$overlay" >"$rendered"
+grep -qE "^    flotilla/release: \"?${2//./\\.}\"?\$" "$rendered" || fail "$overlay was rendered for another release than $2: flotilla k8s render --release $2"
+kubectl apply --server-side --force-conflicts --filename "$rendered" --selector '!flotilla/wave' >/dev/null
 # One that has ended, or whose settings are others now, is not begun again by being applied; each may run again.
 in_fleet delete job --selector "$of" >/dev/null
-kubectl apply --server-side --kustomize "$overlay" --selector flotilla/wave=jobs >/dev/null
+kubectl apply --server-side --filename "$rendered" --selector flotilla/wave=jobs >/dev/null
 settled job --selector "$of"
 settled statefulset
 for wave in "${waves[@]}"; do
   # An earlier release may not have all of them.
-  grep -q "^    flotilla/wave: $wave\$" <<<"$rendered" || continue
+  grep -q "^    flotilla/wave: $wave\$" "$rendered" || continue
   # Also over a number of pods that somebody has set.
-  kubectl apply --server-side --force-conflicts --kustomize "$overlay" --selector "flotilla/wave=$wave" >/dev/null
+  kubectl apply --server-side --force-conflicts --filename "$rendered" --selector "flotilla/wave=$wave" >/dev/null
   settled deployment --selector "flotilla/wave=$wave"
 done

@@ -1,16 +1,16 @@
 //! `flotilla compose`: the same fleet for those who have a container engine, in `infra/compose.yaml`, and its secrets.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
-use devstack::StackDir;
 use devstack::install::version;
 use devstack::issuer::ISSUER;
 use devstack::postgres::Place;
+use devstack::{StackDir, stack_dir};
 use fleet::{SERVICES, Service, Surroundings};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
@@ -97,18 +97,8 @@ fn give_secrets(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Err
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         for (file, text) in files {
             let path = folder.join(file);
-            let part = path.with_extension("part");
-            // Of one that was killed: nobody may write to it.
-            if part.exists() {
-                fs::remove_file(&part)?;
-            }
-            let put = || {
-                fs::write(&part, text)?;
-                // Containers run as several users; each mounts its own folder alone.
-                fs::set_permissions(&part, Permissions::from_mode(0o444))?;
-                fs::rename(&part, &path)
-            };
-            put().with_context(|| format!("writing {}", path.display()))?;
+            // Containers run as several users; each mounts its own folder alone.
+            stack_dir::write_for_all(&path, text.as_bytes())?;
             written.push(path);
         }
     }
@@ -135,12 +125,8 @@ fn file() -> Result<String, anyhow::Error> {
     let mut templates = Environment::new();
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
     let services: Vec<_> = SERVICES.iter().map(values).collect();
-    // Whose secrets have a folder.
-    let owners = SERVICES.iter().filter(|service| service.database.is_some()).map(secrets::owner_of);
-    let of_services =
-        SERVICES.iter().filter(|service| !service.secrets().is_empty()).map(|service| service.name.to_owned());
-    let others = ["databases", "keys", "nats", secrets::ADMINISTRATION, "opensearch"].map(ToOwned::to_owned);
-    let mut folders: Vec<String> = others.into_iter().chain(owners).chain(of_services).collect();
+    let others = ["databases", "keys", "nats", "opensearch"].map(ToOwned::to_owned);
+    let mut folders: Vec<String> = secrets::of_programs().map(|(name, _)| name).chain(others).collect();
     folders.sort();
     let text = templates.render_str(
         TEMPLATE,
@@ -169,11 +155,9 @@ fn values(service: &Service) -> minijinja::Value {
         tls: None,
         upstream: &|service| service.port.map(|_| format!("http://{}:{PORT}", service.name)),
     };
-    let reaches_nats = fleet::logins().iter().any(|login| login.name == service.name);
-    let calls: Vec<_> =
-        SERVICES.iter().filter(|other| service.edge && !other.serves.is_empty()).map(|other| other.name).collect();
     context! {
-        reaches_nats, calls,
+        reaches_nats => service.logs_in(),
+        calls => service.calls().map(|called| called.name).collect::<Vec<_>>(),
         name => service.name,
         port => service.port.filter(|_| service.edge).map(|published| (published, PORT)),
         ops_port => service.ops_port,

@@ -118,13 +118,9 @@ pub async fn provide(context: &Context, args: &ProvisionArgs) -> Result<(), anyh
         Some(setting) => format!("changed  {name}: {setting} was {before}, is {after}"),
         None => format!("made     {name}"),
     };
-    let lines = changed.iter().map(line).chain([match changed.is_empty() {
-        true => {
-            "Every stream and every durable consumer is as this release asks for it: nothing was changed.".to_owned()
-        }
-        false => "Every stream and every durable consumer is as this release asks for it.".to_owned(),
-    }]);
-    let text = lines.collect::<Vec<_>>().join("\n");
+    let end = if changed.is_empty() { ": nothing was changed" } else { "" };
+    let end = format!("Every stream and every durable consumer is as this release asks for it{end}.");
+    let text = changed.iter().map(line).chain([end]).collect::<Vec<_>>().join("\n");
     say(context, &json!({"provisioned": true, "changes": changed}), &text);
     Ok(())
 }

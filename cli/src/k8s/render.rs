@@ -123,6 +123,8 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let of_verify =
         context! { release, services, asked, logins, edge_name => edge(), port => PORT, ops_port => OPS_PORT };
     files.insert(base.join("verify.yaml"), render("verify.yaml.j2", of_verify)?);
+    // The template limits it to the fleet.
+    ensure!(RULES.contains("expr: up == 0\n"), "infra/prometheus/rules.yml has no `expr: up == 0` any more");
     let watched: Vec<_> = services.iter().copied().chain([VERIFY]).collect();
     let monitors = render("monitors.yaml.j2", context! { watched, rules => RULES })?;
     files.insert("components/monitoring/monitors.yaml".into(), monitors);
@@ -168,15 +170,13 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
     if service.database.is_some() {
         reaches.push(("postgres", 5432, false));
     }
-    if fleet::logins().iter().any(|login| login.name == service.name) {
+    if service.logs_in() {
         reaches.push(("nats", 4222, false));
     }
     if service.search_engine {
         reaches.push(("opensearch", 9200, false));
     }
-    if service.edge {
-        reaches.extend(SERVICES.iter().filter(|other| !other.serves.is_empty()).map(|other| (other.name, PORT, true)));
-    }
+    reaches.extend(service.calls().map(|called| (called.name, PORT, true)));
     context! {
         release, reaches,
         edge_name => edge(),

@@ -38,6 +38,12 @@ pub struct SecretsArgs {
 
 /// The secrets that the base asks for, and their files.
 pub fn of_base() -> Vec<(String, Vec<String>)> {
+    let others = [(BACKUPS, BACKUP_KEY), (VERIFY, OPERATOR_TOKEN)];
+    of_programs().chain(others.map(|(name, file)| (name.to_owned(), vec![file.to_owned()]))).collect()
+}
+
+/// Those of services, of their migrations, and of what makes accounts, streams and consumers.
+pub fn of_programs() -> impl Iterator<Item = (String, Vec<String>)> {
     let of_services = SERVICES.iter().map(|service| {
         let files = service.secrets().into_iter().map(|(_, file)| file);
         (service.name.to_owned(), files.collect::<Vec<_>>())
@@ -46,12 +52,8 @@ pub fn of_base() -> Vec<(String, Vec<String>)> {
     let of_owners = of_owners.map(|service| (owner_of(service), vec![service.owner_secret().1]));
     let administrates = administration_logins().map(|login| format!("{login}.creds"));
     let administrates = [ACCOUNTS.to_owned()].into_iter().chain(administrates).collect();
-    let others = [
-        (ADMINISTRATION.to_owned(), administrates),
-        (BACKUPS.to_owned(), vec![BACKUP_KEY.to_owned()]),
-        (VERIFY.to_owned(), vec![OPERATOR_TOKEN.to_owned()]),
-    ];
-    of_services.chain(of_owners).chain(others).filter(|(_, files)| !files.is_empty()).collect()
+    let all = of_services.chain(of_owners).chain([(ADMINISTRATION.to_owned(), administrates)]);
+    all.filter(|(_, files)| !files.is_empty())
 }
 
 /// The secret of the jobs that make accounts, streams and consumers.
@@ -69,7 +71,7 @@ const TOKEN_LIVES: TimeDelta = TimeDelta::hours(23);
 pub const KEYS: &str = "jwks.json";
 
 /// The secret of a service's migration.
-pub fn owner_of(service: &fleet::Service) -> String {
+fn owner_of(service: &fleet::Service) -> String {
     format!("{}-owner", service.name)
 }
 

@@ -239,6 +239,14 @@ pub(crate) fn give_secret(path: &Path, content: &[u8]) -> Result<(), anyhow::Err
     put(path, content, give)
 }
 
+/// The same for a file that every user of a container may read.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_for_all(path: &Path, content: &[u8]) -> Result<(), anyhow::Error> {
+    put(path, content, |part| Ok(fs::set_permissions(part, fs::Permissions::from_mode(0o444))?))
+}
+
 fn put(path: &Path, content: &[u8], before: impl Fn(&Path) -> Result<(), anyhow::Error>) -> Result<(), anyhow::Error> {
     // Nobody else's: two may write at once, and where others may write, what is there may lead elsewhere.
     let part = path.with_added_extension(format!("{}.part", random_hex(4)?));

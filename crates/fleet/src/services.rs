@@ -90,6 +90,17 @@ const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Serv
 }
 
 impl Service {
+    /// Whether it logs in at NATS.
+    #[must_use]
+    pub fn logs_in(&self) -> bool {
+        crate::logins().iter().any(|login| login.name == self.name)
+    }
+
+    /// The services that it calls.
+    pub fn calls(&self) -> impl Iterator<Item = &'static Self> {
+        SERVICES.iter().filter(|other| self.edge && !other.serves.is_empty())
+    }
+
     /// The login by which it reads events: a producing service has one of its own for that, because an account owns streams or reads,
     /// never both.
     #[must_use]

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::{Service, logins, upstreams};
+use crate::{Service, upstreams};
 
 /// Where a service is to find everything.
 pub struct Surroundings<'a> {
@@ -68,7 +68,7 @@ impl Service {
         if let Some(file) = self.page_token_key {
             all.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", file.to_owned()));
         }
-        if logins().iter().any(|login| login.name == name) {
+        if self.logs_in() {
             all.push(("FLOTILLA_NATS_CREDS_FILE", format!("{name}.creds")));
         }
         if let Some(login) = self.reads_as().filter(|login| login != name) {

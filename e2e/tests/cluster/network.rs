@@ -65,6 +65,12 @@ pub struct Edge {
     port: u16,
 }
 
+impl Edge {
+    fn of(caller: &Pod, called: &Pod, port: u16) -> Self {
+        Self { from: caller.workload().to_owned(), to: called.workload().to_owned(), port }
+    }
+}
+
 /// What was seen until it stops.
 #[derive(Default)]
 struct Seen {
@@ -120,7 +126,7 @@ impl Watch {
             // The node's kubelet and whoever is outside reach what they like: no policy of pods is about them.
             if let (Some(caller), Some(called)) = (caller, called) {
                 assert!(allows(&policies, "ingress", called, Some(caller), *port), "{said}: not allowed to come in");
-                used.insert(Edge { from: caller.workload().to_owned(), to: called.workload().to_owned(), port: *port });
+                used.insert(Edge::of(caller, called, *port));
             }
         }
         let stay: BTreeMap<&str, &Pod> = seen
@@ -135,11 +141,7 @@ impl Watch {
                 let both = allows(&policies, "egress", caller, Some(called), *port)
                     && allows(&policies, "ingress", called, Some(caller), *port);
                 if both {
-                    allowed.insert(Edge {
-                        from: caller.workload().to_owned(),
-                        to: called.workload().to_owned(),
-                        port: *port,
-                    });
+                    allowed.insert(Edge::of(caller, called, *port));
                 }
             }
         }
