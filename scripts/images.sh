@@ -60,7 +60,9 @@ commit() { # container, name, path of the program
     --label org.opencontainers.image.licenses="$licence" "$1"
   "${buildah[@]}" commit --quiet --timestamp 0 --format oci "$1" "oci-archive:$work/image.tar:$registry/$2:$release" >/dev/null
   "${buildah[@]}" rm "$1" >/dev/null
-  mv "$work/image.tar" "$folder/$2.tar"
+  # What has its name is whole, also from another disk.
+  mv "$work/image.tar" "$folder/.$2.part"
+  mv "$folder/.$2.part" "$folder/$2.tar"
 }
 
 put() { # container, file or folder, where

@@ -104,9 +104,25 @@ gone() { # selector
 # Files that a command leaves where it runs.
 in_state() { (cd "$state" && "$@"); }
 
+# What is said of a restore that was cut off; its job has ended before PostgreSQL may start.
+restoring="" restored=""
+cut_off() {
+  if [[ $restored == *Complete* ]]; then
+    echo "k8s: PostgreSQL is back at its moment. What is left to do: scripts/k8s.sh back $(last); flotilla --profile k8s restore follow --reason WHY; a full backup (kubectl --namespace flotilla create job full --from=cronjob/backup-postgres-full)" >&2
+  else
+    ended_for_good || true
+    echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2
+  fi
+}
+ended_for_good() {
+  in_fleet delete job "$restoring" --ignore-not-found --cascade=foreground --timeout=120s >/dev/null
+  gone "batch.kubernetes.io/job-name=$restoring"
+}
+
 # PostgreSQL back to a moment, while nobody writes; then streams and index to the same time.
 restore() { # time
-  local job="restore-$(date +%s)" release to at done="" seconds=0
+  local release to at seconds=0
+  restoring="restore-$(date +%s)"
   release=$(last)
   [[ $1 =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$ ]] || fail "say a time as 2026-11-28T03:00:00Z"
   # A moment that was undone is on no path from here.
@@ -114,7 +130,7 @@ restore() { # time
     [[ ! ($to < $1 && $1 < $at) ]] || fail "$1 was undone by the restore of $at, which went back to $to"
   done < <(cat "$state/restores" 2>/dev/null)
   in_fleet create configmap restore --from-literal=to="$(sed 's/T/ /; s/Z$/+00/' <<<"$1")" --dry-run=client --output yaml | kubectl apply --server-side --filename - >/dev/null
-  trap 'in_fleet delete job "$job" --ignore-not-found >/dev/null || true; echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2' EXIT
+  trap cut_off EXIT
   in_fleet scale deployment --all --replicas=0 >/dev/null
   gone "app.kubernetes.io/name in ($(IFS=,; echo "${services[*]}"))"
   # It archives the last of its log as it stops.
@@ -123,26 +139,28 @@ restore() { # time
   # Noted first: one that is cut off may have been done.
   cp "$state/restores" "$state/restores.before" 2>/dev/null || : >"$state/restores.before"
   echo "$1 $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$state/restores"
-  in_fleet create job "$job" --from=cronjob/restore-postgres >/dev/null
-  until [[ $done =~ Complete|Failed ]] || [ "$seconds" -gt 3300 ]; do
-    done=$(in_fleet get job "$job" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}')
+  in_fleet create job "$restoring" --from=cronjob/restore-postgres >/dev/null
+  until [[ $restored =~ Complete|Failed ]] || [ "$seconds" -gt 3300 ]; do
+    # The API may be away for a moment; the job goes on.
+    restored=$(in_fleet get job "$restoring" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}') || restored=""
     seconds=$((seconds + 1))
     sleep 1
   done
-  if [[ $done != *Complete* ]]; then
+  if [[ $restored != *Complete* ]]; then
+    in_fleet logs "job/$restoring" --tail 5 >&2 || true
+    ended_for_good
     mv "$state/restores.before" "$state/restores"
-    in_fleet logs "job/$job" --tail 5 >&2 || true
-    in_fleet delete job "$job" --ignore-not-found >/dev/null
   fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
   # Also the passwords of the roles are those of that moment.
   roll "$release"
-  trap - EXIT
-  [[ $done == *Complete* ]] || fail "nothing was restored: the fleet is as it was"
+  [[ $restored == *Complete* ]] || { trap - EXIT; fail "nothing was restored: the fleet is as it was"; }
   FLOTILLA_OPERATOR_TOKEN=$("$flotilla" --home "$home" token --operator --user "${USER:-operator}") \
     in_state "$PWD/$flotilla" --profile k8s restore follow --reason "back to $1" --yes
   # From what was undone nothing is restored any more.
-  in_fleet create job "$job-backup" --from=cronjob/backup-postgres-full >/dev/null
+  in_fleet create job "$restoring-backup" --from=cronjob/backup-postgres-full >/dev/null
+  in_fleet wait --for=condition=complete "job/$restoring-backup" --timeout=3000s >/dev/null
+  trap - EXIT
 }
 
 address() { in_fleet get service "$1" --output "jsonpath={.spec.clusterIP}:$2"; } # service, port

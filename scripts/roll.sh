@@ -19,6 +19,17 @@ if ! command -v kubectl >/dev/null; then
 fi
 in_fleet() { kubectl --namespace flotilla "$@"; }
 
+# Until a job has ended, well or not: a migration takes its time.
+ended() { # job
+  local how="" seconds=0
+  until [[ $how =~ Complete|Failed ]] || [ "$seconds" -gt 3600 ]; do
+    how=$(in_fleet get "$1" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}') || how=""
+    seconds=$((seconds + 1))
+    sleep 1
+  done
+  [[ $how == *Complete* ]]
+}
+
 settled() { # kind, selector...
   local all one
   all=$(in_fleet get "$@" --output name)
@@ -26,7 +37,7 @@ settled() { # kind, selector...
   [ -n "$all" ] || [ "$1" = statefulset ] || fail "there is nothing of: $*"
   for one in $all; do
     case $one in
-      job*) in_fleet wait --for=condition=complete "$one" --timeout=240s >/dev/null || { in_fleet logs "$one" --tail 5 >&2 || true; fail "$one has not ended well"; } ;;
+      job*) ended "$one" || { in_fleet logs "$one" --tail 5 >&2 || true; fail "$one has not ended well"; } ;;
       *) in_fleet rollout status "$one" --timeout=240s >/dev/null || fail "$one does not get its pods ready: kubectl --namespace flotilla describe $one, and its pods" ;;
     esac
   done
@@ -37,8 +48,19 @@ rendered=$(mktemp)
 trap 'rm -f "$rendered"' EXIT
 kubectl kustomize "$overlay" >"$rendered"
 grep -qE "^    flotilla/release: \"?${2//./\\.}\"?\$" "$rendered" || fail "$overlay was rendered for another release than $2: flotilla k8s render --release $2"
+# An older release, whose readers come before its writers, would meet events that it does not know.
+if [ "${waves[0]}" != watch ]; then
+  images=$(in_fleet get deployment --output 'jsonpath={range .items[*]}{.spec.template.spec.containers[0].image}{"\n"}{end}')
+  for running in $(sed 's/.*://' <<<"$images" | grep '^[0-9]' | sort -u); do
+    [ "$(printf '%s\n' "$running" "$2" | sort -V | tail -n 1)" = "$2" ] || fail "$running runs, which is newer than $2: say --back"
+  done
+fi
 kubectl apply --server-side --force-conflicts --filename "$rendered" --selector '!flotilla/wave' >/dev/null
-# One that has ended, or whose settings are others now, is not begun again by being applied; each may run again.
+# One that has ended, or whose settings are others now, is not begun again by being applied; each may run again. One that still runs, since
+# an earlier call of this was cut off, ends first: a migration that is killed begins anew.
+for job in $(in_fleet get job --selector "$of" --output 'jsonpath={range .items[?(@.status.active)]}job/{.metadata.name} {end}'); do
+  ended "$job" || true
+done
 in_fleet delete job --selector "$of" >/dev/null
 kubectl apply --server-side --filename "$rendered" --selector flotilla/wave=jobs >/dev/null
 settled job --selector "$of"

@@ -32,6 +32,8 @@ impl Repository {
         let began = now();
         let label = began.format("%Y%m%d-%H%M%S%.3f").to_string();
         let all = self.path("streams");
+        // Of one that was killed: its place may be what this one lacks.
+        self.remove_parts()?;
         let part = all.join(format!("{label}.part"));
         std::fs::create_dir_all(&part).with_context(|| format!("making {}", part.display()))?;
         stack_dir::private(&all)?;
@@ -93,13 +95,19 @@ impl Repository {
             std::fs::remove_dir_all(self.path("streams").join(&set.label))?;
             removed += 1;
         }
-        for entry in std::fs::read_dir(self.path("streams"))? {
+        self.remove_parts()?;
+        Ok(removed)
+    }
+
+    fn remove_parts(&self) -> Result<(), anyhow::Error> {
+        let Ok(sets) = std::fs::read_dir(self.path("streams")) else { return Ok(()) };
+        for entry in sets {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "part") {
                 std::fs::remove_dir_all(path)?;
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     /// Gives a server without streams those of a set.
