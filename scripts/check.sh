@@ -49,6 +49,11 @@ features_stand_alone() {
     done
   done
 }
+scripts_are_bash() {
+  local script bad=0
+  for script in scripts/*.sh .ci/run bin/flotilla; do bash -n "$script" || bad=1; done
+  return $bad
+}
 the_lock_is_whole() { cargo metadata --locked --format-version 1 --quiet >/dev/null; }
 step "formatting" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -59,7 +64,7 @@ step "proto compatibility (buf breaking)" scripts/buf.sh breaking proto --agains
 step "the manifest's lock" the_lock_is_whole
 step "licences, bans and sources of dependencies" scripts/deny.sh
 step "migrations that were released" sha384sum --check --quiet infra/released-migrations.sha384
-step "shell scripts" bash -n scripts/*.sh
+step "shell scripts" scripts_are_bash
 step "manifests and workflows" scripts/manifests.sh
 step "secrets in the history" scripts/secrets.sh
 step "links between pages" links_lead_somewhere

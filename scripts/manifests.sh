@@ -74,6 +74,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if kubectl=$(scripts/kubectl.sh); then
   for overlay in k8s/overlays/*/; do "$kubectl" kustomize "$overlay" >"$work/$(basename "$overlay").yaml"; done
+  # An overlay names its registry, its addresses and its host in one place each; the components that it takes leave them open.
+  open='REGISTRY/|cidr: PLACE|^ *- HOST$'
+  [ "$(cat k8s/base/*.yaml k8s/components/hosted/*.yaml | sed 's/\[HOST\]/\n- HOST/' | grep -oE "$open" | sort -u | wc -l)" = 3 ] \
+    || { echo "manifests: nothing is open any more: look for something else" >&2; exit 1; }
+  ! grep -nE "$open" "$work"/*.yaml || { echo "manifests: an overlay leaves these open" >&2; exit 1; }
   if kubeconform=$(scripts/go-tool.sh github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM") && had api of_api; then
     locations=(-schema-location "$api/{{ .ResourceKind }}{{ .KindSuffix }}.json") unknown=()
     for other in "${others[@]}"; do
@@ -85,6 +90,10 @@ if kubectl=$(scripts/kubectl.sh); then
         unknown+=("$kinds")
       fi
     done
+    # One that must be refused: else what follows would check nothing.
+    printf '%s\n' 'apiVersion: v1' 'kind: ConfigMap' 'metadata: {name: planted, lables: {}}' >"$work/planted"
+    ! "$kubeconform" -strict "${locations[@]}" - <"$work/planted" >/dev/null 2>&1 \
+      || { echo "manifests: a misspelt field is not refused" >&2; exit 1; }
     "$kubeconform" -strict -skip "$(IFS=,; echo "${unknown[*]}")" "${locations[@]}" "$work"/*.yaml
   else
     skipped "manifests are not compared with Kubernetes' API: kubeconform or the API's description cannot be had"

@@ -30,11 +30,16 @@ postgres_can_be_had() {
   done
   [ "$(id -u)" != 0 ] && command -v npm
 }
-export -f newer_java
+newer_go() {
+  local minor
+  minor=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+  [ "${minor:-0}" -ge 24 ]
+}
+export -f newer_java newer_go
 
 need "Rust (rustup)" "command -v cargo && command -v rustc" "" "install rustup (https://rustup.rs), then: rustup toolchain install 1.95.0"
 need "a C compiler" "command -v cc" build-essential "apt-get install build-essential"
-need "Go 1.24 or newer" "command -v go" golang "install Go (https://go.dev/dl)"
+need "Go 1.24 or newer" newer_go golang "install Go (https://go.dev/dl)"
 need "Maven" "command -v mvn" maven "apt-get install maven"
 need "setpriv (util-linux)" "command -v setpriv" util-linux "apt-get install util-linux"
 need "Python 3 with venv" "python3 -c 'import venv, ensurepip'" python3-venv "apt-get install python3-venv python3-pip"

@@ -13,5 +13,11 @@ done
 digest() { tar -xOf "$1/target/images/todo.tar" index.json | grep -o 'sha256:[0-9a-f]*' | head -n 1; }
 one=$(digest "$work/one") another=$(digest "$work/another/and below")
 [ "$one" = "$another" ] || { echo "reproduce: $one is not $another" >&2; exit 1; }
-cmp "$work/one/target/images/todo.cdx.json" "$work/another/and below/target/images/todo.cdx.json"
-echo "todo is $one from both clones, $(gzip -c "$work/one/target/images/todo.tar" | wc -c) bytes compressed"
+bill="$work/one/target/images/todo.cdx.json"
+cmp "$bill" "$work/another/and below/target/images/todo.cdx.json"
+for part in pkg:cargo/tokio@ pkg:deb/debian/libc6@; do
+  grep -q "$part" "$bill" || { echo "reproduce: the bill of materials lacks $part" >&2; exit 1; }
+done
+size=$(gzip -c "$work/one/target/images/todo.tar" | wc -c)
+[ "$size" -le 40000000 ] || { echo "reproduce: $size bytes, compressed, are more than 40 MB" >&2; exit 1; }
+echo "todo is $one from both clones, $size bytes compressed"

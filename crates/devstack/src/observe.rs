@@ -11,7 +11,7 @@ use serde_json::json;
 
 mod programs;
 
-pub use programs::{Programs, all as programs};
+pub use programs::{Programs, all as programs, wanted};
 
 use crate::Reporter;
 use crate::process::{Program, Ready};

@@ -8,6 +8,7 @@ use tokio::process::Command;
 
 use crate::Reporter;
 use crate::install::{alone, go_install, jars, run, version};
+use crate::stack_dir;
 
 const ZIPKIN_POM: &str = include_str!("../../../../infra/zipkin/pom.xml");
 /// The module of the collector of spans.
@@ -44,6 +45,13 @@ pub struct Programs {
     pub otelcol: PathBuf,
     /// Zipkin's jar.
     pub zipkin: PathBuf,
+}
+
+/// Whether somebody has had them fetched; the last of them is the largest.
+#[must_use]
+pub fn wanted() -> bool {
+    let fetched = |pinned: &str| Some(stack_dir::cache().ok()?.join("zipkin").join(pinned).exists());
+    version("ZIPKIN").ok().and_then(fetched).unwrap_or_default()
 }
 
 /// Finds or fetches what watches a fleet.
