@@ -40,7 +40,10 @@ impl Token {
 
 /// The token that a profile's command prints.
 fn printed(command: &str) -> Result<String, anyhow::Error> {
-    let output = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    // Everybody on the machine reads arguments; a variable, only who runs it.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"eval "$FLOTILLA_COMMAND""#]).env("FLOTILLA_COMMAND", command);
+    let output = shell.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     let token = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     ensure!(
         output.status.success() && !token.is_empty(),

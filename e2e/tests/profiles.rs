@@ -99,6 +99,7 @@ fn what_needs_this_machine_or_the_keys_says_so_and_makes_nothing() {
         &["reset", "--yes"],
         &["trace", "0123456789abcdef0123456789abcdef"],
         &["k8s", "secrets"],
+        &["compose", "secrets", "--out", "none"],
         &["backup"],
         &["backups"],
         &["restore", "--to", "latest", "--user", "olga"],

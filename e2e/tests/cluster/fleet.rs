@@ -119,31 +119,45 @@ fn runs(release: &str) -> BTreeMap<String, String> {
     images
 }
 
-/// A pod of each workload.
-fn one_of_each() -> Vec<String> {
-    let mut named: BTreeMap<String, String> = BTreeMap::new();
+/// The names of the pods of each workload.
+fn of_each() -> BTreeMap<String, Vec<String>> {
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (workload, pod) in pods() {
-        named.entry(workload).or_insert_with(|| pod["metadata"]["name"].as_str().unwrap().to_owned());
+        named.entry(workload).or_default().push(pod["metadata"]["name"].as_str().unwrap().to_owned());
     }
     assert_eq!(named.len(), ::fleet::SERVICES.len() + 4, "{named:?}");
-    named.into_values().collect()
+    named
 }
 
-/// Evicts a pod, as a drain of its node does: once its budget, which learns of a new pod a moment later, admits it.
-fn evicted(pod: &str) {
+/// Asks for the eviction of a pod, as a drain of its node does; Err says why its budget refuses it.
+fn evict(pod: &str) -> Result<(), String> {
     let eviction = format!(
         r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "flotilla"}}}}"#
     );
     let path = format!("--raw=/api/v1/namespaces/flotilla/pods/{pod}/eviction");
-    for _ in 0..300 {
-        let output = kubectl(&["--namespace=flotilla", "create", &path, "--filename=-"], &eviction);
-        if output.status.success() {
-            return;
+    let output = kubectl(&["--namespace=flotilla", "create", &path, "--filename=-"], &eviction);
+    let said = text(&output.stderr);
+    assert!(output.status.success() || said.contains("disruption budget"), "{said}");
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+/// Evicts each pod of a workload: as soon as its budget, which learns of a new pod a moment later, admits it. While one is away, the budget
+/// admits no other.
+fn evicted(pods: &[String]) {
+    for (number, pod) in pods.iter().enumerate() {
+        let admitted = (0..300).any(|_| {
+            let admitted = evict(pod).is_ok();
+            if !admitted {
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            admitted
+        });
+        assert!(admitted, "the budget of {pod} admits no eviction");
+        if let Some(next) = pods.get(number + 1) {
+            evict(next).expect_err("a second one at once");
         }
-        assert!(text(&output.stderr).contains("disruption budget"), "{}", text(&output.stderr));
-        std::thread::park_timeout(Duration::from_millis(100));
+        settled();
     }
-    panic!("the budget of {pod} admits no eviction");
 }
 
 fn verified() -> Value {
@@ -265,6 +279,12 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
     let status = json(&["status"]);
     assert_eq!(status["degraded"], Value::Array(Vec::new()), "{status:#}");
     assert_eq!(status["releases"]["todo"], RELEASE, "{status:#}");
+    let differs = json(&["provision", "--replicas", "3"]);
+    assert_eq!(
+        differs["changes"],
+        serde_json::json!([]),
+        "each stream is on three servers, and as the table says: {differs:#}"
+    );
     assert!(json(&["lag"])["stages"].as_array().is_some_and(|stages| !stages.is_empty()));
     let demos = verified()["todos"].as_u64().unwrap();
 
@@ -294,13 +314,12 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
         // To two again, over the number that was set.
         k8s(&["back", RELEASE]);
         assert_eq!(pods().len(), 2 * ::fleet::SERVICES.len() + 6);
-        for pod in one_of_each() {
+        for pod in of_each().into_values().filter_map(|pods| pods.into_iter().next()) {
             in_fleet(&["delete", "pod", &pod, "--grace-period=0", "--force"], "");
             settled();
         }
-        for pod in one_of_each() {
-            evicted(&pod);
-            settled();
+        for pods in of_each().into_values() {
+            evicted(&pods);
         }
     });
     renewed().await;

@@ -136,6 +136,12 @@ fn kubectl(args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// A JSON document of an image's archive.
+fn document(archive: &Path, name: &str) -> serde_json::Value {
+    let document = Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
+    serde_json::from_slice(&document.stdout).unwrap()
+}
+
 /// Packs todo, as `make build` has built it, and returns the digest of its manifest.
 fn image(folder: &Path, umask: &str, locale: &str) -> String {
     let script = format!("umask {umask}; exec scripts/images.sh {} todo", folder.display());
@@ -144,9 +150,7 @@ fn image(folder: &Path, umask: &str, locale: &str) -> String {
     pack.env("PROFILE", "debug").env("RELEASE", "test").env("REGISTRY", "localhost/flotilla");
     let output = pack.output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let index = Command::new("tar").arg("-xOf").arg(folder.join("todo.tar")).arg("index.json").output().unwrap();
-    let index: serde_json::Value = serde_json::from_slice(&index.stdout).unwrap();
-    index["manifests"][0]["digest"].as_str().unwrap().to_owned()
+    document(&folder.join("todo.tar"), "index.json")["manifests"][0]["digest"].as_str().unwrap().to_owned()
 }
 
 fn applied(input: &str) -> Result<(), String> {
@@ -169,9 +173,17 @@ fn a_cluster_runs_restricted_pods_and_leaves_nothing() {
     let _removed = Removed;
     done("down");
     let before = machine();
+    says_at_once_that_it_needs_root();
     runs_pods(&before);
     is_started_once(&before);
     is_killed_on_its_way(&before);
+}
+
+fn says_at_once_that_it_needs_root() {
+    let mut check = Command::new("setpriv");
+    check.args(["--reuid=65534", "--regid=65534", "--clear-groups", "scripts/k8s.sh", "check"]).current_dir(root());
+    let check = check.output().unwrap();
+    assert!(!check.status.success() && text(&check.stderr).contains("needs root"), "{}", text(&check.stderr));
 }
 
 fn runs_pods(before: &[String]) {
@@ -195,6 +207,15 @@ fn runs_pods(before: &[String]) {
     let (digest, again) = (image(&folder, "022", "C"), image(&folder, "077", "en_US.UTF-8"));
     assert_eq!(digest, again, "what an image is made of decides what it is, not when nor where");
     let archive = folder.join("todo.tar");
+    let blob = |digest: &serde_json::Value| {
+        document(&archive, &format!("blobs/{}", digest.as_str().unwrap().replace(':', "/")))
+    };
+    let manifest = blob(&digest.into());
+    let config = &blob(&manifest["config"]["digest"])["config"];
+    assert_eq!(config["User"], "65532:65532", "{config}");
+    let labels =
+        ["title", "version", "licenses"].map(|label| &config["Labels"][format!("org.opencontainers.image.{label}")]);
+    assert_eq!(labels, ["todo", "test", "Apache-2.0"], "{config}");
     let loaded = Command::new(root().join("scripts/cluster.sh")).arg("load").arg(&archive).output().unwrap();
     assert!(loaded.status.success(), "{}", text(&loaded.stderr));
     std::fs::remove_dir_all(folder).unwrap();

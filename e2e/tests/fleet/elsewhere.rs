@@ -99,14 +99,20 @@ fn an_operator_who_is_elsewhere_asks_and_acts() {
 
         let consumers = desk.asks(&["consumers"]).await;
         assert!(consumers.contains("todo-recurrence"), "{consumers}");
+        let one = ["events", "tail", "--tenant", "far-away", "--from-start", "--count", "1"];
+        assert!(desk.asks(&one).await.contains("Scrape the keel"), "the first event of the tenant");
         desk.json(&["outbox", "journal"]).await;
         desk.json(&["dlq", "stats"]).await;
         desk.json(&["dlq", "groups"]).await;
         let because = ["--reason", "an auditor asks"];
         let rows = desk.asks(&[&["data", "export", "--tenant", "far-away"][..], &because].concat()).await;
         assert!(rows.contains("Scrape the keel"), "{rows}");
+        let resume = ["consumers", "resume", "todo-recurrence", "--yes", "--reason", "it may be paused"];
+        assert_eq!(desk.json(&resume).await["resumed"], "todo-recurrence");
         let audit = desk.asks(&["dlq", "audit"]).await;
-        assert!(audit.contains("an auditor asks") && audit.contains("olga"), "the token's subject acts: {audit}");
+        for reason in ["an auditor asks", "it may be paused"] {
+            assert!(audit.contains(reason) && audit.contains("olga"), "the token's subject acts: {audit}");
+        }
         let report = desk.json(&["verify"]).await;
         assert_eq!(report["lost"]["count"], 0, "{report}");
         let bundle = desk.0.join("bundle.tar.gz");

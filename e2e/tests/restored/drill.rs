@@ -347,5 +347,11 @@ async fn a_lost_fleet_goes_back_to_a_moment_and_on_from_there() {
     let ann = folder.ann().await;
     assert_eq!(titles(&ann).await, ["first apples", "fourth quinces", "second pears", "sixth sloes"]);
     assert_eq!(ann.search("sloes").await, ["sixth sloes"]);
+
+    // What is older than the backups to keep goes, with its streams.
+    folder.run(&["backup", "--full", "--keep", "1"]).await.unwrap();
+    let kept = folder.run(&["backups"]).await.unwrap();
+    let full: Vec<_> = kept["bases"].as_array().unwrap().iter().map(|base| base["full"].clone()).collect();
+    assert_eq!((full.as_slice(), kept["streams"].as_array().unwrap().len()), (&[json!(true)][..], 1), "{kept}");
     folder.down().await;
 }
