@@ -107,12 +107,26 @@ in_state() { (cd "$state" && "$@"); }
 # What is said of a restore that was cut off; its job has ended before PostgreSQL may start.
 restoring="" restored=""
 cut_off() {
-  if [[ $restored == *Complete* ]]; then
-    echo "k8s: PostgreSQL is back at its moment. What is left to do: scripts/k8s.sh back $(last); flotilla --profile k8s restore follow --reason WHY; a full backup (kubectl --namespace flotilla create job full --from=cronjob/backup-postgres-full)" >&2
-  else
-    ended_for_good || true
-    echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all" >&2
-  fi
+  local backup="kubectl --namespace flotilla create job full --from=cronjob/backup-postgres-full"
+  # It may have ended since it was looked at.
+  [ "$restored" = followed ] || restored=$(until_ended "$restoring" 0)
+  case $restored in
+    followed) echo "k8s: the fleet is back, and the full backup that it needs now is not made: $backup" >&2 ;;
+    *Complete*) echo "k8s: PostgreSQL is back at its moment. What is left to do: scripts/k8s.sh back $(last); flotilla --profile k8s restore follow --reason WHY; $backup" >&2 ;;
+    *)
+      ended_for_good || true
+      echo "k8s: services, or PostgreSQL, are stopped: scripts/k8s.sh back $(last) starts all. If PostgreSQL's volume has a folder before-$restoring-*, it went back: then also flotilla --profile k8s restore follow --reason WHY; $backup" >&2 ;;
+  esac
+}
+# Until a job has ended, or so many seconds have passed; prints how. The API may be away for a moment.
+until_ended() { # job, seconds
+  local how="" seconds=0
+  until [[ $how =~ Complete|Failed ]] || [ "$seconds" -gt "$2" ]; do
+    how=$(in_fleet get job "$1" --ignore-not-found --output 'jsonpath=is {.status.conditions[?(@.status=="True")].type}') && [ -z "$how" ] && how=Failed
+    seconds=$((seconds + 1))
+    sleep 1
+  done
+  echo "$how"
 }
 ended_for_good() {
   in_fleet delete job "$restoring" --ignore-not-found --cascade=foreground --timeout=120s >/dev/null
@@ -121,7 +135,7 @@ ended_for_good() {
 
 # PostgreSQL back to a moment, while nobody writes; then streams and index to the same time.
 restore() { # time
-  local release to at seconds=0
+  local release to at
   restoring="restore-$(date +%s)"
   release=$(last)
   [[ $1 =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$ ]] || fail "say a time as 2026-11-28T03:00:00Z"
@@ -140,16 +154,11 @@ restore() { # time
   cp "$state/restores" "$state/restores.before" 2>/dev/null || : >"$state/restores.before"
   echo "$1 $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$state/restores"
   in_fleet create job "$restoring" --from=cronjob/restore-postgres >/dev/null
-  until [[ $restored =~ Complete|Failed ]] || [ "$seconds" -gt 3300 ]; do
-    # The API may be away for a moment; the job goes on.
-    restored=$(in_fleet get job "$restoring" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}') || restored=""
-    seconds=$((seconds + 1))
-    sleep 1
-  done
+  restored=$(until_ended "$restoring" 3300)
   if [[ $restored != *Complete* ]]; then
     in_fleet logs "job/$restoring" --tail 5 >&2 || true
+    [[ $restored != *Failed* ]] || mv "$state/restores.before" "$state/restores"
     ended_for_good
-    mv "$state/restores.before" "$state/restores"
   fi
   in_fleet scale statefulset/postgres --replicas=1 >/dev/null
   # Also the passwords of the roles are those of that moment.
@@ -158,8 +167,9 @@ restore() { # time
   FLOTILLA_OPERATOR_TOKEN=$("$flotilla" --home "$home" token --operator --user "${USER:-operator}") \
     in_state "$PWD/$flotilla" --profile k8s restore follow --reason "back to $1" --yes
   # From what was undone nothing is restored any more.
+  restored=followed
   in_fleet create job "$restoring-backup" --from=cronjob/backup-postgres-full >/dev/null
-  in_fleet wait --for=condition=complete "job/$restoring-backup" --timeout=3000s >/dev/null
+  [[ $(until_ended "$restoring-backup" 3000) == *Complete* ]] || exit 1
   trap - EXIT
 }
 

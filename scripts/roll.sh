@@ -19,15 +19,21 @@ if ! command -v kubectl >/dev/null; then
 fi
 in_fleet() { kubectl --namespace flotilla "$@"; }
 
-# Until a job has ended, well or not: a migration takes its time.
+# Until a job has ended, well or not: a migration takes its time, while its pod runs. All together it may be four minutes without one.
 ended() { # job
-  local how="" seconds=0
-  until [[ $how =~ Complete|Failed ]] || [ "$seconds" -gt 3600 ]; do
-    how=$(in_fleet get "$1" --output 'jsonpath={.status.conditions[?(@.status=="True")].type}') || how=""
-    seconds=$((seconds + 1))
+  local said idle=0
+  while [ "$idle" -lt 240 ]; do
+    # The API may be away for a moment.
+    said=$(in_fleet get "$1" --ignore-not-found --output 'jsonpath=is {.status.conditions[?(@.status=="True")].type} {.status.ready}') || said="is"
+    case $said in
+      *Complete*) return 0 ;;
+      "" | *Failed*) return 1 ;;
+      *[1-9]) ;;
+      *) idle=$((idle + 1)) ;;
+    esac
     sleep 1
   done
-  [[ $how == *Complete* ]]
+  return 1
 }
 
 settled() { # kind, selector...
@@ -50,16 +56,19 @@ kubectl kustomize "$overlay" >"$rendered"
 grep -qE "^    flotilla/release: \"?${2//./\\.}\"?\$" "$rendered" || fail "$overlay was rendered for another release than $2: flotilla k8s render --release $2"
 # An older release, whose readers come before its writers, would meet events that it does not know.
 if [ "${waves[0]}" != watch ]; then
-  images=$(in_fleet get deployment --output 'jsonpath={range .items[*]}{.spec.template.spec.containers[0].image}{"\n"}{end}')
-  for running in $(sed 's/.*://' <<<"$images" | grep '^[0-9]' | sort -u); do
-    [ "$(printf '%s\n' "$running" "$2" | sort -V | tail -n 1)" = "$2" ] || fail "$running runs, which is newer than $2: say --back"
+  images=$(in_fleet get deployment --selector flotilla/wave --output 'jsonpath={range .items[*]}{.spec.template.spec.containers[0].image}{"\n"}{end}')
+  # Where both are versions; a candidate (1.3.0-rc.1) comes before what it becomes.
+  version='^[0-9]+\.[0-9]+\.[0-9]+(-|$)'
+  for running in $(sed 's/.*://' <<<"$images" | grep -E "$version" | sort -u); do
+    [[ $2 =~ $version ]] || break
+    [ "$(printf '%s\n' "$running" "$2" | tr - '~' | sort -V | tail -n 1 | tr '~' -)" = "$2" ] || fail "$running runs, which is newer than $2: say --back"
   done
 fi
 kubectl apply --server-side --force-conflicts --filename "$rendered" --selector '!flotilla/wave' >/dev/null
 # One that has ended, or whose settings are others now, is not begun again by being applied; each may run again. One that still runs, since
 # an earlier call of this was cut off, ends first: a migration that is killed begins anew.
-for job in $(in_fleet get job --selector "$of" --output 'jsonpath={range .items[?(@.status.active)]}job/{.metadata.name} {end}'); do
-  ended "$job" || true
+for job in $(in_fleet get job --selector "$of" --output 'jsonpath={range .items[*]}job/{.metadata.name}={.status.ready} {end}'); do
+  case $job in *=[1-9]*) ended "${job%=*}" || true ;; esac
 done
 in_fleet delete job --selector "$of" >/dev/null
 kubectl apply --server-side --filename "$rendered" --selector flotilla/wave=jobs >/dev/null

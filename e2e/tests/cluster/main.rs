@@ -180,9 +180,16 @@ fn a_cluster_runs_restricted_pods_and_leaves_nothing() {
 }
 
 fn says_at_once_that_it_needs_root() {
-    let mut check = Command::new("setpriv");
-    check.args(["--reuid=65534", "--regid=65534", "--clear-groups", "scripts/k8s.sh", "check"]).current_dir(root());
-    let check = check.output().unwrap();
+    let as_another = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(args).current_dir(root());
+        command.output().unwrap()
+    };
+    if !as_another(&["test", "-x", "scripts/k8s.sh"]).status.success() {
+        eprintln!("SKIPPED: nobody but root may look into this clone");
+        return;
+    }
+    let check = as_another(&["scripts/k8s.sh", "check"]);
     assert!(!check.status.success() && text(&check.stderr).contains("needs root"), "{}", text(&check.stderr));
 }
 
