@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::bail;
+
+/// Those that this process has chosen at random. One on which nobody listens yet looks free to all who choose at the same time.
+static CHOSEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// Chooses ports, no port twice.
 #[derive(Debug, Default)]
@@ -27,7 +31,8 @@ impl Ports {
             let mut bytes = [0; 2];
             aws_lc_rs::rand::fill(&mut bytes)?;
             let port = 20_000 + u16::from_be_bytes(bytes) % 12_000;
-            if free(port).is_some() && self.0.insert(port) {
+            let chosen = || CHOSEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
+            if free(port).is_some() && chosen() && self.0.insert(port) {
                 return Ok(port);
             }
         }

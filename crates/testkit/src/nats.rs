@@ -1,5 +1,6 @@
 //! A nats-server for one test: with the accounts of the local stack, or with one account for tests without a fleet.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +10,7 @@ use devstack::ports::Ports;
 use devstack::process::{Program, signal};
 use fleet::Login;
 use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
 use tokio::process::Child;
 
 use crate::{unique, until};
@@ -62,7 +64,7 @@ impl TestNats {
         let mut ports = Ports::default();
         let ports = (ports.pick(0).unwrap(), ports.pick(0).unwrap());
         let nats = Nats::prepare(&home, &server, ports, layout).unwrap();
-        let test = Self::of(folder, home, nats);
+        let mut test = Self::of(folder, home, nats);
         test.until_ready().await;
         test
     }
@@ -85,9 +87,9 @@ impl TestNats {
         let mut pick = || ports.pick(0).unwrap();
         let numbers: Vec<_> = (0..3).map(|_| (pick(), pick(), pick())).collect();
         let servers = Nats::prepare_cluster(&home, &server, &numbers, &Layout::Fleet(more)).unwrap();
-        let tests: Vec<Self> =
+        let mut tests: Vec<Self> =
             servers.into_iter().map(|nats| Self::of(folder.clone(), StackDir::open(&folder).unwrap(), nats)).collect();
-        for test in &tests {
+        for test in &mut tests {
             test.until_ready().await;
         }
         tests[0].provision(Wanted { replicas: Some(3), ..Wanted::default() }).await;
@@ -134,9 +136,16 @@ impl TestNats {
         nats::streams(&self.home, &self.nats.store, owner).unwrap()
     }
 
-    async fn until_ready(&self) {
+    /// Waits until it is ready; or has ended, as when another process took its port: what answers then is another's.
+    async fn until_ready(&mut self) {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        until("nats-server is ready", || self.program.is_ready(&http)).await;
+        let (child, address) = (Mutex::new(&mut self.child), (Ipv4Addr::LOCALHOST, self.nats.port));
+        let ended = || child.lock().unwrap().try_wait().unwrap().is_some();
+        until("nats-server is ready", || async {
+            ended() || self.program.is_ready(&http).await && TcpStream::connect(address).await.is_ok()
+        })
+        .await;
+        assert!(!ended(), "nats-server has ended: {}", std::fs::read_to_string(&self.program.log).unwrap());
     }
 
     /// The address for clients.
