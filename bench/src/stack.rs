@@ -55,6 +55,7 @@ impl Bench {
             otlp_endpoint: None,
             observe: None,
             fault_proxy: false,
+            provider: None,
             infra_only: false,
             env,
         };

@@ -10,7 +10,7 @@ use clap::Args;
 use contracts::{TenantId, UserId};
 use devstack::issuer::Issuer;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 
@@ -32,14 +32,18 @@ pub struct Who {
 #[derive(Debug, Clone, Args)]
 pub struct TokenArgs {
     /// The tenant.
-    #[arg(long, required_unless_present = "operator")]
+    #[arg(long, required_unless_present_any = ["operator", "person"])]
     tenant: Option<TenantId>,
     /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no public API of the fleet accepts.
     #[arg(long, conflicts_with = "tenant")]
     operator: bool,
+    /// A token of the development provider's for this person, whose address is NAME@people.example: with it people sign up and accept invitations, and the
+    /// gateway and `POST /v1/token` exchange it for the fleet's.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["tenant", "operator", "user", "role", "scope", "agent"])]
+    person: Option<UserId>,
     /// The user.
-    #[arg(long)]
-    user: UserId,
+    #[arg(long, required_unless_present = "person")]
+    user: Option<UserId>,
     /// The user's role in the tenant: owner, admin, billing, member or viewer.
     #[arg(long, default_value = "owner", conflicts_with = "operator")]
     role: Role,
@@ -58,6 +62,14 @@ pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Resul
     issuer(context)?.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
 }
 
+/// A token of the development provider's, for a person whose e-mail address is verified.
+fn person_token(context: &Context, name: &str, minutes: u16) -> Result<String, anyhow::Error> {
+    issuer(context)?;
+    let provider = Issuer::of_people(&context.open_stack_dir()?)?;
+    let claims = json!({"email": format!("{name}@people.example"), "email_verified": true, "name": name});
+    provider.person_token(name, &claims, chrono::TimeDelta::minutes(i64::from(minutes)))
+}
+
 pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
     if !context.home.join("secrets/issuer-key").exists() {
         if context.is_elsewhere() {
@@ -73,25 +85,24 @@ pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
 }
 
 pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
-    let token = match &who.tenant {
-        Some(tenant) => {
-            let mut claims = serde_json::json!({"role": who.role.as_str()});
+    let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
+    let token = match (&who.person, &who.tenant, &who.user) {
+        (Some(person), ..) => person_token(context, person.as_str(), who.minutes)?,
+        (None, Some(tenant), Some(user)) => {
+            let mut claims = json!({"role": who.role.as_str()});
             if let Some(scope) = &who.scope {
                 claims["scope"] = scope.as_str().into();
             }
             if let Some(agent) = &who.agent {
-                claims["act"] = serde_json::json!({"sub": agent, "kind": "agent"});
+                claims["act"] = json!({"sub": agent, "kind": "agent"});
             }
-            let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
-            issuer(context)?.token_with(tenant.as_str(), who.user.as_str(), &claims, lifetime)?
+            issuer(context)?.token_with(tenant.as_str(), user.as_str(), &claims, lifetime)?
         }
-        None => {
-            let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
-            issuer(context)?.operator_token(who.user.as_str(), lifetime)?
-        }
+        (None, None, Some(user)) => issuer(context)?.operator_token(user.as_str(), lifetime)?,
+        (None, _, None) => bail!("name a --user, or a --person"),
     };
     if context.json {
-        println!("{}", serde_json::json!({"token": token, "expiresInSeconds": u32::from(who.minutes) * 60}));
+        println!("{}", json!({"token": token, "expiresInSeconds": u32::from(who.minutes) * 60}));
     } else {
         println!("{token}");
     }
@@ -119,9 +130,35 @@ pub struct Answer {
 
 impl Api {
     pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
+        Self::by(context, token(context, tenant, user, 1440)?)
+    }
+
+    /// A caller with this token or key.
+    pub fn by(context: &Context, token: String) -> Result<Self, anyhow::Error> {
         let base = context.gateway()?;
         let http = context.http(Duration::from_secs(15))?;
-        Ok(Self { http, base, token: token(context, tenant, user, 1440)? })
+        Ok(Self { http, base, token })
+    }
+
+    /// A person of the development provider, with an e-mail address that is verified.
+    pub fn person(context: &Context, name: &str) -> Result<Self, anyhow::Error> {
+        Self::by(context, person_token(context, name, 10)?)
+    }
+
+    /// The same caller with a token of the fleet's for a tenant (RFC 8693).
+    pub async fn of(&self, tenant: &str) -> Result<Self, anyhow::Error> {
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+            ("subject_token", &self.token),
+            ("tenant", tenant),
+        ];
+        let answer = self.http.post(format!("{}/v1/token", self.base)).form(&form).send().await?;
+        let (status, body) = (answer.status(), answer.json::<Value>().await?);
+        match body["access_token"].as_str() {
+            Some(token) => Ok(Self { token: token.to_owned(), ..self.clone() }),
+            None => bail!("no token for {tenant}: the fleet answers {status}: {body}"),
+        }
     }
 
     /// Sends a request once.

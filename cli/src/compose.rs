@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use devstack::install::version;
-use devstack::issuer::ISSUER;
+use devstack::issuer::{ISSUER, PROVIDER};
 use devstack::postgres::Place;
 use devstack::{StackDir, stack_dir};
 use fleet::{SERVICES, Service, Surroundings};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::k8s::render::{OPS_PORT, PORT};
-use crate::k8s::secrets::{self, KEYS, Made};
+use crate::k8s::secrets::{self, Made};
 use crate::outbox::say;
 
 const NATS: &str = "nats://nats:4222";
@@ -116,7 +116,6 @@ fn folders(
     let place = Place { host: postgres.to_owned(), authorities: None };
     let Made { mut secrets, keys } = secrets::make(home, &place, opensearch)?;
     secrets.entry("nats".to_owned()).or_default().insert("nats.conf".to_owned(), NATS_CONF.to_owned());
-    let keys = secrets::Files::from([(KEYS.to_owned(), keys)]);
     Ok(secrets.into_iter().chain([("keys".to_owned(), keys)]))
 }
 
@@ -153,6 +152,7 @@ fn values(service: &Service) -> minijinja::Value {
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
         tls: None,
+        provider: (PROVIDER, Some("file:///keys/people.json")),
         upstream: &|service| service.port.map(|_| format!("http://{}:{PORT}", service.name)),
     };
     context! {

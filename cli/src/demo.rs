@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -20,7 +20,7 @@ fn key() -> String {
 }
 
 pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
-    let (ann, bob) = (Api::new(context, "acme", "ann")?, Api::new(context, "globex", "bob")?);
+    let other = Api::new(context, "globex", "bob")?;
     let acme: TenantId = "acme".parse()?;
     let (_js, stream) = events::open(context).await?;
     let (sender, mut heard) = mpsc::unbounded_channel();
@@ -35,7 +35,10 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         sender.send(event).is_ok()
     });
     let script = async {
-        say("1. Ann of tenant acme writes three todos");
+        say("1. Ann signs up tenant acme, invites Bob, and gives a program a key");
+        let Acme { ann, program, key: key_id } = sign_up(context, &acme, &say).await?;
+
+        say("2. Ann writes three todos");
         let mut todos = Vec::new();
         for (title, labels) in [
             ("Splice the mooring line", json!(["harbour", "rope"])),
@@ -51,26 +54,35 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         accepted(ann.write(&format!("/v1/todos/{first}:complete"), &key(), &json!({})).await?)?;
         say(&format!("   {first}  completed"));
 
-        say("2. The events, as any subscriber of evt.todo.*.*.acme hears them");
+        say("3. The events, as any subscriber of evt.todo.*.*.acme hears them");
         for _ in 0..5 {
             say(&format!("   {}", events::line(&next(&mut heard).await?)));
         }
 
-        say("3. One todo's way through the fleet");
+        say("4. One todo's way through the fleet");
         let way = follow(&ann, &mut heard).await?;
         say(&way.text());
 
-        say("4. Ann searches");
+        say("5. Ann searches");
         let hits = search(&ann, "lighthouse").await?;
         ensure!(!hits.is_empty(), "the search finds nothing");
         for hit in hits.iter().take(3) {
             say(&format!("   {}", hit["highlights"][0]["snippets"][0].as_str().unwrap_or_else(|| text(hit, "title"))));
         }
 
-        say("5. Bob of tenant globex looks for the same");
-        let foreign = bob.read(&format!("/v1/todos/{first}")).await?;
+        say("6. The program reads one, and Ann takes its key away");
+        let path = format!("/v1/todos/{first}");
+        let read = accepted(program.read(&path).await?)?.0;
+        say(&format!("   {}", text(&read, "title")));
+        let refused = program.write(&format!("{path}:complete"), &key(), &json!({})).await?;
+        ensure!(refused.status == StatusCode::FORBIDDEN, "a key that may read has written: {}", refused.status);
+        say(&format!("   it may not write: {} {}", refused.status, text(&refused.body, "code")));
+        accepted(ann.call(Method::DELETE, &format!("/v1/apiKeys/{key_id}"), None, None).await?)?;
+
+        say("7. Bob of tenant globex looks for the same");
+        let foreign = other.read(&path).await?;
         ensure!(foreign.status == StatusCode::NOT_FOUND, "another tenant got {} for Ann's todo", foreign.status);
-        ensure!(search(&bob, "splice").await?.is_empty(), "another tenant finds Ann's todo");
+        ensure!(search(&other, "splice").await?.is_empty(), "another tenant finds Ann's todo");
         say(&format!("   by id: {} {}", foreign.status, text(&foreign.body, "code")));
         say("   by search: nothing");
         if context.json {
@@ -82,6 +94,40 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         result = script => result,
         ended = listening => ended.and_then(|()| bail!("the events have ended")),
     }
+}
+
+/// What Ann has made.
+struct Acme {
+    ann: Api,
+    program: Api,
+    /// The id of the program's key.
+    key: String,
+}
+
+/// Signs acme up, with Bob in it, and makes a key. What an earlier run has made is there already.
+async fn sign_up(context: &Context, acme: &TenantId, say: &impl Fn(&str)) -> Result<Acme, anyhow::Error> {
+    let (ann, bob) = (Api::person(context, "ann")?, Api::person(context, "bob")?);
+    let tenant = json!({"id": acme, "name": "Acme Shipping", "country": "DE", "currency": "EUR"});
+    let made = ann.write("/v1/tenants", &key(), &tenant).await?;
+    if made.body["code"] == "TENANT_EXISTS" {
+        say("   the tenant is there");
+    } else {
+        say(&format!("   tenant {}, {}", acme, text(&accepted(made)?.0, "name")));
+    }
+    let ann = ann.of(acme.as_str()).await?;
+    let members = accepted(ann.read("/v1/members?pageSize=200").await?)?.0;
+    let members = members["members"].as_array().cloned().unwrap_or_default();
+    if !members.iter().any(|member| text(member, "email") == "bob@people.example") {
+        let invitation = json!({"email": "bob@people.example", "role": "MEMBER"});
+        let invitation = accepted(ann.write("/v1/invitations", &key(), &invitation).await?)?.0;
+        let accept = format!("/v1/invitations/{}:accept", text(&invitation, "id"));
+        let member = accepted(bob.write(&accept, &key(), &json!({})).await?)?.0;
+        say(&format!("   {} is a {}", text(&member, "name"), text(&member, "role")));
+    }
+    let draft = json!({"name": "the demo's report", "role": "VIEWER", "scopes": ["todo:read"]});
+    let made = accepted(ann.write("/v1/apiKeys", &key(), &draft).await?)?.0;
+    say(&format!("   key {} for {}", text(&made, "id"), text(&made, "name")));
+    Ok(Acme { ann, program: Api::by(context, text(&made, "key").to_owned())?, key: text(&made, "id").to_owned() })
 }
 
 /// The stages of one write.

@@ -48,6 +48,9 @@ pub struct UpArgs {
     /// Speak TLS between services, PostgreSQL, NATS and OpenSearch, by an authority of the folder: secrets/tls-authority.crt.
     #[arg(long, env = "FLOTILLA_TLS", value_parser = BoolishValueParser::new())]
     tls: bool,
+    /// The OpenID provider of people, by its issuer's URL, in place of the development provider.
+    #[arg(long, env = "FLOTILLA_OPENID_PROVIDER")]
+    provider: Option<String>,
     /// Use any free ports instead of the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
@@ -153,6 +156,7 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         otlp_endpoint: args.otlp_endpoint.clone(),
         observe: args.observe.wanted(args.otlp_endpoint.as_ref())?,
         fault_proxy: args.fault_proxy,
+        provider: args.provider.clone(),
         infra_only: false,
         env: args.telemetry.env(),
     })
@@ -208,7 +212,9 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 /// Prints what a newcomer needs once all is up.
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let first = context.home.join(DEMO_DONE);
-    if !args.no_demo && !first.exists() {
+    if args.provider.is_some() {
+        println!("People come from another provider than the development one: no demo, which knows that one alone.\n");
+    } else if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
         // A demo that fails does not take the fleet with it.
         match demo::run(context).await {
@@ -261,6 +267,9 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         command.arg("--gateway-port").arg(args.gateway_port.to_string());
         if let Some(endpoint) = &args.otlp_endpoint {
             command.args(["--otlp-endpoint", endpoint]);
+        }
+        if let Some(provider) = &args.provider {
+            command.args(["--provider", provider]);
         }
         if args.tls {
             command.arg("--tls");
@@ -411,6 +420,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                 observe: ObserveArgs::default(),
                 any_ports: true,
                 fault_proxy: false,
+                provider: None,
                 no_demo: true,
                 until_stdin_ends: false,
                 telemetry: TelemetryArgs::default(),

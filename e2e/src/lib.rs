@@ -4,6 +4,7 @@
 
 pub mod clients;
 pub mod load;
+pub mod people;
 pub mod random;
 pub mod tls;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use devstack::supervisor::{StackStatus, State, Unit, read_status};
 use reqwest::{Method, Response};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{backing, unique};
 use tokio::process::{Child, Command};
 
@@ -171,7 +172,19 @@ impl Fleet {
     /// # Panics
     /// No token is minted.
     pub async fn caller_as(&self, tenant: &str, user: &str, more: &[&str]) -> Caller {
-        let output = self.run(&[&["token", "--tenant", tenant, "--user", user], more].concat()).await;
+        self.with_token(&[&["--tenant", tenant, "--user", user], more].concat()).await
+    }
+
+    /// A person of the development provider, `<name>@people.example`.
+    ///
+    /// # Panics
+    /// No token is minted.
+    pub async fn person(&self, name: &str) -> Caller {
+        self.with_token(&["--person", name]).await
+    }
+
+    async fn with_token(&self, whose: &[&str]) -> Caller {
+        let output = self.run(&[&["token"], whose].concat()).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         Caller { token: Some(token), ..self.stranger() }
@@ -285,6 +298,17 @@ impl Caller {
     /// It is refused.
     pub async fn create(&self, body: Value) -> Value {
         let answer = self.send(Method::POST, "/v1/todos", Some(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body
+    }
+
+    /// Signs a tenant up: the caller is a person.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn sign_up(&self, tenant: &str) -> Value {
+        let tenant = json!({"id": tenant, "name": "Acme Shipping", "country": "DE", "currency": "EUR"});
+        let answer = self.send(Method::POST, "/v1/tenants", Some(tenant)).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer.body
     }

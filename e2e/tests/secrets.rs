@@ -112,10 +112,14 @@ async fn all_have_logged_in_anew(fleet: &Fleet) {
     let admin = tokio::sync::Mutex::new(admin);
     let newer = "select array_agg(distinct usename::text order by usename::text) from pg_stat_activity \
                  where usename ~ '_(app|relay)$' and backend_start > $1";
+    let rows = fleet::SERVICES.iter().filter(|service| service.database.is_some());
+    let mut all: Vec<_> = rows.clone().map(|service| format!("{}_app", service.name)).collect();
+    all.extend(rows.filter(|service| service.produces).map(|service| format!("{}_relay", service.name)));
+    all.sort();
     until("each role has a newer connection", || async {
         let roles: Option<Vec<String>> =
             sqlx::query_scalar(newer).bind(since).fetch_one(&mut *admin.lock().await).await.unwrap();
-        roles.unwrap_or_default() == ["operations_app", "todo_app", "todo_relay"]
+        roles.unwrap_or_default() == all
     })
     .await;
 }

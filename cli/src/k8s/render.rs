@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use devstack::issuer::ISSUER;
+use devstack::issuer::{ISSUER, PROVIDER};
 use fleet::{SERVICES, Service, Surroundings};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::json;
@@ -163,6 +163,7 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
         tls: Some("/tls"),
+        provider: (PROVIDER, Some("file:///keys/people.json")),
         upstream: &|service| service.port.map(|_| format!("https://{}:{PORT}", service.name)),
     };
     // The name, the port, and whether it is one of the services.

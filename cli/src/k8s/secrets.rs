@@ -67,8 +67,9 @@ const BACKUP_KEY: &str = "backup-key";
 const OPERATOR_TOKEN: &str = "operator-token";
 /// How long that of a development fleet is valid, within the day that services admit: it gets another with each release and rotation.
 const TOKEN_LIVES: TimeDelta = TimeDelta::hours(23);
-/// The file of the issuer's public keys.
+/// The file of the issuer's public keys, and that of the people's provider.
 pub const KEYS: &str = "jwks.json";
+const PEOPLE: &str = "people.json";
 
 /// The secret of a service's migration.
 fn owner_of(service: &fleet::Service) -> String {
@@ -100,7 +101,7 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data})
     }).collect();
     items.push(json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keys", "namespace": namespace}, "data": {KEYS: keys},
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keys", "namespace": namespace}, "data": keys,
     }));
     println!("{}", json!({"apiVersion": "v1", "kind": "List", "items": items}));
     Ok(())
@@ -118,8 +119,8 @@ pub fn open(context: &Context) -> Result<StackDir, anyhow::Error> {
 pub struct Made {
     /// The secrets, by name; each has a file at least.
     pub secrets: BTreeMap<String, Files>,
-    /// The public keys of the issuer.
-    pub keys: String,
+    /// The public keys of the issuer, and those of the people's provider.
+    pub keys: Files,
 }
 
 /// Every secret of a fleet whose PostgreSQL and OpenSearch are at these places; the latter speaks TLS where PostgreSQL does.
@@ -134,6 +135,8 @@ pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, an
         ("superuser-database-url".to_owned(), place.url(SUPERUSER, &superuser, "postgres")),
     ]);
     let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
+    // Made before a service asks for its key.
+    Issuer::open(home)?;
     for service in SERVICES {
         if service.database.is_some() {
             postgres::write_urls(home, service, place)?;
@@ -163,8 +166,12 @@ pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, an
     let passwords = read(home, login::PASSWORDS)?;
     secrets.insert("opensearch".to_owned(), Files::from([(login::PASSWORDS.to_owned(), passwords)]));
     secrets.retain(|_, files| !files.is_empty());
-    let keys = serde_json::to_string(Issuer::open(home)?.jwks())?;
-    home.write_secret(KEYS, &keys)?;
+    let public = |issuer: Issuer| serde_json::to_string(issuer.jwks());
+    let keys = Files::from([
+        (KEYS.to_owned(), public(Issuer::open(home)?)?),
+        (PEOPLE.to_owned(), public(Issuer::of_people(home)?)?),
+    ]);
+    home.write_secret(KEYS, &keys[KEYS])?;
     Ok(Made { secrets, keys })
 }
 

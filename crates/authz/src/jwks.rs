@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, RwLock};
 use tokio::time::Instant;
 
@@ -17,6 +19,8 @@ pub enum JwksSource {
     Url(String),
     /// A file, read again when an unknown key is named.
     File(PathBuf),
+    /// Wherever the issuer's own description says (OpenID Connect Discovery, 4).
+    Discovery(String),
 }
 
 impl FromStr for JwksSource {
@@ -42,9 +46,18 @@ pub enum JwksError {
     /// The file cannot be read.
     #[error("the key set file could not be read")]
     Read(#[from] std::io::Error),
+    /// The description is another issuer's (OpenID Connect Discovery, 4.3).
+    #[error("the issuer describes itself as {0}")]
+    OtherIssuer(String),
     /// The file is not a key set.
     #[error("the key set is not valid JSON")]
     Parse(#[from] serde_json::Error),
+}
+
+#[derive(Deserialize)]
+struct Description {
+    issuer: String,
+    jwks_uri: String,
 }
 
 pub struct Jwks {
@@ -90,9 +103,21 @@ impl Jwks {
         Ok(self.known.read().await.find(kid).cloned())
     }
 
+    async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, JwksError> {
+        Ok(self.http.get(url).send().await?.error_for_status()?.json().await?)
+    }
+
+    /// Where the key set of an issuer is.
+    async fn discover(&self, issuer: &str) -> Result<String, JwksError> {
+        let described = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+        let Description { issuer: said, jwks_uri } = self.get(&described).await?;
+        if said == issuer { Ok(jwks_uri) } else { Err(JwksError::OtherIssuer(said)) }
+    }
+
     async fn fetch(&self) -> Result<(), JwksError> {
         let set = match &self.source {
-            JwksSource::Url(url) => self.http.get(url).send().await?.error_for_status()?.json().await?,
+            JwksSource::Url(url) => self.get(url).await?,
+            JwksSource::Discovery(issuer) => self.get(&self.discover(issuer).await?).await?,
             JwksSource::File(path) => serde_json::from_slice(&tokio::fs::read(path).await?)?,
         };
         *self.known.write().await = set;

@@ -4,29 +4,24 @@
 
 mod jwks;
 mod permission;
+mod person;
+mod trusted;
 mod verified;
 
+pub use contracts::Role;
 pub use jwks::{JwksError, JwksSource};
-pub use permission::{Denied, Permission, Role};
-
-use std::time::Duration;
+pub use permission::{Denied, Permission};
+pub use person::{People, Person};
+pub use trusted::{bearer, issuer_named};
 
 use contracts::text::is_misleading_name;
 use contracts::{Actor, ActorKind, TenantId, UserId, actor};
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
-/// Signature algorithms that are accepted; never `none`, never a shared secret (RFC 8725).
-const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
-/// How far clocks may differ.
-const LEEWAY_SECONDS: u64 = 30;
-/// The longest validity of a token: a client that needs longer asks for a new one.
-const MAX_LIFETIME_SECONDS: f64 = 24.0 * 3_600.0;
+use crate::trusted::{LEEWAY_SECONDS, Trusted};
+
 /// The longest chain of actors, in bytes of its text: the chain is a part of keys.
 const MAX_ACTOR_BYTES: usize = 2_000;
-/// The longest token that is accepted, in bytes.
-const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// A verified caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,10 +73,8 @@ pub enum TokenError {
 
 /// Verifies access tokens of one issuer for one audience.
 pub struct Verifier {
-    keys: jwks::Jwks,
+    trusted: Trusted,
     verified: verified::Verified,
-    issuer: String,
-    audience: String,
 }
 
 #[derive(Deserialize)]
@@ -131,13 +124,8 @@ impl Verifier {
     /// # Errors
     /// Fails when the HTTP client cannot be made.
     pub fn new(source: JwksSource, issuer: &str, audience: &str) -> Result<Self, JwksError> {
-        let keys = jwks::Jwks::new(source, Duration::from_secs(5))?;
-        Ok(Self {
-            keys,
-            verified: verified::Verified::default(),
-            issuer: issuer.to_owned(),
-            audience: audience.to_owned(),
-        })
+        let trusted = Trusted::new(source, issuer, audience)?;
+        Ok(Self { trusted, verified: verified::Verified::default() })
     }
 
     /// Fetches the keys now.
@@ -145,7 +133,7 @@ impl Verifier {
     /// # Errors
     /// Fails when the keys are unavailable; the known ones stay in use.
     pub async fn refresh(&self) -> Result<(), JwksError> {
-        self.keys.refresh().await
+        self.trusted.refresh().await
     }
 
     /// Verifies the value of an `Authorization` header; returns the caller.
@@ -153,51 +141,12 @@ impl Verifier {
     /// # Errors
     /// See [`TokenError`].
     pub async fn verify(&self, authorization: Option<&str>) -> Result<Caller, TokenError> {
-        let (scheme, token) = authorization.and_then(|value| value.split_once(' ')).ok_or(TokenError::Missing)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(TokenError::Missing);
-        }
-        let token = token.trim();
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(TokenError::Malformed("it is too long"));
-        }
+        let token = trusted::bearer(authorization)?;
         let now = verified::Now::read();
         if let Some(caller) = self.verified.get(token, now) {
             return Ok(caller);
         }
-        let header = decode_header(token).map_err(|_| TokenError::Malformed("its header is not that of a JWT"))?;
-        let access_token =
-            |typ: &str| typ.eq_ignore_ascii_case("at+jwt") || typ.eq_ignore_ascii_case("application/at+jwt");
-        if !header.typ.as_deref().is_some_and(access_token) {
-            return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)"));
-        }
-        // A recipient that does not understand a critical extension must refuse the token (RFC 7515, 4.1.11). None is known here.
-        if header.crit.is_some() {
-            return Err(TokenError::Malformed("its header has a crit, and no extension is understood here"));
-        }
-        if !ALGORITHMS.contains(&header.alg) {
-            return Err(TokenError::Untrusted("its algorithm is not accepted"));
-        }
-        let kid = header.kid.as_deref().ok_or(TokenError::Malformed("its header names no key (kid)"))?;
-        let key = self.keys.find(kid).await.map_err(TokenError::Keys)?;
-        let key = key.ok_or(TokenError::Untrusted("its key is not one of the issuer's"))?;
-        if jwks::algorithm(&key) != Some(header.alg) {
-            return Err(TokenError::Untrusted("its algorithm is not that of its key"));
-        }
-        let key = DecodingKey::from_jwk(&key).map_err(|_| TokenError::Untrusted("its key cannot be used"))?;
-        let mut validation = Validation::new(header.alg);
-        validation.set_audience(&[&self.audience]);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.leeway = LEEWAY_SECONDS;
-        validation.validate_nbf = true;
-        let claims = decode::<Claims>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
-        if claims.iat > now.unix_seconds() + LEEWAY_SECONDS as f64 {
-            return Err(TokenError::Expired);
-        }
-        if claims.exp - claims.iat > MAX_LIFETIME_SECONDS {
-            return Err(TokenError::Untrusted("it is valid for more than a day"));
-        }
+        let claims: Claims = self.trusted.claims(token, now, |claims: &Claims| (claims.iat, claims.exp)).await?;
         let subject = Actor::new(claims.kind.unwrap_or(ActorKind::User), claims.sub);
         let actor = match claims.act {
             Some(act) => act
@@ -220,20 +169,5 @@ impl Verifier {
         let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes };
         self.verified.put(token, caller.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
         Ok(caller)
-    }
-}
-
-fn rejection(kind: &ErrorKind) -> TokenError {
-    match kind {
-        ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => TokenError::Expired,
-        ErrorKind::InvalidIssuer => TokenError::Untrusted("its issuer is not the one this service trusts"),
-        ErrorKind::InvalidAudience => TokenError::Untrusted("it is meant for another audience"),
-        ErrorKind::InvalidSignature => TokenError::Untrusted("its signature does not fit"),
-        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) | ErrorKind::Json(_) => {
-            TokenError::Malformed(
-                "a claim of sub, tenant, client_id, iss, aud, exp, iat or jti is missing, or one of them or of role, scope, kind and act is malformed",
-            )
-        }
-        _ => TokenError::Malformed("it is not a JWT"),
     }
 }

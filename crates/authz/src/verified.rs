@@ -11,7 +11,7 @@ use crate::Caller;
 
 /// How long a verified token skips the signature check; the keys may have changed meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// The most tokens that are kept, of at most [`crate::MAX_TOKEN_BYTES`] each. One more, and all are dropped.
+/// The most tokens that are kept, of at most [`crate::trusted::MAX_TOKEN_BYTES`] each. One more, and all are dropped.
 const MAX: usize = 2_000;
 
 /// The time, on the clock of the tokens and on one that never goes back.

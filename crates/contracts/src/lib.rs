@@ -8,6 +8,8 @@ pub mod ids;
 
 pub mod actor;
 
+pub mod role;
+
 pub mod event_type;
 
 pub mod envelope;
@@ -22,3 +24,4 @@ pub use actor::{Actor, ActorKind};
 pub use envelope::Envelope;
 pub use events::todo::{SeriesId, TodoId};
 pub use ids::{EventId, TenantId, UserId};
+pub use role::Role;

@@ -27,7 +27,15 @@ pub const AUDIENCE: &str = "flotilla";
 pub const OPERATORS: &str = "flotilla-operators";
 
 /// The file of its keys, a line each: the first signs, and all are published.
-pub const KEYS: &str = "issuer-key";
+pub const KEYS: &str = fleet::SIGNING_KEYS;
+
+/// The development provider of people, in place of an OpenID provider: its name in tokens, the audience that they name, and its keys.
+pub const PROVIDER: &str = "https://people.flotilla.localhost";
+/// See [`PROVIDER`].
+pub const PROVIDER_AUDIENCE: &str = "flotilla-identity";
+const PROVIDER_KEYS: &str = "provider-key";
+/// Where its key set is, below the issuer's address.
+pub const PROVIDER_JWKS: &str = "/people/jwks.json";
 
 /// The development issuer.
 pub struct Issuer {
@@ -42,8 +50,20 @@ impl Issuer {
     /// # Errors
     /// The key file cannot be read or written.
     pub fn open(home: &StackDir) -> Result<Self, anyhow::Error> {
+        Self::by(home, KEYS)
+    }
+
+    /// The same of the provider of people.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn of_people(home: &StackDir) -> Result<Self, anyhow::Error> {
+        Self::by(home, PROVIDER_KEYS)
+    }
+
+    fn by(home: &StackDir, file: &str) -> Result<Self, anyhow::Error> {
         let mut keys = Vec::new();
-        for line in home.lines(KEYS, draw)? {
+        for line in home.lines(file, draw)? {
             let document = STANDARD.decode(line).context("reading the issuer's key")?;
             let key = EncodingKey::from_ed_der(&document);
             let mut jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("reading the issuer's key")?;
@@ -88,6 +108,21 @@ impl Issuer {
         self.signed(OPERATORS, "operators", user, &Value::Null, lifetime)
     }
 
+    /// A provider's access token of a person, by [`of_people`](Self::of_people), with these further claims: `email`, `email_verified`, `name`,
+    /// `locale`, `zoneinfo`.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn person_token(
+        &self,
+        subject: &str,
+        further: &Value,
+        lifetime: chrono::TimeDelta,
+    ) -> Result<String, anyhow::Error> {
+        let claims = json!({"iss": PROVIDER, "aud": PROVIDER_AUDIENCE, "sub": subject, "client_id": "flotilla-cli"});
+        self.sign(claims, further, lifetime)
+    }
+
     fn signed(
         &self,
         audience: &str,
@@ -96,17 +131,16 @@ impl Issuer {
         further: &Value,
         lifetime: chrono::TimeDelta,
     ) -> Result<String, anyhow::Error> {
+        let claims =
+            json!({"iss": ISSUER, "aud": audience, "sub": user, "tenant": tenant, "client_id": "flotilla-cli"});
+        self.sign(claims, further, lifetime)
+    }
+
+    fn sign(&self, mut claims: Value, further: &Value, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
         let now = supervisor::now();
-        let mut claims = json!({
-            "iss": ISSUER,
-            "aud": audience,
-            "sub": user,
-            "tenant": tenant,
-            "client_id": "flotilla-cli",
-            "iat": now.timestamp(),
-            "exp": (now + lifetime).timestamp(),
-            "jti": format!("{:x}", now.timestamp_nanos_opt().unwrap_or_default()),
-        });
+        claims["iat"] = now.timestamp().into();
+        claims["exp"] = (now + lifetime).timestamp().into();
+        claims["jti"] = format!("{:x}", now.timestamp_nanos_opt().unwrap_or_default()).into();
         for (name, value) in further.as_object().into_iter().flatten() {
             claims[name] = value.clone();
         }
@@ -130,16 +164,20 @@ impl Issuer {
     pub async fn serve(home: StackDir, port: u16, stop: CancellationToken) -> Result<(), anyhow::Error> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("the issuer's port")?;
         Self::open(&home)?;
+        Self::of_people(&home)?;
         // Read for each request: they may have changed.
-        let jwks = move || {
-            let read = Self::open(&home).map(|issuer| Json(issuer.jwks)).map_err(|error| format!("{error:#}"));
+        let answer = |read: Result<Self, anyhow::Error>| {
+            let read = read.map(|issuer| Json(issuer.jwks)).map_err(|error| format!("{error:#}"));
             async move { read.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error)) }
         };
+        let people = home.clone();
+        let (jwks, people) = (move || answer(Self::open(&home)), move || answer(Self::of_people(&people)));
         let jwks_uri = format!("http://127.0.0.1:{port}/jwks.json");
         let discovery =
             json!({"issuer": ISSUER, "jwks_uri": jwks_uri, "id_token_signing_alg_values_supported": ["EdDSA"]});
         let router = Router::new()
             .route("/jwks.json", get(jwks))
+            .route(PROVIDER_JWKS, get(people))
             .route("/.well-known/openid-configuration", get(move || async move { Json(discovery) }));
         tokio_util::task::TaskTracker::new().spawn(async move {
             axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await

@@ -17,7 +17,7 @@ use crate::Reporter;
 use crate::certificates::Certificates;
 use crate::faults::Proxies;
 use crate::install::{self, Programs};
-use crate::issuer::{ISSUER, Issuer};
+use crate::issuer::{ISSUER, Issuer, PROVIDER, PROVIDER_JWKS};
 use crate::login;
 use crate::nats::{self, Nats};
 use crate::observe::{self, Observe, Watched, Watching};
@@ -49,6 +49,8 @@ pub struct Options {
     pub observe: Option<Observe>,
     /// Whether the services reach each other and the backing services through fault proxies.
     pub fault_proxy: bool,
+    /// The OpenID provider of people, by its issuer's URL, in place of the development provider.
+    pub provider: Option<String>,
     /// The backing services alone, without the services: for integration tests.
     pub infra_only: bool,
     /// Variables for every service, beyond those it needs.
@@ -307,11 +309,13 @@ impl Startup<'_> {
         }
         let secret = |file: &str| secret_file(self.home, file).display().to_string();
         let (port, ops) = seen.ports[service.name];
+        let people = format!("http://127.0.0.1:{}{PROVIDER_JWKS}", seen.issuer_port);
         let around = fleet::Surroundings {
             host: Ipv4Addr::LOCALHOST.into(),
             ports: &|service| seen.ports[service.name],
             secret: &secret,
             tls: seen.tls.as_deref(),
+            provider: self.options.provider.as_deref().map_or((PROVIDER, Some(&people)), |provider| (provider, None)),
             upstream: &|service| Some(format!("{}://127.0.0.1:{}", self.scheme(), seen.upstreams.get(service.name)?)),
         };
         let jwks = format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port);

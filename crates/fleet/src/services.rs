@@ -3,7 +3,7 @@
 
 use std::iter;
 
-use contracts::events::{EventType as _, todo};
+use contracts::events::{EventType as _, identity, todo};
 
 use crate::durables::{Durable, PROJECTION, REBUILD, handler};
 use crate::{OPERATIONS, PROJECTOR};
@@ -29,6 +29,8 @@ pub struct Service {
     pub durables: &'static [Durable],
     /// The file of its key for page tokens, among the secrets of a stack.
     pub page_token_key: Option<&'static str>,
+    /// Whether it knows people by their OpenID provider, and signs the fleet's tokens.
+    pub signs: bool,
     /// Whether it uses OpenSearch.
     pub search_engine: bool,
     /// Whether it is the edge, in front of all others, for callers from outside.
@@ -50,6 +52,15 @@ pub static SERVICES: &[Service] = &[
             of_no_tenant: &["audit", "audit_told", "death", "job", "job_item", "kept", "letter"],
         }),
         ..service(OPERATIONS, "platform", 17302)
+    },
+    Service {
+        port: Some(17401),
+        serves: &["flotilla.identity.v1.IdentityService"],
+        database: Some(Database { of_no_tenant: &["person"] }),
+        produces: true,
+        page_token_key: Some("identity-page-token-key"),
+        signs: true,
+        ..service(identity::SERVICE, identity::OWNER, 17402)
     },
     Service {
         port: Some(17101),
@@ -84,6 +95,7 @@ const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Serv
         produces: false,
         durables: &[],
         page_token_key: None,
+        signs: false,
         search_engine: false,
         edge: false,
     }

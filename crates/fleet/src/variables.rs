@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use crate::{Service, upstreams};
 
+/// The file of the keys that sign the fleet's tokens.
+pub const SIGNING_KEYS: &str = "issuer-key";
+
 /// Where a service is to find everything.
 pub struct Surroundings<'a> {
     /// The address that servers bind.
@@ -15,6 +18,8 @@ pub struct Surroundings<'a> {
     pub secret: &'a dyn Fn(&str) -> String,
     /// The folder of the service's certificate (tls.crt, tls.key) and of the authorities (ca.crt); None: no TLS.
     pub tls: Option<&'a str>,
+    /// The OpenID provider of people: its name in tokens, and the address of its key set; None: where the provider itself says.
+    pub provider: (&'a str, Option<&'a str>),
     /// The URL at which the edge reaches a service.
     pub upstream: &'a dyn Fn(&Service) -> Option<String>,
 }
@@ -44,6 +49,15 @@ impl Service {
             all.extend(files.map(|(variable, file)| (variable, format!("{folder}/{file}"))));
         }
         all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
+        let (provider, keys) = around.provider;
+        if self.signs || self.edge {
+            all.push(("FLOTILLA_PROVIDER", provider.to_owned()));
+        }
+        if self.signs
+            && let Some(keys) = keys
+        {
+            all.push(("FLOTILLA_PROVIDER_JWKS", keys.to_owned()));
+        }
         if self.edge {
             let reached = |(grpc, service): (&str, &Service)| Some(format!("{grpc}={}", (around.upstream)(service)?));
             all.push(("FLOTILLA_UPSTREAMS", upstreams().filter_map(reached).collect::<Vec<_>>().join(",")));
@@ -67,6 +81,9 @@ impl Service {
         all.extend(self.logins().into_iter().filter_map(|(role, file)| Some((variable(role)?, file))));
         if let Some(file) = self.page_token_key {
             all.push(("FLOTILLA_PAGE_TOKEN_KEY_FILE", file.to_owned()));
+        }
+        if self.signs {
+            all.push(("FLOTILLA_SIGNING_KEYS_FILE", SIGNING_KEYS.to_owned()));
         }
         if self.logs_in() {
             all.push(("FLOTILLA_NATS_CREDS_FILE", format!("{name}.creds")));

@@ -30,11 +30,12 @@ use tracing::Instrument as _;
 use crate::call::Call;
 use crate::config::Common;
 use crate::idempotency::{Attempt, Key};
-use crate::limits::{self, Limits};
+use crate::limits::Limits;
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
+use crate::policy::Policy;
 use crate::readiness::AtWork;
-use crate::server::{self, Bounds};
+use crate::server::{self, Bounds, Peer};
 use crate::tls::Speaks;
 use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, trace};
 
@@ -49,7 +50,7 @@ struct Guard {
     verifier: Arc<Verifier>,
     limits: Limits,
     /// By `package.Service/Method`.
-    costs: HashMap<String, NonZeroU32>,
+    policies: HashMap<String, Policy>,
     /// Where answers are to name it.
     release: Option<HeaderValue>,
     at_work: metrics::Gauge,
@@ -64,7 +65,8 @@ struct Seen {
     hurried: bool,
 }
 
-/// Serves `service` until the process stops; returns its address. Health and reflection need no token, everything else does. `descriptors`
+/// Serves `service` until the process stops; returns its address. Health, reflection and public methods
+/// (`flotilla.edge.v1.policy`) need no token, everything else does. `descriptors`
 /// may hold more than is served here.
 ///
 /// # Errors
@@ -98,14 +100,14 @@ where
     }
     let pool = DescriptorPool::decode(descriptors)?;
     let described = pool.get_service_by_name(S::NAME).with_context(|| format!("no descriptor of {}", S::NAME))?;
-    let costs = described
+    let policies = described
         .methods()
-        .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), limits::cost(&rpc)))
+        .map(|rpc| (format!("{}/{}", rpc.parent_service().full_name(), rpc.name()), Policy::of(&rpc)))
         .collect();
     let guard_state = Arc::new(Guard {
         verifier: process.verifier(common)?,
         limits: Limits::new(&admission.allowances()),
-        costs,
+        policies,
         release: process.release_header(common),
         at_work: metrics::gauge!("rpc_server_active_calls"),
     });
@@ -200,7 +202,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
         return next.run(request).await;
     }
     // The caller invents paths that no method answers: they become no label value, no span's name and no line.
-    let method = if guard.costs.contains_key(&path) { path.clone() } else { "_OTHER".to_owned() };
+    let method = if guard.policies.contains_key(&path) { path.clone() } else { "_OTHER".to_owned() };
     let span = tracing::info_span!(
         "rpc",
         otel.name = method,
@@ -287,13 +289,20 @@ fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &
 
 impl Guard {
     async fn answer(&self, path: &str, mut request: Request, next: Next, seen: &mut Seen) -> Result<Response, Failure> {
-        let authorization = authorization(request.headers())?.and_then(|value| value.to_str().ok());
-        let caller = self.verifier.verify(authorization).await?;
-        let authorization = request.headers().get(AUTHORIZATION).cloned();
-        seen.who = Some(caller.clone());
-        let cost = self.costs.get(path).copied().unwrap_or(NonZeroU32::MIN);
-        let _turn = self.limits.turn(&caller, cost).await?;
-        request.extensions_mut().insert(caller);
+        let authorization = authorization(request.headers())?.cloned();
+        let policy = self.policies.get(path);
+        let cost = policy.map_or(NonZeroU32::MIN, |policy| policy.cost);
+        let (_turn, authorization) = if policy.is_some_and(|policy| policy.public) {
+            let peer = request.extensions().get::<Peer>().copied();
+            let Peer(address) = peer.context("a call without its peer").map_err(Failure::internal)?;
+            // The address is mostly a gateway's, which has counted the cost for its own client. Calls that this one makes are the service's.
+            (self.limits.turn_of_address(address, NonZeroU32::MIN).await?, None)
+        } else {
+            let text = authorization.as_ref().and_then(|value| value.to_str().ok());
+            let caller = &*seen.who.insert(self.verifier.verify(text).await?);
+            request.extensions_mut().insert(caller.clone());
+            (self.limits.turn(caller, cost).await?, authorization)
+        };
         let (mut response, notes) = notes::noting(authorization, next.run(request)).await;
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));

@@ -38,6 +38,8 @@ pub mod failure;
 
 pub mod grpc;
 
+pub mod policy;
+
 pub mod limits;
 
 pub mod server;

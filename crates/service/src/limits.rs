@@ -3,6 +3,7 @@
 //! retry.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,6 @@ use std::time::Duration;
 use governor::clock::Clock;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
-use prost_reflect::MethodDescriptor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -43,16 +43,6 @@ pub struct Allowances {
     pub principal: Allowance,
 }
 
-/// The cost of a call of this method, by its option `flotilla.edge.v1.policy`.
-#[must_use]
-pub fn cost(method: &MethodDescriptor) -> NonZeroU32 {
-    let cost = || {
-        let policy = method.parent_pool().get_extension_by_name("flotilla.edge.v1.policy")?;
-        method.options().get_extension(&policy).as_message()?.get_field_by_name("cost")?.as_u32()
-    };
-    cost().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
-}
-
 /// The current use of this process, by caller.
 pub struct Limits {
     tenants: Callers,
@@ -81,22 +71,45 @@ impl Limits {
         let (principals, tenants) = (&self.principals, &self.tenants);
         let (principal, tenant) = match (principals.enter(principal), tenants.enter(who.tenant.as_str().to_owned())) {
             (Ok(principal), Ok(tenant)) => (principal, tenant),
-            (Err(refused), _) | (_, Err(refused)) => {
-                if let Ok(_held) = self.held_back.try_acquire() {
-                    sleep(PATIENCE).await;
-                }
-                return Err(refused);
-            }
+            (Err(refused), _) | (_, Err(refused)) => return Err(self.hold_back(refused).await),
         };
         let of_principal = principals.turn(&principal, cost, until).await?;
         let of_tenant = tenants.turn(&tenant, cost, until).await?;
-        Ok(Turn([of_principal, of_tenant, principal.inside, tenant.inside]))
+        Ok(Turn(vec![of_principal, of_tenant, principal.inside, tenant.inside]))
+    }
+
+    /// The same for a call that names no caller: its address is its principal, of no tenant. Addresses of version 6 count by their first
+    /// 64 bits, which one client may have whole.
+    ///
+    /// # Errors
+    /// As [`Limits::turn`].
+    pub async fn turn_of_address(&self, address: IpAddr, cost: NonZeroU32) -> Result<Turn, Failure> {
+        let until = Instant::now() + PATIENCE;
+        let network = match address.to_canonical() {
+            IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
+            four @ IpAddr::V4(_) => four,
+        };
+        // No tenant's name holds a colon.
+        let principal = match self.principals.enter(format!("address:{network}")) {
+            Ok(principal) => principal,
+            Err(refused) => return Err(self.hold_back(refused).await),
+        };
+        let at_work = self.principals.turn(&principal, cost, until).await?;
+        Ok(Turn(vec![at_work, principal.inside]))
+    }
+
+    /// Returns what is refused a second later.
+    async fn hold_back(&self, refused: Failure) -> Failure {
+        if let Ok(_held) = self.held_back.try_acquire() {
+            sleep(PATIENCE).await;
+        }
+        refused
     }
 }
 
 /// A call at work, until this is dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 4]);
+pub struct Turn(#[expect(dead_code, reason = "held")] Vec<OwnedSemaphorePermit>);
 
 /// tokio's clock, which tests may set.
 #[derive(Clone)]

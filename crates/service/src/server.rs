@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::server_work::{Counted, LONGEST_WHEN_FULL, Watched, Work};
-pub use crate::server_work::{FIRST_HEAD_WITHIN, REST};
+pub use crate::server_work::{FIRST_HEAD_WITHIN, Peer, REST};
 
 /// How long a request may take, to the end of its answer: an unread answer ends, and so does a stream.
 pub const LONGEST: Duration = Duration::from_secs(60);
@@ -70,10 +70,11 @@ pub async fn serve(
             (permit, accepted)
         };
         match stop.run_until_cancelled(next).await {
-            Some((Ok(permit), Ok((stream, _)))) => {
+            Some((Ok(permit), Ok((stream, peer)))) => {
                 full.store(false, Ordering::SeqCst);
                 let (builder, full, stop) = (Arc::clone(&builder), Arc::clone(&full), stop.clone());
-                let connection = Connection { builder, full, stop, longest: bounds.longest, permit };
+                let peer = Peer(peer.ip());
+                let connection = Connection { builder, full, stop, longest: bounds.longest, permit, peer };
                 stream.set_nodelay(true).ok();
                 let router = router.clone();
                 match tls.clone() {
@@ -118,6 +119,7 @@ struct Connection {
     longest: Duration,
     stop: CancellationToken,
     permit: OwnedSemaphorePermit,
+    peer: Peer,
 }
 
 impl Connection {
@@ -147,7 +149,7 @@ impl Connection {
     ) {
         let _permit = self.permit;
         let stream = TokioIo::new(Watched { stream, work: Arc::clone(&work) });
-        let counted = Counted { router, work: Arc::clone(&work) };
+        let counted = Counted { router, work: Arc::clone(&work), peer: self.peer };
         let connection = self.builder.serve_connection(stream, TowerToHyperService::new(counted));
         let mut connection = pin!(connection);
         tokio::select! {

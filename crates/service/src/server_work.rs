@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,10 @@ pub const REST_WHEN_FULL: Duration = Duration::from_secs(2);
 pub const LONGEST_WHEN_FULL: Duration = Duration::from_secs(30);
 /// Fewer bytes written at once may be a ping, which is no work.
 pub(crate) const OF_AN_ANSWER: usize = 1_024;
+
+/// The address at the other end of a request's connection, among the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
 
 /// The running requests of one connection.
 pub(crate) struct Work(Mutex<AtWorkNow>);
@@ -164,6 +169,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 pub(crate) struct Counted {
     pub(crate) router: Router,
     pub(crate) work: Arc<Work>,
+    pub(crate) peer: Peer,
 }
 
 impl<B> tower::Service<Request<B>> for Counted
@@ -179,8 +185,9 @@ where
         tower::Service::<Request<B>>::poll_ready(&mut self.router, context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let at_work = AtWork::on(&self.work);
+        request.extensions_mut().insert(self.peer);
         let answer = self.router.call(request);
         async move { answer.await.map(|answer| answer.map(|body| Body::new(CountedBody { body, _at_work: at_work }))) }
             .boxed()

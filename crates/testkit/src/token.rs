@@ -13,6 +13,7 @@ use crate::unique;
 pub struct TestIssuer {
     folder: PathBuf,
     issuer: Issuer,
+    people: Issuer,
 }
 
 impl TestIssuer {
@@ -24,9 +25,45 @@ impl TestIssuer {
     #[expect(clippy::new_without_default, reason = "it makes a folder and a key")]
     pub fn new() -> Self {
         let folder = std::env::temp_dir().join(unique("flotilla-issuer-"));
-        let issuer = Issuer::open(&StackDir::open(&folder).unwrap()).unwrap();
-        std::fs::write(folder.join("jwks.json"), serde_json::to_vec(&issuer.jwks()).unwrap()).unwrap();
-        Self { folder, issuer }
+        let home = StackDir::open(&folder).unwrap();
+        let (issuer, people) = (Issuer::open(&home).unwrap(), Issuer::of_people(&home).unwrap());
+        for (file, issuer) in [("jwks.json", &issuer), ("people.json", &people)] {
+            std::fs::write(folder.join(file), serde_json::to_vec(issuer.jwks()).unwrap()).unwrap();
+        }
+        Self { folder, issuer, people }
+    }
+
+    /// The file of the keys of the people's provider.
+    ///
+    /// # Panics
+    /// Never: this made the path.
+    #[must_use]
+    pub fn people(&self) -> authz::JwksSource {
+        authz::JwksSource::File(self.folder.join("people.json"))
+    }
+
+    /// The file of the keys that sign.
+    #[must_use]
+    pub fn signing_keys(&self) -> PathBuf {
+        self.folder.join("secrets").join(fleet::SIGNING_KEYS)
+    }
+
+    /// A provider's access token of a person with this e-mail address, verified.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn person(&self, subject: &str, email: &str) -> String {
+        self.person_with(subject, &serde_json::json!({"email": email, "email_verified": true, "name": subject}))
+    }
+
+    /// The same with these claims.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn person_with(&self, subject: &str, claims: &Value) -> String {
+        self.people.person_token(subject, claims, TimeDelta::minutes(10)).unwrap()
     }
 
     /// The file of its keys.

@@ -39,10 +39,11 @@ fn of_two_replicas_one_is_killed_under_load_and_no_idempotent_call_fails() {
     with_fleet(|fleet, _| async {
         let (mut victim, first, _) = one_more(fleet, "todo", &[]).await;
         let (_survivor, second, _) = one_more(fleet, "todo", &[]).await;
-        let search = format!("http://{}", fleet.unit("search-projector").address);
+        let [search, identity] = ["search-projector", "identity"].map(|unit| fleet.unit(unit).address);
         let todo = "flotilla.todo.v1.TodoService";
-        let upstreams =
-            format!("{todo}=http://{first},{todo}=http://{second},flotilla.search.v1.SearchService={search}");
+        let upstreams = format!(
+            "{todo}=http://{first},{todo}=http://{second},flotilla.search.v1.SearchService=http://{search},flotilla.identity.v1.IdentityService=http://{identity}"
+        );
         let (_gateway, address, ops) = one_more(fleet, "gateway", &[("FLOTILLA_UPSTREAMS", &upstreams)]).await;
         let ann = fleet.caller("replicas", "ann").await.at(&address);
         let shown = ann.create(json!({"title": "shown"})).await;

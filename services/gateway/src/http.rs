@@ -12,11 +12,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
+use http::request::Parts as Head;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use service::client::ReadsOnly;
 use service::config::Common;
-use service::limits::Limits;
+use service::limits::{Limits, Turn};
 use service::lines::{Line, Outcome, Unanswered};
 use service::readiness::AtWork;
 use service::server::{self, Bounds};
@@ -26,9 +27,11 @@ use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
 
+use crate::Config;
+use crate::exchange::Exchange;
 use crate::problem::Problem;
-use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
-use crate::routes::{self, Found};
+use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES, Media};
+use crate::routes::{self, Found, Route};
 use crate::transcode::{self, Parts};
 use crate::upstream::Upstreams;
 
@@ -44,6 +47,9 @@ struct Edge {
     verifier: Arc<Verifier>,
     limits: Limits,
     bodies: Bodies,
+    /// How many proxies stand in front.
+    proxies: usize,
+    exchange: Exchange,
     upstreams: Upstreams,
     at_work: metrics::Gauge,
 }
@@ -52,8 +58,9 @@ struct Edge {
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
-pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> Result<SocketAddr, anyhow::Error> {
-    let (Common { listen, admission, .. }, Process { lifecycle, readiness, .. }) = (common, process.clone());
+pub async fn serve(process: &Process, config: &Config, upstreams: Upstreams) -> Result<SocketAddr, anyhow::Error> {
+    let (Config { common, proxies, provider, .. }, Process { lifecycle, readiness, .. }) = (config, process.clone());
+    let Common { listen, admission, .. } = common;
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
@@ -66,6 +73,8 @@ pub async fn serve(process: &Process, common: &Common, upstreams: Upstreams) -> 
             verifier: process.verifier(common)?,
             limits: Limits::new(&admission.allowances()),
             bodies: Bodies::new(),
+            proxies: usize::from(*proxies),
+            exchange: Exchange::new(&upstreams, provider)?,
             upstreams,
             at_work: metrics::gauge!("http_server_active_requests"),
         }))
@@ -100,9 +109,9 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
 
 async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let found = routes::find(request.method(), request.uri().path());
-    let pattern = match &found {
-        Found::Route(route, _) => route.pattern.as_str(),
-        Found::OtherMethods(_) | Found::Nothing => "unknown",
+    let (pattern, form) = match &found {
+        Found::Route(route, _) => (route.pattern.as_str(), route.policy.form),
+        Found::OtherMethods(_) | Found::Nothing => ("unknown", false),
     };
     let method = known_method(request.method());
     let span = tracing::info_span!(
@@ -122,7 +131,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
             Ok(response) => (response, OK.to_owned()),
             Err(problem) => {
                 let code = problem.code.clone();
-                (problem.into_response(), code)
+                (if form { problem.into_oauth_response() } else { problem.into_response() }, code)
             }
         };
         report(&called, who.as_ref(), &code, &response, started.elapsed());
@@ -178,6 +187,33 @@ fn with_trace_id(mut response: Response) -> Response {
     response
 }
 
+impl Edge {
+    /// Verifies the caller before the rest of the request, unless the method is public; charges and bounds the call before its body is read and
+    /// parsed. Returns the authorization that it came with.
+    async fn admit(
+        &self,
+        route: &Route,
+        head: &Head,
+        caller: &mut Option<Caller>,
+    ) -> Result<(Option<HeaderValue>, Turn), Problem> {
+        let refused = |failure: Failure| Problem::from(Status::from(failure));
+        let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
+        let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
+        let address = request::client(head, self.proxies).map_err(refused)?;
+        if route.policy.public {
+            let turn = self.limits.turn_of_address(address, route.policy.cost).await.map_err(refused)?;
+            return Ok((authorization, turn));
+        }
+        let text = authorization.as_ref().and_then(|value| value.to_str().ok());
+        let charged = self.limits.turn_of_address(address, self.exchange.cost);
+        let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
+        let text = authorization.as_ref().and_then(|value| value.to_str().ok());
+        let who = self.verifier.verify(text).await.map_err(|error| refused(error.into()))?;
+        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(refused)?;
+        Ok((authorization, turn))
+    }
+}
+
 async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option<Caller>) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
@@ -187,19 +223,13 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         }
     };
     let (head, body) = request.into_parts();
-    // Verify the caller before the rest of the request.
-    let refused = |failure: Failure| Problem::from(Status::from(failure));
-    let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
-    let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
-    let who = edge.verifier.verify(authorization.as_ref().and_then(|value| value.to_str().ok())).await;
-    // Charge and bound the call before its body is read and parsed.
-    let who = who.map_err(|error| refused(error.into()))?;
-    let who = &*caller.insert(who);
-    let _turn = edge.limits.turn(who, route.cost).await.map_err(refused)?;
-    let body = edge.bodies.read(&head.headers, body).await?;
+    let (authorization, _turn) = edge.admit(route, &head, caller).await?;
+    let media = if route.policy.form { Media::Form } else { Media::Json };
+    let most = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
+    let body = edge.bodies.read(&head.headers, body, (media, most)).await?;
     let conditions = Conditions::of(&head.method, &head.headers)?;
     let reads = route.verb == Method::GET;
-    if !reads && fields.is_empty() {
+    if route.verb == Method::POST && fields.is_empty() {
         conditions.of_collection()?;
     }
     let if_match = conditions.etag();
@@ -231,7 +261,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         }
         problem => problem,
     })?;
-    let mut response = respond(answer.get_ref(), reads.then_some(&conditions))?;
+    let mut response = respond(answer.get_ref(), route.policy.form, reads.then_some(&conditions))?;
     // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
         let meant = !(own_key && name == idempotency::REPLAYED_METADATA);
@@ -243,8 +273,12 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
 }
 
 /// The answer as JSON; a read follows the request's conditions.
-fn respond(answer: &prost_reflect::DynamicMessage, conditions: Option<&Conditions>) -> Result<Response, Problem> {
-    let (json, etag) = transcode::response(answer)?;
+fn respond(
+    answer: &prost_reflect::DynamicMessage,
+    form: bool,
+    conditions: Option<&Conditions>,
+) -> Result<Response, Problem> {
+    let (json, etag) = transcode::response(answer, form)?;
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
     let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()

@@ -1,10 +1,12 @@
 //! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
-//! `http` takes a request through `routes` (RPC), `request` (body, headers), `transcode` (JSON to message and back), `upstream` (call)
+//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` (body, headers), `transcode` (JSON to message and back), `upstream` (call)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
+
+mod exchange;
 
 mod request;
 
@@ -40,6 +42,12 @@ pub struct Config {
     /// times has so many replicas; so has one whose host is a name with several addresses.
     #[arg(long, env = "FLOTILLA_UPSTREAMS")]
     pub upstreams: Addresses,
+    /// The people's OpenID provider, as its tokens name it: they are exchanged for the fleet's.
+    #[arg(long, env = "FLOTILLA_PROVIDER")]
+    pub provider: String,
+    /// How many proxies stand in front, each of which adds the address of its client to X-Forwarded-For. Without any, the header is ignored.
+    #[arg(long, env = "FLOTILLA_PROXIES", default_value = "0")]
+    pub proxies: u8,
 }
 
 impl Settings for Config {}
@@ -53,6 +61,6 @@ impl Service for Program {
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
         let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &process.authorities)?;
-        http::serve(process, &config.common, upstreams).await
+        http::serve(process, config, upstreams).await
     }
 }

@@ -67,6 +67,44 @@ impl Problem {
     }
 }
 
+/// The errors of OAuth (RFC 6749, 5.2; RFC 8693, 2.2.2) that a service gives as its reason, in capitals.
+const OAUTH: [&str; 5] =
+    ["INVALID_GRANT", "INVALID_REQUEST", "INVALID_SCOPE", "INVALID_TARGET", "UNSUPPORTED_GRANT_TYPE"];
+
+impl Problem {
+    /// The answer of a method that takes a form: OAuth's error, in place of a problem.
+    #[must_use]
+    pub fn into_oauth_response(self) -> Response {
+        let error = match self.status {
+            _ if OAUTH.contains(&self.code.as_str()) => self.code.to_ascii_lowercase(),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                "temporarily_unavailable".to_owned()
+            }
+            status if status.is_server_error() => "server_error".to_owned(),
+            _ => "invalid_request".to_owned(),
+        };
+        // The characters that it may have.
+        let plain = |c: char| if matches!(c, ' '..='~') && c != '"' && c != '\\' { c } else { '\'' };
+        let detail: String = self.detail.chars().map(plain).collect();
+        let body = json!({"error": error, "error_description": detail});
+        answered(self.status, "application/json", &body, self.headers)
+    }
+}
+
+fn answered(
+    status: StatusCode,
+    media: &'static str,
+    body: &Value,
+    headers: Vec<(HeaderName, HeaderValue)>,
+) -> Response {
+    let mut response = (status, body.to_string()).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
 impl From<Status> for Problem {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
@@ -152,18 +190,14 @@ impl IntoResponse for Problem {
         if let Some(trace_id) = service::trace::trace_id() {
             body["traceId"] = trace_id.into();
         }
-        let mut response = (self.status, body.to_string()).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        for (name, value) in self.headers {
-            response.headers_mut().insert(name, value);
-        }
-        response
+        answered(self.status, "application/problem+json", &body, self.headers)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
     use service::Failure;
 
     fn problem(code: service::Code, reason: &'static str) -> Problem {
@@ -198,6 +232,31 @@ mod tests {
         assert_eq!(problem.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(!problem.detail.contains("10.0.0.1"));
         assert_eq!(Problem::from(Status::cancelled("Timeout expired")).status, StatusCode::GATEWAY_TIMEOUT);
+    }
+
+    #[test]
+    fn a_method_that_takes_a_form_answers_with_the_errors_of_oauth() {
+        use service::Code as C;
+        for (code, reason, error) in [
+            (C::InvalidArgument, "INVALID_GRANT", "invalid_grant"),
+            (C::InvalidArgument, "INVALID_TARGET", "invalid_target"),
+            (C::InvalidArgument, "INVALID_ARGUMENT", "invalid_request"),
+            (C::NotFound, "TODO_NOT_FOUND", "invalid_request"),
+            (C::Unavailable, "UNAVAILABLE", "temporarily_unavailable"),
+            (C::ResourceExhausted, "TOO_MANY_REQUESTS", "temporarily_unavailable"),
+            (C::Internal, "INTERNAL", "server_error"),
+        ] {
+            let failure = Failure::new(code, reason, "say \"ä\"");
+            let problem: Problem = Status::from(failure).into();
+            let (status, response) = (problem.status, problem.into_oauth_response());
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+            let body = axum::body::to_bytes(response.into_body(), 1_024).now_or_never().unwrap().unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["error"], error, "{reason}");
+            let said = body["error_description"].as_str().unwrap();
+            assert!(said.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'), "{said}");
+        }
     }
 
     #[test]

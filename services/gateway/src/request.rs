@@ -1,19 +1,25 @@
 //! Receives a request: its body, bounded in size and time, and the headers that matter here.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use axum::body::Body;
 use axum::extract::Request;
 use futures::StreamExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_NONE_MATCH};
+use http::request::Parts as Head;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use service::idempotency;
+use service::server::Peer;
+use service::{Failure, idempotency};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::problem::Problem;
 
 /// The largest request body.
-const MAX_BODY_BYTES: usize = 1024 * 1024;
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// Of a caller whom nobody has verified: otherwise strangers take the memory for all bodies.
+pub const MAX_PUBLIC_BODY_BYTES: usize = 16 * 1024;
 /// How much of a larger body is read before the connection is given up.
 const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
 /// How long a request body may take to arrive.
@@ -35,6 +41,53 @@ pub fn host(request: &Request) -> Result<(), Problem> {
     let named = request.headers().get_all(HOST).iter().count();
     let wrong = named > 1 || (named == 0 && request.version() == Version::HTTP_11);
     if wrong { Err(Problem::invalid("an HTTP/1.1 request has one Host header")) } else { Ok(()) }
+}
+
+/// Where proxies put the addresses of their clients, the newest last.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address of the client: that at the other end of the connection or, behind proxies of the fleet's own, the one that the
+/// outermost of them has seen. What stands before that in the header is the client's own claim.
+///
+/// # Errors
+/// INTERNAL when the request did not come through the server.
+pub fn client(head: &Head, proxies: usize) -> Result<IpAddr, Failure> {
+    let Peer(peer) = head.extensions.get().copied().context("a request without its peer").map_err(Failure::internal)?;
+    let Some(outermost) = proxies.checked_sub(1) else { return Ok(peer) };
+    let values = head.headers.get_all(FORWARDED_FOR).iter().rev();
+    let mut addresses = values.flat_map(|value| value.to_str().unwrap_or_default().rsplit(',')).map(str::trim);
+    let seen = addresses
+        .nth(outermost)
+        .and_then(|text| text.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip())));
+    // A request that came around the proxies.
+    Ok(seen.unwrap_or(peer))
+}
+
+/// What a body is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    /// JSON.
+    Json,
+    /// A form.
+    Form,
+}
+
+impl Media {
+    /// Its name for people.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Json => "JSON",
+            Self::Form => "a form",
+        }
+    }
+
+    /// Its names in `Content-Type`, the usual one first.
+    const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Json => &["application/json", "application/merge-patch+json"],
+            Self::Form => &["application/x-www-form-urlencoded"],
+        }
+    }
 }
 
 /// The memory for bodies: many callers together cannot take all of it.
@@ -63,28 +116,34 @@ impl Bodies {
         Self(Semaphore::const_new(bytes / ROOM_BYTES))
     }
 
-    /// Reads a JSON body, or none.
+    /// Reads a body of this media with so many bytes at most, or none.
     ///
     /// # Errors
-    /// 408 when it takes too long, 413 when it is too large, 415 when it is not declared as JSON, 503 when there is no memory for it.
-    pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Arrived<'_>, Problem> {
+    /// 408 when it takes too long, 413 when it is too large, 415 when it is not declared as such, 503 when there is no memory for it.
+    pub async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        (media, most): (Media, usize),
+    ) -> Result<Arrived<'_>, Problem> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
             let detail = "send the body as it is, without a Content-Encoding";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
-        let body = match tokio::time::timeout(BODY_TIMEOUT, self.collect(body)).await {
+        let body = match tokio::time::timeout(BODY_TIMEOUT, self.collect(body, most)).await {
             Ok(body) => body?,
             Err(_) => {
                 return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "the body took too long"));
             }
         };
-        let json = |value: &str| {
-            let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-            media == "application/json" || media == "application/merge-patch+json"
+        let fits = |value: &str| {
+            let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            media.names().contains(&essence.as_str())
         };
         let mut types = headers.get_all(CONTENT_TYPE).iter().map(|value| value.to_str().unwrap_or_default()).peekable();
-        if !body.bytes.is_empty() && (types.peek().is_none() || !types.all(json)) {
-            let detail = "send the body as JSON, with the header Content-Type: application/json";
+        if !body.bytes.is_empty() && (types.peek().is_none() || !types.all(fits)) {
+            let (name, usual) = (media.name(), media.names()[0]);
+            let detail = format!("send the body as {name}, with the header Content-Type: {usual}");
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
         Ok(body)
@@ -92,22 +151,22 @@ impl Bodies {
 
     /// Reads a body that is too large a good deal further, and discards it: a client that is still sending would not see
     /// the answer.
-    async fn collect(&self, body: Body) -> Result<Arrived<'_>, Problem> {
+    async fn collect(&self, body: Body, most: usize) -> Result<Arrived<'_>, Problem> {
         let mut stream = body.into_data_stream();
         let mut arrived = Arrived { bytes: Vec::new(), room: None };
         let mut total = 0;
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|_| Problem::invalid("the body did not arrive as it was announced"))?;
             total += chunk.len();
-            if total <= MAX_BODY_BYTES {
+            if total <= most {
                 self.make_room(&mut arrived, total)?;
                 arrived.bytes.extend_from_slice(&chunk);
             } else if total > MAX_DRAINED_BYTES {
                 break;
             }
         }
-        if total > MAX_BODY_BYTES {
-            let detail = format!("a request body may have {MAX_BODY_BYTES} bytes at most");
+        if total > most {
+            let detail = format!("a request body may have {most} bytes at most");
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", detail));
         }
         Ok(arrived)
@@ -277,7 +336,32 @@ mod tests {
 
     async fn read<'a>(bodies: &'a Bodies, body: impl Into<Body>) -> Result<Arrived<'a>, u16> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-        bodies.read(&headers, body.into()).await.map_err(|problem| problem.status.as_u16())
+        bodies
+            .read(&headers, body.into(), (Media::Json, MAX_BODY_BYTES))
+            .await
+            .map_err(|problem| problem.status.as_u16())
+    }
+
+    #[test]
+    fn the_client_is_whom_the_outermost_proxy_of_ours_has_seen() {
+        let of = |proxies: usize, forwarded: &[&str]| {
+            let (mut head, ()) = http::Request::new(()).into_parts();
+            head.extensions.insert(Peer([10, 0, 0, 1].into()));
+            head.headers = forwarded.iter().map(|value| (FORWARDED_FOR, value.parse().unwrap())).collect();
+            client(&head, proxies).unwrap().to_string()
+        };
+        for (proxies, forwarded, wanted) in [
+            (0, &["192.0.2.1"][..], "10.0.0.1"),
+            (1, &["192.0.2.1"][..], "192.0.2.1"),
+            (1, &["1.1.1.1, 192.0.2.1"][..], "192.0.2.1"),
+            (1, &["1.1.1.1", "192.0.2.1:4711"][..], "192.0.2.1"),
+            (2, &["1.1.1.1,[2001:db8::1]:80", "10.0.0.2"][..], "2001:db8::1"),
+            (2, &["192.0.2.1"][..], "10.0.0.1"),
+            (1, &["unknown"][..], "10.0.0.1"),
+            (1, &[][..], "10.0.0.1"),
+        ] {
+            assert_eq!(of(proxies, forwarded), wanted, "{proxies} {forwarded:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Finds the RPC of a request, by the `google.api.http` options of the descriptors.
 
-use std::num::NonZeroU32;
 use std::sync::LazyLock;
 
 use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
-use service::limits;
+use service::policy::Policy;
 
 use crate::template::Template;
 
@@ -19,8 +18,8 @@ pub struct Route {
     pub body: String,
     /// The RPC.
     pub rpc: MethodDescriptor,
-    /// How much of its caller's rate a call costs.
-    pub cost: NonZeroU32,
+    /// How its calls are let in.
+    pub policy: Policy,
     template: Template,
     service: String,
 }
@@ -103,7 +102,7 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
             pattern,
             body: text("body").unwrap_or_default(),
             rpc: rpc.clone(),
-            cost: limits::cost(rpc),
+            policy: Policy::of(rpc),
             service: rpc.parent_service().full_name().to_owned(),
         });
     }

@@ -95,6 +95,9 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
             _ => Err(Problem::invalid("this method takes no body")),
         };
     }
+    if route.policy.form {
+        return form(input, bytes);
+    }
     let value: Value = match bytes {
         [] => Value::Object(Map::new()),
         bytes => {
@@ -116,6 +119,18 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
         object.insert("updateMask".to_owned(), mask.into());
     }
     object.insert(route.body.clone(), Value::Object(fields));
+    Ok(object)
+}
+
+/// The fields of a form, by their names in the proto. What is unknown or empty counts as absent (RFC 6749, 3.2).
+fn form(input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Problem::invalid("the form is not percent-encoded UTF-8"))?;
+    let mut object = Map::new();
+    for (name, value) in query(text)? {
+        if !value.is_empty() && input.get_field_by_name(&name).is_some() {
+            insert(&mut object, input, &name, &value, true)?;
+        }
+    }
     Ok(object)
 }
 
@@ -271,12 +286,14 @@ fn etag_into(route: &Route, input: &MessageDescriptor, object: &mut Map<String, 
     }
 }
 
-/// A message as JSON, with defaults shown and 64-bit numbers as numbers; and its `etag`, if it has one.
+/// A message as JSON, with 64-bit numbers as numbers; and its `etag`, if it has one. Defaults are shown and names are JSON's, except in the
+/// answer to a form.
 ///
 /// # Errors
 /// INTERNAL: what a service answers can always be written.
-pub fn response(message: &DynamicMessage) -> Result<(Vec<u8>, Option<String>), Problem> {
-    let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
+pub fn response(message: &DynamicMessage, form: bool) -> Result<(Vec<u8>, Option<String>), Problem> {
+    let options = SerializeOptions::new().stringify_64_bit_integers(false);
+    let options = options.skip_default_fields(form).use_proto_field_name(form);
     let mut json = serde_json::Serializer::new(Vec::new());
     message.serialize_with_options(&mut json, &options).map_err(|error| {
         tracing::error!(%error, "an answer cannot be written as JSON");
@@ -311,6 +328,24 @@ mod tests {
         let value = transcode(Method::POST, "/v1/todos/1:complete", r#"{"id": "1", "etag": "v1"}"#).unwrap();
         assert_eq!(value, serde_json::json!({"id": "1", "etag": "v7"}), "If-Match wins");
         transcode(Method::POST, "/v1/todos/1:complete", "").unwrap();
+    }
+
+    #[test]
+    fn a_form_is_read_as_oauth_has_it() {
+        let form = |body: &str| transcode(http::Method::POST, "/v1/token", body);
+        let value = form("grant_type=a%3Ab&subject_token=x+y&scope=&colour=red").unwrap();
+        assert_eq!(value, serde_json::json!({"grantType": "a:b", "subjectToken": "x y"}));
+        for (body, part) in [
+            ("grant_type=a&grant_type=b", "twice"),
+            ("grant_type=%ff", "UTF-8"),
+            ("grant_type=\u{0}", ""),
+            ("grant_type[]=a&grant_type=a&grant_type=b", "twice"),
+        ] {
+            assert!(form(body).map_or_else(|problem| problem.detail.contains(part), |_| part.is_empty()), "{body}");
+        }
+        // The names of JSON are other names, and what is unknown counts as absent.
+        assert_eq!(form("grantType=a").unwrap(), serde_json::json!({}));
+        assert!(transcode(http::Method::POST, "/v1/token?grant_type=a", "").is_err());
     }
 
     #[test]

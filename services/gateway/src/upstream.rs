@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
+use anyhow::Context as _;
 use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
@@ -57,6 +58,14 @@ impl Upstreams {
             Ok((name.clone(), Upstream::new(lifecycle, name, addresses, authorities)?))
         };
         addresses.0.iter().map(upstream).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The service of this full name.
+    ///
+    /// # Errors
+    /// No address is known for it.
+    pub fn of(&self, service: &str) -> Result<Upstream, anyhow::Error> {
+        self.0.get(service).cloned().with_context(|| format!("no address for {service}"))
     }
 
     /// Calls an RPC.

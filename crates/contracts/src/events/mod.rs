@@ -21,7 +21,7 @@ macro_rules! producers {
     };
 }
 
-producers!(todo);
+producers!(identity, todo);
 
 /// Every event type of the fleet.
 pub fn all() -> impl Iterator<Item = &'static Type> {

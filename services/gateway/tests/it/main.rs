@@ -28,13 +28,16 @@ async fn behind(admission: Admission) -> Edge {
     let issuer = TestIssuer::new();
     // A port without a listener: the services are unavailable.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let services = ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService"];
+    let services =
+        ["flotilla.todo.v1.TodoService", "flotilla.search.v1.SearchService", "flotilla.identity.v1.IdentityService"];
     let config = Config {
         common: Common {
             admission,
             ..Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE)
         },
         upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
+        provider: devstack::issuer::PROVIDER.to_owned(),
+        proxies: 0,
     };
     let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();

@@ -1,0 +1,99 @@
+//! A person as an OpenID provider knows one: by an access token for the fleet's directory, before any tenant is chosen.
+
+use serde::Deserialize;
+
+use crate::TokenError;
+use crate::jwks::{JwksError, JwksSource};
+use crate::trusted::{self, Trusted};
+use crate::verified::Now;
+
+/// The longest subject (OpenID Connect Core, 2), in bytes.
+const MAX_SUBJECT_BYTES: usize = 255;
+
+/// A person, as the provider's token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The provider.
+    pub issuer: String,
+    /// The person's id there.
+    pub subject: String,
+    /// The e-mail address, if the provider has verified it.
+    pub email: Option<String>,
+    /// The full name.
+    pub name: Option<String>,
+    /// The language, as BCP 47 has it.
+    pub locale: Option<String>,
+    /// The time zone, by its name in the IANA database.
+    pub time_zone: Option<String>,
+    /// When the token ends, in seconds since 1970.
+    pub expires_unix_seconds: i64,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    email: Option<String>,
+    email_verified: Option<bool>,
+    name: Option<String>,
+    locale: Option<String>,
+    zoneinfo: Option<String>,
+    iat: f64,
+    exp: f64,
+    // The library does not refuse a list, which is no issuer (RFC 7519, 4.1.1).
+    #[serde(rename = "iss")]
+    _iss: String,
+}
+
+/// Verifies the access tokens of a provider.
+pub struct People(Trusted);
+
+impl People {
+    /// Without keys; the first token, or [`People::refresh`], fetches them.
+    ///
+    /// # Errors
+    /// Fails when the HTTP client cannot be made.
+    pub fn new(source: JwksSource, issuer: &str, audience: &str) -> Result<Self, JwksError> {
+        Trusted::new(source, issuer, audience).map(Self)
+    }
+
+    /// Fetches the keys now.
+    ///
+    /// # Errors
+    /// Fails when the keys are unavailable; the known ones stay in use.
+    pub async fn refresh(&self) -> Result<(), JwksError> {
+        self.0.refresh().await
+    }
+
+    /// Verifies the value of an `Authorization` header; returns the person.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn verify(&self, authorization: Option<&str>) -> Result<Person, TokenError> {
+        self.read(trusted::bearer(authorization)?).await
+    }
+
+    /// Verifies a token; returns the person.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn read(&self, token: &str) -> Result<Person, TokenError> {
+        if token.len() > trusted::MAX_TOKEN_BYTES {
+            return Err(TokenError::Malformed("it is too long"));
+        }
+        let claims: Claims = self.0.claims(token, Now::read(), |claims: &Claims| (claims.iat, claims.exp)).await?;
+        let sub = &claims.sub;
+        if sub.is_empty() || sub.len() > MAX_SUBJECT_BYTES || sub.chars().any(char::is_control) {
+            return Err(TokenError::Malformed("its sub has no character, more than 255, or a control character"));
+        }
+        let verified = claims.email_verified.unwrap_or_default();
+        Ok(Person {
+            issuer: self.0.issuer.clone(),
+            subject: claims.sub,
+            email: claims.email.filter(|_| verified),
+            name: claims.name,
+            locale: claims.locale,
+            time_zone: claims.zoneinfo,
+            expires_unix_seconds: claims.exp as i64,
+        })
+    }
+}

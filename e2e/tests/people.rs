@@ -1,0 +1,152 @@
+//! People of a real OpenID provider, and their programs, use the fleet over HTTP.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use e2e::people::OpenIdProvider;
+use e2e::{Answer, Caller, Fleet};
+use reqwest::Method;
+use serde_json::json;
+use testkit::until;
+
+fn by(fleet: &Fleet, credential: &str) -> Caller {
+    Caller::of(&fleet.home, &format!("http://{}", fleet.unit("gateway").address), credential)
+}
+
+async fn token(fleet: &Fleet, form: &[(&str, &str)]) -> Answer {
+    let exchange = ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
+    let request = fleet.stranger().request(Method::POST, "/v1/token").form(&[&[exchange], form].concat());
+    Answer::of(request.send().await.unwrap()).await
+}
+
+/// OAuth's error (RFC 6749, 5.2).
+fn error(answer: &Answer) -> (u16, &str) {
+    assert_eq!((answer.header("content-type"), answer.header("cache-control")), ("application/json", "no-store"));
+    assert!(answer.body["error_description"].is_string(), "{answer:?}");
+    (answer.status, answer.body["error"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_a_todo() {
+    let Some(mut provider) = OpenIdProvider::start() else { return };
+    let fleet = Fleet::start_with(None, &["--provider", &provider.issuer]).await;
+    let signed_in = provider.sign_in("ann").await;
+    let ann = by(&fleet, &signed_in.access_token);
+
+    // Before she is anywhere a member.
+    let nowhere = ann.send(Method::GET, "/v1/todos", None).await;
+    assert_eq!((nowhere.status, nowhere.code()), (403, "TENANT_UNCLEAR"));
+    let acme = json!({"id": "acme", "name": "Acme Shipping", "country": "DE", "currency": "EUR"});
+    let made = ann.send(Method::POST, "/v1/tenants", Some(acme.clone())).await;
+    assert_eq!((made.status, &made.body["billingEmail"]), (200, &json!("ann@people.example")), "{made:?}");
+    let again = ann.send(Method::POST, "/v1/tenants", Some(acme.clone())).await;
+    assert_eq!((again.status, again.code()), (409, "TENANT_EXISTS"));
+    let me = ann.send(Method::GET, "/v1/me", None).await.body;
+    assert_eq!((&me["tenant"], &me["role"]), (&json!("acme"), &json!("OWNER")));
+
+    // Bob comes by an invitation, whose link holds no secret: nobody else does.
+    let invitation = json!({"email": "bob@people.example", "role": "MEMBER"});
+    let invitation = ann.send(Method::POST, "/v1/invitations", Some(invitation)).await.body;
+    let accept = format!("/v1/invitations/{}:accept", invitation["id"].as_str().unwrap());
+    let eve = by(&fleet, &provider.sign_in("eve").await.access_token);
+    assert_eq!(eve.send(Method::POST, &accept, None).await.code(), "INVITATION_NOT_FOUND");
+    let bob = by(&fleet, &provider.sign_in("bob").await.access_token);
+    let member = bob.send(Method::POST, &accept, None).await;
+    assert_eq!((member.status, &member.body["role"]), (200, &json!("MEMBER")), "{member:?}");
+    assert_eq!(eve.send(Method::POST, &accept, None).await.code(), "INVITATION_NOT_FOUND");
+    let unverified = by(&fleet, &provider.sign_in("unverified-ann").await.access_token);
+    let unverified = unverified.send(Method::POST, "/v1/tenants", Some(acme)).await;
+    assert_eq!((unverified.status, unverified.code()), (400, "EMAIL_NOT_VERIFIED"));
+
+    // What he writes, a program reads.
+    let todo = bob.create(json!({"title": "Caulk the deck"})).await;
+    assert_eq!(todo["createdBy"], member.body["user"]);
+    let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+    let key = json!({"name": "report", "role": "VIEWER", "scopes": ["todo:read"]});
+    let key = ann.send(Method::POST, "/v1/apiKeys", Some(key)).await.body;
+    let text = key["key"].as_str().unwrap().to_owned();
+    let program = by(&fleet, &text);
+    assert_eq!(program.send(Method::GET, &path, None).await.body, todo);
+    for (method, path) in [(Method::DELETE, path.as_str()), (Method::GET, "/v1/members")] {
+        let refused = program.send(method, path, None).await;
+        assert_eq!((refused.status, refused.code()), (403, "INSUFFICIENT_SCOPE"));
+    }
+    assert_eq!(bob.send(Method::POST, "/v1/apiKeys", Some(json!({"name": "x"}))).await.status, 400);
+    let last = text.chars().last().unwrap();
+    let guessed = text.strip_suffix(last).unwrap().to_owned() + if last == '0' { "1" } else { "0" };
+    let refused = by(&fleet, &guessed).send(Method::GET, &path, None).await;
+    assert_eq!((refused.status, refused.code()), (401, "TOKEN_INVALID"));
+    assert!(refused.header("www-authenticate").contains("Bearer"), "{refused:?}");
+
+    // What the fleet takes from a provider is an access token, and nothing else.
+    let id_token = by(&fleet, &signed_in.id_token).send(Method::GET, "/v1/me", None).await;
+    assert_eq!((id_token.status, id_token.code()), (401, "TOKEN_INVALID"));
+
+    exchanges_over_http(&fleet, &text, &signed_in.access_token).await;
+    keys_rotate(&fleet, &mut provider, &signed_in).await;
+
+    // Everything that happened is in the stream of identity, in order.
+    let tail =
+        ["events", "tail", "--service", "identity", "--tenant", "acme", "--from-start", "--count", "6", "--json"];
+    let tail = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
+    for part in ["identity.tenant_created.v1", "identity.member_added.v1", "identity.api_key_created.v1"] {
+        assert!(tail.contains(part), "{tail}");
+    }
+    let secret = text.rsplit('_').next().unwrap();
+    assert!(!tail.contains(secret), "no event holds a key");
+    fleet.stop().await;
+}
+
+async fn exchanges_over_http(fleet: &Fleet, key: &str, access_token: &str) {
+    let (of_key, of_person) = (
+        ("subject_token_type", "urn:flotilla:token-type:api-key"),
+        ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+    );
+    let granted = token(fleet, &[of_key, ("subject_token", key)]).await;
+    assert_eq!((granted.status, granted.header("cache-control")), (200, "no-store"), "{granted:?}");
+    let text = |name: &str| granted.body[name].as_str().unwrap_or_default();
+    assert_eq!((text("token_type"), text("scope")), ("Bearer", "todo:read"));
+    assert_eq!(granted.body["expires_in"], 600);
+    assert_eq!(by(fleet, text("access_token")).send(Method::GET, "/v1/todos", None).await.status, 200);
+    // It lives no longer than what it was exchanged for: the provider's token has less than 300 seconds.
+    let person = token(fleet, &[of_person, ("subject_token", access_token), ("tenant", "acme")]).await;
+    assert!(person.body["expires_in"].as_i64().unwrap() <= 300, "{person:?}");
+    // A token of the fleet's is not exchanged again.
+    let again = [of_person, ("subject_token", text("access_token"))];
+    for (form, wanted) in [
+        (&again[..], "invalid_grant"),
+        (&[of_key, ("subject_token", "flk_x")][..], "invalid_grant"),
+        (&[of_key, ("subject_token", key), ("tenant", "globex")][..], "invalid_target"),
+        (&[of_key, ("subject_token", key), ("scope", "todo:write")][..], "invalid_scope"),
+        (&[of_key][..], "invalid_request"),
+        (&[("subject_token", key)][..], "invalid_request"),
+        (&[of_key, of_key, ("subject_token", key)][..], "invalid_request"),
+    ] {
+        assert_eq!(error(&token(fleet, form).await), (400, wanted), "{form:?}");
+    }
+    let stranger = fleet.stranger();
+    let json = stranger.send(Method::POST, "/v1/token", Some(json!({"grant_type": "x"}))).await;
+    assert_eq!(error(&json), (415, "invalid_request"));
+    let other = stranger.request(Method::POST, "/v1/token").form(&[("grant_type", "password")]).send().await.unwrap();
+    assert_eq!(error(&Answer::of(other).await), (400, "unsupported_grant_type"));
+}
+
+/// Whoever signs in by a new key is known, and whoever did by an old one until the provider forgets it.
+async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e::people::SignedIn) {
+    let form = |token: String| {
+        let kind = "urn:ietf:params:oauth:token-type:access_token".to_owned();
+        [("subject_token_type", kind), ("subject_token", token)]
+    };
+    let granted = async |token: &str| {
+        let form = form(token.to_owned());
+        self::token(fleet, &form.each_ref().map(|(name, value)| (*name, value.as_str()))).await.status == 200
+    };
+    provider.rotate();
+    let after = provider.refresh(before).await;
+    until("the new key is known", || async { granted(&after.access_token).await }).await;
+    assert!(granted(&before.access_token).await);
+    provider.forget();
+    provider.rotate();
+    let newest = provider.refresh(&after).await;
+    until("the newest key is known", || async { granted(&newest.access_token).await }).await;
+    assert!(!granted(&before.access_token).await, "its key is forgotten");
+}

@@ -1,0 +1,137 @@
+//! Exchanges a credential that an HTTP caller comes with, a key or a token of the people's provider, for a token of the fleet's. Services take
+//! nothing else.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use authz::issuer_named;
+use http::HeaderValue;
+use moka::Expiry;
+use moka::future::Cache;
+use proto::identity::ExchangeTokenRequest;
+use proto::identity::identity_service_client::IdentityServiceClient;
+use proto::identity::identity_service_server::SERVICE_NAME;
+use service::client::{ReadsOnly, Upstream};
+use service::policy::Policy;
+use service::{Code, Failure};
+use tonic::{Request, Status};
+
+use crate::problem::Problem;
+use crate::upstream::Upstreams;
+
+/// How keys begin.
+const KEY: &str = "flk_";
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const API_KEY: &str = "urn:flotilla:token-type:api-key";
+/// The most tokens in hand. Beyond them, those that are used least are exchanged again.
+const MAX: u64 = 10_000;
+/// How long before its end a token is exchanged again: it must last for a whole call.
+const BEFORE_ITS_END: Duration = Duration::from_secs(60);
+
+/// A token of the fleet's.
+#[derive(Clone)]
+struct Token {
+    authorization: HeaderValue,
+    /// How long it is used.
+    lasts: Duration,
+}
+
+struct WhileItLasts;
+
+impl Expiry<String, Token> for WhileItLasts {
+    fn expire_after_create(&self, _credential: &String, token: &Token, _now: Instant) -> Option<Duration> {
+        Some(token.lasts)
+    }
+}
+
+/// What credentials were exchanged for.
+pub struct Exchange {
+    identity: IdentityServiceClient<Upstream>,
+    /// What an exchange costs the address that it is for.
+    pub cost: NonZeroU32,
+    /// The people's provider, as its tokens name it.
+    provider: String,
+    in_hand: Cache<String, Token>,
+}
+
+impl Exchange {
+    /// Exchanges the tokens of this provider, and keys.
+    ///
+    /// # Errors
+    /// No address is known for identity.
+    pub fn new(upstreams: &Upstreams, provider: &str) -> Result<Self, anyhow::Error> {
+        let service = proto::POOL.get_service_by_name(SERVICE_NAME).context("no descriptor of identity")?;
+        let rpc = service.methods().find(|rpc| rpc.name() == "ExchangeToken").context("identity exchanges nothing")?;
+        Ok(Self {
+            identity: IdentityServiceClient::new(upstreams.of(SERVICE_NAME)?),
+            cost: Policy::of(&rpc).cost,
+            provider: provider.to_owned(),
+            in_hand: Cache::builder().max_capacity(MAX).expire_after(WhileItLasts).build(),
+        })
+    }
+
+    /// The type of what is to be exchanged; none for a token of the fleet's, and for what is nobody's.
+    fn kind(&self, credential: &str) -> Option<&'static str> {
+        if credential.starts_with(KEY) {
+            return Some(API_KEY);
+        }
+        issuer_named(credential).filter(|issuer| *issuer == self.provider).map(|_| ACCESS_TOKEN)
+    }
+
+    /// The authorization by which services know the caller of this one; none where it is to be taken as it is. `charged` comes before
+    /// identity is asked: whoever guesses keys pays.
+    ///
+    /// # Errors
+    /// 401 for a credential that is not valid, 403 where it does not say for which tenant it is, those of `charged`, 503 when identity is down.
+    pub async fn authorization<T: Send>(
+        &self,
+        authorization: Option<&str>,
+        charged: impl Future<Output = Result<T, Failure>> + Send,
+    ) -> Result<Option<HeaderValue>, Problem> {
+        let Ok(credential) = authz::bearer(authorization) else { return Ok(None) };
+        let Some(kind) = self.kind(credential) else { return Ok(None) };
+        let exchanged = async {
+            let _charged = charged.await.map_err(|failure| Problem::from(Status::from(failure)))?;
+            self.exchanged(credential, kind).await
+        };
+        let token = self.in_hand.try_get_with_by_ref(credential, exchanged).await;
+        token.map(|token| Some(token.authorization)).map_err(|problem| Problem::clone(&problem))
+    }
+
+    async fn exchanged(&self, credential: &str, kind: &str) -> Result<Token, Problem> {
+        let mut request = Request::new(ExchangeTokenRequest {
+            grant_type: TOKEN_EXCHANGE.to_owned(),
+            subject_token: credential.to_owned(),
+            subject_token_type: kind.to_owned(),
+            ..ExchangeTokenRequest::default()
+        });
+        // A second exchange does no more than the first.
+        request.extensions_mut().insert(ReadsOnly);
+        let granted = self.identity.clone().exchange_token(request).await;
+        let granted = granted.map_err(|status| refused(status.into()))?.into_inner();
+        let authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token));
+        let lasts = Duration::from_secs(u64::try_from(granted.expires_in).unwrap_or_default());
+        Ok(Token {
+            authorization: authorization.map_err(|_| Problem::internal())?,
+            lasts: lasts.saturating_sub(BEFORE_ITS_END),
+        })
+    }
+}
+
+/// What identity says of a credential, as a caller is told of a token.
+fn refused(problem: Problem) -> Problem {
+    let failure = match problem.code.as_str() {
+        "INVALID_GRANT" => {
+            let message = "the access token or key is not valid: sign in again, or ask for another key";
+            Failure::new(Code::Unauthenticated, "TOKEN_INVALID", message)
+        }
+        "INVALID_TARGET" => {
+            let message = format!("{}; exchange the token at POST /v1/token, and send the fleet's", problem.detail);
+            Failure::new(Code::PermissionDenied, "TENANT_UNCLEAR", message)
+        }
+        _ => return problem,
+    };
+    Status::from(failure).into()
+}

@@ -1,0 +1,372 @@
+//! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key), load, decide,
+//! save, and commit together with the events and the answer. A transaction calls and publishes nothing; the relay publishes the
+//! events afterwards. Those about invitations and keys are in `commands_access`.
+
+use authz::{Caller, Denied, Permission, Person};
+use contracts::events::identity::{ApiKeyId, InvitationId};
+use contracts::events::identity::{
+    MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantUpdatedV1,
+};
+use contracts::text::TextError;
+use contracts::{Actor, ActorKind, Role, TenantId, UserId};
+use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
+use uuid::Uuid;
+
+use crate::member::{Member, Profile};
+use crate::store_person::Membership;
+use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
+use crate::{outgoing, permissions, store_member, store_person, store_tenant};
+
+/// The dependencies of the commands.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The database.
+    pub db: Db,
+    /// Ends each command's transaction, and publishes its events.
+    pub outbox: Outbox,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller's tenant did not sign up, or is erased.
+    #[error("this tenant did not sign up")]
+    NoTenant,
+    /// The caller's tenant has no such member, or the member has left.
+    #[error("there is no member {0}")]
+    NoMember(MemberId),
+    /// There is no such invitation; it has ended, was taken up or withdrawn; or it is not for the caller.
+    #[error("there is no invitation {0} for you")]
+    NoInvitation(InvitationId),
+    /// The caller's tenant has no such key, or the caller may see none.
+    #[error("there is no key {0}")]
+    NoApiKey(ApiKeyId),
+    /// Another tenant has, or had, this slug.
+    #[error("the id {0} is taken: choose another one")]
+    TenantExists(TenantId),
+    /// The person is a member already.
+    #[error("you are a member already")]
+    MemberExists,
+    /// A tenant has an owner.
+    #[error("the last owner stays: make somebody else an owner first")]
+    LastOwner,
+    /// The provider does not say that the person has an e-mail address.
+    #[error("your provider's token names no verified e-mail address: verify yours there, and ask for the scope email")]
+    EmailNotVerified,
+    /// The caller lacks the permission.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The failures that every service shares.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        if error.is_constraint(store_member::ONCE) { Self::MemberExists } else { Self::Failure(error.into()) }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NoTenant => Self::new(Code::NotFound, "TENANT_NOT_FOUND", error),
+            Error::NoMember(_) => Self::new(Code::NotFound, "MEMBER_NOT_FOUND", error),
+            Error::NoInvitation(_) => Self::new(Code::NotFound, "INVITATION_NOT_FOUND", error),
+            Error::NoApiKey(_) => Self::new(Code::NotFound, "API_KEY_NOT_FOUND", error),
+            Error::TenantExists(_) => Self::new(Code::AlreadyExists, "TENANT_EXISTS", error),
+            Error::MemberExists => Self::new(Code::AlreadyExists, "MEMBER_EXISTS", error),
+            Error::LastOwner => Self::new(Code::FailedPrecondition, "LAST_OWNER", error),
+            Error::EmailNotVerified => Self::new(Code::FailedPrecondition, "EMAIL_NOT_VERIFIED", error),
+            Error::Denied(denied) => denied.into(),
+            Error::Failure(failure) => failure,
+        }
+    }
+}
+
+/// A person who acts in a tenant before a token of the fleet's says so.
+#[must_use]
+pub fn in_person(tenant: TenantId, user: UserId) -> Caller {
+    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None }
+}
+
+/// The user that a person is: the same for whoever sees the person first.
+///
+/// # Errors
+/// INTERNAL: every UUID is a user's id.
+pub fn user_of(person: &Person) -> Result<UserId, Failure> {
+    let name = format!("{} {}", person.issuer, person.subject);
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).to_string().parse().map_err(Failure::internal)
+}
+
+/// What members show of a person.
+///
+/// # Errors
+/// [`Error::EmailNotVerified`]
+pub fn profile(person: &Person) -> Result<Profile, Error> {
+    Profile::of(person).ok_or(Error::EmailNotVerified)
+}
+
+/// The tenant, locked until the transaction ends, and the caller as it is now: a member who acts by itself. What a token says may be minutes
+/// old, and nobody whose access was taken away gives any. Call it behind `replayed`.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`].
+pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission) -> Result<(Tenant, Member), Error> {
+    let tenant = store_tenant::get_for_update(tx).await?.ok_or(Error::NoTenant)?;
+    let actor = &call.caller.actor;
+    if !actor.is_person() {
+        return Err(Denied::This("only a person who acts by itself gives, changes or takes access").into());
+    }
+    let member = store_member::of_user(tx, &actor.id).await?;
+    let member = member.filter(|member| wanted.roles.contains(&member.role));
+    let member = member.ok_or(Denied::This("you are no member, or not in a role that may do this, any more"))?;
+    Ok((tenant, member))
+}
+
+/// Makes a tenant, and the person its first owner. The call is the person's, in the tenant to be.
+///
+/// # Errors
+/// [`Error::EmailNotVerified`], [`Error::TenantExists`], the errors of idempotency keys; INVALID_ARGUMENT for a misleading name.
+pub async fn sign_up(app: &App, call: &Call, person: &Person, draft: TenantDraft) -> Result<Tenant, Error> {
+    let profile = profile(person)?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(tenant) = tx.replayed()? {
+        return Ok(tenant);
+    }
+    let now = clock::now();
+    let user = store_person::user(&mut tx, person, &call.caller.actor.id, now).await?;
+    let by = (user.clone(), profile.email.clone());
+    if tenant::is_reserved(&call.caller.tenant) {
+        return Err(Error::TenantExists(call.caller.tenant.clone()));
+    }
+    let tenant = Tenant::create(call.caller.tenant.clone(), draft, by, now);
+    refuse_misleading(&tenant, None)?;
+    store_tenant::insert(&mut tx, &tenant).await.map_err(|error| match error {
+        taken if taken.is_constraint(store_tenant::ONCE) => Error::TenantExists(call.caller.tenant.clone()),
+        error => error.into(),
+    })?;
+    let owner = Member::add(MemberId::new(clock::new_id()), user, profile, Role::Owner, now);
+    store_member::insert(&mut tx, &owner).await?;
+    let events = vec![
+        outgoing::event(call, outgoing::tenant(&tenant), TenantCreatedV1::of)?,
+        outgoing::event(call, outgoing::member(&owner), MemberAddedV1::of)?,
+    ];
+    app.outbox.commit(tx, events, &tenant).await?;
+    Ok(tenant)
+}
+
+/// Reads the caller's tenant.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`].
+pub async fn get_tenant(app: &App, call: &Call) -> Result<Tenant, Error> {
+    call.authorize(&permissions::GET_TENANT)?;
+    let mut tx = app.db.read(call).await?;
+    let tenant = store_tenant::get(&mut tx).await?;
+    tx.end().await?;
+    tenant.ok_or(Error::NoTenant)
+}
+
+/// Applies the patch. A patch that changes nothing writes no event.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`], ETAG_MISMATCH, the errors of idempotency keys; INVALID_ARGUMENT for a misleading new name.
+pub async fn update_tenant(app: &App, call: &Call, if_match: &IfMatch, patch: TenantPatch) -> Result<Tenant, Error> {
+    call.authorize(&permissions::UPDATE_TENANT)?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(tenant) = tx.replayed()? {
+        return Ok(tenant);
+    }
+    let (before, _) = standing(&mut tx, call, &permissions::UPDATE_TENANT).await?;
+    if_match.check("tenant", &before.etag())?;
+    let Some(tenant) = before.update(patch, clock::now()) else {
+        app.outbox.commit(tx, Vec::new(), &before).await?;
+        return Ok(before);
+    };
+    refuse_misleading(&tenant, Some(&before))?;
+    store_tenant::save(&mut tx, &before, &tenant).await?;
+    let events = vec![outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?];
+    app.outbox.commit(tx, events, &tenant).await?;
+    Ok(tenant)
+}
+
+/// Reads one member.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoMember`].
+pub async fn get_member(app: &App, call: &Call, id: MemberId) -> Result<Member, Error> {
+    authorize_member(call, &permissions::GET_MEMBER, id)?;
+    let mut tx = app.db.read(call).await?;
+    let member = store_member::get(&mut tx, id).await?;
+    tx.end().await?;
+    member.ok_or(Error::NoMember(id))
+}
+
+/// Reads the page of members after `after`, the newest first.
+///
+/// # Errors
+/// [`Error::Denied`], the errors of the database.
+pub async fn list_members(app: &App, call: &Call, after: Option<MemberId>, limit: usize) -> Result<Vec<Member>, Error> {
+    call.authorize(&permissions::LIST_MEMBERS)?;
+    let mut tx = app.db.read(call).await?;
+    let members = store_member::list(&mut tx, after, limit).await?;
+    tx.end().await?;
+    Ok(members)
+}
+
+/// Gives a member another role. The same role writes no event.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoMember`], [`Error::LastOwner`], ETAG_MISMATCH, the errors of idempotency keys.
+pub async fn change_role(
+    app: &App,
+    call: &Call,
+    id: MemberId,
+    if_match: &IfMatch,
+    role: Role,
+) -> Result<Member, Error> {
+    authorize_member(call, &permissions::UPDATE_MEMBER, id)?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(member) = tx.replayed()? {
+        return Ok(member);
+    }
+    let (_, caller) = standing(&mut tx, call, &permissions::UPDATE_MEMBER).await?;
+    let before = load_member(&mut tx, id, if_match).await?;
+    only_an_owner(&caller, &[before.role, role])?;
+    let Some(member) = before.with_role(role, clock::now()) else {
+        app.outbox.commit(tx, Vec::new(), &before).await?;
+        return Ok(before);
+    };
+    store_member::save(&mut tx, &before, &member).await?;
+    keep_an_owner(&mut tx).await?;
+    let events = vec![outgoing::event(call, outgoing::member(&member), MemberUpdatedV1::of)?];
+    app.outbox.commit(tx, events, &member).await?;
+    Ok(member)
+}
+
+/// Takes a member out: an emptied row stays that no caller sees, and the event carries the last state. Everybody may leave.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoMember`], [`Error::LastOwner`], ETAG_MISMATCH, the errors of idempotency keys.
+pub async fn remove_member(app: &App, call: &Call, id: MemberId, if_match: &IfMatch) -> Result<(), Error> {
+    authorize_member(call, &permissions::DELETE_MEMBER, id)?;
+    let mut tx = app.db.begin(call).await?;
+    if let Some(()) = tx.replayed()? {
+        return Ok(());
+    }
+    let (_, caller) = standing(&mut tx, call, &permissions::DELETE_MEMBER).await?;
+    let before = load_member(&mut tx, id, if_match).await?;
+    if caller.id != before.id {
+        if !matches!(caller.role, Role::Owner | Role::Admin) {
+            return Err(Denied::This("only an owner or an admin removes somebody else").into());
+        }
+        only_an_owner(&caller, &[before.role])?;
+    }
+    let member = before.remove(clock::now());
+    store_member::delete(&mut tx, &before, &member).await?;
+    keep_an_owner(&mut tx).await?;
+    let events = vec![outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?];
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
+}
+
+/// Notes what the provider says of a person now, where it said something else before. What it leaves out stays as it was.
+///
+/// # Errors
+/// The errors of the database.
+pub async fn know_again(app: &App, found: &Membership, profile: Profile) -> Result<(), Error> {
+    let call = Call::of_request(in_person(found.tenant.clone(), found.user.clone()), None);
+    let mut tx = app.db.begin(&call).await?;
+    let before = store_member::get_for_update(&mut tx, found.member).await?;
+    let known = before.as_ref().and_then(|before| Some((before, before.known_as(profile, clock::now())?)));
+    let Some((before, member)) = known else { return Ok(tx.end().await?) };
+    store_member::save(&mut tx, before, &member).await?;
+    let events = vec![outgoing::event(&call, outgoing::member(&member), MemberUpdatedV1::of)?];
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
+}
+
+/// Erases what is known of the tenant, or removes a person from it; returns whether there was anything to erase.
+///
+/// # Errors
+/// [`Error::Denied`], the errors of the database.
+pub async fn erase_tenant(app: &App, call: &Call, person: Option<&UserId>) -> Result<bool, Error> {
+    call.authorize(&permissions::ERASE_TENANT)?;
+    let mut tx = app.db.begin(call).await?;
+    let before = store_tenant::get_for_update(&mut tx).await?;
+    let (now, forgets) = (clock::now(), person.is_some());
+    let erased = before.as_ref().and_then(|before| {
+        let tenant = person.map_or_else(|| Some(before.erase(now)), |person| before.forget(person, now));
+        Some((before, tenant?))
+    });
+    let Some((before, tenant)) = erased else {
+        tx.end().await?;
+        return Ok(false);
+    };
+    let event = if forgets {
+        store_tenant::save(&mut tx, before, &tenant).await?;
+        outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?
+    } else {
+        store_tenant::delete(&mut tx, before, &tenant).await?;
+        outgoing::event(call, outgoing::tenant(&tenant), TenantDeletedV1::of)?
+    };
+    app.outbox.commit(tx, vec![event], &()).await?;
+    Ok(true)
+}
+
+/// Erases a member, of the whole tenant or of this person; returns whether there was anything to erase.
+///
+/// # Errors
+/// [`Error::Denied`], the errors of the database.
+pub async fn erase_member(app: &App, call: &Call, id: MemberId, person: Option<&UserId>) -> Result<bool, Error> {
+    call.authorize(&permissions::ERASE_MEMBER)?;
+    let mut tx = app.db.begin(call).await?;
+    // As whoever leaves does: the last owner is counted with the tenant locked.
+    store_tenant::get_for_update(&mut tx).await?;
+    let before = store_member::get_for_update(&mut tx, id).await?;
+    let Some(before) = before.filter(|before| person.is_none_or(|person| before.user == *person)) else {
+        tx.end().await?;
+        return Ok(false);
+    };
+    let member = before.erase(clock::now());
+    store_member::delete(&mut tx, &before, &member).await?;
+    let events = vec![outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?];
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(true)
+}
+
+fn authorize_member(call: &Call, permission: &Permission, id: MemberId) -> Result<(), Error> {
+    call.authorize_on(permission, &permissions::GET_MEMBER, || Error::NoMember(id))
+}
+
+/// Whoever is no owner makes none, and changes none.
+pub(crate) fn only_an_owner(caller: &Member, roles: &[Role]) -> Result<(), Denied> {
+    if roles.contains(&Role::Owner) && caller.role != Role::Owner {
+        return Err(Denied::This("only an owner makes, changes or removes an owner"));
+    }
+    Ok(())
+}
+
+/// Call it behind the change, with the tenant locked.
+async fn keep_an_owner(tx: &mut TenantTx) -> Result<(), Error> {
+    if store_member::owners(tx).await? == 0 { Err(Error::LastOwner) } else { Ok(()) }
+}
+
+/// Refuses a new name that is misleading. Call it after `replayed`: an earlier answer stands.
+fn refuse_misleading(tenant: &Tenant, before: Option<&Tenant>) -> Result<(), Failure> {
+    if tenant.misleads(before) { Err(Failure::invalid("name", TextError::Misleading)) } else { Ok(()) }
+}
+
+/// The member, locked until the transaction ends, if it is as the caller has read it.
+async fn load_member(tx: &mut TenantTx, id: MemberId, if_match: &IfMatch) -> Result<Member, Error> {
+    let member = store_member::get_for_update(tx, id).await?.ok_or(Error::NoMember(id))?;
+    if_match.check("member", &member.etag())?;
+    Ok(member)
+}

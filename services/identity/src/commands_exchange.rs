@@ -1,0 +1,115 @@
+//! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, or a key. Whatever is
+//! wrong with a credential, the answer is the same.
+
+use authz::{People, TokenError};
+use chrono::DateTime;
+use contracts::{ActorKind, TenantId, UserId};
+use service::{Call, Code, Failure, clock};
+
+use crate::api_key::KeySecret;
+use crate::commands::{App, in_person, know_again};
+use crate::member::Profile;
+use crate::store_person::Membership;
+use crate::texts::Scopes;
+use crate::tokens::Grant;
+use crate::{store_api_key, store_person};
+
+/// A credential.
+pub enum Credential<'a> {
+    /// An access token of the provider.
+    Person(&'a str),
+    /// A key.
+    Key(&'a str),
+}
+
+fn refused(reason: &'static str, message: &'static str) -> Failure {
+    Failure::new(Code::InvalidArgument, reason, message)
+}
+
+fn invalid() -> Failure {
+    refused("INVALID_GRANT", "the subject_token is none that is valid here: sign in again, or ask for another key")
+}
+
+/// Whom the token is to name, and what it allows.
+///
+/// # Errors
+/// INVALID_GRANT for a credential that is not valid, INVALID_TARGET for a tenant that it is not for, or where one must be named;
+/// INVALID_SCOPE for scopes that it has not; UNAVAILABLE when the provider's keys are.
+pub async fn exchange(
+    app: &App,
+    people: &People,
+    credential: Credential<'_>,
+    (tenant, scope): (Option<TenantId>, Option<Scopes>),
+) -> Result<Grant, Failure> {
+    match credential {
+        Credential::Person(token) => of_person(app, people, token, tenant, scope).await,
+        Credential::Key(text) => of_key(app, text, tenant, scope).await,
+    }
+}
+
+async fn of_person(
+    app: &App,
+    people: &People,
+    token: &str,
+    tenant: Option<TenantId>,
+    scope: Option<Scopes>,
+) -> Result<Grant, Failure> {
+    let issued = clock::now();
+    let person = people.read(token).await.map_err(|error| match error {
+        unavailable @ TokenError::Keys(_) => unavailable.into(),
+        _ => invalid(),
+    })?;
+    let mut tx = app.db.begin_operator("a person is known before a tenant is chosen").await?;
+    let all = store_person::memberships(&mut tx, &person).await?;
+    tx.commit().await?;
+    let chosen = chosen(all, tenant.as_ref())?;
+    if let Some(profile) = Profile::of(&person) {
+        know_again(app, &chosen, profile).await?;
+    }
+    let Membership { tenant, user, role, .. } = chosen;
+    let scope = scope.map(|scope| scope.as_slice().join(" "));
+    let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
+    Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, issued, until })
+}
+
+fn chosen(all: Vec<Membership>, tenant: Option<&TenantId>) -> Result<Membership, Failure> {
+    let (none, several) = (all.is_empty(), all.len() > 1);
+    let mut fitting = all.into_iter().filter(|found| tenant.is_none_or(|tenant| found.tenant == *tenant));
+    match (fitting.next(), tenant) {
+        (Some(_), None) if several => {
+            Err(refused("INVALID_TARGET", "you are a member of several tenants: name one by the parameter tenant"))
+        }
+        (Some(found), _) => Ok(found),
+        (None, _) if none => {
+            Err(refused("INVALID_TARGET", "you are a member of no tenant: accept an invitation, or sign up"))
+        }
+        (None, _) => Err(refused("INVALID_TARGET", "you are no member of this tenant")),
+    }
+}
+
+async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<Scopes>) -> Result<Grant, Failure> {
+    let (id, secret) = KeySecret::read(text).ok_or_else(invalid)?;
+    let issued = clock::now();
+    let mut tx = app.db.begin_operator("a key names its tenant by its id").await?;
+    let owner = store_person::tenant_of_key(&mut tx, id).await?;
+    tx.commit().await?;
+    let owner = owner.ok_or_else(invalid)?;
+    let program: UserId = id.to_string().parse().map_err(Failure::internal)?;
+    let call = Call::of_request(in_person(owner.clone(), program.clone()), None);
+    let mut tx = app.db.read(&call).await?;
+    let (key, digest) = (store_api_key::get(&mut tx, id).await?, store_api_key::digest(&mut tx, id).await?);
+    tx.end().await?;
+    // Digests are compared: how long that takes says nothing of the secret.
+    let opens = digest.is_some_and(|digest| digest == secret.digest());
+    let key = key.filter(|key| opens && key.is_valid(issued)).ok_or_else(invalid)?;
+    if tenant.is_some_and(|tenant| tenant != owner) {
+        return Err(refused("INVALID_TARGET", "this key is another tenant's"));
+    }
+    let scope = scope.as_ref().unwrap_or(&key.scopes);
+    if !scope.as_slice().iter().all(|scope| key.scopes.as_slice().contains(scope)) {
+        return Err(refused("INVALID_SCOPE", "the key has not all of these scopes"));
+    }
+    let scope = Some(scope.as_slice().join(" "));
+    let (kind, until) = (ActorKind::ServiceAccount, key.expire_time);
+    Ok(Grant { tenant: owner, kind, subject: program, role: key.role, scope, issued, until })
+}

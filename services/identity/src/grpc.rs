@@ -1,0 +1,216 @@
+//! The gRPC server: reads a request, runs one command, writes the response.
+
+use std::sync::Arc;
+
+use authz::{People, Person};
+use aws_lc_rs::rand;
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use contracts::{TenantId, UserId};
+use prost::Message;
+use proto::identity as pb;
+use proto::identity::identity_service_server::IdentityService;
+use service::grpc::{authorization, reading, writing, writing_once};
+use service::idempotency::{Attempt, Key};
+use service::page::{self, PageTokens};
+use service::{Call, Failure, IfMatch};
+use tonic::{Request, Response, Status};
+
+use crate::api_key::KeySecret;
+use crate::commands::{in_person, user_of};
+use crate::commands_exchange::exchange;
+use crate::tokens::{Signed, Signer};
+use crate::{commands, commands_access, permissions, wire};
+
+/// The implementation of `flotilla.identity.v1.IdentityService`.
+pub struct Identity {
+    /// The dependencies of the commands.
+    pub app: commands::App,
+    /// For lists.
+    pub pages: PageTokens,
+    /// Knows people by their provider's tokens.
+    pub people: Arc<People>,
+    /// Signs the fleet's tokens.
+    pub signer: Signer,
+}
+
+type RpcResult<T> = Result<Response<T>, Status>;
+
+impl Identity {
+    /// The person who calls a public method, with the provider's token.
+    async fn person<T>(&self, request: &Request<T>) -> Result<(Person, UserId), Failure> {
+        let token = authorization(request.metadata().as_ref())?.and_then(|value| value.to_str().ok());
+        let person = self.people.verify(token).await?;
+        let user = user_of(&person)?;
+        Ok((person, user))
+    }
+}
+
+/// The call of a person in a tenant, with the key that the method requires.
+fn personal<T: Message>(
+    request: Request<T>,
+    method: &'static str,
+    (tenant, user): (TenantId, UserId),
+) -> Result<(Call, T), Failure> {
+    let (key, caller) = (Key::required(&request)?, in_person(tenant, user));
+    let request = request.into_inner();
+    let attempt = Attempt::new(&caller, method, key, &request);
+    Ok((Call::of_request(caller, Some(attempt)), request))
+}
+
+#[tonic::async_trait]
+impl IdentityService for Identity {
+    async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> RpcResult<pb::Tenant> {
+        let (person, user) = self.person(&request).await?;
+        let (slug, draft) = wire::tenant_draft(request.get_ref().tenant.as_ref())?;
+        let (call, _) = personal(request, "CreateTenant", (slug, user))?;
+        response(commands::sign_up(&self.app, &call, &person, draft).await, wire::tenant)
+    }
+
+    async fn get_tenant(&self, request: Request<pb::GetTenantRequest>) -> RpcResult<pb::Tenant> {
+        let (call, pb::GetTenantRequest {}) = reading(request)?;
+        response(commands::get_tenant(&self.app, &call).await, wire::tenant)
+    }
+
+    async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> RpcResult<pb::Tenant> {
+        let (call, request) = writing(request, "UpdateTenant")?;
+        let (if_match, patch) = wire::tenant_patch(request.tenant.as_ref(), request.update_mask.as_ref())?;
+        response(commands::update_tenant(&self.app, &call, &if_match, patch).await, wire::tenant)
+    }
+
+    async fn get_me(&self, request: Request<pb::GetMeRequest>) -> RpcResult<pb::Me> {
+        let (call, pb::GetMeRequest {}) = reading(request)?;
+        call.authorize(&permissions::GET_ME).map_err(Failure::from)?;
+        let caller = call.caller;
+        Ok(Response::new(pb::Me {
+            tenant: caller.tenant.to_string(),
+            actor: caller.actor.to_string(),
+            role: caller.role.map_or(pb::Role::Unspecified, wire::role_of).into(),
+            scopes: caller.scopes.unwrap_or_default(),
+        }))
+    }
+
+    async fn get_member(&self, request: Request<pb::GetMemberRequest>) -> RpcResult<pb::Member> {
+        let (call, request) = reading(request)?;
+        response(commands::get_member(&self.app, &call, wire::member_id(&request.id)?).await, wire::member)
+    }
+
+    async fn list_members(&self, request: Request<pb::ListMembersRequest>) -> RpcResult<pb::ListMembersResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "members");
+        let after: Option<MemberId> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found = commands::list_members(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let (members, next_page_token) = self.pages.page(&question, size, found, (|member| member.id, wire::member))?;
+        Ok(Response::new(pb::ListMembersResponse { members, next_page_token }))
+    }
+
+    async fn update_member(&self, request: Request<pb::UpdateMemberRequest>) -> RpcResult<pb::Member> {
+        let (call, request) = writing(request, "UpdateMember")?;
+        let id = wire::member_id(&request.id)?;
+        let (if_match, role) = wire::new_role(request.member.as_ref(), request.update_mask.as_ref())?;
+        response(commands::change_role(&self.app, &call, id, &if_match, role).await, wire::member)
+    }
+
+    async fn delete_member(&self, request: Request<pb::DeleteMemberRequest>) -> RpcResult<()> {
+        let (call, request) = writing(request, "DeleteMember")?;
+        let (id, if_match) = (wire::member_id(&request.id)?, IfMatch::parse(&request.etag));
+        response(commands::remove_member(&self.app, &call, id, &if_match).await, |()| ())
+    }
+
+    async fn create_invitation(&self, request: Request<pb::CreateInvitationRequest>) -> RpcResult<pb::Invitation> {
+        let (call, request) = writing_once(request, "CreateInvitation")?;
+        let draft = wire::invitation_draft(request.invitation.as_ref())?;
+        response(commands_access::invite(&self.app, &call, draft).await, wire::invitation)
+    }
+
+    async fn get_invitation(&self, request: Request<pb::GetInvitationRequest>) -> RpcResult<pb::Invitation> {
+        let (call, request) = reading(request)?;
+        let id = wire::invitation_id(&request.id)?;
+        response(commands_access::get_invitation(&self.app, &call, id).await, wire::invitation)
+    }
+
+    async fn list_invitations(
+        &self,
+        request: Request<pb::ListInvitationsRequest>,
+    ) -> RpcResult<pb::ListInvitationsResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "invitations");
+        let after: Option<InvitationId> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found =
+            commands_access::list_invitations(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let (invitations, next_page_token) =
+            self.pages.page(&question, size, found, (|invitation| invitation.id, wire::invitation))?;
+        Ok(Response::new(pb::ListInvitationsResponse { invitations, next_page_token }))
+    }
+
+    async fn delete_invitation(&self, request: Request<pb::DeleteInvitationRequest>) -> RpcResult<()> {
+        let (call, request) = writing(request, "DeleteInvitation")?;
+        let id = wire::invitation_id(&request.id)?;
+        response(commands_access::withdraw(&self.app, &call, id).await, |()| ())
+    }
+
+    async fn accept_invitation(&self, request: Request<pb::AcceptInvitationRequest>) -> RpcResult<pb::Member> {
+        let (person, user) = self.person(&request).await?;
+        // Before the invitation is looked for: whoever guesses ids learns nothing.
+        Key::required(&request)?;
+        commands::profile(&person).map_err(Failure::from)?;
+        let id = wire::invitation_id(&request.get_ref().id)?;
+        let tenant = commands_access::invites_to(&self.app, id).await.map_err(Failure::from)?;
+        let (call, _) = personal(request, "AcceptInvitation", (tenant, user))?;
+        response(commands_access::accept(&self.app, &call, &person, id).await, wire::member)
+    }
+
+    async fn create_api_key(&self, request: Request<pb::CreateApiKeyRequest>) -> RpcResult<pb::ApiKey> {
+        let (call, request) = writing_once(request, "CreateApiKey")?;
+        let draft = wire::api_key_draft(request.api_key.as_ref())?;
+        let mut drawn = [0; 32];
+        rand::fill(&mut drawn).map_err(|_| Failure::internal(anyhow::anyhow!("the machine has no randomness")))?;
+        let made = commands_access::create_api_key(&self.app, &call, draft, &KeySecret::new(drawn)).await;
+        response(made, |(key, shown)| wire::api_key(key, shown.clone()))
+    }
+
+    async fn get_api_key(&self, request: Request<pb::GetApiKeyRequest>) -> RpcResult<pb::ApiKey> {
+        let (call, request) = reading(request)?;
+        let id = wire::api_key_id(&request.id)?;
+        response(commands_access::get_api_key(&self.app, &call, id).await, |key| wire::api_key(key, None))
+    }
+
+    async fn list_api_keys(&self, request: Request<pb::ListApiKeysRequest>) -> RpcResult<pb::ListApiKeysResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "api keys");
+        let after: Option<ApiKeyId> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found = commands_access::list_api_keys(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let shown = (|key: &crate::api_key::ApiKey| key.id, |key: &crate::api_key::ApiKey| wire::api_key(key, None));
+        let (api_keys, next_page_token) = self.pages.page(&question, size, found, shown)?;
+        Ok(Response::new(pb::ListApiKeysResponse { api_keys, next_page_token }))
+    }
+
+    async fn delete_api_key(&self, request: Request<pb::DeleteApiKeyRequest>) -> RpcResult<()> {
+        let (call, request) = writing(request, "DeleteApiKey")?;
+        let id = wire::api_key_id(&request.id)?;
+        response(commands_access::revoke_api_key(&self.app, &call, id).await, |()| ())
+    }
+
+    async fn exchange_token(&self, request: Request<pb::ExchangeTokenRequest>) -> RpcResult<pb::ExchangeTokenResponse> {
+        let request = request.into_inner();
+        let wire::Exchange { credential, tenant, scope } = wire::exchange(&request)?;
+        let grant = exchange(&self.app, &self.people, credential, (tenant, scope)).await?;
+        let Signed { token, seconds } = self.signer.sign(&grant)?;
+        Ok(Response::new(pb::ExchangeTokenResponse {
+            access_token: token,
+            issued_token_type: wire::ACCESS_TOKEN.to_owned(),
+            token_type: "Bearer".to_owned(),
+            expires_in: i32::try_from(seconds).unwrap_or_default(),
+            scope: grant.scope.unwrap_or_default(),
+        }))
+    }
+}
+
+fn response<T, M>(result: Result<T, commands::Error>, message: impl FnOnce(&T) -> M) -> RpcResult<M> {
+    result.map(|done| Response::new(message(&done))).map_err(|error| Failure::from(error).into())
+}

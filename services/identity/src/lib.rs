@@ -1,0 +1,100 @@
+//! The identity service: tenants, their members, invitations, keys of programs, and the fleet's own short-lived tokens.
+//!
+//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of `commands` or `commands_access`: one visible transaction
+//! that checks `permissions`, loads from a store, decides in `tenant`, `member`, `invitation` or `api_key` (pure), saves, and appends
+//! the events of `outgoing` to the outbox. `commands_exchange` makes of a credential what `tokens` signs.
+
+pub mod api_key;
+pub mod commands;
+pub mod commands_access;
+pub mod commands_exchange;
+pub mod grpc;
+pub mod invitation;
+pub mod member;
+mod operators;
+mod outgoing;
+pub mod permissions;
+pub mod provider;
+mod schema;
+pub mod store_api_key;
+mod store_data;
+pub mod store_invitation;
+pub mod store_member;
+pub mod store_person;
+mod store_states;
+pub mod store_tenant;
+pub mod tenant;
+pub mod texts;
+pub mod tokens;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use clap::Args;
+use proto::identity::identity_service_server::IdentityServiceServer;
+use service::arguments::{ConfigErrors, Settings};
+use service::migrations::Migrations;
+use service::{Outbox, Process, Service, config, nats};
+
+use crate::provider::Provider;
+use crate::tokens::{Signer, SigningKeys};
+pub use schema::MIGRATIONS;
+
+/// The program.
+pub struct Program;
+
+/// The configuration of the service.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    #[command(flatten)]
+    pub common: config::Common,
+    #[command(flatten)]
+    pub database: config::Database,
+    #[command(flatten)]
+    pub outbox: config::Outbox,
+    #[command(flatten)]
+    pub nats: nats::Login,
+    #[command(flatten)]
+    pub pages: config::Pages,
+    #[command(flatten)]
+    pub people: Provider,
+    #[command(flatten)]
+    pub signing: SigningKeys,
+}
+
+impl Settings for Config {
+    fn check(&self, problems: &mut ConfigErrors) {
+        self.outbox.check(problems);
+    }
+}
+
+/// The running service.
+pub struct App {
+    /// The address of its gRPC server.
+    pub address: SocketAddr,
+    /// Its relay.
+    pub relay: outbox::Handle,
+}
+
+impl Service for Program {
+    const NAME: &'static str = contracts::events::identity::SERVICE;
+    const ABOUT: &'static str = "Tenants, members, invitations and keys; exchanges credentials for the fleet's tokens";
+    const MIGRATIONS: Option<Migrations> = Some(MIGRATIONS);
+    type Config = Config;
+    type App = App;
+
+    async fn start(config: &Config, process: &Process) -> Result<App, anyhow::Error> {
+        let db = process.database(&config.database, &config.common, &MIGRATIONS)?;
+        let nats = process.nats(&config.nats).await?;
+        let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
+        let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
+        let (relay, app) = (outbox.relay(), commands::App { db, outbox });
+        operators::serve(config, process, &app, nats)?;
+        let people = Arc::new(config.people.verifier()?);
+        let signer = Signer::new(&config.signing.signing_keys, &config.common.issuer.name, &config.common.audience)?;
+        let identity = grpc::Identity { app, pages: process.page_tokens(&config.pages), people, signer };
+        let server = IdentityServiceServer::new(identity);
+        Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, server).await?, relay })
+    }
+}

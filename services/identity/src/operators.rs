@@ -1,0 +1,126 @@
+//! The service's API for operators.
+
+use std::sync::Arc;
+
+use contracts::UserId;
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use service::operators_aggregates::Kinds;
+use service::operators_data::{Data, Erase, Erased};
+use service::{
+    Call, Failure, Process, StoreError, TenantTx, nats, operators_aggregates, operators_data, operators_outbox,
+};
+use tonic::service::Routes;
+use uuid::Uuid;
+
+use crate::commands::App;
+use crate::store_states::{ApiKeys, Invitations, Members, Tenants};
+use crate::{Config, MIGRATIONS, commands, commands_access, store_data};
+
+/// Serves it on the operations port.
+pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
+    let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
+    let kinds: Kinds = Arc::new([Box::new(Tenants), Box::new(Members), Box::new(Invitations), Box::new(ApiKeys)]);
+    let aggregates = operators_aggregates::aggregates(app.db.clone(), kinds);
+    // The tenant last: it is there as long as anything of it is.
+    let erased: Erased = Arc::new([
+        Box::new(EraseApiKeys(app.clone())),
+        Box::new(EraseInvitations(app.clone())),
+        Box::new(EraseMembers(app.clone())),
+        Box::new(EraseTenants(app.clone())),
+    ]);
+    let data = Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: erased };
+    let data = operators_data::data(process, app.db.clone(), data)?;
+    process.operate(&config.common.issuer, Routes::new(outbox).add_service(aggregates).add_service(data))
+}
+
+struct EraseTenants(App);
+
+#[tonic::async_trait]
+impl Erase for EraseTenants {
+    fn kind(&self) -> &'static str {
+        "tenant"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::tenants(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, _id: Uuid) -> Result<bool, Failure> {
+        Ok(commands::erase_tenant(&self.0, call, person).await?)
+    }
+}
+
+struct EraseMembers(App);
+
+#[tonic::async_trait]
+impl Erase for EraseMembers {
+    fn kind(&self) -> &'static str {
+        "member"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::members(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
+        Ok(commands::erase_member(&self.0, call, MemberId::new(id), person).await?)
+    }
+}
+
+struct EraseInvitations(App);
+
+#[tonic::async_trait]
+impl Erase for EraseInvitations {
+    fn kind(&self) -> &'static str {
+        "invitation"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::invitations(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
+        Ok(commands_access::erase_invitation(&self.0, call, InvitationId::new(id), person).await?)
+    }
+}
+
+struct EraseApiKeys(App);
+
+#[tonic::async_trait]
+impl Erase for EraseApiKeys {
+    fn kind(&self) -> &'static str {
+        "api_key"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::api_keys(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
+        Ok(commands_access::erase_api_key(&self.0, call, ApiKeyId::new(id), person).await?)
+    }
+}

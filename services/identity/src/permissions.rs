@@ -1,0 +1,95 @@
+//! The identity service's rows of the permission matrix: one for each RPC that is not public, and one for each thing that the service does by
+//! itself.
+
+use authz::{Permission, Role};
+use contracts::events::identity::SERVICE;
+
+use Role::{Admin, Billing, Member, Owner, Viewer};
+
+/// Reads.
+const READ: &str = "identity:read";
+/// Writes.
+const WRITE: &str = "identity:write";
+
+const fn everybody(action: &'static str) -> Permission {
+    Permission { action, scope: READ, roles: &[Owner, Admin, Billing, Member, Viewer], services: &[] }
+}
+
+const fn reads(action: &'static str) -> Permission {
+    Permission { action, scope: READ, roles: &[Owner, Admin], services: &[] }
+}
+
+const fn writes(action: &'static str) -> Permission {
+    Permission { action, scope: WRITE, roles: &[Owner, Admin], services: &[] }
+}
+
+const fn by_itself(action: &'static str) -> Permission {
+    Permission { action, scope: WRITE, roles: &[], services: &[SERVICE] }
+}
+
+/// Reads what is known of the tenant.
+pub const GET_TENANT: Permission = everybody("identity.tenant.get");
+/// Changes it.
+pub const UPDATE_TENANT: Permission = writes("identity.tenant.update");
+/// Asks who the caller is.
+pub const GET_ME: Permission = everybody("identity.me.get");
+/// Reads one member.
+pub const GET_MEMBER: Permission = everybody("identity.member.get");
+/// Lists members.
+pub const LIST_MEMBERS: Permission = everybody("identity.member.list");
+/// Gives a member another role.
+pub const UPDATE_MEMBER: Permission = writes("identity.member.update");
+/// Takes a member out; everybody may leave.
+pub const DELETE_MEMBER: Permission = Permission { scope: WRITE, ..everybody("identity.member.delete") };
+/// Invites.
+pub const CREATE_INVITATION: Permission = writes("identity.invitation.create");
+/// Reads one invitation: a caller who may not gets NOT_FOUND.
+pub const GET_INVITATION: Permission = reads("identity.invitation.get");
+/// Lists invitations.
+pub const LIST_INVITATIONS: Permission = reads("identity.invitation.list");
+/// Withdraws an invitation.
+pub const DELETE_INVITATION: Permission = writes("identity.invitation.delete");
+/// Makes a key.
+pub const CREATE_API_KEY: Permission = writes("identity.api_key.create");
+/// Reads one key: a caller who may not gets NOT_FOUND.
+pub const GET_API_KEY: Permission = reads("identity.api_key.get");
+/// Lists keys.
+pub const LIST_API_KEYS: Permission = reads("identity.api_key.list");
+/// Revokes a key.
+pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
+
+/// Erases what is known of a tenant, or removes a person from it, as an operator requested.
+pub const ERASE_TENANT: Permission = by_itself("identity.tenant.erase");
+/// The same for a member.
+pub const ERASE_MEMBER: Permission = by_itself("identity.member.erase");
+/// The same for an invitation.
+pub const ERASE_INVITATION: Permission = by_itself("identity.invitation.erase");
+/// Erases a key, or removes a person from it.
+pub const ERASE_API_KEY: Permission = by_itself("identity.api_key.erase");
+
+/// The row of each RPC that is not public, by its name.
+pub const MATRIX: [(&str, &Permission); 15] = [
+    ("GetTenant", &GET_TENANT),
+    ("UpdateTenant", &UPDATE_TENANT),
+    ("GetMe", &GET_ME),
+    ("GetMember", &GET_MEMBER),
+    ("ListMembers", &LIST_MEMBERS),
+    ("UpdateMember", &UPDATE_MEMBER),
+    ("DeleteMember", &DELETE_MEMBER),
+    ("CreateInvitation", &CREATE_INVITATION),
+    ("GetInvitation", &GET_INVITATION),
+    ("ListInvitations", &LIST_INVITATIONS),
+    ("DeleteInvitation", &DELETE_INVITATION),
+    ("CreateApiKey", &CREATE_API_KEY),
+    ("GetApiKey", &GET_API_KEY),
+    ("ListApiKeys", &LIST_API_KEYS),
+    ("DeleteApiKey", &DELETE_API_KEY),
+];
+
+/// The rows of what the service does by itself, by the command.
+pub const BY_ITSELF: [(&str, &Permission); 4] = [
+    ("erase_tenant", &ERASE_TENANT),
+    ("erase_member", &ERASE_MEMBER),
+    ("erase_invitation", &ERASE_INVITATION),
+    ("erase_api_key", &ERASE_API_KEY),
+];

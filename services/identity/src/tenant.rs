@@ -1,0 +1,146 @@
+//! What is known of a tenant, and its changes. Pure: the time and new ids are arguments.
+
+use chrono::{DateTime, Utc};
+use contracts::events::identity::TenantRecordId;
+use contracts::text::is_misleading;
+use contracts::{TenantId, UserId};
+use uuid::Uuid;
+
+use crate::texts::{Country, Currency, Email, Name, TimeZone};
+
+/// What is known of a tenant. It does not hold whether it is erased: then it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its slug.
+    pub slug: TenantId,
+    /// Its name.
+    pub name: Name,
+    /// Its time zone.
+    pub time_zone: TimeZone,
+    /// Its country.
+    pub country: Country,
+    /// The currency that it pays in.
+    pub currency: Currency,
+    /// Where invoices go; none once it is erased.
+    pub billing_email: Option<Email>,
+    /// When it signed up.
+    pub create_time: DateTime<Utc>,
+    /// When it was last changed.
+    pub update_time: DateTime<Utc>,
+    /// Who signed it up.
+    pub created_by: UserId,
+    /// Counts the changes, from 1.
+    pub version: i32,
+}
+
+/// The fields of a new tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantDraft {
+    /// Its name.
+    pub name: Name,
+    /// Its time zone.
+    pub time_zone: TimeZone,
+    /// Its country.
+    pub country: Country,
+    /// The currency that it pays in.
+    pub currency: Currency,
+    /// Where invoices go; the first owner's address where there is none.
+    pub billing_email: Option<Email>,
+}
+
+/// The changes; `None` keeps a field.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TenantPatch {
+    /// A new name.
+    pub name: Option<Name>,
+    /// A new time zone.
+    pub time_zone: Option<TimeZone>,
+    /// A new country.
+    pub country: Option<Country>,
+    /// A new currency.
+    pub currency: Option<Currency>,
+    /// A new address for invoices.
+    pub billing_email: Option<Email>,
+}
+
+/// Ids that the fleet itself uses, and those that look like its own.
+const RESERVED: [&str; 8] =
+    ["admin", "flotilla", "operations", "operator", "operators", "platform", "support", "system"];
+
+/// Whether nobody may sign up by this id.
+#[must_use]
+pub fn is_reserved(slug: &TenantId) -> bool {
+    RESERVED.contains(&slug.as_str())
+}
+
+impl Tenant {
+    /// A new tenant, which this user signs up.
+    #[must_use]
+    pub fn create(slug: TenantId, draft: TenantDraft, (by, email): (UserId, Email), now: DateTime<Utc>) -> Self {
+        let TenantDraft { name, time_zone, country, currency, billing_email } = draft;
+        let billing_email = Some(billing_email.unwrap_or(email));
+        let (create_time, update_time) = (now, now);
+        Self {
+            slug,
+            name,
+            time_zone,
+            country,
+            currency,
+            billing_email,
+            create_time,
+            update_time,
+            created_by: by,
+            version: 1,
+        }
+    }
+
+    /// The id of this record: a slug is given once, and so is it.
+    #[must_use]
+    pub fn record(&self) -> TenantRecordId {
+        TenantRecordId::new(Uuid::new_v5(&Uuid::NAMESPACE_OID, self.slug.as_str().as_bytes()))
+    }
+
+    /// The tenant with the patch applied; `None` when that changes nothing.
+    #[must_use]
+    pub fn update(&self, patch: TenantPatch, now: DateTime<Utc>) -> Option<Self> {
+        let TenantPatch { name, time_zone, country, currency, billing_email } = patch;
+        let new = Self {
+            name: name.unwrap_or_else(|| self.name.clone()),
+            time_zone: time_zone.unwrap_or(self.time_zone),
+            country: country.unwrap_or_else(|| self.country.clone()),
+            currency: currency.unwrap_or_else(|| self.currency.clone()),
+            billing_email: billing_email.or_else(|| self.billing_email.clone()),
+            ..self.clone()
+        };
+        (new != *self).then(|| new.changed(now))
+    }
+
+    /// Whether its name differs from the one `before` and is misleading.
+    #[must_use]
+    pub fn misleads(&self, before: Option<&Self>) -> bool {
+        before.is_none_or(|before| before.name != self.name) && is_misleading(self.name.as_str())
+    }
+
+    /// Its last version, with its contents erased.
+    #[must_use]
+    pub fn erase(&self, now: DateTime<Utc>) -> Self {
+        Self { name: Name::erased(), billing_email: None, created_by: UserId::erased(), ..self.changed(now) }
+    }
+
+    /// The same without this person; `None` if it does not name the person.
+    #[must_use]
+    pub fn forget(&self, person: &UserId, now: DateTime<Utc>) -> Option<Self> {
+        (self.created_by == *person).then(|| Self { created_by: UserId::erased(), ..self.changed(now) })
+    }
+
+    /// Changes with every version.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        format!("v{}", self.version)
+    }
+
+    fn changed(&self, now: DateTime<Utc>) -> Self {
+        // Time never runs backwards within an aggregate, whatever the clock does.
+        Self { version: self.version + 1, update_time: now.max(self.update_time), ..self.clone() }
+    }
+}

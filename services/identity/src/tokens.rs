@@ -1,0 +1,138 @@
+//! The fleet's own tokens: signed here, valid for minutes, verified offline by every service (RFC 9068).
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use clap::Args;
+use contracts::{ActorKind, Role, TenantId, UserId};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde::Serialize;
+use service::secret::Secret;
+use service::{Failure, clock};
+use sha2::{Digest as _, Sha256};
+
+/// How long a token is valid at most.
+pub const LIFETIME_SECONDS: i64 = 600;
+/// Who asked for it, as RFC 9068 requires: this service, for whoever came with the credential.
+const CLIENT: &str = "flotilla-identity";
+
+/// Whom a token names, and what it allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The tenant in which it acts.
+    pub tenant: TenantId,
+    /// What it is.
+    pub kind: ActorKind,
+    /// Its id.
+    pub subject: UserId,
+    /// Its role in the tenant.
+    pub role: Role,
+    /// The scopes, with spaces between; none where the role alone counts.
+    pub scope: Option<String>,
+    /// When its tenant, role and credential had not been looked at yet: what is taken away later makes the token void.
+    pub issued: DateTime<Utc>,
+    /// When what it was exchanged for ends: a token lives no longer.
+    pub until: DateTime<Utc>,
+}
+
+impl Grant {
+    /// How many seconds its token is valid.
+    #[must_use]
+    pub fn seconds(&self) -> i64 {
+        // A credential may have ended within the leeway of clocks.
+        (self.until - self.issued).num_seconds().clamp(1, LIFETIME_SECONDS)
+    }
+}
+
+/// A signed token.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// The token.
+    pub token: String,
+    /// How many seconds it is valid.
+    pub seconds: i64,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    sub: &'a str,
+    tenant: &'a str,
+    kind: ActorKind,
+    role: Role,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
+    client_id: &'a str,
+    iat: i64,
+    exp: i64,
+    jti: String,
+}
+
+/// Signs tokens by the first of its keys. All of them are published, so that one that signs no more is still known.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    keys: Secret,
+    issuer: String,
+    audience: String,
+}
+
+impl Signer {
+    /// Signs in the name of this issuer, for this audience.
+    ///
+    /// # Errors
+    /// The keys cannot be read.
+    pub fn new(keys: &Secret, issuer: &str, audience: &str) -> Result<Self, anyhow::Error> {
+        first(&keys.expose())?;
+        Ok(Self { keys: keys.clone(), issuer: issuer.to_owned(), audience: audience.to_owned() })
+    }
+
+    /// Signs a token.
+    ///
+    /// # Errors
+    /// INTERNAL when the keys have become unreadable.
+    pub fn sign(&self, grant: &Grant) -> Result<Signed, Failure> {
+        let Grant { tenant, kind, subject, role, scope, issued, until: _ } = grant;
+        let (issued, seconds) = (issued.timestamp(), grant.seconds());
+        let claims = Claims {
+            iss: &self.issuer,
+            aud: &self.audience,
+            sub: subject.as_str(),
+            tenant: tenant.as_str(),
+            kind: *kind,
+            role: *role,
+            scope: scope.as_deref(),
+            client_id: CLIENT,
+            iat: issued,
+            exp: issued + seconds,
+            jti: clock::new_id().to_string(),
+        };
+        let (key, name) = first(&self.keys.expose()).map_err(Failure::internal)?;
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.typ = Some("at+jwt".to_owned());
+        header.kid = Some(name);
+        let token = encode(&header, &claims, &key).map_err(Failure::internal)?;
+        Ok(Signed { token, seconds })
+    }
+}
+
+/// By which keys it signs.
+#[derive(Debug, Clone, Args)]
+pub struct SigningKeys {
+    /// The keys that sign the fleet's tokens, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
+    #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = signing_keys)]
+    pub signing_keys: Secret,
+}
+
+fn signing_keys(text: &str) -> Result<Secret, String> {
+    Secret::given(text, |text| first(text).map(drop))
+}
+
+/// The first key, and its name: a part of its digest, so that a new key has a new name.
+fn first(text: &str) -> Result<(EncodingKey, String), anyhow::Error> {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).context("there is no signing key")?;
+    let document = STANDARD.decode(line).context("a signing key is the base64 of PKCS #8")?;
+    let name = Sha256::digest(&document).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Ok((EncodingKey::from_ed_der(&document), name))
+}

@@ -1,0 +1,407 @@
+//! Converts between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
+
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use contracts::{Role, TenantId};
+use prost_types::FieldMask;
+use proto::identity as pb;
+use proto::timestamp;
+use service::idempotency::StoredResponse;
+use service::wire::{Mask, id, stored_time, text, time};
+use service::{Code, Failure, IfMatch};
+
+use crate::api_key::{ApiKey, ApiKeyDraft};
+use crate::commands_exchange::Credential;
+use crate::invitation::{Invitation, InvitationDraft};
+use crate::member::{Member, Profile};
+use crate::tenant::{Tenant, TenantDraft, TenantPatch};
+use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
+
+/// The grant of RFC 8693, and what it takes and gives.
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+/// See [`TOKEN_EXCHANGE`].
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const API_KEY: &str = "urn:flotilla:token-type:api-key";
+
+pub fn member_id(text: &str) -> Result<MemberId, Failure> {
+    id("id", text)
+}
+
+pub fn invitation_id(text: &str) -> Result<InvitationId, Failure> {
+    id("id", text)
+}
+
+pub fn api_key_id(text: &str) -> Result<ApiKeyId, Failure> {
+    id("id", text)
+}
+
+fn role(field: &str, number: i32) -> Result<Role, Failure> {
+    match pb::Role::try_from(number) {
+        Ok(pb::Role::Owner) => Ok(Role::Owner),
+        Ok(pb::Role::Admin) => Ok(Role::Admin),
+        Ok(pb::Role::Billing) => Ok(Role::Billing),
+        Ok(pb::Role::Member) => Ok(Role::Member),
+        Ok(pb::Role::Viewer) => Ok(Role::Viewer),
+        Ok(pb::Role::Unspecified) | Err(_) => {
+            Err(Failure::invalid(field, "must be OWNER, ADMIN, BILLING, MEMBER or VIEWER"))
+        }
+    }
+}
+
+pub const fn role_of(role: Role) -> pb::Role {
+    match role {
+        Role::Owner => pb::Role::Owner,
+        Role::Admin => pb::Role::Admin,
+        Role::Billing => pb::Role::Billing,
+        Role::Member => pb::Role::Member,
+        Role::Viewer => pb::Role::Viewer,
+    }
+}
+
+/// The slug that a new tenant is to have, and its fields. The message is destructured whole, so that no new field is forgotten here.
+pub fn tenant_draft(tenant: Option<&pb::Tenant>) -> Result<(TenantId, TenantDraft), Failure> {
+    let pb::Tenant {
+        id: slug,
+        name,
+        time_zone,
+        country,
+        currency,
+        billing_email,
+        create_time: _,
+        update_time: _,
+        created_by: _,
+        version: _,
+        etag: _,
+    } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
+    let draft = TenantDraft {
+        name: text("name", Name::parse(name))?,
+        time_zone: if time_zone.is_empty() { TimeZone::UTC } else { text("time_zone", TimeZone::parse(time_zone))? },
+        country: text("country", Country::parse(country))?,
+        currency: text("currency", Currency::parse(currency))?,
+        billing_email: match billing_email.as_str() {
+            "" => None,
+            address => Some(text("billing_email", Email::parse(address))?),
+        },
+    };
+    Ok((id("id", slug)?, draft))
+}
+
+/// The changes of a request, and the etag that must still match.
+pub fn tenant_patch(tenant: Option<&pb::Tenant>, mask: Option<&FieldMask>) -> Result<(IfMatch, TenantPatch), Failure> {
+    let pb::Tenant {
+        id: _,
+        name,
+        time_zone,
+        country,
+        currency,
+        billing_email,
+        create_time: _,
+        update_time: _,
+        created_by: _,
+        version: _,
+        etag,
+    } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
+    let mask = Mask::of(mask, &["name", "time_zone", "country", "currency", "billing_email"])?;
+    let mut patch = TenantPatch::default();
+    if mask.takes("name", !name.is_empty()) {
+        patch.name = Some(text("name", Name::parse(name))?);
+    }
+    if mask.takes("time_zone", !time_zone.is_empty()) {
+        patch.time_zone = Some(text("time_zone", TimeZone::parse(time_zone))?);
+    }
+    if mask.takes("country", !country.is_empty()) {
+        patch.country = Some(text("country", Country::parse(country))?);
+    }
+    if mask.takes("currency", !currency.is_empty()) {
+        patch.currency = Some(text("currency", Currency::parse(currency))?);
+    }
+    if mask.takes("billing_email", !billing_email.is_empty()) {
+        patch.billing_email = Some(text("billing_email", Email::parse(billing_email))?);
+    }
+    Ok((IfMatch::parse(etag), patch))
+}
+
+/// The role that a member is to have, and the etag that must still match.
+pub fn new_role(member: Option<&pb::Member>, mask: Option<&FieldMask>) -> Result<(IfMatch, Role), Failure> {
+    let pb::Member {
+        role: new,
+        etag,
+        id: _,
+        user: _,
+        name: _,
+        email: _,
+        locale: _,
+        time_zone: _,
+        create_time: _,
+        update_time: _,
+        version: _,
+    } = member.ok_or_else(|| Failure::invalid("member", "is missing"))?;
+    Mask::of(mask, &["role"])?;
+    Ok((IfMatch::parse(etag), role("role", *new)?))
+}
+
+pub fn invitation_draft(invitation: Option<&pb::Invitation>) -> Result<InvitationDraft, Failure> {
+    let pb::Invitation { email, role: invited, expire_time, id: _, create_time: _, created_by: _ } =
+        invitation.ok_or_else(|| Failure::invalid("invitation", "is missing"))?;
+    Ok(InvitationDraft {
+        email: text("email", Email::parse(email))?,
+        role: role("role", *invited)?,
+        expire_time: time("expire_time", expire_time.as_ref())?,
+    })
+}
+
+pub fn api_key_draft(key: Option<&pb::ApiKey>) -> Result<ApiKeyDraft, Failure> {
+    let pb::ApiKey { name, role: given, scopes, expire_time, id: _, key: _, create_time: _, created_by: _ } =
+        key.ok_or_else(|| Failure::invalid("api_key", "is missing"))?;
+    let role = match role("role", *given)? {
+        Role::Owner => return Err(Failure::invalid("role", "must not be OWNER: a key is no owner's")),
+        role => role,
+    };
+    Ok(ApiKeyDraft {
+        name: text("name", Name::parse(name))?,
+        role,
+        scopes: text("scopes", Scopes::parse(scopes))?,
+        expire_time: time("expire_time", expire_time.as_ref())?,
+    })
+}
+
+/// What a request to exchange a credential asks for.
+pub struct Exchange<'a> {
+    /// What is exchanged.
+    pub credential: Credential<'a>,
+    /// The tenant that the token is to be for, if it names one.
+    pub tenant: Option<TenantId>,
+    /// The scopes that it is to have, if it names any.
+    pub scope: Option<Scopes>,
+}
+
+/// Its errors are OAuth's (RFC 6749, 5.2).
+pub fn exchange(request: &pb::ExchangeTokenRequest) -> Result<Exchange<'_>, Failure> {
+    let pb::ExchangeTokenRequest {
+        grant_type,
+        subject_token,
+        subject_token_type,
+        tenant,
+        scope,
+        requested_token_type,
+        audience,
+        resource,
+        actor_token,
+    } = request;
+    let wrong = |reason, message: &'static str| Failure::new(Code::InvalidArgument, reason, message);
+    match grant_type.as_str() {
+        TOKEN_EXCHANGE => {}
+        "" => return Err(wrong("INVALID_REQUEST", "grant_type is missing")),
+        _ => {
+            let message = "grant_type must be urn:ietf:params:oauth:grant-type:token-exchange";
+            return Err(wrong("UNSUPPORTED_GRANT_TYPE", message));
+        }
+    }
+    let credential = match subject_token_type.as_str() {
+        _ if subject_token.is_empty() => return Err(wrong("INVALID_REQUEST", "subject_token is missing")),
+        ACCESS_TOKEN => Credential::Person(subject_token),
+        API_KEY => Credential::Key(subject_token),
+        _ => {
+            let message = "subject_token_type must be urn:ietf:params:oauth:token-type:access_token or urn:flotilla:token-type:api-key";
+            return Err(wrong("INVALID_REQUEST", message));
+        }
+    };
+    if !["", ACCESS_TOKEN].contains(&requested_token_type.as_str()) || !actor_token.is_empty() {
+        let message = "requested_token_type must be that of an access token, and actor_token absent";
+        return Err(wrong("INVALID_REQUEST", message));
+    }
+    if !audience.is_empty() || !resource.is_empty() {
+        return Err(wrong("INVALID_TARGET", "the token is for the fleet: leave audience and resource out"));
+    }
+    let tenant = match tenant.as_str() {
+        "" => None,
+        slug => Some(slug.parse().map_err(|_| wrong("INVALID_TARGET", "tenant must be the id of a tenant"))?),
+    };
+    let scopes: Vec<String> = scope.split(' ').filter(|scope| !scope.is_empty()).map(ToOwned::to_owned).collect();
+    let scope = match scopes.as_slice() {
+        [] => None,
+        some => Some(Scopes::parse(some).map_err(|_| wrong("INVALID_SCOPE", "scope must be 1 to 20 scopes"))?),
+    };
+    Ok(Exchange { credential, tenant, scope })
+}
+
+pub fn tenant(tenant: &Tenant) -> pb::Tenant {
+    let Tenant {
+        slug,
+        name,
+        time_zone,
+        country,
+        currency,
+        billing_email,
+        create_time,
+        update_time,
+        created_by,
+        version,
+    } = tenant;
+    pb::Tenant {
+        id: slug.to_string(),
+        name: name.as_str().to_owned(),
+        time_zone: time_zone.as_str().to_owned(),
+        country: country.as_str().to_owned(),
+        currency: currency.as_str().to_owned(),
+        billing_email: billing_email.as_ref().map_or_else(String::new, |email| email.as_str().to_owned()),
+        create_time: Some(timestamp(*create_time)),
+        update_time: Some(timestamp(*update_time)),
+        created_by: created_by.to_string(),
+        version: *version,
+        etag: tenant.etag(),
+    }
+}
+
+pub fn member(member: &Member) -> pb::Member {
+    let Member { id, user, profile, role, create_time, update_time, version } = member;
+    pb::Member {
+        id: id.to_string(),
+        user: user.to_string(),
+        name: profile.name.clone(),
+        email: profile.email.as_str().to_owned(),
+        role: role_of(*role).into(),
+        locale: profile.locale.clone(),
+        time_zone: profile.time_zone.clone(),
+        create_time: Some(timestamp(*create_time)),
+        update_time: Some(timestamp(*update_time)),
+        version: *version,
+        etag: member.etag(),
+    }
+}
+
+pub fn invitation(invitation: &Invitation) -> pb::Invitation {
+    let Invitation { id, email, role, expire_time, create_time, update_time: _, created_by, version: _ } = invitation;
+    pb::Invitation {
+        id: id.to_string(),
+        email: email.as_str().to_owned(),
+        role: role_of(*role).into(),
+        expire_time: Some(timestamp(*expire_time)),
+        create_time: Some(timestamp(*create_time)),
+        created_by: created_by.to_string(),
+    }
+}
+
+pub fn api_key(key: &ApiKey, shown: Option<String>) -> pb::ApiKey {
+    let ApiKey { id, name, role, scopes, expire_time, create_time, update_time: _, created_by, version: _ } = key;
+    pb::ApiKey {
+        id: id.to_string(),
+        name: name.as_str().to_owned(),
+        role: role_of(*role).into(),
+        scopes: scopes.as_slice().to_vec(),
+        expire_time: Some(timestamp(*expire_time)),
+        key: shown.unwrap_or_default(),
+        create_time: Some(timestamp(*create_time)),
+        created_by: created_by.to_string(),
+    }
+}
+
+/// A stored answer, of this release or another.
+impl StoredResponse for Tenant {
+    type Message = pb::Tenant;
+
+    fn to_message(&self) -> pb::Tenant {
+        tenant(self)
+    }
+
+    fn from_message(message: pb::Tenant) -> Result<Self, Failure> {
+        let (slug, TenantDraft { name, time_zone, country, currency, billing_email }) = tenant_draft(Some(&message))?;
+        let pb::Tenant { create_time, update_time, created_by, version, .. } = message;
+        Ok(Self {
+            slug,
+            name,
+            time_zone,
+            country,
+            currency,
+            billing_email,
+            create_time: stored_time(create_time)?,
+            update_time: stored_time(update_time)?,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version,
+        })
+    }
+}
+
+/// A stored answer, of this release or another.
+impl StoredResponse for Member {
+    type Message = pb::Member;
+
+    fn to_message(&self) -> pb::Member {
+        member(self)
+    }
+
+    fn from_message(message: pb::Member) -> Result<Self, Failure> {
+        let pb::Member {
+            id: member,
+            user,
+            name,
+            email,
+            role: given,
+            locale,
+            time_zone,
+            create_time,
+            update_time,
+            version,
+            etag: _,
+        } = message;
+        Ok(Self {
+            id: member_id(&member)?,
+            user: user.parse().map_err(Failure::internal)?,
+            profile: Profile { email: Email::parse(&email).map_err(Failure::internal)?, name, locale, time_zone },
+            role: role("role", given)?,
+            create_time: stored_time(create_time)?,
+            update_time: stored_time(update_time)?,
+            version,
+        })
+    }
+}
+
+/// A stored answer, of this release or another: it is that of a new invitation.
+impl StoredResponse for Invitation {
+    type Message = pb::Invitation;
+
+    fn to_message(&self) -> pb::Invitation {
+        invitation(self)
+    }
+
+    fn from_message(message: pb::Invitation) -> Result<Self, Failure> {
+        let InvitationDraft { email, role, .. } = invitation_draft(Some(&message))?;
+        let pb::Invitation { id, expire_time, create_time, created_by, .. } = message;
+        let create_time = stored_time(create_time)?;
+        Ok(Self {
+            id: invitation_id(&id)?,
+            email,
+            role,
+            expire_time: stored_time(expire_time)?,
+            create_time,
+            update_time: create_time,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version: 1,
+        })
+    }
+}
+
+/// A stored answer, of this release or another: it is that of a new key, without its text.
+impl StoredResponse for ApiKey {
+    type Message = pb::ApiKey;
+
+    fn to_message(&self) -> pb::ApiKey {
+        api_key(self, None)
+    }
+
+    fn from_message(message: pb::ApiKey) -> Result<Self, Failure> {
+        let ApiKeyDraft { name, role, scopes, .. } = api_key_draft(Some(&message))?;
+        let pb::ApiKey { id, expire_time, create_time, created_by, .. } = message;
+        let create_time = stored_time(create_time)?;
+        Ok(Self {
+            id: api_key_id(&id)?,
+            name,
+            role,
+            scopes,
+            expire_time: stored_time(expire_time)?,
+            create_time,
+            update_time: create_time,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version: 1,
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! What is no credential gets no token, and a token does no more than it says.
+
+use proto::identity::{DeleteApiKeyRequest, ListApiKeysRequest, ListMembersRequest, Role};
+
+use crate::harness::{ACCESS_TOKEN, API_KEY, Harness, reason};
+
+#[tokio::test]
+async fn what_is_no_credential_gets_no_token() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let key = ann.create_key(Role::Member, &["todo:read"]).await.unwrap().key;
+    let nobody = harness.client_with(None);
+    let fleets = harness.issuer.bearer("acme", "ann");
+    let fleets = fleets.trim_start_matches("Bearer ");
+    let other = testkit::TestIssuer::new().person("ann", "ann@x.example");
+    let flipped = format!("{}{}", &key[..key.len() - 1], if key.ends_with('0') { '1' } else { '0' });
+    for (token, kind, wanted) in [
+        ("", ACCESS_TOKEN, "INVALID_REQUEST"),
+        ("nonsense", ACCESS_TOKEN, "INVALID_GRANT"),
+        // A token of the fleet's is none of the provider's: it is not exchanged to live longer.
+        (fleets, ACCESS_TOKEN, "INVALID_GRANT"),
+        (&other, ACCESS_TOKEN, "INVALID_GRANT"),
+        (&key, ACCESS_TOKEN, "INVALID_GRANT"),
+        (&flipped, API_KEY, "INVALID_GRANT"),
+        ("flk_00000000000000000000000000000000_", API_KEY, "INVALID_GRANT"),
+        (&key, "urn:ietf:params:oauth:token-type:id_token", "INVALID_REQUEST"),
+    ] {
+        assert_eq!(reason(nobody.exchange(token, kind, "", "").await), wanted, "{kind} {token}");
+    }
+    for (tenant, scope, wanted) in [
+        ("globex", "", "INVALID_TARGET"),
+        ("No Tenant", "", "INVALID_TARGET"),
+        ("", "todo:read todo:write", "INVALID_SCOPE"),
+        ("", "todo\"read", "INVALID_SCOPE"),
+    ] {
+        assert_eq!(reason(nobody.exchange(&key, API_KEY, tenant, scope).await), wanted, "{tenant} {scope}");
+    }
+    assert!(nobody.exchange(&key, API_KEY, "acme", "todo:read").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_person_of_several_tenants_names_one_and_of_none_gets_no_token() {
+    let harness = Harness::start().await;
+    let (nobody, token) = (harness.client_with(None), harness.issuer.person("ann", "ann@x.example"));
+    assert_eq!(reason(nobody.exchange(&token, ACCESS_TOKEN, "", "").await), "INVALID_TARGET");
+    for slug in ["acme", "globex"] {
+        harness.person("ann").sign_up(slug).await.unwrap();
+    }
+    harness.person("bob").sign_up("other").await.unwrap();
+    assert_eq!(reason(nobody.exchange(&token, ACCESS_TOKEN, "", "").await), "INVALID_TARGET");
+    assert_eq!(reason(nobody.exchange(&token, ACCESS_TOKEN, "other", "").await), "INVALID_TARGET");
+    nobody.exchange(&token, ACCESS_TOKEN, "globex", "").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_key_opens_nothing_and_no_list_shows_a_key() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let once = ann.with_key("one");
+    let key = once.create_key(Role::Member, &["todo:read"]).await.unwrap();
+    let again = once.create_key(Role::Member, &["todo:read"]).await.unwrap();
+    assert_eq!((again.id.as_str(), again.key.as_str()), (key.id.as_str(), ""), "a repeat leaves the key out");
+    let list = || async {
+        ann.inner.clone().list_api_keys(ann.request(ListApiKeysRequest::default())).await.unwrap().into_inner()
+    };
+    let listed = list().await.api_keys;
+    assert_eq!((listed.len(), listed[0].key.as_str()), (1, ""));
+    let request = ann.request(DeleteApiKeyRequest { id: key.id.clone() });
+    ann.inner.clone().delete_api_key(request).await.unwrap();
+    let refused = harness.client_with(None).exchange(&key.key, API_KEY, "", "").await;
+    assert_eq!(reason(refused), "INVALID_GRANT");
+    assert!(list().await.api_keys.is_empty());
+    let secret = key.key.rsplit('_').next().unwrap();
+    for stored in harness.events().await {
+        assert!(!stored.text.contains(secret), "no event holds a key");
+    }
+}
+
+#[tokio::test]
+async fn public_methods_take_the_providers_tokens_and_all_others_the_fleets() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    assert_eq!(reason(ann.sign_up("globex").await), "TOKEN_INVALID");
+    assert_eq!(reason(harness.client_with(None).sign_up("globex").await), "TOKEN_MISSING");
+    assert_eq!(reason(harness.person("ann").invite("bob@x.example", Role::Member).await), "TOKEN_INVALID");
+}
+
+#[tokio::test]
+async fn nobody_but_a_person_gives_access_and_no_more_than_its_token_has() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let user = ann.user().await;
+    let key = ann.create_key(Role::Admin, &["identity:write", "identity:read"]).await.unwrap();
+    let granted = harness.client_with(None).exchange(&key.key, API_KEY, "", "").await.unwrap();
+    let act = serde_json::json!({"role": "owner", "act": {"sub": "planner", "kind": "agent"}});
+    for program in [harness.with(&granted.access_token), harness.client_as("acme", &user, &act)] {
+        assert_eq!(reason(program.create_key(Role::Viewer, &["identity:read"]).await), "PERMISSION_DENIED");
+        assert_eq!(reason(program.invite("eve@x.example", Role::Viewer).await), "PERMISSION_DENIED");
+        let request = program.request(DeleteApiKeyRequest { id: key.id.clone() });
+        assert_eq!(reason(program.inner.clone().delete_api_key(request).await), "PERMISSION_DENIED");
+    }
+    let narrow = serde_json::json!({"role": "owner", "scope": "identity:write todo:read"});
+    let narrow = harness.client_as("acme", &user, &narrow);
+    narrow.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
+    assert_eq!(reason(narrow.create_key(Role::Viewer, &["todo:read", "todo:write"]).await), "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn a_name_at_the_provider_with_control_characters_is_nobodys() {
+    let harness = Harness::start().await;
+    for subject in ["", "a\0b", "a\nb", &"x".repeat(256)] {
+        let token = harness.issuer.person(subject, "ann@x.example");
+        assert_eq!(reason(harness.client_with(None).exchange(&token, ACCESS_TOKEN, "", "").await), "INVALID_GRANT");
+        assert_eq!(reason(harness.with(&token).sign_up("acme").await), "TOKEN_INVALID");
+    }
+}
+
+#[tokio::test]
+async fn what_a_provider_leaves_out_stays_as_it_was() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let nameless = serde_json::json!({"email": "ann@x.example", "email_verified": true});
+    for claims in [&nameless, &nameless, &serde_json::json!({})] {
+        let token = harness.issuer.person_with("ann", claims);
+        harness.client_with(None).exchange(&token, ACCESS_TOKEN, "", "").await.unwrap();
+    }
+    let renamed = serde_json::json!({"email": "ann@y.example", "email_verified": true, "locale": "de-DE"});
+    let token = harness.issuer.person_with("ann", &renamed);
+    harness.client_with(None).exchange(&token, ACCESS_TOKEN, "", "").await.unwrap();
+    let members = ann.inner.clone().list_members(ann.request(ListMembersRequest::default())).await.unwrap();
+    let member = members.into_inner().members.remove(0);
+    assert_eq!(
+        (member.name.as_str(), member.email.as_str(), member.locale.as_str()),
+        ("ann", "ann@y.example", "de-DE")
+    );
+    assert_eq!(member.version, 2, "what says nothing new is no change");
+}

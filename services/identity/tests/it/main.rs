@@ -1,0 +1,21 @@
+//! The identity service as it starts in production, on a real Postgres and a real nats-server of its own.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod harness;
+
+mod walk;
+
+mod membership;
+
+mod credentials;
+
+mod tenancy;
+
+mod permissions;
+
+mod data;
+
+mod lists;
+
+mod snapshots;

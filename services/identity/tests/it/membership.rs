@@ -1,0 +1,151 @@
+//! Members, their roles, and invitations: the rules that no caller breaks.
+
+use futures::future::join_all;
+use proto::identity::{
+    DeleteInvitationRequest, DeleteMemberRequest, ListMembersRequest, Member, Role, UpdateMemberRequest,
+};
+
+use crate::harness::{Client, Harness, reason, tenant};
+
+async fn change(client: &Client, id: &str, role: Role) -> Result<Member, tonic::Status> {
+    let member = Some(Member { role: role.into(), ..Member::default() });
+    let request = client.request(UpdateMemberRequest { id: id.to_owned(), member, update_mask: None });
+    Ok(client.inner.clone().update_member(request).await?.into_inner())
+}
+
+async fn remove(client: &Client, id: &str) -> Result<(), tonic::Status> {
+    let request = client.request(DeleteMemberRequest { id: id.to_owned(), etag: String::new() });
+    client.inner.clone().delete_member(request).await.map(drop)
+}
+
+async fn owner_of(client: &Client) -> Member {
+    let request = client.request(ListMembersRequest::default());
+    let members = client.inner.clone().list_members(request).await.unwrap().into_inner().members;
+    members.into_iter().find(|member| member.role == i32::from(Role::Owner)).unwrap()
+}
+
+#[tokio::test]
+async fn a_slug_is_given_once_whoever_asks() {
+    let harness = Harness::start().await;
+    let people: Vec<_> = (0..8).map(|number| harness.person(&format!("person-{number}"))).collect();
+    let all = join_all(people.iter().map(|person| person.sign_up("acme"))).await;
+    let (made, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+    assert_eq!(made.len(), 1);
+    for refused in refused {
+        assert_eq!(reason(refused), "TENANT_EXISTS");
+    }
+    assert_eq!((harness.count("tenant").await, harness.count("member").await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_sign_up_that_is_repeated_happens_once_and_one_that_is_malformed_never() {
+    let harness = Harness::start().await;
+    let ann = harness.person("ann").with_key("one");
+    let first = ann.sign_up("acme").await.unwrap();
+    assert_eq!(ann.sign_up("acme").await.unwrap(), first);
+    assert_eq!(reason(harness.person("ann").with_key("").sign_up("globex").await), "IDEMPOTENCY_KEY_REQUIRED");
+    for (field, wrong) in
+        [("id", "Acme"), ("name", ""), ("country", "Germany"), ("currency", "eur"), ("time_zone", "Berlin")]
+    {
+        let mut tenant = tenant("globex");
+        match field {
+            "id" => tenant.id = wrong.to_owned(),
+            "name" => tenant.name = wrong.to_owned(),
+            "country" => tenant.country = wrong.to_owned(),
+            "currency" => tenant.currency = wrong.to_owned(),
+            _ => tenant.time_zone = wrong.to_owned(),
+        }
+        let refused = harness.person("ann").create_tenant(tenant).await;
+        assert!(refused.as_ref().unwrap_err().message().starts_with(field), "{refused:?}");
+        assert_eq!(reason(refused), "INVALID_ARGUMENT");
+    }
+    assert_eq!(harness.count("tenant").await, 1);
+}
+
+#[tokio::test]
+async fn the_last_owner_stays() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let owner = owner_of(&ann).await;
+    assert_eq!(reason(remove(&ann, &owner.id).await), "LAST_OWNER");
+    assert_eq!(reason(change(&ann, &owner.id, Role::Admin).await), "LAST_OWNER");
+    // Two owners who both leave at once: one of them stays.
+    let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Owner)).await;
+    let (one, another) = tokio::join!(remove(&ann, &owner.id), remove(&bobs, &bob.id));
+    let left: Vec<_> = [one, another].into_iter().filter_map(Result::err).collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let mut admin = harness.database.admin().await;
+    let owners = "select count(*) from member where role = 'owner' and delete_time is null";
+    assert_eq!(sqlx::query_scalar::<_, i64>(owners).fetch_one(&mut admin).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn an_admin_makes_and_changes_no_owner_and_a_member_only_leaves() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let owner = owner_of(&ann).await;
+    let (_, admin) = harness.member(&ann, "acme", ("abe", Role::Admin)).await;
+    let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Member)).await;
+    for refused in [change(&admin, &bob.id, Role::Owner).await, change(&admin, &owner.id, Role::Viewer).await] {
+        assert_eq!(reason(refused), "PERMISSION_DENIED");
+    }
+    assert_eq!(reason(remove(&admin, &owner.id).await), "PERMISSION_DENIED");
+    assert_eq!(reason(admin.invite("eve@x.example", Role::Owner).await), "PERMISSION_DENIED");
+    assert_eq!(change(&admin, &bob.id, Role::Viewer).await.unwrap().version, 2);
+    assert_eq!(reason(remove(&bobs, &owner.id).await), "PERMISSION_DENIED");
+    remove(&bobs, &bob.id).await.unwrap();
+    assert_eq!(reason(remove(&ann, &bob.id).await), "MEMBER_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn an_invitation_is_for_its_address_and_for_once() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let invitation = ann.invite("BOB@x.example", Role::Member).await.unwrap();
+    assert_eq!(reason(harness.person("eve").accept(&invitation.id).await), "INVITATION_NOT_FOUND");
+    let unverified = serde_json::json!({"email": "bob@x.example", "email_verified": false});
+    let unverified = harness.with(&harness.issuer.person_with("bob", &unverified));
+    assert_eq!(reason(unverified.accept(&invitation.id).await), "EMAIL_NOT_VERIFIED");
+    // Many at once are one.
+    let bob = harness.person("bob");
+    let all = join_all((0..8).map(|_| bob.accept(&invitation.id))).await;
+    assert_eq!(all.iter().filter(|accepted| accepted.is_ok()).count(), 1, "{all:?}");
+    for refused in all.into_iter().filter(Result::is_err) {
+        assert_eq!(reason(refused), "INVITATION_NOT_FOUND");
+    }
+    let again = ann.invite("bob@x.example", Role::Admin).await.unwrap();
+    assert_eq!(reason(bob.accept(&again.id).await), "MEMBER_EXISTS");
+    let request = ann.request(DeleteInvitationRequest { id: again.id.clone() });
+    ann.inner.clone().delete_invitation(request).await.unwrap();
+    assert_eq!(reason(bob.accept(&again.id).await), "INVITATION_NOT_FOUND");
+    assert_eq!(harness.count("member").await, 2);
+}
+
+#[tokio::test]
+async fn whoever_was_taken_out_gives_no_access_with_the_token_in_hand() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Owner)).await;
+    let (open, owners) = (
+        bobs.invite("eve@x.example", Role::Member).await.unwrap(),
+        bobs.invite("kim@x.example", Role::Owner).await.unwrap(),
+    );
+    // An admin now, who makes no owner.
+    change(&ann, &bob.id, Role::Admin).await.unwrap();
+    assert_eq!(reason(harness.person("kim").accept(&owners.id).await), "INVITATION_NOT_FOUND");
+    assert_eq!(reason(bobs.invite("lea@x.example", Role::Owner).await), "PERMISSION_DENIED");
+    remove(&ann, &bob.id).await.unwrap();
+    assert_eq!(reason(bobs.invite("lea@x.example", Role::Member).await), "PERMISSION_DENIED");
+    assert_eq!(reason(bobs.create_key(Role::Viewer, &["todo:read"]).await), "PERMISSION_DENIED");
+    assert_eq!(reason(remove(&bobs, &owner_of(&ann).await.id).await), "PERMISSION_DENIED");
+    assert_eq!(reason(harness.person("eve").accept(&open.id).await), "INVITATION_NOT_FOUND");
+    assert_eq!(harness.count("member where delete_time is null").await, 1);
+}
+
+#[tokio::test]
+async fn an_id_of_the_fleets_own_is_nobodys() {
+    let harness = Harness::start().await;
+    for slug in ["operators", "system", "flotilla"] {
+        assert_eq!(reason(harness.person("ann").sign_up(slug).await), "TENANT_EXISTS");
+    }
+}

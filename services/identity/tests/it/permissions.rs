@@ -1,0 +1,144 @@
+//! Who may do what: by role and by scope.
+
+use authz::{Caller, Permission, Role};
+use contracts::{Actor, ActorKind};
+use identity::commands::{self, App, Error};
+use identity::commands_access;
+use identity::permissions::{BY_ITSELF, MATRIX};
+use serde_json::json;
+use service::{Call, Db, Failure, Outbox};
+
+use crate::harness::{Client, Harness, reason};
+use crate::tenancy::{Ids, call, furnished, rpcs};
+
+/// The matrix as a reviewer reads it; a change of it is a change of who may do what.
+const REVIEWED: &str = "\
+identity.tenant.get        identity:read  owner admin billing member viewer
+identity.tenant.update     identity:write owner admin
+identity.me.get            identity:read  owner admin billing member viewer
+identity.member.get        identity:read  owner admin billing member viewer
+identity.member.list       identity:read  owner admin billing member viewer
+identity.member.update     identity:write owner admin
+identity.member.delete     identity:write owner admin billing member viewer
+identity.invitation.create identity:write owner admin
+identity.invitation.get    identity:read  owner admin
+identity.invitation.list   identity:read  owner admin
+identity.invitation.delete identity:write owner admin
+identity.api_key.create    identity:write owner admin
+identity.api_key.get       identity:read  owner admin
+identity.api_key.list      identity:read  owner admin
+identity.api_key.delete    identity:write owner admin
+identity.tenant.erase      identity:write                                   service:identity
+identity.member.erase      identity:write                                   service:identity
+identity.invitation.erase  identity:write                                   service:identity
+identity.api_key.erase     identity:write                                   service:identity
+";
+
+#[test]
+fn the_matrix_is_as_it_was_reviewed() {
+    let row = |Permission { action, scope, roles, services }: &Permission| {
+        let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
+        let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
+        format!("{action:<26} {scope:<14} {roles:<33} {services}").trim_end().to_owned() + "\n"
+    };
+    let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
+    assert_eq!(matrix, REVIEWED);
+    assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
+}
+
+/// The refusal of each call, by its RPC; nothing where it succeeds.
+async fn refusals(harness: &Harness, owner: &Client, client: &Client) -> Vec<(&'static str, String)> {
+    let ids = furnished(harness, owner, "acme").await;
+    let mut refusals = Vec::new();
+    for (rpc, _) in MATRIX {
+        let result = call(client, rpc, &ids).await;
+        refusals.push((rpc, if result.is_ok() { String::new() } else { reason(result) }));
+    }
+    refusals
+}
+
+/// The reason for which one is not found that a call names.
+fn not_found(rpc: &str) -> Option<&'static str> {
+    let named = !rpc.starts_with("Create") && !rpc.starts_with("List");
+    let kinds = [("Invitation", "INVITATION_NOT_FOUND"), ("ApiKey", "API_KEY_NOT_FOUND")];
+    kinds.into_iter().find(|(kind, _)| named && rpc.ends_with(kind)).map(|(_, reason)| reason)
+}
+
+#[tokio::test]
+async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
+    let harness = Harness::start().await;
+    let owner = harness.owner("acme", "ann").await;
+    for (role, given) in Role::ALL.into_iter().map(Some).chain([None]).zip([1, 2, 3, 4, 5, 0]) {
+        let client = match proto::identity::Role::try_from(given).unwrap() {
+            proto::identity::Role::Unspecified => harness.client_as("acme", "mel", &json!({})),
+            given => harness.member(&owner, "acme", (&format!("mel-{given:?}").to_lowercase(), given)).await.1,
+        };
+        for (rpc, refused) in refusals(&harness, &owner, &client).await {
+            let permission = MATRIX.iter().find(|(name, _)| *name == rpc).unwrap().1;
+            let wanted = match role {
+                // She is not the one, and whoever is no admin only leaves.
+                Some(Role::Billing | Role::Member | Role::Viewer) if rpc == "DeleteMember" => "PERMISSION_DENIED",
+                Some(role) if permission.roles.contains(&role) => "",
+                None if ["GetMember", "UpdateMember", "DeleteMember"].contains(&rpc) => "MEMBER_NOT_FOUND",
+                _ => not_found(rpc).unwrap_or("PERMISSION_DENIED"),
+            };
+            assert_eq!(refused, wanted, "{rpc} as {role:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_with_scopes_does_no_more_than_they_say() {
+    let harness = Harness::start().await;
+    let owner = harness.owner("acme", "ann").await;
+    let ann = owner.user().await;
+    for scope in ["identity:read", "identity:write", "identity:read identity:write other", "", "todo:read"] {
+        let claims = json!({"role": "owner", "scope": scope});
+        for (rpc, refused) in refusals(&harness, &owner, &harness.client_as("acme", &ann, &claims)).await {
+            let permission = MATRIX.iter().find(|(name, _)| *name == rpc).unwrap().1;
+            let wanted = match rpc {
+                // It asks for a scope that her token has not.
+                "CreateApiKey" if scope.contains("identity:write") => "INVALID_ARGUMENT",
+                _ if scope.split(' ').any(|scope| scope == permission.scope) => "",
+                _ => "INSUFFICIENT_SCOPE",
+            };
+            assert_eq!(refused, wanted, "{rpc} with {scope:?}");
+        }
+    }
+}
+
+async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool, Error> {
+    match name {
+        "erase_tenant" => commands::erase_tenant(app, call, None).await,
+        "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
+        "erase_invitation" => commands_access::erase_invitation(app, call, ids.invitation.parse().unwrap(), None).await,
+        "erase_api_key" => commands_access::erase_api_key(app, call, ids.key.parse().unwrap(), None).await,
+        other => panic!("{other}: say here how it is called"),
+    }
+}
+
+#[tokio::test]
+async fn what_the_service_does_by_itself_nobody_else_may_do() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let ids = furnished(&harness, &ann, "acme").await;
+    let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
+    let app = App { db, outbox: Outbox::new(harness.app.relay.clone()) };
+    let service = |name: &str| Caller::service("acme".parse().unwrap(), name.parse().unwrap());
+    let owner = Caller {
+        role: Some(Role::Owner),
+        actor: Actor::new(ActorKind::User, "ann".parse().unwrap()),
+        ..service("identity")
+    };
+    for (name, _) in BY_ITSELF {
+        for caller in [owner.clone(), service("todo")] {
+            let refused = by_itself(&app, &Call::of_request(caller, None), name, &ids).await.map_err(Failure::from);
+            assert_eq!(refused.unwrap_err().reason, "PERMISSION_DENIED", "{name}");
+        }
+    }
+    // The tenant last.
+    for (name, _) in BY_ITSELF.into_iter().rev() {
+        let call = Call::of_request(service("identity"), None);
+        assert!(by_itself(&app, &call, name, &ids).await.map_err(Failure::from).unwrap(), "{name}");
+    }
+}
