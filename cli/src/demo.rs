@@ -36,7 +36,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     });
     let script = async {
         say("1. Ann signs up tenant acme, invites Bob, and gives a program a key");
-        let Acme { ann, program, key: key_id } = sign_up(context, &acme, &say).await?;
+        let Acme { ann, program, account } = sign_up(context, &acme, &say).await?;
 
         say("2. Ann writes three todos");
         let mut todos = Vec::new();
@@ -70,14 +70,14 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
             say(&format!("   {}", hit["highlights"][0]["snippets"][0].as_str().unwrap_or_else(|| text(hit, "title"))));
         }
 
-        say("6. The program reads one, and Ann takes its key away");
+        say("6. The program reads one, and Ann lets it in no more");
         let path = format!("/v1/todos/{first}");
         let read = accepted(program.read(&path).await?)?.0;
         say(&format!("   {}", text(&read, "title")));
         let refused = program.write(&format!("{path}:complete"), &key(), &json!({})).await?;
         ensure!(refused.status == StatusCode::FORBIDDEN, "a key that may read has written: {}", refused.status);
         say(&format!("   it may not write: {} {}", refused.status, text(&refused.body, "code")));
-        accepted(ann.call(Method::DELETE, &format!("/v1/apiKeys/{key_id}"), None, None).await?)?;
+        accepted(ann.call(Method::DELETE, &format!("/v1/serviceAccounts/{account}"), None, None).await?)?;
 
         say("7. Bob of tenant globex looks for the same");
         let foreign = other.read(&path).await?;
@@ -100,8 +100,8 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
 struct Acme {
     ann: Api,
     program: Api,
-    /// The id of the program's key.
-    key: String,
+    /// The program's id.
+    account: String,
 }
 
 /// Signs acme up, with Bob in it, and makes a key. What an earlier run has made is there already.
@@ -124,10 +124,12 @@ async fn sign_up(context: &Context, acme: &TenantId, say: &impl Fn(&str)) -> Res
         let member = accepted(bob.write(&accept, &key(), &json!({})).await?)?.0;
         say(&format!("   {} is a {}", text(&member, "name"), text(&member, "role")));
     }
-    let draft = json!({"name": "the demo's report", "role": "VIEWER", "scopes": ["todo:read"]});
+    let account = json!({"name": "the demo's report", "role": "VIEWER"});
+    let account = text(&accepted(ann.write("/v1/serviceAccounts", &key(), &account).await?)?.0, "id").to_owned();
+    let draft = json!({"serviceAccount": account, "name": "the demo's key", "scopes": ["todo:read"]});
     let made = accepted(ann.write("/v1/apiKeys", &key(), &draft).await?)?.0;
-    say(&format!("   key {} for {}", text(&made, "id"), text(&made, "name")));
-    Ok(Acme { ann, program: Api::by(context, text(&made, "key").to_owned())?, key: text(&made, "id").to_owned() })
+    say(&format!("   service account {account}, with a key"));
+    Ok(Acme { ann, program: Api::by(context, text(&made, "key").to_owned())?, account })
 }
 
 /// The stages of one write.

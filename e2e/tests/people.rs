@@ -61,7 +61,9 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_
     let todo = bob.create(json!({"title": "Caulk the deck"})).await;
     assert_eq!(todo["createdBy"], member.body["user"]);
     let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
-    let key = json!({"name": "report", "role": "VIEWER", "scopes": ["todo:read"]});
+    let account = json!({"name": "report", "role": "VIEWER"});
+    let account = ann.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body;
+    let key = json!({"serviceAccount": account["id"], "name": "nightly", "scopes": ["todo:read"]});
     let key = ann.send(Method::POST, "/v1/apiKeys", Some(key)).await.body;
     let text = key["key"].as_str().unwrap().to_owned();
     let program = by(&fleet, &text);
@@ -86,7 +88,7 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_
 
     // Everything that happened is in the stream of identity, in order.
     let tail =
-        ["events", "tail", "--service", "identity", "--tenant", "acme", "--from-start", "--count", "6", "--json"];
+        ["events", "tail", "--service", "identity", "--tenant", "acme", "--from-start", "--count", "7", "--json"];
     let tail = String::from_utf8(fleet.run(&tail).await.stdout).unwrap();
     for part in ["identity.tenant_created.v1", "identity.member_added.v1", "identity.api_key_created.v1"] {
         assert!(tail.contains(part), "{tail}");

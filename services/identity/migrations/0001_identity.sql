@@ -64,25 +64,45 @@ create table invitation (
 
 create index invitation_list_idx on invitation (tenant, id) where delete_time is null;
 
+-- Programs. One that is let in no more stays as a tombstone: an id is used once.
+create table service_account (
+    tenant      text collate "C" not null references tenant (tenant),
+    id          uuid        not null,
+    name        text        not null check (char_length(name) between 1 and 200),
+    role        text        not null check (role in ('admin', 'billing', 'member', 'viewer')),
+    create_time timestamptz not null,
+    update_time timestamptz not null,
+    delete_time timestamptz,
+    created_by  text        not null,
+    version     integer     not null check (version >= 1),
+    primary key (tenant, id)
+);
+
+create index service_account_list_idx on service_account (tenant, id) where delete_time is null;
+
 -- Keys of programs. Of each only a digest is kept: the rest of the key has 256 bits, which nobody guesses.
 create table api_key (
     tenant      text collate "C" not null references tenant (tenant),
     id          uuid        not null unique,
+    service_account uuid    not null,
     name        text        not null check (char_length(name) between 1 and 200),
-    role        text        not null check (role in ('admin', 'billing', 'member', 'viewer')),
     scopes      text[]      not null check (cardinality(scopes) between 1 and 20),
     digest      bytea       not null check (octet_length(digest) in (0, 32)),
     expire_time timestamptz not null,
+    -- When it was last exchanged, to the minute: of no version, and in no event.
+    last_use_time timestamptz,
     create_time timestamptz not null,
     update_time timestamptz not null,
     delete_time timestamptz,
     created_by  text        not null,
     version     integer     not null check (version >= 1),
     primary key (tenant, id),
+    foreign key (tenant, service_account) references service_account (tenant, id),
     check ((octet_length(digest) = 0) = (delete_time is not null))
 );
 
 create index api_key_list_idx on api_key (tenant, id) where delete_time is null;
+create index api_key_of_idx on api_key (tenant, service_account) where delete_time is null;
 
 -- Row-level security: the tenant is a setting of the transaction, and there is no way around it for the service's role.
 -- the release before goes on: it has none of this
@@ -90,7 +110,7 @@ do $$
 declare
     kind text;
 begin
-    foreach kind in array array['tenant', 'member', 'invitation', 'api_key'] loop
+    foreach kind in array array['tenant', 'member', 'invitation', 'service_account', 'api_key'] loop
         execute format('alter table %I enable row level security', kind);
         execute format('alter table %I force row level security', kind);
         execute format(

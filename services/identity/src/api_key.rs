@@ -1,8 +1,8 @@
 //! A key of a program. Pure: the time, new ids and randomness are arguments.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use contracts::events::identity::ApiKeyId;
-use contracts::{Role, UserId};
+use contracts::UserId;
+use contracts::events::identity::{ApiKeyId, ServiceAccountId};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -14,6 +14,12 @@ const PREFIX: &str = "flk_";
 /// How long one lasts unless it says otherwise, and at most.
 const USUAL: TimeDelta = TimeDelta::days(90);
 const LONGEST: TimeDelta = TimeDelta::days(366);
+/// How long one that is rotated opens beside the new one unless the request says otherwise, and at most.
+pub const OVERLAP: TimeDelta = TimeDelta::days(1);
+/// See [`OVERLAP`].
+pub const LONGEST_OVERLAP: TimeDelta = TimeDelta::days(30);
+/// How many keys a program may have at once.
+pub const MOST: usize = 20;
 
 /// What only the holder of a key has.
 #[derive(Clone)]
@@ -60,14 +66,16 @@ impl KeySecret {
 pub struct ApiKey {
     /// Its id.
     pub id: ApiKeyId,
+    /// The program that has it.
+    pub of: ServiceAccountId,
     /// What it is for.
     pub name: Name,
-    /// What the program may do.
-    pub role: Role,
     /// The scopes of its tokens.
     pub scopes: Scopes,
     /// When it ends.
     pub expire_time: DateTime<Utc>,
+    /// When it was last exchanged, to the minute.
+    pub last_use_time: Option<DateTime<Utc>>,
     /// When it was made.
     pub create_time: DateTime<Utc>,
     /// When it was last changed.
@@ -81,10 +89,10 @@ pub struct ApiKey {
 /// The fields of a new key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKeyDraft {
+    /// The program that is to have it.
+    pub of: ServiceAccountId,
     /// What it is for.
     pub name: Name,
-    /// What the program may do.
-    pub role: Role,
     /// The scopes of its tokens.
     pub scopes: Scopes,
     /// When it ends.
@@ -97,9 +105,30 @@ impl ApiKey {
     /// # Errors
     /// See [`ends`].
     pub fn create(id: ApiKeyId, draft: ApiKeyDraft, by: UserId, now: DateTime<Utc>) -> Result<Self, TooFar> {
-        let ApiKeyDraft { name, role, scopes, expire_time } = draft;
+        let ApiKeyDraft { of, name, scopes, expire_time } = draft;
         let expire_time = ends(expire_time, (USUAL, LONGEST), now)?;
-        Ok(Self { id, name, role, scopes, expire_time, create_time: now, update_time: now, created_by: by, version: 1 })
+        let (create_time, update_time, last_use_time) = (now, now, None);
+        let created_by = by;
+        Ok(Self { id, of, name, scopes, expire_time, last_use_time, create_time, update_time, created_by, version: 1 })
+    }
+
+    /// The key with this id that takes the place of this one, for as long as this one was made for; and this one, which ends after the
+    /// overlap if it does not end before.
+    #[must_use]
+    pub fn rotate(&self, id: ApiKeyId, overlap: TimeDelta, by: UserId, now: DateTime<Utc>) -> (Self, Self) {
+        let (lasts, last_use_time) = ((self.expire_time - self.create_time).min(LONGEST), None);
+        let new = Self {
+            id,
+            expire_time: now + lasts,
+            last_use_time,
+            create_time: now,
+            update_time: now,
+            created_by: by,
+            version: 1,
+            ..self.clone()
+        };
+        let old = Self { expire_time: self.expire_time.min(now + overlap), ..self.changed(now) };
+        (new, old)
     }
 
     /// Whether it has not ended.
@@ -143,13 +172,18 @@ mod tests {
         let (read, opener) = KeySecret::read(&secret.text(id)).unwrap();
         assert_eq!((read, opener.digest()), (id, secret.digest()));
         let draft = ApiKeyDraft {
+            of: ServiceAccountId::new(Uuid::from_u128(8)),
             name: Name::parse("report").unwrap(),
-            role: Role::Viewer,
             scopes: Scopes::parse(&["todo:read".to_owned()]).unwrap(),
             expire_time: None,
         };
         let key = ApiKey::create(id, draft, UserId::example(), now).unwrap();
         assert!(key.is_valid(now) && !key.is_valid(now + USUAL));
+        let day = TimeDelta::days(1);
+        let (new, old) = key.rotate(ApiKeyId::new(Uuid::from_u128(9)), day, UserId::example(), now + day);
+        assert_eq!((old.expire_time, new.expire_time), (now + day * 2, now + day + USUAL));
+        let (_, old) = old.rotate(id, day * 9, UserId::example(), now + day);
+        assert_eq!(old.expire_time, now + day * 2, "it lives no longer than it would");
         for text in
             ["", "flk_", &secret.text(id)[1..], &secret.text(id).to_uppercase(), &format!("{}0", secret.text(id))]
         {

@@ -1,9 +1,10 @@
 //! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key), load, decide,
 //! save, and commit together with the events and the answer. A transaction calls and publishes nothing; the relay publishes the
-//! events afterwards. Those about invitations and keys are in `commands_access`.
+//! events afterwards. Those about invitations, programs and keys are in
+//! `commands_invitations` and `commands_programs`.
 
 use authz::{Caller, Denied, Permission, Person};
-use contracts::events::identity::{ApiKeyId, InvitationId};
+use contracts::events::identity::{ApiKeyId, InvitationId, ServiceAccountId};
 use contracts::events::identity::{
     MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantUpdatedV1,
 };
@@ -12,6 +13,7 @@ use contracts::{Actor, ActorKind, Role, TenantId, UserId};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 use uuid::Uuid;
 
+use crate::api_key::MOST;
 use crate::member::{Member, Profile};
 use crate::store_person::Membership;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
@@ -38,6 +40,12 @@ pub enum Error {
     /// There is no such invitation; it has ended, was taken up or withdrawn; or it is not for the caller.
     #[error("there is no invitation {0} for you")]
     NoInvitation(InvitationId),
+    /// The caller's tenant has no such program, or the caller may see none.
+    #[error("there is no service account {0}")]
+    NoServiceAccount(ServiceAccountId),
+    /// A program has as many keys as it may have.
+    #[error("a service account has {MOST} keys at most: revoke one first")]
+    ManyApiKeys,
     /// The caller's tenant has no such key, or the caller may see none.
     #[error("there is no key {0}")]
     NoApiKey(ApiKeyId),
@@ -79,6 +87,8 @@ impl From<Error> for Failure {
             Error::NoTenant => Self::new(Code::NotFound, "TENANT_NOT_FOUND", error),
             Error::NoMember(_) => Self::new(Code::NotFound, "MEMBER_NOT_FOUND", error),
             Error::NoInvitation(_) => Self::new(Code::NotFound, "INVITATION_NOT_FOUND", error),
+            Error::NoServiceAccount(_) => Self::new(Code::NotFound, "SERVICE_ACCOUNT_NOT_FOUND", error),
+            Error::ManyApiKeys => Self::new(Code::FailedPrecondition, "TOO_MANY_API_KEYS", error),
             Error::NoApiKey(_) => Self::new(Code::NotFound, "API_KEY_NOT_FOUND", error),
             Error::TenantExists(_) => Self::new(Code::AlreadyExists, "TENANT_EXISTS", error),
             Error::MemberExists => Self::new(Code::AlreadyExists, "MEMBER_EXISTS", error),

@@ -12,7 +12,7 @@ use crate::member::Profile;
 use crate::store_person::Membership;
 use crate::texts::Scopes;
 use crate::tokens::Grant;
-use crate::{store_api_key, store_person};
+use crate::{store_api_key, store_person, store_service_account};
 
 /// A credential.
 pub enum Credential<'a> {
@@ -94,14 +94,21 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
     let owner = store_person::tenant_of_key(&mut tx, id).await?;
     tx.commit().await?;
     let owner = owner.ok_or_else(invalid)?;
-    let program: UserId = id.to_string().parse().map_err(Failure::internal)?;
-    let call = Call::of_request(in_person(owner.clone(), program.clone()), None);
-    let mut tx = app.db.read(&call).await?;
+    // Whoever holds it is not known yet: the transaction is the tenant's.
+    let holder: UserId = id.to_string().parse().map_err(Failure::internal)?;
+    let call = Call::of_request(in_person(owner.clone(), holder), None);
+    let mut tx = app.db.begin(&call).await?;
     let (key, digest) = (store_api_key::get(&mut tx, id).await?, store_api_key::digest(&mut tx, id).await?);
-    tx.end().await?;
     // Digests are compared: how long that takes says nothing of the secret.
     let opens = digest.is_some_and(|digest| digest == secret.digest());
-    let key = key.filter(|key| opens && key.is_valid(issued)).ok_or_else(invalid)?;
+    let Some(key) = key.filter(|key| opens && key.is_valid(issued)) else {
+        tx.end().await?;
+        return Err(invalid());
+    };
+    let program = store_service_account::get(&mut tx, key.of).await?;
+    store_api_key::used(&mut tx, id, issued).await?;
+    app.outbox.commit(tx, Vec::new(), &()).await?;
+    let program = program.ok_or_else(invalid)?;
     if tenant.is_some_and(|tenant| tenant != owner) {
         return Err(refused("INVALID_TARGET", "this key is another tenant's"));
     }
@@ -111,5 +118,6 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
     }
     let scope = Some(scope.as_slice().join(" "));
     let (kind, until) = (ActorKind::ServiceAccount, key.expire_time);
-    Ok(Grant { tenant: owner, kind, subject: program, role: key.role, scope, issued, until })
+    let subject = program.id.to_string().parse().map_err(Failure::internal)?;
+    Ok(Grant { tenant: owner, kind, subject, role: program.role, scope, issued, until })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use authz::{People, Person};
 use aws_lc_rs::rand;
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{TenantId, UserId};
 use prost::Message;
 use proto::identity as pb;
@@ -18,8 +18,9 @@ use tonic::{Request, Response, Status};
 use crate::api_key::KeySecret;
 use crate::commands::{in_person, user_of};
 use crate::commands_exchange::exchange;
+use crate::service_account::ServiceAccount;
 use crate::tokens::{Signed, Signer};
-use crate::{commands, commands_access, permissions, wire};
+use crate::{commands, commands_invitations, commands_programs, permissions, wire};
 
 /// The implementation of `flotilla.identity.v1.IdentityService`.
 pub struct Identity {
@@ -121,13 +122,13 @@ impl IdentityService for Identity {
     async fn create_invitation(&self, request: Request<pb::CreateInvitationRequest>) -> RpcResult<pb::Invitation> {
         let (call, request) = writing_once(request, "CreateInvitation")?;
         let draft = wire::invitation_draft(request.invitation.as_ref())?;
-        response(commands_access::invite(&self.app, &call, draft).await, wire::invitation)
+        response(commands_invitations::invite(&self.app, &call, draft).await, wire::invitation)
     }
 
     async fn get_invitation(&self, request: Request<pb::GetInvitationRequest>) -> RpcResult<pb::Invitation> {
         let (call, request) = reading(request)?;
         let id = wire::invitation_id(&request.id)?;
-        response(commands_access::get_invitation(&self.app, &call, id).await, wire::invitation)
+        response(commands_invitations::get_invitation(&self.app, &call, id).await, wire::invitation)
     }
 
     async fn list_invitations(
@@ -140,7 +141,7 @@ impl IdentityService for Identity {
         let after: Option<InvitationId> = self.pages.read(&question, &request.page_token)?;
         // One row more than requested shows whether there is a next page.
         let found =
-            commands_access::list_invitations(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+            commands_invitations::list_invitations(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
         let (invitations, next_page_token) =
             self.pages.page(&question, size, found, (|invitation| invitation.id, wire::invitation))?;
         Ok(Response::new(pb::ListInvitationsResponse { invitations, next_page_token }))
@@ -149,7 +150,7 @@ impl IdentityService for Identity {
     async fn delete_invitation(&self, request: Request<pb::DeleteInvitationRequest>) -> RpcResult<()> {
         let (call, request) = writing(request, "DeleteInvitation")?;
         let id = wire::invitation_id(&request.id)?;
-        response(commands_access::withdraw(&self.app, &call, id).await, |()| ())
+        response(commands_invitations::withdraw(&self.app, &call, id).await, |()| ())
     }
 
     async fn accept_invitation(&self, request: Request<pb::AcceptInvitationRequest>) -> RpcResult<pb::Member> {
@@ -158,24 +159,75 @@ impl IdentityService for Identity {
         Key::required(&request)?;
         commands::profile(&person).map_err(Failure::from)?;
         let id = wire::invitation_id(&request.get_ref().id)?;
-        let tenant = commands_access::invites_to(&self.app, id).await.map_err(Failure::from)?;
+        let tenant = commands_invitations::invites_to(&self.app, id).await.map_err(Failure::from)?;
         let (call, _) = personal(request, "AcceptInvitation", (tenant, user))?;
-        response(commands_access::accept(&self.app, &call, &person, id).await, wire::member)
+        response(commands_invitations::accept(&self.app, &call, &person, id).await, wire::member)
+    }
+
+    async fn create_service_account(
+        &self,
+        request: Request<pb::CreateServiceAccountRequest>,
+    ) -> RpcResult<pb::ServiceAccount> {
+        let (call, request) = writing_once(request, "CreateServiceAccount")?;
+        let draft = wire::service_account_draft(request.service_account.as_ref())?;
+        let made = commands_programs::create_service_account(&self.app, &call, draft).await;
+        response(made, wire::service_account)
+    }
+
+    async fn get_service_account(
+        &self,
+        request: Request<pb::GetServiceAccountRequest>,
+    ) -> RpcResult<pb::ServiceAccount> {
+        let (call, request) = reading(request)?;
+        let id = wire::service_account_id(&request.id)?;
+        response(commands_programs::get_service_account(&self.app, &call, id).await, wire::service_account)
+    }
+
+    async fn list_service_accounts(
+        &self,
+        request: Request<pb::ListServiceAccountsRequest>,
+    ) -> RpcResult<pb::ListServiceAccountsResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "service accounts");
+        let after: Option<ServiceAccountId> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found = commands_programs::list_service_accounts(&self.app, &call, after, size + 1).await;
+        let shown = (|account: &ServiceAccount| account.id, wire::service_account);
+        let (service_accounts, next_page_token) =
+            self.pages.page(&question, size, found.map_err(Failure::from)?, shown)?;
+        Ok(Response::new(pb::ListServiceAccountsResponse { service_accounts, next_page_token }))
+    }
+
+    async fn update_service_account(
+        &self,
+        request: Request<pb::UpdateServiceAccountRequest>,
+    ) -> RpcResult<pb::ServiceAccount> {
+        let (call, request) = writing(request, "UpdateServiceAccount")?;
+        let id = wire::service_account_id(&request.id)?;
+        let (if_match, patch) =
+            wire::service_account_patch(request.service_account.as_ref(), request.update_mask.as_ref())?;
+        let updated = commands_programs::update_service_account(&self.app, &call, id, &if_match, patch).await;
+        response(updated, wire::service_account)
+    }
+
+    async fn delete_service_account(&self, request: Request<pb::DeleteServiceAccountRequest>) -> RpcResult<()> {
+        let (call, request) = writing(request, "DeleteServiceAccount")?;
+        let (id, if_match) = (wire::service_account_id(&request.id)?, IfMatch::parse(&request.etag));
+        response(commands_programs::delete_service_account(&self.app, &call, id, &if_match).await, |()| ())
     }
 
     async fn create_api_key(&self, request: Request<pb::CreateApiKeyRequest>) -> RpcResult<pb::ApiKey> {
         let (call, request) = writing_once(request, "CreateApiKey")?;
         let draft = wire::api_key_draft(request.api_key.as_ref())?;
-        let mut drawn = [0; 32];
-        rand::fill(&mut drawn).map_err(|_| Failure::internal(anyhow::anyhow!("the machine has no randomness")))?;
-        let made = commands_access::create_api_key(&self.app, &call, draft, &KeySecret::new(drawn)).await;
+        let made = commands_programs::create_api_key(&self.app, &call, draft, &secret()?).await;
         response(made, |(key, shown)| wire::api_key(key, shown.clone()))
     }
 
     async fn get_api_key(&self, request: Request<pb::GetApiKeyRequest>) -> RpcResult<pb::ApiKey> {
         let (call, request) = reading(request)?;
         let id = wire::api_key_id(&request.id)?;
-        response(commands_access::get_api_key(&self.app, &call, id).await, |key| wire::api_key(key, None))
+        response(commands_programs::get_api_key(&self.app, &call, id).await, |key| wire::api_key(key, None))
     }
 
     async fn list_api_keys(&self, request: Request<pb::ListApiKeysRequest>) -> RpcResult<pb::ListApiKeysResponse> {
@@ -184,16 +236,23 @@ impl IdentityService for Identity {
         let question = (call.caller.tenant.as_str(), "api keys");
         let after: Option<ApiKeyId> = self.pages.read(&question, &request.page_token)?;
         // One row more than requested shows whether there is a next page.
-        let found = commands_access::list_api_keys(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let found = commands_programs::list_api_keys(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
         let shown = (|key: &crate::api_key::ApiKey| key.id, |key: &crate::api_key::ApiKey| wire::api_key(key, None));
         let (api_keys, next_page_token) = self.pages.page(&question, size, found, shown)?;
         Ok(Response::new(pb::ListApiKeysResponse { api_keys, next_page_token }))
     }
 
+    async fn rotate_api_key(&self, request: Request<pb::RotateApiKeyRequest>) -> RpcResult<pb::ApiKey> {
+        let (call, request) = writing_once(request, "RotateApiKey")?;
+        let which = (wire::api_key_id(&request.id)?, wire::overlap(request.overlap.as_ref())?);
+        let made = commands_programs::rotate_api_key(&self.app, &call, which, &secret()?).await;
+        response(made, |(key, shown)| wire::api_key(key, shown.clone()))
+    }
+
     async fn delete_api_key(&self, request: Request<pb::DeleteApiKeyRequest>) -> RpcResult<()> {
         let (call, request) = writing(request, "DeleteApiKey")?;
         let id = wire::api_key_id(&request.id)?;
-        response(commands_access::revoke_api_key(&self.app, &call, id).await, |()| ())
+        response(commands_programs::revoke_api_key(&self.app, &call, id).await, |()| ())
     }
 
     async fn exchange_token(&self, request: Request<pb::ExchangeTokenRequest>) -> RpcResult<pb::ExchangeTokenResponse> {
@@ -209,6 +268,13 @@ impl IdentityService for Identity {
             scope: grant.scope.unwrap_or_default(),
         }))
     }
+}
+
+/// What only the holder of a new key will have.
+fn secret() -> Result<KeySecret, Failure> {
+    let mut drawn = [0; 32];
+    rand::fill(&mut drawn).map_err(|_| Failure::internal(anyhow::anyhow!("the machine has no randomness")))?;
+    Ok(KeySecret::new(drawn))
 }
 
 fn response<T, M>(result: Result<T, commands::Error>, message: impl FnOnce(&T) -> M) -> RpcResult<M> {

@@ -1,13 +1,13 @@
 //! The identity service: tenants, their members, invitations, keys of programs, and the fleet's own short-lived tokens.
 //!
-//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of `commands` or `commands_access`: one visible transaction
-//! that checks `permissions`, loads from a store, decides in `tenant`, `member`, `invitation` or `api_key` (pure), saves, and appends
-//! the events of `outgoing` to the outbox. `commands_exchange` makes of a credential what `tokens` signs.
+//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of the `commands`. `commands_exchange` makes of a
+//! credential what `tokens` signs.
 
 pub mod api_key;
 pub mod commands;
-pub mod commands_access;
 pub mod commands_exchange;
+pub mod commands_invitations;
+pub mod commands_programs;
 pub mod grpc;
 pub mod invitation;
 pub mod member;
@@ -16,11 +16,13 @@ mod outgoing;
 pub mod permissions;
 pub mod provider;
 mod schema;
+pub mod service_account;
 pub mod store_api_key;
 mod store_data;
 pub mod store_invitation;
 pub mod store_member;
 pub mod store_person;
+pub mod store_service_account;
 mod store_states;
 pub mod store_tenant;
 pub mod tenant;
@@ -69,11 +71,9 @@ impl Settings for Config {
     }
 }
 
-/// The running service.
+/// The running service: the address of its gRPC server, and its relay.
 pub struct App {
-    /// The address of its gRPC server.
     pub address: SocketAddr,
-    /// Its relay.
     pub relay: outbox::Handle,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use contracts::UserId;
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
 use service::operators_aggregates::Kinds;
 use service::operators_data::{Data, Erase, Erased};
 use service::{
@@ -13,17 +13,24 @@ use tonic::service::Routes;
 use uuid::Uuid;
 
 use crate::commands::App;
-use crate::store_states::{ApiKeys, Invitations, Members, Tenants};
-use crate::{Config, MIGRATIONS, commands, commands_access, store_data};
+use crate::store_states::{ApiKeys, Invitations, Members, ServiceAccounts, Tenants};
+use crate::{Config, MIGRATIONS, commands, commands_invitations, commands_programs, store_data};
 
 /// Serves it on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
     let outbox = operators_outbox::outbox(process, &config.outbox, nats)?;
-    let kinds: Kinds = Arc::new([Box::new(Tenants), Box::new(Members), Box::new(Invitations), Box::new(ApiKeys)]);
+    let kinds: Kinds = Arc::new([
+        Box::new(Tenants),
+        Box::new(Members),
+        Box::new(Invitations),
+        Box::new(ServiceAccounts),
+        Box::new(ApiKeys),
+    ]);
     let aggregates = operators_aggregates::aggregates(app.db.clone(), kinds);
     // The tenant last: it is there as long as anything of it is.
     let erased: Erased = Arc::new([
         Box::new(EraseApiKeys(app.clone())),
+        Box::new(EraseServiceAccounts(app.clone())),
         Box::new(EraseInvitations(app.clone())),
         Box::new(EraseMembers(app.clone())),
         Box::new(EraseTenants(app.clone())),
@@ -98,7 +105,7 @@ impl Erase for EraseInvitations {
     }
 
     async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
-        Ok(commands_access::erase_invitation(&self.0, call, InvitationId::new(id), person).await?)
+        Ok(commands_invitations::erase_invitation(&self.0, call, InvitationId::new(id), person).await?)
     }
 }
 
@@ -121,6 +128,29 @@ impl Erase for EraseApiKeys {
     }
 
     async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
-        Ok(commands_access::erase_api_key(&self.0, call, ApiKeyId::new(id), person).await?)
+        Ok(commands_programs::erase_api_key(&self.0, call, ApiKeyId::new(id), person).await?)
+    }
+}
+
+struct EraseServiceAccounts(App);
+
+#[tonic::async_trait]
+impl Erase for EraseServiceAccounts {
+    fn kind(&self) -> &'static str {
+        "service_account"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::service_accounts(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
+        Ok(commands_programs::erase_service_account(&self.0, call, ServiceAccountId::new(id), person).await?)
     }
 }

@@ -9,6 +9,7 @@ use service::{Call, Failure};
 use crate::api_key::ApiKey;
 use crate::invitation::Invitation;
 use crate::member::{Member, Profile};
+use crate::service_account::ServiceAccount;
 use crate::tenant::Tenant;
 
 /// What is known of a tenant, as events carry it.
@@ -72,13 +73,28 @@ pub(crate) fn invitation(invitation: &Invitation) -> event::Invitation {
     }
 }
 
-/// A key as events carry it.
-pub(crate) fn api_key(key: &ApiKey) -> event::ApiKey {
-    let ApiKey { id, name, role, scopes, expire_time, create_time, update_time, created_by, version } = key;
-    event::ApiKey {
+/// A program as events carry it.
+pub(crate) fn service_account(account: &ServiceAccount) -> event::ServiceAccount {
+    let ServiceAccount { id, name, role, create_time, update_time, created_by, version } = account;
+    event::ServiceAccount {
         id: *id,
         name: name.as_str().to_owned(),
         role: *role,
+        create_time: *create_time,
+        update_time: *update_time,
+        created_by: created_by.clone(),
+        version: *version,
+    }
+}
+
+/// A key as events carry it.
+pub(crate) fn api_key(key: &ApiKey) -> event::ApiKey {
+    let ApiKey { id, of, name, scopes, expire_time, last_use_time: _, create_time, update_time, created_by, version } =
+        key;
+    event::ApiKey {
+        id: *id,
+        service_account: *of,
+        name: name.as_str().to_owned(),
         scopes: scopes.as_slice().to_vec(),
         expire_time: *expire_time,
         create_time: *create_time,

@@ -49,12 +49,24 @@ pub const GET_INVITATION: Permission = reads("identity.invitation.get");
 pub const LIST_INVITATIONS: Permission = reads("identity.invitation.list");
 /// Withdraws an invitation.
 pub const DELETE_INVITATION: Permission = writes("identity.invitation.delete");
+/// Lets a program in.
+pub const CREATE_SERVICE_ACCOUNT: Permission = writes("identity.service_account.create");
+/// Reads one program: a caller who may not gets NOT_FOUND.
+pub const GET_SERVICE_ACCOUNT: Permission = reads("identity.service_account.get");
+/// Lists programs.
+pub const LIST_SERVICE_ACCOUNTS: Permission = reads("identity.service_account.list");
+/// Changes one.
+pub const UPDATE_SERVICE_ACCOUNT: Permission = writes("identity.service_account.update");
+/// Lets one in no more.
+pub const DELETE_SERVICE_ACCOUNT: Permission = writes("identity.service_account.delete");
 /// Makes a key.
 pub const CREATE_API_KEY: Permission = writes("identity.api_key.create");
 /// Reads one key: a caller who may not gets NOT_FOUND.
 pub const GET_API_KEY: Permission = reads("identity.api_key.get");
 /// Lists keys.
 pub const LIST_API_KEYS: Permission = reads("identity.api_key.list");
+/// Replaces a key.
+pub const ROTATE_API_KEY: Permission = writes("identity.api_key.rotate");
 /// Revokes a key.
 pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
 
@@ -64,11 +76,13 @@ pub const ERASE_TENANT: Permission = by_itself("identity.tenant.erase");
 pub const ERASE_MEMBER: Permission = by_itself("identity.member.erase");
 /// The same for an invitation.
 pub const ERASE_INVITATION: Permission = by_itself("identity.invitation.erase");
+/// Erases a program, or removes a person from what is known of it.
+pub const ERASE_SERVICE_ACCOUNT: Permission = by_itself("identity.service_account.erase");
 /// Erases a key, or removes a person from it.
 pub const ERASE_API_KEY: Permission = by_itself("identity.api_key.erase");
 
 /// The row of each RPC that is not public, by its name.
-pub const MATRIX: [(&str, &Permission); 15] = [
+pub const MATRIX: [(&str, &Permission); 21] = [
     ("GetTenant", &GET_TENANT),
     ("UpdateTenant", &UPDATE_TENANT),
     ("GetMe", &GET_ME),
@@ -80,16 +94,23 @@ pub const MATRIX: [(&str, &Permission); 15] = [
     ("GetInvitation", &GET_INVITATION),
     ("ListInvitations", &LIST_INVITATIONS),
     ("DeleteInvitation", &DELETE_INVITATION),
+    ("CreateServiceAccount", &CREATE_SERVICE_ACCOUNT),
+    ("GetServiceAccount", &GET_SERVICE_ACCOUNT),
+    ("ListServiceAccounts", &LIST_SERVICE_ACCOUNTS),
+    ("UpdateServiceAccount", &UPDATE_SERVICE_ACCOUNT),
+    ("DeleteServiceAccount", &DELETE_SERVICE_ACCOUNT),
     ("CreateApiKey", &CREATE_API_KEY),
     ("GetApiKey", &GET_API_KEY),
     ("ListApiKeys", &LIST_API_KEYS),
+    ("RotateApiKey", &ROTATE_API_KEY),
     ("DeleteApiKey", &DELETE_API_KEY),
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 4] = [
+pub const BY_ITSELF: [(&str, &Permission); 5] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
+    ("erase_service_account", &ERASE_SERVICE_ACCOUNT),
     ("erase_api_key", &ERASE_API_KEY),
 ];

@@ -1,7 +1,7 @@
 //! The SQL of keys: functions on a tenant's transaction. They never begin or commit one.
 
 use chrono::{DateTime, Utc};
-use contracts::events::identity::ApiKeyId;
+use contracts::events::identity::{ApiKeyId, ServiceAccountId};
 use service::{StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
 use tracing::instrument;
@@ -11,16 +11,16 @@ use crate::api_key::ApiKey;
 use crate::texts::{Name, Scopes};
 
 /// The columns that [`Row`] reads, of `api_key t`.
-pub(crate) const COLUMNS: &str =
-    "t.id, t.name, t.role, t.scopes, t.expire_time, t.create_time, t.update_time, t.created_by, t.version";
+pub(crate) const COLUMNS: &str = "t.id, t.service_account, t.name, t.scopes, t.expire_time, t.last_use_time, t.create_time, t.update_time, t.created_by, t.version";
 
 #[derive(FromRow)]
 pub(crate) struct Row {
     id: Uuid,
+    service_account: Uuid,
     name: String,
-    role: String,
     scopes: Vec<String>,
     expire_time: DateTime<Utc>,
+    last_use_time: Option<DateTime<Utc>>,
     create_time: DateTime<Utc>,
     update_time: DateTime<Utc>,
     created_by: String,
@@ -44,13 +44,25 @@ impl TryFrom<Row> for ApiKey {
 }
 
 fn api_key(row: Row) -> Result<ApiKey, anyhow::Error> {
-    let Row { id, name, role, scopes, expire_time, create_time, update_time, created_by, version } = row;
+    let Row {
+        id,
+        service_account,
+        name,
+        scopes,
+        expire_time,
+        last_use_time,
+        create_time,
+        update_time,
+        created_by,
+        version,
+    } = row;
     Ok(ApiKey {
         id: ApiKeyId::new(id),
+        of: ServiceAccountId::new(service_account),
         name: Name::parse(&name)?,
-        role: role.parse().map_err(anyhow::Error::msg)?,
         scopes: Scopes::parse(&scopes)?,
         expire_time,
+        last_use_time,
         create_time,
         update_time,
         created_by: created_by.parse()?,
@@ -63,15 +75,16 @@ fn api_key(row: Row) -> Result<ApiKey, anyhow::Error> {
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "api_key"))]
 pub async fn insert(tx: &mut TenantTx, key: &ApiKey, digest: [u8; 32]) -> Result<(), StoreError> {
     let tenant = tx.tenant();
-    let ApiKey { id, name, role, scopes, expire_time, create_time, update_time, created_by, version } = key;
+    let ApiKey { id, of, name, scopes, expire_time, last_use_time: _, create_time, update_time, created_by, version } =
+        key;
     sqlx::query(
-        "insert into api_key (tenant, id, name, role, scopes, digest, expire_time, create_time, update_time, created_by, version) \
+        "insert into api_key (tenant, id, service_account, name, scopes, digest, expire_time, create_time, update_time, created_by, version) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(tenant.as_str())
     .bind(id.uuid())
+    .bind(of.uuid())
     .bind(name.as_str())
-    .bind(role.as_str())
     .bind(scopes.as_slice())
     .bind(&digest[..])
     .bind(expire_time)
@@ -116,6 +129,37 @@ pub async fn digest(tx: &mut TenantTx, id: ApiKeyId) -> Result<Option<Vec<u8>>, 
     Ok(found.bind(tenant.as_str()).bind(id.uuid()).fetch_optional(&mut **tx).await?)
 }
 
+/// Notes that a key is exchanged, once a minute: it writes nothing at most exchanges.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "api_key"))]
+pub async fn used(tx: &mut TenantTx, id: ApiKeyId, now: DateTime<Utc>) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
+    sqlx::query(
+        "update api_key set last_use_time = $3 where tenant = $1 and id = $2 and delete_time is null \
+         and (last_use_time is null or last_use_time < $3 - interval '1 minute')",
+    )
+    .bind(tenant.as_str())
+    .bind(id.uuid())
+    .bind(now)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// The keys of a program that are not revoked, locked.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "api_key"))]
+pub async fn of_for_update(tx: &mut TenantTx, of: ServiceAccountId) -> Result<Vec<ApiKey>, StoreError> {
+    let tenant = tx.tenant();
+    let sql = format!(
+        "select {COLUMNS} from api_key t where t.tenant = $1 and t.service_account = $2 and t.delete_time is null \
+         order by t.id for update"
+    );
+    let keys = sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(of.uuid());
+    let rows: Vec<Row> = keys.fetch_all(&mut **tx).await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
 /// Writes the next version of a key.
 ///
 /// # Errors
@@ -125,7 +169,7 @@ pub async fn digest(tx: &mut TenantTx, id: ApiKeyId) -> Result<Option<Vec<u8>>, 
 pub async fn save(tx: &mut TenantTx, before: &ApiKey, key: &ApiKey) -> Result<(), StoreError> {
     let tenant = tx.tenant();
     let saved = sqlx::query(
-        "update api_key set created_by = $5, update_time = $6, version = $4 \
+        "update api_key set created_by = $5, update_time = $6, version = $4, expire_time = $7 \
          where tenant = $1 and id = $2 and version = $3 and delete_time is null",
     )
     .bind(tenant.as_str())
@@ -134,6 +178,7 @@ pub async fn save(tx: &mut TenantTx, before: &ApiKey, key: &ApiKey) -> Result<()
     .bind(key.version)
     .bind(key.created_by.as_str())
     .bind(key.update_time)
+    .bind(key.expire_time)
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }

@@ -7,10 +7,11 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 /// The service's own tables.
-pub(crate) const TABLES: [Table; 5] = [
+pub(crate) const TABLES: [Table; 6] = [
     Table { name: "tenant", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "member", holds: Holds::Rows { people: &["user_id"] } },
     Table { name: "invitation", holds: Holds::Rows { people: &["created_by"] } },
+    Table { name: "service_account", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "api_key", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "person", holds: Holds::Copies("who is who at the provider, of no tenant: an id, and no name") },
 ];
@@ -43,6 +44,16 @@ pub(crate) async fn invitations(
     limit: i64,
 ) -> Result<Vec<Uuid>, StoreError> {
     holding(tx, ("invitation", "created_by"), (person, after, limit)).await
+}
+
+/// The same for programs.
+pub(crate) async fn service_accounts(
+    tx: &mut TenantTx,
+    person: Option<&UserId>,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    holding(tx, ("service_account", "created_by"), (person, after, limit)).await
 }
 
 /// The same for keys.

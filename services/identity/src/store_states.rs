@@ -10,8 +10,9 @@ use uuid::Uuid;
 use crate::api_key::ApiKey;
 use crate::invitation::Invitation;
 use crate::member::Member;
+use crate::service_account::ServiceAccount;
 use crate::tenant::Tenant;
-use crate::{outgoing, store_api_key, store_invitation, store_member, store_tenant};
+use crate::{outgoing, store_api_key, store_invitation, store_member, store_service_account, store_tenant};
 
 #[derive(FromRow)]
 struct Stood<T> {
@@ -44,6 +45,16 @@ pub(crate) struct Invitations;
 fn invitation(Stood { row, deleted }: Stood<store_invitation::Row>) -> State {
     let (id, version) = row.at();
     let state = || Invitation::try_from(row).map(|state| outgoing::invitation(&state)).map_err(anyhow::Error::from);
+    State::new(id, version, (!deleted).then(state))
+}
+
+/// All programs.
+pub(crate) struct ServiceAccounts;
+
+fn service_account(Stood { row, deleted }: Stood<store_service_account::Row>) -> State {
+    let (id, version) = row.at();
+    let state =
+        || ServiceAccount::try_from(row).map(|state| outgoing::service_account(&state)).map_err(anyhow::Error::from);
     State::new(id, version, (!deleted).then(state))
 }
 
@@ -144,6 +155,33 @@ impl Aggregates for Invitations {
 
     async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
         Ok(these(tx, ("invitation", store_invitation::COLUMNS), ids).await?.into_iter().map(invitation).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl Aggregates for ServiceAccounts {
+    fn kind(&self) -> &'static str {
+        "service_account"
+    }
+
+    async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
+        next_tenant(tx, after).await
+    }
+
+    async fn page(&self, tx: &mut TenantTx, asked: Page) -> Result<Vec<State>, StoreError> {
+        Ok(page(tx, ("service_account", store_service_account::COLUMNS), asked)
+            .await?
+            .into_iter()
+            .map(service_account)
+            .collect())
+    }
+
+    async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
+        Ok(these(tx, ("service_account", store_service_account::COLUMNS), ids)
+            .await?
+            .into_iter()
+            .map(service_account)
+            .collect())
     }
 }
 

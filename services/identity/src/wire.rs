@@ -1,6 +1,7 @@
 //! Converts between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId};
+use chrono::TimeDelta;
+use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{Role, TenantId};
 use prost_types::FieldMask;
 use proto::identity as pb;
@@ -9,10 +10,11 @@ use service::idempotency::StoredResponse;
 use service::wire::{Mask, id, stored_time, text, time};
 use service::{Code, Failure, IfMatch};
 
-use crate::api_key::{ApiKey, ApiKeyDraft};
+use crate::api_key::{ApiKey, ApiKeyDraft, LONGEST_OVERLAP, OVERLAP};
 use crate::commands_exchange::Credential;
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::{Member, Profile};
+use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
 use crate::tenant::{Tenant, TenantDraft, TenantPatch};
 use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
 
@@ -27,6 +29,10 @@ pub fn member_id(text: &str) -> Result<MemberId, Failure> {
 }
 
 pub fn invitation_id(text: &str) -> Result<InvitationId, Failure> {
+    id("id", text)
+}
+
+pub fn service_account_id(text: &str) -> Result<ServiceAccountId, Failure> {
     id("id", text)
 }
 
@@ -149,19 +155,64 @@ pub fn invitation_draft(invitation: Option<&pb::Invitation>) -> Result<Invitatio
     })
 }
 
+/// The role of a program.
+fn program_role(number: i32) -> Result<Role, Failure> {
+    match role("role", number)? {
+        Role::Owner => Err(Failure::invalid("role", "must not be OWNER: no program is one")),
+        role => Ok(role),
+    }
+}
+
+pub fn service_account_draft(account: Option<&pb::ServiceAccount>) -> Result<ServiceAccountDraft, Failure> {
+    let pb::ServiceAccount { name, role, id: _, create_time: _, update_time: _, created_by: _, version: _, etag: _ } =
+        account.ok_or_else(|| Failure::invalid("service_account", "is missing"))?;
+    Ok(ServiceAccountDraft { name: text("name", Name::parse(name))?, role: program_role(*role)? })
+}
+
+/// The changes of a request, and the etag that must still match.
+pub fn service_account_patch(
+    account: Option<&pb::ServiceAccount>,
+    mask: Option<&FieldMask>,
+) -> Result<(IfMatch, ServiceAccountPatch), Failure> {
+    let pb::ServiceAccount { name, role, etag, id: _, create_time: _, update_time: _, created_by: _, version: _ } =
+        account.ok_or_else(|| Failure::invalid("service_account", "is missing"))?;
+    let mask = Mask::of(mask, &["name", "role"])?;
+    let mut patch = ServiceAccountPatch::default();
+    if mask.takes("name", !name.is_empty()) {
+        patch.name = Some(text("name", Name::parse(name))?);
+    }
+    if mask.takes("role", *role != 0) {
+        patch.role = Some(program_role(*role)?);
+    }
+    Ok((IfMatch::parse(etag), patch))
+}
+
 pub fn api_key_draft(key: Option<&pb::ApiKey>) -> Result<ApiKeyDraft, Failure> {
-    let pb::ApiKey { name, role: given, scopes, expire_time, id: _, key: _, create_time: _, created_by: _ } =
-        key.ok_or_else(|| Failure::invalid("api_key", "is missing"))?;
-    let role = match role("role", *given)? {
-        Role::Owner => return Err(Failure::invalid("role", "must not be OWNER: a key is no owner's")),
-        role => role,
-    };
+    let pb::ApiKey {
+        service_account,
+        name,
+        scopes,
+        expire_time,
+        id: _,
+        key: _,
+        last_use_time: _,
+        create_time: _,
+        created_by: _,
+    } = key.ok_or_else(|| Failure::invalid("api_key", "is missing"))?;
     Ok(ApiKeyDraft {
+        of: id("service_account", service_account)?,
         name: text("name", Name::parse(name))?,
-        role,
         scopes: text("scopes", Scopes::parse(scopes))?,
         expire_time: time("expire_time", expire_time.as_ref())?,
     })
+}
+
+/// How long a key that is rotated opens beside the new one.
+pub fn overlap(wanted: Option<&prost_types::Duration>) -> Result<TimeDelta, Failure> {
+    let Some(wanted) = wanted else { return Ok(OVERLAP) };
+    let within =
+        TimeDelta::try_seconds(wanted.seconds).filter(|time| (TimeDelta::zero()..=LONGEST_OVERLAP).contains(time));
+    within.ok_or_else(|| Failure::invalid("overlap", format!("must be 0 to {} seconds", LONGEST_OVERLAP.num_seconds())))
 }
 
 /// What a request to exchange a credential asks for.
@@ -281,15 +332,41 @@ pub fn invitation(invitation: &Invitation) -> pb::Invitation {
     }
 }
 
-pub fn api_key(key: &ApiKey, shown: Option<String>) -> pb::ApiKey {
-    let ApiKey { id, name, role, scopes, expire_time, create_time, update_time: _, created_by, version: _ } = key;
-    pb::ApiKey {
+pub fn service_account(account: &ServiceAccount) -> pb::ServiceAccount {
+    let ServiceAccount { id, name, role, create_time, update_time, created_by, version } = account;
+    pb::ServiceAccount {
         id: id.to_string(),
         name: name.as_str().to_owned(),
         role: role_of(*role).into(),
+        create_time: Some(timestamp(*create_time)),
+        update_time: Some(timestamp(*update_time)),
+        created_by: created_by.to_string(),
+        version: *version,
+        etag: account.etag(),
+    }
+}
+
+pub fn api_key(key: &ApiKey, shown: Option<String>) -> pb::ApiKey {
+    let ApiKey {
+        id,
+        of,
+        name,
+        scopes,
+        expire_time,
+        last_use_time,
+        create_time,
+        update_time: _,
+        created_by,
+        version: _,
+    } = key;
+    pb::ApiKey {
+        id: id.to_string(),
+        service_account: of.to_string(),
+        name: name.as_str().to_owned(),
         scopes: scopes.as_slice().to_vec(),
         expire_time: Some(timestamp(*expire_time)),
         key: shown.unwrap_or_default(),
+        last_use_time: last_use_time.map(timestamp),
         create_time: Some(timestamp(*create_time)),
         created_by: created_by.to_string(),
     }
@@ -380,6 +457,29 @@ impl StoredResponse for Invitation {
     }
 }
 
+/// A stored answer, of this release or another.
+impl StoredResponse for ServiceAccount {
+    type Message = pb::ServiceAccount;
+
+    fn to_message(&self) -> pb::ServiceAccount {
+        service_account(self)
+    }
+
+    fn from_message(message: pb::ServiceAccount) -> Result<Self, Failure> {
+        let ServiceAccountDraft { name, role } = service_account_draft(Some(&message))?;
+        let pb::ServiceAccount { id, create_time, update_time, created_by, version, .. } = message;
+        Ok(Self {
+            id: service_account_id(&id)?,
+            name,
+            role,
+            create_time: stored_time(create_time)?,
+            update_time: stored_time(update_time)?,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version,
+        })
+    }
+}
+
 /// A stored answer, of this release or another: it is that of a new key, without its text.
 impl StoredResponse for ApiKey {
     type Message = pb::ApiKey;
@@ -389,15 +489,16 @@ impl StoredResponse for ApiKey {
     }
 
     fn from_message(message: pb::ApiKey) -> Result<Self, Failure> {
-        let ApiKeyDraft { name, role, scopes, .. } = api_key_draft(Some(&message))?;
+        let ApiKeyDraft { of, name, scopes, .. } = api_key_draft(Some(&message))?;
         let pb::ApiKey { id, expire_time, create_time, created_by, .. } = message;
         let create_time = stored_time(create_time)?;
         Ok(Self {
             id: api_key_id(&id)?,
+            of,
             name,
-            role,
             scopes,
             expire_time: stored_time(expire_time)?,
+            last_use_time: None,
             create_time,
             update_time: create_time,
             created_by: created_by.parse().map_err(Failure::internal)?,

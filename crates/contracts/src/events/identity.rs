@@ -39,6 +39,15 @@ events! {
         InvitationClosed = InvitationClosedV1 "identity.invitation_closed.v1";
     }
 
+    service_account: ServiceAccount {
+        /// A program was let in.
+        ServiceAccountCreated = ServiceAccountCreatedV1 "identity.service_account_created.v1";
+        /// What is known of a program changed, or its role.
+        ServiceAccountUpdated = ServiceAccountUpdatedV1 "identity.service_account_updated.v1";
+        /// A program is let in no more; the state is its last.
+        ServiceAccountDeleted = ServiceAccountDeletedV1 "identity.service_account_deleted.v1";
+    }
+
     api_key: ApiKey {
         /// A program got a key.
         ApiKeyCreated = ApiKeyCreatedV1 "identity.api_key_created.v1";
@@ -56,6 +65,8 @@ uuid_ids! {
     MemberId: "the id of a member";
     /// An invitation.
     InvitationId: "the id of an invitation";
+    /// A program that acts in a tenant.
+    ServiceAccountId: "the id of a service account";
     /// A key.
     ApiKeyId: "the id of a key";
 }
@@ -136,15 +147,35 @@ pub struct Invitation {
     pub version: i32,
 }
 
+/// A program as it stood after a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceAccount {
+    /// Its id, as tokens and events name it.
+    pub id: ServiceAccountId,
+    /// What it is: 1 to 200 characters.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub create_time: DateTime<Utc>,
+    /// When it was changed to be so.
+    pub update_time: DateTime<Utc>,
+    /// Who made it.
+    pub created_by: UserId,
+    /// Counts the changes, from 1.
+    #[schemars(range(min = 1))]
+    pub version: i32,
+}
+
 /// A key as it stood after a change, without its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApiKey {
-    /// The key's id: the program's id in tokens.
+    /// The key's id, by which its text is found.
     pub id: ApiKeyId,
+    /// The program that has it.
+    pub service_account: ServiceAccountId,
     /// What it is for: 1 to 200 characters.
     pub name: String,
-    /// What the program may do.
-    pub role: Role,
     /// The scopes of its tokens.
     pub scopes: Vec<String>,
     /// When it ends.
@@ -253,6 +284,32 @@ impl Aggregate for Invitation {
     }
 }
 
+impl Aggregate for ServiceAccount {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn version(&self) -> i32 {
+        self.version
+    }
+
+    fn changed(&self) -> DateTime<Utc> {
+        self.update_time
+    }
+
+    fn example() -> Self {
+        Self {
+            id: ServiceAccountId::new(id(5)),
+            name: "reporting".to_owned(),
+            role: Role::Viewer,
+            create_time: at(0),
+            update_time: at(0),
+            created_by: UserId::example(),
+            version: 1,
+        }
+    }
+}
+
 impl Aggregate for ApiKey {
     fn id(&self) -> String {
         self.id.to_string()
@@ -269,8 +326,8 @@ impl Aggregate for ApiKey {
     fn example() -> Self {
         Self {
             id: ApiKeyId::new(id(4)),
+            service_account: ServiceAccountId::new(id(5)),
             name: "nightly report".to_owned(),
-            role: Role::Viewer,
             scopes: vec!["todo:read".to_owned()],
             expire_time: at(90 * 86_400),
             create_time: at(0),

@@ -1,6 +1,9 @@
 //! What is no credential gets no token, and a token does no more than it says.
 
-use proto::identity::{DeleteApiKeyRequest, ListApiKeysRequest, ListMembersRequest, Role};
+use proto::identity::{
+    DeleteApiKeyRequest, DeleteServiceAccountRequest, GetApiKeyRequest, GetMeRequest, ListApiKeysRequest,
+    ListMembersRequest, Role, RotateApiKeyRequest, ServiceAccount, UpdateServiceAccountRequest,
+};
 
 use crate::harness::{ACCESS_TOKEN, API_KEY, Harness, reason};
 
@@ -134,4 +137,73 @@ async fn what_a_provider_leaves_out_stays_as_it_was() {
         ("ann", "ann@y.example", "de-DE")
     );
     assert_eq!(member.version, 2, "what says nothing new is no change");
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_with_an_overlap_and_the_program_stays_the_same() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let old = ann.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
+    let rotate = async |id: &str, overlap: Option<i64>| {
+        let overlap = overlap.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
+        let request = ann.request(RotateApiKeyRequest { id: id.to_owned(), overlap });
+        ann.inner.clone().rotate_api_key(request).await.map(tonic::Response::into_inner)
+    };
+    let program = async |key: &str| {
+        let granted = harness.client_with(None).exchange(key, API_KEY, "", "").await?;
+        let client = harness.with(&granted.access_token);
+        let refused = client.inner.clone().get_me(client.request(GetMeRequest {})).await;
+        assert_eq!(reason(refused), "INSUFFICIENT_SCOPE");
+        let claims = granted.access_token.split('.').nth(1).unwrap().to_owned();
+        Ok::<_, tonic::Status>(claims)
+    };
+    let new = rotate(&old.id, None).await.unwrap();
+    assert_eq!((&new.service_account, &new.scopes, &new.name), (&old.service_account, &old.scopes, &old.name));
+    assert_ne!((&new.id, &new.key), (&old.id, &old.key));
+    // Both open; then the newest alone.
+    for key in [&old.key, &new.key] {
+        program(key).await.unwrap();
+    }
+    let newest = rotate(&new.id, Some(0)).await.unwrap();
+    assert_eq!(reason(program(&new.key).await), "INVALID_GRANT");
+    program(&newest.key).await.unwrap();
+    let get = ann.request(GetApiKeyRequest { id: newest.id.clone() });
+    let used = ann.inner.clone().get_api_key(get).await.unwrap().into_inner();
+    assert!(used.last_use_time.is_some() && newest.last_use_time.is_none());
+    for overlap in [-1, 31 * 86_400, i64::MAX] {
+        assert_eq!(reason(rotate(&newest.id, Some(overlap)).await), "INVALID_ARGUMENT", "{overlap}");
+    }
+    // Three it has; with the twentieth there is room for no more.
+    for _ in 3..20 {
+        ann.key_of(&old.service_account, &["todo:read"]).await.unwrap();
+    }
+    assert_eq!(reason(ann.key_of(&old.service_account, &["todo:read"]).await), "TOO_MANY_API_KEYS");
+    assert_eq!(reason(rotate(&newest.id, None).await), "TOO_MANY_API_KEYS");
+}
+
+#[tokio::test]
+async fn a_program_that_is_let_in_no_more_has_no_key_left_and_one_with_another_role_gets_that() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let key = ann.create_key(Role::Viewer, &["identity:read"]).await.unwrap();
+    let account = Some(ServiceAccount { role: Role::Member.into(), ..ServiceAccount::default() });
+    let id = key.service_account.clone();
+    let request = UpdateServiceAccountRequest { id: id.clone(), service_account: account, update_mask: None };
+    ann.inner.clone().update_service_account(ann.request(request)).await.unwrap();
+    let granted = harness.client_with(None).exchange(&key.key, API_KEY, "", "").await.unwrap();
+    let program = harness.with(&granted.access_token);
+    let me = program.inner.clone().get_me(program.request(GetMeRequest {})).await.unwrap().into_inner();
+    assert_eq!(me.role, i32::from(Role::Member));
+    let owner = Some(ServiceAccount { role: Role::Owner.into(), ..ServiceAccount::default() });
+    let request = UpdateServiceAccountRequest { id: id.clone(), service_account: owner, update_mask: None };
+    assert_eq!(reason(ann.inner.clone().update_service_account(ann.request(request)).await), "INVALID_ARGUMENT");
+    let request = DeleteServiceAccountRequest { id: id.clone(), etag: "v1".to_owned() };
+    assert_eq!(reason(ann.inner.clone().delete_service_account(ann.request(request)).await), "ETAG_MISMATCH");
+    let request = DeleteServiceAccountRequest { id: id.clone(), etag: String::new() };
+    ann.inner.clone().delete_service_account(ann.request(request)).await.unwrap();
+    assert_eq!(reason(harness.client_with(None).exchange(&key.key, API_KEY, "", "").await), "INVALID_GRANT");
+    assert_eq!(reason(ann.key_of(&id, &["todo:read"]).await), "SERVICE_ACCOUNT_NOT_FOUND");
+    let last: Vec<_> =
+        harness.events().await.into_iter().rev().take(2).map(|event| event.envelope.event_type).collect();
+    assert_eq!(last, ["identity.service_account_deleted.v1", "identity.api_key_revoked.v1"]);
 }

@@ -52,8 +52,8 @@ async fn a_tenant_is_exported_and_erased_and_its_slug_is_never_given_again() {
     assert!(rows.iter().all(|(_, row)| row["tenant"] == "acme"));
     let before = harness.events().await.len();
     let erased = erase(&harness, None).await.aggregates;
-    let counts = ["tenant", "member", "invitation", "api_key"].map(|kind| erased[kind]);
-    assert_eq!(counts, [1, 2, 1, 2]);
+    let counts = ["tenant", "member", "invitation", "service_account", "api_key"].map(|kind| erased[kind]);
+    assert_eq!(counts, [1, 2, 1, 2, 2]);
     for stored in &harness.events().await[before..] {
         let said = stored.envelope.data.get();
         assert!(!said.contains("x.example") && !said.contains("Acme"), "{said}");
@@ -74,7 +74,8 @@ async fn a_person_who_is_erased_is_no_member_and_the_keys_that_it_made_go_on() {
     let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Admin)).await;
     let key = bobs.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
     let erased = erase(&harness, Some(&bob.user)).await.aggregates;
-    assert_eq!((erased["tenant"], erased["member"], erased["api_key"]), (0, 1, 1));
+    let counts = ["tenant", "member", "service_account", "api_key"].map(|kind| erased[kind]);
+    assert_eq!(counts, [0, 1, 1, 1]);
     assert_eq!(export(&harness, "acme", Some(&bob.user)).await, []);
     let keys = ann.inner.clone().list_api_keys(ann.request(ListApiKeysRequest::default())).await.unwrap();
     assert_eq!(keys.into_inner().api_keys[0].created_by, "(deleted)");
@@ -93,7 +94,7 @@ async fn operators_compare_aggregates_of_each_kind_and_of_all_tenants() {
     }
     erase(&harness, None).await;
     let mut aggregates = AggregateServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
-    for (kind, there) in [("tenant", 1), ("member", 2), ("invitation", 1), ("api_key", 1)] {
+    for (kind, there) in [("tenant", 1), ("member", 2), ("invitation", 1), ("service_account", 1), ("api_key", 1)] {
         let request = ListAggregatesRequest { aggregate: kind.to_owned(), limit: 10, ..Default::default() };
         let mut page = aggregates.list_aggregates(harness.operator(request)).await.unwrap().into_inner();
         let mut found = [0, 0];

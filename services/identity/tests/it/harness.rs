@@ -8,8 +8,9 @@ use identity::tokens::SigningKeys;
 use identity::{App, Config, Program};
 use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::{
-    AcceptInvitationRequest, ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateTenantRequest,
-    ExchangeTokenRequest, ExchangeTokenResponse, GetMeRequest, Invitation, Member, Role, Tenant,
+    AcceptInvitationRequest, ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateServiceAccountRequest,
+    CreateTenantRequest, ExchangeTokenRequest, ExchangeTokenResponse, GetMeRequest, Invitation, Member, Role,
+    ServiceAccount, Tenant,
 };
 use serde_json::value::RawValue;
 use service::config::{Common, Database, Outbox, Pages};
@@ -217,9 +218,21 @@ impl Client {
         Ok(self.inner.clone().accept_invitation(request).await?.into_inner())
     }
 
+    pub async fn create_account(&self, role: Role) -> Result<ServiceAccount, Status> {
+        let service_account = ServiceAccount { name: "report".to_owned(), role: role.into(), ..Default::default() };
+        let request = self.request(CreateServiceAccountRequest { service_account: Some(service_account) });
+        Ok(self.inner.clone().create_service_account(request).await?.into_inner())
+    }
+
+    /// A key of a new service account.
     pub async fn create_key(&self, role: Role, scopes: &[&str]) -> Result<ApiKey, Status> {
+        self.key_of(&self.create_account(role).await?.id, scopes).await
+    }
+
+    pub async fn key_of(&self, account: &str, scopes: &[&str]) -> Result<ApiKey, Status> {
         let scopes = scopes.iter().map(|&scope| scope.to_owned()).collect();
-        let api_key = ApiKey { name: "report".to_owned(), role: role.into(), scopes, ..ApiKey::default() };
+        let (service_account, name) = (account.to_owned(), "nightly".to_owned());
+        let api_key = ApiKey { service_account, name, scopes, ..ApiKey::default() };
         let request = self.request(CreateApiKeyRequest { api_key: Some(api_key) });
         Ok(self.inner.clone().create_api_key(request).await?.into_inner())
     }

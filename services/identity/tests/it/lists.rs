@@ -1,6 +1,8 @@
 //! Lists page through everything once, and no call reads a table from end to end.
 
-use proto::identity::{ListApiKeysRequest, ListInvitationsRequest, ListMembersRequest, Role};
+use proto::identity::{
+    ListApiKeysRequest, ListInvitationsRequest, ListMembersRequest, ListServiceAccountsRequest, Role,
+};
 use sqlx::{Connection as _, Executor as _};
 
 use crate::harness::{ACCESS_TOKEN, API_KEY, Harness, reason};
@@ -15,6 +17,9 @@ async fn pages_have_everything_once_newest_first() {
         made.insert(0, ann.invite(&format!("guest-{number}@x.example"), Role::Member).await.unwrap().id);
         ann.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
     }
+    let all = ListServiceAccountsRequest { page_size: 5, ..Default::default() };
+    let page = ann.inner.clone().list_service_accounts(ann.request(all)).await.unwrap().into_inner();
+    assert_eq!((page.service_accounts.len(), page.next_page_token.is_empty()), (5, false));
     let (mut listed, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ann.request(ListInvitationsRequest { page_size: 3, page_token });
@@ -59,10 +64,12 @@ async fn no_call_scans_a_table() {
              insert into invitation (tenant, id, email, role, expire_time, create_time, update_time, created_by, version) \
              select 'tenant-' || n % 5000 + 1, gen_random_uuid(), 'n@x.example', 'member', now(), now(), now(), 'ann', 1 \
              from generate_series(1, 50000) n; \
-             insert into api_key (tenant, id, name, role, scopes, digest, expire_time, create_time, update_time, created_by, version) \
-             select 'tenant-' || n % 5000 + 1, gen_random_uuid(), 'name', 'viewer', '{todo:read}', decode(repeat('00', 32), 'hex'), \
-             now(), now(), now(), 'ann', 1 from generate_series(1, 50000) n; \
-             analyze tenant, person, member, invitation, api_key",
+             insert into service_account (tenant, id, name, role, create_time, update_time, created_by, version) \
+             select 'tenant-' || n % 5000 + 1, gen_random_uuid(), 'name', 'viewer', now(), now(), 'ann', 1 from generate_series(1, 50000) n; \
+             insert into api_key (tenant, id, service_account, name, scopes, digest, expire_time, create_time, update_time, created_by, version) \
+             select tenant, gen_random_uuid(), id, 'name', '{todo:read}', decode(repeat('00', 32), 'hex'), \
+             now(), now(), now(), 'ann', 1 from service_account; \
+             analyze tenant, person, member, invitation, service_account, api_key",
         )
         .await
         .unwrap();
@@ -111,13 +118,13 @@ async fn no_call_scans_a_table() {
     .await;
     let counted: Vec<(String, i64, i64)> = sqlx::query_as(
         "select relname::text, coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
-         where relname = any('{tenant,person,member,invitation,api_key}')",
+         where relname = any('{tenant,person,member,invitation,service_account,api_key}')",
     )
     .fetch_all(&mut admin)
     .await
     .unwrap();
     assert!(
-        counted.len() == 5 && counted.iter().all(|(_, scans, by_index)| *scans == 0 && *by_index > 0),
+        counted.len() == 6 && counted.iter().all(|(_, scans, by_index)| *scans == 0 && *by_index > 0),
         "{counted:?}"
     );
 }

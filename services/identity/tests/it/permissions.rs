@@ -3,8 +3,8 @@
 use authz::{Caller, Permission, Role};
 use contracts::{Actor, ActorKind};
 use identity::commands::{self, App, Error};
-use identity::commands_access;
 use identity::permissions::{BY_ITSELF, MATRIX};
+use identity::{commands_invitations, commands_programs};
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
@@ -13,25 +13,32 @@ use crate::tenancy::{Ids, call, furnished, rpcs};
 
 /// The matrix as a reviewer reads it; a change of it is a change of who may do what.
 const REVIEWED: &str = "\
-identity.tenant.get        identity:read  owner admin billing member viewer
-identity.tenant.update     identity:write owner admin
-identity.me.get            identity:read  owner admin billing member viewer
-identity.member.get        identity:read  owner admin billing member viewer
-identity.member.list       identity:read  owner admin billing member viewer
-identity.member.update     identity:write owner admin
-identity.member.delete     identity:write owner admin billing member viewer
-identity.invitation.create identity:write owner admin
-identity.invitation.get    identity:read  owner admin
-identity.invitation.list   identity:read  owner admin
-identity.invitation.delete identity:write owner admin
-identity.api_key.create    identity:write owner admin
-identity.api_key.get       identity:read  owner admin
-identity.api_key.list      identity:read  owner admin
-identity.api_key.delete    identity:write owner admin
-identity.tenant.erase      identity:write                                   service:identity
-identity.member.erase      identity:write                                   service:identity
-identity.invitation.erase  identity:write                                   service:identity
-identity.api_key.erase     identity:write                                   service:identity
+identity.tenant.get              identity:read  owner admin billing member viewer
+identity.tenant.update           identity:write owner admin
+identity.me.get                  identity:read  owner admin billing member viewer
+identity.member.get              identity:read  owner admin billing member viewer
+identity.member.list             identity:read  owner admin billing member viewer
+identity.member.update           identity:write owner admin
+identity.member.delete           identity:write owner admin billing member viewer
+identity.invitation.create       identity:write owner admin
+identity.invitation.get          identity:read  owner admin
+identity.invitation.list         identity:read  owner admin
+identity.invitation.delete       identity:write owner admin
+identity.service_account.create  identity:write owner admin
+identity.service_account.get     identity:read  owner admin
+identity.service_account.list    identity:read  owner admin
+identity.service_account.update  identity:write owner admin
+identity.service_account.delete  identity:write owner admin
+identity.api_key.create          identity:write owner admin
+identity.api_key.get             identity:read  owner admin
+identity.api_key.list            identity:read  owner admin
+identity.api_key.rotate          identity:write owner admin
+identity.api_key.delete          identity:write owner admin
+identity.tenant.erase            identity:write                                   service:identity
+identity.member.erase            identity:write                                   service:identity
+identity.invitation.erase        identity:write                                   service:identity
+identity.service_account.erase   identity:write                                   service:identity
+identity.api_key.erase           identity:write                                   service:identity
 ";
 
 #[test]
@@ -39,7 +46,7 @@ fn the_matrix_is_as_it_was_reviewed() {
     let row = |Permission { action, scope, roles, services }: &Permission| {
         let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
         let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
-        format!("{action:<26} {scope:<14} {roles:<33} {services}").trim_end().to_owned() + "\n"
+        format!("{action:<32} {scope:<14} {roles:<33} {services}").trim_end().to_owned() + "\n"
     };
     let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
     assert_eq!(matrix, REVIEWED);
@@ -60,7 +67,11 @@ async fn refusals(harness: &Harness, owner: &Client, client: &Client) -> Vec<(&'
 /// The reason for which one is not found that a call names.
 fn not_found(rpc: &str) -> Option<&'static str> {
     let named = !rpc.starts_with("Create") && !rpc.starts_with("List");
-    let kinds = [("Invitation", "INVITATION_NOT_FOUND"), ("ApiKey", "API_KEY_NOT_FOUND")];
+    let kinds = [
+        ("Invitation", "INVITATION_NOT_FOUND"),
+        ("ServiceAccount", "SERVICE_ACCOUNT_NOT_FOUND"),
+        ("ApiKey", "API_KEY_NOT_FOUND"),
+    ];
     kinds.into_iter().find(|(kind, _)| named && rpc.ends_with(kind)).map(|(_, reason)| reason)
 }
 
@@ -98,7 +109,7 @@ async fn a_token_with_scopes_does_no_more_than_they_say() {
             let permission = MATRIX.iter().find(|(name, _)| *name == rpc).unwrap().1;
             let wanted = match rpc {
                 // It asks for a scope that her token has not.
-                "CreateApiKey" if scope.contains("identity:write") => "INVALID_ARGUMENT",
+                "CreateApiKey" | "RotateApiKey" if scope.contains("identity:write") => "INVALID_ARGUMENT",
                 _ if scope.split(' ').any(|scope| scope == permission.scope) => "",
                 _ => "INSUFFICIENT_SCOPE",
             };
@@ -111,8 +122,13 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
     match name {
         "erase_tenant" => commands::erase_tenant(app, call, None).await,
         "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
-        "erase_invitation" => commands_access::erase_invitation(app, call, ids.invitation.parse().unwrap(), None).await,
-        "erase_api_key" => commands_access::erase_api_key(app, call, ids.key.parse().unwrap(), None).await,
+        "erase_invitation" => {
+            commands_invitations::erase_invitation(app, call, ids.invitation.parse().unwrap(), None).await
+        }
+        "erase_service_account" => {
+            commands_programs::erase_service_account(app, call, ids.account.parse().unwrap(), None).await
+        }
+        "erase_api_key" => commands_programs::erase_api_key(app, call, ids.key.parse().unwrap(), None).await,
         other => panic!("{other}: say here how it is called"),
     }
 }

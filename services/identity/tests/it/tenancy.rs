@@ -1,10 +1,11 @@
 //! No tenant sees or changes another's, through the service or through the database alone.
 
 use proto::identity::{
-    ApiKey, CreateApiKeyRequest, CreateInvitationRequest, DeleteApiKeyRequest, DeleteInvitationRequest,
-    DeleteMemberRequest, GetApiKeyRequest, GetInvitationRequest, GetMeRequest, GetMemberRequest, GetTenantRequest,
-    Invitation, ListApiKeysRequest, ListInvitationsRequest, ListMembersRequest, Member, Role, Tenant,
-    UpdateMemberRequest, UpdateTenantRequest,
+    ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateServiceAccountRequest, DeleteApiKeyRequest,
+    DeleteInvitationRequest, DeleteMemberRequest, DeleteServiceAccountRequest, GetApiKeyRequest, GetInvitationRequest,
+    GetMeRequest, GetMemberRequest, GetServiceAccountRequest, GetTenantRequest, Invitation, ListApiKeysRequest,
+    ListInvitationsRequest, ListMembersRequest, ListServiceAccountsRequest, Member, Role, RotateApiKeyRequest,
+    ServiceAccount, Tenant, UpdateMemberRequest, UpdateServiceAccountRequest, UpdateTenantRequest,
 };
 use service::policy::Policy;
 use testkit::catalog;
@@ -17,6 +18,7 @@ use crate::harness::{Client, Harness, reason};
 pub struct Ids {
     pub member: String,
     pub invitation: String,
+    pub account: String,
     pub key: String,
 }
 
@@ -28,7 +30,7 @@ pub fn rpcs() -> Vec<String> {
 
 /// Calls an RPC; returns how many its answer shows.
 pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic::Status> {
-    let (mut inner, Ids { member, invitation, key }) = (client.inner.clone(), ids.clone());
+    let (mut inner, Ids { member, invitation, account, key }) = (client.inner.clone(), ids.clone());
     let viewer = Role::Viewer.into();
     match rpc {
         "GetTenant" => inner.get_tenant(client.request(GetTenantRequest {})).await.map(|_| 1),
@@ -66,15 +68,43 @@ pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic:
         "DeleteInvitation" => {
             inner.delete_invitation(client.request(DeleteInvitationRequest { id: invitation })).await.map(|_| 1)
         }
+        "CreateServiceAccount" => {
+            let account = ServiceAccount { name: "x".to_owned(), role: viewer, ..ServiceAccount::default() };
+            let request = CreateServiceAccountRequest { service_account: Some(account) };
+            inner.create_service_account(client.request(request)).await.map(|_| 0)
+        }
+        "GetServiceAccount" => {
+            inner.get_service_account(client.request(GetServiceAccountRequest { id: account })).await.map(|_| 1)
+        }
+        "ListServiceAccounts" => {
+            let list = inner.list_service_accounts(client.request(ListServiceAccountsRequest::default())).await;
+            list.map(|list| list.into_inner().service_accounts.len())
+        }
+        "UpdateServiceAccount" => {
+            let new = Some(ServiceAccount { name: "y".to_owned(), ..ServiceAccount::default() });
+            let request = UpdateServiceAccountRequest { id: account, service_account: new, update_mask: None };
+            inner.update_service_account(client.request(request)).await.map(|_| 1)
+        }
+        // One of its own: the keys go with it.
+        "DeleteServiceAccount" => {
+            let own = client.create_account(Role::Viewer).await.map_or(account, |account| account.id);
+            let request = DeleteServiceAccountRequest { id: own, etag: String::new() };
+            inner.delete_service_account(client.request(request)).await.map(|_| 1)
+        }
         "CreateApiKey" => {
             let scopes = vec!["todo:read".to_owned()];
-            let api_key = Some(ApiKey { name: "x".to_owned(), role: viewer, scopes, ..ApiKey::default() });
+            let (service_account, name) = (account, "x".to_owned());
+            let api_key = Some(ApiKey { service_account, name, scopes, ..ApiKey::default() });
             inner.create_api_key(client.request(CreateApiKeyRequest { api_key })).await.map(|_| 0)
         }
         "GetApiKey" => inner.get_api_key(client.request(GetApiKeyRequest { id: key })).await.map(|_| 1),
         "ListApiKeys" => {
             let list = inner.list_api_keys(client.request(ListApiKeysRequest::default())).await;
             list.map(|list| list.into_inner().api_keys.len())
+        }
+        "RotateApiKey" => {
+            let request = RotateApiKeyRequest { id: key, overlap: None };
+            inner.rotate_api_key(client.request(request)).await.map(|_| 1)
         }
         "DeleteApiKey" => inner.delete_api_key(client.request(DeleteApiKeyRequest { id: key })).await.map(|_| 1),
         other => panic!("{other} has no denial test: say here how it is called"),
@@ -86,7 +116,7 @@ pub async fn furnished(harness: &Harness, owner: &Client, tenant: &str) -> Ids {
     let (member, _) = harness.member(owner, tenant, (&testkit::unique("member-"), Role::Member)).await;
     let invitation = owner.invite("guest@x.example", Role::Member).await.unwrap();
     let key = owner.create_key(Role::Member, &["todo:read"]).await.unwrap();
-    Ids { member: member.id, invitation: invitation.id, key: key.id }
+    Ids { member: member.id, invitation: invitation.id, account: key.service_account, key: key.id }
 }
 
 #[tokio::test]
@@ -99,14 +129,28 @@ async fn another_tenant_finds_nothing_by_any_call() {
     for rpc in rpcs() {
         let result = call(&other, &rpc, &ids).await;
         match rpc.as_str() {
-            "GetMe" | "GetTenant" | "UpdateTenant" | "CreateInvitation" | "CreateApiKey" => drop(result.unwrap()),
-            "ListMembers" | "ListInvitations" | "ListApiKeys" => assert_eq!(result.unwrap(), 1, "{rpc} shows its own"),
+            "GetMe"
+            | "GetTenant"
+            | "UpdateTenant"
+            | "CreateInvitation"
+            | "CreateServiceAccount"
+            | "DeleteServiceAccount" => assert!(result.is_ok(), "{rpc}: {result:?}"),
+            "ListMembers" | "ListInvitations" | "ListServiceAccounts" => {
+                assert_eq!(result.unwrap(), 1, "{rpc} shows its own");
+            }
+            "ListApiKeys" => assert_eq!(result.unwrap(), 0, "it has none"),
+            rpc if rpc.ends_with("ServiceAccount") || rpc == "CreateApiKey" => {
+                assert_eq!(reason(result), "SERVICE_ACCOUNT_NOT_FOUND", "{rpc}");
+            }
             rpc if rpc.ends_with("Member") => assert_eq!(reason(result), "MEMBER_NOT_FOUND", "{rpc}"),
             rpc if rpc.ends_with("Invitation") => assert_eq!(reason(result), "INVITATION_NOT_FOUND", "{rpc}"),
             rpc => assert_eq!(reason(result), "API_KEY_NOT_FOUND", "{rpc}"),
         }
     }
-    for rpc in ["GetMember", "GetInvitation", "GetApiKey"] {
+    let foreign = DeleteServiceAccountRequest { id: ids.account.clone(), etag: String::new() };
+    let refused = other.inner.clone().delete_service_account(other.request(foreign)).await;
+    assert_eq!(reason(refused), "SERVICE_ACCOUNT_NOT_FOUND");
+    for rpc in ["GetMember", "GetInvitation", "GetServiceAccount", "GetApiKey"] {
         assert_eq!(call(&ann, rpc, &ids).await.unwrap(), 1, "{rpc}");
     }
 }
@@ -131,7 +175,7 @@ async fn every_table_is_a_tenants_or_listed() {
     catalog::every_table_is_a_tenants_or_listed(
         &database,
         "identity",
-        &["api_key", "idempotency", "invitation", "member", "outbox", "tenant"],
+        &["api_key", "idempotency", "invitation", "member", "outbox", "service_account", "tenant"],
     )
     .await;
     catalog::no_function_is_led_to_a_callers_tables(&database).await;

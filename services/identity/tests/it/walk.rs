@@ -27,7 +27,7 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key() {
     let program = harness.with(&granted.access_token);
     let me = program.inner.clone().get_me(program.request(GetMeRequest {})).await.unwrap().into_inner();
     assert_eq!((me.tenant.as_str(), me.role), ("acme", Role::Viewer.into()));
-    assert_eq!(me.actor, format!("service_account:{}", key.id));
+    assert_eq!(me.actor, format!("service_account:{}", key.service_account));
 
     // Whoever verifies tokens offline takes it.
     let verifier = Verifier::new(harness.issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE).unwrap();
@@ -43,6 +43,7 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key() {
             "identity.invitation_created.v1",
             "identity.invitation_closed.v1",
             "identity.member_added.v1",
+            "identity.service_account_created.v1",
             "identity.api_key_created.v1"
         ]
     );
