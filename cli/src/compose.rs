@@ -133,7 +133,7 @@ fn file() -> Result<String, anyhow::Error> {
             services, folders,
             release => env!("CARGO_PKG_VERSION"),
             administration => secrets::ADMINISTRATION,
-            shared => fleet::shared(NATS, ISSUER, JWKS),
+            shared => fleet::shared(NATS, (ISSUER, JWKS), (PROVIDER, Some("file:///keys/people.json"))),
             nats => NATS,
             jwks => JWKS,
             ops_port => OPS_PORT,
@@ -152,7 +152,6 @@ fn values(service: &Service) -> minijinja::Value {
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
         tls: None,
-        provider: (PROVIDER, Some("file:///keys/people.json")),
         upstream: &|service| service.port.map(|_| format!("http://{}:{PORT}", service.name)),
     };
     context! {

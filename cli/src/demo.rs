@@ -20,7 +20,7 @@ fn key() -> String {
 }
 
 pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
-    let other = Api::new(context, "globex", "bob")?;
+    let eve = Api::new(context, "globex", "eve")?;
     let acme: TenantId = "acme".parse()?;
     let (_js, stream) = events::open(context).await?;
     let (sender, mut heard) = mpsc::unbounded_channel();
@@ -79,10 +79,10 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         say(&format!("   it may not write: {} {}", refused.status, text(&refused.body, "code")));
         accepted(ann.call(Method::DELETE, &format!("/v1/serviceAccounts/{account}"), None, None).await?)?;
 
-        say("7. Bob of tenant globex looks for the same");
-        let foreign = other.read(&path).await?;
+        say("7. Eve of tenant globex looks for the same");
+        let foreign = eve.read(&path).await?;
         ensure!(foreign.status == StatusCode::NOT_FOUND, "another tenant got {} for Ann's todo", foreign.status);
-        ensure!(search(&other, "splice").await?.is_empty(), "another tenant finds Ann's todo");
+        ensure!(search(&eve, "splice").await?.is_empty(), "another tenant finds Ann's todo");
         say(&format!("   by id: {} {}", foreign.status, text(&foreign.body, "code")));
         say("   by search: nothing");
         if context.json {

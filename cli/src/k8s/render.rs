@@ -128,7 +128,8 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let watched: Vec<_> = services.iter().copied().chain([VERIFY]).collect();
     let monitors = render("monitors.yaml.j2", context! { watched, rules => RULES })?;
     files.insert("components/monitoring/monitors.yaml".into(), monitors);
-    let mut shared: Vec<_> = fleet::shared(NATS, ISSUER, "file:///keys/jwks.json").into();
+    let people = (PROVIDER, Some("file:///keys/people.json"));
+    let mut shared = fleet::shared(NATS, (ISSUER, "file:///keys/jwks.json"), people);
     shared.push(("FLOTILLA_STREAM_REPLICAS", STREAM_REPLICAS.to_owned()));
     files.insert(
         base.join("kustomization.yaml"),
@@ -163,7 +164,6 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
         ports: &|service| (service.port.map(|_| PORT), OPS_PORT),
         secret: &|file| format!("/secrets/{file}"),
         tls: Some("/tls"),
-        provider: (PROVIDER, Some("file:///keys/people.json")),
         upstream: &|service| service.port.map(|_| format!("https://{}:{PORT}", service.name)),
     };
     // The name, the port, and whether it is one of the services.

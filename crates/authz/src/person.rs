@@ -1,6 +1,7 @@
 //! A person as an OpenID provider knows one: by an access token for the fleet's directory, before any tenant is chosen.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::TokenError;
 use crate::jwks::{JwksError, JwksSource};
@@ -33,7 +34,7 @@ pub struct Person {
 struct Claims {
     sub: String,
     email: Option<String>,
-    email_verified: Option<bool>,
+    email_verified: Option<Value>,
     name: Option<String>,
     locale: Option<String>,
     zoneinfo: Option<String>,
@@ -85,7 +86,8 @@ impl People {
         if sub.is_empty() || sub.len() > MAX_SUBJECT_BYTES || sub.chars().any(char::is_control) {
             return Err(TokenError::Malformed("its sub has no character, more than 255, or a control character"));
         }
-        let verified = claims.email_verified.unwrap_or_default();
+        // Some providers say it as a text: that is no promise of theirs.
+        let verified = claims.email_verified == Some(Value::Bool(true));
         Ok(Person {
             issuer: self.0.issuer.clone(),
             subject: claims.sub,

@@ -117,7 +117,7 @@ fn rejection(kind: &ErrorKind) -> TokenError {
         ErrorKind::InvalidSignature => TokenError::Untrusted("its signature does not fit"),
         ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) | ErrorKind::Json(_) => {
             TokenError::Malformed(
-                "a claim of sub, tenant, client_id, iss, aud, exp, iat or jti is missing, or one of them or of role, scope, kind and act is malformed",
+                "a claim that it must have is missing, or one is malformed (RFC 9068; for the fleet's own: docs/deploying.md)",
             )
         }
         _ => TokenError::Malformed("it is not a JWT"),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Everything.
     Owner,
-    /// Everything but what ends the tenant.
+    /// Everything but what ends the tenant, and who its owners are.
     Admin,
     /// Invoices and payment, nothing of what the tenant works on.
     Billing,

@@ -309,17 +309,18 @@ impl Startup<'_> {
         }
         let secret = |file: &str| secret_file(self.home, file).display().to_string();
         let (port, ops) = seen.ports[service.name];
-        let people = format!("http://127.0.0.1:{}{PROVIDER_JWKS}", seen.issuer_port);
         let around = fleet::Surroundings {
             host: Ipv4Addr::LOCALHOST.into(),
             ports: &|service| seen.ports[service.name],
             secret: &secret,
             tls: seen.tls.as_deref(),
-            provider: self.options.provider.as_deref().map_or((PROVIDER, Some(&people)), |provider| (provider, None)),
             upstream: &|service| Some(format!("{}://127.0.0.1:{}", self.scheme(), seen.upstreams.get(service.name)?)),
         };
         let jwks = format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port);
-        let shared = fleet::shared(&seen.nats.address(), ISSUER, &jwks);
+        let people = format!("http://127.0.0.1:{}{PROVIDER_JWKS}", seen.issuer_port);
+        let own = (PROVIDER, Some(people.as_str()));
+        let provider = self.options.provider.as_deref().map_or(own, |provider| (provider, None));
+        let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider);
         let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();
         if port.is_some() {
             // So that a gRPC client on this machine can list the services.

@@ -18,17 +18,22 @@ pub struct Surroundings<'a> {
     pub secret: &'a dyn Fn(&str) -> String,
     /// The folder of the service's certificate (tls.crt, tls.key) and of the authorities (ca.crt); None: no TLS.
     pub tls: Option<&'a str>,
-    /// The OpenID provider of people: its name in tokens, and the address of its key set; None: where the provider itself says.
-    pub provider: (&'a str, Option<&'a str>),
     /// The URL at which the edge reaches a service.
     pub upstream: &'a dyn Fn(&Service) -> Option<String>,
 }
 
-/// The variables that all services of a fleet share: NATS, the issuer and its key set.
+/// The variables that all services of a development fleet share: NATS; the issuer of the fleet's tokens and the people's OpenID provider, each with
+/// its key set (of a provider None: where it says itself); and that everybody may sign up.
 #[must_use]
-pub fn shared(nats: &str, issuer: &str, jwks: &str) -> [(&'static str, String); 3] {
-    [("FLOTILLA_NATS_URL", nats), ("FLOTILLA_ISSUER", issuer), ("FLOTILLA_JWKS", jwks)]
-        .map(|(name, value)| (name, value.to_owned()))
+pub fn shared(
+    nats: &str,
+    (issuer, jwks): (&str, &str),
+    (provider, keys): (&str, Option<&str>),
+) -> Vec<(&'static str, String)> {
+    let mut all = vec![("FLOTILLA_NATS_URL", nats), ("FLOTILLA_ISSUER", issuer), ("FLOTILLA_JWKS", jwks)];
+    all.extend([("FLOTILLA_PROVIDER", provider), ("FLOTILLA_SIGN_UP", "open")]);
+    all.extend(keys.map(|keys| ("FLOTILLA_PROVIDER_JWKS", keys)));
+    all.into_iter().map(|(name, value)| (name, value.to_owned())).collect()
 }
 
 impl Service {
@@ -49,15 +54,6 @@ impl Service {
             all.extend(files.map(|(variable, file)| (variable, format!("{folder}/{file}"))));
         }
         all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
-        let (provider, keys) = around.provider;
-        if self.signs || self.edge {
-            all.push(("FLOTILLA_PROVIDER", provider.to_owned()));
-        }
-        if self.signs
-            && let Some(keys) = keys
-        {
-            all.push(("FLOTILLA_PROVIDER_JWKS", keys.to_owned()));
-        }
         if self.edge {
             let reached = |(grpc, service): (&str, &Service)| Some(format!("{grpc}={}", (around.upstream)(service)?));
             all.push(("FLOTILLA_UPSTREAMS", upstreams().filter_map(reached).collect::<Vec<_>>().join(",")));

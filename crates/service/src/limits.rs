@@ -239,6 +239,32 @@ mod tests {
     const REFUSED: (&str, Option<Duration>) = ("TOO_MANY_REQUESTS", Some(Duration::from_secs(1)));
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_is_nobody_yet_is_bounded_by_the_address() {
+        let limits = Limits::new(&allowances(10, 9));
+        let turn = async |address: &str, cost: u32| {
+            let began = Instant::now();
+            let turn = limits.turn_of_address(address.parse().unwrap(), NonZeroU32::new(cost).unwrap()).await;
+            turn.map(|_| began.elapsed().as_millis()).map_err(|refused: Failure| refused.reason)
+        };
+        for (address, cost, millis) in [
+            ("192.0.2.1", 10, 0..=10),
+            ("192.0.2.2", 10, 0..=10),
+            // The same as a client of version 6 has it; and one network of version 6 is one client.
+            ("::ffff:192.0.2.1", 5, 490..=510),
+            ("2001:db8::1", 10, 0..=10),
+            ("2001:db8::2:1", 5, 490..=510),
+            ("2001:db8:0:1::1", 10, 0..=10),
+        ] {
+            let waited = turn(address, cost).await.unwrap();
+            assert!(millis.contains(&waited), "{address}: after {waited} ms");
+        }
+        let guesses = futures::future::join_all((0..9).map(|_| turn("192.0.2.7", 10))).await;
+        assert_eq!(guesses.iter().filter(|guess| guess.is_ok()).count(), 2, "{guesses:?}");
+        assert!(guesses.into_iter().filter_map(Result::err).all(|reason| reason == "TOO_MANY_REQUESTS"));
+        assert!(turn("192.0.2.8", 10).await.is_ok(), "another address has its own");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_rate_is_a_principals_and_that_of_a_tenant_is_all_of_theirs_together() {
         let limits = Limits::new(&allowances(10, 9));
         let (ann, bob, cid) = (who("acme", "ann"), who("acme", "bob"), who("acme", "cid"));

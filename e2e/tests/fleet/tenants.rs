@@ -1,7 +1,7 @@
 //! Another tenant's todo does not exist, on any route.
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::http::routes;
 use crate::with_fleet;
@@ -9,36 +9,57 @@ use crate::with_fleet;
 #[test]
 fn every_route_answers_another_tenant_with_404_or_nothing() {
     with_fleet(|fleet, _| async {
-        let ann = fleet.caller("tenants-a", "ann").await;
+        // Both have signed up, so that nothing but the tenant differs.
+        let (ann, eve) = (fleet.person("tenants-ann").await, fleet.person("tenants-eve").await);
+        ann.sign_up("tenants-a").await;
+        eve.sign_up("tenants-b").await;
         let todo = ann.create(json!({"title": "hidden treasure", "labels": ["gold"]})).await;
         testkit::until("its own tenant finds it", || async { ann.search("treasure").await.len() == 1 }).await;
-        let eve = fleet.caller("tenants-b", "ann").await;
-        let id = todo["id"].as_str().unwrap();
-        let routes = routes(id);
-        assert!(routes.len() >= 8, "{routes:?}");
+        let made = async |path: &str, body: Value| ann.send(Method::POST, path, Some(body)).await.body["id"].clone();
+        let member = ann.send(Method::GET, "/v1/members", None).await.body["members"][0]["id"].clone();
+        let invitation = made("/v1/invitations", json!({"email": "treasure@x.example", "role": "MEMBER"})).await;
+        let account = made("/v1/serviceAccounts", json!({"name": "treasure", "role": "VIEWER"})).await;
+        let key = json!({"serviceAccount": account, "name": "treasure", "scopes": ["todo:read"]});
+        let key = made("/v1/apiKeys", key).await;
+        let hers = [
+            ("/v1/todos/", &todo["id"], "TODO_NOT_FOUND"),
+            ("/v1/members/", &member, "MEMBER_NOT_FOUND"),
+            ("/v1/invitations/", &invitation, "INVITATION_NOT_FOUND"),
+            ("/v1/serviceAccounts/", &account, "SERVICE_ACCOUNT_NOT_FOUND"),
+            ("/v1/apiKeys/", &key, "API_KEY_NOT_FOUND"),
+        ];
+        let routes = routes("{id}");
+        assert!(routes.len() >= 20, "{routes:?}");
         for (method, path) in routes {
-            let body = match method {
-                Method::PATCH if path.contains("/members/") => Some(json!({"role": "VIEWER"})),
-                Method::POST | Method::PATCH if path.contains(id) => Some(json!({})),
-                Method::POST if path == "/v1/todos" => Some(json!({"title": "mine"})),
+            let named = hers.iter().find(|(of, ..)| path.starts_with(of));
+            let body = match (&method, path.as_str()) {
+                (&Method::PATCH, path) if path.starts_with("/v1/members/") => Some(json!({"role": "VIEWER"})),
+                (&Method::POST, "/v1/todos") => Some(json!({"title": "mine"})),
+                (&Method::POST, "/v1/invitations") => Some(json!({"email": "x@x.example", "role": "VIEWER"})),
+                (&Method::POST, "/v1/serviceAccounts") => Some(json!({"name": "x", "role": "VIEWER"})),
+                (&Method::POST, "/v1/apiKeys") => {
+                    Some(json!({"serviceAccount": account, "name": "x", "scopes": ["todo:read"]}))
+                }
+                (&Method::PATCH | &Method::POST, _) => Some(json!({})),
                 _ => None,
             };
+            let path = named.map_or_else(|| path.clone(), |(_, id, _)| path.replace("{id}", id.as_str().unwrap()));
             let answer = eve.send(method.clone(), &path, body).await;
-            let of_todos = path.starts_with("/v1/todos");
-            if path.contains(id) {
-                assert_eq!(answer.status, 404, "{method} {path}: {}", answer.body);
-                assert!(answer.code().ends_with("_NOT_FOUND"), "{method} {path}: {}", answer.body);
-                assert_eq!(of_todos, answer.code() == "TODO_NOT_FOUND", "{method} {path}");
-            } else {
-                // Her tenant has not signed up, and what it would have is not there.
-                let wanted: &[u16] = if of_todos { &[200] } else { &[200, 400, 404] };
-                assert!(wanted.contains(&answer.status), "{method} {path}: {}", answer.body);
-                assert!(!answer.body.to_string().contains("treasure"), "{method} {path}: {}", answer.body);
+            match named.map(|(.., code)| *code) {
+                None if path == "/v1/apiKeys" && method == Method::POST => {
+                    assert_eq!((answer.status, answer.code()), (404, "SERVICE_ACCOUNT_NOT_FOUND"));
+                }
+                Some(code) => assert_eq!((answer.status, answer.code()), (404, code), "{method} {path}"),
+                None => {
+                    assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+                    assert!(!answer.body.to_string().contains("treasure"), "{method} {path}: {}", answer.body);
+                }
             }
         }
         for query in ["treasure", "", "gold", "tenant:tenants-a"] {
             assert!(!eve.search(query).await.contains(&"hidden treasure".to_owned()), "{query}");
         }
-        assert_eq!(ann.send(Method::GET, &format!("/v1/todos/{id}"), None).await.body, todo);
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        assert_eq!(ann.send(Method::GET, &path, None).await.body, todo);
     });
 }

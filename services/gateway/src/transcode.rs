@@ -338,10 +338,9 @@ mod tests {
         for (body, part) in [
             ("grant_type=a&grant_type=b", "twice"),
             ("grant_type=%ff", "UTF-8"),
-            ("grant_type=\u{0}", ""),
             ("grant_type[]=a&grant_type=a&grant_type=b", "twice"),
         ] {
-            assert!(form(body).map_or_else(|problem| problem.detail.contains(part), |_| part.is_empty()), "{body}");
+            assert!(form(body).is_err_and(|problem| problem.detail.contains(part)), "{body}");
         }
         // The names of JSON are other names, and what is unknown counts as absent.
         assert_eq!(form("grantType=a").unwrap(), serde_json::json!({}));

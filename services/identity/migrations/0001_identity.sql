@@ -25,6 +25,8 @@ create table tenant (
     version       integer     not null check (version >= 1)
 );
 
+create index tenant_signed_up_idx on tenant (create_time);
+
 -- Members. One who left stays as a tombstone, without what is known of the person.
 create table member (
     tenant      text collate "C" not null references tenant (tenant),
@@ -127,13 +129,19 @@ create function identity_next_tenant(after_tenant text) returns text language sq
     select min(tenant) from tenant where tenant > after_tenant
 $$;
 
--- Where a person is a member, and as what: before a tenant is chosen.
-create function identity_memberships(of_issuer text, of_subject text)
+-- Where a person is a member, and as what: before a tenant is chosen. Two of several say that there are several.
+create function identity_memberships(of_issuer text, of_subject text, wanted text)
     returns table (tenant text, member_id uuid, user_id text, role text) language sql stable security definer as $$
     select member.tenant, member.id, person.id, member.role
     from person join member on member.user_id = person.id and member.delete_time is null
-    where person.issuer = of_issuer and person.subject = of_subject
-    order by member.tenant limit 100
+    where person.issuer = of_issuer and person.subject = of_subject and (wanted is null or member.tenant = wanted)
+    order by member.tenant limit 2
+$$;
+
+-- How many tenants were signed up since then, and how many by one user.
+create function identity_signed_up(since timestamptz, by_user text) returns table (everybody bigint, one bigint)
+    language sql stable security definer as $$
+    select count(*), count(*) filter (where created_by = by_user) from tenant where create_time > since
 $$;
 
 -- The tenant of an invitation, one that is closed too, for a repeat; and that of a key: whoever comes with one knows its id alone.
@@ -150,10 +158,18 @@ do $$
 declare
     made text;
 begin
-    foreach made in array array['identity_next_tenant(text)', 'identity_memberships(text, text)',
+    foreach made in array array['identity_next_tenant(text)', 'identity_memberships(text, text, text)',
         'identity_tenant_of_invitation(uuid)', 'identity_tenant_of_key(uuid)'] loop
         execute format('revoke all on function %s from public', made);
         execute format('grant execute on function %s to identity_operator', made);
         execute format('alter function %s set search_path = %I, pg_temp', made, current_schema());
     end loop;
+end $$;
+
+-- Whoever signs up asks, in a transaction of the tenant that is to be: it gets numbers alone.
+revoke all on function identity_signed_up(timestamptz, text) from public;
+grant execute on function identity_signed_up(timestamptz, text) to identity_app;
+-- the release before goes on: it has none of this
+do $$ begin
+    execute format('alter function identity_signed_up(timestamptz, text) set search_path = %I, pg_temp', current_schema());
 end $$;

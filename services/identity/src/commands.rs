@@ -3,7 +3,10 @@
 //! events afterwards. Those about invitations, programs and keys are in
 //! `commands_invitations` and `commands_programs`.
 
+use std::time::Duration;
+
 use authz::{Caller, Denied, Permission, Person};
+use chrono::TimeDelta;
 use contracts::events::identity::{ApiKeyId, InvitationId, ServiceAccountId};
 use contracts::events::identity::{
     MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantUpdatedV1,
@@ -15,6 +18,7 @@ use uuid::Uuid;
 
 use crate::api_key::MOST;
 use crate::member::{Member, Profile};
+use crate::sign_up::{self, SignUp};
 use crate::store_person::Membership;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
 use crate::{outgoing, permissions, store_member, store_person, store_tenant};
@@ -55,6 +59,9 @@ pub enum Error {
     /// The person is a member already.
     #[error("you are a member already")]
     MemberExists,
+    /// Nobody signs up, or nobody does now.
+    #[error(transparent)]
+    SignUp(#[from] sign_up::Refused),
     /// A tenant has an owner.
     #[error("the last owner stays: make somebody else an owner first")]
     LastOwner,
@@ -92,6 +99,10 @@ impl From<Error> for Failure {
             Error::NoApiKey(_) => Self::new(Code::NotFound, "API_KEY_NOT_FOUND", error),
             Error::TenantExists(_) => Self::new(Code::AlreadyExists, "TENANT_EXISTS", error),
             Error::MemberExists => Self::new(Code::AlreadyExists, "MEMBER_EXISTS", error),
+            Error::SignUp(sign_up::Refused::Closed) => Self::new(Code::PermissionDenied, "SIGN_UP_CLOSED", error),
+            Error::SignUp(sign_up::Refused::TooMany) => {
+                Self::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", error).retry_after(Duration::from_secs(600))
+            }
             Error::LastOwner => Self::new(Code::FailedPrecondition, "LAST_OWNER", error),
             Error::EmailNotVerified => Self::new(Code::FailedPrecondition, "EMAIL_NOT_VERIFIED", error),
             Error::Denied(denied) => denied.into(),
@@ -143,8 +154,14 @@ pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission
 /// Makes a tenant, and the person its first owner. The call is the person's, in the tenant to be.
 ///
 /// # Errors
-/// [`Error::EmailNotVerified`], [`Error::TenantExists`], the errors of idempotency keys; INVALID_ARGUMENT for a misleading name.
-pub async fn sign_up(app: &App, call: &Call, person: &Person, draft: TenantDraft) -> Result<Tenant, Error> {
+/// [`Error::SignUp`], [`Error::EmailNotVerified`], [`Error::TenantExists`], the errors of idempotency keys; INVALID_ARGUMENT for a misleading
+/// name.
+pub async fn sign_up(
+    app: &App,
+    call: &Call,
+    (person, rules): (&Person, &SignUp),
+    draft: TenantDraft,
+) -> Result<Tenant, Error> {
     let profile = profile(person)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(tenant) = tx.replayed()? {
@@ -152,6 +169,7 @@ pub async fn sign_up(app: &App, call: &Call, person: &Person, draft: TenantDraft
     }
     let now = clock::now();
     let user = store_person::user(&mut tx, person, &call.caller.actor.id, now).await?;
+    rules.admits(store_tenant::signed_up(&mut tx, &user, now - TimeDelta::hours(1)).await?)?;
     let by = (user.clone(), profile.email.clone());
     if tenant::is_reserved(&call.caller.tenant) {
         return Err(Error::TenantExists(call.caller.tenant.clone()));

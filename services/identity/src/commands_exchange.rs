@@ -60,9 +60,9 @@ async fn of_person(
         _ => invalid(),
     })?;
     let mut tx = app.db.begin_operator("a person is known before a tenant is chosen").await?;
-    let all = store_person::memberships(&mut tx, &person).await?;
+    let all = store_person::memberships(&mut tx, &person, tenant.as_ref()).await?;
     tx.commit().await?;
-    let chosen = chosen(all, tenant.as_ref())?;
+    let chosen = chosen(all, tenant.is_some())?;
     if let Some(profile) = Profile::of(&person) {
         know_again(app, &chosen, profile).await?;
     }
@@ -72,18 +72,15 @@ async fn of_person(
     Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, issued, until })
 }
 
-fn chosen(all: Vec<Membership>, tenant: Option<&TenantId>) -> Result<Membership, Failure> {
-    let (none, several) = (all.is_empty(), all.len() > 1);
-    let mut fitting = all.into_iter().filter(|found| tenant.is_none_or(|tenant| found.tenant == *tenant));
-    match (fitting.next(), tenant) {
-        (Some(_), None) if several => {
+fn chosen(all: Vec<Membership>, named: bool) -> Result<Membership, Failure> {
+    let several = all.len() > 1;
+    match all.into_iter().next() {
+        Some(_) if several => {
             Err(refused("INVALID_TARGET", "you are a member of several tenants: name one by the parameter tenant"))
         }
-        (Some(found), _) => Ok(found),
-        (None, _) if none => {
-            Err(refused("INVALID_TARGET", "you are a member of no tenant: accept an invitation, or sign up"))
-        }
-        (None, _) => Err(refused("INVALID_TARGET", "you are no member of this tenant")),
+        Some(found) => Ok(found),
+        None if named => Err(refused("INVALID_TARGET", "you are no member of this tenant")),
+        None => Err(refused("INVALID_TARGET", "you are a member of no tenant: accept an invitation, or sign up")),
     }
 }
 

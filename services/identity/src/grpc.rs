@@ -12,15 +12,16 @@ use proto::identity::identity_service_server::IdentityService;
 use service::grpc::{authorization, reading, writing, writing_once};
 use service::idempotency::{Attempt, Key};
 use service::page::{self, PageTokens};
-use service::{Call, Failure, IfMatch};
+use service::{Call, Failure, IfMatch, Process};
 use tonic::{Request, Response, Status};
 
 use crate::api_key::KeySecret;
 use crate::commands::{in_person, user_of};
 use crate::commands_exchange::exchange;
 use crate::service_account::ServiceAccount;
+use crate::sign_up::SignUp;
 use crate::tokens::{Signed, Signer};
-use crate::{commands, commands_invitations, commands_programs, permissions, wire};
+use crate::{Config, commands, commands_invitations, commands_programs, permissions, wire};
 
 /// The implementation of `flotilla.identity.v1.IdentityService`.
 pub struct Identity {
@@ -32,11 +33,24 @@ pub struct Identity {
     pub people: Arc<People>,
     /// Signs the fleet's tokens.
     pub signer: Signer,
+    /// Who may sign up.
+    pub sign_up: SignUp,
 }
 
 type RpcResult<T> = Result<Response<T>, Status>;
 
 impl Identity {
+    /// As the configuration says.
+    ///
+    /// # Errors
+    /// The signing keys cannot be read, or no HTTP client can be made.
+    pub fn of(config: &Config, process: &Process, app: commands::App) -> Result<Self, anyhow::Error> {
+        let Config { common, pages, people, signing, sign_up, .. } = config;
+        let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
+        let (pages, people) = (process.page_tokens(pages), Arc::new(people.verifier()?));
+        Ok(Self { app, pages, people, signer, sign_up: sign_up.clone() })
+    }
+
     /// The person who calls a public method, with the provider's token.
     async fn person<T>(&self, request: &Request<T>) -> Result<(Person, UserId), Failure> {
         let token = authorization(request.metadata().as_ref())?.and_then(|value| value.to_str().ok());
@@ -64,7 +78,7 @@ impl IdentityService for Identity {
         let (person, user) = self.person(&request).await?;
         let (slug, draft) = wire::tenant_draft(request.get_ref().tenant.as_ref())?;
         let (call, _) = personal(request, "CreateTenant", (slug, user))?;
-        response(commands::sign_up(&self.app, &call, &person, draft).await, wire::tenant)
+        response(commands::sign_up(&self.app, &call, (&person, &self.sign_up), draft).await, wire::tenant)
     }
 
     async fn get_tenant(&self, request: Request<pb::GetTenantRequest>) -> RpcResult<pb::Tenant> {

@@ -1,7 +1,6 @@
 //! The identity service: tenants, their members, invitations, keys of programs, and the fleet's own short-lived tokens.
 //!
-//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of the `commands`. `commands_exchange` makes of a
-//! credential what `tokens` signs.
+//! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of the `commands`; `tokens` signs.
 
 pub mod api_key;
 pub mod commands;
@@ -17,6 +16,7 @@ pub mod permissions;
 pub mod provider;
 mod schema;
 pub mod service_account;
+pub mod sign_up;
 pub mod store_api_key;
 mod store_data;
 pub mod store_invitation;
@@ -31,7 +31,6 @@ pub mod tokens;
 mod wire;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use clap::Args;
 use proto::identity::identity_service_server::IdentityServiceServer;
@@ -40,7 +39,8 @@ use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
 use crate::provider::Provider;
-use crate::tokens::{Signer, SigningKeys};
+use crate::sign_up::SignUp;
+use crate::tokens::SigningKeys;
 pub use schema::MIGRATIONS;
 
 /// The program.
@@ -63,6 +63,8 @@ pub struct Config {
     pub people: Provider,
     #[command(flatten)]
     pub signing: SigningKeys,
+    #[command(flatten)]
+    pub sign_up: SignUp,
 }
 
 impl Settings for Config {
@@ -91,9 +93,7 @@ impl Service for Program {
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
         operators::serve(config, process, &app, nats)?;
-        let people = Arc::new(config.people.verifier()?);
-        let signer = Signer::new(&config.signing.signing_keys, &config.common.issuer.name, &config.common.audience)?;
-        let identity = grpc::Identity { app, pages: process.page_tokens(&config.pages), people, signer };
+        let identity = grpc::Identity::of(config, process, app)?;
         let server = IdentityServiceServer::new(identity);
         Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, server).await?, relay })
     }

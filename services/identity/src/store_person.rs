@@ -65,15 +65,21 @@ pub async fn user(tx: &mut TenantTx, person: &Person, new: &UserId, now: DateTim
     id.parse().map_err(|error| StoreError::inconsistent("person", id.clone(), error))
 }
 
-/// Where a person is a member, by tenant.
+/// Where a person is a member: in this tenant, or without one in any, two at most.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member"))]
-pub async fn memberships(tx: &mut OperatorTx, person: &Person) -> Result<Vec<Membership>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as("select tenant, member_id, user_id, role from identity_memberships($1, $2)")
-        .bind(&person.issuer)
-        .bind(&person.subject)
-        .fetch_all(&mut **tx)
-        .await?;
+pub async fn memberships(
+    tx: &mut OperatorTx,
+    person: &Person,
+    tenant: Option<&TenantId>,
+) -> Result<Vec<Membership>, StoreError> {
+    let rows: Vec<Row> =
+        sqlx::query_as("select tenant, member_id, user_id, role from identity_memberships($1, $2, $3)")
+            .bind(&person.issuer)
+            .bind(&person.subject)
+            .bind(tenant.map(TenantId::as_str))
+            .fetch_all(&mut **tx)
+            .await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }
 

@@ -1,6 +1,7 @@
 //! The SQL of what is known of tenants: functions on a tenant's transaction. They never begin or commit one.
 
 use chrono::{DateTime, Utc};
+use contracts::UserId;
 use service::{StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow};
 use tracing::instrument;
@@ -192,4 +193,12 @@ async fn write(
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
+}
+
+/// How many tenants were signed up since then, and how many by this user.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "tenant"))]
+pub async fn signed_up(tx: &mut TenantTx, by: &UserId, since: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
+    let counted = sqlx::query_as("select everybody, one from identity_signed_up($1, $2)").bind(since).bind(by.as_str());
+    Ok(counted.fetch_one(&mut **tx).await?)
 }

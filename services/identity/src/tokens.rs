@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::{ActorKind, Role, TenantId, UserId};
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 use service::secret::Secret;
@@ -133,6 +134,8 @@ fn signing_keys(text: &str) -> Result<Secret, String> {
 fn first(text: &str) -> Result<(EncodingKey, String), anyhow::Error> {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).context("there is no signing key")?;
     let document = STANDARD.decode(line).context("a signing key is the base64 of PKCS #8")?;
+    let key = EncodingKey::from_ed_der(&document);
+    Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("a signing key is one of Ed25519")?;
     let name = Sha256::digest(&document).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok((EncodingKey::from_ed_der(&document), name))
+    Ok((key, name))
 }

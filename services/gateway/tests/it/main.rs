@@ -218,3 +218,50 @@ async fn the_problems_of_the_edge() {
     }
     testkit::assert_snapshot!("problems", &serde_json::Value::from(shown).to_string());
 }
+
+#[tokio::test]
+async fn the_token_endpoint_takes_a_form_and_answers_as_oauth_has_it() {
+    let edge = start().await;
+    let post = |media: &str, body: String| {
+        let request = edge.http.post(format!("{}/v1/token", edge.base));
+        request.header("content-type", media).body(body).send()
+    };
+    let form = "application/x-www-form-urlencoded";
+    for (media, body, status, error) in [
+        ("application/json", "{}".to_owned(), 415, "invalid_request"),
+        (form, "grant_type=a&grant_type=b".to_owned(), 400, "invalid_request"),
+        // A stranger sends little.
+        (form, format!("subject_token={}", "x".repeat(16 * 1024)), 413, "invalid_request"),
+        // Nobody is behind it.
+        (form, "grant_type=a".to_owned(), 503, "temporarily_unavailable"),
+    ] {
+        let response = post(media, body).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["cache-control"]),
+            (status, &"no-store".parse().unwrap())
+        );
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(body["error"], error, "{body}");
+        assert!(body["error_description"].is_string() && body.as_object().unwrap().len() == 2, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_to_be_exchanged_waits_for_identity_and_nothing_else_does() {
+    let edge = start().await;
+    let get = async |credential: &str| {
+        let request = edge.http.get(format!("{}/v1/todos", edge.base)).bearer_auth(credential);
+        let problem: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+        (problem["status"].as_u64().unwrap(), problem["code"].as_str().unwrap().to_owned())
+    };
+    let ann = edge.issuer.person("ann", "ann@x.example");
+    for credential in ["flk_x", &ann] {
+        assert_eq!(get(credential).await, (503, "UNAVAILABLE".to_owned()));
+    }
+    // Of no issuer that is known, or of none at all.
+    let (head, rest) = ann.split_once('.').unwrap();
+    for credential in ["flx_x", &format!("{head}.e30.{}", rest.split_once('.').unwrap().1)] {
+        assert_eq!(get(credential).await, (401, "TOKEN_INVALID".to_owned()));
+    }
+}

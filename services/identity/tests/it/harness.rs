@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use contracts::Envelope;
 use identity::provider::Provider;
+use identity::sign_up::{Door, SignUp};
 use identity::tokens::SigningKeys;
 use identity::{App, Config, Program};
 use proto::identity::identity_service_client::IdentityServiceClient;
@@ -42,10 +43,15 @@ pub struct Stored {
 
 impl Harness {
     pub async fn start() -> Self {
+        Self::with_sign_up(Door::Open, 1_000).await
+    }
+
+    pub async fn with_sign_up(sign_up: Door, sign_ups_an_hour: u32) -> Self {
         let (database, nats, issuer) = (database().await, TestNats::start().await, TestIssuer::new());
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
-        let app = Program::start(&config(&database, &nats, &issuer), &process).await.unwrap();
+        let config = Config { sign_up: SignUp { sign_up, sign_ups_an_hour }, ..config(&database, &nats, &issuer) };
+        let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
         Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops }
     }
@@ -155,6 +161,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             provider_jwks: Some(issuer.people()),
             provider_audience: devstack::issuer::PROVIDER_AUDIENCE.to_owned(),
         },
+        sign_up: SignUp { sign_up: Door::Open, sign_ups_an_hour: 1_000 },
         signing: SigningKeys { signing_keys: Secret::in_file(issuer.signing_keys()).unwrap() },
     }
 }

@@ -55,7 +55,7 @@ async fn no_call_scans_a_table() {
     admin
         .execute(
             "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version) \
-             select 'tenant-' || n, gen_random_uuid(), 'name', 'UTC', 'DE', 'EUR', '', now(), now(), 'ann', 1 from generate_series(1, 5000) n; \
+             select 'tenant-' || n, gen_random_uuid(), 'name', 'UTC', 'DE', 'EUR', '', now() - interval '1 day', now(), 'ann', 1 from generate_series(1, 5000) n; \
              insert into person (id, issuer, subject, create_time) \
              select 'person-' || n, 'https://issuer.example', n::text, now() from generate_series(1, 50000) n; \
              insert into member (tenant, id, user_id, name, email, locale, time_zone, role, create_time, update_time, version) \

@@ -5,6 +5,8 @@ use proto::identity::{
     DeleteInvitationRequest, DeleteMemberRequest, ListMembersRequest, Member, Role, UpdateMemberRequest,
 };
 
+use identity::sign_up::Door;
+
 use crate::harness::{Client, Harness, reason, tenant};
 
 async fn change(client: &Client, id: &str, role: Role) -> Result<Member, tonic::Status> {
@@ -148,4 +150,21 @@ async fn an_id_of_the_fleets_own_is_nobodys() {
     for slug in ["operators", "system", "flotilla"] {
         assert_eq!(reason(harness.person("ann").sign_up(slug).await), "TENANT_EXISTS");
     }
+}
+
+#[tokio::test]
+async fn sign_up_can_be_closed_and_has_a_rate() {
+    let closed = Harness::with_sign_up(Door::Closed, 1_000).await;
+    assert_eq!(reason(closed.person("ann").sign_up("acme").await), "SIGN_UP_CLOSED");
+    assert_eq!((closed.count("tenant").await, closed.count("person").await), (0, 0), "nothing is left of it");
+    let harness = Harness::with_sign_up(Door::Open, 6).await;
+    let ann = harness.person("ann");
+    for number in 0..5 {
+        ann.sign_up(&format!("acme-{number}")).await.unwrap();
+    }
+    assert_eq!(reason(ann.sign_up("acme-5").await), "TOO_MANY_REQUESTS", "five of one person");
+    let bob = harness.person("bob").with_key("one");
+    let first = bob.sign_up("globex").await.unwrap();
+    assert_eq!(reason(harness.person("eve").sign_up("other").await), "TOO_MANY_REQUESTS", "six of all");
+    assert_eq!(bob.sign_up("globex").await.unwrap(), first, "a repeat has its answer");
 }
