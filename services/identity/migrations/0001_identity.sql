@@ -106,13 +106,24 @@ create table api_key (
 create index api_key_list_idx on api_key (tenant, id) where delete_time is null;
 create index api_key_of_idx on api_key (tenant, service_account) where delete_time is null;
 
+-- Who did what to access, one row for each event of a command. Ids alone: they stay when a person is erased.
+create table audit (
+    tenant  text collate "C" not null references tenant (tenant),
+    id      uuid        not null,
+    time    timestamptz not null,
+    actor   text        not null check (char_length(actor) between 1 and 2000),
+    action  text        not null check (char_length(action) between 1 and 100),
+    subject uuid        not null,
+    primary key (tenant, id)
+);
+
 -- Row-level security: the tenant is a setting of the transaction, and there is no way around it for the service's role.
 -- the release before goes on: it has none of this
 do $$
 declare
     kind text;
 begin
-    foreach kind in array array['tenant', 'member', 'invitation', 'service_account', 'api_key'] loop
+    foreach kind in array array['tenant', 'member', 'invitation', 'service_account', 'api_key', 'audit'] loop
         execute format('alter table %I enable row level security', kind);
         execute format('alter table %I force row level security', kind);
         execute format(
@@ -123,6 +134,11 @@ begin
         execute format('create policy of_owner on %I for select to current_user using (true)', kind);
     end loop;
 end $$;
+
+-- The audit only grows, until its tenant is erased.
+-- the release before goes on: it has none of this
+revoke update on audit from identity_app;
+grant delete on audit to identity_app;
 
 -- Which tenants there are, one behind the other: for operators, who read each tenant's as that tenant.
 create function identity_next_tenant(after_tenant text) returns text language sql stable security definer as $$

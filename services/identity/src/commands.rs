@@ -13,15 +13,18 @@ use contracts::events::identity::{
 };
 use contracts::text::TextError;
 use contracts::{Actor, ActorKind, Role, TenantId, UserId};
+use outbox::NewEvent;
+use service::idempotency::StoredResponse;
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 use uuid::Uuid;
 
 use crate::api_key::MOST;
 use crate::member::{Member, Profile};
 use crate::sign_up::{self, SignUp};
+use crate::store_audit::Entry;
 use crate::store_person::Membership;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
-use crate::{outgoing, permissions, store_member, store_person, store_tenant};
+use crate::{outgoing, permissions, store_audit, store_member, store_person, store_tenant};
 
 /// The dependencies of the commands.
 #[derive(Debug, Clone)]
@@ -30,6 +33,26 @@ pub struct App {
     pub db: Db,
     /// Ends each command's transaction, and publishes its events.
     pub outbox: Outbox,
+}
+
+impl App {
+    /// Ends a command that somebody called: what it did to access is noted, and [`Outbox::commit`] does the rest.
+    ///
+    /// # Errors
+    /// As [`Outbox::commit`].
+    pub(crate) async fn commit<A: StoredResponse>(
+        &self,
+        mut tx: TenantTx,
+        call: &Call,
+        events: Vec<NewEvent>,
+        answer: &A,
+    ) -> Result<(), Error> {
+        let (actor, now) = (call.caller.actor.to_string(), clock::now());
+        for event in &events {
+            store_audit::append(&mut tx, event, &actor, now).await?;
+        }
+        Ok(self.outbox.commit(tx, events, answer).await?)
+    }
 }
 
 /// Why a command failed.
@@ -186,7 +209,7 @@ pub async fn sign_up(
         outgoing::event(call, outgoing::tenant(&tenant), TenantCreatedV1::of)?,
         outgoing::event(call, outgoing::member(&owner), MemberAddedV1::of)?,
     ];
-    app.outbox.commit(tx, events, &tenant).await?;
+    app.commit(tx, call, events, &tenant).await?;
     Ok(tenant)
 }
 
@@ -215,14 +238,26 @@ pub async fn update_tenant(app: &App, call: &Call, if_match: &IfMatch, patch: Te
     let (before, _) = standing(&mut tx, call, &permissions::UPDATE_TENANT).await?;
     if_match.check("tenant", &before.etag())?;
     let Some(tenant) = before.update(patch, clock::now()) else {
-        app.outbox.commit(tx, Vec::new(), &before).await?;
+        app.commit(tx, call, Vec::new(), &before).await?;
         return Ok(before);
     };
     refuse_misleading(&tenant, Some(&before))?;
     store_tenant::save(&mut tx, &before, &tenant).await?;
     let events = vec![outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?];
-    app.outbox.commit(tx, events, &tenant).await?;
+    app.commit(tx, call, events, &tenant).await?;
     Ok(tenant)
+}
+
+/// Reads the page of the audit after `after`, the newest first.
+///
+/// # Errors
+/// [`Error::Denied`], the errors of the database.
+pub async fn list_audit(app: &App, call: &Call, after: Option<Uuid>, limit: usize) -> Result<Vec<Entry>, Error> {
+    call.authorize(&permissions::LIST_AUDIT_ENTRIES)?;
+    let mut tx = app.db.read(call).await?;
+    let entries = store_audit::list(&mut tx, after, limit).await?;
+    tx.end().await?;
+    Ok(entries)
 }
 
 /// Reads one member.
@@ -269,13 +304,13 @@ pub async fn change_role(
     let before = load_member(&mut tx, id, if_match).await?;
     only_an_owner(&caller, &[before.role, role])?;
     let Some(member) = before.with_role(role, clock::now()) else {
-        app.outbox.commit(tx, Vec::new(), &before).await?;
+        app.commit(tx, call, Vec::new(), &before).await?;
         return Ok(before);
     };
     store_member::save(&mut tx, &before, &member).await?;
     keep_an_owner(&mut tx).await?;
     let events = vec![outgoing::event(call, outgoing::member(&member), MemberUpdatedV1::of)?];
-    app.outbox.commit(tx, events, &member).await?;
+    app.commit(tx, call, events, &member).await?;
     Ok(member)
 }
 
@@ -301,7 +336,7 @@ pub async fn remove_member(app: &App, call: &Call, id: MemberId, if_match: &IfMa
     store_member::delete(&mut tx, &before, &member).await?;
     keep_an_owner(&mut tx).await?;
     let events = vec![outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?];
-    app.outbox.commit(tx, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(())
 }
 
@@ -343,6 +378,7 @@ pub async fn erase_tenant(app: &App, call: &Call, person: Option<&UserId>) -> Re
         outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?
     } else {
         store_tenant::delete(&mut tx, before, &tenant).await?;
+        store_audit::erase(&mut tx).await?;
         outgoing::event(call, outgoing::tenant(&tenant), TenantDeletedV1::of)?
     };
     app.outbox.commit(tx, vec![event], &()).await?;

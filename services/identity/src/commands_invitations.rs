@@ -27,7 +27,7 @@ pub async fn invite(app: &App, call: &Call, draft: InvitationDraft) -> Result<In
     let invitation = invitation.map_err(|far| Failure::invalid("expire_time", far))?;
     store_invitation::insert(&mut tx, &invitation).await?;
     let events = vec![outgoing::event(call, outgoing::invitation(&invitation), InvitationCreatedV1::of)?];
-    app.outbox.commit(tx, events, &invitation).await?;
+    app.commit(tx, call, events, &invitation).await?;
     Ok(invitation)
 }
 
@@ -75,7 +75,7 @@ pub async fn withdraw(app: &App, call: &Call, id: InvitationId) -> Result<(), Er
     let invitation = before.close(clock::now());
     store_invitation::close(&mut tx, &before, &invitation).await?;
     let events = vec![outgoing::event(call, outgoing::invitation(&invitation), InvitationClosedV1::of)?];
-    app.outbox.commit(tx, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(())
 }
 
@@ -107,7 +107,7 @@ pub async fn accept(app: &App, call: &Call, person: &Person, id: InvitationId) -
         outgoing::event(call, outgoing::invitation(&invitation), InvitationClosedV1::of)?,
         outgoing::event(call, outgoing::member(&member), MemberAddedV1::of)?,
     ];
-    app.outbox.commit(tx, events, &member).await?;
+    app.commit(tx, call, events, &member).await?;
     Ok(member)
 }
 

@@ -36,7 +36,7 @@ pub async fn create_service_account(
     refuse_misleading(&account, None)?;
     store_service_account::insert(&mut tx, &account).await?;
     let event = outgoing::event(call, outgoing::service_account(&account), ServiceAccountCreatedV1::of)?;
-    app.outbox.commit(tx, vec![event], &account).await?;
+    app.commit(tx, call, vec![event], &account).await?;
     Ok(account)
 }
 
@@ -89,13 +89,13 @@ pub async fn update_service_account(
     standing(&mut tx, call, &permissions::UPDATE_SERVICE_ACCOUNT).await?;
     let before = load(&mut tx, id, if_match).await?;
     let Some(account) = before.update(patch, clock::now()) else {
-        app.outbox.commit(tx, Vec::new(), &before).await?;
+        app.commit(tx, call, Vec::new(), &before).await?;
         return Ok(before);
     };
     refuse_misleading(&account, Some(&before))?;
     store_service_account::save(&mut tx, &before, &account).await?;
     let event = outgoing::event(call, outgoing::service_account(&account), ServiceAccountUpdatedV1::of)?;
-    app.outbox.commit(tx, vec![event], &account).await?;
+    app.commit(tx, call, vec![event], &account).await?;
     Ok(account)
 }
 
@@ -125,7 +125,7 @@ pub async fn delete_service_account(
     let account = before.delete(now);
     store_service_account::delete(&mut tx, &before, &account).await?;
     events.push(outgoing::event(call, outgoing::service_account(&account), ServiceAccountDeletedV1::of)?);
-    app.outbox.commit(tx, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(())
 }
 
@@ -155,7 +155,7 @@ pub async fn create_api_key(
     let key = key.map_err(|far| Failure::invalid("expire_time", far))?;
     store_api_key::insert(&mut tx, &key, secret.digest()).await?;
     let events = vec![outgoing::event(call, outgoing::api_key(&key), ApiKeyCreatedV1::of)?];
-    app.outbox.commit(tx, events, &key).await?;
+    app.commit(tx, call, events, &key).await?;
     Ok((key, Some(secret.text(id))))
 }
 
@@ -215,7 +215,7 @@ pub async fn rotate_api_key(
         outgoing::event(call, outgoing::api_key(&key), ApiKeyCreatedV1::of)?,
         outgoing::event(call, outgoing::api_key(&old), ApiKeyUpdatedV1::of)?,
     ];
-    app.outbox.commit(tx, events, &key).await?;
+    app.commit(tx, call, events, &key).await?;
     Ok((key.clone(), Some(secret.text(key.id))))
 }
 
@@ -234,7 +234,7 @@ pub async fn revoke_api_key(app: &App, call: &Call, id: ApiKeyId) -> Result<(), 
     let key = before.revoke(clock::now());
     store_api_key::revoke(&mut tx, &before, &key).await?;
     let events = vec![outgoing::event(call, outgoing::api_key(&key), ApiKeyRevokedV1::of)?];
-    app.outbox.commit(tx, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(())
 }
 

@@ -14,12 +14,14 @@ use service::idempotency::{Attempt, Key};
 use service::page::{self, PageTokens};
 use service::{Call, Failure, IfMatch, Process};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use crate::api_key::KeySecret;
 use crate::commands::{in_person, user_of};
 use crate::commands_exchange::exchange;
 use crate::service_account::ServiceAccount;
 use crate::sign_up::SignUp;
+use crate::store_audit::Entry;
 use crate::tokens::{Signed, Signer};
 use crate::{Config, commands, commands_invitations, commands_programs, permissions, wire};
 
@@ -35,6 +37,8 @@ pub struct Identity {
     pub signer: Signer,
     /// Who may sign up.
     pub sign_up: SignUp,
+    /// How much a caller may have of each process.
+    pub limits: pb::Limits,
 }
 
 type RpcResult<T> = Result<Response<T>, Status>;
@@ -48,7 +52,9 @@ impl Identity {
         let Config { common, pages, people, signing, sign_up, .. } = config;
         let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
         let (pages, people) = (process.page_tokens(pages), Arc::new(people.verifier()?));
-        Ok(Self { app, pages, people, signer, sign_up: sign_up.clone() })
+        let (tenant_rate, principal_rate) = (common.admission.tenant_rate.get(), common.admission.principal_rate.get());
+        let limits = pb::Limits { tenant_rate, principal_rate };
+        Ok(Self { app, pages, people, signer, sign_up: sign_up.clone(), limits })
     }
 
     /// The person who calls a public method, with the provider's token.
@@ -101,7 +107,23 @@ impl IdentityService for Identity {
             actor: caller.actor.to_string(),
             role: caller.role.map_or(pb::Role::Unspecified, wire::role_of).into(),
             scopes: caller.scopes.unwrap_or_default(),
+            limits: Some(self.limits),
         }))
+    }
+
+    async fn list_audit_entries(
+        &self,
+        request: Request<pb::ListAuditEntriesRequest>,
+    ) -> RpcResult<pb::ListAuditEntriesResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "audit");
+        let after: Option<Uuid> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found = commands::list_audit(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let shown = (|entry: &Entry| entry.id, wire::audit_entry);
+        let (audit_entries, next_page_token) = self.pages.page(&question, size, found, shown)?;
+        Ok(Response::new(pb::ListAuditEntriesResponse { audit_entries, next_page_token }))
     }
 
     async fn get_member(&self, request: Request<pb::GetMemberRequest>) -> RpcResult<pb::Member> {

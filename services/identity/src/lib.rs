@@ -18,6 +18,7 @@ mod schema;
 pub mod service_account;
 pub mod sign_up;
 pub mod store_api_key;
+pub mod store_audit;
 mod store_data;
 pub mod store_invitation;
 pub mod store_member;
@@ -93,8 +94,7 @@ impl Service for Program {
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
         operators::serve(config, process, &app, nats)?;
-        let identity = grpc::Identity::of(config, process, app)?;
-        let server = IdentityServiceServer::new(identity);
+        let server = IdentityServiceServer::new(grpc::Identity::of(config, process, app)?);
         Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, server).await?, relay })
     }
 }

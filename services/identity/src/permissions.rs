@@ -33,6 +33,8 @@ pub const GET_TENANT: Permission = everybody("identity.tenant.get");
 pub const UPDATE_TENANT: Permission = writes("identity.tenant.update");
 /// Asks who the caller is.
 pub const GET_ME: Permission = everybody("identity.me.get");
+/// Reads who did what to access.
+pub const LIST_AUDIT_ENTRIES: Permission = reads("identity.audit.list");
 /// Reads one member.
 pub const GET_MEMBER: Permission = everybody("identity.member.get");
 /// Lists members.
@@ -82,10 +84,11 @@ pub const ERASE_SERVICE_ACCOUNT: Permission = by_itself("identity.service_accoun
 pub const ERASE_API_KEY: Permission = by_itself("identity.api_key.erase");
 
 /// The row of each RPC that is not public, by its name.
-pub const MATRIX: [(&str, &Permission); 21] = [
+pub const MATRIX: [(&str, &Permission); 22] = [
     ("GetTenant", &GET_TENANT),
     ("UpdateTenant", &UPDATE_TENANT),
     ("GetMe", &GET_ME),
+    ("ListAuditEntries", &LIST_AUDIT_ENTRIES),
     ("GetMember", &GET_MEMBER),
     ("ListMembers", &LIST_MEMBERS),
     ("UpdateMember", &UPDATE_MEMBER),

@@ -7,12 +7,14 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 /// The service's own tables.
-pub(crate) const TABLES: [Table; 6] = [
+pub(crate) const TABLES: [Table; 7] = [
     Table { name: "tenant", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "member", holds: Holds::Rows { people: &["user_id"] } },
     Table { name: "invitation", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "service_account", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "api_key", holds: Holds::Rows { people: &["created_by"] } },
+    // Ids alone, which stay when a person is erased: who gave access is the tenant's to know.
+    Table { name: "audit", holds: Holds::Rows { people: &[] } },
     Table { name: "person", holds: Holds::Copies("who is who at the provider, of no tenant: an id, and no name") },
 ];
 

@@ -15,6 +15,7 @@ use crate::commands_exchange::Credential;
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::{Member, Profile};
 use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
+use crate::store_audit::Entry;
 use crate::tenant::{Tenant, TenantDraft, TenantPatch};
 use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
 
@@ -300,6 +301,17 @@ pub fn tenant(tenant: &Tenant) -> pb::Tenant {
         created_by: created_by.to_string(),
         version: *version,
         etag: tenant.etag(),
+    }
+}
+
+pub fn audit_entry(entry: &Entry) -> pb::AuditEntry {
+    let Entry { id, time, actor, action, subject } = entry;
+    pb::AuditEntry {
+        id: id.to_string(),
+        time: Some(timestamp(*time)),
+        actor: actor.clone(),
+        action: action.clone(),
+        subject: subject.to_string(),
     }
 }
 

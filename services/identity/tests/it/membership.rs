@@ -2,7 +2,8 @@
 
 use futures::future::join_all;
 use proto::identity::{
-    DeleteInvitationRequest, DeleteMemberRequest, ListMembersRequest, Member, Role, UpdateMemberRequest,
+    DeleteInvitationRequest, DeleteMemberRequest, ListAuditEntriesRequest, ListMembersRequest, Member, Role,
+    UpdateMemberRequest,
 };
 
 use identity::sign_up::Door;
@@ -167,4 +168,52 @@ async fn sign_up_can_be_closed_and_has_a_rate() {
     let first = bob.sign_up("globex").await.unwrap();
     assert_eq!(reason(harness.person("eve").sign_up("other").await), "TOO_MANY_REQUESTS", "six of all");
     assert_eq!(bob.sign_up("globex").await.unwrap(), first, "a repeat has its answer");
+}
+
+#[tokio::test]
+async fn owners_and_admins_see_who_gave_access() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Member)).await;
+    change(&ann, &bob.id, Role::Admin).await.unwrap();
+    // What the provider says of a person gives no access.
+    let renamed = serde_json::json!({"email": "bob@x.example", "email_verified": true, "name": "Robert"});
+    let renamed = harness.issuer.person_with("bob", &renamed);
+    harness.client_with(None).exchange(&renamed, crate::harness::ACCESS_TOKEN, "", "").await.unwrap();
+    let key = ann.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
+    // By Bob, who is an admin now.
+    let page = async |page_token: String| {
+        let request = bobs_now(&harness).await;
+        let list = request.request(ListAuditEntriesRequest { page_size: 4, page_token });
+        request.inner.clone().list_audit_entries(list).await.unwrap().into_inner()
+    };
+    let mut entries = page(String::new()).await;
+    let rest = page(entries.next_page_token.clone()).await;
+    entries.audit_entries.extend(rest.audit_entries);
+    let shown: Vec<_> =
+        entries.audit_entries.iter().map(|entry| (entry.action.as_str(), entry.actor.as_str())).collect();
+    let (by_ann, by_bob) = (format!("user:{}", ann.user().await), format!("user:{}", bob.user));
+    assert_eq!(
+        shown,
+        [
+            ("api_key_created", by_ann.as_str()),
+            ("service_account_created", &by_ann),
+            ("member_updated", &by_ann),
+            ("member_added", &by_bob),
+            ("invitation_closed", &by_bob),
+            ("invitation_created", &by_ann),
+            ("member_added", &by_ann),
+            ("tenant_created", &by_ann),
+        ]
+    );
+    assert_eq!(entries.audit_entries[0].subject, key.id);
+    let request = bobs.request(ListAuditEntriesRequest::default());
+    assert_eq!(reason(bobs.inner.clone().list_audit_entries(request).await), "PERMISSION_DENIED", "a member's token");
+    let mut admin = harness.database.admin().await;
+    let may = "select has_table_privilege('identity_app', 'audit', 'update')";
+    assert!(!sqlx::query_scalar::<_, bool>(may).fetch_one(&mut admin).await.unwrap());
+}
+
+async fn bobs_now(harness: &Harness) -> Client {
+    harness.token_of("bob", "acme").await
 }

@@ -16,6 +16,7 @@ const REVIEWED: &str = "\
 identity.tenant.get              identity:read  owner admin billing member viewer
 identity.tenant.update           identity:write owner admin
 identity.me.get                  identity:read  owner admin billing member viewer
+identity.audit.list              identity:read  owner admin
 identity.member.get              identity:read  owner admin billing member viewer
 identity.member.list             identity:read  owner admin billing member viewer
 identity.member.update           identity:write owner admin

@@ -4,8 +4,8 @@ use proto::identity::{
     ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateServiceAccountRequest, DeleteApiKeyRequest,
     DeleteInvitationRequest, DeleteMemberRequest, DeleteServiceAccountRequest, GetApiKeyRequest, GetInvitationRequest,
     GetMeRequest, GetMemberRequest, GetServiceAccountRequest, GetTenantRequest, Invitation, ListApiKeysRequest,
-    ListInvitationsRequest, ListMembersRequest, ListServiceAccountsRequest, Member, Role, RotateApiKeyRequest,
-    ServiceAccount, Tenant, UpdateMemberRequest, UpdateServiceAccountRequest, UpdateTenantRequest,
+    ListAuditEntriesRequest, ListInvitationsRequest, ListMembersRequest, ListServiceAccountsRequest, Member, Role,
+    RotateApiKeyRequest, ServiceAccount, Tenant, UpdateMemberRequest, UpdateServiceAccountRequest, UpdateTenantRequest,
 };
 use service::policy::Policy;
 use testkit::catalog;
@@ -39,6 +39,10 @@ pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic:
             inner.update_tenant(client.request(UpdateTenantRequest { tenant, update_mask: None })).await.map(|_| 1)
         }
         "GetMe" => inner.get_me(client.request(GetMeRequest {})).await.map(|_| 0),
+        "ListAuditEntries" => {
+            let list = inner.list_audit_entries(client.request(ListAuditEntriesRequest::default())).await;
+            list.map(|list| list.into_inner().audit_entries.len())
+        }
         "GetMember" => inner.get_member(client.request(GetMemberRequest { id: member })).await.map(|_| 1),
         "ListMembers" => {
             let list = inner.list_members(client.request(ListMembersRequest::default())).await;
@@ -138,6 +142,7 @@ async fn another_tenant_finds_nothing_by_any_call() {
             "ListMembers" | "ListInvitations" | "ListServiceAccounts" => {
                 assert_eq!(result.unwrap(), 1, "{rpc} shows its own");
             }
+            "ListAuditEntries" => assert!(result.unwrap() < 10, "its own"),
             "ListApiKeys" => assert_eq!(result.unwrap(), 0, "it has none"),
             rpc if rpc.ends_with("ServiceAccount") || rpc == "CreateApiKey" => {
                 assert_eq!(reason(result), "SERVICE_ACCOUNT_NOT_FOUND", "{rpc}");
@@ -175,7 +180,7 @@ async fn every_table_is_a_tenants_or_listed() {
     catalog::every_table_is_a_tenants_or_listed(
         &database,
         "identity",
-        &["api_key", "idempotency", "invitation", "member", "outbox", "service_account", "tenant"],
+        &["api_key", "audit", "idempotency", "invitation", "member", "outbox", "service_account", "tenant"],
     )
     .await;
     catalog::no_function_is_led_to_a_callers_tables(&database).await;
