@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use authz::Role;
+use authz::exchange::{ACCESS_TOKEN, TOKEN_EXCHANGE};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use clap::Args;
@@ -148,8 +149,8 @@ impl Api {
     /// The same caller with a token of the fleet's for a tenant (RFC 8693).
     pub async fn of(&self, tenant: &str) -> Result<Self, anyhow::Error> {
         let form = [
-            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
-            ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+            ("grant_type", TOKEN_EXCHANGE),
+            ("subject_token_type", ACCESS_TOKEN),
             ("subject_token", &self.token),
             ("tenant", tenant),
         ];

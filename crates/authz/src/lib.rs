@@ -2,16 +2,20 @@
 //!
 //! The tenant comes from the verified token and from nowhere else. Each command checks a [`Permission`] first.
 
+pub mod exchange;
 mod jwks;
 mod permission;
 mod person;
+mod signing;
 mod trusted;
 mod verified;
 
 pub use contracts::Role;
+pub use jsonwebtoken::jwk::JwkSet;
 pub use jwks::{JwksError, JwksSource};
 pub use permission::{Denied, Permission};
 pub use person::{People, Person};
+pub use signing::{SigningError, SigningKeys};
 pub use trusted::{bearer, issuer_named};
 
 use contracts::text::is_misleading_name;

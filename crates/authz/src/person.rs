@@ -26,6 +26,8 @@ pub struct Person {
     pub locale: Option<String>,
     /// The time zone, by its name in the IANA database.
     pub time_zone: Option<String>,
+    /// When the token was issued, in seconds since 1970.
+    pub issued_unix_seconds: i64,
     /// When the token ends, in seconds since 1970.
     pub expires_unix_seconds: i64,
 }
@@ -95,6 +97,7 @@ impl People {
             name: claims.name,
             locale: claims.locale,
             time_zone: claims.zoneinfo,
+            issued_unix_seconds: claims.iat as i64,
             expires_unix_seconds: claims.exp as i64,
         })
     }

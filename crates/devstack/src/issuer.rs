@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
+use authz::{JwkSet, SigningKeys};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use axum::http::StatusCode;
@@ -10,8 +11,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -38,11 +37,7 @@ const PROVIDER_KEYS: &str = "provider-key";
 pub const PROVIDER_JWKS: &str = "/people/jwks.json";
 
 /// The development issuer.
-pub struct Issuer {
-    /// What signs, and its name.
-    key: (EncodingKey, Option<String>),
-    jwks: JwkSet,
-}
+pub struct Issuer(SigningKeys);
 
 impl Issuer {
     /// Reads the keys, or makes the first.
@@ -62,20 +57,8 @@ impl Issuer {
     }
 
     fn by(home: &StackDir, file: &str) -> Result<Self, anyhow::Error> {
-        let mut keys = Vec::new();
-        for line in home.lines(file, draw)? {
-            let document = STANDARD.decode(line).context("reading the issuer's key")?;
-            let key = EncodingKey::from_ed_der(&document);
-            let mut jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("reading the issuer's key")?;
-            let print = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &document);
-            // Named by the key, so that a new key is a new name.
-            jwk.common.key_id = Some(print.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect());
-            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-            keys.push((key, jwk));
-        }
-        let jwks = JwkSet { keys: keys.iter().map(|(_, jwk)| jwk.clone()).collect() };
-        let (key, jwk) = keys.into_iter().next().context("the issuer has no key")?;
-        Ok(Self { key: (key, jwk.common.key_id), jwks })
+        let lines = home.lines(file, draw)?;
+        Ok(Self(SigningKeys::read(&lines.join("\n")).context("reading the issuer's keys")?))
     }
 
     /// An access token of RFC 9068's shape, of an owner of the tenant.
@@ -144,17 +127,13 @@ impl Issuer {
         for (name, value) in further.as_object().into_iter().flatten() {
             claims[name] = value.clone();
         }
-        let mut header = Header::new(Algorithm::EdDSA);
-        header.typ = Some("at+jwt".to_owned());
-        let (key, name) = &self.key;
-        header.kid.clone_from(name);
-        Ok(encode(&header, &claims, key)?)
+        Ok(self.0.sign(&claims)?)
     }
 
     /// The public keys, as services fetch them.
     #[must_use]
     pub const fn jwks(&self) -> &JwkSet {
-        &self.jwks
+        self.0.published()
     }
 
     /// Serves discovery and the key set of a folder until `stop`.
@@ -167,7 +146,7 @@ impl Issuer {
         Self::of_people(&home)?;
         // Read for each request: they may have changed.
         let answer = |read: Result<Self, anyhow::Error>| {
-            let read = read.map(|issuer| Json(issuer.jwks)).map_err(|error| format!("{error:#}"));
+            let read = read.map(|issuer| Json(issuer.jwks().clone())).map_err(|error| format!("{error:#}"));
             async move { read.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error)) }
         };
         let people = home.clone();

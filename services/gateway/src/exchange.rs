@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use authz::exchange::{ACCESS_TOKEN, API_KEY, API_KEY_PREFIX, TOKEN_EXCHANGE};
 use authz::issuer_named;
 use http::HeaderValue;
 use moka::Expiry;
@@ -20,12 +21,7 @@ use tonic::{Request, Status};
 use crate::problem::Problem;
 use crate::upstream::Upstreams;
 
-/// How keys begin.
-const KEY: &str = "flk_";
-const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-const API_KEY: &str = "urn:flotilla:token-type:api-key";
-/// The most tokens in hand. Beyond them, those that are used least are exchanged again.
+/// The most tokens that are cached. Beyond them, those that are used least are exchanged again.
 const MAX: u64 = 10_000;
 /// How long before its end a token is exchanged again: it must last for a whole call.
 const BEFORE_ITS_END: Duration = Duration::from_secs(60);
@@ -34,26 +30,26 @@ const BEFORE_ITS_END: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 struct Token {
     authorization: HeaderValue,
-    /// How long it is used.
+    /// How long it is cached.
     lasts: Duration,
 }
 
-struct WhileItLasts;
+struct Lifetime;
 
-impl Expiry<String, Token> for WhileItLasts {
+impl Expiry<String, Token> for Lifetime {
     fn expire_after_create(&self, _credential: &String, token: &Token, _now: Instant) -> Option<Duration> {
         Some(token.lasts)
     }
 }
 
-/// What credentials were exchanged for.
+/// Exchanges credentials, and caches the tokens.
 pub struct Exchange {
     identity: IdentityServiceClient<Upstream>,
     /// What an exchange costs the address that it is for.
     pub cost: NonZeroU32,
     /// The people's provider, as its tokens name it.
     provider: String,
-    in_hand: Cache<String, Token>,
+    cache: Cache<String, Token>,
 }
 
 impl Exchange {
@@ -68,13 +64,13 @@ impl Exchange {
             identity: IdentityServiceClient::new(upstreams.of(SERVICE_NAME)?),
             cost: Policy::of(&rpc).cost,
             provider: provider.to_owned(),
-            in_hand: Cache::builder().max_capacity(MAX).expire_after(WhileItLasts).build(),
+            cache: Cache::builder().max_capacity(MAX).expire_after(Lifetime).build(),
         })
     }
 
     /// The type of what is to be exchanged; none for a token of the fleet's, and for what is nobody's.
     fn kind(&self, credential: &str) -> Option<&'static str> {
-        if credential.starts_with(KEY) {
+        if credential.starts_with(API_KEY_PREFIX) {
             return Some(API_KEY);
         }
         issuer_named(credential).filter(|issuer| *issuer == self.provider).map(|_| ACCESS_TOKEN)
@@ -96,7 +92,7 @@ impl Exchange {
             let _charged = charged.await.map_err(|failure| Problem::from(Status::from(failure)))?;
             self.exchanged(credential, kind).await
         };
-        let token = self.in_hand.try_get_with_by_ref(credential, exchanged).await;
+        let token = self.cache.try_get_with_by_ref(credential, exchanged).await;
         token.map(|token| Some(token.authorization)).map_err(|problem| Problem::clone(&problem))
     }
 
@@ -120,7 +116,7 @@ impl Exchange {
     }
 }
 
-/// What identity says of a credential, as a caller is told of a token.
+/// Identity's error of an exchange, as that of an API call.
 fn refused(problem: Problem) -> Problem {
     let failure = match problem.code.as_str() {
         "INVALID_GRANT" => {

@@ -1,5 +1,6 @@
 //! A key of a program. Pure: the time, new ids and randomness are arguments.
 
+use authz::exchange::API_KEY_PREFIX;
 use chrono::{DateTime, TimeDelta, Utc};
 use contracts::UserId;
 use contracts::events::identity::{ApiKeyId, ServiceAccountId};
@@ -9,8 +10,6 @@ use uuid::Uuid;
 use crate::invitation::{TooFar, ends};
 use crate::texts::{Name, Scopes};
 
-/// How every key begins, so that a scanner for secrets finds it.
-const PREFIX: &str = "flk_";
 /// How long one lasts unless it says otherwise, and at most.
 const USUAL: TimeDelta = TimeDelta::days(90);
 const LONGEST: TimeDelta = TimeDelta::days(366);
@@ -42,13 +41,13 @@ impl KeySecret {
     #[must_use]
     pub fn text(&self, id: ApiKeyId) -> String {
         let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{PREFIX}{}_{hex}", id.uuid().simple())
+        format!("{API_KEY_PREFIX}{}_{hex}", id.uuid().simple())
     }
 
     /// Which key a text is, and what only its holder has; none for any other text.
     #[must_use]
     pub fn read(text: &str) -> Option<(ApiKeyId, Self)> {
-        let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+        let (id, secret) = text.strip_prefix(API_KEY_PREFIX)?.split_once('_')?;
         let lower = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         if id.len() != 32 || secret.len() != 64 || !lower(id) || !lower(secret) {
             return None;

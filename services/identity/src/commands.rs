@@ -340,17 +340,30 @@ pub async fn remove_member(app: &App, call: &Call, id: MemberId, if_match: &IfMa
     Ok(())
 }
 
-/// Notes what the provider says of a person now, where it said something else before. What it leaves out stays as it was.
+/// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
+/// out stays as it was.
 ///
 /// # Errors
 /// The errors of the database.
-pub async fn know_again(app: &App, found: &Membership, profile: Profile) -> Result<(), Error> {
+pub async fn know_again(app: &App, found: &Membership, person: &Person) -> Result<(), Error> {
+    let Some(profile) = Profile::of(person) else { return Ok(()) };
     let call = Call::of_request(in_person(found.tenant.clone(), found.user.clone()), None);
+    let known = |member: Member| {
+        // To the second, as tokens have it: an older one brings no old address back.
+        let older = person.issued_unix_seconds < member.update_time.timestamp();
+        let new = if older { None } else { member.known_as(profile.clone(), clock::now()) };
+        new.map(|new| (member, new))
+    };
+    let mut tx = app.db.read(&call).await?;
+    let member = store_member::get(&mut tx, found.member).await?;
+    tx.end().await?;
+    if member.and_then(known).is_none() {
+        return Ok(());
+    }
     let mut tx = app.db.begin(&call).await?;
-    let before = store_member::get_for_update(&mut tx, found.member).await?;
-    let known = before.as_ref().and_then(|before| Some((before, before.known_as(profile, clock::now())?)));
-    let Some((before, member)) = known else { return Ok(tx.end().await?) };
-    store_member::save(&mut tx, before, &member).await?;
+    let member = store_member::get_for_update(&mut tx, found.member).await?;
+    let Some((before, member)) = member.and_then(known) else { return Ok(tx.end().await?) };
+    store_member::save(&mut tx, &before, &member).await?;
     let events = vec![outgoing::event(&call, outgoing::member(&member), MemberUpdatedV1::of)?];
     app.outbox.commit(tx, events, &()).await?;
     Ok(())

@@ -8,7 +8,6 @@ use service::{Call, Code, Failure, clock};
 
 use crate::api_key::KeySecret;
 use crate::commands::{App, in_person, know_again};
-use crate::member::Profile;
 use crate::store_person::Membership;
 use crate::texts::Scopes;
 use crate::tokens::Grant;
@@ -63,9 +62,7 @@ async fn of_person(
     let all = store_person::memberships(&mut tx, &person, tenant.as_ref()).await?;
     tx.commit().await?;
     let chosen = chosen(all, tenant.is_some())?;
-    if let Some(profile) = Profile::of(&person) {
-        know_again(app, &chosen, profile).await?;
-    }
+    know_again(app, &chosen, &person).await?;
     let Membership { tenant, user, role, .. } = chosen;
     let scope = scope.map(|scope| scope.as_slice().join(" "));
     let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
@@ -95,10 +92,9 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
     let holder: UserId = id.to_string().parse().map_err(Failure::internal)?;
     let call = Call::of_request(in_person(owner.clone(), holder), None);
     let mut tx = app.db.begin(&call).await?;
-    let (key, digest) = (store_api_key::get(&mut tx, id).await?, store_api_key::digest(&mut tx, id).await?);
+    let found = store_api_key::with_digest(&mut tx, id).await?;
     // Digests are compared: how long that takes says nothing of the secret.
-    let opens = digest.is_some_and(|digest| digest == secret.digest());
-    let Some(key) = key.filter(|key| opens && key.is_valid(issued)) else {
+    let Some((key, _)) = found.filter(|(key, digest)| *digest == secret.digest() && key.is_valid(issued)) else {
         tx.end().await?;
         return Err(invalid());
     };

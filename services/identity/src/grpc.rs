@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use authz::exchange::ACCESS_TOKEN;
 use authz::{People, Person};
 use aws_lc_rs::rand;
 use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
@@ -12,7 +13,7 @@ use proto::identity::identity_service_server::IdentityService;
 use service::grpc::{authorization, reading, writing, writing_once};
 use service::idempotency::{Attempt, Key};
 use service::page::{self, PageTokens};
-use service::{Call, Failure, IfMatch, Process};
+use service::{Call, Failure, IfMatch, Process, retry};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -52,6 +53,12 @@ impl Identity {
         let Config { common, pages, people, signing, sign_up, .. } = config;
         let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
         let (pages, people) = (process.page_tokens(pages), Arc::new(people.verifier()?));
+        // Whoever signed in before a provider went down goes on. Programs need none of it, so nothing waits for them.
+        let keys = Arc::clone(&people);
+        process.lifecycle.run("the provider's keys", |stop| async move {
+            stop.run_until_cancelled(retry::retry_forever("the provider's keys", || keys.refresh())).await;
+            stop.cancelled().await;
+        });
         let (tenant_rate, principal_rate) = (common.admission.tenant_rate.get(), common.admission.principal_rate.get());
         let limits = pb::Limits { tenant_rate, principal_rate };
         Ok(Self { app, pages, people, signer, sign_up: sign_up.clone(), limits })
@@ -298,7 +305,7 @@ impl IdentityService for Identity {
         let Signed { token, seconds } = self.signer.sign(&grant)?;
         Ok(Response::new(pb::ExchangeTokenResponse {
             access_token: token,
-            issued_token_type: wire::ACCESS_TOKEN.to_owned(),
+            issued_token_type: ACCESS_TOKEN.to_owned(),
             token_type: "Bearer".to_owned(),
             expires_in: i32::try_from(seconds).unwrap_or_default(),
             scope: grant.scope.unwrap_or_default(),

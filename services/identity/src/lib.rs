@@ -1,5 +1,4 @@
 //! The identity service: tenants, their members, invitations, keys of programs, and the fleet's own short-lived tokens.
-//!
 //! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of the `commands`; `tokens` signs.
 
 pub mod api_key;
@@ -30,6 +29,7 @@ pub mod tenant;
 pub mod texts;
 pub mod tokens;
 mod wire;
+mod wire_answers;
 
 use std::net::SocketAddr;
 
@@ -41,7 +41,7 @@ use service::{Outbox, Process, Service, config, nats};
 
 use crate::provider::Provider;
 use crate::sign_up::SignUp;
-use crate::tokens::SigningKeys;
+use crate::tokens::Signing;
 pub use schema::MIGRATIONS;
 
 /// The program.
@@ -63,7 +63,7 @@ pub struct Config {
     #[command(flatten)]
     pub people: Provider,
     #[command(flatten)]
-    pub signing: SigningKeys,
+    pub signing: Signing,
     #[command(flatten)]
     pub sign_up: SignUp,
 }

@@ -7,7 +7,7 @@ const OF_ONE: i64 = 5;
 
 /// Whether people sign tenants up by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Door {
+pub enum Mode {
     /// Everybody whom the provider knows.
     Open,
     /// Nobody.
@@ -19,7 +19,7 @@ pub enum Door {
 pub struct SignUp {
     /// Whether people sign tenants up by themselves.
     #[arg(long, env = "FLOTILLA_SIGN_UP", default_value = "closed")]
-    pub sign_up: Door,
+    pub sign_up: Mode,
     /// How many tenants all of them together sign up in an hour.
     #[arg(long, env = "FLOTILLA_SIGN_UPS_AN_HOUR", default_value = "60")]
     pub sign_ups_an_hour: u32,
@@ -43,9 +43,9 @@ impl SignUp {
     /// See [`Refused`].
     pub fn admits(&self, (all, own): (i64, i64)) -> Result<(), Refused> {
         match self.sign_up {
-            Door::Closed => Err(Refused::Closed),
-            Door::Open if all >= i64::from(self.sign_ups_an_hour) || own >= OF_ONE => Err(Refused::TooMany),
-            Door::Open => Ok(()),
+            Mode::Closed => Err(Refused::Closed),
+            Mode::Open if all >= i64::from(self.sign_ups_an_hour) || own >= OF_ONE => Err(Refused::TooMany),
+            Mode::Open => Ok(()),
         }
     }
 }

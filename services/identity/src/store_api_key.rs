@@ -27,6 +27,13 @@ pub(crate) struct Row {
     version: i32,
 }
 
+#[derive(FromRow)]
+struct Digested {
+    #[sqlx(flatten)]
+    row: Row,
+    digest: Vec<u8>,
+}
+
 impl Row {
     /// Which key it is, at which version.
     pub(crate) const fn at(&self) -> (Uuid, i32) {
@@ -120,13 +127,17 @@ async fn one(tx: &mut TenantTx, how: &'static str, id: ApiKeyId) -> Result<Optio
     row.map(TryInto::try_into).transpose()
 }
 
-/// The digest of the secret of a key that is not revoked.
+/// A key that is not revoked, with the digest of its secret.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "api_key"))]
-pub async fn digest(tx: &mut TenantTx, id: ApiKeyId) -> Result<Option<Vec<u8>>, StoreError> {
+pub async fn with_digest(tx: &mut TenantTx, id: ApiKeyId) -> Result<Option<(ApiKey, Vec<u8>)>, StoreError> {
     let tenant = tx.tenant();
-    let found = sqlx::query_scalar("select digest from api_key where tenant = $1 and id = $2 and delete_time is null");
-    Ok(found.bind(tenant.as_str()).bind(id.uuid()).fetch_optional(&mut **tx).await?)
+    let sql = format!(
+        "select {COLUMNS}, t.digest from api_key t where t.tenant = $1 and t.id = $2 and t.delete_time is null"
+    );
+    let found = sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(id.uuid());
+    let found: Option<Digested> = found.fetch_optional(&mut **tx).await?;
+    found.map(|Digested { row, digest }| Ok((row.try_into()?, digest))).transpose()
 }
 
 /// Notes that a key is exchanged, once a minute: it writes nothing at most exchanges.

@@ -1,17 +1,12 @@
 //! The fleet's own tokens: signed here, valid for minutes, verified offline by every service (RFC 9068).
 
-use anyhow::Context as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use authz::SigningKeys;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::{ActorKind, Role, TenantId, UserId};
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 use service::secret::Secret;
 use service::{Failure, clock};
-use sha2::{Digest as _, Sha256};
 
 /// How long a token is valid at most.
 pub const LIFETIME_SECONDS: i64 = 600;
@@ -85,7 +80,7 @@ impl Signer {
     /// # Errors
     /// The keys cannot be read.
     pub fn new(keys: &Secret, issuer: &str, audience: &str) -> Result<Self, anyhow::Error> {
-        first(&keys.expose())?;
+        SigningKeys::read(&keys.expose())?;
         Ok(Self { keys: keys.clone(), issuer: issuer.to_owned(), audience: audience.to_owned() })
     }
 
@@ -109,33 +104,20 @@ impl Signer {
             exp: issued + seconds,
             jti: clock::new_id().to_string(),
         };
-        let (key, name) = first(&self.keys.expose()).map_err(Failure::internal)?;
-        let mut header = Header::new(Algorithm::EdDSA);
-        header.typ = Some("at+jwt".to_owned());
-        header.kid = Some(name);
-        let token = encode(&header, &claims, &key).map_err(Failure::internal)?;
+        let keys = SigningKeys::read(&self.keys.expose()).map_err(Failure::internal)?;
+        let token = keys.sign(&claims).map_err(Failure::internal)?;
         Ok(Signed { token, seconds })
     }
 }
 
 /// By which keys it signs.
 #[derive(Debug, Clone, Args)]
-pub struct SigningKeys {
+pub struct Signing {
     /// The keys that sign the fleet's tokens, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
     #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = signing_keys)]
     pub signing_keys: Secret,
 }
 
 fn signing_keys(text: &str) -> Result<Secret, String> {
-    Secret::given(text, |text| first(text).map(drop))
-}
-
-/// The first key, and its name: a part of its digest, so that a new key has a new name.
-fn first(text: &str) -> Result<(EncodingKey, String), anyhow::Error> {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).context("there is no signing key")?;
-    let document = STANDARD.decode(line).context("a signing key is the base64 of PKCS #8")?;
-    let key = EncodingKey::from_ed_der(&document);
-    Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("a signing key is one of Ed25519")?;
-    let name = Sha256::digest(&document).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok((key, name))
+    Secret::given(text, |text| Ok(SigningKeys::read(text).map(drop)?))
 }

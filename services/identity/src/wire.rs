@@ -1,29 +1,23 @@
-//! Converts between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
+//! Converts between gRPC messages and the domain, for `grpc` and `wire_answers`.
 
+use authz::exchange::{ACCESS_TOKEN, API_KEY, TOKEN_EXCHANGE};
 use chrono::TimeDelta;
 use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{Role, TenantId};
 use prost_types::FieldMask;
 use proto::identity as pb;
 use proto::timestamp;
-use service::idempotency::StoredResponse;
-use service::wire::{Mask, id, stored_time, text, time};
+use service::wire::{Mask, id, text, time};
 use service::{Code, Failure, IfMatch};
 
 use crate::api_key::{ApiKey, ApiKeyDraft, LONGEST_OVERLAP, OVERLAP};
 use crate::commands_exchange::Credential;
 use crate::invitation::{Invitation, InvitationDraft};
-use crate::member::{Member, Profile};
+use crate::member::Member;
 use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
 use crate::store_audit::Entry;
 use crate::tenant::{Tenant, TenantDraft, TenantPatch};
 use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
-
-/// The grant of RFC 8693, and what it takes and gives.
-const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-/// See [`TOKEN_EXCHANGE`].
-pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-const API_KEY: &str = "urn:flotilla:token-type:api-key";
 
 pub fn member_id(text: &str) -> Result<MemberId, Failure> {
     id("id", text)
@@ -41,7 +35,7 @@ pub fn api_key_id(text: &str) -> Result<ApiKeyId, Failure> {
     id("id", text)
 }
 
-fn role(field: &str, number: i32) -> Result<Role, Failure> {
+pub fn role(field: &str, number: i32) -> Result<Role, Failure> {
     match pb::Role::try_from(number) {
         Ok(pb::Role::Owner) => Ok(Role::Owner),
         Ok(pb::Role::Admin) => Ok(Role::Admin),
@@ -381,140 +375,5 @@ pub fn api_key(key: &ApiKey, shown: Option<String>) -> pb::ApiKey {
         last_use_time: last_use_time.map(timestamp),
         create_time: Some(timestamp(*create_time)),
         created_by: created_by.to_string(),
-    }
-}
-
-/// A stored answer, of this release or another.
-impl StoredResponse for Tenant {
-    type Message = pb::Tenant;
-
-    fn to_message(&self) -> pb::Tenant {
-        tenant(self)
-    }
-
-    fn from_message(message: pb::Tenant) -> Result<Self, Failure> {
-        let (slug, TenantDraft { name, time_zone, country, currency, billing_email }) = tenant_draft(Some(&message))?;
-        let pb::Tenant { create_time, update_time, created_by, version, .. } = message;
-        Ok(Self {
-            slug,
-            name,
-            time_zone,
-            country,
-            currency,
-            billing_email,
-            create_time: stored_time(create_time)?,
-            update_time: stored_time(update_time)?,
-            created_by: created_by.parse().map_err(Failure::internal)?,
-            version,
-        })
-    }
-}
-
-/// A stored answer, of this release or another.
-impl StoredResponse for Member {
-    type Message = pb::Member;
-
-    fn to_message(&self) -> pb::Member {
-        member(self)
-    }
-
-    fn from_message(message: pb::Member) -> Result<Self, Failure> {
-        let pb::Member {
-            id: member,
-            user,
-            name,
-            email,
-            role: given,
-            locale,
-            time_zone,
-            create_time,
-            update_time,
-            version,
-            etag: _,
-        } = message;
-        Ok(Self {
-            id: member_id(&member)?,
-            user: user.parse().map_err(Failure::internal)?,
-            profile: Profile { email: Email::parse(&email).map_err(Failure::internal)?, name, locale, time_zone },
-            role: role("role", given)?,
-            create_time: stored_time(create_time)?,
-            update_time: stored_time(update_time)?,
-            version,
-        })
-    }
-}
-
-/// A stored answer, of this release or another: it is that of a new invitation.
-impl StoredResponse for Invitation {
-    type Message = pb::Invitation;
-
-    fn to_message(&self) -> pb::Invitation {
-        invitation(self)
-    }
-
-    fn from_message(message: pb::Invitation) -> Result<Self, Failure> {
-        let InvitationDraft { email, role, .. } = invitation_draft(Some(&message))?;
-        let pb::Invitation { id, expire_time, create_time, created_by, .. } = message;
-        let create_time = stored_time(create_time)?;
-        Ok(Self {
-            id: invitation_id(&id)?,
-            email,
-            role,
-            expire_time: stored_time(expire_time)?,
-            create_time,
-            update_time: create_time,
-            created_by: created_by.parse().map_err(Failure::internal)?,
-            version: 1,
-        })
-    }
-}
-
-/// A stored answer, of this release or another.
-impl StoredResponse for ServiceAccount {
-    type Message = pb::ServiceAccount;
-
-    fn to_message(&self) -> pb::ServiceAccount {
-        service_account(self)
-    }
-
-    fn from_message(message: pb::ServiceAccount) -> Result<Self, Failure> {
-        let ServiceAccountDraft { name, role } = service_account_draft(Some(&message))?;
-        let pb::ServiceAccount { id, create_time, update_time, created_by, version, .. } = message;
-        Ok(Self {
-            id: service_account_id(&id)?,
-            name,
-            role,
-            create_time: stored_time(create_time)?,
-            update_time: stored_time(update_time)?,
-            created_by: created_by.parse().map_err(Failure::internal)?,
-            version,
-        })
-    }
-}
-
-/// A stored answer, of this release or another: it is that of a new key, without its text.
-impl StoredResponse for ApiKey {
-    type Message = pb::ApiKey;
-
-    fn to_message(&self) -> pb::ApiKey {
-        api_key(self, None)
-    }
-
-    fn from_message(message: pb::ApiKey) -> Result<Self, Failure> {
-        let ApiKeyDraft { of, name, scopes, .. } = api_key_draft(Some(&message))?;
-        let pb::ApiKey { id, expire_time, create_time, created_by, .. } = message;
-        let create_time = stored_time(create_time)?;
-        Ok(Self {
-            id: api_key_id(&id)?,
-            of,
-            name,
-            scopes,
-            expire_time: stored_time(expire_time)?,
-            last_use_time: None,
-            create_time,
-            update_time: create_time,
-            created_by: created_by.parse().map_err(Failure::internal)?,
-            version: 1,
-        })
     }
 }

@@ -86,6 +86,13 @@ async fn public_methods_take_the_providers_tokens_and_all_others_the_fleets() {
     assert_eq!(reason(ann.sign_up("globex").await), "TOKEN_INVALID");
     assert_eq!(reason(harness.client_with(None).sign_up("globex").await), "TOKEN_MISSING");
     assert_eq!(reason(harness.person("ann").invite("bob@x.example", Role::Member).await), "TOKEN_INVALID");
+    let invitation = ann.invite("ann@x.example", Role::Member).await.unwrap();
+    assert_eq!(reason(ann.accept(&invitation.id).await), "TOKEN_INVALID");
+    assert_eq!(reason(harness.client_with(None).accept(&invitation.id).await), "TOKEN_MISSING");
+    let service = proto::POOL.get_service_by_name("flotilla.identity.v1.IdentityService").unwrap();
+    let public = service.methods().filter(|rpc| service::policy::Policy::of(rpc).public);
+    let public: Vec<_> = public.map(|rpc| rpc.name().to_owned()).collect();
+    assert_eq!(public, ["CreateTenant", "AcceptInvitation", "ExchangeToken"], "reviewed: one by one");
 }
 
 #[tokio::test]
@@ -129,6 +136,11 @@ async fn what_a_provider_leaves_out_stays_as_it_was() {
     }
     let renamed = serde_json::json!({"email": "ann@y.example", "email_verified": true, "locale": "de-DE"});
     let token = harness.issuer.person_with("ann", &renamed);
+    harness.client_with(None).exchange(&token, ACCESS_TOKEN, "", "").await.unwrap();
+    // A token from before: it is as good, and says nothing new.
+    let now = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).timestamp();
+    let before = serde_json::json!({"email": "old@x.example", "email_verified": true, "iat": now - 100});
+    let token = harness.issuer.person_with("ann", &before);
     harness.client_with(None).exchange(&token, ACCESS_TOKEN, "", "").await.unwrap();
     let members = ann.inner.clone().list_members(ann.request(ListMembersRequest::default())).await.unwrap();
     let member = members.into_inner().members.remove(0);

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use contracts::Envelope;
 use identity::provider::Provider;
-use identity::sign_up::{Door, SignUp};
-use identity::tokens::SigningKeys;
+use identity::sign_up::{Mode, SignUp};
+use identity::tokens::Signing;
 use identity::{App, Config, Program};
 use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::{
@@ -43,10 +43,10 @@ pub struct Stored {
 
 impl Harness {
     pub async fn start() -> Self {
-        Self::with_sign_up(Door::Open, 1_000).await
+        Self::with_sign_up(Mode::Open, 1_000).await
     }
 
-    pub async fn with_sign_up(sign_up: Door, sign_ups_an_hour: u32) -> Self {
+    pub async fn with_sign_up(sign_up: Mode, sign_ups_an_hour: u32) -> Self {
         let (database, nats, issuer) = (database().await, TestNats::start().await, TestIssuer::new());
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
@@ -161,8 +161,8 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             provider_jwks: Some(issuer.people()),
             provider_audience: devstack::issuer::PROVIDER_AUDIENCE.to_owned(),
         },
-        sign_up: SignUp { sign_up: Door::Open, sign_ups_an_hour: 1_000 },
-        signing: SigningKeys { signing_keys: Secret::in_file(issuer.signing_keys()).unwrap() },
+        sign_up: SignUp { sign_up: Mode::Open, sign_ups_an_hour: 1_000 },
+        signing: Signing { signing_keys: Secret::in_file(issuer.signing_keys()).unwrap() },
     }
 }
 
@@ -172,9 +172,7 @@ pub async fn database() -> TestDatabase {
     TestDatabase::of("identity", &identity::MIGRATIONS.fingerprint("identity"), migrate).await
 }
 
-/// The types of credentials.
-pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-pub const API_KEY: &str = "urn:flotilla:token-type:api-key";
+pub use authz::exchange::{ACCESS_TOKEN, API_KEY};
 
 /// A caller.
 #[derive(Clone)]
@@ -258,7 +256,7 @@ impl Client {
         scope: &str,
     ) -> Result<ExchangeTokenResponse, Status> {
         let request = ExchangeTokenRequest {
-            grant_type: "urn:ietf:params:oauth:grant-type:token-exchange".to_owned(),
+            grant_type: authz::exchange::TOKEN_EXCHANGE.to_owned(),
             subject_token: token.to_owned(),
             subject_token_type: kind.to_owned(),
             tenant: tenant.to_owned(),

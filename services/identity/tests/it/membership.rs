@@ -6,7 +6,7 @@ use proto::identity::{
     UpdateMemberRequest,
 };
 
-use identity::sign_up::Door;
+use identity::sign_up::Mode;
 
 use crate::harness::{Client, Harness, reason, tenant};
 
@@ -155,10 +155,10 @@ async fn an_id_of_the_fleets_own_is_nobodys() {
 
 #[tokio::test]
 async fn sign_up_can_be_closed_and_has_a_rate() {
-    let closed = Harness::with_sign_up(Door::Closed, 1_000).await;
+    let closed = Harness::with_sign_up(Mode::Closed, 1_000).await;
     assert_eq!(reason(closed.person("ann").sign_up("acme").await), "SIGN_UP_CLOSED");
     assert_eq!((closed.count("tenant").await, closed.count("person").await), (0, 0), "nothing is left of it");
-    let harness = Harness::with_sign_up(Door::Open, 6).await;
+    let harness = Harness::with_sign_up(Mode::Open, 6).await;
     let ann = harness.person("ann");
     for number in 0..5 {
         ann.sign_up(&format!("acme-{number}")).await.unwrap();

@@ -1,0 +1,10 @@
+//! The words of a token exchange (RFC 8693), as its callers and identity say them.
+
+/// The grant.
+pub const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+/// The type of an access token: of the people's provider where it is exchanged, of the fleet's where it is issued.
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// The type of an API key.
+pub const API_KEY: &str = "urn:flotilla:token-type:api-key";
+/// How every API key begins, so that a scanner for secrets finds it.
+pub const API_KEY_PREFIX: &str = "flk_";
