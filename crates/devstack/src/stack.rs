@@ -321,7 +321,10 @@ impl Startup<'_> {
         let own = (PROVIDER, Some(people.as_str()));
         let provider = self.options.provider.as_deref().map_or(own, |provider| (provider, None));
         let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider);
-        let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();
+        let edge = seen.ports["gateway"].0.filter(|_| service.signs);
+        let link = |port| format!("{}://127.0.0.1:{port}/v1/invitations/{{id}}:accept", self.scheme());
+        let link = edge.map(|port| ("FLOTILLA_INVITATION_LINK", link(port)));
+        let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).chain(link).collect();
         if port.is_some() {
             // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));

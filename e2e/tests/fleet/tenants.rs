@@ -18,6 +18,7 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
         let made = async |path: &str, body: Value| ann.send(Method::POST, path, Some(body)).await.body["id"].clone();
         let member = ann.send(Method::GET, "/v1/members", None).await.body["members"][0]["id"].clone();
         let invitation = made("/v1/invitations", json!({"email": "treasure@x.example", "role": "MEMBER"})).await;
+        let group = made("/v1/groups", json!({"name": "treasure", "members": [member]})).await;
         let account = made("/v1/serviceAccounts", json!({"name": "treasure", "role": "VIEWER"})).await;
         let key = json!({"serviceAccount": account, "name": "treasure", "scopes": ["todo:read"]});
         let key = made("/v1/apiKeys", key).await;
@@ -25,6 +26,7 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
             ("/v1/todos/", &todo["id"], "TODO_NOT_FOUND"),
             ("/v1/members/", &member, "MEMBER_NOT_FOUND"),
             ("/v1/invitations/", &invitation, "INVITATION_NOT_FOUND"),
+            ("/v1/groups/", &group, "GROUP_NOT_FOUND"),
             ("/v1/serviceAccounts/", &account, "SERVICE_ACCOUNT_NOT_FOUND"),
             ("/v1/apiKeys/", &key, "API_KEY_NOT_FOUND"),
         ];
@@ -36,6 +38,7 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
                 (&Method::PATCH, path) if path.starts_with("/v1/members/") => Some(json!({"role": "VIEWER"})),
                 (&Method::POST, "/v1/todos") => Some(json!({"title": "mine"})),
                 (&Method::POST, "/v1/invitations") => Some(json!({"email": "x@x.example", "role": "VIEWER"})),
+                (&Method::POST, "/v1/groups") => Some(json!({"name": "x"})),
                 (&Method::POST, "/v1/serviceAccounts") => Some(json!({"name": "x", "role": "VIEWER"})),
                 (&Method::POST, "/v1/apiKeys") => {
                     Some(json!({"serviceAccount": account, "name": "x", "scopes": ["todo:read"]}))

@@ -1,13 +1,13 @@
 //! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key), load, decide,
 //! save, and commit together with the events and the answer. A transaction calls and publishes nothing; the relay publishes the
-//! events afterwards. Those about invitations, programs and keys are in
-//! `commands_invitations` and `commands_programs`.
+//! events afterwards. Those about invitations, groups, programs and keys are in
+//! `commands_invitations`, `commands_groups` and `commands_programs`.
 
 use std::time::Duration;
 
 use authz::{Caller, Denied, Permission, Person};
-use chrono::TimeDelta;
-use contracts::events::identity::{ApiKeyId, InvitationId, ServiceAccountId};
+use chrono::{DateTime, TimeDelta, Utc};
+use contracts::events::identity::{ApiKeyId, GroupId, GroupUpdatedV1, InvitationId, ServiceAccountId};
 use contracts::events::identity::{
     MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantUpdatedV1,
 };
@@ -19,12 +19,13 @@ use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, cl
 use uuid::Uuid;
 
 use crate::api_key::MOST;
+use crate::group::MAX_GROUPS;
 use crate::member::{Member, Profile};
-use crate::sign_up::{self, SignUp};
+use crate::people::{self, SignUp};
 use crate::store_audit::Entry;
 use crate::store_person::Membership;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
-use crate::{outgoing, permissions, store_audit, store_member, store_person, store_tenant};
+use crate::{outgoing, permissions, store_audit, store_group, store_member, store_person, store_tenant};
 
 /// The dependencies of the commands.
 #[derive(Debug, Clone)]
@@ -67,6 +68,12 @@ pub enum Error {
     /// There is no such invitation; it has ended, was taken up or withdrawn; or it is not for the caller.
     #[error("there is no invitation {0} for you")]
     NoInvitation(InvitationId),
+    /// The caller's tenant has no such group, or the caller may see none.
+    #[error("there is no group {0}")]
+    NoGroup(GroupId),
+    /// A tenant has as many groups as it may have.
+    #[error("a tenant has {MAX_GROUPS} groups at most: delete one first")]
+    ManyGroups,
     /// The caller's tenant has no such program, or the caller may see none.
     #[error("there is no service account {0}")]
     NoServiceAccount(ServiceAccountId),
@@ -84,7 +91,7 @@ pub enum Error {
     MemberExists,
     /// Nobody signs up, or nobody does now.
     #[error(transparent)]
-    SignUp(#[from] sign_up::Refused),
+    SignUp(#[from] people::Refused),
     /// A tenant has an owner.
     #[error("the last owner stays: make somebody else an owner first")]
     LastOwner,
@@ -117,13 +124,15 @@ impl From<Error> for Failure {
             Error::NoTenant => Self::new(Code::NotFound, "TENANT_NOT_FOUND", error),
             Error::NoMember(_) => Self::new(Code::NotFound, "MEMBER_NOT_FOUND", error),
             Error::NoInvitation(_) => Self::new(Code::NotFound, "INVITATION_NOT_FOUND", error),
+            Error::NoGroup(_) => Self::new(Code::NotFound, "GROUP_NOT_FOUND", error),
+            Error::ManyGroups => Self::new(Code::FailedPrecondition, "TOO_MANY_GROUPS", error),
             Error::NoServiceAccount(_) => Self::new(Code::NotFound, "SERVICE_ACCOUNT_NOT_FOUND", error),
             Error::ManyApiKeys => Self::new(Code::FailedPrecondition, "TOO_MANY_API_KEYS", error),
             Error::NoApiKey(_) => Self::new(Code::NotFound, "API_KEY_NOT_FOUND", error),
             Error::TenantExists(_) => Self::new(Code::AlreadyExists, "TENANT_EXISTS", error),
             Error::MemberExists => Self::new(Code::AlreadyExists, "MEMBER_EXISTS", error),
-            Error::SignUp(sign_up::Refused::Closed) => Self::new(Code::PermissionDenied, "SIGN_UP_CLOSED", error),
-            Error::SignUp(sign_up::Refused::TooMany) => {
+            Error::SignUp(people::Refused::Closed) => Self::new(Code::PermissionDenied, "SIGN_UP_CLOSED", error),
+            Error::SignUp(people::Refused::TooMany) => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", error).retry_after(Duration::from_secs(600))
             }
             Error::LastOwner => Self::new(Code::FailedPrecondition, "LAST_OWNER", error),
@@ -332,12 +341,33 @@ pub async fn remove_member(app: &App, call: &Call, id: MemberId, if_match: &IfMa
         }
         only_an_owner(&caller, &[before.role])?;
     }
-    let member = before.remove(clock::now());
+    let now = clock::now();
+    let mut events = leave_groups(&mut tx, call, id, now).await?;
+    let member = before.remove(now);
     store_member::delete(&mut tx, &before, &member).await?;
     keep_an_owner(&mut tx).await?;
-    let events = vec![outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?];
+    events.push(outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?);
     app.commit(tx, call, events, &()).await?;
     Ok(())
+}
+
+/// Takes a member who leaves out of every group; returns the events that say so. The tenant is locked.
+///
+/// # Errors
+/// The errors of the database.
+async fn leave_groups(
+    tx: &mut TenantTx,
+    call: &Call,
+    member: MemberId,
+    now: DateTime<Utc>,
+) -> Result<Vec<NewEvent>, Error> {
+    let mut events = Vec::new();
+    for before in store_group::all_for_update(tx).await? {
+        let Some(group) = before.without(member, now) else { continue };
+        store_group::save(tx, &before, &group).await?;
+        events.push(outgoing::event(call, outgoing::group(&group), GroupUpdatedV1::of)?);
+    }
+    Ok(events)
 }
 
 /// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
@@ -412,9 +442,11 @@ pub async fn erase_member(app: &App, call: &Call, id: MemberId, person: Option<&
         tx.end().await?;
         return Ok(false);
     };
-    let member = before.erase(clock::now());
+    let now = clock::now();
+    let mut events = leave_groups(&mut tx, call, id, now).await?;
+    let member = before.erase(now);
     store_member::delete(&mut tx, &before, &member).await?;
-    let events = vec![outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?];
+    events.push(outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?);
     app.outbox.commit(tx, events, &()).await?;
     Ok(true)
 }

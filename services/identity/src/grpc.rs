@@ -5,7 +5,7 @@ use std::sync::Arc;
 use authz::exchange::ACCESS_TOKEN;
 use authz::{People, Person};
 use aws_lc_rs::rand;
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
+use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{TenantId, UserId};
 use prost::Message;
 use proto::identity as pb;
@@ -20,11 +20,12 @@ use uuid::Uuid;
 use crate::api_key::KeySecret;
 use crate::commands::{in_person, user_of};
 use crate::commands_exchange::exchange;
+use crate::invitation::Invitation;
+use crate::people::{self, Links, SignUp};
 use crate::service_account::ServiceAccount;
-use crate::sign_up::SignUp;
 use crate::store_audit::Entry;
 use crate::tokens::{Signed, Signer};
-use crate::{Config, commands, commands_invitations, commands_programs, permissions, wire};
+use crate::{Config, commands, commands_groups, commands_invitations, commands_programs, permissions, wire};
 
 /// The implementation of `flotilla.identity.v1.IdentityService`.
 pub struct Identity {
@@ -38,6 +39,8 @@ pub struct Identity {
     pub signer: Signer,
     /// Who may sign up.
     pub sign_up: SignUp,
+    /// Lead to invitations.
+    pub links: Links,
     /// How much a caller may have of each process.
     pub limits: pb::Limits,
 }
@@ -50,9 +53,10 @@ impl Identity {
     /// # Errors
     /// The signing keys cannot be read, or no HTTP client can be made.
     pub fn of(config: &Config, process: &Process, app: commands::App) -> Result<Self, anyhow::Error> {
-        let Config { common, pages, people, signing, sign_up, .. } = config;
+        let Config { common, pages, people, signing, .. } = config;
+        let people::People { provider, links, sign_up } = people.clone();
         let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
-        let (pages, people) = (process.page_tokens(pages), Arc::new(people.verifier()?));
+        let (pages, people) = (process.page_tokens(pages), Arc::new(provider.verifier()?));
         // Whoever signed in before a provider went down goes on. Programs need none of it, so nothing waits for them.
         let keys = Arc::clone(&people);
         process.lifecycle.run("the provider's keys", |stop| async move {
@@ -61,7 +65,7 @@ impl Identity {
         });
         let (tenant_rate, principal_rate) = (common.admission.tenant_rate.get(), common.admission.principal_rate.get());
         let limits = pb::Limits { tenant_rate, principal_rate };
-        Ok(Self { app, pages, people, signer, sign_up: sign_up.clone(), limits })
+        Ok(Self { app, pages, people, signer, sign_up, links, limits })
     }
 
     /// The person who calls a public method, with the provider's token.
@@ -70,6 +74,13 @@ impl Identity {
         let person = self.people.verify(token).await?;
         let user = user_of(&person)?;
         Ok((person, user))
+    }
+}
+
+impl Identity {
+    /// An invitation as its tenant sees it.
+    fn linked(&self, invitation: &Invitation) -> pb::Invitation {
+        pb::Invitation { link: self.links.to(invitation.id), ..wire::invitation(invitation) }
     }
 }
 
@@ -165,13 +176,13 @@ impl IdentityService for Identity {
     async fn create_invitation(&self, request: Request<pb::CreateInvitationRequest>) -> RpcResult<pb::Invitation> {
         let (call, request) = writing_once(request, "CreateInvitation")?;
         let draft = wire::invitation_draft(request.invitation.as_ref())?;
-        response(commands_invitations::invite(&self.app, &call, draft).await, wire::invitation)
+        response(commands_invitations::invite(&self.app, &call, draft).await, |made| self.linked(made))
     }
 
     async fn get_invitation(&self, request: Request<pb::GetInvitationRequest>) -> RpcResult<pb::Invitation> {
         let (call, request) = reading(request)?;
         let id = wire::invitation_id(&request.id)?;
-        response(commands_invitations::get_invitation(&self.app, &call, id).await, wire::invitation)
+        response(commands_invitations::get_invitation(&self.app, &call, id).await, |found| self.linked(found))
     }
 
     async fn list_invitations(
@@ -186,7 +197,7 @@ impl IdentityService for Identity {
         let found =
             commands_invitations::list_invitations(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
         let (invitations, next_page_token) =
-            self.pages.page(&question, size, found, (|invitation| invitation.id, wire::invitation))?;
+            self.pages.page(&question, size, found, (|invitation| invitation.id, |found| self.linked(found)))?;
         Ok(Response::new(pb::ListInvitationsResponse { invitations, next_page_token }))
     }
 
@@ -205,6 +216,41 @@ impl IdentityService for Identity {
         let tenant = commands_invitations::invites_to(&self.app, id).await.map_err(Failure::from)?;
         let (call, _) = personal(request, "AcceptInvitation", (tenant, user))?;
         response(commands_invitations::accept(&self.app, &call, &person, id).await, wire::member)
+    }
+
+    async fn create_group(&self, request: Request<pb::CreateGroupRequest>) -> RpcResult<pb::Group> {
+        let (call, request) = writing_once(request, "CreateGroup")?;
+        let draft = wire::group_draft(request.group.as_ref())?;
+        response(commands_groups::create_group(&self.app, &call, draft).await, wire::group)
+    }
+
+    async fn get_group(&self, request: Request<pb::GetGroupRequest>) -> RpcResult<pb::Group> {
+        let (call, request) = reading(request)?;
+        response(commands_groups::get_group(&self.app, &call, wire::group_id(&request.id)?).await, wire::group)
+    }
+
+    async fn list_groups(&self, request: Request<pb::ListGroupsRequest>) -> RpcResult<pb::ListGroupsResponse> {
+        let (call, request) = reading(request)?;
+        let size = page::size(request.page_size)?;
+        let question = (call.caller.tenant.as_str(), "groups");
+        let after: Option<GroupId> = self.pages.read(&question, &request.page_token)?;
+        // One row more than requested shows whether there is a next page.
+        let found = commands_groups::list_groups(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let (groups, next_page_token) = self.pages.page(&question, size, found, (|group| group.id, wire::group))?;
+        Ok(Response::new(pb::ListGroupsResponse { groups, next_page_token }))
+    }
+
+    async fn update_group(&self, request: Request<pb::UpdateGroupRequest>) -> RpcResult<pb::Group> {
+        let (call, request) = writing(request, "UpdateGroup")?;
+        let id = wire::group_id(&request.id)?;
+        let (if_match, patch) = wire::group_patch(request.group.as_ref(), request.update_mask.as_ref())?;
+        response(commands_groups::update_group(&self.app, &call, id, &if_match, patch).await, wire::group)
+    }
+
+    async fn delete_group(&self, request: Request<pb::DeleteGroupRequest>) -> RpcResult<()> {
+        let (call, request) = writing(request, "DeleteGroup")?;
+        let (id, if_match) = (wire::group_id(&request.id)?, IfMatch::parse(&request.etag));
+        response(commands_groups::delete_group(&self.app, &call, id, &if_match).await, |()| ())
     }
 
     async fn create_service_account(

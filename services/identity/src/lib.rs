@@ -4,21 +4,23 @@
 pub mod api_key;
 pub mod commands;
 pub mod commands_exchange;
+pub mod commands_groups;
 pub mod commands_invitations;
 pub mod commands_programs;
+pub mod group;
 pub mod grpc;
 pub mod invitation;
 pub mod member;
 mod operators;
 mod outgoing;
+pub mod people;
 pub mod permissions;
-pub mod provider;
 mod schema;
 pub mod service_account;
-pub mod sign_up;
 pub mod store_api_key;
 pub mod store_audit;
 mod store_data;
+pub mod store_group;
 pub mod store_invitation;
 pub mod store_member;
 pub mod store_person;
@@ -39,8 +41,7 @@ use service::arguments::{ConfigErrors, Settings};
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
-use crate::provider::Provider;
-use crate::sign_up::SignUp;
+use crate::people::People;
 use crate::tokens::Signing;
 pub use schema::MIGRATIONS;
 
@@ -61,11 +62,9 @@ pub struct Config {
     #[command(flatten)]
     pub pages: config::Pages,
     #[command(flatten)]
-    pub people: Provider,
+    pub people: People,
     #[command(flatten)]
     pub signing: Signing,
-    #[command(flatten)]
-    pub sign_up: SignUp,
 }
 
 impl Settings for Config {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use contracts::UserId;
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
+use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId};
 use service::operators_aggregates::Kinds;
 use service::operators_data::{Data, Erase, Erased};
 use service::{
@@ -13,8 +13,8 @@ use tonic::service::Routes;
 use uuid::Uuid;
 
 use crate::commands::App;
-use crate::store_states::{ApiKeys, Invitations, Members, ServiceAccounts, Tenants};
-use crate::{Config, MIGRATIONS, commands, commands_invitations, commands_programs, store_data};
+use crate::store_states::{ApiKeys, Groups, Invitations, Members, ServiceAccounts, Tenants};
+use crate::{Config, MIGRATIONS, commands, commands_groups, commands_invitations, commands_programs, store_data};
 
 /// Serves it on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
@@ -23,6 +23,7 @@ pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::C
         Box::new(Tenants),
         Box::new(Members),
         Box::new(Invitations),
+        Box::new(Groups),
         Box::new(ServiceAccounts),
         Box::new(ApiKeys),
     ]);
@@ -31,6 +32,7 @@ pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::C
     let erased: Erased = Arc::new([
         Box::new(EraseApiKeys(app.clone())),
         Box::new(EraseServiceAccounts(app.clone())),
+        Box::new(EraseGroups(app.clone())),
         Box::new(EraseInvitations(app.clone())),
         Box::new(EraseMembers(app.clone())),
         Box::new(EraseTenants(app.clone())),
@@ -106,6 +108,29 @@ impl Erase for EraseInvitations {
 
     async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
         Ok(commands_invitations::erase_invitation(&self.0, call, InvitationId::new(id), person).await?)
+    }
+}
+
+struct EraseGroups(App);
+
+#[tonic::async_trait]
+impl Erase for EraseGroups {
+    fn kind(&self) -> &'static str {
+        "group"
+    }
+
+    async fn holding(
+        &self,
+        tx: &mut TenantTx,
+        person: Option<&UserId>,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        store_data::groups(tx, person, after, limit).await
+    }
+
+    async fn erase(&self, call: &Call, person: Option<&UserId>, id: Uuid) -> Result<bool, Failure> {
+        Ok(commands_groups::erase_group(&self.0, call, GroupId::new(id), person).await?)
     }
 }
 

@@ -7,6 +7,7 @@ use service::outbox::new_event;
 use service::{Call, Failure};
 
 use crate::api_key::ApiKey;
+use crate::group::Group;
 use crate::invitation::Invitation;
 use crate::member::{Member, Profile};
 use crate::service_account::ServiceAccount;
@@ -66,6 +67,20 @@ pub(crate) fn invitation(invitation: &Invitation) -> event::Invitation {
         email: email.as_str().to_owned(),
         role: *role,
         expire_time: *expire_time,
+        create_time: *create_time,
+        update_time: *update_time,
+        created_by: created_by.clone(),
+        version: *version,
+    }
+}
+
+/// A group as events carry it.
+pub(crate) fn group(group: &Group) -> event::Group {
+    let Group { id, name, members, create_time, update_time, created_by, version } = group;
+    event::Group {
+        id: *id,
+        name: name.as_str().to_owned(),
+        members: members.as_slice().to_vec(),
         create_time: *create_time,
         update_time: *update_time,
         created_by: created_by.clone(),

@@ -51,6 +51,16 @@ pub const GET_INVITATION: Permission = reads("identity.invitation.get");
 pub const LIST_INVITATIONS: Permission = reads("identity.invitation.list");
 /// Withdraws an invitation.
 pub const DELETE_INVITATION: Permission = writes("identity.invitation.delete");
+/// Puts members together.
+pub const CREATE_GROUP: Permission = writes("identity.group.create");
+/// Reads one group.
+pub const GET_GROUP: Permission = everybody("identity.group.get");
+/// Lists groups.
+pub const LIST_GROUPS: Permission = everybody("identity.group.list");
+/// Changes one.
+pub const UPDATE_GROUP: Permission = writes("identity.group.update");
+/// Deletes one.
+pub const DELETE_GROUP: Permission = writes("identity.group.delete");
 /// Lets a program in.
 pub const CREATE_SERVICE_ACCOUNT: Permission = writes("identity.service_account.create");
 /// Reads one program: a caller who may not gets NOT_FOUND.
@@ -78,13 +88,15 @@ pub const ERASE_TENANT: Permission = by_itself("identity.tenant.erase");
 pub const ERASE_MEMBER: Permission = by_itself("identity.member.erase");
 /// The same for an invitation.
 pub const ERASE_INVITATION: Permission = by_itself("identity.invitation.erase");
+/// Erases a group, or removes a person from what is known of it.
+pub const ERASE_GROUP: Permission = by_itself("identity.group.erase");
 /// Erases a program, or removes a person from what is known of it.
 pub const ERASE_SERVICE_ACCOUNT: Permission = by_itself("identity.service_account.erase");
 /// Erases a key, or removes a person from it.
 pub const ERASE_API_KEY: Permission = by_itself("identity.api_key.erase");
 
 /// The row of each RPC that is not public, by its name.
-pub const MATRIX: [(&str, &Permission); 22] = [
+pub const MATRIX: [(&str, &Permission); 27] = [
     ("GetTenant", &GET_TENANT),
     ("UpdateTenant", &UPDATE_TENANT),
     ("GetMe", &GET_ME),
@@ -97,6 +109,11 @@ pub const MATRIX: [(&str, &Permission); 22] = [
     ("GetInvitation", &GET_INVITATION),
     ("ListInvitations", &LIST_INVITATIONS),
     ("DeleteInvitation", &DELETE_INVITATION),
+    ("CreateGroup", &CREATE_GROUP),
+    ("GetGroup", &GET_GROUP),
+    ("ListGroups", &LIST_GROUPS),
+    ("UpdateGroup", &UPDATE_GROUP),
+    ("DeleteGroup", &DELETE_GROUP),
     ("CreateServiceAccount", &CREATE_SERVICE_ACCOUNT),
     ("GetServiceAccount", &GET_SERVICE_ACCOUNT),
     ("ListServiceAccounts", &LIST_SERVICE_ACCOUNTS),
@@ -110,10 +127,11 @@ pub const MATRIX: [(&str, &Permission); 22] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 5] = [
+pub const BY_ITSELF: [(&str, &Permission); 6] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
+    ("erase_group", &ERASE_GROUP),
     ("erase_service_account", &ERASE_SERVICE_ACCOUNT),
     ("erase_api_key", &ERASE_API_KEY),
 ];

@@ -7,10 +7,11 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 /// The service's own tables.
-pub(crate) const TABLES: [Table; 7] = [
+pub(crate) const TABLES: [Table; 8] = [
     Table { name: "tenant", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "member", holds: Holds::Rows { people: &["user_id"] } },
     Table { name: "invitation", holds: Holds::Rows { people: &["created_by"] } },
+    Table { name: "member_group", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "service_account", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "api_key", holds: Holds::Rows { people: &["created_by"] } },
     // Ids alone, which stay when a person is erased: who gave access is the tenant's to know.
@@ -46,6 +47,16 @@ pub(crate) async fn invitations(
     limit: i64,
 ) -> Result<Vec<Uuid>, StoreError> {
     holding(tx, ("invitation", "created_by"), (person, after, limit)).await
+}
+
+/// The same for groups.
+pub(crate) async fn groups(
+    tx: &mut TenantTx,
+    person: Option<&UserId>,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    holding(tx, ("member_group", "created_by"), (person, after, limit)).await
 }
 
 /// The same for programs.

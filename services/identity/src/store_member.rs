@@ -198,3 +198,18 @@ pub async fn of_user(tx: &mut TenantTx, user: &UserId) -> Result<Option<Member>,
         sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(user.as_str()).fetch_optional(&mut **tx).await?;
     row.map(TryInto::try_into).transpose()
 }
+
+/// Which of these members are there: they have not left.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member"))]
+pub async fn these(tx: &mut TenantTx, members: &[MemberId]) -> Result<Vec<MemberId>, StoreError> {
+    let tenant = tx.tenant();
+    let ids: Vec<Uuid> = members.iter().map(|member| member.uuid()).collect();
+    let there: Vec<Uuid> =
+        sqlx::query_scalar("select id from member where tenant = $1 and id = any($2) and delete_time is null")
+            .bind(tenant.as_str())
+            .bind(ids)
+            .fetch_all(&mut **tx)
+            .await?;
+    Ok(there.into_iter().map(MemberId::new).collect())
+}

@@ -8,11 +8,14 @@ use sqlx::{AssertSqlSafe, FromRow};
 use uuid::Uuid;
 
 use crate::api_key::ApiKey;
+use crate::group::Group;
 use crate::invitation::Invitation;
 use crate::member::Member;
 use crate::service_account::ServiceAccount;
 use crate::tenant::Tenant;
-use crate::{outgoing, store_api_key, store_invitation, store_member, store_service_account, store_tenant};
+use crate::{
+    outgoing, store_api_key, store_group, store_invitation, store_member, store_service_account, store_tenant,
+};
 
 #[derive(FromRow)]
 struct Stood<T> {
@@ -45,6 +48,15 @@ pub(crate) struct Invitations;
 fn invitation(Stood { row, deleted }: Stood<store_invitation::Row>) -> State {
     let (id, version) = row.at();
     let state = || Invitation::try_from(row).map(|state| outgoing::invitation(&state)).map_err(anyhow::Error::from);
+    State::new(id, version, (!deleted).then(state))
+}
+
+/// All groups.
+pub(crate) struct Groups;
+
+fn group(Stood { row, deleted }: Stood<store_group::Row>) -> State {
+    let (id, version) = row.at();
+    let state = || Group::try_from(row).map(|state| outgoing::group(&state)).map_err(anyhow::Error::from);
     State::new(id, version, (!deleted).then(state))
 }
 
@@ -155,6 +167,25 @@ impl Aggregates for Invitations {
 
     async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
         Ok(these(tx, ("invitation", store_invitation::COLUMNS), ids).await?.into_iter().map(invitation).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl Aggregates for Groups {
+    fn kind(&self) -> &'static str {
+        "group"
+    }
+
+    async fn next_tenant(&self, tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
+        next_tenant(tx, after).await
+    }
+
+    async fn page(&self, tx: &mut TenantTx, asked: Page) -> Result<Vec<State>, StoreError> {
+        Ok(page(tx, ("member_group", store_group::COLUMNS), asked).await?.into_iter().map(group).collect())
+    }
+
+    async fn these(&self, tx: &mut TenantTx, ids: &[Uuid]) -> Result<Vec<State>, StoreError> {
+        Ok(these(tx, ("member_group", store_group::COLUMNS), ids).await?.into_iter().map(group).collect())
     }
 }
 

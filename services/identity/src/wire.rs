@@ -2,7 +2,7 @@
 
 use authz::exchange::{ACCESS_TOKEN, API_KEY, TOKEN_EXCHANGE};
 use chrono::TimeDelta;
-use contracts::events::identity::{ApiKeyId, InvitationId, MemberId, ServiceAccountId};
+use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{Role, TenantId};
 use prost_types::FieldMask;
 use proto::identity as pb;
@@ -12,6 +12,7 @@ use service::{Code, Failure, IfMatch};
 
 use crate::api_key::{ApiKey, ApiKeyDraft, LONGEST_OVERLAP, OVERLAP};
 use crate::commands_exchange::Credential;
+use crate::group::{Group, GroupDraft, GroupPatch, Members};
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::Member;
 use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
@@ -24,6 +25,10 @@ pub fn member_id(text: &str) -> Result<MemberId, Failure> {
 }
 
 pub fn invitation_id(text: &str) -> Result<InvitationId, Failure> {
+    id("id", text)
+}
+
+pub fn group_id(text: &str) -> Result<GroupId, Failure> {
     id("id", text)
 }
 
@@ -141,13 +146,39 @@ pub fn new_role(member: Option<&pb::Member>, mask: Option<&FieldMask>) -> Result
 }
 
 pub fn invitation_draft(invitation: Option<&pb::Invitation>) -> Result<InvitationDraft, Failure> {
-    let pb::Invitation { email, role: invited, expire_time, id: _, create_time: _, created_by: _ } =
+    let pb::Invitation { email, role: invited, expire_time, id: _, create_time: _, created_by: _, link: _ } =
         invitation.ok_or_else(|| Failure::invalid("invitation", "is missing"))?;
     Ok(InvitationDraft {
         email: text("email", Email::parse(email))?,
         role: role("role", *invited)?,
         expire_time: time("expire_time", expire_time.as_ref())?,
     })
+}
+
+fn group_members(ids: &[String]) -> Result<Members, Failure> {
+    let members = ids.iter().map(|member| id("members", member)).collect::<Result<_, _>>()?;
+    text("members", Members::new(members))
+}
+
+pub fn group_draft(group: Option<&pb::Group>) -> Result<GroupDraft, Failure> {
+    let pb::Group { name, members, id: _, create_time: _, update_time: _, created_by: _, version: _, etag: _ } =
+        group.ok_or_else(|| Failure::invalid("group", "is missing"))?;
+    Ok(GroupDraft { name: text("name", Name::parse(name))?, members: group_members(members)? })
+}
+
+/// The changes of a request, and the etag that must still match.
+pub fn group_patch(group: Option<&pb::Group>, mask: Option<&FieldMask>) -> Result<(IfMatch, GroupPatch), Failure> {
+    let pb::Group { name, members, etag, id: _, create_time: _, update_time: _, created_by: _, version: _ } =
+        group.ok_or_else(|| Failure::invalid("group", "is missing"))?;
+    let mask = Mask::of(mask, &["name", "members"])?;
+    let mut patch = GroupPatch::default();
+    if mask.takes("name", !name.is_empty()) {
+        patch.name = Some(text("name", Name::parse(name))?);
+    }
+    if mask.takes("members", !members.is_empty()) {
+        patch.members = Some(group_members(members)?);
+    }
+    Ok((IfMatch::parse(etag), patch))
 }
 
 /// The role of a program.
@@ -335,6 +366,22 @@ pub fn invitation(invitation: &Invitation) -> pb::Invitation {
         expire_time: Some(timestamp(*expire_time)),
         create_time: Some(timestamp(*create_time)),
         created_by: created_by.to_string(),
+        // The server's configuration says what it looks like.
+        link: String::new(),
+    }
+}
+
+pub fn group(group: &Group) -> pb::Group {
+    let Group { id, name, members, create_time, update_time, created_by, version } = group;
+    pb::Group {
+        id: id.to_string(),
+        name: name.as_str().to_owned(),
+        members: members.as_slice().iter().map(ToString::to_string).collect(),
+        create_time: Some(timestamp(*create_time)),
+        update_time: Some(timestamp(*update_time)),
+        created_by: created_by.to_string(),
+        version: *version,
+        etag: group.etag(),
     }
 }
 

@@ -6,14 +6,15 @@ use service::idempotency::StoredResponse;
 use service::wire::stored_time;
 
 use crate::api_key::{ApiKey, ApiKeyDraft};
+use crate::group::{Group, GroupDraft};
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::{Member, Profile};
 use crate::service_account::{ServiceAccount, ServiceAccountDraft};
 use crate::tenant::{Tenant, TenantDraft};
 use crate::texts::Email;
 use crate::wire::{
-    api_key, api_key_draft, api_key_id, invitation, invitation_draft, invitation_id, member, member_id, role,
-    service_account, service_account_draft, service_account_id, tenant, tenant_draft,
+    api_key, api_key_draft, api_key_id, group, group_draft, group_id, invitation, invitation_draft, invitation_id,
+    member, member_id, role, service_account, service_account_draft, service_account_id, tenant, tenant_draft,
 };
 
 /// A stored answer, of this release or another.
@@ -97,6 +98,29 @@ impl StoredResponse for Invitation {
             update_time: create_time,
             created_by: created_by.parse().map_err(Failure::internal)?,
             version: 1,
+        })
+    }
+}
+
+/// A stored answer, of this release or another.
+impl StoredResponse for Group {
+    type Message = pb::Group;
+
+    fn to_message(&self) -> pb::Group {
+        group(self)
+    }
+
+    fn from_message(message: pb::Group) -> Result<Self, Failure> {
+        let GroupDraft { name, members } = group_draft(Some(&message))?;
+        let pb::Group { id, create_time, update_time, created_by, version, .. } = message;
+        Ok(Self {
+            id: group_id(&id)?,
+            name,
+            members,
+            create_time: stored_time(create_time)?,
+            update_time: stored_time(update_time)?,
+            created_by: created_by.parse().map_err(Failure::internal)?,
+            version,
         })
     }
 }

@@ -48,6 +48,15 @@ events! {
         ServiceAccountDeleted = ServiceAccountDeletedV1 "identity.service_account_deleted.v1";
     }
 
+    group: Group {
+        /// Members were put together.
+        GroupCreated = GroupCreatedV1 "identity.group_created.v1";
+        /// A group's name changed, or who belongs to it.
+        GroupUpdated = GroupUpdatedV1 "identity.group_updated.v1";
+        /// A group is there no more; the state is its last.
+        GroupDeleted = GroupDeletedV1 "identity.group_deleted.v1";
+    }
+
     api_key: ApiKey {
         /// A program got a key.
         ApiKeyCreated = ApiKeyCreatedV1 "identity.api_key_created.v1";
@@ -69,6 +78,8 @@ uuid_ids! {
     ServiceAccountId: "the id of a service account";
     /// A key.
     ApiKeyId: "the id of a key";
+    /// A group of members.
+    GroupId: "the id of a group";
 }
 
 /// What is known of a tenant, as it stood after a change; the envelope names the tenant.
@@ -156,6 +167,26 @@ pub struct ServiceAccount {
     pub name: String,
     /// What it may do.
     pub role: Role,
+    /// When it was made.
+    pub create_time: DateTime<Utc>,
+    /// When it was changed to be so.
+    pub update_time: DateTime<Utc>,
+    /// Who made it.
+    pub created_by: UserId,
+    /// Counts the changes, from 1.
+    #[schemars(range(min = 1))]
+    pub version: i32,
+}
+
+/// A group as it stood after a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// What it is called: 1 to 200 characters.
+    pub name: String,
+    /// Who belongs to it, each once: 200 members at most.
+    pub members: Vec<MemberId>,
     /// When it was made.
     pub create_time: DateTime<Utc>,
     /// When it was changed to be so.
@@ -302,6 +333,32 @@ impl Aggregate for ServiceAccount {
             id: ServiceAccountId::new(id(5)),
             name: "reporting".to_owned(),
             role: Role::Viewer,
+            create_time: at(0),
+            update_time: at(0),
+            created_by: UserId::example(),
+            version: 1,
+        }
+    }
+}
+
+impl Aggregate for Group {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn version(&self) -> i32 {
+        self.version
+    }
+
+    fn changed(&self) -> DateTime<Utc> {
+        self.update_time
+    }
+
+    fn example() -> Self {
+        Self {
+            id: GroupId::new(id(6)),
+            name: "dispatchers".to_owned(),
+            members: vec![MemberId::new(id(2))],
             create_time: at(0),
             update_time: at(0),
             created_by: UserId::example(),

@@ -3,15 +3,14 @@
 use std::net::SocketAddr;
 
 use contracts::Envelope;
-use identity::provider::Provider;
-use identity::sign_up::{Mode, SignUp};
+use identity::people::{Links, Mode, People, Provider, SignUp};
 use identity::tokens::Signing;
 use identity::{App, Config, Program};
 use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::{
-    AcceptInvitationRequest, ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateServiceAccountRequest,
-    CreateTenantRequest, ExchangeTokenRequest, ExchangeTokenResponse, GetMeRequest, Invitation, Member, Role,
-    ServiceAccount, Tenant,
+    AcceptInvitationRequest, ApiKey, CreateApiKeyRequest, CreateGroupRequest, CreateInvitationRequest,
+    CreateServiceAccountRequest, CreateTenantRequest, ExchangeTokenRequest, ExchangeTokenResponse, GetMeRequest, Group,
+    Invitation, Member, Role, ServiceAccount, Tenant,
 };
 use serde_json::value::RawValue;
 use service::config::{Common, Database, Outbox, Pages};
@@ -50,7 +49,8 @@ impl Harness {
         let (database, nats, issuer) = (database().await, TestNats::start().await, TestIssuer::new());
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
-        let config = Config { sign_up: SignUp { sign_up, sign_ups_an_hour }, ..config(&database, &nats, &issuer) };
+        let mut config = config(&database, &nats, &issuer);
+        config.people.sign_up = SignUp { sign_up, sign_ups_an_hour };
         let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
         Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops }
@@ -156,12 +156,15 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
             credentials: Secret::in_file(nats.credentials("identity")).unwrap(),
         },
         pages: Pages { page_token_key: "a key for page tokens".into() },
-        people: Provider {
-            provider: devstack::issuer::PROVIDER.to_owned(),
-            provider_jwks: Some(issuer.people()),
-            provider_audience: devstack::issuer::PROVIDER_AUDIENCE.to_owned(),
+        people: People {
+            provider: Provider {
+                provider: devstack::issuer::PROVIDER.to_owned(),
+                provider_jwks: Some(issuer.people()),
+                provider_audience: devstack::issuer::PROVIDER_AUDIENCE.to_owned(),
+            },
+            links: Links { invitation_link: "https://app.example/join/{id}".to_owned() },
+            sign_up: SignUp { sign_up: Mode::Open, sign_ups_an_hour: 1_000 },
         },
-        sign_up: SignUp { sign_up: Mode::Open, sign_ups_an_hour: 1_000 },
         signing: Signing { signing_keys: Secret::in_file(issuer.signing_keys()).unwrap() },
     }
 }
@@ -216,6 +219,12 @@ impl Client {
         let invitation = Invitation { email: email.to_owned(), role: role.into(), ..Invitation::default() };
         let request = self.request(CreateInvitationRequest { invitation: Some(invitation) });
         Ok(self.inner.clone().create_invitation(request).await?.into_inner())
+    }
+
+    pub async fn create_group(&self, members: &[&str]) -> Result<Group, Status> {
+        let members = members.iter().map(|&member| member.to_owned()).collect();
+        let group = Some(Group { name: "dispatchers".to_owned(), members, ..Group::default() });
+        Ok(self.inner.clone().create_group(self.request(CreateGroupRequest { group })).await?.into_inner())
     }
 
     pub async fn accept(&self, id: &str) -> Result<Member, Status> {

@@ -1,12 +1,14 @@
 //! Members, their roles, and invitations: the rules that no caller breaks.
 
 use futures::future::join_all;
+use prost_types::FieldMask;
 use proto::identity::{
-    DeleteInvitationRequest, DeleteMemberRequest, ListAuditEntriesRequest, ListMembersRequest, Member, Role,
+    DeleteGroupRequest, DeleteInvitationRequest, DeleteMemberRequest, GetGroupRequest, GetInvitationRequest, Group,
+    ListAuditEntriesRequest, ListInvitationsRequest, ListMembersRequest, Member, Role, UpdateGroupRequest,
     UpdateMemberRequest,
 };
 
-use identity::sign_up::Mode;
+use identity::people::Mode;
 
 use crate::harness::{Client, Harness, reason, tenant};
 
@@ -122,6 +124,73 @@ async fn an_invitation_is_for_its_address_and_for_once() {
     ann.inner.clone().delete_invitation(request).await.unwrap();
     assert_eq!(reason(bob.accept(&again.id).await), "INVITATION_NOT_FOUND");
     assert_eq!(harness.count("member").await, 2);
+}
+
+#[tokio::test]
+async fn a_link_holds_an_invitations_id_and_nothing_else() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let keyed = ann.with_key("one");
+    let made = keyed.invite("bob@x.example", Role::Member).await.unwrap();
+    assert_eq!(made.link, format!("https://app.example/join/{}", made.id));
+    assert_eq!(keyed.invite("bob@x.example", Role::Member).await.unwrap(), made, "a repeat has it too");
+    let read = ann.request(GetInvitationRequest { id: made.id.clone() });
+    assert_eq!(ann.inner.clone().get_invitation(read).await.unwrap().into_inner(), made);
+    let list = ann.inner.clone().list_invitations(ann.request(ListInvitationsRequest::default())).await.unwrap();
+    assert_eq!(list.into_inner().invitations, [made]);
+    assert!(harness.events().await.iter().all(|stored| !stored.text.contains("app.example")));
+}
+
+#[tokio::test]
+async fn a_group_is_of_members_and_whoever_leaves_the_tenant_leaves_it() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Member)).await;
+    let (kim, _) = harness.member(&ann, "acme", ("kim", Role::Member)).await;
+    let eve = owner_of(&harness.owner("globex", "eve").await).await;
+    for stranger in [eve.id.as_str(), "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2f00"] {
+        let refused = ann.create_group(&[&bob.id, stranger]).await;
+        assert!(refused.as_ref().unwrap_err().message().contains(stranger), "{refused:?}");
+        assert_eq!(reason(refused), "INVALID_ARGUMENT");
+    }
+    assert_eq!(reason(ann.create_group(&["bob"]).await), "INVALID_ARGUMENT");
+    // Each is in it once.
+    let both = ann.create_group(&[&kim.id, &bob.id, &bob.id]).await.unwrap();
+    assert_eq!(both.members, [bob.id.clone(), kim.id.clone()]);
+    let other = ann.create_group(&[&kim.id]).await.unwrap();
+    let before = harness.events().await.len();
+    remove(&bobs, &bob.id).await.unwrap();
+    let said: Vec<_> =
+        harness.events().await.split_off(before).into_iter().map(|stored| stored.envelope.event_type).collect();
+    assert_eq!(said, ["identity.group_updated.v1", "identity.member_removed.v1"]);
+    let read = async |id: &str| {
+        let request = ann.request(GetGroupRequest { id: id.to_owned() });
+        ann.inner.clone().get_group(request).await.unwrap().into_inner()
+    };
+    assert_eq!((read(&both.id).await.members, read(&other.id).await.version), (vec![kim.id.clone()], 1));
+    // Nobody stays in a group who left meanwhile, and nobody is put back.
+    let put_back = Some(Group { members: vec![bob.id], ..Group::default() });
+    let request = UpdateGroupRequest { id: both.id.clone(), group: put_back, update_mask: None };
+    assert_eq!(reason(ann.inner.clone().update_group(ann.request(request)).await), "INVALID_ARGUMENT");
+    let nobody = Some(FieldMask { paths: vec!["members".to_owned()] });
+    let request = UpdateGroupRequest { id: both.id.clone(), group: Some(Group::default()), update_mask: nobody };
+    let emptied = ann.inner.clone().update_group(ann.request(request)).await.unwrap().into_inner();
+    assert_eq!((emptied.members.len(), emptied.name.as_str(), emptied.version), (0, "dispatchers", 3));
+    let stale = DeleteGroupRequest { id: both.id.clone(), etag: both.etag };
+    assert_eq!(reason(ann.inner.clone().delete_group(ann.request(stale)).await), "ETAG_MISMATCH");
+}
+
+#[tokio::test]
+async fn groups_and_their_members_have_a_limit() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let many: Vec<_> = (0..201).map(|number| uuid::Uuid::from_u128(number).to_string()).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    assert_eq!(reason(ann.create_group(&many).await), "INVALID_ARGUMENT");
+    for _ in 0..100 {
+        ann.create_group(&[]).await.unwrap();
+    }
+    assert_eq!(reason(ann.create_group(&[]).await), "TOO_MANY_GROUPS");
 }
 
 #[tokio::test]

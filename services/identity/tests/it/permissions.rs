@@ -4,7 +4,7 @@ use authz::{Caller, Permission, Role};
 use contracts::{Actor, ActorKind};
 use identity::commands::{self, App, Error};
 use identity::permissions::{BY_ITSELF, MATRIX};
-use identity::{commands_invitations, commands_programs};
+use identity::{commands_groups, commands_invitations, commands_programs};
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
@@ -25,6 +25,11 @@ identity.invitation.create       identity:write owner admin
 identity.invitation.get          identity:read  owner admin
 identity.invitation.list         identity:read  owner admin
 identity.invitation.delete       identity:write owner admin
+identity.group.create            identity:write owner admin
+identity.group.get               identity:read  owner admin billing member viewer
+identity.group.list              identity:read  owner admin billing member viewer
+identity.group.update            identity:write owner admin
+identity.group.delete            identity:write owner admin
 identity.service_account.create  identity:write owner admin
 identity.service_account.get     identity:read  owner admin
 identity.service_account.list    identity:read  owner admin
@@ -38,6 +43,7 @@ identity.api_key.delete          identity:write owner admin
 identity.tenant.erase            identity:write                                   service:identity
 identity.member.erase            identity:write                                   service:identity
 identity.invitation.erase        identity:write                                   service:identity
+identity.group.erase             identity:write                                   service:identity
 identity.service_account.erase   identity:write                                   service:identity
 identity.api_key.erase           identity:write                                   service:identity
 ";
@@ -91,6 +97,7 @@ async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
                 // She is not the one, and whoever is no admin only leaves.
                 Some(Role::Billing | Role::Member | Role::Viewer) if rpc == "DeleteMember" => "PERMISSION_DENIED",
                 Some(role) if permission.roles.contains(&role) => "",
+                None if ["GetGroup", "UpdateGroup", "DeleteGroup"].contains(&rpc) => "GROUP_NOT_FOUND",
                 None if ["GetMember", "UpdateMember", "DeleteMember"].contains(&rpc) => "MEMBER_NOT_FOUND",
                 _ => not_found(rpc).unwrap_or("PERMISSION_DENIED"),
             };
@@ -126,6 +133,7 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
         "erase_invitation" => {
             commands_invitations::erase_invitation(app, call, ids.invitation.parse().unwrap(), None).await
         }
+        "erase_group" => commands_groups::erase_group(app, call, ids.group.parse().unwrap(), None).await,
         "erase_service_account" => {
             commands_programs::erase_service_account(app, call, ids.account.parse().unwrap(), None).await
         }

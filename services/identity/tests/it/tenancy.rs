@@ -2,10 +2,11 @@
 
 use proto::identity::{
     ApiKey, CreateApiKeyRequest, CreateInvitationRequest, CreateServiceAccountRequest, DeleteApiKeyRequest,
-    DeleteInvitationRequest, DeleteMemberRequest, DeleteServiceAccountRequest, GetApiKeyRequest, GetInvitationRequest,
-    GetMeRequest, GetMemberRequest, GetServiceAccountRequest, GetTenantRequest, Invitation, ListApiKeysRequest,
-    ListAuditEntriesRequest, ListInvitationsRequest, ListMembersRequest, ListServiceAccountsRequest, Member, Role,
-    RotateApiKeyRequest, ServiceAccount, Tenant, UpdateMemberRequest, UpdateServiceAccountRequest, UpdateTenantRequest,
+    DeleteGroupRequest, DeleteInvitationRequest, DeleteMemberRequest, DeleteServiceAccountRequest, GetApiKeyRequest,
+    GetGroupRequest, GetInvitationRequest, GetMeRequest, GetMemberRequest, GetServiceAccountRequest, GetTenantRequest,
+    Group, Invitation, ListApiKeysRequest, ListAuditEntriesRequest, ListGroupsRequest, ListInvitationsRequest,
+    ListMembersRequest, ListServiceAccountsRequest, Member, Role, RotateApiKeyRequest, ServiceAccount, Tenant,
+    UpdateGroupRequest, UpdateMemberRequest, UpdateServiceAccountRequest, UpdateTenantRequest,
 };
 use service::policy::Policy;
 use testkit::catalog;
@@ -18,6 +19,7 @@ use crate::harness::{Client, Harness, reason};
 pub struct Ids {
     pub member: String,
     pub invitation: String,
+    pub group: String,
     pub account: String,
     pub key: String,
 }
@@ -30,7 +32,7 @@ pub fn rpcs() -> Vec<String> {
 
 /// Calls an RPC; returns how many its answer shows.
 pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic::Status> {
-    let (mut inner, Ids { member, invitation, account, key }) = (client.inner.clone(), ids.clone());
+    let (mut inner, Ids { member, invitation, group, account, key }) = (client.inner.clone(), ids.clone());
     let viewer = Role::Viewer.into();
     match rpc {
         "GetTenant" => inner.get_tenant(client.request(GetTenantRequest {})).await.map(|_| 1),
@@ -71,6 +73,21 @@ pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic:
         }
         "DeleteInvitation" => {
             inner.delete_invitation(client.request(DeleteInvitationRequest { id: invitation })).await.map(|_| 1)
+        }
+        "CreateGroup" => client.create_group(&[]).await.map(|_| 0),
+        "GetGroup" => inner.get_group(client.request(GetGroupRequest { id: group })).await.map(|_| 1),
+        "ListGroups" => {
+            let list = inner.list_groups(client.request(ListGroupsRequest::default())).await;
+            list.map(|list| list.into_inner().groups.len())
+        }
+        "UpdateGroup" => {
+            let new = Some(Group { name: "y".to_owned(), ..Group::default() });
+            let request = UpdateGroupRequest { id: group, group: new, update_mask: None };
+            inner.update_group(client.request(request)).await.map(|_| 1)
+        }
+        "DeleteGroup" => {
+            let request = DeleteGroupRequest { id: group, etag: String::new() };
+            inner.delete_group(client.request(request)).await.map(|_| 1)
         }
         "CreateServiceAccount" => {
             let account = ServiceAccount { name: "x".to_owned(), role: viewer, ..ServiceAccount::default() };
@@ -115,12 +132,13 @@ pub async fn call(client: &Client, rpc: &str, ids: &Ids) -> Result<usize, tonic:
     }
 }
 
-/// What a tenant has beside its owner: a member, an invitation and a key.
+/// What a tenant has beside its owner: a member, an invitation, a group of the member and a key.
 pub async fn furnished(harness: &Harness, owner: &Client, tenant: &str) -> Ids {
     let (member, _) = harness.member(owner, tenant, (&testkit::unique("member-"), Role::Member)).await;
     let invitation = owner.invite("guest@x.example", Role::Member).await.unwrap();
     let key = owner.create_key(Role::Member, &["todo:read"]).await.unwrap();
-    Ids { member: member.id, invitation: invitation.id, account: key.service_account, key: key.id }
+    let group = owner.create_group(&[&member.id]).await.unwrap();
+    Ids { member: member.id, invitation: invitation.id, group: group.id, account: key.service_account, key: key.id }
 }
 
 #[tokio::test]
@@ -137,9 +155,10 @@ async fn another_tenant_finds_nothing_by_any_call() {
             | "GetTenant"
             | "UpdateTenant"
             | "CreateInvitation"
+            | "CreateGroup"
             | "CreateServiceAccount"
             | "DeleteServiceAccount" => assert!(result.is_ok(), "{rpc}: {result:?}"),
-            "ListMembers" | "ListInvitations" | "ListServiceAccounts" => {
+            "ListMembers" | "ListInvitations" | "ListGroups" | "ListServiceAccounts" => {
                 assert_eq!(result.unwrap(), 1, "{rpc} shows its own");
             }
             "ListAuditEntries" => assert!(result.unwrap() < 10, "its own"),
@@ -147,6 +166,7 @@ async fn another_tenant_finds_nothing_by_any_call() {
             rpc if rpc.ends_with("ServiceAccount") || rpc == "CreateApiKey" => {
                 assert_eq!(reason(result), "SERVICE_ACCOUNT_NOT_FOUND", "{rpc}");
             }
+            rpc if rpc.ends_with("Group") => assert_eq!(reason(result), "GROUP_NOT_FOUND", "{rpc}"),
             rpc if rpc.ends_with("Member") => assert_eq!(reason(result), "MEMBER_NOT_FOUND", "{rpc}"),
             rpc if rpc.ends_with("Invitation") => assert_eq!(reason(result), "INVITATION_NOT_FOUND", "{rpc}"),
             rpc => assert_eq!(reason(result), "API_KEY_NOT_FOUND", "{rpc}"),
@@ -155,7 +175,7 @@ async fn another_tenant_finds_nothing_by_any_call() {
     let foreign = DeleteServiceAccountRequest { id: ids.account.clone(), etag: String::new() };
     let refused = other.inner.clone().delete_service_account(other.request(foreign)).await;
     assert_eq!(reason(refused), "SERVICE_ACCOUNT_NOT_FOUND");
-    for rpc in ["GetMember", "GetInvitation", "GetServiceAccount", "GetApiKey"] {
+    for rpc in ["GetMember", "GetInvitation", "GetGroup", "GetServiceAccount", "GetApiKey"] {
         assert_eq!(call(&ann, rpc, &ids).await.unwrap(), 1, "{rpc}");
     }
 }
@@ -180,7 +200,17 @@ async fn every_table_is_a_tenants_or_listed() {
     catalog::every_table_is_a_tenants_or_listed(
         &database,
         "identity",
-        &["api_key", "audit", "idempotency", "invitation", "member", "outbox", "service_account", "tenant"],
+        &[
+            "api_key",
+            "audit",
+            "idempotency",
+            "invitation",
+            "member",
+            "member_group",
+            "outbox",
+            "service_account",
+            "tenant",
+        ],
     )
     .await;
     catalog::no_function_is_led_to_a_callers_tables(&database).await;
