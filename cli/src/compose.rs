@@ -20,6 +20,7 @@ use crate::k8s::render::{OPS_PORT, PORT};
 use crate::k8s::secrets::{self, Made};
 use crate::outbox::say;
 
+const EDGE: &str = "http://127.0.0.1:8080";
 const NATS: &str = "nats://nats:4222";
 /// Where a container has the public keys of the issuer.
 const JWKS: &str = "file:///keys/jwks.json";
@@ -133,7 +134,7 @@ fn file() -> Result<String, anyhow::Error> {
             services, folders,
             release => env!("CARGO_PKG_VERSION"),
             administration => secrets::ADMINISTRATION,
-            shared => fleet::shared(NATS, (ISSUER, JWKS), (PROVIDER, Some("file:///keys/people.json"))),
+            shared => fleet::shared(NATS, (ISSUER, JWKS), (PROVIDER, Some("file:///keys/people.json")), EDGE),
             nats => NATS,
             jwks => JWKS,
             ops_port => OPS_PORT,

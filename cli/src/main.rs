@@ -18,6 +18,7 @@ mod demo;
 mod dlq;
 mod events;
 mod exit;
+mod identity;
 mod import;
 mod k8s;
 mod lag;
@@ -120,6 +121,8 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
     Verify(scheduled::VerifyCommand),
+    /// Show the tenants and their open invitations; suspend a tenant, or resume it.
+    Identity(identity::IdentityArgs),
     /// Export or erase what the services hold about a tenant, or about one person in it.
     Data(data::DataArgs),
     /// Show, pause and resume the durable consumers.
@@ -237,6 +240,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Outbox(args) => outbox::run(context, &args).await,
         Command::Profile { command } => profiles::run(context, &command),
         Command::New { command } => new::run(&command),
+        Command::Identity(args) => identity::run(context, &args).await,
         Command::Data(args) => data::run(context, &args).await,
         Command::Dlq(args) => dlq::run(context, &args).await,
         Command::Replay(args) => replay::run(context, &args).await,

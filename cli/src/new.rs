@@ -293,8 +293,11 @@ fn edits(root: &Path, names: &Names) -> Result<Vec<(PathBuf, String)>, anyhow::E
         serves: &["flotilla.harbour.v1.HarbourService"],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
-        // A created vessel gets its logbook, and a deleted one loses it.
-        durables: &[handler("harbour-logbooks", harbour::SERVICE, &[harbour::VesselCreatedV1::TYPE, harbour::VesselDeletedV1::TYPE])],
+        durables: &[
+            // A created vessel gets its logbook, and a deleted one loses it.
+            handler("harbour-logbooks", harbour::SERVICE, &[harbour::VesselCreatedV1::TYPE, harbour::VesselDeletedV1::TYPE]),
+            tenants("harbour-tenants"),
+        ],
         page_token_key: Some("harbour-page-token-key"),
         ..service(harbour::SERVICE, harbour::OWNER, 17098)
     },

@@ -22,6 +22,8 @@ pub const PORT: u16 = 8080;
 pub const OPS_PORT: u16 = 9090;
 /// How many servers of NATS keep each event, unless an overlay says otherwise.
 const STREAM_REPLICAS: &str = "3";
+/// Where callers on this machine reach the gateway, once a port is forwarded.
+const EDGE: &str = "https://127.0.0.1:8080";
 const NATS: &str = "tls://nats:4222";
 /// What Prometheus evaluates, here and in a cluster.
 const RULES: &str = include_str!("../../../infra/prometheus/rules.yml");
@@ -129,7 +131,7 @@ fn manifests(release: &str) -> Result<BTreeMap<PathBuf, String>, anyhow::Error> 
     let monitors = render("monitors.yaml.j2", context! { watched, rules => RULES })?;
     files.insert("components/monitoring/monitors.yaml".into(), monitors);
     let people = (PROVIDER, Some("file:///keys/people.json"));
-    let mut shared = fleet::shared(NATS, (ISSUER, "file:///keys/jwks.json"), people);
+    let mut shared = fleet::shared(NATS, (ISSUER, "file:///keys/jwks.json"), people, EDGE);
     shared.push(("FLOTILLA_STREAM_REPLICAS", STREAM_REPLICAS.to_owned()));
     files.insert(
         base.join("kustomization.yaml"),

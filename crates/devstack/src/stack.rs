@@ -320,11 +320,9 @@ impl Startup<'_> {
         let people = format!("http://127.0.0.1:{}{PROVIDER_JWKS}", seen.issuer_port);
         let own = (PROVIDER, Some(people.as_str()));
         let provider = self.options.provider.as_deref().map_or(own, |provider| (provider, None));
-        let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider);
-        let edge = seen.ports["gateway"].0.filter(|_| service.signs);
-        let link = |port| format!("{}://127.0.0.1:{port}/v1/invitations/{{id}}:accept", self.scheme());
-        let link = edge.map(|port| ("FLOTILLA_INVITATION_LINK", link(port)));
-        let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).chain(link).collect();
+        let edge = format!("{}://127.0.0.1:{}", self.scheme(), seen.ports["gateway"].0.unwrap_or_default());
+        let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider, &edge);
+        let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();
         if port.is_some() {
             // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use consumer::{Config, Mode};
-use contracts::events::todo;
+use contracts::events::{identity, todo};
 use contracts::subject;
 
 use crate::{PROJECTOR, REBUILDER};
@@ -35,6 +35,12 @@ pub(crate) const fn handler(name: &'static str, of: &'static str, types: &'stati
         handle_within: Some(Duration::from_secs(15)),
         on_demand: false,
     }
+}
+
+/// A durable consumer by which a service learns which tenants are suspended or erased (`service::tenants_events`). It takes all that identity
+/// publishes: a consumer of rare events alone looks as if it had missed what the stream drops by age.
+pub(crate) const fn tenants(name: &'static str) -> Durable {
+    Durable { mode: Mode::Ordered { at_once: 2 }, ..handler(name, identity::SERVICE, identity::TYPES) }
 }
 
 /// A durable consumer that fills an index.

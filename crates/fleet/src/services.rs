@@ -5,7 +5,7 @@ use std::iter;
 
 use contracts::events::{EventType as _, identity, todo};
 
-use crate::durables::{Durable, PROJECTION, REBUILD, handler};
+use crate::durables::{Durable, PROJECTION, REBUILD, handler, tenants};
 use crate::{OPERATIONS, PROJECTOR};
 
 /// A service's row.
@@ -67,8 +67,11 @@ pub static SERVICES: &[Service] = &[
         serves: &["flotilla.todo.v1.TodoService"],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
-        // A completed todo creates its next occurrence.
-        durables: &[handler("todo-recurrence", todo::SERVICE, &[todo::CompletedV1::TYPE, todo::CompletedV2::TYPE])],
+        durables: &[
+            // A completed todo creates its next occurrence.
+            handler("todo-recurrence", todo::SERVICE, &[todo::CompletedV1::TYPE, todo::CompletedV2::TYPE]),
+            tenants("todo-tenants"),
+        ],
         page_token_key: Some("todo-page-token-key"),
         ..service(todo::SERVICE, todo::OWNER, 17102)
     },

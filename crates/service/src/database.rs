@@ -15,6 +15,7 @@ use crate::call::{Call, Once};
 use crate::connections::{Connections, Transaction};
 use crate::idempotency::StoredResponse;
 use crate::secret::Secret;
+use crate::tenants;
 
 /// The database as the service's own role sees it.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct Db {
     connections: Arc<Connections>,
     /// The first statement of [`Db::begin_operator`].
     operator: Arc<str>,
+    /// Whether it follows which tenants are suspended.
+    knows_tenants: bool,
 }
 
 impl Db {
@@ -33,13 +36,21 @@ impl Db {
         Ok(Self {
             connections: Connections::lazy(url, service, connections)?,
             operator: format!(r#"begin; set local role "{service}_operator""#).into(),
+            knows_tenants: false,
         })
+    }
+
+    /// The same, which refuses callers of suspended tenants ([`crate::tenants`]).
+    #[must_use]
+    pub fn knowing_tenants(self) -> Self {
+        Self { knows_tenants: true, ..self }
     }
 
     /// Begins the transaction of a command: in its tenant, with its idempotency key or its event claimed.
     ///
     /// # Errors
-    /// No connection is available, the key is in use or was used for something else, or the event is not to be handled.
+    /// No connection is available, the key is in use or was used for something else, the event is not to be handled, or the caller's tenant is
+    /// suspended.
     pub async fn begin(&self, call: &Call) -> Result<TenantTx, Failure> {
         let mut tx = self.tenant("begin", &call.caller.tenant).await?;
         match &call.once {
@@ -49,6 +60,10 @@ impl Db {
                 NotClaimed::Database(error) => error.into(),
                 refused => Failure::internal(refused),
             })?,
+        }
+        // What the service does by itself goes on; so does a repeat, whose answer stands.
+        if self.knows_tenants && call.caller.role.is_some() && tx.stored.is_none() {
+            tenants::refuse_suspended(&mut tx, &call.caller.tenant).await?;
         }
         tx.once = call.once.clone();
         Ok(tx)

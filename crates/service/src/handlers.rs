@@ -51,7 +51,7 @@ where
         anyhow::bail!("the durable consumer {} is not one that handles in order", durable.durable);
     };
     let connections = u32::try_from(at_once + 1)?;
-    let db = process.pool(&database.url, &format!("{}-inbox", process.name), connections)?;
+    let db = process.pool(&database.url, &durable.durable, connections)?;
     let inbox = Inbox { keep_days: i32::try_from(keep_days)?, ..Inbox::new(db) };
     let consumer = Consumer::new(process.nats_as(&name, &login).await?, durable);
     let service = process.acts_as()?;

@@ -28,6 +28,10 @@ pub mod handlers;
 
 pub mod store;
 
+pub mod tenants;
+
+pub mod tenants_events;
+
 pub mod due;
 
 pub mod idempotency;

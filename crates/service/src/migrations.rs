@@ -9,7 +9,7 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 
 use crate::failure::LOCK_NOT_AVAILABLE;
-use crate::{idempotency, login, secret};
+use crate::{idempotency, login, secret, tenants};
 
 /// How often a migration tries to get its locks, and the pause between.
 const TRIES: u32 = 60;
@@ -48,6 +48,8 @@ pub struct Migrations {
     pub inbox: bool,
     /// Whether it keeps answers to idempotency keys.
     pub idempotency: bool,
+    /// Whether it follows which tenants are suspended ([`crate::tenants`]).
+    pub tenants: bool,
     /// What a new database has instead of its oldest ones.
     pub squashed: Option<Squashed>,
 }
@@ -67,7 +69,7 @@ impl Migrations {
     /// Migrations of a service's own tables alone.
     #[must_use]
     pub const fn own(own: &'static Migrator) -> Self {
-        Self { own, outbox: false, inbox: false, idempotency: false, squashed: None }
+        Self { own, outbox: false, inbox: false, idempotency: false, tenants: false, squashed: None }
     }
 
     /// Brings the database of a service up to date, as its owner, on a connection of its own. It skips what a newer release has made: a
@@ -160,6 +162,7 @@ impl Migrations {
             (self.outbox, outbox::migrations(&app, &relay), made[0]),
             (self.inbox, consumer::migrations(&app), made[1]),
             (self.idempotency, idempotency::migrations(&app, &operator), made[2]),
+            (self.tenants, tenants::migrations(&app), 0),
         ];
         let taken = all.into_iter().filter(|(wanted, ..)| *wanted);
         taken

@@ -61,6 +61,8 @@ const INBOX: &[Table] = &[
     copies("inbox_dead", "ids of events that were not handled: gone when they are replayed or discarded"),
     copies("inbox_lease", "who pulls for a consumer, and the last event that it handled: the next one takes its place"),
 ];
+const TENANTS: &[Table] =
+    &[copies("known_tenant", "whether a tenant is suspended or erased, as identity says: its id is never given twice")];
 const OUTBOX: &[Table] = &[
     copies(
         "outbox",
@@ -196,8 +198,8 @@ impl DataService for Operated {
             };
             DataTable { table: (*name).to_owned(), people, not_exported }
         };
-        let Migrations { outbox, inbox, idempotency, .. } = self.data.migrations;
-        let shipped = [(idempotency, IDEMPOTENCY), (inbox, INBOX), (outbox, OUTBOX)];
+        let Migrations { outbox, inbox, idempotency, tenants, .. } = self.data.migrations;
+        let shipped = [(idempotency, IDEMPOTENCY), (inbox, INBOX), (outbox, OUTBOX), (tenants, TENANTS)];
         let shipped = shipped.into_iter().filter(|(has, _)| *has).flat_map(|(_, tables)| tables);
         Ok(answers(self.data.own.iter().chain(shipped).map(said).collect()))
     }

@@ -116,6 +116,7 @@ impl Process {
             warn!(at_work, config.connections, "one tenant's calls at work can take all connections");
         }
         let db = Db::lazy(&config.url, self.name, config.connections)?;
+        let db = if schema.tenants { db.knowing_tenants() } else { db };
         let counted = db.clone();
         self.count(self.name, config.connections, move || counted.in_use());
         let follows = db.clone();

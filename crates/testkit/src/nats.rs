@@ -2,8 +2,13 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use async_nats::HeaderMap;
+use contracts::events::identity::{Actor, ActorKind, Tenant, TenantDeletedV1, TenantStatus, TenantStatusChangedV1};
+use contracts::events::{Aggregate as _, EventType};
+use contracts::{Envelope, EventId, UserId, envelope, subject};
 use devstack::StackDir;
 use devstack::nats::{self, Layout, Nats, Wanted};
 use devstack::ports::Ports;
@@ -14,6 +19,15 @@ use tokio::net::TcpStream;
 use tokio::process::Child;
 
 use crate::{unique, until};
+
+/// A tenant at this version of it, a second behind the one before.
+fn at(version: i32) -> Tenant {
+    let tenant = Tenant::example();
+    Tenant { version, update_time: tenant.create_time + chrono::TimeDelta::seconds(version.into()), ..tenant }
+}
+
+/// The rows that the outboxes of the services would have, whose events tests publish.
+static ROWS: AtomicU64 = AtomicU64::new(1);
 
 /// A running server; dropping this stops and removes it.
 pub struct TestNats {
@@ -225,6 +239,37 @@ impl TestNats {
     pub async fn jetstream_of(&self, service: &str) -> async_nats::jetstream::Context {
         let login = if self.nats.is_alone() { "admin".to_owned() } else { format!("{service}-admin") };
         async_nats::jetstream::new(self.client(&login).await)
+    }
+
+    /// Publishes that a tenant has this status, since this version of it, as identity does.
+    ///
+    /// # Panics
+    /// NATS refuses.
+    pub async fn set_status(&self, tenant: &str, status: TenantStatus, version: i32) {
+        let actor = Actor { id: UserId::example(), kind: ActorKind::Service };
+        self.publish(tenant, TenantStatusChangedV1 { tenant: Tenant { status, ..at(version) }, actor }).await;
+    }
+
+    /// Publishes that a tenant was erased, at this version of it, as identity does.
+    ///
+    /// # Panics
+    /// NATS refuses.
+    pub async fn erase(&self, tenant: &str, version: i32) {
+        let actor = Actor { id: UserId::example(), kind: ActorKind::Service };
+        self.publish(tenant, TenantDeletedV1 { tenant: at(version), actor }).await;
+    }
+
+    /// Publishes an event of a tenant, as the relay of its service does.
+    async fn publish<D: EventType>(&self, tenant: &str, data: D) {
+        let id = EventId::new(unique("").parse().unwrap());
+        let envelope = Envelope::new(id, tenant.parse().unwrap(), data);
+        let (_, service) = envelope.source.rsplit_once('/').unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", envelope::CONTENT_TYPE);
+        headers.insert("Outbox-Seq", ROWS.fetch_add(1, Ordering::Relaxed).to_string());
+        let (subject, payload) = (subject::of(D::TYPE, &envelope.tenant), serde_json::to_vec(&envelope).unwrap());
+        let producer = async_nats::jetstream::new(self.client(service).await);
+        producer.publish_with_headers(subject, headers, payload.into()).await.unwrap().await.unwrap();
     }
 
     /// JetStream as the administration of dead letters, replays, audit and advisories.

@@ -1,4 +1,6 @@
-//! Another tenant's todo does not exist, on any route.
+//! Another tenant's todo does not exist, on any route; and a tenant that is suspended writes nothing, on any route.
+
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -34,18 +36,8 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
         assert!(routes.len() >= 20, "{routes:?}");
         for (method, path) in routes {
             let named = hers.iter().find(|(of, ..)| path.starts_with(of));
-            let body = match (&method, path.as_str()) {
-                (&Method::PATCH, path) if path.starts_with("/v1/members/") => Some(json!({"role": "VIEWER"})),
-                (&Method::POST, "/v1/todos") => Some(json!({"title": "mine"})),
-                (&Method::POST, "/v1/invitations") => Some(json!({"email": "x@x.example", "role": "VIEWER"})),
-                (&Method::POST, "/v1/groups") => Some(json!({"name": "x"})),
-                (&Method::POST, "/v1/serviceAccounts") => Some(json!({"name": "x", "role": "VIEWER"})),
-                (&Method::POST, "/v1/apiKeys") => {
-                    Some(json!({"serviceAccount": account, "name": "x", "scopes": ["todo:read"]}))
-                }
-                (&Method::PATCH | &Method::POST, _) => Some(json!({})),
-                _ => None,
-            };
+            let body =
+                [Method::POST, Method::PATCH].contains(&method).then(|| complete(&path, account.as_str().unwrap()));
             let path = named.map_or_else(|| path.clone(), |(_, id, _)| path.replace("{id}", id.as_str().unwrap()));
             let answer = eve.send(method.clone(), &path, body).await;
             match named.map(|(.., code)| *code) {
@@ -65,4 +57,80 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
         let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
         assert_eq!(ann.send(Method::GET, &path, None).await.body, todo);
     });
+}
+
+/// The id of nothing.
+const NOBODY: &str = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2f00";
+/// The bound that `docs/identity.md` states.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(5);
+
+#[test]
+fn every_route_refuses_the_writes_of_a_suspended_tenant_and_answers_its_reads() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.person("suspended-ann").await;
+        ann.sign_up("suspended").await;
+        let todo = ann.create(json!({"title": "Sweep the quay"})).await;
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        let why = ["--yes", "--reason", "they do not pay"];
+        let token = String::from_utf8(fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout).unwrap();
+        let operate = async |args: &[&str]| {
+            let mut command = fleet.command(&[args, &["--json"]].concat());
+            let output = command.env("FLOTILLA_OPERATOR_TOKEN", token.trim()).output().await.unwrap();
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()
+        };
+        let act = async |what: &str| {
+            let begun = Instant::now();
+            let set = operate(&[&["identity", what, "suspended"], &why[..]].concat()).await;
+            (set["id"].clone(), set["status"].clone(), begun)
+        };
+        let rename = async || ann.send(Method::PATCH, &path, Some(json!({"title": "Sweep it again"}))).await;
+        let invited = json!({"email": "bob@x.example", "role": "VIEWER"});
+        let invited = ann.send(Method::POST, "/v1/invitations", Some(invited)).await.body;
+        let open = operate(&["identity", "invitations", "suspended"]).await;
+        assert_eq!((&open[0]["email"], &open[0]["link"]), (&json!("bob@x.example"), &invited["link"]));
+        let (id, status, begun) = act("suspend").await;
+        assert_eq!((id, status), (json!("suspended"), json!("suspended")));
+        testkit::until("its writes are refused", || async { rename().await.code() == "TENANT_SUSPENDED" }).await;
+        let lag = begun.elapsed();
+        println!("writes of a suspended tenant are refused {lag:?} after the command began");
+        assert!(lag < FOLLOWS_WITHIN, "{lag:?}");
+        for (method, route) in routes(todo["id"].as_str().unwrap()) {
+            let answer = ann
+                .send(
+                    method.clone(),
+                    &route,
+                    [Method::POST, Method::PATCH].contains(&method).then(|| complete(&route, NOBODY)),
+                )
+                .await;
+            match method {
+                // What is not there is not there; everything else is shown.
+                Method::GET => assert!([200, 404].contains(&answer.status), "{route}: {}", answer.body),
+                _ => assert_eq!((answer.status, answer.code()), (403, "TENANT_SUSPENDED"), "{method} {route}"),
+            }
+        }
+        let tenants = operate(&["identity", "tenants", "--after", "suspende"]).await;
+        assert_eq!((&tenants[0]["id"], &tenants[0]["status"]), (&json!("suspended"), &json!("suspended")));
+        // It is in the audit, with who did it and why.
+        let audit = operate(&["dlq", "audit"]).await.to_string();
+        assert!(audit.contains("suspend tenant") && audit.contains("they do not pay"), "{audit}");
+        let (_, status, _) = act("resume").await;
+        assert_eq!(status, json!("active"));
+        testkit::until("it writes again", || async { rename().await.status == 200 }).await;
+    });
+}
+
+/// A body that is right for the route, with this service account where it names one.
+fn complete(route: &str, account: &str) -> Value {
+    match route {
+        "/v1/todos" => json!({"title": "x"}),
+        "/v1/invitations" => json!({"email": "x@x.example", "role": "VIEWER"}),
+        "/v1/groups" => json!({"name": "x"}),
+        "/v1/serviceAccounts" => json!({"name": "x", "role": "VIEWER"}),
+        "/v1/apiKeys" => {
+            json!({"serviceAccount": account, "name": "x", "scopes": ["todo:read"]})
+        }
+        route if route.starts_with("/v1/members/") => json!({"role": "VIEWER"}),
+        _ => json!({}),
+    }
 }

@@ -1,7 +1,7 @@
 //! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key), load, decide,
 //! save, and commit together with the events and the answer. A transaction calls and publishes nothing; the relay publishes the
 //! events afterwards. Those about invitations, groups, programs and keys are in
-//! `commands_invitations`, `commands_groups` and `commands_programs`.
+//! `commands_invitations`, `commands_groups` and `commands_programs`, what operators do in `commands_operators`.
 
 use std::time::Duration;
 
@@ -9,12 +9,14 @@ use authz::{Caller, Denied, Permission, Person};
 use chrono::{DateTime, TimeDelta, Utc};
 use contracts::events::identity::{ApiKeyId, GroupId, GroupUpdatedV1, InvitationId, ServiceAccountId};
 use contracts::events::identity::{
-    MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantUpdatedV1,
+    MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantStatus,
+    TenantUpdatedV1,
 };
 use contracts::text::TextError;
 use contracts::{Actor, ActorKind, Role, TenantId, UserId};
 use outbox::NewEvent;
 use service::idempotency::StoredResponse;
+use service::tenants::Suspended;
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 use uuid::Uuid;
 
@@ -170,7 +172,7 @@ pub fn profile(person: &Person) -> Result<Profile, Error> {
 /// old, and nobody whose access was taken away gives any. Call it behind `replayed`.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoTenant`].
+/// [`Error::Denied`], [`Error::NoTenant`], TENANT_SUSPENDED.
 pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission) -> Result<(Tenant, Member), Error> {
     let tenant = store_tenant::get_for_update(tx).await?.ok_or(Error::NoTenant)?;
     let actor = &call.caller.actor;
@@ -180,7 +182,16 @@ pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission
     let member = store_member::of_user(tx, &actor.id).await?;
     let member = member.filter(|member| wanted.roles.contains(&member.role));
     let member = member.ok_or(Denied::This("you are no member, or not in a role that may do this, any more"))?;
+    refuse_suspended(&tenant)?;
     Ok((tenant, member))
+}
+
+/// A suspended tenant reads, and writes nothing.
+pub(crate) fn refuse_suspended(tenant: &Tenant) -> Result<(), Failure> {
+    match tenant.status {
+        TenantStatus::Active => Ok(()),
+        TenantStatus::Suspended => Err(Suspended.into()),
+    }
 }
 
 /// Makes a tenant, and the person its first owner. The call is the person's, in the tenant to be.
@@ -342,10 +353,10 @@ pub async fn remove_member(app: &App, call: &Call, id: MemberId, if_match: &IfMa
         only_an_owner(&caller, &[before.role])?;
     }
     let now = clock::now();
-    let mut events = leave_groups(&mut tx, call, id, now).await?;
     let member = before.remove(now);
     store_member::delete(&mut tx, &before, &member).await?;
     keep_an_owner(&mut tx).await?;
+    let mut events = leave_groups(&mut tx, call, id, now).await?;
     events.push(outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?);
     app.commit(tx, call, events, &()).await?;
     Ok(())
@@ -362,7 +373,7 @@ async fn leave_groups(
     now: DateTime<Utc>,
 ) -> Result<Vec<NewEvent>, Error> {
     let mut events = Vec::new();
-    for before in store_group::all_for_update(tx).await? {
+    for before in store_group::of_member_for_update(tx, member).await? {
         let Some(group) = before.without(member, now) else { continue };
         store_group::save(tx, &before, &group).await?;
         events.push(outgoing::event(call, outgoing::group(&group), GroupUpdatedV1::of)?);

@@ -2,12 +2,12 @@
 
 use authz::Permission;
 use contracts::UserId;
-use contracts::events::identity::{GroupCreatedV1, GroupDeletedV1, GroupId, GroupUpdatedV1};
+use contracts::events::identity::{GroupCreatedV1, GroupDeletedV1, GroupId, GroupUpdatedV1, MemberId};
 use contracts::text::TextError;
 use service::{Call, Failure, IfMatch, TenantTx, clock};
 
 use crate::commands::{App, Error, standing};
-use crate::group::{Group, GroupDraft, GroupPatch, MAX_GROUPS, Members};
+use crate::group::{Group, GroupDraft, GroupPatch, MAX_GROUPS};
 use crate::{outgoing, permissions, store_group, store_member};
 
 /// Puts members together.
@@ -25,7 +25,7 @@ pub async fn create_group(app: &App, call: &Call, draft: GroupDraft) -> Result<G
     let (id, by) = (GroupId::new(clock::new_id()), call.caller.actor.subject().id.clone());
     let group = Group::create(id, draft, by, clock::now());
     refuse_misleading(&group, None)?;
-    are_members(&mut tx, &group.members).await?;
+    are_members(&mut tx, group.members.as_slice()).await?;
     if store_group::list(&mut tx, None, MAX_GROUPS).await?.len() == MAX_GROUPS {
         return Err(Error::ManyGroups);
     }
@@ -83,7 +83,7 @@ pub async fn update_group(
         return Ok(before);
     };
     refuse_misleading(&group, Some(&before))?;
-    are_members(&mut tx, &group.members).await?;
+    are_members(&mut tx, &group.members.beyond(&before.members)).await?;
     store_group::save(&mut tx, &before, &group).await?;
     let event = outgoing::event(call, outgoing::group(&group), GroupUpdatedV1::of)?;
     app.commit(tx, call, vec![event], &group).await?;
@@ -149,9 +149,9 @@ async fn load(tx: &mut TenantTx, id: GroupId, if_match: &IfMatch) -> Result<Grou
 }
 
 /// Refuses somebody who is no member. The tenant is locked: nobody leaves meanwhile.
-async fn are_members(tx: &mut TenantTx, members: &Members) -> Result<(), Error> {
-    let there = store_member::these(tx, members.as_slice()).await?;
-    match members.as_slice().iter().find(|member| !there.contains(member)) {
+async fn are_members(tx: &mut TenantTx, members: &[MemberId]) -> Result<(), Error> {
+    let there = store_member::these(tx, members).await?;
+    match members.iter().find(|member| !there.contains(member)) {
         Some(missing) => Err(Failure::invalid("members", format!("hold {missing}, who is no member")).into()),
         None => Ok(()),
     }

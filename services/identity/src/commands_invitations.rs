@@ -5,7 +5,7 @@ use contracts::UserId;
 use contracts::events::identity::{InvitationClosedV1, InvitationCreatedV1, InvitationId, MemberAddedV1, MemberId};
 use service::{Call, Failure, clock};
 
-use crate::commands::{App, Error, only_an_owner, profile, standing};
+use crate::commands::{App, Error, only_an_owner, profile, refuse_suspended, standing};
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::Member;
 use crate::{outgoing, permissions, store_invitation, store_member, store_person, store_tenant};
@@ -83,7 +83,7 @@ pub async fn withdraw(app: &App, call: &Call, id: InvitationId) -> Result<(), Er
 /// invites.
 ///
 /// # Errors
-/// [`Error::EmailNotVerified`], [`Error::NoInvitation`], [`Error::MemberExists`], the errors of idempotency keys.
+/// [`Error::EmailNotVerified`], [`Error::NoInvitation`], TENANT_SUSPENDED, [`Error::MemberExists`], the errors of idempotency keys.
 pub async fn accept(app: &App, call: &Call, person: &Person, id: InvitationId) -> Result<Member, Error> {
     let profile = profile(person)?;
     let mut tx = app.db.begin(call).await?;
@@ -91,13 +91,14 @@ pub async fn accept(app: &App, call: &Call, person: &Person, id: InvitationId) -
         return Ok(member);
     }
     let now = clock::now();
-    store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoInvitation(id))?;
+    let tenant = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoInvitation(id))?;
     let before = store_invitation::get_for_update(&mut tx, id).await?;
     let before = before.filter(|open| open.is_for(&profile.email, now)).ok_or(Error::NoInvitation(id))?;
     // Whoever may not invite any more has invited nobody.
     let by = store_member::of_user(&mut tx, &before.created_by).await?;
     let by = by.filter(|by| permissions::CREATE_INVITATION.roles.contains(&by.role)).ok_or(Error::NoInvitation(id))?;
     only_an_owner(&by, &[before.role]).map_err(|_| Error::NoInvitation(id))?;
+    refuse_suspended(&tenant)?;
     let user = store_person::user(&mut tx, person, &call.caller.actor.id, now).await?;
     let member = Member::add(MemberId::new(clock::new_id()), user, profile, before.role, now);
     store_member::insert(&mut tx, &member).await?;

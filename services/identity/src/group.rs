@@ -57,6 +57,12 @@ impl Members {
         &self.0
     }
 
+    /// Those who are not among these.
+    #[must_use]
+    pub fn beyond(&self, before: &Self) -> Vec<MemberId> {
+        self.0.iter().copied().filter(|member| !before.0.contains(member)).collect()
+    }
+
     fn without(&self, gone: MemberId) -> Self {
         Self(self.0.iter().copied().filter(|member| *member != gone).collect())
     }

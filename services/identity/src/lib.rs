@@ -1,4 +1,4 @@
-//! The identity service: tenants, their members, invitations, keys of programs, and the fleet's own short-lived tokens.
+//! The identity service: tenants, their members, groups, invitations, keys of programs, and the fleet's own short-lived tokens.
 //! A request comes in at `grpc`, becomes domain types in `wire`, and runs one function of the `commands`; `tokens` signs.
 
 pub mod api_key;
@@ -6,12 +6,14 @@ pub mod commands;
 pub mod commands_exchange;
 pub mod commands_groups;
 pub mod commands_invitations;
+pub mod commands_operators;
 pub mod commands_programs;
 pub mod group;
 pub mod grpc;
 pub mod invitation;
 pub mod member;
 mod operators;
+mod operators_tenants;
 mod outgoing;
 pub mod people;
 pub mod permissions;
@@ -32,8 +34,6 @@ pub mod texts;
 pub mod tokens;
 mod wire;
 mod wire_answers;
-
-use std::net::SocketAddr;
 
 use clap::Args;
 use proto::identity::identity_service_server::IdentityServiceServer;
@@ -75,13 +75,14 @@ impl Settings for Config {
 
 /// The running service: the address of its gRPC server, and its relay.
 pub struct App {
-    pub address: SocketAddr,
+    pub address: std::net::SocketAddr,
     pub relay: outbox::Handle,
 }
 
 impl Service for Program {
     const NAME: &'static str = contracts::events::identity::SERVICE;
-    const ABOUT: &'static str = "Tenants, members, invitations and keys; exchanges credentials for the fleet's tokens";
+    const ABOUT: &'static str =
+        "Tenants, members, groups, invitations and keys; exchanges credentials for the fleet's tokens";
     const MIGRATIONS: Option<Migrations> = Some(MIGRATIONS);
     type Config = Config;
     type App = App;

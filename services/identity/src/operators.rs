@@ -14,7 +14,10 @@ use uuid::Uuid;
 
 use crate::commands::App;
 use crate::store_states::{ApiKeys, Groups, Invitations, Members, ServiceAccounts, Tenants};
-use crate::{Config, MIGRATIONS, commands, commands_groups, commands_invitations, commands_programs, store_data};
+use crate::{
+    Config, MIGRATIONS, commands, commands_groups, commands_invitations, commands_programs, operators_tenants,
+    store_data,
+};
 
 /// Serves it on the operations port.
 pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::Client) -> Result<(), anyhow::Error> {
@@ -39,7 +42,9 @@ pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::C
     ]);
     let data = Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: erased };
     let data = operators_data::data(process, app.db.clone(), data)?;
-    process.operate(&config.common.issuer, Routes::new(outbox).add_service(aggregates).add_service(data))
+    let tenants = operators_tenants::tenants(process, app.clone(), config.people.links.clone())?;
+    let routes = Routes::new(outbox).add_service(aggregates).add_service(data).add_service(tenants);
+    process.operate(&config.common.issuer, routes)
 }
 
 struct EraseTenants(App);

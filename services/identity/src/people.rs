@@ -49,7 +49,7 @@ impl Provider {
 #[derive(Debug, Clone, Args)]
 pub struct Links {
     /// The address at which people take up invitations, with {id} where the invitation's id belongs: of a page of yours, or of the API.
-    #[arg(long, env = "FLOTILLA_INVITATION_LINK", value_parser = link, default_value = "http://127.0.0.1:8080/v1/invitations/{id}:accept")]
+    #[arg(long, env = "FLOTILLA_INVITATION_LINK", value_parser = link)]
     pub invitation_link: String,
 }
 

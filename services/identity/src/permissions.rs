@@ -82,6 +82,10 @@ pub const ROTATE_API_KEY: Permission = writes("identity.api_key.rotate");
 /// Revokes a key.
 pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
 
+/// Reads what is known of a tenant, and its open invitations, as an operator requested.
+pub const SEE_TENANT: Permission = Permission { scope: READ, ..by_itself("identity.tenant.see") };
+/// Suspends a tenant, or resumes it, as an operator requested.
+pub const SET_TENANT_STATUS: Permission = by_itself("identity.tenant.set_status");
 /// Erases what is known of a tenant, or removes a person from it, as an operator requested.
 pub const ERASE_TENANT: Permission = by_itself("identity.tenant.erase");
 /// The same for a member.
@@ -127,11 +131,13 @@ pub const MATRIX: [(&str, &Permission); 27] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 6] = [
+pub const BY_ITSELF: [(&str, &Permission); 8] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
     ("erase_group", &ERASE_GROUP),
     ("erase_service_account", &ERASE_SERVICE_ACCOUNT),
     ("erase_api_key", &ERASE_API_KEY),
+    ("see", &SEE_TENANT),
+    ("set_status", &SET_TENANT_STATUS),
 ];

@@ -1,6 +1,7 @@
 //! The SQL of groups: functions on a tenant's transaction. They never begin or commit one.
 
 use chrono::{DateTime, Utc};
+use contracts::UserId;
 use contracts::events::identity::{GroupId, MemberId};
 use service::{StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
@@ -136,7 +137,7 @@ async fn write(tx: &mut TenantTx, before: &Group, group: &Group, last: bool) -> 
     .bind(before.version)
     .bind(if last { Name::erased() } else { group.name.clone() }.as_str())
     .bind(if last { Vec::new() } else { ids(&group.members) })
-    .bind(group.created_by.as_str())
+    .bind(if last { UserId::erased() } else { group.created_by.clone() }.as_str())
     .bind(group.update_time)
     .bind(group.version)
     .bind(last)
@@ -162,14 +163,15 @@ pub async fn list(tx: &mut TenantTx, after: Option<GroupId>, limit: usize) -> Re
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// All that are there, locked: whoever leaves the tenant leaves them. Lock the tenant before: none is made meanwhile.
+/// Those that a member belongs to, locked: whoever leaves the tenant leaves them. Lock the tenant before: none is made meanwhile.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member_group"))]
-pub async fn all_for_update(tx: &mut TenantTx) -> Result<Vec<Group>, StoreError> {
+pub async fn of_member_for_update(tx: &mut TenantTx, member: MemberId) -> Result<Vec<Group>, StoreError> {
     let tenant = tx.tenant();
     let sql = format!(
-        "select {COLUMNS} from member_group t where t.tenant = $1 and t.delete_time is null order by t.id for update"
+        "select {COLUMNS} from member_group t where t.tenant = $1 and t.delete_time is null and $2 = any(t.members) order by t.id for update"
     );
-    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).fetch_all(&mut **tx).await?;
+    let rows: Vec<Row> =
+        sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(member.uuid()).fetch_all(&mut **tx).await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }

@@ -1,6 +1,7 @@
 //! The SQL of programs: functions on a tenant's transaction. They never begin or commit one.
 
 use chrono::{DateTime, Utc};
+use contracts::UserId;
 use contracts::events::identity::ServiceAccountId;
 use service::{StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
@@ -137,7 +138,7 @@ async fn write(
     .bind(before.version)
     .bind(if last { Name::erased() } else { account.name.clone() }.as_str())
     .bind(account.role.as_str())
-    .bind(account.created_by.as_str())
+    .bind(if last { UserId::erased() } else { account.created_by.clone() }.as_str())
     .bind(account.update_time)
     .bind(account.version)
     .bind(last)

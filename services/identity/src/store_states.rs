@@ -79,7 +79,8 @@ fn api_key(Stood { row, deleted }: Stood<store_api_key::Row>) -> State {
     State::new(id, version, (!deleted).then(state))
 }
 
-async fn next_tenant(tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
+/// The next tenant behind this id, erased or not.
+pub(crate) async fn next_tenant(tx: &mut OperatorTx, after: &str) -> Result<Option<TenantId>, StoreError> {
     let next: Option<String> =
         sqlx::query_scalar("select identity_next_tenant($1)").bind(after).fetch_one(&mut **tx).await?;
     next.map(|next| next.parse().map_err(|error| StoreError::inconsistent("tenant", next.clone(), error))).transpose()

@@ -14,7 +14,7 @@ use crate::texts::{Country, Currency, Email, Name, TimeZone};
 pub const ONCE: &str = "tenant_pkey";
 
 /// The columns that [`Row`] reads, of `tenant t`.
-pub(crate) const COLUMNS: &str = "t.tenant, t.id, t.name, t.time_zone, t.country, t.currency, t.billing_email, t.create_time, t.update_time, t.created_by, t.version";
+pub(crate) const COLUMNS: &str = "t.tenant, t.id, t.name, t.time_zone, t.country, t.currency, t.billing_email, t.status, t.create_time, t.update_time, t.created_by, t.version";
 
 #[derive(FromRow)]
 pub(crate) struct Row {
@@ -25,6 +25,7 @@ pub(crate) struct Row {
     country: String,
     currency: String,
     billing_email: String,
+    status: String,
     create_time: DateTime<Utc>,
     update_time: DateTime<Utc>,
     created_by: String,
@@ -56,6 +57,7 @@ fn tenant(row: Row) -> Result<Tenant, anyhow::Error> {
         country,
         currency,
         billing_email,
+        status,
         create_time,
         update_time,
         created_by,
@@ -68,6 +70,7 @@ fn tenant(row: Row) -> Result<Tenant, anyhow::Error> {
         country: Country::parse(&country)?,
         currency: Currency::parse(&currency)?,
         billing_email: if billing_email.is_empty() { None } else { Some(Email::parse(&billing_email)?) },
+        status: status.parse().map_err(anyhow::Error::msg)?,
         create_time,
         update_time,
         created_by: created_by.parse()?,
@@ -90,14 +93,15 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant) -> Result<(), StoreError
         country,
         currency,
         billing_email: _,
+        status,
         create_time,
         update_time,
         created_by,
         version,
     } = tenant;
     sqlx::query(
-        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version, status) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(slug.as_str())
     .bind(tenant.record().uuid())
@@ -110,6 +114,7 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant) -> Result<(), StoreError
     .bind(update_time)
     .bind(created_by.as_str())
     .bind(version)
+    .bind(status.as_str())
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -169,6 +174,7 @@ async fn write(
         country,
         currency,
         billing_email: _,
+        status,
         create_time: _,
         update_time,
         created_by,
@@ -176,7 +182,7 @@ async fn write(
     } = tenant;
     let saved = sqlx::query(
         "update tenant set name = $4, time_zone = $5, country = $6, currency = $7, billing_email = $8, update_time = $9, \
-         created_by = $10, version = $11, delete_time = $12 where tenant = $1 and id = $2 and version = $3 and delete_time is null",
+         created_by = $10, version = $11, delete_time = $12, status = $13 where tenant = $1 and id = $2 and version = $3 and delete_time is null",
     )
     .bind(slug.as_str())
     .bind(tenant.record().uuid())
@@ -190,6 +196,7 @@ async fn write(
     .bind(created_by.as_str())
     .bind(version)
     .bind(deleted)
+    .bind(status.as_str())
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }

@@ -1,7 +1,7 @@
 //! What is known of a tenant, and its changes. Pure: the time and new ids are arguments.
 
 use chrono::{DateTime, Utc};
-use contracts::events::identity::TenantRecordId;
+use contracts::events::identity::{TenantRecordId, TenantStatus};
 use contracts::text::is_misleading;
 use contracts::{TenantId, UserId};
 use uuid::Uuid;
@@ -23,6 +23,8 @@ pub struct Tenant {
     pub currency: Currency,
     /// Where invoices go; none once it is erased.
     pub billing_email: Option<Email>,
+    /// Whether it may write.
+    pub status: TenantStatus,
     /// When it signed up.
     pub create_time: DateTime<Utc>,
     /// When it was last changed.
@@ -87,6 +89,7 @@ impl Tenant {
             country,
             currency,
             billing_email,
+            status: TenantStatus::Active,
             create_time,
             update_time,
             created_by: by,
@@ -113,6 +116,12 @@ impl Tenant {
             ..self.clone()
         };
         (new != *self).then(|| new.changed(now))
+    }
+
+    /// The same with this status, though it is the one that it has: whoever missed it is told anew.
+    #[must_use]
+    pub fn with_status(&self, status: TenantStatus, now: DateTime<Utc>) -> Self {
+        Self { status, ..self.changed(now) }
     }
 
     /// Whether its name differs from the one `before` and is misleading.

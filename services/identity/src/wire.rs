@@ -2,7 +2,7 @@
 
 use authz::exchange::{ACCESS_TOKEN, API_KEY, TOKEN_EXCHANGE};
 use chrono::TimeDelta;
-use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId};
+use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId, TenantStatus};
 use contracts::{Role, TenantId};
 use prost_types::FieldMask;
 use proto::identity as pb;
@@ -77,6 +77,7 @@ pub fn tenant_draft(tenant: Option<&pb::Tenant>) -> Result<(TenantId, TenantDraf
         created_by: _,
         version: _,
         etag: _,
+        status: _,
     } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
     let draft = TenantDraft {
         name: text("name", Name::parse(name))?,
@@ -105,6 +106,7 @@ pub fn tenant_patch(tenant: Option<&pb::Tenant>, mask: Option<&FieldMask>) -> Re
         created_by: _,
         version: _,
         etag,
+        status: _,
     } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
     let mask = Mask::of(mask, &["name", "time_zone", "country", "currency", "billing_email"])?;
     let mut patch = TenantPatch::default();
@@ -309,6 +311,7 @@ pub fn tenant(tenant: &Tenant) -> pb::Tenant {
         country,
         currency,
         billing_email,
+        status,
         create_time,
         update_time,
         created_by,
@@ -326,6 +329,11 @@ pub fn tenant(tenant: &Tenant) -> pb::Tenant {
         created_by: created_by.to_string(),
         version: *version,
         etag: tenant.etag(),
+        status: match status {
+            TenantStatus::Active => pb::TenantStatus::Active,
+            TenantStatus::Suspended => pb::TenantStatus::Suspended,
+        }
+        .into(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Answers that are stored with their idempotency keys, as messages.
 
+use contracts::events::identity::TenantStatus;
 use proto::identity as pb;
 use service::Failure;
 use service::idempotency::StoredResponse;
@@ -27,7 +28,7 @@ impl StoredResponse for Tenant {
 
     fn from_message(message: pb::Tenant) -> Result<Self, Failure> {
         let (slug, TenantDraft { name, time_zone, country, currency, billing_email }) = tenant_draft(Some(&message))?;
-        let pb::Tenant { create_time, update_time, created_by, version, .. } = message;
+        let pb::Tenant { create_time, update_time, created_by, version, status, .. } = message;
         Ok(Self {
             slug,
             name,
@@ -35,6 +36,11 @@ impl StoredResponse for Tenant {
             country,
             currency,
             billing_email,
+            status: match pb::TenantStatus::try_from(status) {
+                Ok(pb::TenantStatus::Suspended) => TenantStatus::Suspended,
+                // Release 1 has stored none.
+                _ => TenantStatus::Active,
+            },
             create_time: stored_time(create_time)?,
             update_time: stored_time(update_time)?,
             created_by: created_by.parse().map_err(Failure::internal)?,

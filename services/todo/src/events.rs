@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use consumer::Failure as Unhandled;
 use contracts::events::todo::{self as event, CompletedV2, Event};
 use service::handlers::{self, Source};
-use service::{Call, Failure, Process};
+use service::{Call, Failure, Process, tenants_events};
 
 use crate::Config;
 use crate::commands::{self, App, Error};
@@ -14,21 +14,28 @@ use crate::todo::{State, Todo};
 
 /// The durable consumer of the handlers; its row is in the fleet's table.
 const DURABLE: &str = "todo-recurrence";
+/// That by which it learns which tenants are suspended.
+const TENANTS: &str = "todo-tenants";
 
 /// Runs the handlers until the service stops.
 ///
 /// # Errors
-/// An address or the credentials cannot be read, or the table lacks the durable consumer.
+/// An address or the credentials cannot be read, or the table lacks a durable consumer.
 pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
-    let durable = fleet::durable(DURABLE).context("the fleet's table lacks the durable consumer")?;
-    let source = Source {
+    tenants_events::follow(process, source(config, process, TENANTS)?, app.db.clone()).await?;
+    handlers::run(process, source(config, process, DURABLE)?, app.clone(), Event::decode, on_event).await
+}
+
+/// Where the events of a durable consumer come from.
+fn source<'a>(config: &'a Config, process: &Process, durable: &str) -> Result<Source<'a>, anyhow::Error> {
+    let durable = fleet::durable(durable).context("the fleet's table lacks the durable consumer")?;
+    Ok(Source {
         name: fleet::consumer_login(process.name),
         login: config.nats.with(&config.handlers.consumer_nats_creds),
         durable: durable.config(process.version()),
         database: &config.database,
         keep_days: config.outbox.outbox_days,
-    };
-    handlers::run(process, source, app.clone(), Event::decode, on_event).await
+    })
 }
 
 /// Handles an event of the durable consumer `todo-recurrence`.

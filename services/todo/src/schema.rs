@@ -9,5 +9,11 @@ static OWN: Migrator = sqlx::migrate!("./migrations");
 const SQUASHED: Squashed = Squashed { to: 18, sql: include_str!("../schema/todo.sql"), shipped: [6, 2, 5] };
 
 /// The service's own tables, and those that crates ship.
-pub const MIGRATIONS: Migrations =
-    Migrations { outbox: true, inbox: true, idempotency: true, squashed: Some(SQUASHED), ..Migrations::own(&OWN) };
+pub const MIGRATIONS: Migrations = Migrations {
+    outbox: true,
+    inbox: true,
+    idempotency: true,
+    tenants: true,
+    squashed: Some(SQUASHED),
+    ..Migrations::own(&OWN)
+};

@@ -19,6 +19,8 @@ events! {
         TenantCreated = TenantCreatedV1 "identity.tenant_created.v1";
         /// What is known of a tenant changed.
         TenantUpdated = TenantUpdatedV1 "identity.tenant_updated.v1";
+        /// A tenant was suspended, or resumed.
+        TenantStatusChanged = TenantStatusChangedV1 "identity.tenant_status_changed.v1";
         /// A tenant was erased; the state is its last, without what it held. Its slug is never given again.
         TenantDeleted = TenantDeletedV1 "identity.tenant_deleted.v1";
     }
@@ -82,6 +84,37 @@ uuid_ids! {
     GroupId: "the id of a group";
 }
 
+/// Whether a tenant may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TenantStatus {
+    /// It may.
+    #[default]
+    Active,
+    /// It reads, and writes nothing.
+    Suspended,
+}
+
+impl TenantStatus {
+    /// Its spelling in events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+        }
+    }
+}
+
+impl std::str::FromStr for TenantStatus {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let status = [Self::Active, Self::Suspended].into_iter().find(|status| status.as_str() == text);
+        status.ok_or("a tenant is active or suspended")
+    }
+}
+
 /// What is known of a tenant, as it stood after a change; the envelope names the tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tenant {
@@ -99,6 +132,9 @@ pub struct Tenant {
     pub currency: String,
     /// Where invoices go; empty once it is erased.
     pub billing_email: String,
+    /// Whether it may write; events from before there was a status are of active ones.
+    #[serde(default)]
+    pub status: TenantStatus,
     /// When it signed up.
     pub create_time: DateTime<Utc>,
     /// When it was changed to be so.
@@ -251,6 +287,7 @@ impl Aggregate for Tenant {
             country: "DE".to_owned(),
             currency: "EUR".to_owned(),
             billing_email: "invoices@acme.example".to_owned(),
+            status: TenantStatus::Active,
             create_time: at(0),
             update_time: at(3_600),
             created_by: UserId::example(),

@@ -1,6 +1,8 @@
 //! The operators' requests: the service's data compared, exported and erased.
 
-use proto::identity::{GetTenantRequest, ListApiKeysRequest, Role};
+use proto::identity::{
+    DeleteGroupRequest, DeleteServiceAccountRequest, GetGroupRequest, GetTenantRequest, ListApiKeysRequest, Role,
+};
 use proto::ops::aggregate_service_client::AggregateServiceClient;
 use proto::ops::data_service_client::DataServiceClient;
 use proto::ops::{
@@ -12,7 +14,7 @@ use testkit::catalog;
 use crate::harness::{API_KEY, Harness, reason};
 use crate::tenancy::furnished;
 
-async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Vec<(String, Value)> {
+pub async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Vec<(String, Value)> {
     let mut data = DataServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
     let request = ExportDataRequest { tenant: tenant.to_owned(), person: person.map(ToOwned::to_owned) };
     let mut rows = data.export_data(harness.operator(request)).await.unwrap().into_inner();
@@ -73,9 +75,21 @@ async fn a_person_who_is_erased_is_no_member_and_the_keys_that_it_made_go_on() {
     let ann = harness.owner("acme", "ann").await;
     let (bob, bobs) = harness.member(&ann, "acme", ("bob", Role::Admin)).await;
     let key = bobs.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
+    let (his, hers) = (bobs.create_group(&[&bob.id]).await.unwrap(), ann.create_group(&[&bob.id]).await.unwrap());
+    // What he made and took away again names him no more.
+    let gone = bobs.create_group(&[]).await.unwrap().id;
+    bobs.inner.clone().delete_group(bobs.request(DeleteGroupRequest { id: gone, etag: String::new() })).await.unwrap();
+    let account = bobs.create_account(Role::Viewer).await.unwrap().id;
+    let request = DeleteServiceAccountRequest { id: account, etag: String::new() };
+    bobs.inner.clone().delete_service_account(bobs.request(request)).await.unwrap();
     let erased = erase(&harness, Some(&bob.user)).await.aggregates;
-    let counts = ["tenant", "member", "service_account", "api_key"].map(|kind| erased[kind]);
-    assert_eq!(counts, [0, 1, 1, 1]);
+    let counts = ["tenant", "member", "group", "service_account", "api_key"].map(|kind| erased[kind]);
+    assert_eq!(counts, [0, 1, 1, 1, 1]);
+    for (id, version) in [(his.id, 3), (hers.id, 2)] {
+        let read = ann.inner.clone().get_group(ann.request(GetGroupRequest { id })).await.unwrap().into_inner();
+        assert_eq!((read.members.len(), read.version), (0, version));
+        assert_ne!(read.created_by, bob.user);
+    }
     assert_eq!(export(&harness, "acme", Some(&bob.user)).await, []);
     let keys = ann.inner.clone().list_api_keys(ann.request(ListApiKeysRequest::default())).await.unwrap();
     assert_eq!(keys.into_inner().api_keys[0].created_by, "(deleted)");

@@ -18,4 +18,6 @@ mod data;
 
 mod lists;
 
+mod operators;
+
 mod snapshots;

@@ -1,10 +1,11 @@
 //! Who may do what: by role and by scope.
 
 use authz::{Caller, Permission, Role};
+use contracts::events::identity::TenantStatus;
 use contracts::{Actor, ActorKind};
 use identity::commands::{self, App, Error};
 use identity::permissions::{BY_ITSELF, MATRIX};
-use identity::{commands_groups, commands_invitations, commands_programs};
+use identity::{commands_groups, commands_invitations, commands_operators, commands_programs};
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
@@ -46,6 +47,8 @@ identity.invitation.erase        identity:write                                 
 identity.group.erase             identity:write                                   service:identity
 identity.service_account.erase   identity:write                                   service:identity
 identity.api_key.erase           identity:write                                   service:identity
+identity.tenant.see              identity:read                                    service:identity
+identity.tenant.set_status       identity:write                                   service:identity
 ";
 
 #[test]
@@ -128,6 +131,8 @@ async fn a_token_with_scopes_does_no_more_than_they_say() {
 
 async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool, Error> {
     match name {
+        "see" => commands_operators::tenant(app, call).await.map(|tenant| tenant.is_some()),
+        "set_status" => commands_operators::set_status(app, call, TenantStatus::Suspended).await.map(|_| true),
         "erase_tenant" => commands::erase_tenant(app, call, None).await,
         "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
         "erase_invitation" => {
@@ -161,7 +166,7 @@ async fn what_the_service_does_by_itself_nobody_else_may_do() {
             assert_eq!(refused.unwrap_err().reason, "PERMISSION_DENIED", "{name}");
         }
     }
-    // The tenant last.
+    // The tenant is erased last.
     for (name, _) in BY_ITSELF.into_iter().rev() {
         let call = Call::of_request(service("identity"), None);
         assert!(by_itself(&app, &call, name, &ids).await.map_err(Failure::from).unwrap(), "{name}");

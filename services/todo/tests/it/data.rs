@@ -12,7 +12,7 @@ use crate::harness::{Harness, reason};
 use crate::operators::with;
 use crate::recurring::{drained, recurring};
 
-async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Vec<(String, Value)> {
+pub async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Vec<(String, Value)> {
     let mut data = DataServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
     let request = ExportDataRequest { tenant: tenant.to_owned(), person: person.map(ToOwned::to_owned) };
     let mut rows = data.export_data(with(&harness.issuer.operator("olga"), request)).await.unwrap().into_inner();
@@ -23,7 +23,7 @@ async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Vec<(S
     all
 }
 
-async fn erase(harness: &Harness, tenant: &str, person: Option<&str>) -> Result<ErasedData, Status> {
+pub async fn erase(harness: &Harness, tenant: &str, person: Option<&str>) -> Result<ErasedData, Status> {
     let mut data = DataServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
     let (person, reason) = (person.map(ToOwned::to_owned), "they asked for it".to_owned());
     let request = EraseDataRequest { tenant: tenant.to_owned(), person, reason };

@@ -111,8 +111,9 @@ async fn no_call_scans_a_table() {
              select tenant, kind, id, time, time from todo, unnest('{DUE,PURGE}'::text[]) kind, (values (timestamptz '2100-01-01')) t (time); \
              insert into idempotency (tenant, principal, method, key, fingerprint, response) \
              select 'acme', 'ann', 'CreateTodo', n::text, '', '' from generate_series(1, 50000) n; \
+             insert into known_tenant (tenant, status, time) select 'tenant-' || n, 'active', now() from generate_series(1, 50000) n; \
              insert into inbox (consumer, source, event_id) select 'todo-recurrence', '/flotilla/todo', n::text from generate_series(1, 50000) n; \
-             analyze todo, todo_label, todo_occurrence, todo_timer, idempotency, inbox",
+             analyze todo, todo_label, todo_occurrence, todo_timer, idempotency, inbox, known_tenant",
         )
         .await
         .unwrap();
@@ -158,7 +159,7 @@ async fn no_call_scans_a_table() {
     .await;
     let counted: Vec<(String, i64, i64)> = sqlx::query_as(
         "select relname::text, coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
-         where relname = any('{todo,todo_label,todo_occurrence,todo_timer,idempotency,inbox}') order by relname",
+         where relname = any('{todo,todo_label,todo_occurrence,todo_timer,idempotency,inbox,known_tenant}') order by relname",
     )
     .fetch_all(&mut admin)
     .await
@@ -166,5 +167,9 @@ async fn no_call_scans_a_table() {
     let scanned: Vec<_> = counted.iter().filter(|(_, scans, _)| *scans > 0).collect();
     assert!(scanned.is_empty(), "{counted:?}");
     let read = counted.iter().filter(|(_, _, by_index)| *by_index > 0).map(|(table, ..)| table.as_str());
-    assert_eq!(read.collect::<Vec<_>>(), ["idempotency", "inbox", "todo", "todo_label", "todo_timer"], "{counted:?}");
+    assert_eq!(
+        read.collect::<Vec<_>>(),
+        ["idempotency", "inbox", "known_tenant", "todo", "todo_label", "todo_timer"],
+        "{counted:?}"
+    );
 }

@@ -10,6 +10,8 @@ mod writes;
 
 mod idempotency;
 
+mod suspended;
+
 mod tenancy;
 
 mod timers;

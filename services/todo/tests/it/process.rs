@@ -97,7 +97,9 @@ async fn a_process_with_all_that_it_needs_is_ready_and_ends_well() {
         assert!(metrics.contains(metric), "{metric} in {metrics}");
     }
     // The relay that leads reads by one connection; the inbox is used while an event is handled.
-    for metric in [r#"in_use{pool="todo-relay"} 1"#, r#"in_use{pool="todo-inbox"} 0"#] {
+    for metric in
+        [r#"in_use{pool="todo-relay"} 1"#, r#"in_use{pool="todo-recurrence"} 0"#, r#"in_use{pool="todo-tenants"} 0"#]
+    {
         until(metric, || async { process.metrics().await.contains(metric) }).await;
     }
     process.signal();

@@ -48,7 +48,7 @@ async fn all(client: &Client) -> Vec<Todo> {
 }
 
 /// The todo that follows, once it is there.
-async fn next(client: &Client, of: &Todo) -> Todo {
+pub async fn next(client: &Client, of: &Todo) -> Todo {
     let place = of.occurrence.clone().unwrap();
     let wanted = proto::todo::Occurrence { number: place.number + 1, ..place };
     let found = || async { all(client).await.into_iter().find(|todo| todo.occurrence.as_ref() == Some(&wanted)) };

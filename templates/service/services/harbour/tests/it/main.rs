@@ -16,6 +16,8 @@ mod permissions;
 
 mod snapshots;
 
+mod suspended;
+
 mod tenancy;
 
 mod writes;

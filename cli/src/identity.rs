@@ -1,0 +1,127 @@
+//! `flotilla identity`: the tenants as operators see them.
+
+use clap::{Args, Subcommand};
+use contracts::TenantId;
+use proto::ops::tenant_service_client::TenantServiceClient;
+use proto::ops::{
+    ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant, SetTenantStatusRequest,
+};
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::operator::ActArgs;
+use crate::outbox::say;
+use crate::processes::{self, Port, clock, said};
+use crate::{audit, table};
+
+#[derive(Debug, Clone, Args)]
+pub struct IdentityArgs {
+    #[command(subcommand)]
+    command: IdentityCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum IdentityCommand {
+    /// List the tenants that are not erased, by their ids.
+    Tenants {
+        /// Those behind this id.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        after: String,
+        /// How many at most.
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=1_000))]
+        limit: i64,
+    },
+    /// List the invitations of a tenant that may be taken up, with their links.
+    Invitations {
+        /// The tenant.
+        tenant: TenantId,
+        /// How many at most.
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=1_000))]
+        limit: i64,
+    },
+    /// Let a tenant read and not write. What the services do by themselves goes on. Repeated, it tells them anew.
+    Suspend {
+        /// The tenant.
+        tenant: TenantId,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Let a suspended tenant write again.
+    Resume {
+        /// The tenant.
+        tenant: TenantId,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+}
+
+async fn open(context: &Context) -> Result<TenantServiceClient<Port>, anyhow::Error> {
+    Ok(TenantServiceClient::new(context.port(contracts::events::identity::SERVICE).await?))
+}
+
+pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::Error> {
+    match &args.command {
+        IdentityCommand::Tenants { after, limit } => tenants(context, after.clone(), *limit).await,
+        IdentityCommand::Invitations { tenant, limit } => invitations(context, tenant, *limit).await,
+        IdentityCommand::Suspend { tenant, act } => {
+            let question = format!("Suspend the tenant {tenant}? It reads, and all its writes are refused.");
+            set(context, tenant, ("suspended", "suspend tenant"), (&question, act)).await
+        }
+        IdentityCommand::Resume { tenant, act } => {
+            let question = format!("Let the tenant {tenant} write again?");
+            set(context, tenant, ("active", "resume tenant"), (&question, act)).await
+        }
+    }
+}
+
+async fn tenants(context: &Context, after: String, limit: i64) -> Result<(), anyhow::Error> {
+    let all = processes::all(open(context).await?.list_tenants(ListTenantsRequest { after, limit }).await).await?;
+    if context.json {
+        println!("{}", Value::Array(all.iter().map(processes::json).collect::<Result<_, _>>()?));
+        return Ok(());
+    }
+    let row = |tenant: &OperatedTenant| {
+        let OperatedTenant { id, name, status, create_time, version } = tenant;
+        vec![id.clone(), name.clone(), status.clone(), clock(create_time.as_ref()), version.to_string()]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    table::print(&["TENANT", "NAME", "STATUS", "SIGNED UP (UTC)", "VERSION"], &rows);
+    Ok(())
+}
+
+async fn invitations(context: &Context, tenant: &TenantId, limit: i64) -> Result<(), anyhow::Error> {
+    let request = ListOpenInvitationsRequest { tenant: tenant.to_string(), limit };
+    let all = processes::all(open(context).await?.list_open_invitations(request).await).await?;
+    if context.json {
+        println!("{}", Value::Array(all.iter().map(processes::json).collect::<Result<_, _>>()?));
+        return Ok(());
+    }
+    let row = |invitation: &OpenInvitation| {
+        let OpenInvitation { id: _, email, role, expire_time, link } = invitation;
+        vec![email.clone(), role.clone(), clock(expire_time.as_ref()), link.clone()]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    table::print(&["E-MAIL", "ROLE", "ENDS (UTC)", "LINK"], &rows);
+    Ok(())
+}
+
+async fn set(
+    context: &Context,
+    tenant: &TenantId,
+    (status, action): (&str, &str),
+    (question, act): (&str, &ActArgs),
+) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    act.confirm(question)?;
+    // First: the effects of a failed call are unknown here.
+    audit::record(context, action, 1, &json!({"tenant": tenant}), &act.reason).await?;
+    let (tenant, status) = (tenant.to_string(), status.to_owned());
+    let request = SetTenantStatusRequest { tenant, status, reason: act.reason.clone() };
+    let set = open(context).await?.set_tenant_status(request).await.map_err(said)?.into_inner();
+    say(
+        context,
+        &processes::json(&set)?,
+        &format!("{} is {}. The services follow within seconds.", set.id, set.status),
+    );
+    Ok(())
+}

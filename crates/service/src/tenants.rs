@@ -1,0 +1,77 @@
+//! What a service knows of tenants by identity's events: which of them are suspended or erased. These read, and write nothing; what the
+//! service does by itself goes on: handlers, timers, erasures.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use contracts::TenantId;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr as _};
+
+use crate::failure::{Code, Failure};
+
+/// The status of a tenant of which nothing is left.
+pub(crate) const ERASED: &str = "erased";
+
+/// A tenant that writes nothing now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("your tenant is suspended: it can be read and not changed, until whoever runs this fleet resumes it")]
+pub struct Suspended;
+
+impl From<Suspended> for Failure {
+    fn from(suspended: Suspended) -> Self {
+        Self::new(Code::PermissionDenied, "TENANT_SUSPENDED", suspended)
+    }
+}
+
+/// Notes what identity says of a tenant, unless something newer is known.
+#[tracing::instrument(target = "service::trace", name = "note status", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "known_tenant"))]
+pub(crate) async fn note(
+    db: &mut PgConnection,
+    tenant: &TenantId,
+    status: &str,
+    time: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into known_tenant as known (tenant, status, time) values ($1, $2, $3) \
+         on conflict (tenant) do update set status = excluded.status, time = excluded.time \
+         where known.time <= excluded.time and known.status <> 'erased'",
+    )
+    .bind(tenant.as_str())
+    .bind(status)
+    .bind(time)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Refuses a caller of a tenant that writes nothing.
+#[tracing::instrument(target = "service::trace", name = "read status", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "known_tenant"))]
+pub(crate) async fn refuse_suspended(db: &mut PgConnection, tenant: &TenantId) -> Result<(), Failure> {
+    let known = sqlx::query_scalar("select status from known_tenant where tenant = $1 and status <> 'active'");
+    let known: Option<String> = known.bind(tenant.as_str()).fetch_optional(db).await?;
+    match known.as_deref() {
+        None => Ok(()),
+        Some(ERASED) => Err(Failure::new(Code::NotFound, "TENANT_NOT_FOUND", "your tenant is erased")),
+        Some(_) => Err(Suspended.into()),
+    }
+}
+
+/// Makes the table of known tenants, for the service's role.
+pub(crate) fn migrations(app: &str) -> Migrator {
+    let step = Migration::new(
+        1,
+        Cow::Borrowed("tenants"),
+        MigrationType::Simple,
+        include_str!("../schema/tenants.sql").into_sql_str(),
+        false,
+    );
+    let sql = AssertSqlSafe(step.sql.as_str().replace("{app}", &format!("\"{app}\""))).into_sql_str();
+    // Its checksum is the step's, whatever the role.
+    let mut migrator = Migrator::with_migrations(vec![Migration { sql, ..step }]);
+    migrator.dangerous_set_table_name("_tenants_migrations");
+    migrator.set_ignore_missing(true);
+    migrator
+}

@@ -1,0 +1,62 @@
+//! What operators ask and do about a tenant, as the commands of `commands`. The call is the service's own, in that tenant.
+
+use contracts::TenantId;
+use contracts::events::identity::{TenantStatus, TenantStatusChangedV1};
+use service::{Call, clock};
+
+use crate::commands::{App, Error};
+use crate::invitation::Invitation;
+use crate::tenant::Tenant;
+use crate::{outgoing, permissions, store_invitation, store_states, store_tenant};
+
+/// The tenant behind this id, erased or not; none behind the last.
+///
+/// # Errors
+/// The errors of the database.
+pub async fn next_tenant(app: &App, after: &str) -> Result<Option<TenantId>, Error> {
+    let mut tx = app.db.begin_operator("operators list the tenants").await?;
+    let next = store_states::next_tenant(&mut tx, after).await?;
+    tx.commit().await?;
+    Ok(next)
+}
+
+/// Reads the tenant, if it is not erased.
+///
+/// # Errors
+/// [`Error::Denied`], the errors of the database.
+pub async fn tenant(app: &App, call: &Call) -> Result<Option<Tenant>, Error> {
+    call.authorize(&permissions::SEE_TENANT)?;
+    let mut tx = app.db.read(call).await?;
+    let tenant = store_tenant::get(&mut tx).await?;
+    tx.end().await?;
+    Ok(tenant)
+}
+
+/// Reads up to `limit` invitations that may be taken up, the newest first.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
+pub async fn invitations(app: &App, call: &Call, limit: usize) -> Result<Vec<Invitation>, Error> {
+    tenant(app, call).await?.ok_or(Error::NoTenant)?;
+    let mut tx = app.db.read(call).await?;
+    let mut found = store_invitation::list(&mut tx, None, limit).await?;
+    tx.end().await?;
+    let now = clock::now();
+    found.retain(|invitation| invitation.expire_time > now);
+    Ok(found)
+}
+
+/// Lets the tenant read and not write, or write again. Each call is an event, so that a repeat tells whoever missed it.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
+pub async fn set_status(app: &App, call: &Call, status: TenantStatus) -> Result<Tenant, Error> {
+    call.authorize(&permissions::SET_TENANT_STATUS)?;
+    let mut tx = app.db.begin(call).await?;
+    let before = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
+    let tenant = before.with_status(status, clock::now());
+    store_tenant::save(&mut tx, &before, &tenant).await?;
+    let event = outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?;
+    app.commit(tx, call, vec![event], &()).await?;
+    Ok(tenant)
+}
