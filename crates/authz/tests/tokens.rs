@@ -4,12 +4,14 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use authz::{JwksSource, Role, TokenError, Verifier};
+use authz::{JwksError, JwksSource, Role, TokenError, Verifier};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 struct Issuer {
     key: EncodingKey,
@@ -193,4 +195,47 @@ async fn a_rotated_key_is_fetched_and_the_known_one_survives_an_issuer_that_is_a
     let mut another = claims();
     another["jti"] = "2".into();
     verifier.verify(Some(&bearer(&header("k1"), &another, &issuer.key))).await.unwrap();
+}
+
+/// Serves, on loopback, the description of one issuer and its key set, to whoever asks for either by any path.
+async fn described(key: &EncodingKey) -> (String, impl Future<Output = ()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let issuer = format!("http://{}", listener.local_addr().unwrap());
+    let description = json!({"issuer": issuer, "jwks_uri": format!("{issuer}/jwks.json")}).to_string();
+    let keys = serde_json::to_string(&JwkSet { keys: vec![jwk(key, "k1")] }).unwrap();
+    let served = async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let mut request = [0; 4_096];
+            let read = connection.read(&mut request).await.unwrap_or_default();
+            let asked = String::from_utf8_lossy(&request[..read]);
+            let body = if asked.starts_with("GET /jwks.json ") { &keys } else { &description };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: ";
+            connection.write_all(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes()).await.ok();
+        }
+    };
+    (issuer, served)
+}
+
+#[tokio::test]
+async fn a_description_that_is_another_issuers_leads_to_no_keys() {
+    let key = new_key();
+    let (issuer, served) = described(&key).await;
+    let verifier = |named: &str| Verifier::new(JwksSource::Discovery(named.to_owned()), named, "flotilla").unwrap();
+    let token = |named: &str| {
+        let claims = Value::Object(
+            claims().as_object().unwrap().clone().into_iter().chain([("iss".to_owned(), json!(named))]).collect(),
+        );
+        format!("Bearer {}", encode(&header("k1"), &claims, &key).unwrap())
+    };
+    let asked = async {
+        verifier(&issuer).verify(Some(&token(&issuer))).await.unwrap();
+        // The same server, asked as somebody else: its keys are not theirs.
+        let other = format!("{issuer}/other");
+        let refused = verifier(&other).verify(Some(&token(&other))).await.unwrap_err();
+        assert!(matches!(&refused, TokenError::Keys(JwksError::OtherIssuer(said)) if *said == issuer), "{refused:?}");
+    };
+    tokio::select! {
+        () = served => unreachable!("it serves until nobody asks"),
+        () = asked => {}
+    }
 }

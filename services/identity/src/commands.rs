@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use authz::{Caller, Denied, Permission, Person};
 use chrono::{DateTime, TimeDelta, Utc};
-use contracts::events::identity::{ApiKeyId, GroupId, GroupUpdatedV1, InvitationId, ServiceAccountId};
+use contracts::events::identity::{
+    ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, ServiceAccountId,
+};
 use contracts::events::identity::{
     MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantStatus,
     TenantUpdatedV1,
@@ -25,9 +27,11 @@ use crate::group::MAX_GROUPS;
 use crate::member::{Member, Profile};
 use crate::people::{self, SignUp};
 use crate::store_audit::Entry;
-use crate::store_person::Membership;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
-use crate::{outgoing, permissions, store_audit, store_group, store_member, store_person, store_tenant};
+use crate::texts::Email;
+use crate::{
+    outgoing, permissions, store_audit, store_group, store_invitation, store_member, store_person, store_tenant,
+};
 
 /// The dependencies of the commands.
 #[derive(Debug, Clone)]
@@ -381,35 +385,6 @@ async fn leave_groups(
     Ok(events)
 }
 
-/// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
-/// out stays as it was.
-///
-/// # Errors
-/// The errors of the database.
-pub async fn know_again(app: &App, found: &Membership, person: &Person) -> Result<(), Error> {
-    let Some(profile) = Profile::of(person) else { return Ok(()) };
-    let call = Call::of_request(in_person(found.tenant.clone(), found.user.clone()), None);
-    let known = |member: Member| {
-        // To the second, as tokens have it: an older one brings no old address back.
-        let older = person.issued_unix_seconds < member.update_time.timestamp();
-        let new = if older { None } else { member.known_as(profile.clone(), clock::now()) };
-        new.map(|new| (member, new))
-    };
-    let mut tx = app.db.read(&call).await?;
-    let member = store_member::get(&mut tx, found.member).await?;
-    tx.end().await?;
-    if member.and_then(known).is_none() {
-        return Ok(());
-    }
-    let mut tx = app.db.begin(&call).await?;
-    let member = store_member::get_for_update(&mut tx, found.member).await?;
-    let Some((before, member)) = member.and_then(known) else { return Ok(tx.end().await?) };
-    store_member::save(&mut tx, &before, &member).await?;
-    let events = vec![outgoing::event(&call, outgoing::member(&member), MemberUpdatedV1::of)?];
-    app.outbox.commit(tx, events, &()).await?;
-    Ok(())
-}
-
 /// Erases what is known of the tenant, or removes a person from it; returns whether there was anything to erase.
 ///
 /// # Errors
@@ -447,7 +422,7 @@ pub async fn erase_member(app: &App, call: &Call, id: MemberId, person: Option<&
     call.authorize(&permissions::ERASE_MEMBER)?;
     let mut tx = app.db.begin(call).await?;
     // As whoever leaves does: the last owner is counted with the tenant locked.
-    store_tenant::get_for_update(&mut tx).await?;
+    let tenant = store_tenant::get_for_update(&mut tx).await?;
     let before = store_member::get_for_update(&mut tx, id).await?;
     let Some(before) = before.filter(|before| person.is_none_or(|person| before.user == *person)) else {
         tx.end().await?;
@@ -455,11 +430,35 @@ pub async fn erase_member(app: &App, call: &Call, id: MemberId, person: Option<&
     };
     let now = clock::now();
     let mut events = leave_groups(&mut tx, call, id, now).await?;
+    if let Some(tenant) = tenant.filter(|_| person.is_some()) {
+        events.extend(forget_address(&mut tx, call, &tenant, &before.profile.email, now).await?);
+    }
     let member = before.erase(now);
     store_member::delete(&mut tx, &before, &member).await?;
     events.push(outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?);
     app.outbox.commit(tx, events, &()).await?;
     Ok(true)
+}
+
+/// Removes the address of a person who is erased from what else holds it: the tenant's invoices, and invitations. The tenant is locked.
+async fn forget_address(
+    tx: &mut TenantTx,
+    call: &Call,
+    tenant: &Tenant,
+    address: &Email,
+    now: DateTime<Utc>,
+) -> Result<Vec<NewEvent>, Error> {
+    let mut events = Vec::new();
+    if let Some(without) = tenant.without_address(address, now) {
+        store_tenant::save(tx, tenant, &without).await?;
+        events.push(outgoing::event(call, outgoing::tenant(&without), TenantUpdatedV1::of)?);
+    }
+    for open in store_invitation::to_for_update(tx, address).await? {
+        let closed = open.erase(now);
+        store_invitation::close(tx, &open, &closed).await?;
+        events.push(outgoing::event(call, outgoing::invitation(&closed), InvitationClosedV1::of)?);
+    }
+    Ok(events)
 }
 
 fn authorize_member(call: &Call, permission: &Permission, id: MemberId) -> Result<(), Error> {

@@ -1,17 +1,19 @@
 //! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, or a key. Whatever is
 //! wrong with a credential, the answer is the same.
 
-use authz::{People, TokenError};
+use authz::{People, Person, TokenError};
 use chrono::DateTime;
+use contracts::events::identity::MemberUpdatedV1;
 use contracts::{ActorKind, TenantId, UserId};
 use service::{Call, Code, Failure, clock};
 
 use crate::api_key::KeySecret;
-use crate::commands::{App, in_person, know_again};
+use crate::commands::{App, Error, in_person};
+use crate::member::{Member, Profile};
 use crate::store_person::Membership;
 use crate::texts::Scopes;
 use crate::tokens::Grant;
-use crate::{store_api_key, store_person, store_service_account};
+use crate::{outgoing, store_api_key, store_member, store_person, store_service_account};
 
 /// A credential.
 pub enum Credential<'a> {
@@ -67,6 +69,35 @@ async fn of_person(
     let scope = scope.map(|scope| scope.as_slice().join(" "));
     let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
     Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, issued, until })
+}
+
+/// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
+/// out stays as it was.
+///
+/// # Errors
+/// The errors of the database.
+async fn know_again(app: &App, found: &Membership, person: &Person) -> Result<(), Error> {
+    let Some(profile) = Profile::of(person) else { return Ok(()) };
+    let call = Call::of_request(in_person(found.tenant.clone(), found.user.clone()), None);
+    let known = |member: Member| {
+        // To the second, as tokens have it: an older one brings no old address back.
+        let older = person.issued_unix_seconds < member.update_time.timestamp();
+        let new = if older { None } else { member.known_as(profile.clone(), clock::now()) };
+        new.map(|new| (member, new))
+    };
+    let mut tx = app.db.read(&call).await?;
+    let member = store_member::get(&mut tx, found.member).await?;
+    tx.end().await?;
+    if member.and_then(known).is_none() {
+        return Ok(());
+    }
+    let mut tx = app.db.begin(&call).await?;
+    let member = store_member::get_for_update(&mut tx, found.member).await?;
+    let Some((before, member)) = member.and_then(known) else { return Ok(tx.end().await?) };
+    store_member::save(&mut tx, &before, &member).await?;
+    let events = vec![outgoing::event(&call, outgoing::member(&member), MemberUpdatedV1::of)?];
+    app.outbox.commit(tx, events, &()).await?;
+    Ok(())
 }
 
 fn chosen(all: Vec<Membership>, named: bool) -> Result<Membership, Failure> {

@@ -125,6 +125,20 @@ pub async fn close(tx: &mut TenantTx, before: &Invitation, invitation: &Invitati
     if closed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
+/// Those that are open to this address, locked.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "invitation"))]
+pub async fn to_for_update(tx: &mut TenantTx, address: &Email) -> Result<Vec<Invitation>, StoreError> {
+    let tenant = tx.tenant();
+    let sql = format!(
+        "select {COLUMNS} from invitation t where t.tenant = $1 and t.delete_time is null and t.email = $2 \
+         order by t.id for update"
+    );
+    let rows = sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(address.as_str());
+    let rows: Vec<Row> = rows.fetch_all(&mut **tx).await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
 /// A page of invitations that are open, the newest first.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "invitation"))]

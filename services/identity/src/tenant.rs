@@ -142,6 +142,12 @@ impl Tenant {
         (self.created_by == *person).then(|| Self { created_by: UserId::erased(), ..self.changed(now) })
     }
 
+    /// The same without this address; `None` if its invoices do not go there.
+    #[must_use]
+    pub fn without_address(&self, address: &Email, now: DateTime<Utc>) -> Option<Self> {
+        (self.billing_email.as_ref() == Some(address)).then(|| Self { billing_email: None, ..self.changed(now) })
+    }
+
     /// Changes with every version.
     #[must_use]
     pub fn etag(&self) -> String {

@@ -1,7 +1,8 @@
 //! The operators' requests: the service's data compared, exported and erased.
 
 use proto::identity::{
-    DeleteGroupRequest, DeleteServiceAccountRequest, GetGroupRequest, GetTenantRequest, ListApiKeysRequest, Role,
+    DeleteGroupRequest, DeleteServiceAccountRequest, GetGroupRequest, GetTenantRequest, ListApiKeysRequest,
+    ListInvitationsRequest, Role,
 };
 use proto::ops::aggregate_service_client::AggregateServiceClient;
 use proto::ops::data_service_client::DataServiceClient;
@@ -97,6 +98,28 @@ async fn a_person_who_is_erased_is_no_member_and_the_keys_that_it_made_go_on() {
     let token = harness.issuer.person("bob", "bob@x.example");
     let refused = harness.client_with(None).exchange(&token, crate::harness::ACCESS_TOKEN, "", "").await;
     assert_eq!(reason(refused), "INVALID_TARGET");
+}
+
+#[tokio::test]
+async fn the_address_of_a_person_who_is_erased_is_nowhere_in_the_tenant() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let (_, bobs) = harness.member(&ann, "acme", ("bob", Role::Owner)).await;
+    // Invoices go to her who signed up; and somebody invites her again.
+    let request = || bobs.request(GetTenantRequest {});
+    let before = bobs.inner.clone().get_tenant(request()).await.unwrap().into_inner();
+    assert_eq!(before.billing_email, "ann@x.example");
+    bobs.invite("Ann@x.example", Role::Viewer).await.unwrap();
+    let other = bobs.invite("kim@x.example", Role::Viewer).await.unwrap();
+    let events = harness.events().await.len();
+    erase(&harness, Some(&ann.user().await)).await;
+    let after = bobs.inner.clone().get_tenant(request()).await.unwrap().into_inner();
+    assert_eq!((after.billing_email.as_str(), after.created_by.as_str()), ("", "(deleted)"));
+    let left = Value::from_iter(export(&harness, "acme", None).await.into_iter().map(|(_, row)| row)).to_string();
+    assert!(!left.contains("ann@") && left.contains("kim@x.example"), "{left}");
+    assert!(harness.events().await[events..].iter().all(|stored| !stored.text.contains("ann@")));
+    let open = bobs.inner.clone().list_invitations(bobs.request(ListInvitationsRequest::default())).await.unwrap();
+    assert_eq!(open.into_inner().invitations, [other]);
 }
 
 #[tokio::test]
