@@ -36,7 +36,7 @@ pub(crate) async fn note(
     sqlx::query(
         "insert into known_tenant as known (tenant, status, time) values ($1, $2, $3) \
          on conflict (tenant) do update set status = excluded.status, time = excluded.time \
-         where known.time <= excluded.time and known.status <> 'erased'",
+         where known.status <> 'erased' and (excluded.status = 'erased' or known.time <= excluded.time)",
     )
     .bind(tenant.as_str())
     .bind(status)

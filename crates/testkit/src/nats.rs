@@ -20,10 +20,10 @@ use tokio::process::Child;
 
 use crate::{unique, until};
 
-/// A tenant at this version of it, a second behind the one before.
-fn at(version: i32) -> Tenant {
+/// A tenant so many seconds after it signed up, at this version.
+fn at(seconds: i64, version: i32) -> Tenant {
     let tenant = Tenant::example();
-    Tenant { version, update_time: tenant.create_time + chrono::TimeDelta::seconds(version.into()), ..tenant }
+    Tenant { version, update_time: tenant.create_time + chrono::TimeDelta::seconds(seconds), ..tenant }
 }
 
 /// The rows that the outboxes of the services would have, whose events tests publish.
@@ -241,22 +241,22 @@ impl TestNats {
         async_nats::jetstream::new(self.client(&login).await)
     }
 
-    /// Publishes that a tenant has this status, since this version of it, as identity does.
+    /// Publishes that a tenant has this status, so many seconds after it signed up, at this version of it, as identity does.
     ///
     /// # Panics
     /// NATS refuses.
-    pub async fn set_status(&self, tenant: &str, status: TenantStatus, version: i32) {
+    pub async fn set_status(&self, tenant: &str, status: TenantStatus, (seconds, version): (i64, i32)) {
         let actor = Actor { id: UserId::example(), kind: ActorKind::Service };
-        self.publish(tenant, TenantStatusChangedV1 { tenant: Tenant { status, ..at(version) }, actor }).await;
+        self.publish(tenant, TenantStatusChangedV1 { tenant: Tenant { status, ..at(seconds, version) }, actor }).await;
     }
 
-    /// Publishes that a tenant was erased, at this version of it, as identity does.
+    /// The same for a tenant that was erased.
     ///
     /// # Panics
     /// NATS refuses.
-    pub async fn erase(&self, tenant: &str, version: i32) {
+    pub async fn erase(&self, tenant: &str, (seconds, version): (i64, i32)) {
         let actor = Actor { id: UserId::example(), kind: ActorKind::Service };
-        self.publish(tenant, TenantDeletedV1 { tenant: at(version), actor }).await;
+        self.publish(tenant, TenantDeletedV1 { tenant: at(seconds, version), actor }).await;
     }
 
     /// Publishes an event of a tenant, as the relay of its service does.

@@ -24,7 +24,7 @@ async fn a_suspended_tenant_reads_and_writes_nothing_until_it_is_resumed() {
     let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
     let keyed = ann.with_key("one");
     let first = keyed.create(recurring("Sweep the quay", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
-    harness.nats.set_status("acme", TenantStatus::Suspended, 2).await;
+    harness.nats.set_status("acme", TenantStatus::Suspended, (2, 5)).await;
     refused(&ann, &first.id).await;
     let rows = harness.count("outbox").await;
     for rpc in rpcs() {
@@ -41,20 +41,26 @@ async fn a_suspended_tenant_reads_and_writes_nothing_until_it_is_resumed() {
     assert_eq!(again.id, first.id);
     let hers = eve.titled("another tenant's").await;
     // What identity has said before changes nothing: the other tenant's suspension comes behind it.
-    harness.nats.set_status("acme", TenantStatus::Active, 1).await;
-    harness.nats.set_status("globex", TenantStatus::Suspended, 2).await;
+    harness.nats.set_status("acme", TenantStatus::Active, (1, 4)).await;
+    harness.nats.set_status("globex", TenantStatus::Suspended, (2, 2)).await;
     refused(&eve, &hers.id).await;
     refused(&ann, &first.id).await;
-    harness.nats.set_status("acme", TenantStatus::Active, 3).await;
+    // A restored identity counts its versions anew.
+    harness.nats.set_status("acme", TenantStatus::Active, (3, 2)).await;
     until("it writes again", || async { ann.rename(&first.id, "z").await.is_ok() }).await;
     assert_eq!(reason(eve.create(proto::todo::Todo::default()).await), "INVALID_ARGUMENT", "what is wrong stays so");
     // A token of an erased tenant writes nothing that nobody would erase.
-    harness.nats.erase("acme", 4).await;
+    harness.nats.erase("acme", (4, 3)).await;
     until("its tokens write nothing", || async {
         let renamed = ann.rename(&first.id, "x").await;
         renamed.is_err() && reason(renamed) == "TENANT_NOT_FOUND"
     })
     .await;
+    // For good, whatever comes behind it; what has come shows by the other tenant, who writes again.
+    harness.nats.set_status("acme", TenantStatus::Active, (5, 4)).await;
+    harness.nats.set_status("globex", TenantStatus::Active, (3, 3)).await;
+    until("the other tenant writes again", || async { eve.rename(&hers.id, "z").await.is_ok() }).await;
+    assert_eq!(reason(ann.rename(&first.id, "x").await), "TENANT_NOT_FOUND");
 }
 
 #[tokio::test]
@@ -66,7 +72,7 @@ async fn what_the_service_does_by_itself_goes_on() {
     stream.pause_consumer("todo-recurrence", hour).await.unwrap();
     let first = ann.create(recurring("Sweep the quay", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
     let first = ann.complete(&first.id, "").await.unwrap();
-    harness.nats.set_status("acme", TenantStatus::Suspended, 2).await;
+    harness.nats.set_status("acme", TenantStatus::Suspended, (2, 5)).await;
     refused(&ann, &first.id).await;
     stream.resume_consumer("todo-recurrence").await.unwrap();
     let second = next(&ann, &first).await;

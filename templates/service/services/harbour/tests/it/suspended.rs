@@ -12,7 +12,7 @@ async fn a_suspended_tenant_reads_and_writes_nothing_until_it_is_resumed() {
     let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
     let vessel = ann.named("Passat").await;
     let logbook = ann.logbook_of(&vessel).await;
-    harness.nats.set_status("acme", TenantStatus::Suspended, 2).await;
+    harness.nats.set_status("acme", TenantStatus::Suspended, (2, 2)).await;
     until("writes are refused", || async {
         let renamed = call(&ann, "UpdateVessel", &vessel.id, &logbook.id).await;
         renamed.is_err() && reason(renamed) == "TENANT_SUSPENDED"
@@ -28,6 +28,6 @@ async fn a_suspended_tenant_reads_and_writes_nothing_until_it_is_resumed() {
     }
     // Another tenant's vessel gets its logbook.
     eve.logbook_of(&eve.named("Passat").await).await;
-    harness.nats.set_status("acme", TenantStatus::Active, 3).await;
+    harness.nats.set_status("acme", TenantStatus::Active, (3, 3)).await;
     until("it writes again", || async { call(&ann, "DeleteVessel", &vessel.id, &logbook.id).await.is_ok() }).await;
 }
