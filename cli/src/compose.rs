@@ -20,6 +20,7 @@ use crate::k8s::render::{OPS_PORT, PORT};
 use crate::k8s::secrets::{self, Made};
 use crate::outbox::say;
 
+/// Where callers on this machine reach the gateway.
 const EDGE: &str = "http://127.0.0.1:8080";
 const NATS: &str = "nats://nats:4222";
 /// Where a container has the public keys of the issuer.

@@ -222,10 +222,9 @@ async fn a_description_that_is_another_issuers_leads_to_no_keys() {
     let (issuer, served) = described(&key).await;
     let verifier = |named: &str| Verifier::new(JwksSource::Discovery(named.to_owned()), named, "flotilla").unwrap();
     let token = |named: &str| {
-        let claims = Value::Object(
-            claims().as_object().unwrap().clone().into_iter().chain([("iss".to_owned(), json!(named))]).collect(),
-        );
-        format!("Bearer {}", encode(&header("k1"), &claims, &key).unwrap())
+        let mut claims = claims();
+        claims["iss"] = named.into();
+        bearer(&header("k1"), &claims, &key)
     };
     let asked = async {
         verifier(&issuer).verify(Some(&token(&issuer))).await.unwrap();

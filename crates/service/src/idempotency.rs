@@ -5,15 +5,14 @@
 //! method. While the first request runs, a second gets ABORTED. The key with another request gets INVALID_ARGUMENT; after the first
 //! request, a repeat gets its answer. Only committed answers are kept, for 24 hours: after an error, a repeat runs again.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr as _};
+use sqlx::PgConnection;
+use sqlx::migrate::Migrator;
 
-use crate::{Code, Failure, notes};
+use crate::{Code, Failure, notes, shipped};
 use authz::Caller;
 
 /// The metadata entry (HTTP: `Idempotency-Key`).
@@ -190,16 +189,7 @@ const STEPS: [(&str, &str); 5] = [
 
 /// Makes the table of answers, for the service's role and its operator's.
 pub(crate) fn migrations(app: &str, operator: &str) -> Migrator {
-    let step = |(number, (name, sql)): (i64, &(&'static str, &'static str))| {
-        let step = Migration::new(number, Cow::Borrowed(*name), MigrationType::Simple, (*sql).into_sql_str(), false);
-        let sql = sql.replace("{app}", &format!("\"{app}\"")).replace("{operator}", &format!("\"{operator}\""));
-        // Its checksum is the step's, whatever the roles.
-        Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..step }
-    };
-    let mut migrator = Migrator::with_migrations((1..).zip(&STEPS).map(step).collect());
-    migrator.dangerous_set_table_name("_idempotency_migrations");
-    migrator.set_ignore_missing(true);
-    migrator
+    shipped::migrations("_idempotency_migrations", &STEPS, &[("app", app), ("operator", operator)])
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub mod tenants;
 
 pub mod tenants_events;
 
+mod shipped;
+
 pub mod due;
 
 pub mod idempotency;

@@ -1,14 +1,13 @@
 //! What a service knows of tenants by identity's events: which of them are suspended or erased. These read, and write nothing; what the
 //! service does by itself goes on: handlers, timers, erasures.
 
-use std::borrow::Cow;
-
 use chrono::{DateTime, Utc};
 use contracts::TenantId;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr as _};
+use sqlx::PgConnection;
+use sqlx::migrate::Migrator;
 
 use crate::failure::{Code, Failure};
+use crate::shipped;
 
 /// The status of a tenant of which nothing is left.
 pub(crate) const ERASED: &str = "erased";
@@ -61,17 +60,6 @@ pub(crate) async fn refuse_suspended(db: &mut PgConnection, tenant: &TenantId) -
 
 /// Makes the table of known tenants, for the service's role.
 pub(crate) fn migrations(app: &str) -> Migrator {
-    let step = Migration::new(
-        1,
-        Cow::Borrowed("tenants"),
-        MigrationType::Simple,
-        include_str!("../schema/tenants.sql").into_sql_str(),
-        false,
-    );
-    let sql = AssertSqlSafe(step.sql.as_str().replace("{app}", &format!("\"{app}\""))).into_sql_str();
-    // Its checksum is the step's, whatever the role.
-    let mut migrator = Migrator::with_migrations(vec![Migration { sql, ..step }]);
-    migrator.dangerous_set_table_name("_tenants_migrations");
-    migrator.set_ignore_missing(true);
-    migrator
+    let steps = [("tenants", include_str!("../schema/tenants.sql"))];
+    shipped::migrations("_tenants_migrations", &steps, &[("app", app)])
 }

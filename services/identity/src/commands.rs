@@ -8,11 +8,8 @@ use std::time::Duration;
 use authz::{Caller, Denied, Permission, Person};
 use chrono::{DateTime, TimeDelta, Utc};
 use contracts::events::identity::{
-    ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, ServiceAccountId,
-};
-use contracts::events::identity::{
-    MemberAddedV1, MemberId, MemberRemovedV1, MemberUpdatedV1, TenantCreatedV1, TenantDeletedV1, TenantStatus,
-    TenantUpdatedV1,
+    ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, MemberAddedV1, MemberId, MemberRemovedV1,
+    MemberUpdatedV1, ServiceAccountId, TenantCreatedV1, TenantDeletedV1, TenantStatus, TenantUpdatedV1,
 };
 use contracts::text::TextError;
 use contracts::{Actor, ActorKind, Role, TenantId, UserId};
@@ -378,7 +375,7 @@ async fn leave_groups(
 ) -> Result<Vec<NewEvent>, Error> {
     let mut events = Vec::new();
     for before in store_group::of_member_for_update(tx, member).await? {
-        let Some(group) = before.without(member, now) else { continue };
+        let group = before.without(member, now);
         store_group::save(tx, &before, &group).await?;
         events.push(outgoing::event(call, outgoing::group(&group), GroupUpdatedV1::of)?);
     }

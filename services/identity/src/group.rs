@@ -104,11 +104,10 @@ impl Group {
         (new != *self).then(|| new.changed(now))
     }
 
-    /// The same without this member; `None` if it is none of its.
+    /// The group without a member of its.
     #[must_use]
-    pub fn without(&self, member: MemberId, now: DateTime<Utc>) -> Option<Self> {
-        let members = self.members.without(member);
-        (members != self.members).then(|| Self { members, ..self.changed(now) })
+    pub fn without(&self, member: MemberId, now: DateTime<Utc>) -> Self {
+        Self { members: self.members.without(member), ..self.changed(now) }
     }
 
     /// Whether its name differs from the one `before` and is misleading.

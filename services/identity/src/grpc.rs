@@ -75,9 +75,7 @@ impl Identity {
         let user = user_of(&person)?;
         Ok((person, user))
     }
-}
 
-impl Identity {
     /// An invitation as its tenant sees it.
     fn linked(&self, invitation: &Invitation) -> pb::Invitation {
         pb::Invitation { link: self.links.to(invitation.id), ..wire::invitation(invitation) }

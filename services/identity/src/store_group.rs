@@ -105,6 +105,15 @@ async fn one(tx: &mut TenantTx, how: &'static str, id: GroupId) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
+/// How many are there. Lock the tenant before: none is made meanwhile.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member_group"))]
+pub async fn count(tx: &mut TenantTx) -> Result<i64, StoreError> {
+    let tenant = tx.tenant();
+    let count = "select count(*) from member_group where tenant = $1 and delete_time is null";
+    Ok(sqlx::query_scalar(count).bind(tenant.as_str()).fetch_one(&mut **tx).await?)
+}
+
 /// Writes the next version of one.
 ///
 /// # Errors

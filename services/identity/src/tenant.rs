@@ -118,7 +118,7 @@ impl Tenant {
         (new != *self).then(|| new.changed(now))
     }
 
-    /// The same with this status, though it is the one that it has: whoever missed it is told anew.
+    /// The next version, with this status; also where it has that already, so that the event is published again.
     #[must_use]
     pub fn with_status(&self, status: TenantStatus, now: DateTime<Utc>) -> Self {
         Self { status, ..self.changed(now) }
