@@ -13,6 +13,7 @@ use devstack::issuer::Issuer;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::adoption;
 use crate::context::Context;
 
 /// How long a request is sent again while the fleet is unavailable.
@@ -59,33 +60,22 @@ pub struct TokenArgs {
     minutes: u16,
 }
 
-pub fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Result<String, anyhow::Error> {
-    issuer(context)?.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
+/// A token of an owner of the tenant, of which the person becomes a member, where it is none.
+pub async fn token(context: &Context, tenant: &str, user: &str, minutes: u16) -> Result<String, anyhow::Error> {
+    let issuer = context.development_issuer()?;
+    adoption::admit(context, tenant, user, Role::Owner).await?;
+    issuer.token(tenant, user, chrono::TimeDelta::minutes(i64::from(minutes)))
 }
 
 /// A token of the development provider's, for a person whose e-mail address is verified.
 fn person_token(context: &Context, name: &str, minutes: u16) -> Result<String, anyhow::Error> {
-    issuer(context)?;
+    context.development_issuer()?;
     let provider = Issuer::of_people(&context.open_stack_dir()?)?;
     let claims = json!({"email": format!("{name}@people.example"), "email_verified": true, "name": name});
     provider.person_token(name, &claims, chrono::TimeDelta::minutes(i64::from(minutes)))
 }
 
-pub fn issuer(context: &Context) -> Result<Issuer, anyhow::Error> {
-    if !context.home.join("secrets/issuer-key").exists() {
-        if context.is_elsewhere() {
-            bail!(
-                "{} has no issuer's key, which is for development: an operator's token comes from FLOTILLA_OPERATOR_TOKEN or the \
-                 profile's --token-command, and a tenant's from the fleet's issuer",
-                context.home.display()
-            );
-        }
-        bail!("there is no development issuer in {}, which signs tokens: `make up` makes one", context.home.display());
-    }
-    Issuer::open(&context.open_stack_dir()?)
-}
-
-pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
+pub async fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Error> {
     let lifetime = chrono::TimeDelta::minutes(i64::from(who.minutes));
     let token = match (&who.person, &who.tenant, &who.user) {
         (Some(person), ..) => person_token(context, person.as_str(), who.minutes)?,
@@ -97,9 +87,11 @@ pub fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyhow::Err
             if let Some(agent) = &who.agent {
                 claims["act"] = json!({"sub": agent, "kind": "agent"});
             }
-            issuer(context)?.token_with(tenant.as_str(), user.as_str(), &claims, lifetime)?
+            let issuer = context.development_issuer()?;
+            adoption::admit(context, tenant.as_str(), user.as_str(), who.role).await?;
+            issuer.token_with(tenant.as_str(), user.as_str(), &claims, lifetime)?
         }
-        (None, None, Some(user)) => issuer(context)?.operator_token(user.as_str(), lifetime)?,
+        (None, None, Some(user)) => context.development_issuer()?.operator_token(user.as_str(), lifetime)?,
         (None, _, None) => bail!("name a --user, or a --person"),
     };
     if context.json {
@@ -130,8 +122,8 @@ pub struct Answer {
 }
 
 impl Api {
-    pub fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
-        Self::by(context, token(context, tenant, user, 1440)?)
+    pub async fn new(context: &Context, tenant: &str, user: &str) -> Result<Self, anyhow::Error> {
+        Self::by(context, token(context, tenant, user, 1440).await?)
     }
 
     /// A caller with this token or key.

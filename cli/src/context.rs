@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use devstack::StackDir;
-use devstack::issuer::ISSUER;
+use devstack::issuer::{ISSUER, Issuer};
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::supervisor::{StackStatus, read_status};
 
@@ -176,6 +176,21 @@ impl Context {
             Some((_, profile)) => Ok(profile.addresses.nats.clone()),
             None => self.unit_url("nats"),
         }
+    }
+
+    /// The development issuer, by its key in the folder.
+    pub fn development_issuer(&self) -> Result<Issuer, anyhow::Error> {
+        if !self.home.join("secrets/issuer-key").exists() {
+            if self.is_elsewhere() {
+                bail!(
+                    "{} has no issuer's key, which is for development: an operator's token comes from FLOTILLA_OPERATOR_TOKEN or the \
+                     profile's --token-command, and a tenant's from the fleet's issuer",
+                    self.home.display()
+                );
+            }
+            bail!("there is no development issuer in {}, which signs tokens: `make up` makes one", self.home.display());
+        }
+        Issuer::open(&self.open_stack_dir()?)
     }
 
     /// The issuer, and where its key set is.

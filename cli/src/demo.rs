@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::adoption;
 use crate::api::{Answer, Api};
 use crate::context::Context;
 use crate::events::{self, Received};
@@ -20,7 +21,8 @@ fn key() -> String {
 }
 
 pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
-    let eve = Api::new(context, "globex", "eve")?;
+    adoption::of_this_machine(context).await?;
+    let eve = Api::new(context, "globex", "eve").await?;
     let acme: TenantId = "acme".parse()?;
     let (_js, stream) = events::open(context).await?;
     let (sender, mut heard) = mpsc::unbounded_channel();

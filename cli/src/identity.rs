@@ -8,6 +8,7 @@ use proto::ops::{
 };
 use serde_json::{Value, json};
 
+use crate::adoption::{self, AdoptArgs};
 use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::outbox::say;
@@ -39,6 +40,9 @@ enum IdentityCommand {
         #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=1_000))]
         limit: i64,
     },
+    /// Make the tenants that services, streams or indexes know and identity does not, each with who made its oldest aggregate as its owner. Before,
+    /// nobody signs up.
+    Adopt(AdoptArgs),
     /// Let a tenant read and not write. What the services do by themselves goes on. Repeated, it tells them anew.
     Suspend {
         /// The tenant.
@@ -63,6 +67,7 @@ pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::E
     match &args.command {
         IdentityCommand::Tenants { after, limit } => tenants(context, after.clone(), *limit).await,
         IdentityCommand::Invitations { tenant, limit } => invitations(context, tenant, *limit).await,
+        IdentityCommand::Adopt(args) => adoption::run(context, args).await,
         IdentityCommand::Suspend { tenant, act } => {
             let question = format!("Suspend the tenant {tenant}? It reads, and all its writes are refused.");
             set(context, tenant, ("suspended", "suspend tenant"), (&question, act)).await

@@ -4,6 +4,7 @@
 #[macro_use]
 mod terminal;
 
+mod adoption;
 mod api;
 mod audit;
 mod backup;
@@ -121,7 +122,7 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Compare outbox, stream and read model: lost, duplicated, out of order, foreign, diverged.
     Verify(scheduled::VerifyCommand),
-    /// Show the tenants and their open invitations; suspend a tenant, or resume it.
+    /// Show the tenants and their open invitations; suspend a tenant, or resume it; adopt those of before.
     Identity(identity::IdentityArgs),
     /// Export or erase what the services hold about a tenant, or about one person in it.
     Data(data::DataArgs),
@@ -230,7 +231,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Backups(args) => backup::list(context, &args).await,
         Command::Restore(args) => Box::pin(restore::run(context, &args)).await,
         Command::Status(args) => status::run(context, &args).await,
-        Command::Token(who) => api::print_token(context, &who),
+        Command::Token(who) => api::print_token(context, &who).await,
         Command::Demo => demo::run(context).await,
         Command::Import(import) => import::run(context, &import).await,
         Command::Events { command } => events::run(context, &command).await,

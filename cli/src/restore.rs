@@ -21,7 +21,7 @@ use crate::outbox::say;
 use crate::processes::said;
 use crate::stack::{self, UpArgs};
 use crate::verify::{self, VerifyArgs};
-use crate::{api, audit, events, outbox, rebuild};
+use crate::{audit, events, outbox, rebuild};
 
 /// For how long a relay may publish nothing that is to be published.
 const STANDS_STILL: Duration = Duration::from_secs(120);
@@ -133,7 +133,7 @@ pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Er
     let starting = stack::bring_up(context, &args.up).await;
     starting.context("the stores are back: start the fleet (`flotilla up`), then run `flotilla restore follow`")?;
     let up = started.elapsed().saturating_sub(stores);
-    let token = api::issuer(context)?.operator_token(user.as_str(), TimeDelta::hours(12))?;
+    let token = context.development_issuer()?.operator_token(user.as_str(), TimeDelta::hours(12))?;
     let act = ActArgs { yes: true, ..args.act.clone() };
     let done = json!({
         "to": moment(to), "stores": restored, "storesSeconds": stores.as_secs_f64(), "upSeconds": up.as_secs_f64(),

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::adoption;
 use crate::context::Context;
 use crate::demo;
 use crate::observe::ObserveArgs;
@@ -166,6 +167,16 @@ fn say_to_terminal() -> Reporter {
     Arc::new(|line| println!("  {line}"))
 }
 
+/// Starts the fleet, and lets people sign up: nobody owns its tenants by that.
+async fn start(context: &Context, options: &Options) -> Result<Stack, anyhow::Error> {
+    let stack = Stack::start(options, say_to_terminal()).await?;
+    if let Err(error) = adoption::of_this_machine(context).await {
+        println!("  nobody signs up here until `flotilla identity adopt` has run: {error:#}");
+    }
+    stack.status_file.is_up();
+    Ok(stack)
+}
+
 /// Waits for Ctrl-C, or for the signal to stop.
 pub async fn stop_requested() -> Result<(), anyhow::Error> {
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -185,7 +196,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
     let options = options(context, args)?;
     // Stopped in the middle of the start: what runs already dies with this process.
     let stack = tokio::select! {
-        stack = Stack::start(&options, say_to_terminal()) => stack?,
+        stack = start(context, &options) => stack?,
         stop = stop_requested() => {
             std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
             println!("\nStopped before it was up.");
@@ -390,7 +401,7 @@ pub async fn supervise(context: &Context, args: &SuperviseArgs) -> Result<(), an
     let mut stop = std::pin::pin!(stop);
     let options = options(context, &args.up)?;
     let stack = tokio::select! {
-        stack = Stack::start(&options, say_to_terminal()) => stack?,
+        stack = start(context, &options) => stack?,
         stopped = &mut stop => {
             std::fs::remove_file(context.home.join(STATUS_FILE)).ok();
             return stopped;
@@ -428,6 +439,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
         )?
     };
     let stack = Stack::start(&options, say_to_terminal()).await?;
+    stack.status_file.is_up();
     let mut roles = serde_json::Map::new();
     for service in fleet::SERVICES.iter().filter(|service| service.database.is_some()) {
         let passwords = devstack::postgres::roles(&stack.home, service.name)?;

@@ -262,6 +262,29 @@ impl Caller {
         Self { token: other.token.clone(), ..self.clone() }
     }
 
+    /// The same connections, with this token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// A person in one of several tenants: with the fleet's token, which names it.
+    ///
+    /// # Panics
+    /// The person is no member of it.
+    pub async fn in_tenant(&self, tenant: &str) -> Self {
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+            ("subject_token", self.token.as_deref().unwrap_or_default()),
+            ("tenant", tenant),
+        ];
+        let request = Self { token: None, ..self.clone() }.request(Method::POST, "/v1/token").form(&form);
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        self.with_token(answer.body["access_token"].as_str().unwrap())
+    }
+
     /// A request with this caller's token; POST gets a new idempotency key.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));

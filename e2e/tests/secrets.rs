@@ -174,7 +174,7 @@ async fn every_secret_is_rotated_under_load_and_no_request_fails() {
     now.create(json!({"title": title})).await;
     until("it is found", || async { now.search("seams").await == [title] }).await;
     let report = fleet.json(&["verify"]).await;
-    assert_eq!(report["outboxRows"], written + 2, "{report}");
+    assert_eq!(report["todos"], written + 2, "{report}");
     for kind in ["lost", "duplicated", "outOfOrder", "foreign", "diverged"] {
         assert_eq!(report[kind]["count"], 0, "{report}");
     }

@@ -97,7 +97,7 @@ async fn a_fleet_speaks_tls_alone_and_certificates_change_under_load() {
     .await;
 
     let report = fleet.json(&["verify"]).await;
-    assert_eq!(report["outboxRows"], Value::from(written + 1), "{report}");
+    assert_eq!(report["todos"], Value::from(written + 1), "{report}");
     Arc::into_inner(fleet).unwrap().stop().await;
 }
 

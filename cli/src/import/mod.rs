@@ -117,7 +117,7 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
         }
         Ok(())
     });
-    let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str())?;
+    let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str()).await?;
     let started = Instant::now();
     let (mut written, mut replayed) = (0_u64, 0_u64);
     let (mut left_out, mut remarks) = (Said::default(), Said::default());

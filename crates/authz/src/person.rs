@@ -50,6 +50,14 @@ struct Claims {
 /// Verifies the access tokens of a provider.
 pub struct People(Trusted);
 
+impl Person {
+    /// The issuer, and the subject there: who it is.
+    #[must_use]
+    pub fn named(&self) -> (&str, &str) {
+        (&self.issuer, &self.subject)
+    }
+}
+
 impl People {
     /// Without keys; the first token, or [`People::refresh`], fetches them.
     ///

@@ -100,7 +100,7 @@ pub async fn lock(home: &StackDir) -> Result<Lock, anyhow::Error> {
 }
 
 impl Stack {
-    /// Brings everything up, and reports each step. After an error nothing is left running.
+    /// Brings everything up, and reports each step; its status file does not say so yet. After an error nothing is left running.
     ///
     /// # Errors
     /// One clear message: what failed, where its log is, what to do.
@@ -119,10 +119,7 @@ impl Stack {
         let issuer_stop = CancellationToken::new();
         let starting = Startup { options, home: &home, say: &say, supervisor: &supervisor, status_file: &status_file };
         match Box::pin(starting.all(&programs, ports, gateway_port, &issuer_stop)).await {
-            Ok(postgres) => {
-                status_file.is_up();
-                Ok(Self { home, status_file, postgres, supervisor, issuer_stop, _lock: lock })
-            }
+            Ok(postgres) => Ok(Self { home, status_file, postgres, supervisor, issuer_stop, _lock: lock }),
             Err(error) => {
                 supervisor.stop_all().await;
                 issuer_stop.cancel();

@@ -56,7 +56,7 @@ pub static SERVICES: &[Service] = &[
     Service {
         port: Some(17401),
         serves: &["flotilla.identity.v1.IdentityService"],
-        database: Some(Database { of_no_tenant: &["person"] }),
+        database: Some(Database { of_no_tenant: &["adoption", "person"] }),
         produces: true,
         page_token_key: Some("identity-page-token-key"),
         signs: true,

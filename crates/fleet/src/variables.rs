@@ -23,7 +23,8 @@ pub struct Surroundings<'a> {
 }
 
 /// The variables that all services of a development fleet share: NATS; the issuer of the fleet's tokens and the people's OpenID provider, each with
-/// its key set (of a provider None: where it says itself); the edge, where people take up invitations; and that everybody may sign up.
+/// its key set (of a provider None: where it says itself); the edge, where people take up invitations; that everybody may sign up, and that it is a
+/// developer's.
 #[must_use]
 pub fn shared(
     nats: &str,
@@ -32,7 +33,7 @@ pub fn shared(
     edge: &str,
 ) -> Vec<(&'static str, String)> {
     let mut all = vec![("FLOTILLA_NATS_URL", nats), ("FLOTILLA_ISSUER", issuer), ("FLOTILLA_JWKS", jwks)];
-    all.extend([("FLOTILLA_PROVIDER", provider), ("FLOTILLA_SIGN_UP", "open")]);
+    all.extend([("FLOTILLA_PROVIDER", provider), ("FLOTILLA_SIGN_UP", "open"), ("FLOTILLA_LOCAL", "true")]);
     all.extend(keys.map(|keys| ("FLOTILLA_PROVIDER_JWKS", keys)));
     let link = ("FLOTILLA_INVITATION_LINK", format!("{edge}/v1/invitations/{{id}}:accept"));
     all.into_iter().map(|(name, value)| (name, value.to_owned())).chain([link]).collect()

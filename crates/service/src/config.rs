@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
-use authz::JwksSource;
+use authz::{JwksSource, Verifier};
 use clap::Args;
 
 use crate::arguments::{ConfigErrors, Settings};
@@ -60,6 +60,8 @@ fn targets(text: &str) -> Result<String, tracing_subscriber::filter::ParseError>
     text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned())
 }
 
+/// The hosts of the development issuer and provider.
+const DEVELOPMENT: &str = "flotilla.localhost";
 /// The audience of operators' tokens, unless another is configured.
 const OPERATORS: &str = "flotilla-operators";
 
@@ -75,6 +77,36 @@ pub struct Issuer {
     /// The audience that operators' tokens must name, at the operations port.
     #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = OPERATORS)]
     pub operators_audience: String,
+    /// Whether this is a developer's machine. Elsewhere the development issuer and provider, whose keys lie in a folder, are refused.
+    #[arg(long, env = "FLOTILLA_LOCAL", default_value = "false", action = clap::ArgAction::Set)]
+    pub local: bool,
+}
+
+impl Issuer {
+    /// What verifies its tokens for this audience, without its keys yet.
+    ///
+    /// # Errors
+    /// It is the development issuer, and this is no developer's machine; the client for the keys cannot be made.
+    pub(crate) fn verifier(&self, audience: &str) -> Result<Verifier, anyhow::Error> {
+        refuse_development(&self.name, self.local)?;
+        Ok(Verifier::new(self.jwks.clone(), &self.name, audience)?)
+    }
+}
+
+/// Refuses an issuer of a developer's machine elsewhere: whoever has the folder with its keys is anybody.
+///
+/// # Errors
+/// It is one, and this is no developer's machine.
+pub fn refuse_development(issuer: &str, local: bool) -> Result<(), anyhow::Error> {
+    let authority = issuer.split_once("://").map_or(issuer, |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default().split(':').next().unwrap_or_default();
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    anyhow::ensure!(
+        local || !(host == DEVELOPMENT || host.ends_with(&format!(".{DEVELOPMENT}"))),
+        "{issuer} is trusted on a developer's machine alone: name the fleet's own, or say FLOTILLA_LOCAL=true"
+    );
+    Ok(())
 }
 
 /// The configuration of every service that callers of the fleet connect to.
@@ -163,7 +195,7 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned() },
+            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned(), local: true },
             audience: audience.to_owned(),
             release_header: true,
             admission: Admission::wide(),
@@ -260,4 +292,27 @@ pub struct Pages {
     /// The key for page tokens, the same for all replicas. Of several, a line each, the first makes tokens, and all of them read.
     #[arg(long, env = "FLOTILLA_PAGE_TOKEN_KEY", hide_env_values = true)]
     pub page_token_key: Secret,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_issuer_of_a_developers_machine_is_refused_elsewhere_however_it_is_spelled() {
+        for name in [
+            "https://issuer.flotilla.localhost",
+            "http://flotilla.localhost:8080/x",
+            "https://people.FLOTILLA.localhost.",
+            "https://a:b@issuer.flotilla.localhost",
+            "https://issuer.flotilla.localhost?x",
+            "issuer.flotilla.localhost#x",
+        ] {
+            assert!(super::refuse_development(name, false).is_err(), "{name}");
+            super::refuse_development(name, true).unwrap();
+        }
+        for name in
+            ["https://issuer.acme.example", "https://flotilla.localhost.acme.example", "https://notflotilla.localhost"]
+        {
+            super::refuse_development(name, false).unwrap();
+        }
+    }
 }

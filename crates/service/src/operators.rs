@@ -34,7 +34,7 @@ impl Process {
     /// # Errors
     /// The client for the issuer's keys cannot be made, or others are served already.
     pub fn operate(&self, issuer: &Issuer, services: Routes) -> Result<(), anyhow::Error> {
-        let verifier = Arc::new(Verifier::new(issuer.jwks.clone(), &issuer.name, &issuer.operators_audience)?);
+        let verifier = Arc::new(issuer.verifier(&issuer.operators_audience)?);
         // So that an operator gets in while the issuer is unavailable.
         let keys = Arc::clone(&verifier);
         self.lifecycle.run("operators' keys", |stop| async move {

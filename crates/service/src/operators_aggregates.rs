@@ -6,11 +6,11 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use contracts::TenantId;
+use contracts::{TenantId, UserId};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use proto::ops::aggregate_service_server::{AggregateService, AggregateServiceServer};
-use proto::ops::{Aggregate, GetAggregatesRequest, Key, ListAggregatesRequest};
-use serde::Serialize;
+use proto::ops::{Aggregate, GetAggregatesRequest, HeldTenant, Key, ListAggregatesRequest, ListHeldTenantsRequest};
+use serde::{Deserialize, Serialize};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -46,6 +46,16 @@ impl State {
     pub fn new<S: Serialize, E: Display>(id: Uuid, version: i32, state: Option<Result<S, E>>) -> Self {
         let said = |state: S| serde_json::to_string(&state).map_err(|error| error.to_string());
         Self { id, version, state: state.map(|state| state.map_err(|error| format!("{error:#}")).and_then(said)) }
+    }
+
+    /// Who made it, as its events say; none of one that names nobody.
+    fn maker(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Made {
+            created_by: UserId,
+        }
+        let Made { created_by } = serde_json::from_str(self.state.as_ref()?.as_ref().ok()?).ok()?;
+        (created_by != UserId::erased()).then(|| created_by.to_string())
     }
 }
 
@@ -175,6 +185,30 @@ impl AggregateService for Operated {
         }
         Ok(answers(all))
     }
+
+    type ListHeldTenantsStream = Answers<HeldTenant>;
+
+    async fn list_held_tenants(
+        &self,
+        request: Request<ListHeldTenantsRequest>,
+    ) -> Result<Response<Answers<HeldTenant>>, Status> {
+        let ListHeldTenantsRequest { after, limit: most } = request.into_inner();
+        let (most, asked) = (limit(most)?.min(MAX as i64), self.clone());
+        // One at a time, as the caller reads them.
+        let held = stream::try_unfold((after, most), move |(after, left)| {
+            let asked = asked.clone();
+            async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                let Some(tenant) = asked.held_behind(&after).await? else { return Ok(None) };
+                let created_by = asked.oldest_maker(&tenant).await?;
+                let tenant = tenant.to_string();
+                Ok::<_, Status>(Some((HeldTenant { tenant: tenant.clone(), created_by }, (tenant, left - 1))))
+            }
+        });
+        Ok(Response::new(held.boxed()))
+    }
 }
 
 impl Operated {
@@ -205,6 +239,34 @@ impl Operated {
         reading.left -= states.len() as i64;
         (reading.after, reading.passed) = (Uuid::nil(), next.to_string());
         Ok(Some(states.into_iter().map(|state| aggregate(&next, state)).collect()))
+    }
+
+    /// The first tenant behind this name that has aggregates of any kind.
+    async fn held_behind(&self, name: &str) -> Result<Option<TenantId>, Status> {
+        let mut first = None;
+        for kind in 0..self.kinds.len() {
+            let behind = self.tenant_behind(kind, name).await?;
+            first = first.into_iter().chain(behind).min();
+        }
+        Ok(first)
+    }
+
+    /// Who made the oldest of a tenant's aggregates that still names somebody, of the first kind that has one: ids are in the order of time.
+    async fn oldest_maker(&self, tenant: &TenantId) -> Result<Option<String>, Status> {
+        let mut tx = self.db.read_as(tenant).await.map_err(away)?;
+        let mut found = None;
+        for kind in self.kinds.iter() {
+            let mut after = Uuid::nil();
+            while found.is_none() {
+                let page = Page { after, from: None, to: None, limit: 100 };
+                let states = kind.page(&mut tx, page).await.map_err(away)?;
+                let Some(last) = states.last() else { break };
+                after = last.id;
+                found = states.iter().find_map(State::maker);
+            }
+        }
+        tx.end().await.map_err(away)?;
+        Ok(found)
     }
 
     async fn tenant_behind(&self, kind: usize, name: &str) -> Result<Option<TenantId>, Status> {

@@ -91,7 +91,7 @@ impl Process {
             common.audience != common.issuer.operators_audience,
             "FLOTILLA_OPERATORS_AUDIENCE: must differ from FLOTILLA_AUDIENCE, or each tenant's token is an operator's"
         );
-        let verifier = Arc::new(Verifier::new(common.issuer.jwks.clone(), &common.issuer.name, &common.audience)?);
+        let verifier = Arc::new(common.issuer.verifier(&common.audience)?);
         self.readiness.set("keys", false);
         let (ready, keys) = (self.readiness.clone(), Arc::clone(&verifier));
         self.lifecycle.run("keys", |stop| async move {

@@ -136,7 +136,6 @@ fn status_answers_the_first_questions_of_an_operator() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("status", "ann").await;
         ann.create(serde_json::json!({"title": "something to measure"})).await;
-        fleet.person("status").await.sign_up("status").await;
         testkit::until("each stage has been measured", || async {
             let status = fleet.json(&["status"]).await;
             status["stages"].as_array().unwrap().iter().all(is_measured)
@@ -229,7 +228,6 @@ fn events_and_lag_can_be_watched() {
     with_fleet(|fleet, _| async {
         let ann = fleet.caller("watch", "ann").await;
         let todo = ann.create(serde_json::json!({"title": "watched"})).await;
-        fleet.person("watch").await.sign_up("watch").await;
         let output =
             fleet.run(&["events", "tail", "--tenant", "watch", "--from-start", "--count", "1", "--json"]).await;
         let event: Value = serde_json::from_slice(&output.stdout).unwrap();

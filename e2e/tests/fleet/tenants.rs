@@ -59,6 +59,64 @@ fn every_route_answers_another_tenant_with_404_or_nothing() {
     });
 }
 
+#[test]
+fn a_tenant_of_before_is_adopted_with_its_owner_and_nobody_signs_it_up() {
+    with_fleet(|fleet, _| async {
+        // As in a release before identity: whatever a token says is a tenant.
+        let home = devstack::StackDir::open(&fleet.home).unwrap();
+        let issuer = devstack::issuer::Issuer::open(&home).unwrap();
+        let token = issuer.token("of-before", "ada", chrono::TimeDelta::minutes(10)).unwrap();
+        let of_before = fleet.caller("of-today", "ann").await.with_token(&token);
+        let todo = of_before.create(json!({"title": "Tar the hull"})).await;
+        testkit::until("it is in the index", || async { of_before.search("hull").await.len() == 1 }).await;
+        let operator = String::from_utf8(fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout).unwrap();
+        let adopt = async |more: &[&str]| {
+            let args = ["identity", "adopt", "--yes", "--reason", "they were here before", "--json"];
+            let mut command = fleet.command(&[&args[..], more].concat());
+            command.env("FLOTILLA_OPERATOR_TOKEN", operator.trim()).output().await.unwrap()
+        };
+        let asked = adopt(&[]).await;
+        assert!(String::from_utf8_lossy(&asked.stderr).contains("--country"), "{asked:?}");
+        let where_they_are = ["--country", "DE", "--currency", "EUR"];
+        let adopted = async || {
+            let output = adopt(&where_they_are).await;
+            assert!(output.status.success(), "{output:?}");
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()["adopted"].clone()
+        };
+        assert_eq!(adopted().await["of-before"], "ada");
+        assert_eq!(adopted().await, json!({}));
+
+        let eve = fleet.person("adoption-eve").await;
+        let taken = json!({"id": "of-before", "name": "Mine", "country": "DE", "currency": "EUR"});
+        let taken = eve.send(Method::POST, "/v1/tenants", Some(taken)).await;
+        assert_eq!((taken.status, taken.code()), (409, "TENANT_EXISTS"));
+        // Whoever made its first todo signs in, and owns it under the same name.
+        let ada = fleet.person("ada").await.in_tenant("of-before").await;
+        let me = ada.send(Method::GET, "/v1/me", None).await.body;
+        assert_eq!((&me["actor"], &me["role"]), (&json!("user:ada"), &json!("OWNER")));
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        assert_eq!(ada.send(Method::GET, &path, None).await.body, todo);
+        let member = json!({"email": "bob@people.example", "role": "MEMBER"});
+        assert_eq!(ada.send(Method::POST, "/v1/invitations", Some(member)).await.status, 200);
+    });
+}
+
+#[test]
+fn a_development_token_makes_tenant_and_member_and_identity_takes_it() {
+    with_fleet(|fleet, _| async {
+        for (user, role, is) in [("ann", "owner", "owner"), ("bob", "viewer", "viewer"), ("ann", "owner", "owner")] {
+            let caller = fleet.caller_as("of-a-token", user, &["--role", role]).await;
+            let members = caller.send(Method::GET, "/v1/members", None).await.body;
+            let own = |member: &&Value| member["user"] == user;
+            let role = members["members"].as_array().unwrap().iter().find(own).map(|member| &member["role"]);
+            assert_eq!(role, Some(&json!(is.to_ascii_uppercase())), "{user}: {members}");
+        }
+        let eve = fleet.person("token-eve").await;
+        let taken = json!({"id": "of-a-token", "name": "Mine", "country": "DE", "currency": "EUR"});
+        assert_eq!(eve.send(Method::POST, "/v1/tenants", Some(taken)).await.code(), "TENANT_EXISTS");
+    });
+}
+
 /// The id of nothing.
 const NOBODY: &str = "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2f00";
 /// The bound that `docs/identity.md` states.

@@ -134,7 +134,9 @@ impl From<Error> for Failure {
             Error::NoApiKey(_) => Self::new(Code::NotFound, "API_KEY_NOT_FOUND", error),
             Error::TenantExists(_) => Self::new(Code::AlreadyExists, "TENANT_EXISTS", error),
             Error::MemberExists => Self::new(Code::AlreadyExists, "MEMBER_EXISTS", error),
-            Error::SignUp(people::Refused::Closed) => Self::new(Code::PermissionDenied, "SIGN_UP_CLOSED", error),
+            Error::SignUp(people::Refused::Closed | people::Refused::NotAdopted) => {
+                Self::new(Code::PermissionDenied, "SIGN_UP_CLOSED", error)
+            }
             Error::SignUp(people::Refused::TooMany) => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", error).retry_after(Duration::from_secs(600))
             }
@@ -152,12 +154,20 @@ pub fn in_person(tenant: TenantId, user: UserId) -> Caller {
     Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None }
 }
 
-/// The user that a person is: the same for whoever sees the person first.
+/// The user that a person is; of one who was never seen, the same for whoever sees the person first.
 ///
 /// # Errors
-/// INTERNAL: every UUID is a user's id.
-pub fn user_of(person: &Person) -> Result<UserId, Failure> {
-    let name = format!("{} {}", person.issuer, person.subject);
+/// The errors of the database.
+pub async fn user_of(app: &App, person: &Person) -> Result<UserId, Error> {
+    let mut tx = app.db.begin_operator("a person is known before a tenant is chosen").await?;
+    let known = store_person::known(&mut tx, person).await?;
+    tx.commit().await?;
+    Ok(known.map_or_else(|| new_user(person.named()), Ok)?)
+}
+
+/// The user that a person becomes who was never seen.
+pub(crate) fn new_user((issuer, subject): (&str, &str)) -> Result<UserId, Failure> {
+    let name = format!("{issuer} {subject}");
     Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).to_string().parse().map_err(Failure::internal)
 }
 
@@ -212,15 +222,16 @@ pub async fn sign_up(
         return Ok(tenant);
     }
     let now = clock::now();
-    let user = store_person::user(&mut tx, person, &call.caller.actor.id, now).await?;
-    rules.admits(store_tenant::signed_up(&mut tx, &user, now - TimeDelta::hours(1)).await?)?;
-    let by = (user.clone(), profile.email.clone());
+    let user = store_person::user(&mut tx, person.named(), &call.caller.actor.id, now).await?;
+    let signed_up = store_tenant::signed_up(&mut tx, &user, now - TimeDelta::hours(1)).await?;
+    rules.admits(store_tenant::is_adopted(&mut tx).await?, signed_up)?;
+    let draft = TenantDraft { billing_email: draft.billing_email.or_else(|| Some(profile.email.clone())), ..draft };
     if tenant::is_reserved(&call.caller.tenant) {
         return Err(Error::TenantExists(call.caller.tenant.clone()));
     }
-    let tenant = Tenant::create(call.caller.tenant.clone(), draft, by, now);
+    let tenant = Tenant::create(call.caller.tenant.clone(), draft, user.clone(), now);
     refuse_misleading(&tenant, None)?;
-    store_tenant::insert(&mut tx, &tenant).await.map_err(|error| match error {
+    store_tenant::insert(&mut tx, &tenant, false).await.map_err(|error| match error {
         taken if taken.is_constraint(store_tenant::ONCE) => Error::TenantExists(call.caller.tenant.clone()),
         error => error.into(),
     })?;

@@ -99,7 +99,7 @@ pub async fn accept(app: &App, call: &Call, person: &Person, id: InvitationId) -
     let by = by.filter(|by| permissions::CREATE_INVITATION.roles.contains(&by.role)).ok_or(Error::NoInvitation(id))?;
     only_an_owner(&by, &[before.role]).map_err(|_| Error::NoInvitation(id))?;
     refuse_suspended(&tenant)?;
-    let user = store_person::user(&mut tx, person, &call.caller.actor.id, now).await?;
+    let user = store_person::user(&mut tx, person.named(), &call.caller.actor.id, now).await?;
     let member = Member::add(MemberId::new(clock::new_id()), user, profile, before.role, now);
     store_member::insert(&mut tx, &member).await?;
     let invitation = before.close(now);

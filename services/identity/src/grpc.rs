@@ -56,6 +56,7 @@ impl Identity {
         let Config { common, pages, people, signing, .. } = config;
         let people::People { provider, links, sign_up } = people.clone();
         let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
+        service::config::refuse_development(&provider.provider, common.issuer.local)?;
         let (pages, people) = (process.page_tokens(pages), Arc::new(provider.verifier()?));
         // Whoever signed in before a provider went down goes on. Programs need none of it, so nothing waits for them.
         let keys = Arc::clone(&people);
@@ -72,7 +73,7 @@ impl Identity {
     async fn person<T>(&self, request: &Request<T>) -> Result<(Person, UserId), Failure> {
         let token = authorization(request.metadata().as_ref())?.and_then(|value| value.to_str().ok());
         let person = self.people.verify(token).await?;
-        let user = user_of(&person)?;
+        let user = user_of(&self.app, &person).await?;
         Ok((person, user))
     }
 

@@ -87,7 +87,7 @@ impl Invitation {
     #[must_use]
     pub fn close(&self, now: DateTime<Utc>) -> Self {
         let (version, update_time) = (self.version + 1, now.max(self.update_time));
-        Self { version, update_time, email: Email::erased(), ..self.clone() }
+        Self { version, update_time, email: Email::unknown(), ..self.clone() }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod api_key;
 pub mod commands;
+pub mod commands_adoption;
 pub mod commands_exchange;
 pub mod commands_groups;
 pub mod commands_invitations;
@@ -81,8 +82,7 @@ pub struct App {
 
 impl Service for Program {
     const NAME: &'static str = contracts::events::identity::SERVICE;
-    const ABOUT: &'static str =
-        "Tenants, members, groups, invitations and keys; exchanges credentials for the fleet's tokens";
+    const ABOUT: &'static str = "Tenants, members, groups and keys; exchanges credentials for the fleet's tokens";
     const MIGRATIONS: Option<Migrations> = Some(MIGRATIONS);
     type Config = Config;
     type App = App;

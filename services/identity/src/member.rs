@@ -21,6 +21,12 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// That of a person who has not signed in yet, or is erased.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self { email: Email::unknown(), name: String::new(), locale: String::new(), time_zone: String::new() }
+    }
+
     /// The profile of a person; none without a verified e-mail address.
     #[must_use]
     pub fn of(person: &Person) -> Option<Self> {
@@ -93,9 +99,7 @@ impl Member {
     /// Its last version, with what is known of the person erased.
     #[must_use]
     pub fn erase(&self, now: DateTime<Utc>) -> Self {
-        let none = String::new;
-        let profile = Profile { email: Email::erased(), name: none(), locale: none(), time_zone: none() };
-        Self { user: UserId::erased(), profile, ..self.changed(now) }
+        Self { user: UserId::erased(), profile: Profile::unknown(), ..self.changed(now) }
     }
 
     /// Changes with every version.

@@ -42,7 +42,7 @@ pub(crate) fn serve(config: &Config, process: &Process, app: &App, nats: nats::C
     ]);
     let data = Data { own: &store_data::TABLES, migrations: MIGRATIONS, kinds: erased };
     let data = operators_data::data(process, app.db.clone(), data)?;
-    let tenants = operators_tenants::tenants(process, app.clone(), config.people.links.clone())?;
+    let tenants = operators_tenants::tenants(process, app.clone(), config)?;
     let routes = Routes::new(outbox).add_service(aggregates).add_service(data).add_service(tenants);
     process.operate(&config.common.issuer, routes)
 }

@@ -3,18 +3,23 @@
 use contracts::{TenantId, UserId};
 use proto::ops::tenant_service_server::{TenantService, TenantServiceServer};
 use proto::ops::{
-    ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant, SetTenantStatusRequest,
+    AdmitMemberRequest, AdmittedMember, AdoptTenantRequest, AdoptedTenant, Adoption, FinishAdoptionRequest,
+    GetAdoptionRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant,
+    SetTenantStatusRequest,
 };
 use proto::timestamp;
 use service::operators::{Answers, act, answers, limit};
 use service::{Call, Failure, Process};
 use tonic::{Request, Response, Status};
 
+use crate::Config;
 use crate::commands::App;
+use crate::commands_adoption::{self, Adopted, Owner};
 use crate::commands_operators as commands;
 use crate::invitation::Invitation;
 use crate::people::Links;
-use crate::tenant::Tenant;
+use crate::tenant::{Tenant, TenantDraft};
+use crate::texts::{Country, Currency, Name, TimeZone};
 
 /// The most that one answer has.
 const MOST: i64 = 1_000;
@@ -23,6 +28,12 @@ struct Operated {
     app: App,
     service: UserId,
     links: Links,
+    /// The people's provider.
+    provider: String,
+    /// The issuer of the fleet's tokens.
+    issuer: String,
+    /// Whether this is a developer's machine.
+    local: bool,
 }
 
 impl Operated {
@@ -39,9 +50,12 @@ impl Operated {
 pub(crate) fn tenants(
     process: &Process,
     app: App,
-    links: Links,
+    config: &Config,
 ) -> Result<TenantServiceServer<impl TenantService + use<>>, anyhow::Error> {
-    Ok(TenantServiceServer::new(Operated { app, service: process.acts_as()?, links }))
+    let (service, links) = (process.acts_as()?, config.people.links.clone());
+    let (provider, issuer) = (config.people.provider.provider.clone(), config.common.issuer.name.clone());
+    let local = config.common.issuer.local;
+    Ok(TenantServiceServer::new(Operated { app, service, links, provider, issuer, local }))
 }
 
 fn tenant(tenant: &Tenant) -> OperatedTenant {
@@ -111,5 +125,54 @@ impl TenantService for Operated {
         let call = self.call(named("tenant", &slug)?);
         let set = commands::set_status(&self.app, &call, named("status", &status)?).await.map_err(Failure::from)?;
         Ok(Response::new(tenant(&set)))
+    }
+
+    async fn adopt_tenant(&self, request: Request<AdoptTenantRequest>) -> Result<Response<AdoptedTenant>, Status> {
+        act(&request, &request.get_ref().reason)?;
+        let AdoptTenantRequest { tenant, time_zone, country, currency, owner, named: by_name, reason: _ } =
+            request.into_inner();
+        let refused = |what: &'static str| move |error| Status::invalid_argument(format!("the {what}: {error}"));
+        let draft = TenantDraft {
+            name: Name::parse(&tenant).map_err(refused("tenant"))?,
+            time_zone: TimeZone::parse(&time_zone).map_err(refused("time zone"))?,
+            country: Country::parse(&country).map_err(refused("country"))?,
+            currency: Currency::parse(&currency).map_err(refused("currency"))?,
+            billing_email: None,
+        };
+        let user: Option<UserId> = owner.map(|owner| named("owner", &owner)).transpose()?;
+        let owner = user.as_ref().map(|user| Owner { issuer: &self.provider, user, named: by_name });
+        let call = self.call(named("tenant", &tenant)?);
+        let adopted = commands_adoption::adopt(&self.app, &call, draft, owner).await.map_err(Failure::from)?;
+        Ok(Response::new(match adopted {
+            Some(Adopted { made, owner, has_owner }) => {
+                AdoptedTenant { made, erased: false, owner: owner.map(|owner| owner.to_string()), has_owner }
+            }
+            None => AdoptedTenant { erased: true, ..AdoptedTenant::default() },
+        }))
+    }
+
+    async fn finish_adoption(&self, request: Request<FinishAdoptionRequest>) -> Result<Response<Adoption>, Status> {
+        act(&request, &request.get_ref().reason)?;
+        commands_adoption::finish(&self.app).await.map_err(Failure::from)?;
+        Ok(Response::new(Adoption { done: true }))
+    }
+
+    async fn get_adoption(&self, _request: Request<GetAdoptionRequest>) -> Result<Response<Adoption>, Status> {
+        let done = commands_adoption::is_finished(&self.app).await.map_err(Failure::from)?;
+        Ok(Response::new(Adoption { done }))
+    }
+
+    async fn admit_member(&self, request: Request<AdmitMemberRequest>) -> Result<Response<AdmittedMember>, Status> {
+        act(&request, &request.get_ref().reason)?;
+        if !self.local {
+            return Err(Status::failed_precondition(
+                "operators let nobody into a tenant, but on a developer's machine (FLOTILLA_LOCAL): its owners invite",
+            ));
+        }
+        let AdmitMemberRequest { tenant, user, role, reason: _ } = request.into_inner();
+        let (call, user) = (self.call(named("tenant", &tenant)?), named("user", &user)?);
+        let admitted = commands_adoption::admit(&self.app, &call, (&self.issuer, &user), named("role", &role)?).await;
+        let role = admitted.map_err(Failure::from)?;
+        Ok(Response::new(AdmittedMember { role: role.as_str().to_owned() }))
     }
 }

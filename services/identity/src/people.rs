@@ -92,19 +92,24 @@ pub enum Refused {
     /// By configuration.
     #[error("nobody signs up here by themselves: ask whoever runs this fleet")]
     Closed,
+    /// The tenants that other services know are not adopted yet: whoever signed one of them up would own it.
+    #[error("nobody signs up here yet: whoever runs this fleet has to run `flotilla identity adopt` first")]
+    NotAdopted,
     /// Too many did.
     #[error("too many tenants signed up within the last hour: try again later")]
     TooMany,
 }
 
 impl SignUp {
-    /// Whether a person may sign one more up, by how many all signed up within the last hour, and how many this one did.
+    /// Whether a person may sign one more up: by whether the tenants of other services are adopted, how many all signed up within the last
+    /// hour, and how many this one did.
     ///
     /// # Errors
     /// See [`Refused`].
-    pub fn admits(&self, (all, own): (i64, i64)) -> Result<(), Refused> {
+    pub fn admits(&self, adopted: bool, (all, own): (i64, i64)) -> Result<(), Refused> {
         match self.sign_up {
             Mode::Closed => Err(Refused::Closed),
+            Mode::Open if !adopted => Err(Refused::NotAdopted),
             Mode::Open if all >= i64::from(self.sign_ups_an_hour) || own >= OF_ONE => Err(Refused::TooMany),
             Mode::Open => Ok(()),
         }

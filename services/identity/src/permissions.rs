@@ -86,6 +86,10 @@ pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
 pub const SEE_TENANT: Permission = Permission { scope: READ, ..by_itself("identity.tenant.see") };
 /// Suspends a tenant, or resumes it, as an operator requested.
 pub const SET_TENANT_STATUS: Permission = by_itself("identity.tenant.set_status");
+/// Makes a tenant that other services know already, and its first owner, as an operator requested.
+pub const ADOPT_TENANT: Permission = by_itself("identity.tenant.adopt");
+/// Makes a person a member, on a developer's machine.
+pub const ADMIT_MEMBER: Permission = by_itself("identity.member.admit");
 /// Erases what is known of a tenant, or removes a person from it, as an operator requested.
 pub const ERASE_TENANT: Permission = by_itself("identity.tenant.erase");
 /// The same for a member.
@@ -131,7 +135,7 @@ pub const MATRIX: [(&str, &Permission); 27] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 8] = [
+pub const BY_ITSELF: [(&str, &Permission); 10] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
@@ -140,4 +144,6 @@ pub const BY_ITSELF: [(&str, &Permission); 8] = [
     ("erase_api_key", &ERASE_API_KEY),
     ("see", &SEE_TENANT),
     ("set_status", &SET_TENANT_STATUS),
+    ("adopt", &ADOPT_TENANT),
+    ("admit", &ADMIT_MEMBER),
 ];

@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 /// The service's own tables.
-pub(crate) const TABLES: [Table; 8] = [
+pub(crate) const TABLES: [Table; 9] = [
     Table { name: "tenant", holds: Holds::Rows { people: &["created_by"] } },
     Table { name: "member", holds: Holds::Rows { people: &["user_id"] } },
     Table { name: "invitation", holds: Holds::Rows { people: &["created_by"] } },
@@ -16,6 +16,7 @@ pub(crate) const TABLES: [Table; 8] = [
     Table { name: "api_key", holds: Holds::Rows { people: &["created_by"] } },
     // Ids alone, which stay when a person is erased: who gave access is the tenant's to know.
     Table { name: "audit", holds: Holds::Rows { people: &[] } },
+    Table { name: "adoption", holds: Holds::Copies("whether the tenants that other services knew are adopted") },
     Table { name: "person", holds: Holds::Copies("who is who at the provider, of no tenant: an id, and no name") },
 ];
 

@@ -53,7 +53,7 @@ fn member(row: Row) -> Result<Member, anyhow::Error> {
     Ok(Member {
         id: MemberId::new(id),
         user: user_id.unwrap_or_default().parse()?,
-        profile: Profile { email: Email::parse(&email)?, name, locale, time_zone },
+        profile: Profile { email: Email::kept(&email)?, name, locale, time_zone },
         role: role.parse().map_err(anyhow::Error::msg)?,
         create_time,
         update_time,
@@ -117,6 +117,15 @@ pub async fn owners(tx: &mut TenantTx) -> Result<i64, StoreError> {
     let tenant = tx.tenant();
     let count = "select count(*) from member where tenant = $1 and role = 'owner' and delete_time is null";
     Ok(sqlx::query_scalar(count).bind(tenant.as_str()).fetch_one(&mut **tx).await?)
+}
+
+/// Whether an owner has signed in: then the provider has said the address. Lock the tenant before.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member"))]
+pub async fn an_owner_came(tx: &mut TenantTx) -> Result<bool, StoreError> {
+    let tenant = tx.tenant();
+    let found = "select exists (select from member where tenant = $1 and role = 'owner' and email <> '' and delete_time is null)";
+    Ok(sqlx::query_scalar(found).bind(tenant.as_str()).fetch_one(&mut **tx).await?)
 }
 
 /// Writes the next version of a member.

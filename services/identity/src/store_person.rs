@@ -47,22 +47,50 @@ impl TryFrom<Row> for Membership {
 /// The user that a person is; who was never seen becomes `new`.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "person"))]
-pub async fn user(tx: &mut TenantTx, person: &Person, new: &UserId, now: DateTime<Utc>) -> Result<UserId, StoreError> {
+pub async fn user(
+    tx: &mut TenantTx,
+    (issuer, subject): (&str, &str),
+    new: &UserId,
+    now: DateTime<Utc>,
+) -> Result<UserId, StoreError> {
     sqlx::query(
         "insert into person (id, issuer, subject, create_time) values ($1, $2, $3, $4) on conflict (issuer, subject) do nothing",
     )
     .bind(new.as_str())
-    .bind(&person.issuer)
-    .bind(&person.subject)
+    .bind(issuer)
+    .bind(subject)
     .bind(now)
     .execute(&mut **tx)
     .await?;
-    let id: String = sqlx::query_scalar("select id from person where issuer = $1 and subject = $2")
-        .bind(&person.issuer)
-        .bind(&person.subject)
-        .fetch_one(&mut **tx)
-        .await?;
-    id.parse().map_err(|error| StoreError::inconsistent("person", id.clone(), error))
+    of(tx, (issuer, subject)).await?.ok_or(StoreError::Conflict)
+}
+
+/// The user that a person is; none of one who was never seen.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "person"))]
+pub async fn of(tx: &mut TenantTx, (issuer, subject): (&str, &str)) -> Result<Option<UserId>, StoreError> {
+    let found = sqlx::query_scalar("select id from person where issuer = $1 and subject = $2");
+    user_id(found.bind(issuer).bind(subject).fetch_optional(&mut **tx).await?)
+}
+
+fn user_id(found: Option<String>) -> Result<Option<UserId>, StoreError> {
+    found.map(|id| id.parse().map_err(|error| StoreError::inconsistent("person", id.clone(), error))).transpose()
+}
+
+/// The same, before a tenant is chosen.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "person"))]
+pub async fn known(tx: &mut OperatorTx, person: &Person) -> Result<Option<UserId>, StoreError> {
+    let found = sqlx::query_scalar("select identity_user($1, $2)").bind(&person.issuer).bind(&person.subject);
+    user_id(found.fetch_one(&mut **tx).await?)
+}
+
+/// Whether somebody is this user.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "person"))]
+pub async fn is_user(tx: &mut TenantTx, id: &UserId) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar("select exists (select from person where id = $1)").bind(id.as_str());
+    Ok(found.fetch_one(&mut **tx).await?)
 }
 
 /// Where a person is a member: in this tenant, or without one in any, two at most.

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use contracts::UserId;
-use service::{StoreError, TenantTx};
+use service::{OperatorTx, StoreError, TenantTx};
 use sqlx::{AssertSqlSafe, FromRow};
 use tracing::instrument;
 use uuid::Uuid;
@@ -82,10 +82,10 @@ fn address(tenant: &Tenant) -> &str {
     tenant.billing_email.as_ref().map_or("", Email::as_str)
 }
 
-/// Inserts a new tenant.
+/// Inserts a new tenant, which was signed up or adopted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "tenant"))]
-pub async fn insert(tx: &mut TenantTx, tenant: &Tenant) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut TenantTx, tenant: &Tenant, adopted: bool) -> Result<(), StoreError> {
     let Tenant {
         slug,
         name,
@@ -100,8 +100,8 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant) -> Result<(), StoreError
         version,
     } = tenant;
     sqlx::query(
-        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version, status) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version, status, adopted) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(slug.as_str())
     .bind(tenant.record().uuid())
@@ -115,6 +115,7 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant) -> Result<(), StoreError
     .bind(created_by.as_str())
     .bind(version)
     .bind(status.as_str())
+    .bind(adopted)
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -208,4 +209,26 @@ async fn write(
 pub async fn signed_up(tx: &mut TenantTx, by: &UserId, since: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
     let counted = sqlx::query_as("select everybody, one from identity_signed_up($1, $2)").bind(since).bind(by.as_str());
     Ok(counted.fetch_one(&mut **tx).await?)
+}
+
+/// Notes that the tenants of other services are adopted.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "INSERT", db.collection.name = "adoption"))]
+pub async fn note_adoption(tx: &mut OperatorTx, now: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query("select identity_note_adoption($1)").bind(now).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// Whether they are.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "adoption"))]
+pub async fn adoption(tx: &mut OperatorTx) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("select identity_is_adopted()").fetch_one(&mut **tx).await?)
+}
+
+/// The same, for whoever signs up.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "adoption"))]
+pub async fn is_adopted(tx: &mut TenantTx) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("select exists (select from adoption)").fetch_one(&mut **tx).await?)
 }

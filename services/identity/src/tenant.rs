@@ -21,15 +21,15 @@ pub struct Tenant {
     pub country: Country,
     /// The currency that it pays in.
     pub currency: Currency,
-    /// Where invoices go; none once it is erased.
+    /// Where invoices go; none of one that was adopted, until it names one, and once it is erased.
     pub billing_email: Option<Email>,
     /// Whether it may write.
     pub status: TenantStatus,
-    /// When it signed up.
+    /// When it signed up, or was adopted.
     pub create_time: DateTime<Utc>,
     /// When it was last changed.
     pub update_time: DateTime<Utc>,
-    /// Who signed it up.
+    /// Who signed it up; of one that was adopted, its first owner.
     pub created_by: UserId,
     /// Counts the changes, from 1.
     pub version: i32,
@@ -46,7 +46,7 @@ pub struct TenantDraft {
     pub country: Country,
     /// The currency that it pays in.
     pub currency: Currency,
-    /// Where invoices go; the first owner's address where there is none.
+    /// Where invoices go.
     pub billing_email: Option<Email>,
 }
 
@@ -76,11 +76,10 @@ pub fn is_reserved(slug: &TenantId) -> bool {
 }
 
 impl Tenant {
-    /// A new tenant, which this user signs up.
+    /// A new tenant, by this user.
     #[must_use]
-    pub fn create(slug: TenantId, draft: TenantDraft, (by, email): (UserId, Email), now: DateTime<Utc>) -> Self {
+    pub fn create(slug: TenantId, draft: TenantDraft, by: UserId, now: DateTime<Utc>) -> Self {
         let TenantDraft { name, time_zone, country, currency, billing_email } = draft;
-        let billing_email = Some(billing_email.unwrap_or(email));
         let (create_time, update_time) = (now, now);
         Self {
             slug,

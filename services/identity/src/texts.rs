@@ -80,9 +80,17 @@ impl Email {
         if well_formed { Ok(Self(text)) } else { Err(Refused::Email) }
     }
 
-    /// What stands in the place of an erased address.
+    /// An address as it is kept: of a member who was adopted it is not known.
+    ///
+    /// # Errors
+    /// [`Refused::Email`]
+    pub fn kept(text: &str) -> Result<Self, Refused> {
+        if text.is_empty() { Ok(Self::unknown()) } else { Self::parse(text) }
+    }
+
+    /// What stands in the place of an address that is not known, or erased.
     #[must_use]
-    pub const fn erased() -> Self {
+    pub const fn unknown() -> Self {
         Self(String::new())
     }
 }

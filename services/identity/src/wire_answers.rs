@@ -74,7 +74,7 @@ impl StoredResponse for Member {
         Ok(Self {
             id: member_id(&member)?,
             user: user.parse().map_err(Failure::internal)?,
-            profile: Profile { email: Email::parse(&email).map_err(Failure::internal)?, name, locale, time_zone },
+            profile: Profile { email: Email::kept(&email).map_err(Failure::internal)?, name, locale, time_zone },
             role: role("role", given)?,
             create_time: stored_time(create_time)?,
             update_time: stored_time(update_time)?,

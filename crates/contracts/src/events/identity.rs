@@ -130,7 +130,7 @@ pub struct Tenant {
     /// The currency that it pays in, as ISO 4217 has it.
     #[schemars(regex(pattern = r"^[A-Z]{3}$"))]
     pub currency: String,
-    /// Where invoices go; empty once it is erased.
+    /// Where invoices go; empty once it is erased, and where none is known.
     pub billing_email: String,
     /// Whether it may write; events from before there was a status are of active ones.
     #[serde(default)]
@@ -155,7 +155,7 @@ pub struct Member {
     pub user: UserId,
     /// The person's name, as the provider says; may be empty.
     pub name: String,
-    /// The verified e-mail address; empty once it is erased.
+    /// The verified e-mail address; empty once it is erased, and of an adopted person who has not signed in.
     pub email: String,
     /// The language, as BCP 47 has it; may be empty.
     pub locale: String,

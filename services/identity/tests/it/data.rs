@@ -26,7 +26,7 @@ pub async fn export(harness: &Harness, tenant: &str, person: Option<&str>) -> Ve
     all
 }
 
-async fn erase(harness: &Harness, person: Option<&str>) -> ErasedData {
+pub async fn erase(harness: &Harness, person: Option<&str>) -> ErasedData {
     let mut data = DataServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
     let (person, reason) = (person.map(ToOwned::to_owned), "they asked for it".to_owned());
     let request = EraseDataRequest { tenant: "acme".to_owned(), person, reason };

@@ -12,6 +12,8 @@ use proto::identity::{
     CreateServiceAccountRequest, CreateTenantRequest, ExchangeTokenRequest, ExchangeTokenResponse, GetMeRequest, Group,
     Invitation, Member, Role, ServiceAccount, Tenant,
 };
+use proto::ops::FinishAdoptionRequest;
+use proto::ops::tenant_service_client::TenantServiceClient;
 use serde_json::value::RawValue;
 use service::config::{Common, Database, Outbox, Pages};
 use service::secret::Secret;
@@ -33,6 +35,20 @@ pub struct Harness {
     pub ops: SocketAddr,
 }
 
+/// In which state the service is to be.
+pub struct Settings {
+    pub sign_up: Mode,
+    pub sign_ups_an_hour: u32,
+    /// Whether the tenants that other services know are adopted.
+    pub adopted: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { sign_up: Mode::Open, sign_ups_an_hour: 1_000, adopted: true }
+    }
+}
+
 /// A message of the stream.
 pub struct Stored {
     pub envelope: Envelope<Box<RawValue>>,
@@ -42,10 +58,11 @@ pub struct Stored {
 
 impl Harness {
     pub async fn start() -> Self {
-        Self::with_sign_up(Mode::Open, 1_000).await
+        Self::start_with(Settings::default()).await
     }
 
-    pub async fn with_sign_up(sign_up: Mode, sign_ups_an_hour: u32) -> Self {
+    pub async fn start_with(settings: Settings) -> Self {
+        let Settings { sign_up, sign_ups_an_hour, adopted } = settings;
         let (database, nats, issuer) = (database().await, TestNats::start().await, TestIssuer::new());
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
@@ -53,7 +70,13 @@ impl Harness {
         config.people.sign_up = SignUp { sign_up, sign_ups_an_hour };
         let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
-        Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops }
+        let harness = Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops };
+        if adopted {
+            let mut tenants = TenantServiceClient::connect(format!("http://{ops}")).await.unwrap();
+            let finish = FinishAdoptionRequest { reason: "there are none".to_owned() };
+            tenants.finish_adoption(harness.operator(finish)).await.unwrap();
+        }
+        harness
     }
 
     /// Whoever has this token, of the provider's or of the fleet's.
@@ -141,7 +164,7 @@ impl Drop for Harness {
     }
 }
 
-fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
+pub fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Config {
     Config {
         common: Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE),
         database: Database { url: database.app.clone().into(), connections: 8 },

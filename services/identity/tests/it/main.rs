@@ -6,6 +6,8 @@ mod harness;
 
 mod walk;
 
+mod adoption;
+
 mod membership;
 
 mod credentials;

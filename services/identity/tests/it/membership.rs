@@ -10,7 +10,7 @@ use proto::identity::{
 
 use identity::people::Mode;
 
-use crate::harness::{Client, Harness, reason, tenant};
+use crate::harness::{Client, Harness, Settings, reason, tenant};
 
 async fn change(client: &Client, id: &str, role: Role) -> Result<Member, tonic::Status> {
     let member = Some(Member { role: role.into(), ..Member::default() });
@@ -224,10 +224,10 @@ async fn an_id_of_the_fleets_own_is_nobodys() {
 
 #[tokio::test]
 async fn sign_up_can_be_closed_and_has_a_rate() {
-    let closed = Harness::with_sign_up(Mode::Closed, 1_000).await;
+    let closed = Harness::start_with(Settings { sign_up: Mode::Closed, ..Settings::default() }).await;
     assert_eq!(reason(closed.person("ann").sign_up("acme").await), "SIGN_UP_CLOSED");
     assert_eq!((closed.count("tenant").await, closed.count("person").await), (0, 0), "nothing is left of it");
-    let harness = Harness::with_sign_up(Mode::Open, 6).await;
+    let harness = Harness::start_with(Settings { sign_ups_an_hour: 6, ..Settings::default() }).await;
     let ann = harness.person("ann");
     for number in 0..5 {
         ann.sign_up(&format!("acme-{number}")).await.unwrap();

@@ -5,7 +5,9 @@ use contracts::events::identity::TenantStatus;
 use contracts::{Actor, ActorKind};
 use identity::commands::{self, App, Error};
 use identity::permissions::{BY_ITSELF, MATRIX};
-use identity::{commands_groups, commands_invitations, commands_operators, commands_programs};
+use identity::tenant::TenantDraft;
+use identity::texts::{Country, Currency, Name, TimeZone};
+use identity::{commands_adoption, commands_groups, commands_invitations, commands_operators, commands_programs};
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
@@ -49,6 +51,8 @@ identity.service_account.erase   identity:write                                 
 identity.api_key.erase           identity:write                                   service:identity
 identity.tenant.see              identity:read                                    service:identity
 identity.tenant.set_status       identity:write                                   service:identity
+identity.tenant.adopt            identity:write                                   service:identity
+identity.member.admit            identity:write                                   service:identity
 ";
 
 #[test]
@@ -129,6 +133,16 @@ async fn a_token_with_scopes_does_no_more_than_they_say() {
     }
 }
 
+fn draft() -> TenantDraft {
+    TenantDraft {
+        name: Name::parse("acme").unwrap(),
+        time_zone: TimeZone::UTC,
+        country: Country::parse("DE").unwrap(),
+        currency: Currency::parse("EUR").unwrap(),
+        billing_email: None,
+    }
+}
+
 async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool, Error> {
     match name {
         "see" => commands_operators::tenant(app, call).await.map(|tenant| tenant.is_some()),
@@ -143,6 +157,11 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
             commands_programs::erase_service_account(app, call, ids.account.parse().unwrap(), None).await
         }
         "erase_api_key" => commands_programs::erase_api_key(app, call, ids.key.parse().unwrap(), None).await,
+        "adopt" => commands_adoption::adopt(app, call, draft(), None).await.map(|adopted| adopted.is_some()),
+        "admit" => {
+            let bob = "bob".parse().unwrap();
+            commands_adoption::admit(app, call, ("https://issuer.example", &bob), Role::Viewer).await.map(|_| true)
+        }
         other => panic!("{other}: say here how it is called"),
     }
 }

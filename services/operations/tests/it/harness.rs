@@ -130,6 +130,7 @@ impl Harness {
             database: Database { url: self.database.app.clone().into(), connections: 8 },
             nats: self.login("operations"),
             issuer: service::config::Issuer {
+                local: true,
                 jwks: self.issuer.jwks(),
                 name: devstack::issuer::ISSUER.to_owned(),
                 operators_audience: devstack::issuer::OPERATORS.to_owned(),

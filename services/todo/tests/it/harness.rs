@@ -179,13 +179,14 @@ pub async fn database() -> TestDatabase {
 }
 
 /// The configuration of a process of the service, on any free ports.
-pub fn environment(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> [(&'static str, String); 10] {
+pub fn environment(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> [(&'static str, String); 11] {
     let authz::JwksSource::File(keys) = issuer.jwks() else { unreachable!() };
     [
         ("FLOTILLA_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLOTILLA_OPS_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLOTILLA_JWKS", format!("file://{}", keys.display())),
         ("FLOTILLA_ISSUER", devstack::issuer::ISSUER.to_owned()),
+        ("FLOTILLA_LOCAL", "true".to_owned()),
         ("FLOTILLA_DATABASE_URL", database.app.clone()),
         ("FLOTILLA_RELAY_DATABASE_URL", database.relay.clone()),
         ("FLOTILLA_NATS_URL", nats.address()),

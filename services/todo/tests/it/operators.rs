@@ -3,8 +3,8 @@
 use proto::ops::aggregate_service_client::AggregateServiceClient;
 use proto::ops::outbox_service_client::OutboxServiceClient;
 use proto::ops::{
-    Aggregate, DiscardRowRequest, GetAggregatesRequest, GetOutboxRequest, Key, ListAggregatesRequest, ListRowsRequest,
-    ReleaseRowsRequest,
+    Aggregate, DiscardRowRequest, GetAggregatesRequest, GetOutboxRequest, HeldTenant, Key, ListAggregatesRequest,
+    ListHeldTenantsRequest, ListRowsRequest, ReleaseRowsRequest,
 };
 use sqlx::Executor as _;
 use testkit::until;
@@ -160,6 +160,37 @@ async fn todos_of_all_tenants_come_page_by_page_deleted_ones_too() {
     let none = ListAggregatesRequest { aggregate: "ship".to_owned(), ..all() };
     let refused = todos.list_aggregates(with(&olga, none)).await.unwrap_err();
     assert_eq!((refused.code(), refused.message().ends_with("ask for todo")), (Code::InvalidArgument, true));
+}
+
+#[tokio::test]
+async fn the_tenants_that_it_holds_come_with_whoever_made_the_first_that_is_there() {
+    let harness = Harness::start().await;
+    for tenant in ["globex", "acme", "initech"] {
+        let first = harness.client(tenant, "ann").titled("first").await;
+        harness.client(tenant, "bob").titled("second").await;
+        if tenant == "globex" {
+            harness.client(tenant, "ann").delete(&first.id, "").await.unwrap();
+        }
+    }
+    let only = harness.client("emptied", "ann").titled("gone").await;
+    harness.client("emptied", "ann").delete(&only.id, "").await.unwrap();
+    let mut aggregates = AggregateServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
+    let olga = harness.issuer.operator("olga");
+    let mut list = async |after: &str, limit| {
+        let page = ListHeldTenantsRequest { after: after.to_owned(), limit };
+        let mut held = aggregates.list_held_tenants(with(&olga, page)).await.unwrap().into_inner();
+        let mut all = Vec::new();
+        while let Some(HeldTenant { tenant, created_by }) = held.message().await.unwrap() {
+            all.push(format!("{tenant} {}", created_by.unwrap_or_default()));
+        }
+        all
+    };
+    assert_eq!(list("", 10).await, ["acme ann", "emptied ", "globex bob", "initech ann"]);
+    assert_eq!(
+        (list("", 1).await, list("emptied", 1).await),
+        (vec!["acme ann".to_owned()], vec!["globex bob".to_owned()])
+    );
+    assert_eq!(list("initech", 10).await, [""; 0]);
 }
 
 #[tokio::test]
