@@ -54,7 +54,8 @@ pub struct AdoptArgs {
 
 type Tenants = TenantServiceClient<Port>;
 
-async fn open(context: &Context) -> Result<Tenants, anyhow::Error> {
+/// Connects to what identity tells operators of tenants.
+pub async fn open(context: &Context) -> Result<Tenants, anyhow::Error> {
     Ok(TenantServiceClient::new(context.port(identity::SERVICE).await?))
 }
 

@@ -2,17 +2,16 @@
 
 use clap::{Args, Subcommand};
 use contracts::TenantId;
-use proto::ops::tenant_service_client::TenantServiceClient;
 use proto::ops::{
     ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant, SetTenantStatusRequest,
 };
 use serde_json::{Value, json};
 
-use crate::adoption::{self, AdoptArgs};
+use crate::adoption::{self, AdoptArgs, open};
 use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::outbox::say;
-use crate::processes::{self, Port, clock, said};
+use crate::processes::{self, clock, said};
 use crate::{audit, table};
 
 #[derive(Debug, Clone, Args)]
@@ -57,10 +56,6 @@ enum IdentityCommand {
         #[command(flatten)]
         act: ActArgs,
     },
-}
-
-async fn open(context: &Context) -> Result<TenantServiceClient<Port>, anyhow::Error> {
-    Ok(TenantServiceClient::new(context.port(contracts::events::identity::SERVICE).await?))
 }
 
 pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::Error> {

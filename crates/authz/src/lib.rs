@@ -14,7 +14,7 @@ pub use contracts::Role;
 pub use jsonwebtoken::jwk::JwkSet;
 pub use jwks::{JwksError, JwksSource};
 pub use permission::{Denied, Permission};
-pub use person::{People, Person};
+pub use person::{MAX_SUBJECT_BYTES, People, Person};
 pub use signing::{SigningError, SigningKeys};
 pub use trusted::{bearer, issuer_named};
 

@@ -9,7 +9,7 @@ use crate::trusted::{self, Trusted};
 use crate::verified::Now;
 
 /// The longest subject (OpenID Connect Core, 2), in bytes.
-const MAX_SUBJECT_BYTES: usize = 255;
+pub const MAX_SUBJECT_BYTES: usize = 255;
 
 /// A person, as the provider's token says.
 #[derive(Debug, Clone, PartialEq, Eq)]

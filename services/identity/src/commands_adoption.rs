@@ -1,6 +1,7 @@
 //! The tenants that other services knew before identity did, and their people, as the commands of `commands`. The call is the service's
 //! own, in that tenant.
 
+use authz::MAX_SUBJECT_BYTES;
 use contracts::events::identity::{MemberAddedV1, MemberId, TenantCreatedV1};
 use contracts::{Role, UserId};
 use outbox::NewEvent;
@@ -11,9 +12,6 @@ use crate::commands::{App, Error, new_user};
 use crate::member::{Member, Profile};
 use crate::tenant::{Tenant, TenantDraft};
 use crate::{outgoing, permissions, store_member, store_person, store_tenant};
-
-/// The longest subject that a person has.
-const MAX_SUBJECT_BYTES: usize = 255;
 
 /// What became of a tenant that other services know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +46,6 @@ pub async fn adopt(
     owner: Option<Owner<'_>>,
 ) -> Result<Option<Adopted>, Error> {
     call.authorize(&permissions::ADOPT_TENANT)?;
-    let slug = &call.caller.tenant;
     let mut tx = app.db.begin(call).await?;
     let (now, mut events) = (clock::now(), Vec::new());
     let owner = owner.filter(|owner| owner.named || is_a_subject(owner.user));
@@ -56,20 +53,19 @@ pub async fn adopt(
         Some(owner) => Some(user(&mut tx, (owner.issuer, owner.user)).await?),
         None => None,
     };
-    let mut made = store_tenant::get_for_update(&mut tx).await?.is_none();
+    let made = store_tenant::get_for_update(&mut tx).await?.is_none();
     if made {
-        let tenant = Tenant::create(slug.clone(), draft, user.clone().unwrap_or_else(UserId::erased), now);
+        let by = user.clone().unwrap_or_else(UserId::erased);
+        let tenant = Tenant::create(call.caller.tenant.clone(), draft.clone(), by, now);
         match store_tenant::insert(&mut tx, &tenant, true).await {
             Ok(()) => events.push(outgoing::event(call, outgoing::tenant(&tenant), TenantCreatedV1::of)?),
-            // It is erased, or was made meanwhile.
             Err(error) if error.is_constraint(store_tenant::ONCE) => {
                 drop(tx);
-                tx = app.db.begin(call).await?;
-                if store_tenant::get_for_update(&mut tx).await?.is_none() {
-                    tx.end().await?;
-                    return Ok(None);
-                }
-                made = false;
+                let mut tx = app.db.read(call).await?;
+                let there = store_tenant::get(&mut tx).await?.is_some();
+                tx.end().await?;
+                // It was made meanwhile, or is erased. What this had begun is undone.
+                return if there { Box::pin(adopt(app, call, draft, owner)).await } else { Ok(None) };
             }
             Err(error) => return Err(error.into()),
         }

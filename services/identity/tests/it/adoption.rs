@@ -128,6 +128,16 @@ async fn two_that_adopt_one_tenant_at_once_make_it_once() {
     assert_eq!(all.iter().filter(|adopted| adopted.made).count(), 1, "{all:?}");
     assert!(all.iter().all(|adopted| adopted.has_owner && !adopted.erased), "{all:?}");
     assert_eq!(harness.count("member").await, 1);
+    // So does one whom an operator names, who may be new to identity.
+    let name = async |owner: &str| {
+        let mut tenants = tenants(&harness).await;
+        let named = AdoptTenantRequest { named: true, ..of("globex", Some(owner)) };
+        tenants.adopt_tenant(harness.operator(named)).await.unwrap().into_inner()
+    };
+    let all = tokio::join!(name("bob"), name("kim"), name("lea"), name("zoe"));
+    let all = [all.0, all.1, all.2, all.3];
+    assert_eq!(all.iter().filter(|adopted| adopted.made).count(), 1, "{all:?}");
+    assert!(all.iter().all(|adopted| adopted.owner.is_some() && !adopted.erased), "{all:?}");
 }
 
 #[tokio::test]
