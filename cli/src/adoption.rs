@@ -52,7 +52,8 @@ pub struct AdoptArgs {
     act: ActArgs,
 }
 
-type Tenants = TenantServiceClient<Port>;
+/// What identity tells operators of tenants.
+pub type Tenants = TenantServiceClient<Port>;
 
 /// Connects to what identity tells operators of tenants.
 pub async fn open(context: &Context) -> Result<Tenants, anyhow::Error> {

@@ -1,13 +1,15 @@
 //! `flotilla identity`: the tenants as operators see them.
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use contracts::TenantId;
 use proto::ops::{
     ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant, SetTenantStatusRequest,
+    TellTenantRequest,
 };
 use serde_json::{Value, json};
 
-use crate::adoption::{self, AdoptArgs, open};
+use crate::adoption::{self, AdoptArgs, Tenants, open};
 use crate::context::Context;
 use crate::operator::ActArgs;
 use crate::outbox::say;
@@ -42,6 +44,14 @@ enum IdentityCommand {
     /// Make the tenants that services, streams or indexes know and identity does not, each with who made its oldest aggregate as its owner. Before,
     /// nobody signs up.
     Adopt(AdoptArgs),
+    /// Say again who the members of each tenant are and whether it may write, by events, for a service that has not heard of it: a new one, or one
+    /// whose database was restored.
+    Tell {
+        /// The tenant; without it, all.
+        tenant: Option<TenantId>,
+        #[command(flatten)]
+        act: ActArgs,
+    },
     /// Let a tenant read and not write. What the services do by themselves goes on. Repeated, it tells them anew.
     Suspend {
         /// The tenant.
@@ -63,6 +73,7 @@ pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::E
         IdentityCommand::Tenants { after, limit } => tenants(context, after.clone(), *limit).await,
         IdentityCommand::Invitations { tenant, limit } => invitations(context, tenant, *limit).await,
         IdentityCommand::Adopt(args) => adoption::run(context, args).await,
+        IdentityCommand::Tell { tenant, act } => tell(context, tenant.as_ref(), act).await,
         IdentityCommand::Suspend { tenant, act } => {
             let question = format!("Suspend the tenant {tenant}? It reads, and all its writes are refused.");
             set(context, tenant, ("suspended", "suspend tenant"), (&question, act)).await
@@ -103,6 +114,44 @@ async fn invitations(context: &Context, tenant: &TenantId, limit: i64) -> Result
     let rows: Vec<_> = all.iter().map(row).collect();
     table::print(&["E-MAIL", "ROLE", "ENDS (UTC)", "LINK"], &rows);
     Ok(())
+}
+
+async fn tell(context: &Context, tenant: Option<&TenantId>, act: &ActArgs) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    let mut identity = open(context).await?;
+    let tenants = match tenant {
+        Some(tenant) => vec![tenant.to_string()],
+        None => every(&mut identity).await?,
+    };
+    act.confirm(&format!("Publish again who the members of {} tenants are?", tenants.len()))?;
+    audit::record(context, "tell tenants", i64::try_from(tenants.len())?, &json!({"tenant": tenant}), &act.reason)
+        .await?;
+    let mut members = 0;
+    for tenant in &tenants {
+        let request = TellTenantRequest { tenant: tenant.clone(), reason: act.reason.clone() };
+        members +=
+            identity.tell_tenant(request).await.map_err(said).with_context(|| tenant.clone())?.into_inner().members;
+    }
+    say(
+        context,
+        &json!({"tenants": tenants.len(), "members": members}),
+        &format!("{members} members of {} tenants are told of. The services follow within seconds.", tenants.len()),
+    );
+    Ok(())
+}
+
+/// The ids of all tenants that are not erased.
+async fn every(identity: &mut Tenants) -> Result<Vec<String>, anyhow::Error> {
+    let mut found: Vec<String> = Vec::new();
+    loop {
+        let after = found.last().cloned().unwrap_or_default();
+        let page = processes::all(identity.list_tenants(ListTenantsRequest { after, limit: 1_000 }).await).await?;
+        let more = page.len() == 1_000;
+        found.extend(page.into_iter().map(|tenant| tenant.id));
+        if !more {
+            return Ok(found);
+        }
+    }
 }
 
 async fn set(

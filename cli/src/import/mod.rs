@@ -2,6 +2,7 @@
 //! that was killed, or runs again within a day, writes nothing twice.
 
 mod limits;
+mod members;
 mod todo_csv;
 mod todo_txt;
 
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use limits::Bounded;
+use members::Members;
 
 use crate::api::{Answer, Api, Who};
 use crate::context::Context;
@@ -33,13 +35,15 @@ const KEYS: Uuid = Uuid::from_u128(0x0193_a5b0_7a52_7c3e_9b1e_6a1f_0c9d_2e4f);
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most todos of a file: each is remembered, so that equal lines become different todos.
 const MAX_ITEMS: usize = 5_000_000;
+/// Why a line is left out that was written before, of the same content.
+const REUSED: &str = "it was written within a day, when its assignee was a member and is none now, or the other way round: that todo stays as it is";
 /// How many omitted lines keep their reason; the others are only counted.
 const MAX_REASONS: usize = 1_000;
 
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
     /// The file: todo.txt (with `rec:1w` or `rec:+1w` beside `due:`, a task recurs), or CSV with a header of title, notes, labels,
-    /// due, assignee, completed.
+    /// due, assignee (a member's user or e-mail address; anybody else goes into the notes), completed.
     file: PathBuf,
     #[command(flatten)]
     who: Who,
@@ -118,13 +122,21 @@ pub async fn run(context: &Context, args: &ImportArgs) -> Result<(), anyhow::Err
         Ok(())
     });
     let api = Api::new(context, args.who.tenant.as_str(), args.who.user.as_str()).await?;
+    let members = match format {
+        Format::Csv => Members::read(&api).await?,
+        Format::TodoTxt => Members::default(),
+    };
     let started = Instant::now();
     let (mut written, mut replayed) = (0_u64, 0_u64);
     let (mut left_out, mut remarks) = (Said::default(), Said::default());
     let sent = {
         let lines = futures::stream::poll_fn(|cx| lines.poll_recv(cx)).map(Ok::<_, anyhow::Error>);
-        let write_one = async |line| match line {
-            Ok(item) => write(&api, item).await,
+        let write_one = async |line: Line| match line {
+            Ok(mut item) => {
+                // Behind the key: a line is the same one whoever is a member.
+                item.remarks.extend(members.assign(&mut item.body));
+                write(&api, item).await
+            }
             Err((number, why)) => Ok(Outcome::Refused(number, why)),
         };
         let mut outcomes = std::pin::pin!(lines.map_ok(write_one).try_buffer_unordered(usize::from(args.concurrency)));
@@ -299,7 +311,11 @@ fn row_body(row: &todo_csv::Row) -> Result<(Value, bool), String> {
 
 async fn write(api: &Api, item: Item) -> Result<Outcome, anyhow::Error> {
     let refused = |answer: &Answer| {
-        let why = answer.body["detail"].as_str().unwrap_or("no reason given").to_owned();
+        let why = match answer.body["code"].as_str() {
+            Some("IDEMPOTENCY_KEY_REUSED") => REUSED,
+            _ => answer.body["detail"].as_str().unwrap_or("no reason given"),
+        };
+        let why = why.to_owned();
         match answer.status {
             // Stop: the next line would fail as well.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!("the fleet refuses: {why}"),

@@ -32,6 +32,8 @@ pub mod tenants;
 
 pub mod tenants_events;
 
+pub mod members;
+
 mod shipped;
 
 pub mod due;

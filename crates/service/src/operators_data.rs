@@ -61,8 +61,10 @@ const INBOX: &[Table] = &[
     copies("inbox_dead", "ids of events that were not handled: gone when they are replayed or discarded"),
     copies("inbox_lease", "who pulls for a consumer, and the last event that it handled: the next one takes its place"),
 ];
-const TENANTS: &[Table] =
-    &[copies("known_tenant", "whether a tenant is suspended or erased, as identity says: its id is never given twice")];
+const TENANTS: &[Table] = &[
+    copies("known_tenant", "whether a tenant is suspended or erased, as identity says: its id is never given twice"),
+    copies("known_member", "which users are members, as identity says: a user's name goes when identity erases it"),
+];
 const OUTBOX: &[Table] = &[
     copies(
         "outbox",

@@ -58,8 +58,9 @@ pub(crate) async fn refuse_suspended(db: &mut PgConnection, tenant: &TenantId) -
     }
 }
 
-/// Makes the table of known tenants, for the service's role.
+/// Makes the tables of known tenants and members, for the service's role.
 pub(crate) fn migrations(app: &str) -> Migrator {
-    let steps = [("tenants", include_str!("../schema/tenants.sql"))];
+    let steps =
+        [("tenants", include_str!("../schema/tenants.sql")), ("members", include_str!("../schema/members.sql"))];
     shipped::migrations("_tenants_migrations", &steps, &[("app", app)])
 }

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_nats::HeaderMap;
-use contracts::events::identity::{Actor, ActorKind, Tenant, TenantDeletedV1, TenantStatus, TenantStatusChangedV1};
+use contracts::events::identity::{
+    Actor, ActorKind, Member, MemberAddedV1, MemberId, MemberRemovedV1, Tenant, TenantDeletedV1, TenantStatus,
+    TenantStatusChangedV1,
+};
 use contracts::events::{Aggregate as _, EventType};
 use contracts::{Envelope, EventId, UserId, envelope, subject};
 use devstack::StackDir;
@@ -24,6 +27,14 @@ use crate::{unique, until};
 fn at(seconds: i64, version: i32) -> Tenant {
     let tenant = Tenant::example();
     Tenant { version, update_time: tenant.create_time + chrono::TimeDelta::seconds(seconds), ..tenant }
+}
+
+/// This user as a member of that id, so many seconds after another one came.
+#[must_use]
+pub fn member(id: MemberId, user: &str, seconds: i64) -> Member {
+    let member = Member::example();
+    let update_time = member.create_time + chrono::TimeDelta::seconds(seconds);
+    Member { id, user: user.parse().unwrap(), update_time, ..member }
 }
 
 /// The rows that the outboxes of the services would have, whose events tests publish.
@@ -257,6 +268,24 @@ impl TestNats {
     pub async fn erase(&self, tenant: &str, (seconds, version): (i64, i32)) {
         let actor = Actor { id: UserId::example(), kind: ActorKind::Service };
         self.publish(tenant, TenantDeletedV1 { tenant: at(seconds, version), actor }).await;
+    }
+
+    /// Publishes that a tenant has this member, as identity does.
+    ///
+    /// # Panics
+    /// NATS refuses.
+    pub async fn add_member(&self, tenant: &str, member: Member) {
+        let actor = Actor { id: UserId::example(), kind: ActorKind::User };
+        self.publish(tenant, MemberAddedV1 { member, actor }).await;
+    }
+
+    /// The same for a member who has left.
+    ///
+    /// # Panics
+    /// NATS refuses.
+    pub async fn remove_member(&self, tenant: &str, member: Member) {
+        let actor = Actor { id: UserId::example(), kind: ActorKind::User };
+        self.publish(tenant, MemberRemovedV1 { member, actor }).await;
     }
 
     /// Publishes an event of a tenant, as the relay of its service does.

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
@@ -60,8 +61,13 @@ fn status_tells_scripts_what_they_need() {
 #[test]
 fn what_is_held_of_a_tenant_is_exported_and_erased() {
     with_fleet(|fleet, _| async {
-        let lea = fleet.caller("leaving", "lea").await;
-        lea.create(json!({"title": "careen the hull", "assignee": "kim"})).await;
+        let (lea, _kim) = (fleet.caller("leaving", "lea").await, fleet.caller("leaving", "kim").await);
+        // Todo hears of a new member within seconds.
+        testkit::until("a member gets a todo", || async {
+            let todo = json!({"title": "careen the hull", "assignee": "kim"});
+            lea.send(Method::POST, "/v1/todos", Some(todo)).await.status == 200
+        })
+        .await;
         testkit::until("it is found", || async { lea.search("careen").await.len() == 1 }).await;
         let token = fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout;
         let token = String::from_utf8(token).unwrap().trim().to_owned();
@@ -72,9 +78,13 @@ fn what_is_held_of_a_tenant_is_exported_and_erased() {
         };
         let (lines, _) = operate(&["data", "export", "--tenant", "leaving", "--person", "kim"]).await;
         let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let [row] = rows.as_slice() else { panic!("{lines}") };
+        let [member, todo] = rows.as_slice() else { panic!("{lines}") };
         assert_eq!(
-            (&row["service"], &row["table"], &row["row"]["title"]),
+            (&member["service"], &member["table"], &member["row"]["user_id"]),
+            (&json!("identity"), &json!("member"), &json!("kim"))
+        );
+        assert_eq!(
+            (&todo["service"], &todo["table"], &todo["row"]["title"]),
             (&json!("todo"), &json!("todo"), &json!("careen the hull"))
         );
         let erased = async || {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::http::routes;
 use crate::with_fleet;
@@ -98,6 +99,34 @@ fn a_tenant_of_before_is_adopted_with_its_owner_and_nobody_signs_it_up() {
         assert_eq!(ada.send(Method::GET, &path, None).await.body, todo);
         let member = json!({"email": "bob@people.example", "role": "MEMBER"});
         assert_eq!(ada.send(Method::POST, "/v1/invitations", Some(member)).await.status, 200);
+    });
+}
+
+#[test]
+fn an_assignee_is_a_member_and_a_service_that_lost_what_it_knew_is_told_again() {
+    with_fleet(|fleet, _| async {
+        let (ann, bob) = (fleet.caller("of-members", "ann").await, fleet.caller("of-members", "bob").await);
+        let assign = async |to: &str| {
+            let answer = ann.send(Method::POST, "/v1/todos", Some(json!({"title": "x", "assignee": to}))).await;
+            (answer.status, answer.body["violations"][0]["field"].clone())
+        };
+        testkit::until("he gets a todo", || async { assign("bob").await.0 == 200 }).await;
+        assert_eq!(assign("eve").await, (400, json!("assignee")));
+        let mut database = PgConnection::connect(fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
+        database.execute("delete from known_member where tenant = 'of-members'").await.unwrap();
+        assert_eq!(assign("bob").await.0, 400);
+        let operator = String::from_utf8(fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout).unwrap();
+        let tell = ["identity", "tell", "of-members", "--yes", "--reason", "the database was restored", "--json"];
+        let told = fleet.command(&tell).env("FLOTILLA_OPERATOR_TOKEN", operator.trim()).output().await.unwrap();
+        assert!(told.status.success(), "{told:?}");
+        assert_eq!(serde_json::from_slice::<Value>(&told.stdout).unwrap(), json!({"tenants": 1, "members": 2}));
+        testkit::until("he gets a todo again", || async { assign("bob").await.0 == 200 }).await;
+        // He leaves, and gets no more.
+        let members = bob.send(Method::GET, "/v1/members", None).await.body["members"].clone();
+        let his = members.as_array().unwrap().iter().find(|member| member["user"] == "bob").unwrap();
+        let path = format!("/v1/members/{}", his["id"].as_str().unwrap());
+        assert_eq!(bob.send(Method::DELETE, &path, None).await.status, 200);
+        testkit::until("he gets no todo", || async { assign("bob").await.0 == 400 }).await;
     });
 }
 

@@ -1,13 +1,13 @@
 //! What operators ask and do about a tenant, as the commands of `commands`. The call is the service's own, in that tenant.
 
 use contracts::TenantId;
-use contracts::events::identity::{TenantStatus, TenantStatusChangedV1};
+use contracts::events::identity::{MemberUpdatedV1, TenantStatus, TenantStatusChangedV1};
 use service::{Call, clock};
 
 use crate::commands::{App, Error};
 use crate::invitation::Invitation;
 use crate::tenant::Tenant;
-use crate::{outgoing, permissions, store_invitation, store_states, store_tenant};
+use crate::{outgoing, permissions, store_invitation, store_member, store_states, store_tenant};
 
 /// The tenant behind this id, erased or not; none behind the last.
 ///
@@ -60,4 +60,41 @@ pub async fn set_status(app: &App, call: &Call, status: TenantStatus) -> Result<
     let event = outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?;
     app.commit(tx, call, vec![event], &()).await?;
     Ok(tenant)
+}
+
+/// How many members one transaction tells of.
+const TOLD_AT_ONCE: usize = 100;
+
+/// Says again by events whether the tenant may write and who its members are, as it all stands; returns how many members. Each is at its next
+/// version, so that a reader takes it for the newest.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database. What was told by then stays told.
+pub async fn tell(app: &App, call: &Call) -> Result<i64, Error> {
+    call.authorize(&permissions::TELL_TENANT)?;
+    let (mut after, mut told) = (None, 0);
+    loop {
+        let mut tx = app.db.begin(call).await?;
+        // Nobody leaves meanwhile; whoever comes is an event of its own.
+        let before = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
+        let (now, mut events) = (clock::now(), Vec::new());
+        if after.is_none() {
+            let tenant = before.with_status(before.status, now);
+            store_tenant::save(&mut tx, &before, &tenant).await?;
+            events.push(outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?);
+        }
+        let members = store_member::list(&mut tx, after, TOLD_AT_ONCE).await?;
+        for before in &members {
+            let member = before.told(now);
+            store_member::save(&mut tx, before, &member).await?;
+            events.push(outgoing::event(call, outgoing::member(&member), MemberUpdatedV1::of)?);
+            told += 1;
+        }
+        // Nobody got or lost anything by it: it is no entry of the audit.
+        app.outbox.commit(tx, events, &()).await?;
+        after = members.last().map(|member| member.id);
+        if members.len() < TOLD_AT_ONCE {
+            return Ok(told);
+        }
+    }
 }

@@ -90,6 +90,12 @@ impl Member {
         (profile != self.profile).then(|| Self { profile, ..self.changed(now) })
     }
 
+    /// The same, at its next version: what is said again.
+    #[must_use]
+    pub fn told(&self, now: DateTime<Utc>) -> Self {
+        self.changed(now)
+    }
+
     /// Its last version, which marks it as gone.
     #[must_use]
     pub fn remove(&self, now: DateTime<Utc>) -> Self {

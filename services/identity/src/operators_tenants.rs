@@ -5,7 +5,7 @@ use proto::ops::tenant_service_server::{TenantService, TenantServiceServer};
 use proto::ops::{
     AdmitMemberRequest, AdmittedMember, AdoptTenantRequest, AdoptedTenant, Adoption, FinishAdoptionRequest,
     GetAdoptionRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant,
-    SetTenantStatusRequest,
+    SetTenantStatusRequest, TellTenantRequest, ToldTenant,
 };
 use proto::timestamp;
 use service::operators::{Answers, act, answers, limit};
@@ -125,6 +125,13 @@ impl TenantService for Operated {
         let call = self.call(named("tenant", &slug)?);
         let set = commands::set_status(&self.app, &call, named("status", &status)?).await.map_err(Failure::from)?;
         Ok(Response::new(tenant(&set)))
+    }
+
+    async fn tell_tenant(&self, request: Request<TellTenantRequest>) -> Result<Response<ToldTenant>, Status> {
+        act(&request, &request.get_ref().reason)?;
+        let call = self.call(named("tenant", &request.get_ref().tenant)?);
+        let members = commands::tell(&self.app, &call).await.map_err(Failure::from)?;
+        Ok(Response::new(ToldTenant { members }))
     }
 
     async fn adopt_tenant(&self, request: Request<AdoptTenantRequest>) -> Result<Response<AdoptedTenant>, Status> {

@@ -86,6 +86,8 @@ pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
 pub const SEE_TENANT: Permission = Permission { scope: READ, ..by_itself("identity.tenant.see") };
 /// Suspends a tenant, or resumes it, as an operator requested.
 pub const SET_TENANT_STATUS: Permission = by_itself("identity.tenant.set_status");
+/// Says again who a tenant's members are, as an operator requested.
+pub const TELL_TENANT: Permission = by_itself("identity.tenant.tell");
 /// Makes a tenant that other services know already, and its first owner, as an operator requested.
 pub const ADOPT_TENANT: Permission = by_itself("identity.tenant.adopt");
 /// Makes a person a member, on a developer's machine.
@@ -135,7 +137,7 @@ pub const MATRIX: [(&str, &Permission); 27] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 10] = [
+pub const BY_ITSELF: [(&str, &Permission); 11] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
@@ -144,6 +146,7 @@ pub const BY_ITSELF: [(&str, &Permission); 10] = [
     ("erase_api_key", &ERASE_API_KEY),
     ("see", &SEE_TENANT),
     ("set_status", &SET_TENANT_STATUS),
+    ("tell", &TELL_TENANT),
     ("adopt", &ADOPT_TENANT),
     ("admit", &ADMIT_MEMBER),
 ];

@@ -7,11 +7,15 @@ use std::time::Duration;
 use authz::{Denied, Permission};
 use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use contracts::text::TextError;
-use contracts::{TodoId, UserId};
-use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
+use contracts::{ActorKind, TodoId, UserId};
+use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock, members};
 
 use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
+
+/// Why an assignee is refused.
+const STRANGER: &str =
+    "must be a member of your tenant: GET /v1/members shows them, by `user`; a new one is known within seconds";
 
 /// What commands need.
 #[derive(Debug, Clone)]
@@ -79,7 +83,7 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::OccurrenceExists`], [`Error::PredecessorErased`], those of idempotency keys; INVALID_ARGUMENT for a text
-/// that resembles another one.
+/// that resembles another one, or an assignee who is no member.
 pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Error> {
     call.authorize(&permissions::CREATE)?;
     let mut tx = app.db.begin(call).await?;
@@ -94,9 +98,10 @@ pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Er
         draft.forget_like(&row);
     }
     let todo = Todo::create(TodoId::new(clock::new_id()), draft, by, clock::now());
-    // A series keeps its texts: they are not checked again.
+    // A series keeps its texts and its assignee: they are not checked again.
     if !goes_on {
         refuse_misleading(&todo, None)?;
+        refuse_stranger(&mut tx, call, &todo, None).await?;
     }
     store::insert(&mut tx, &todo).await?;
     let events = outgoing::event(call, &todo, CreatedV1::of)?;
@@ -108,7 +113,7 @@ pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Er
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new text that resembles another
-/// one.
+/// one, or a new assignee who is no member.
 pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patch: Patch) -> Result<Todo, Error> {
     authorize(call, &permissions::UPDATE, id)?;
     let mut tx = app.db.begin(call).await?;
@@ -122,6 +127,7 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
         return Ok(before);
     };
     refuse_misleading(&todo, Some(&before))?;
+    refuse_stranger(&mut tx, call, &todo, Some(&before)).await?;
     store::save(&mut tx, &before, &todo).await?;
     let events = outgoing::event(call, &todo, UpdatedV1::of)?;
     app.outbox.commit(tx, events, &todo).await?;
@@ -296,6 +302,20 @@ fn authorize(call: &Call, permission: &Permission, id: TodoId) -> Result<(), Err
 /// Refuses a new text that resembles another one. Call it after `replayed`: an earlier answer stands.
 fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> {
     todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
+}
+
+/// Refuses a new assignee who is no member of the tenant. One that was there stays, also where it is the text of an import, or has left. The
+/// caller is a member by its token, before the event about it has come.
+async fn refuse_stranger(tx: &mut TenantTx, call: &Call, todo: &Todo, before: Option<&Todo>) -> Result<(), Error> {
+    let was = before.and_then(|before| before.assignee.as_ref());
+    let Some(new) = todo.assignee.as_ref().filter(|&new| was != Some(new)) else { return Ok(()) };
+    let caller = call.caller.actor.subject();
+    let is_caller = caller.kind == ActorKind::User && caller.id == *new;
+    if is_caller || members::is_member(tx, new).await? {
+        Ok(())
+    } else {
+        Err(Failure::invalid("assignee", STRANGER).into())
+    }
 }
 
 /// Loads and locks the todo until the transaction ends; checks that it is as the caller has read it.

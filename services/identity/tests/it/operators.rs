@@ -1,8 +1,10 @@
 //! What operators ask and do: tenants suspended and resumed, and the invitations that are open.
 
-use proto::identity::{GetTenantRequest, ListAuditEntriesRequest, Role, TenantStatus};
+use proto::identity::{DeleteMemberRequest, GetTenantRequest, ListAuditEntriesRequest, Role, TenantStatus};
 use proto::ops::tenant_service_client::TenantServiceClient;
-use proto::ops::{ListOpenInvitationsRequest, ListTenantsRequest, OperatedTenant, SetTenantStatusRequest};
+use proto::ops::{
+    ListOpenInvitationsRequest, ListTenantsRequest, OperatedTenant, SetTenantStatusRequest, TellTenantRequest,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -72,6 +74,40 @@ async fn a_status_that_is_set_again_is_said_again() {
     let said = harness.events().await;
     let said: Vec<_> = said.iter().filter(|stored| stored.envelope.event_type.contains("status_changed")).collect();
     assert!(said.len() == 2 && said.iter().all(|stored| stored.text.contains(r#""status":"suspended""#)));
+}
+
+#[tokio::test]
+async fn who_is_a_member_is_said_again_and_whoever_has_left_is_not() {
+    let harness = Harness::start().await;
+    let (ann, _eve) = (harness.owner("acme", "ann").await, harness.owner("globex", "eve").await);
+    harness.member(&ann, "acme", ("bob", Role::Member)).await;
+    let (kim, _) = harness.member(&ann, "acme", ("kim", Role::Viewer)).await;
+    ann.inner
+        .clone()
+        .delete_member(ann.request(DeleteMemberRequest { id: kim.id, etag: String::new() }))
+        .await
+        .unwrap();
+    let (before, audited) = (harness.events().await.len(), harness.count("audit").await);
+    let tell = |tenant: &str| TellTenantRequest { tenant: tenant.to_owned(), reason: "todo is new".to_owned() };
+    let mut tenants = tenants(&harness).await;
+    let told = tenants.tell_tenant(harness.operator(tell("acme"))).await.unwrap().into_inner();
+    assert_eq!(told.members, 2);
+    let said = harness.events().await;
+    let said: Vec<_> = said[before..]
+        .iter()
+        .map(|event| (event.envelope.event_type.as_str(), event.envelope.tenant.as_str()))
+        .collect();
+    let member = ("identity.member_updated.v1", "acme");
+    assert_eq!(said, [("identity.tenant_status_changed.v1", "acme"), member, member]);
+    assert_eq!(harness.count("audit").await, audited, "nobody got anything by it");
+    // She goes on as before, by what she has read.
+    let read = ann.inner.clone().get_tenant(ann.request(GetTenantRequest {})).await.unwrap().into_inner();
+    assert_eq!((read.status, read.version), (TenantStatus::Active.into(), 2));
+    for (wrong, code) in [(tell("nobody"), Code::NotFound), (tell("A"), Code::InvalidArgument)] {
+        assert_eq!(tenants.tell_tenant(harness.operator(wrong)).await.unwrap_err().code(), code);
+    }
+    let refused = tenants.tell_tenant(Request::new(tell("acme"))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
 }
 
 #[tokio::test]

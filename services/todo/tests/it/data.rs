@@ -55,6 +55,8 @@ async fn an_export_has_every_row_of_the_tenant_and_no_other() {
     let harness = Harness::start().await;
     let (ann, bob, eve) =
         (harness.client("acme", "ann"), harness.client("acme", "bob"), harness.client("globex", "eve"));
+    harness.join("acme", "bob").await;
+    harness.join("globex", "bob").await;
     ann.create(full("one")).await.unwrap();
     for number in 0..300 {
         bob.titled(&format!("{number}")).await;
@@ -79,6 +81,8 @@ async fn an_export_has_every_row_of_the_tenant_and_no_other() {
 async fn a_tenant_that_is_erased_has_left_nothing_and_others_are_as_they_were() {
     let harness = Harness::start().await;
     let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
+    harness.join("acme", "bob").await;
+    harness.join("globex", "bob").await;
     let todo = ann.create(full("a secret")).await.unwrap();
     let deleted = ann.create(full("a secret too")).await.unwrap();
     ann.delete(&deleted.id, "").await.unwrap();
@@ -104,6 +108,7 @@ async fn a_tenant_that_is_erased_has_left_nothing_and_others_are_as_they_were() 
 async fn a_person_is_taken_out_of_what_names_it_and_what_the_tenant_works_on_stays() {
     let harness = Harness::start().await;
     let (ann, bob) = (harness.client("acme", "ann"), harness.client("acme", "bob"));
+    harness.join("acme", "bob").await;
     let for_him = ann.create(full("for Bob")).await.unwrap();
     let by_him = bob.titled("by Bob").await;
     let deleted = bob.titled("gone").await;
@@ -142,7 +147,8 @@ async fn an_event_from_before_does_not_bring_back_what_was_erased() {
     let stream = harness.stream().await;
     stream.pause_consumer("todo-recurrence", until).await.unwrap();
     let erased = ann.create(recurring("a secret", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
-    let his = bob.create(recurring("for all", "FREQ=DAILY", Basis::DueTime)).await.unwrap();
+    let own = Todo { assignee: "bob".to_owned(), ..recurring("for all", "FREQ=DAILY", Basis::DueTime) };
+    let his = bob.create(own).await.unwrap();
     for todo in [&erased, &his] {
         ann.complete(&todo.id, "").await.unwrap();
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use async_nats::jetstream::stream::Stream;
 use contracts::Envelope;
+use contracts::events::identity::MemberId;
 use contracts::events::todo::{self as event, About, Event};
 use proto::todo::todo_service_client::TodoServiceClient;
 use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
@@ -12,7 +13,8 @@ use serde_json::value::RawValue;
 use service::config::{Admission, Common, Database, Handlers, Outbox, Pages};
 use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _};
-use testkit::{TestDatabase, TestIssuer, TestNats, unique};
+use testkit::nats::member;
+use testkit::{TestDatabase, TestIssuer, TestNats, unique, until};
 use todo::{App, Config, Program};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -92,6 +94,21 @@ impl Harness {
 
     pub fn client_with(&self, bearer: Option<String>) -> Client {
         Client { inner: TodoServiceClient::new(self.channel.clone()), bearer, key: None }
+    }
+
+    /// A user becomes a member, as identity says it; returns when the service knows.
+    pub async fn join(&self, tenant: &str, user: &str) -> MemberId {
+        let id = MemberId::new(unique("").parse().unwrap());
+        self.nats.add_member(tenant, member(id, user, 0)).await;
+        until("the member is known", || self.knows(tenant, user)).await;
+        id
+    }
+
+    /// Whether the service takes a user for a member.
+    pub async fn knows(&self, tenant: &str, user: &str) -> bool {
+        let mut admin = self.database.admin().await;
+        let found = "select exists (select from known_member where tenant = $1 and user_id = $2)";
+        sqlx::query_scalar(found).bind(tenant).bind(user).fetch_one(&mut admin).await.unwrap()
     }
 
     /// Waits until the relay has seen everything that is committed now.

@@ -25,7 +25,7 @@ pub fn recurring(title: &str, rule: &str, basis: Basis) -> Todo {
         title: title.to_owned(),
         notes: "and more".to_owned(),
         labels: vec!["x".to_owned()],
-        assignee: "bob".to_owned(),
+        assignee: "ann".to_owned(),
         due_time: Some(Timestamp { seconds: DUE, nanos: 0 }),
         recurrence: Some(Recurrence {
             rule: rule.to_owned(),
@@ -177,7 +177,9 @@ async fn a_series_goes_on_when_whoever_began_it_is_gone() {
     let harness = Harness::start().await;
     // Her role is taken from her, and her tokens run out; another completes what she has begun.
     let ann = harness.client_as("acme", "ann", &json!({"role": "member"}));
-    let first = ann.create(recurring("Sweep the quay", "FREQ=WEEKLY", Basis::DueTime)).await.unwrap();
+    harness.join("acme", "bob").await;
+    let his = Todo { assignee: "bob".to_owned(), ..recurring("Sweep the quay", "FREQ=WEEKLY", Basis::DueTime) };
+    let first = ann.create(his).await.unwrap();
     let gone = harness.client_as("acme", "ann", &json!({}));
     assert_eq!(reason(gone.get(&first.id).await), "TODO_NOT_FOUND");
     let bob = harness.client_as("acme", "bob", &json!({"role": "member"}));

@@ -12,6 +12,7 @@ use crate::writes::full;
 #[tokio::test]
 async fn the_events_of_a_todo() {
     let harness = Harness::start().await;
+    harness.join("acme", "bob").await;
     let ann = harness.client("acme", "ann");
     let created = ann.create(full()).await.unwrap();
     ann.update(&created.id, Todo { title: "Splice it".to_owned(), ..Todo::default() }, &["title"]).await.unwrap();
@@ -25,6 +26,7 @@ async fn the_events_of_a_todo() {
 #[tokio::test]
 async fn the_failures_of_calls() {
     let harness = Harness::start().await;
+    harness.join("acme", "bob").await;
     let ann = harness.client("acme", "ann");
     let id = ann.create(full()).await.unwrap().id;
     ann.with_key("used").create(full()).await.unwrap();
@@ -41,6 +43,7 @@ async fn the_failures_of_calls() {
             ann.create(Todo { title: String::new(), notes: "\0".to_owned(), ..full() }).await.unwrap_err(),
         ),
         ("a rule that is none", ann.create(recurring("FREQ=HOURLY")).await.unwrap_err()),
+        ("a stranger", ann.create(Todo { assignee: "eve".to_owned(), ..full() }).await.unwrap_err()),
         ("no id", ann.get("x").await.unwrap_err()),
         ("of another tenant", harness.client("globex", "bob").get(&id).await.unwrap_err()),
         ("a viewer", vic.delete(&id, "").await.unwrap_err()),

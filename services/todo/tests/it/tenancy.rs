@@ -201,6 +201,15 @@ async fn the_operator_s_role_asks_of_all_tenants_and_sees_none() {
 #[tokio::test]
 async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
     let database = database().await;
-    let tenants = ["idempotency", "known_tenant", "outbox", "todo", "todo_label", "todo_occurrence", "todo_timer"];
+    let tenants = [
+        "idempotency",
+        "known_member",
+        "known_tenant",
+        "outbox",
+        "todo",
+        "todo_label",
+        "todo_occurrence",
+        "todo_timer",
+    ];
     catalog::every_table_is_a_tenants_or_listed(&database, "todo", &tenants).await;
 }

@@ -4,6 +4,8 @@ use contracts::events::todo::{Event, Status};
 use futures::future::join_all;
 use prost_types::Timestamp;
 use proto::todo::Todo;
+use testkit::nats::member;
+use testkit::until;
 use tonic::Code;
 
 use crate::harness::{Harness, reason};
@@ -22,6 +24,7 @@ pub fn full() -> Todo {
 #[tokio::test]
 async fn a_todo_lives_and_each_change_is_published_in_order() {
     let harness = Harness::start().await;
+    harness.join("acme", "bob").await;
     let ann = harness.client("acme", "ann");
     let created = ann.create(full()).await.unwrap();
     assert_eq!((created.title.as_str(), created.version, created.etag.as_str()), ("Splice the line", 1, "v1"));
@@ -68,6 +71,7 @@ async fn a_todo_lives_and_each_change_is_published_in_order() {
 #[tokio::test]
 async fn an_event_is_a_cloudevent_with_the_full_state() {
     let harness = Harness::start().await;
+    harness.join("acme", "bob").await;
     let created = harness.client("acme", "ann").create(full()).await.unwrap();
     let stored = harness.events().await.remove(0);
     assert_eq!(stored.subject, "evt.todo.created.v1.acme");
@@ -109,6 +113,7 @@ async fn bad_input_is_refused_with_the_field_that_is_wrong() {
         ("labels", with(|t| t.labels = (0..21).map(|n| n.to_string()).collect())),
         ("labels", with(|t| t.labels = vec!["x".repeat(51)])),
         ("assignee", with(|t| t.assignee = "x".repeat(201))),
+        ("assignee", with(|t| t.assignee = "stranger".to_owned())),
         ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: i64::MAX, nanos: 0 }))),
         ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: 0, nanos: -1 }))),
         ("due_time", with(|t| t.due_time = Some(Timestamp { seconds: 59, nanos: 1_000_000_000 }))),
@@ -125,6 +130,40 @@ async fn bad_input_is_refused_with_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_new_assignee_is_a_member_of_the_tenant_and_one_that_was_there_stays() {
+    let harness = Harness::start().await;
+    let (ann, eve) = (harness.client("acme", "ann"), harness.client("globex", "eve"));
+    let of = |assignee: &str| Todo { assignee: assignee.to_owned(), ..full() };
+    let refused = async |assignee: &str| reason(ann.create(of(assignee)).await) == "INVALID_ARGUMENT";
+    // The caller is a member by the token; a program is none.
+    let own = ann.create(of("ann")).await.unwrap();
+    let program = harness.client_as("acme", "robot", &serde_json::json!({"role": "member", "kind": "service_account"}));
+    assert_eq!(reason(program.create(of("robot")).await), "INVALID_ARGUMENT");
+    assert!(refused("bob").await);
+    let bob = harness.join("acme", "bob").await;
+    assert_eq!(reason(eve.create(of("bob")).await), "INVALID_ARGUMENT", "he is another tenant's");
+    let todo = ann.create(of("bob")).await.unwrap();
+    let patch = ann.update(&own.id, of("bob"), &["assignee"]).await.unwrap();
+    assert_eq!((todo.assignee.as_str(), patch.assignee.as_str()), ("bob", "bob"));
+    // He leaves: his todos stay his, and he gets no other. An event from before does not bring him back.
+    let free = ann.titled("free").await;
+    harness.nats.remove_member("acme", member(bob, "bob", 5)).await;
+    until("he is known to have left", || async { !harness.knows("acme", "bob").await }).await;
+    harness.nats.add_member("acme", member(bob, "bob", 4)).await;
+    harness.join("acme", "kim").await;
+    assert!(!harness.knows("acme", "bob").await);
+    assert!(refused("bob").await);
+    assert_eq!(reason(ann.update(&free.id, of("bob"), &["assignee"]).await), "INVALID_ARGUMENT");
+    assert_eq!(ann.update(&todo.id, of("bob"), &["assignee", "notes"]).await.unwrap().assignee, "bob");
+    assert_eq!(ann.rename(&todo.id, "still his").await.unwrap().assignee, "bob");
+    // He comes again, as another member; what is said of the first one changes nothing.
+    harness.join("acme", "bob").await;
+    harness.nats.remove_member("acme", member(bob, "bob", 6)).await;
+    harness.join("acme", "lea").await;
+    assert_eq!(ann.update(&free.id, of("bob"), &["assignee"]).await.unwrap().assignee, "bob");
+}
+
+#[tokio::test]
 async fn the_largest_todo_is_an_event_that_fits() {
     let harness = Harness::start().await;
     let wide = |count: usize| "🚢".repeat(count);
@@ -135,6 +174,7 @@ async fn the_largest_todo_is_an_event_that_fits() {
         assignee: wide(200),
         ..Todo::default()
     };
+    harness.join("acme", &wide(200)).await;
     let claims = serde_json::json!({"role": "owner", "act": {"sub": wide(200), "kind": "agent"}});
     harness.client_as("acme", &wide(200), &claims).create(todo).await.unwrap();
     assert_eq!(harness.events().await.len(), 1);

@@ -97,7 +97,7 @@ async fn row_level_security_alone_keeps_tenants_apart() {
 #[tokio::test]
 async fn every_table_is_a_tenants_behind_a_policy_or_listed_as_nobodys() {
     let database = database().await;
-    catalog::every_table_is_a_tenants_or_listed(&database, "harbour", &["idempotency", "known_tenant", "outbox", "vessel", "logbook"])
+    catalog::every_table_is_a_tenants_or_listed(&database, "harbour", &["idempotency", "known_member", "known_tenant", "outbox", "vessel", "logbook"])
         .await;
     catalog::no_function_is_led_to_a_callers_tables(&database).await;
 }
