@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs the OpenID provider of e2e/provider, fetched once by npm and, where there is no Node of this version or newer, by pip.
-# Usage: scripts/provider.sh check | scripts/provider.sh run PORT (0 picks one). Exits with 69 where Node or the package cannot be had.
+# Usage: scripts/provider.sh check | scripts/provider.sh run PORT [stay] (0 picks one; stay: whether standard input ends or not). Exits with 69 where Node or the package cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . infra/versions.env
-case "${1:-} $#" in 'check 1' | 'run 2') ;; *) echo "provider: say check, or run and a port" >&2; exit 2 ;; esac
+case "${1:-} $#" in 'check 1' | 'run 2' | 'run 3') ;; *) echo "provider: say check, or run and a port" >&2; exit 2 ;; esac
 unavailable() { echo "the OpenID provider is unavailable: $*" >&2; exit 69; }
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/provider"
 source=$PWD/e2e/provider
@@ -45,4 +45,4 @@ fi
 [ "$1" = run ] || exit 0
 # Node looks for packages beside a program: a link stands there for the one in the sources.
 [ "$folder/provider.mjs" -ef "$source/provider.mjs" ] || ln -sfn "$source/provider.mjs" "$folder/provider.mjs"
-exec "$node" --preserve-symlinks-main "$folder/provider.mjs" "$2"
+exec "$node" --preserve-symlinks-main "$folder/provider.mjs" "${@:2}"

@@ -140,6 +140,11 @@ impl Api {
 
     /// The same caller with a token of the fleet's for a tenant (RFC 8693).
     pub async fn of(&self, tenant: &str) -> Result<Self, anyhow::Error> {
+        Ok(Self { token: self.exchanged(tenant).await?.0, ..self.clone() })
+    }
+
+    /// That token, and how long it is valid.
+    pub async fn exchanged(&self, tenant: &str) -> Result<(String, Option<Duration>), anyhow::Error> {
         let form = [
             ("grant_type", TOKEN_EXCHANGE),
             ("subject_token_type", ACCESS_TOKEN),
@@ -149,7 +154,7 @@ impl Api {
         let answer = self.http.post(format!("{}/v1/token", self.base)).form(&form).send().await?;
         let (status, body) = (answer.status(), answer.json::<Value>().await?);
         match body["access_token"].as_str() {
-            Some(token) => Ok(Self { token: token.to_owned(), ..self.clone() }),
+            Some(token) => Ok((token.to_owned(), body["expires_in"].as_u64().map(Duration::from_secs))),
             None => bail!("no token for {tenant}: the fleet answers {status}: {body}"),
         }
     }

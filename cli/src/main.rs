@@ -23,6 +23,7 @@ mod identity;
 mod import;
 mod k8s;
 mod lag;
+mod login;
 mod nats_credentials;
 mod new;
 mod observe;
@@ -97,6 +98,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Mint an access token from the development issuer; for an operator with --operator.
     Token(api::TokenArgs),
+    /// Sign a person in at the OpenID provider, and print the token.
+    Login(login::LoginArgs),
     /// Show the whole path: write, events, search, another tenant, and where the time goes.
     Demo,
     /// Write the todos of a todo.txt or CSV file through the public API.
@@ -232,6 +235,7 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Restore(args) => Box::pin(restore::run(context, &args)).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Token(who) => api::print_token(context, &who).await,
+        Command::Login(args) => login::run(context, &args).await,
         Command::Demo => demo::run(context).await,
         Command::Import(import) => import::run(context, &import).await,
         Command::Events { command } => events::run(context, &command).await,

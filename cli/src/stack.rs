@@ -13,6 +13,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use devstack::backup::{KEY, Repository};
 use devstack::login::{Proxy, Tls};
+use devstack::provider::Provider;
 use devstack::stack::{LOCK, STATUS_FILE};
 use devstack::{Options, Reporter, Stack, Unit, process};
 use nix::sys::signal::Signal;
@@ -52,6 +53,9 @@ pub struct UpArgs {
     /// The OpenID provider of people, by its issuer's URL, in place of the development provider.
     #[arg(long, env = "FLOTILLA_OPENID_PROVIDER")]
     provider: Option<String>,
+    /// Run a real OpenID provider beside the fleet, where whoever types a name signs in (Node 22 or newer, of the PATH or of PyPI).
+    #[arg(long, conflicts_with = "provider")]
+    oidc: bool,
     /// Use any free ports instead of the documented ones.
     #[arg(long, env = "FLOTILLA_ANY_PORTS", hide = true)]
     any_ports: bool,
@@ -157,7 +161,10 @@ fn options(context: &Context, args: &UpArgs) -> Result<Options, anyhow::Error> {
         otlp_endpoint: args.otlp_endpoint.clone(),
         observe: args.observe.wanted(args.otlp_endpoint.as_ref())?,
         fault_proxy: args.fault_proxy,
-        provider: args.provider.clone(),
+        provider: match &args.provider {
+            _ if args.oidc => Some(Provider::beside()?),
+            issuer => issuer.clone().map(Provider::Elsewhere),
+        },
         infra_only: false,
         env: args.telemetry.env(),
     })
@@ -223,7 +230,7 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 /// Prints what a newcomer needs once all is up.
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let first = context.home.join(DEMO_DONE);
-    if args.provider.is_some() {
+    if args.oidc || args.provider.is_some() {
         println!("People come from another provider than the development one: no demo, which knows that one alone.\n");
     } else if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
@@ -281,6 +288,9 @@ pub async fn bring_up(context: &Context, args: &UpArgs) -> Result<(), anyhow::Er
         }
         if let Some(provider) = &args.provider {
             command.args(["--provider", provider]);
+        }
+        if args.oidc {
+            command.arg("--oidc");
         }
         if args.tls {
             command.arg("--tls");
@@ -432,6 +442,7 @@ pub async fn test_parts(context: &Context) -> Result<(), anyhow::Error> {
                 any_ports: true,
                 fault_proxy: false,
                 provider: None,
+                oidc: false,
                 no_demo: true,
                 until_stdin_ends: false,
                 telemetry: TelemetryArgs::default(),

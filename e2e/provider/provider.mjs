@@ -1,5 +1,5 @@
 // An OpenID provider for tests and for one developer: real flows, made-up people, no password. It owns no data: all is in memory.
-// `node provider.mjs PORT` (0 picks a port) listens on 127.0.0.1, prints `ready ISSUER`, and ends when its stdin is closed.
+// `node provider.mjs PORT` (0 picks a port) listens on 127.0.0.1, prints `ready ISSUER`, and ends when its stdin is closed, unless `stay` follows.
 // A line on stdin is a command: `rotate` signs by a new key and publishes the old ones too (as SIGHUP does), `forget` drops the old ones.
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -240,6 +240,8 @@ server.listen(Number(process.argv[2] ?? 0), '127.0.0.1', () => {
   console.log(`ready ${current.op.issuer}`);
 });
 process.on('SIGHUP', rotate);
-createInterface({ input: process.stdin })
-  .on('line', (line) => commands[line.trim()]?.())
-  .on('close', () => process.exit());
+if (process.argv[3] !== 'stay') {
+  createInterface({ input: process.stdin })
+    .on('line', (line) => commands[line.trim()]?.())
+    .on('close', () => process.exit());
+}

@@ -1,6 +1,8 @@
 //! A real OpenID provider (`e2e/provider`), and people who sign in at it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
@@ -20,8 +22,8 @@ const REDIRECT: &str = "http://127.0.0.1:49152/callback";
 pub struct OpenIdProvider {
     /// Its issuer's URL.
     pub issuer: String,
-    program: Child,
-    said: BufReader<ChildStdout>,
+    /// None where the stack runs it.
+    program: Option<(Child, BufReader<ChildStdout>)>,
     http: Client,
 }
 
@@ -43,21 +45,44 @@ impl OpenIdProvider {
     /// It does not start.
     #[must_use]
     pub fn start() -> Option<Self> {
-        let script = workspace().join("scripts/provider.sh");
-        let checked = Command::new(&script).arg("check").stdin(Stdio::null()).status().unwrap();
-        if checked.code() == Some(UNAVAILABLE) {
-            let mut stderr = std::io::stderr();
-            writeln!(stderr, "SKIPPED: nobody signs in at a real OpenID provider, which cannot be had").unwrap();
+        if !Self::is_there() {
             return None;
         }
-        assert!(checked.success(), "{checked}");
-        let mut program =
-            Command::new(&script).args(["run", "0"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = Command::new(script());
+        command.args(["run", "0"]);
+        let mut program = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(program.stdout.take().unwrap());
         let ready = line(&mut said);
         let issuer = ready.strip_prefix("ready ").unwrap_or_else(|| panic!("it says: {ready}")).to_owned();
+        let mut provider = Self::at(&issuer);
+        provider.program = Some((program, said));
+        Some(provider)
+    }
+
+    /// Whether it can be had; where not, it says so loudly.
+    ///
+    /// # Panics
+    /// What it needs is there, and broken.
+    #[must_use]
+    pub fn is_there() -> bool {
+        let checked = Command::new(script()).arg("check").stdin(Stdio::null()).status().unwrap();
+        if checked.code() == Some(UNAVAILABLE) {
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "SKIPPED: nobody signs in at a real OpenID provider, which cannot be had").unwrap();
+            return false;
+        }
+        assert!(checked.success(), "{checked}");
+        true
+    }
+
+    /// One that somebody else runs.
+    ///
+    /// # Panics
+    /// No HTTP client can be made.
+    #[must_use]
+    pub fn at(issuer: &str) -> Self {
         let http = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Some(Self { issuer, program, said, http })
+        Self { issuer: issuer.to_owned(), program: None, http }
     }
 
     /// Signs by a new key from now on; the old ones are published all the same.
@@ -77,8 +102,9 @@ impl OpenIdProvider {
     }
 
     fn command(&mut self, command: &str) {
-        writeln!(self.program.stdin.as_mut().unwrap(), "{command}").unwrap();
-        let done = line(&mut self.said);
+        let (program, said) = self.program.as_mut().expect("a provider of the test");
+        writeln!(program.stdin.as_mut().unwrap(), "{command}").unwrap();
+        let done = line(said);
         assert!(done.starts_with("keys "), "{done}");
     }
 
@@ -87,24 +113,24 @@ impl OpenIdProvider {
     /// # Panics
     /// The provider refuses it.
     pub async fn sign_in(&self, login: &str) -> SignedIn {
+        self.sign_in_by(login, "").await
+    }
+
+    /// The same by this class of authentication.
+    ///
+    /// # Panics
+    /// The provider refuses it.
+    pub async fn sign_in_by(&self, login: &str, acr: &str) -> SignedIn {
         let asked = format!(
             "{}/auth?client_id=flotilla-cli&response_type=code&scope=openid+email+profile&state=s&redirect_uri={}\
-             &code_challenge={CHALLENGE}&code_challenge_method=S256",
+             &code_challenge={CHALLENGE}&code_challenge_method=S256&acr_values={acr}",
             self.issuer,
             REDIRECT.replace(':', "%3A").replace('/', "%2F"),
         );
         let begun = self.http.get(asked).send().await.unwrap();
-        let cookies: Vec<_> = begun
-            .headers()
-            .get_all(SET_COOKIE)
-            .iter()
-            .map(|cookie| cookie.to_str().unwrap().split(';').next().unwrap().to_owned())
-            .collect();
-        let cookies = cookies.join("; ");
-        let form = format!("{}{}", self.issuer, location(&begun));
-        let filled = self.http.post(form).header(COOKIE, &cookies).form(&[("login", login)]).send().await.unwrap();
-        let back = self.http.get(location(&filled)).header(COOKIE, &cookies).send().await.unwrap();
-        let back = location(&back);
+        let mut browser = Browser::default();
+        browser.keep(&begun);
+        let back = location(&self.fill_in(&mut browser, &begun, login).await);
         let code = back.split(['?', '&']).find_map(|pair| pair.strip_prefix("code=")).unwrap().to_owned();
         let grant = [
             ("grant_type", "authorization_code"),
@@ -113,6 +139,40 @@ impl OpenIdProvider {
             ("code_verifier", VERIFIER),
         ];
         self.token(&grant).await
+    }
+
+    /// A person opens the link that a terminal shows, confirms its code, and signs in there (RFC 8628, 3.3).
+    ///
+    /// # Panics
+    /// The provider refuses it.
+    pub async fn confirm(&self, link: &str, login: &str) {
+        let mut browser = Browser::default();
+        // The page sends itself, so that a link does nothing that nobody wanted.
+        let mut page = browser.get(&self.http, link).await;
+        for _ in 0..2 {
+            let form = fields(&page);
+            let sent = self.http.post(format!("{}/device", self.issuer)).header(COOKIE, browser.cookies()).form(&form);
+            let answer = sent.send().await.unwrap();
+            browser.keep(&answer);
+            if answer.headers().contains_key(LOCATION) {
+                let signed_in = self.fill_in(&mut browser, &answer, login).await;
+                assert!(signed_in.text().await.unwrap().contains("Signed in"), "{login}");
+                return;
+            }
+            page = answer.text().await.unwrap();
+        }
+        panic!("nobody is asked to sign in: {page}");
+    }
+
+    /// Fills in the form to which an answer leads; what the provider answers when it has it.
+    async fn fill_in(&self, browser: &mut Browser, to: &Response, login: &str) -> Response {
+        let form = format!("{}{}", self.issuer, location(to));
+        let filled = self.http.post(form).header(COOKIE, browser.cookies()).form(&[("login", login)]).send();
+        let filled = filled.await.unwrap();
+        browser.keep(&filled);
+        let back = self.http.get(location(&filled)).header(COOKIE, browser.cookies()).send().await.unwrap();
+        browser.keep(&back);
+        back
     }
 
     /// The next access token of a person who signed in.
@@ -138,9 +198,48 @@ impl OpenIdProvider {
 
 impl Drop for OpenIdProvider {
     fn drop(&mut self) {
-        drop(self.program.stdin.take());
-        self.program.wait().ok();
+        if let Some((program, _)) = &mut self.program {
+            drop(program.stdin.take());
+            program.wait().ok();
+        }
     }
+}
+
+/// The cookies of a browser.
+#[derive(Default)]
+struct Browser(BTreeMap<String, String>);
+
+impl Browser {
+    fn keep(&mut self, answer: &Response) {
+        for cookie in answer.headers().get_all(SET_COOKIE) {
+            let cookie = cookie.to_str().unwrap().split(';').next().unwrap();
+            let (name, value) = cookie.split_once('=').unwrap();
+            self.0.insert(name.to_owned(), value.to_owned());
+        }
+    }
+
+    fn cookies(&self) -> String {
+        self.0.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ")
+    }
+
+    async fn get(&mut self, http: &Client, url: &str) -> String {
+        let answer = http.get(url).header(COOKIE, self.cookies()).send().await.unwrap();
+        self.keep(&answer);
+        answer.text().await.unwrap()
+    }
+}
+
+/// The hidden fields of a page's form.
+fn fields(page: &str) -> Vec<(String, String)> {
+    let attribute = |tag: &str, name: &str| {
+        tag.split_once(&format!("{name}=\"")).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()))
+    };
+    let inputs = page.split("<input").skip(1).map(|rest| rest.split('>').next().unwrap_or_default());
+    inputs.filter_map(|tag| Some((attribute(tag, "name")?, attribute(tag, "value").unwrap_or_default()))).collect()
+}
+
+fn script() -> PathBuf {
+    workspace().join("scripts/provider.sh")
 }
 
 fn line(said: &mut BufReader<ChildStdout>) -> String {

@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::cell::RefCell;
+use std::process::Stdio;
+
 use e2e::people::OpenIdProvider;
 use e2e::{Answer, Caller, Fleet};
 use reqwest::Method;
 use serde_json::json;
 use testkit::until;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 fn by(fleet: &Fleet, credential: &str) -> Caller {
     Caller::of(&fleet.home, &format!("http://{}", fleet.unit("gateway").address), credential)
@@ -84,6 +88,7 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_
     assert_eq!((id_token.status, id_token.code()), (401, "TOKEN_INVALID"));
 
     exchanges_over_http(&fleet, &text, &signed_in.access_token).await;
+    marked_acts_demand_a_second_factor(&fleet, &provider).await;
     keys_rotate(&fleet, &mut provider, &signed_in).await;
 
     // Everything that happened is in the stream of identity, in order.
@@ -132,6 +137,62 @@ async fn exchanges_over_http(fleet: &Fleet, key: &str, access_token: &str) {
     assert_eq!(error(&Answer::of(other).await), (400, "unsupported_grant_type"));
 }
 
+/// The token that a person has who confirms elsewhere what the terminal shows.
+async fn signed_in_by_a_terminal(fleet: &Fleet, provider: &OpenIdProvider, name: &str, args: &[&str]) -> String {
+    let mut login = fleet.command(&[&["login"], args].concat());
+    let mut login = login.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(login.stderr.take().unwrap()).lines();
+    let link = said.next_line().await.unwrap().unwrap();
+    provider.confirm(link.strip_prefix("Open ").unwrap_or_else(|| panic!("it says: {link}")), name).await;
+    let output = login.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{output:?} {:?}", said.next_line().await);
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_fleet_runs_a_real_provider_where_a_person_signs_in_by_a_terminal() {
+    if !OpenIdProvider::is_there() {
+        return;
+    }
+    let fleet = Fleet::start_with(None, &["--oidc"]).await;
+    let provider = OpenIdProvider::at(fleet.unit("provider").url.as_deref().unwrap());
+    let zoe = by(&fleet, &signed_in_by_a_terminal(&fleet, &provider, "zoe", &[]).await);
+    zoe.sign_up("initech").await;
+    let zoe = by(&fleet, &signed_in_by_a_terminal(&fleet, &provider, "zoe", &["--tenant", "initech"]).await);
+    zoe.create(json!({"title": "Box the compass"})).await;
+    let refused = fleet.run(&["login", "--provider", "http://127.0.0.1:1"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("asking the provider what it is"), "{refused:?}");
+    fleet.stop().await;
+}
+
+/// The tenant marks an act; whoever has a password alone is told what to ask the provider for, asks it, and acts (RFC 9470).
+async fn marked_acts_demand_a_second_factor(fleet: &Fleet, provider: &OpenIdProvider) {
+    const MFA: &str = "urn:flotilla:acr:mfa";
+    let ann = by(fleet, &provider.sign_in("ann").await.access_token);
+    let todo = ann.create(json!({"title": "scuttle it"})).await;
+    let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+    let marked = json!({"stepUp": {"acts": ["DeleteTodo"], "acrValues": [MFA], "maxAge": "3600s"}});
+    let refused = ann.send(Method::PATCH, "/v1/tenant", Some(marked.clone())).await;
+    assert_eq!((refused.status, refused.code()), (401, "INSUFFICIENT_USER_AUTHENTICATION"));
+    let stronger = by(fleet, &provider.sign_in_by("ann", MFA).await.access_token);
+    let tenant = stronger.send(Method::PATCH, "/v1/tenant", Some(marked.clone())).await;
+    assert_eq!((tenant.status, &tenant.body["stepUp"]), (200, &marked["stepUp"]), "{tenant:?}");
+    // What tokens in hand do not say, the next ones do.
+    let ann = by(fleet, &provider.sign_in("ann").await.access_token);
+    let refused = ann.send(Method::DELETE, &path, None).await;
+    assert_eq!((refused.status, refused.code()), (401, "INSUFFICIENT_USER_AUTHENTICATION"));
+    assert_eq!(
+        refused.header("www-authenticate"),
+        format!(r#"Bearer error="insufficient_user_authentication", acr_values="{MFA}", max_age="3600""#)
+    );
+    assert_eq!(ann.send(Method::GET, &path, None).await.status, 200);
+    let args = ["--provider", &provider.issuer, "--tenant", "acme", "--acr", MFA, "--max-age", "3600"];
+    let stronger = by(fleet, &signed_in_by_a_terminal(fleet, provider, "ann", &args).await);
+    assert_eq!(stronger.send(Method::DELETE, &path, None).await.status, 200);
+    let none = stronger.send(Method::PATCH, "/v1/tenant?updateMask=stepUp", Some(json!({}))).await;
+    assert_eq!((none.status, &none.body["stepUp"]), (200, &json!(null)), "{none:?}");
+}
+
 /// Whoever signs in by a new key is known, and whoever did by an old one until the provider forgets it.
 async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e::people::SignedIn) {
     let form = |token: String| {
@@ -142,9 +203,24 @@ async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e:
         let form = form(token.to_owned());
         self::token(fleet, &form.each_ref().map(|(name, value)| (*name, value.as_str()))).await.status == 200
     };
-    provider.rotate();
-    let after = provider.refresh(before).await;
-    until("the new key is known", || async { granted(&after.access_token).await }).await;
+    // Under load: whoever signed in before is known at each moment, until the rate ends it.
+    let statuses = RefCell::new(Vec::new());
+    let load = async {
+        loop {
+            let form = form(before.access_token.clone());
+            let form = form.each_ref().map(|(name, value)| (*name, value.as_str()));
+            statuses.borrow_mut().push(self::token(fleet, &form).await.status);
+        }
+    };
+    let rotated = async {
+        provider.rotate();
+        let after = provider.refresh(before).await;
+        until("the new key is known", || async { granted(&after.access_token).await }).await;
+        after
+    };
+    let after = tokio::select! { after = rotated => after, () = load => unreachable!("it goes on") };
+    let statuses = statuses.into_inner();
+    assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
     assert!(granted(&before.access_token).await);
     provider.forget();
     provider.rotate();

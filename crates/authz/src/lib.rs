@@ -7,6 +7,7 @@ mod jwks;
 mod permission;
 mod person;
 mod signing;
+mod step_up;
 mod trusted;
 mod verified;
 
@@ -14,9 +15,12 @@ pub use contracts::Role;
 pub use jsonwebtoken::jwk::JwkSet;
 pub use jwks::{JwksError, JwksSource};
 pub use permission::{Denied, Permission};
-pub use person::{MAX_SUBJECT_BYTES, People, Person};
+pub use person::{MAX_SUBJECT_BYTES, People, Person, is_acr};
 pub use signing::{SigningError, SigningKeys};
-pub use trusted::{bearer, issuer_named};
+pub use step_up::{Insufficient, SignIn, StepUp};
+pub use trusted::{Typ, bearer, issuer_named};
+
+use std::sync::Arc;
 
 use contracts::text::is_misleading_name;
 use contracts::{Actor, ActorKind, TenantId, UserId, actor};
@@ -38,13 +42,15 @@ pub struct Caller {
     pub role: Option<Role>,
     /// The scopes of its token; none where the role alone counts.
     pub scopes: Option<Vec<String>>,
+    /// How the person signed in; none of whoever did not.
+    pub sign_in: Option<Arc<SignIn>>,
 }
 
 impl Caller {
     /// A service of the fleet that acts on its own behalf, in a handler of a tenant's event.
     #[must_use]
     pub const fn service(tenant: TenantId, name: UserId) -> Self {
-        Self { tenant, actor: Actor::new(ActorKind::Service, name), role: None, scopes: None }
+        Self { tenant, actor: Actor::new(ActorKind::Service, name), role: None, scopes: None, sign_in: None }
     }
 
     /// The caller as a text, unique within the tenant. A person is its bare id. Any other caller begins with a control character
@@ -91,6 +97,9 @@ struct Claims {
     act: Option<Act>,
     role: Option<Role>,
     scope: Option<String>,
+    acr: Option<String>,
+    auth_time: Option<i64>,
+    step_up: Option<StepUp>,
     #[serde(rename = "client_id")]
     _client_id: String,
     #[serde(rename = "jti")]
@@ -128,7 +137,7 @@ impl Verifier {
     /// # Errors
     /// Fails when the HTTP client cannot be made.
     pub fn new(source: JwksSource, issuer: &str, audience: &str) -> Result<Self, JwksError> {
-        let trusted = Trusted::new(source, issuer, audience)?;
+        let trusted = Trusted::new(source, issuer, (audience, Typ::AccessToken))?;
         Ok(Self { trusted, verified: verified::Verified::default() })
     }
 
@@ -170,7 +179,10 @@ impl Verifier {
             return Err(TokenError::Malformed("a sub of it holds what cannot be seen"));
         }
         let scopes = claims.scope.map(|scope| scope.split(' ').map(ToOwned::to_owned).collect());
-        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes };
+        let Claims { acr, auth_time, step_up, .. } = claims;
+        let sign_in = SignIn { acr, auth_time, step_up };
+        let sign_in = (sign_in != SignIn::default()).then(|| Arc::new(sign_in));
+        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes, sign_in };
         self.verified.put(token, caller.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
         Ok(caller)
     }

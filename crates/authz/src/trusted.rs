@@ -7,6 +7,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::TokenError;
 use crate::jwks::{self, Jwks, JwksError, JwksSource};
@@ -21,11 +22,52 @@ const MAX_LIFETIME_SECONDS: f64 = 24.0 * 3_600.0;
 /// The longest token that is accepted, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
+/// How an issuer marks its access tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Typ {
+    /// `typ: at+jwt` (RFC 9068).
+    AccessToken,
+    /// Not: `typ: JWT`, as its ID tokens have too. Then the audience alone tells them apart, so that it must be the only one.
+    Jwt,
+}
+
 /// The keys of an issuer, and the audience that its tokens must name.
 pub struct Trusted {
     keys: Jwks,
     pub issuer: String,
     audience: String,
+    typ: Typ,
+}
+
+/// By what an ID token (OpenID Connect Core, 2 and 3.3.2.11), a logout token, and what Keycloak names otherwise are known.
+#[derive(Deserialize)]
+struct Marks {
+    aud: Value,
+    nonce: Option<Value>,
+    at_hash: Option<Value>,
+    c_hash: Option<Value>,
+    s_hash: Option<Value>,
+    events: Option<Value>,
+    typ: Option<String>,
+}
+
+impl Marks {
+    /// Checks that a token for this audience is for no other, and is an access token.
+    fn check(&self, audience: &str) -> Result<(), TokenError> {
+        let only = match &self.aud {
+            Value::Array(all) => all.len() == 1 && all[0] == audience,
+            one => one == audience,
+        };
+        let Self { aud: _, nonce, at_hash, c_hash, s_hash, events, typ } = self;
+        let of_another_kind = [nonce, at_hash, c_hash, s_hash, events].into_iter().any(Option::is_some);
+        if !only {
+            return Err(TokenError::Untrusted("it is meant for others, too, and its header does not say typ: at+jwt"));
+        }
+        if of_another_kind || typ.as_deref().is_some_and(|typ| !typ.eq_ignore_ascii_case("bearer")) {
+            return Err(TokenError::Untrusted("it is no access token, such as an ID token"));
+        }
+        Ok(())
+    }
 }
 
 /// The token in an `Authorization` header.
@@ -55,9 +97,9 @@ pub fn issuer_named(token: &str) -> Option<String> {
 }
 
 impl Trusted {
-    pub fn new(source: JwksSource, issuer: &str, audience: &str) -> Result<Self, JwksError> {
+    pub fn new(source: JwksSource, issuer: &str, (audience, typ): (&str, Typ)) -> Result<Self, JwksError> {
         let keys = Jwks::new(source, Duration::from_secs(5))?;
-        Ok(Self { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+        Ok(Self { keys, issuer: issuer.to_owned(), audience: audience.to_owned(), typ })
     }
 
     pub async fn refresh(&self) -> Result<(), JwksError> {
@@ -72,10 +114,13 @@ impl Trusted {
         times: impl Fn(&C) -> (f64, f64) + Send,
     ) -> Result<C, TokenError> {
         let header = decode_header(token).map_err(|_| TokenError::Malformed("its header is not that of a JWT"))?;
-        let access_token =
-            |typ: &str| typ.eq_ignore_ascii_case("at+jwt") || typ.eq_ignore_ascii_case("application/at+jwt");
-        if !header.typ.as_deref().is_some_and(access_token) {
-            return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)"));
+        let says =
+            |any: &[&str]| any.iter().any(|it| header.typ.as_deref().is_some_and(|typ| typ.eq_ignore_ascii_case(it)));
+        let marked = says(&["at+jwt", "application/at+jwt"]);
+        match self.typ {
+            _ if marked => {}
+            Typ::Jwt if header.typ.is_none() || says(&["JWT"]) => {}
+            _ => return Err(TokenError::Malformed("its header does not say typ: at+jwt (RFC 9068)")),
         }
         // A recipient that does not understand a critical extension must refuse the token (RFC 7515, 4.1.11). None is known here.
         if header.crit.is_some() {
@@ -98,6 +143,10 @@ impl Trusted {
         validation.leeway = LEEWAY_SECONDS;
         validation.validate_nbf = true;
         let claims = decode::<C>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
+        if !marked {
+            let marks = decode::<Marks>(token, &key, &validation).map_err(|error| rejection(error.kind()))?.claims;
+            marks.check(&self.audience)?;
+        }
         let (iat, exp) = times(&claims);
         if iat > now.unix_seconds() + LEEWAY_SECONDS as f64 {
             return Err(TokenError::Expired);

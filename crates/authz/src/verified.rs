@@ -71,7 +71,13 @@ mod tests {
     }
 
     fn ann() -> Caller {
-        Caller { tenant: "acme".parse().unwrap(), actor: "user:ann".parse().unwrap(), role: None, scopes: None }
+        Caller {
+            tenant: "acme".parse().unwrap(),
+            actor: "user:ann".parse().unwrap(),
+            role: None,
+            scopes: None,
+            sign_in: None,
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use authz::{JwksError, JwksSource, Role, TokenError, Verifier};
+use authz::{JwksError, JwksSource, People, Role, TokenError, Typ, Verifier};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
@@ -85,6 +85,56 @@ async fn a_token_says_who_acts_for_whom_and_what_it_is_limited_to() {
     assert_eq!(caller.actor.to_string(), "agent:planner service_account:desk user:ann");
     assert_eq!(caller.role, Some(Role::Member));
     assert_eq!(caller.scopes.unwrap(), ["todo:read", "todo:write"]);
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_mark_access_tokens_is_believed_by_their_only_audience() {
+    let (issuer, _) = issuer("people");
+    let people = |typ| {
+        let source = JwksSource::File(issuer.folder.join("jwks.json"));
+        People::new(source, "https://issuer.test", ("flotilla", typ)).unwrap()
+    };
+    let (marked, unmarked) = (people(Typ::AccessToken), people(Typ::Jwt));
+    let token = |typ: Option<&str>, change: Value| {
+        let (mut header, mut claims) = (header("k1"), claims());
+        header.typ = typ.map(ToOwned::to_owned);
+        claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        bearer(&header, &claims, &issuer.key)
+    };
+    for (typ, change, is_marked, is_taken) in [
+        (Some("at+jwt"), json!({}), true, true),
+        (Some("at+jwt"), json!({"aud": ["flotilla", "userinfo"]}), true, true),
+        (Some("JWT"), json!({}), false, true),
+        (Some("JWT"), json!({"aud": ["flotilla"], "typ": "Bearer"}), false, true),
+        (None, json!({}), false, true),
+        (Some("JWT"), json!({"aud": ["flotilla", "userinfo"]}), false, false),
+        (Some("JWT"), json!({"aud": "else"}), false, false),
+        (Some("JWT"), json!({"nonce": "n"}), false, false),
+        (Some("JWT"), json!({"at_hash": "h"}), false, false),
+        (Some("JWT"), json!({"typ": "ID"}), false, false),
+        (Some("JWT"), json!({"events": {}}), false, false),
+        (Some("secevent+jwt"), json!({}), false, false),
+    ] {
+        let token = token(typ, change.clone());
+        assert_eq!(marked.verify(Some(&token)).await.is_ok(), is_marked, "{typ:?} {change}");
+        assert_eq!(unmarked.verify(Some(&token)).await.is_ok(), is_taken, "{typ:?} {change}");
+    }
+    let signed_in = token(Some("at+jwt"), json!({"acr": "urn:mfa", "auth_time": 1_795_000_000}));
+    let signed_in = marked.verify(Some(&signed_in)).await.unwrap();
+    assert_eq!((signed_in.acr.as_deref(), signed_in.auth_time), (Some("urn:mfa"), Some(1_795_000_000)));
+    // Another provider says by another claim that it has verified the address.
+    let owned = people(Typ::AccessToken).verified_by("xms_edov");
+    for (change, is_known) in [
+        (json!({"email": "ann@x.example", "xms_edov": true}), true),
+        (json!({"email": "ann@x.example", "xms_edov": "true"}), false),
+        (json!({"email": "ann@x.example", "email_verified": true}), false),
+    ] {
+        let person = owned.verify(Some(&token(Some("at+jwt"), change.clone()))).await.unwrap();
+        assert_eq!(person.email.is_some(), is_known, "{change}");
+    }
+    // What could not be asked for in a header is no class.
+    let odd = marked.verify(Some(&token(Some("at+jwt"), json!({"acr": "a\", max_age=\"0"})))).await.unwrap();
+    assert_eq!(odd.acr, None);
 }
 
 #[tokio::test]

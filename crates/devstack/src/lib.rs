@@ -30,6 +30,8 @@ pub mod observe;
 
 pub mod issuer;
 
+pub mod provider;
+
 pub mod certificates;
 
 pub mod stack_dir;

@@ -25,6 +25,7 @@ use crate::opensearch::{self, OpenSearch};
 use crate::ports::Ports;
 use crate::postgres::{Postgres, SUPERUSER, roles, write_urls};
 use crate::process::{Program, Ready, tail};
+use crate::provider::{self, Provider};
 use crate::stack_dir::{self, StackDir};
 use crate::supervisor::{Kind, State, StatusFile, Supervisor, Unit, now};
 
@@ -49,8 +50,8 @@ pub struct Options {
     pub observe: Option<Observe>,
     /// Whether the services reach each other and the backing services through fault proxies.
     pub fault_proxy: bool,
-    /// The OpenID provider of people, by its issuer's URL, in place of the development provider.
-    pub provider: Option<String>,
+    /// The OpenID provider of people, in place of the development provider.
+    pub provider: Option<Provider>,
     /// The backing services alone, without the services: for integration tests.
     pub infra_only: bool,
     /// Variables for every service, beyond those it needs.
@@ -155,6 +156,8 @@ struct Seen {
     nats: Nats,
     opensearch: String,
     issuer_port: u16,
+    /// The issuer's URL of the OpenID provider, in place of the development provider.
+    provider: Option<String>,
     /// The port at which the edge calls each service.
     upstreams: BTreeMap<&'static str, u16>,
     /// For callers, and for operations.
@@ -178,6 +181,7 @@ impl Startup<'_> {
         let (postgres_port, nats_port, monitor_port) = (pick(15432)?, pick(14222)?, pick(18222)?);
         let transport_port = pick(19300)?;
         let issuer_port = pick(18090)?;
+        let provider_port = pick(18091)?;
         let watched = self.options.observe.as_ref().map(|_| Watched::pick(&mut pick)).transpose()?;
         let mut service_ports = BTreeMap::new();
         for service in fleet::SERVICES {
@@ -227,6 +231,14 @@ impl Startup<'_> {
         }
         let upstream =
             |service: &fleet::Service| Some((service.name, port_to(service.name, service_ports[service.name].0?)));
+        let (provider, beside) = match &self.options.provider {
+            None => (None, None),
+            Some(Provider::Elsewhere(issuer)) => (Some(issuer.clone()), None),
+            Some(Provider::Beside(script)) => {
+                let (program, issuer) = provider::program(self.home, script, provider_port).await?;
+                (Some(issuer), Some(program))
+            }
+        };
         let seen = Seen {
             tls: tls.map(|folder| folder.display().to_string()),
             otlp: watched.as_ref().map(Watched::otlp).or_else(|| self.options.otlp_endpoint.clone()),
@@ -234,6 +246,7 @@ impl Startup<'_> {
             nats: nats.through(port_to("nats", nats_port)),
             opensearch: node.url(port_to("opensearch", opensearch_port)),
             issuer_port,
+            provider,
             upstreams: fleet::SERVICES.iter().filter_map(upstream).collect(),
             ports: service_ports,
         };
@@ -267,6 +280,12 @@ impl Startup<'_> {
             }
             Issuer::serve(self.home.clone(), issuer_port, issuer_stop.clone()).await?;
             self.status_file.add(self.issuer_unit(issuer_port));
+            if let Some(program) = beside {
+                let (started, url) = (Instant::now(), seen.provider.clone());
+                let unit = Unit { url, ..self.unit(&program.name, Kind::Infra, provider_port) };
+                self.supervisor.start(program, unit).await?;
+                self.step(&format!("the OpenID provider on port {provider_port}"), started);
+            }
             for service in fleet::SERVICES.iter().filter(|service| !needs_all(service)) {
                 self.service(service, &seen).await?;
             }
@@ -316,7 +335,7 @@ impl Startup<'_> {
         let jwks = format!("http://127.0.0.1:{}/jwks.json", seen.issuer_port);
         let people = format!("http://127.0.0.1:{}{PROVIDER_JWKS}", seen.issuer_port);
         let own = (PROVIDER, Some(people.as_str()));
-        let provider = self.options.provider.as_deref().map_or(own, |provider| (provider, None));
+        let provider = seen.provider.as_deref().map_or(own, |provider| (provider, None));
         let edge = format!("{}://127.0.0.1:{}", self.scheme(), seen.ports["gateway"].0.unwrap_or_default());
         let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider, &edge);
         let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use authz::Denied;
+use authz::{Denied, Insufficient};
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
@@ -14,6 +14,11 @@ pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// A deadlock, and a serialization failure (SQLSTATE): a retry helps.
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION: &str = "40001";
+
+/// What a step-up (RFC 9470) demands, by the names in the metadata: classes with spaces between, and seconds.
+pub const ACR_VALUES: &str = "acr_values";
+/// See [`ACR_VALUES`].
+pub const MAX_AGE: &str = "max_age";
 
 /// The kinds of failure. Each is one gRPC code; the gateway derives the HTTP status from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +80,8 @@ pub struct Failure {
     pub message: String,
     /// Which field is wrong, and how.
     pub violations: Vec<(String, String)>,
+    /// What a program needs besides the reason, by name (`google.rpc.ErrorInfo.metadata`).
+    pub metadata: Vec<(&'static str, String)>,
     /// When to try again.
     pub retry_after: Option<Duration>,
     /// Why, for the log; the caller never sees it.
@@ -85,7 +92,15 @@ pub struct Failure {
 impl Failure {
     /// A failure of this kind.
     pub fn new(code: Code, reason: &'static str, message: impl Display) -> Self {
-        Self { code, reason, message: message.to_string(), violations: Vec::new(), retry_after: None, source: None }
+        Self {
+            code,
+            reason,
+            message: message.to_string(),
+            violations: Vec::new(),
+            metadata: Vec::new(),
+            retry_after: None,
+            source: None,
+        }
     }
 
     /// A field of the request is wrong; `what` follows the field's name.
@@ -134,6 +149,16 @@ impl From<Denied> for Failure {
     }
 }
 
+impl From<Insufficient> for Failure {
+    fn from(insufficient: Insufficient) -> Self {
+        let mut failure = Self::new(Code::Unauthenticated, "INSUFFICIENT_USER_AUTHENTICATION", &insufficient);
+        let Insufficient { acr_values, max_age } = insufficient;
+        failure.metadata.extend((!acr_values.is_empty()).then(|| (ACR_VALUES, acr_values.join(" "))));
+        failure.metadata.extend(max_age.map(|seconds| (MAX_AGE, seconds.to_string())));
+        failure
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|db| db.code());
@@ -164,7 +189,9 @@ impl From<Failure> for Status {
         // A status travels in headers, whose size is bounded: so whatever it names of the request must be bounded, too.
         let short = |text: &str| text.chars().take(300).collect::<String>();
         let mut details = ErrorDetails::new();
-        details.set_error_info(failure.reason, "flotilla", HashMap::<String, String>::new());
+        let metadata: HashMap<_, _> =
+            failure.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        details.set_error_info(failure.reason, "flotilla", metadata);
         for (field, what) in &failure.violations {
             details.add_bad_request_violation(field, short(what));
         }

@@ -37,7 +37,7 @@ use crate::policy::Policy;
 use crate::readiness::AtWork;
 use crate::server::{self, Bounds, Peer};
 use crate::tls::Speaks;
-use crate::{Code, DEGRADED, Failure, Process, RELEASE, idempotency, trace};
+use crate::{Code, DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 
 /// The longest duration of a call, whatever deadline it brings.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -301,7 +301,11 @@ impl Guard {
             let text = authorization.as_ref().and_then(|value| value.to_str().ok());
             let caller = &*seen.who.insert(self.verifier.verify(text).await?);
             request.extensions_mut().insert(caller.clone());
-            (self.limits.turn(caller, cost).await?, authorization)
+            let turn = self.limits.turn(caller, cost).await?;
+            if let (Some(sign_in), Some((_, rpc))) = (&caller.sign_in, path.rsplit_once('/')) {
+                sign_in.allows(rpc, clock::now().timestamp())?;
+            }
+            (turn, authorization)
         };
         let (mut response, notes) = notes::noting(authorization, next.run(request)).await;
         if notes.replayed {

@@ -1,10 +1,13 @@
 //! Errors, as RFC 9457 problem details with a stable `code`. Only this module turns a gRPC status into an
 //! HTTP status. `docs/errors.md`, or the `errors.md` of a service, explains every code; the gateway serves all of them at `/problems`.
 
+use std::collections::HashMap;
+
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
+use service::failure::{ACR_VALUES, MAX_AGE};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -126,13 +129,21 @@ impl From<Status> for Problem {
         }
         if http == StatusCode::UNAUTHORIZED {
             let challenge = match info.reason.as_str() {
-                "TOKEN_MISSING" => "Bearer",
-                _ => r#"Bearer error="invalid_token""#,
+                "TOKEN_MISSING" => "Bearer".to_owned(),
+                "INSUFFICIENT_USER_AUTHENTICATION" => step_up(&info.metadata),
+                _ => r#"Bearer error="invalid_token""#.to_owned(),
             };
-            problem.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)));
+            problem.headers.extend(HeaderValue::try_from(challenge).map(|value| (WWW_AUTHENTICATE, value)));
         }
         problem
     }
+}
+
+/// The challenge of RFC 9470, 3: what to ask the provider for. The values hold no quote.
+fn step_up(demanded: &HashMap<String, String>) -> String {
+    let named = [ACR_VALUES, MAX_AGE].into_iter().filter_map(|name| Some((name, demanded.get(name)?)));
+    let parameters: String = named.map(|(name, value)| format!(r#", {name}="{value}""#)).collect();
+    format!(r#"Bearer error="insufficient_user_authentication"{parameters}"#)
 }
 
 /// A status that none of our services made: the call did not get through.

@@ -1,17 +1,16 @@
 //! The commands of the service. Each is one function with one transaction: authorize, begin (with the idempotency key), load, decide,
 //! save, and commit together with the events and the answer. A transaction calls and publishes nothing; the relay publishes the
-//! events afterwards. Those about invitations, groups, programs and keys are in
+//! events afterwards. Those about the tenant itself, invitations, groups, programs and keys are in `commands_tenant`,
 //! `commands_invitations`, `commands_groups` and `commands_programs`, what operators do in `commands_operators`.
 
 use std::time::Duration;
 
 use authz::{Caller, Denied, Permission, Person};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use contracts::events::identity::{
-    ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, MemberAddedV1, MemberId, MemberRemovedV1,
-    MemberUpdatedV1, ServiceAccountId, TenantCreatedV1, TenantDeletedV1, TenantStatus, TenantUpdatedV1,
+    ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, MemberId, MemberRemovedV1, MemberUpdatedV1,
+    ServiceAccountId, TenantStatus, TenantUpdatedV1,
 };
-use contracts::text::TextError;
 use contracts::{Actor, ActorKind, Role, TenantId, UserId};
 use outbox::NewEvent;
 use service::idempotency::StoredResponse;
@@ -22,9 +21,9 @@ use uuid::Uuid;
 use crate::api_key::MOST;
 use crate::group::MAX_GROUPS;
 use crate::member::{Member, Profile};
-use crate::people::{self, SignUp};
+use crate::people;
 use crate::store_audit::Entry;
-use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
+use crate::tenant::Tenant;
 use crate::texts::Email;
 use crate::{
     outgoing, permissions, store_audit, store_group, store_invitation, store_member, store_person, store_tenant,
@@ -151,7 +150,7 @@ impl From<Error> for Failure {
 /// A person who acts in a tenant before a token of the fleet's says so.
 #[must_use]
 pub fn in_person(tenant: TenantId, user: UserId) -> Caller {
-    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None }
+    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None, sign_in: None }
 }
 
 /// The user that a person is; of one who was never seen, the same for whoever sees the person first.
@@ -203,81 +202,6 @@ pub(crate) fn refuse_suspended(tenant: &Tenant) -> Result<(), Failure> {
         TenantStatus::Active => Ok(()),
         TenantStatus::Suspended => Err(Suspended.into()),
     }
-}
-
-/// Makes a tenant, and the person its first owner. The call is the person's, in the tenant to be.
-///
-/// # Errors
-/// [`Error::SignUp`], [`Error::EmailNotVerified`], [`Error::TenantExists`], the errors of idempotency keys; INVALID_ARGUMENT for a misleading
-/// name.
-pub async fn sign_up(
-    app: &App,
-    call: &Call,
-    (person, rules): (&Person, &SignUp),
-    draft: TenantDraft,
-) -> Result<Tenant, Error> {
-    let profile = profile(person)?;
-    let mut tx = app.db.begin(call).await?;
-    if let Some(tenant) = tx.replayed()? {
-        return Ok(tenant);
-    }
-    let now = clock::now();
-    let user = store_person::user(&mut tx, person.named(), &call.caller.actor.id, now).await?;
-    let signed_up = store_tenant::signed_up(&mut tx, &user, now - TimeDelta::hours(1)).await?;
-    rules.admits(store_tenant::is_adopted(&mut tx).await?, signed_up)?;
-    let draft = TenantDraft { billing_email: draft.billing_email.or_else(|| Some(profile.email.clone())), ..draft };
-    if tenant::is_reserved(&call.caller.tenant) {
-        return Err(Error::TenantExists(call.caller.tenant.clone()));
-    }
-    let tenant = Tenant::create(call.caller.tenant.clone(), draft, user.clone(), now);
-    refuse_misleading(&tenant, None)?;
-    store_tenant::insert(&mut tx, &tenant, false).await.map_err(|error| match error {
-        taken if taken.is_constraint(store_tenant::ONCE) => Error::TenantExists(call.caller.tenant.clone()),
-        error => error.into(),
-    })?;
-    let owner = Member::add(MemberId::new(clock::new_id()), user, profile, Role::Owner, now);
-    store_member::insert(&mut tx, &owner).await?;
-    let events = vec![
-        outgoing::event(call, outgoing::tenant(&tenant), TenantCreatedV1::of)?,
-        outgoing::event(call, outgoing::member(&owner), MemberAddedV1::of)?,
-    ];
-    app.commit(tx, call, events, &tenant).await?;
-    Ok(tenant)
-}
-
-/// Reads the caller's tenant.
-///
-/// # Errors
-/// [`Error::Denied`], [`Error::NoTenant`].
-pub async fn get_tenant(app: &App, call: &Call) -> Result<Tenant, Error> {
-    call.authorize(&permissions::GET_TENANT)?;
-    let mut tx = app.db.read(call).await?;
-    let tenant = store_tenant::get(&mut tx).await?;
-    tx.end().await?;
-    tenant.ok_or(Error::NoTenant)
-}
-
-/// Applies the patch. A patch that changes nothing writes no event.
-///
-/// # Errors
-/// [`Error::Denied`], [`Error::NoTenant`], ETAG_MISMATCH, the errors of idempotency keys; INVALID_ARGUMENT for a misleading new name.
-pub async fn update_tenant(app: &App, call: &Call, if_match: &IfMatch, patch: TenantPatch) -> Result<Tenant, Error> {
-    call.authorize(&permissions::UPDATE_TENANT)?;
-    let mut tx = app.db.begin(call).await?;
-    if let Some(tenant) = tx.replayed()? {
-        return Ok(tenant);
-    }
-    let (before, _) = standing(&mut tx, call, &permissions::UPDATE_TENANT).await?;
-    if_match.check("tenant", &before.etag())?;
-    let Some(tenant) = before.update(patch, clock::now()) else {
-        app.commit(tx, call, Vec::new(), &before).await?;
-        return Ok(before);
-    };
-    refuse_misleading(&tenant, Some(&before))?;
-    store_tenant::save(&mut tx, &before, &tenant).await?;
-    let events = vec![outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?];
-    app.commit(tx, call, events, &tenant).await?;
-    Ok(tenant)
 }
 
 /// Reads the page of the audit after `after`, the newest first.
@@ -393,35 +317,6 @@ async fn leave_groups(
     Ok(events)
 }
 
-/// Erases what is known of the tenant, or removes a person from it; returns whether there was anything to erase.
-///
-/// # Errors
-/// [`Error::Denied`], the errors of the database.
-pub async fn erase_tenant(app: &App, call: &Call, person: Option<&UserId>) -> Result<bool, Error> {
-    call.authorize(&permissions::ERASE_TENANT)?;
-    let mut tx = app.db.begin(call).await?;
-    let before = store_tenant::get_for_update(&mut tx).await?;
-    let (now, forgets) = (clock::now(), person.is_some());
-    let erased = before.as_ref().and_then(|before| {
-        let tenant = person.map_or_else(|| Some(before.erase(now)), |person| before.forget(person, now));
-        Some((before, tenant?))
-    });
-    let Some((before, tenant)) = erased else {
-        tx.end().await?;
-        return Ok(false);
-    };
-    let event = if forgets {
-        store_tenant::save(&mut tx, before, &tenant).await?;
-        outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?
-    } else {
-        store_tenant::delete(&mut tx, before, &tenant).await?;
-        store_audit::erase(&mut tx).await?;
-        outgoing::event(call, outgoing::tenant(&tenant), TenantDeletedV1::of)?
-    };
-    app.outbox.commit(tx, vec![event], &()).await?;
-    Ok(true)
-}
-
 /// Erases a member, of the whole tenant or of this person; returns whether there was anything to erase.
 ///
 /// # Errors
@@ -484,11 +379,6 @@ pub(crate) fn only_an_owner(caller: &Member, roles: &[Role]) -> Result<(), Denie
 /// Call it behind the change, with the tenant locked.
 async fn keep_an_owner(tx: &mut TenantTx) -> Result<(), Error> {
     if store_member::owners(tx).await? == 0 { Err(Error::LastOwner) } else { Ok(()) }
-}
-
-/// Refuses a new name that is misleading. Call it after `replayed`: an earlier answer stands.
-fn refuse_misleading(tenant: &Tenant, before: Option<&Tenant>) -> Result<(), Failure> {
-    if tenant.misleads(before) { Err(Failure::invalid("name", TextError::Misleading)) } else { Ok(()) }
 }
 
 /// The member, locked until the transaction ends, if it is as the caller has read it.

@@ -1,7 +1,7 @@
 //! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, or a key. Whatever is
 //! wrong with a credential, the answer is the same.
 
-use authz::{People, Person, TokenError};
+use authz::{People, Person, SignIn, StepUp, TokenError};
 use chrono::DateTime;
 use contracts::events::identity::MemberUpdatedV1;
 use contracts::{ActorKind, TenantId, UserId};
@@ -13,7 +13,7 @@ use crate::member::{Member, Profile};
 use crate::store_person::Membership;
 use crate::texts::Scopes;
 use crate::tokens::Grant;
-use crate::{outgoing, store_api_key, store_member, store_person, store_service_account};
+use crate::{outgoing, store_api_key, store_member, store_person, store_service_account, store_tenant};
 
 /// A credential.
 pub enum Credential<'a> {
@@ -64,40 +64,46 @@ async fn of_person(
     let all = store_person::memberships(&mut tx, &person, tenant.as_ref()).await?;
     tx.commit().await?;
     let chosen = chosen(all, tenant.is_some())?;
-    know_again(app, &chosen, &person).await?;
+    let step_up = know_again(app, &chosen, &person).await?;
+    let sign_in = SignIn { acr: person.acr, auth_time: person.auth_time, step_up };
     let Membership { tenant, user, role, .. } = chosen;
     let scope = scope.map(|scope| scope.as_slice().join(" "));
     let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
-    Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, issued, until })
+    Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, sign_in, issued, until })
 }
 
 /// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
-/// out stays as it was.
+/// out stays as it was. Returns what the tenant demands of a sign-in.
 ///
 /// # Errors
 /// The errors of the database.
-async fn know_again(app: &App, found: &Membership, person: &Person) -> Result<(), Error> {
-    let Some(profile) = Profile::of(person) else { return Ok(()) };
+async fn know_again(app: &App, found: &Membership, person: &Person) -> Result<Option<StepUp>, Error> {
+    let profile = Profile::of(person);
     let call = Call::of_request(in_person(found.tenant.clone(), found.user.clone()), None);
     let known = |member: Member| {
         // To the second, as tokens have it: an older one brings no old address back.
         let older = person.issued_unix_seconds < member.update_time.timestamp();
-        let new = if older { None } else { member.known_as(profile.clone(), clock::now()) };
+        let profile = profile.clone().filter(|_| !older);
+        let new = profile.and_then(|profile| member.known_as(profile, clock::now()));
         new.map(|new| (member, new))
     };
     let mut tx = app.db.read(&call).await?;
     let member = store_member::get(&mut tx, found.member).await?;
+    let step_up = store_tenant::get(&mut tx).await?.and_then(|tenant| tenant.step_up);
     tx.end().await?;
     if member.and_then(known).is_none() {
-        return Ok(());
+        return Ok(step_up);
     }
     let mut tx = app.db.begin(&call).await?;
     let member = store_member::get_for_update(&mut tx, found.member).await?;
-    let Some((before, member)) = member.and_then(known) else { return Ok(tx.end().await?) };
+    let Some((before, member)) = member.and_then(known) else {
+        tx.end().await?;
+        return Ok(step_up);
+    };
     store_member::save(&mut tx, &before, &member).await?;
     let events = vec![outgoing::event(&call, outgoing::member(&member), MemberUpdatedV1::of)?];
     app.outbox.commit(tx, events, &()).await?;
-    Ok(())
+    Ok(step_up)
 }
 
 fn chosen(all: Vec<Membership>, named: bool) -> Result<Membership, Failure> {
@@ -143,5 +149,5 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
     let scope = Some(scope.as_slice().join(" "));
     let (kind, until) = (ActorKind::ServiceAccount, key.expire_time);
     let subject = program.id.to_string().parse().map_err(Failure::internal)?;
-    Ok(Grant { tenant: owner, kind, subject, role: program.role, scope, issued, until })
+    Ok(Grant { tenant: owner, kind, subject, role: program.role, scope, sign_in: SignIn::default(), issued, until })
 }

@@ -25,7 +25,9 @@ use crate::people::{self, Links, SignUp};
 use crate::service_account::ServiceAccount;
 use crate::store_audit::Entry;
 use crate::tokens::{Signed, Signer};
-use crate::{Config, commands, commands_groups, commands_invitations, commands_programs, permissions, wire};
+use crate::{
+    Config, commands, commands_groups, commands_invitations, commands_programs, commands_tenant, permissions, wire,
+};
 
 /// The implementation of `flotilla.identity.v1.IdentityService`.
 pub struct Identity {
@@ -101,18 +103,18 @@ impl IdentityService for Identity {
         let (person, user) = self.person(&request).await?;
         let (slug, draft) = wire::tenant_draft(request.get_ref().tenant.as_ref())?;
         let (call, _) = personal(request, "CreateTenant", (slug, user))?;
-        response(commands::sign_up(&self.app, &call, (&person, &self.sign_up), draft).await, wire::tenant)
+        response(commands_tenant::sign_up(&self.app, &call, (&person, &self.sign_up), draft).await, wire::tenant)
     }
 
     async fn get_tenant(&self, request: Request<pb::GetTenantRequest>) -> RpcResult<pb::Tenant> {
         let (call, pb::GetTenantRequest {}) = reading(request)?;
-        response(commands::get_tenant(&self.app, &call).await, wire::tenant)
+        response(commands_tenant::get_tenant(&self.app, &call).await, wire::tenant)
     }
 
     async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> RpcResult<pb::Tenant> {
         let (call, request) = writing(request, "UpdateTenant")?;
         let (if_match, patch) = wire::tenant_patch(request.tenant.as_ref(), request.update_mask.as_ref())?;
-        response(commands::update_tenant(&self.app, &call, &if_match, patch).await, wire::tenant)
+        response(commands_tenant::update_tenant(&self.app, &call, &if_match, patch).await, wire::tenant)
     }
 
     async fn get_me(&self, request: Request<pb::GetMeRequest>) -> RpcResult<pb::Me> {

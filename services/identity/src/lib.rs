@@ -9,6 +9,7 @@ pub mod commands_groups;
 pub mod commands_invitations;
 pub mod commands_operators;
 pub mod commands_programs;
+pub mod commands_tenant;
 pub mod group;
 pub mod grpc;
 pub mod invitation;
@@ -42,8 +43,6 @@ use service::arguments::{ConfigErrors, Settings};
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
-use crate::people::People;
-use crate::tokens::Signing;
 pub use schema::MIGRATIONS;
 
 /// The program.
@@ -63,9 +62,9 @@ pub struct Config {
     #[command(flatten)]
     pub pages: config::Pages,
     #[command(flatten)]
-    pub people: People,
+    pub people: people::People,
     #[command(flatten)]
-    pub signing: Signing,
+    pub signing: tokens::Signing,
 }
 
 impl Settings for Config {

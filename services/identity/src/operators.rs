@@ -15,8 +15,8 @@ use uuid::Uuid;
 use crate::commands::App;
 use crate::store_states::{ApiKeys, Groups, Invitations, Members, ServiceAccounts, Tenants};
 use crate::{
-    Config, MIGRATIONS, commands, commands_groups, commands_invitations, commands_programs, operators_tenants,
-    store_data,
+    Config, MIGRATIONS, commands, commands_groups, commands_invitations, commands_programs, commands_tenant,
+    operators_tenants, store_data,
 };
 
 /// Serves it on the operations port.
@@ -66,7 +66,7 @@ impl Erase for EraseTenants {
     }
 
     async fn erase(&self, call: &Call, person: Option<&UserId>, _id: Uuid) -> Result<bool, Failure> {
-        Ok(commands::erase_tenant(&self.0, call, person).await?)
+        Ok(commands_tenant::erase_tenant(&self.0, call, person).await?)
     }
 }
 

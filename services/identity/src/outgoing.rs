@@ -23,6 +23,8 @@ pub(crate) fn tenant(tenant: &Tenant) -> event::Tenant {
         currency,
         billing_email,
         status,
+        // The tenant's own: nobody else needs it.
+        step_up: _,
         create_time,
         update_time,
         created_by,

@@ -1,6 +1,6 @@
 //! How people come in: their OpenID provider, the link by which they take up an invitation, and whether they sign tenants up.
 
-use authz::{JwksError, JwksSource, People as Verifier};
+use authz::{JwksError, JwksSource, People as Verifier, Typ};
 use clap::{Args, ValueEnum};
 use contracts::events::identity::InvitationId;
 
@@ -32,6 +32,22 @@ pub struct Provider {
     /// The audience that its access tokens must name.
     #[arg(long, env = "FLOTILLA_PROVIDER_AUDIENCE", default_value = "flotilla-identity")]
     pub provider_audience: String,
+    /// How it marks them: at+jwt (RFC 9068), or jwt, as its ID tokens are; then they must name no other audience.
+    #[arg(long, env = "FLOTILLA_PROVIDER_TOKENS", default_value = "at+jwt")]
+    pub provider_tokens: Tokens,
+    /// The claim by which it says, with true, that it has verified the e-mail address.
+    #[arg(long, env = "FLOTILLA_PROVIDER_EMAIL_VERIFIED", default_value = "email_verified")]
+    pub provider_email_verified: String,
+}
+
+/// How a provider marks its access tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tokens {
+    /// By `typ: at+jwt`.
+    #[value(name = "at+jwt")]
+    AtJwt,
+    /// By their audience alone.
+    Jwt,
 }
 
 impl Provider {
@@ -41,7 +57,13 @@ impl Provider {
     /// The HTTP client cannot be made.
     pub fn verifier(&self) -> Result<Verifier, JwksError> {
         let discovery = || JwksSource::Discovery(self.provider.clone());
-        Verifier::new(self.provider_jwks.clone().unwrap_or_else(discovery), &self.provider, &self.provider_audience)
+        let typ = match self.provider_tokens {
+            Tokens::AtJwt => Typ::AccessToken,
+            Tokens::Jwt => Typ::Jwt,
+        };
+        let keys = self.provider_jwks.clone().unwrap_or_else(discovery);
+        let people = Verifier::new(keys, &self.provider, (&self.provider_audience, typ))?;
+        Ok(people.verified_by(&self.provider_email_verified))
     }
 }
 

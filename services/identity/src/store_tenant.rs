@@ -1,8 +1,10 @@
 //! The SQL of what is known of tenants: functions on a tenant's transaction. They never begin or commit one.
 
+use authz::StepUp;
 use chrono::{DateTime, Utc};
 use contracts::UserId;
 use service::{OperatorTx, StoreError, TenantTx};
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow};
 use tracing::instrument;
 use uuid::Uuid;
@@ -14,7 +16,7 @@ use crate::texts::{Country, Currency, Email, Name, TimeZone};
 pub const ONCE: &str = "tenant_pkey";
 
 /// The columns that [`Row`] reads, of `tenant t`.
-pub(crate) const COLUMNS: &str = "t.tenant, t.id, t.name, t.time_zone, t.country, t.currency, t.billing_email, t.status, t.create_time, t.update_time, t.created_by, t.version";
+pub(crate) const COLUMNS: &str = "t.tenant, t.id, t.name, t.time_zone, t.country, t.currency, t.billing_email, t.status, t.step_up, t.create_time, t.update_time, t.created_by, t.version";
 
 #[derive(FromRow)]
 pub(crate) struct Row {
@@ -26,6 +28,7 @@ pub(crate) struct Row {
     currency: String,
     billing_email: String,
     status: String,
+    step_up: Option<Json<StepUp>>,
     create_time: DateTime<Utc>,
     update_time: DateTime<Utc>,
     created_by: String,
@@ -58,6 +61,7 @@ fn tenant(row: Row) -> Result<Tenant, anyhow::Error> {
         currency,
         billing_email,
         status,
+        step_up,
         create_time,
         update_time,
         created_by,
@@ -71,6 +75,7 @@ fn tenant(row: Row) -> Result<Tenant, anyhow::Error> {
         currency: Currency::parse(&currency)?,
         billing_email: if billing_email.is_empty() { None } else { Some(Email::parse(&billing_email)?) },
         status: status.parse().map_err(anyhow::Error::msg)?,
+        step_up: step_up.map(|Json(step_up)| step_up),
         create_time,
         update_time,
         created_by: created_by.parse()?,
@@ -94,14 +99,15 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant, adopted: bool) -> Result
         currency,
         billing_email: _,
         status,
+        step_up,
         create_time,
         update_time,
         created_by,
         version,
     } = tenant;
     sqlx::query(
-        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version, status, adopted) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        "insert into tenant (tenant, id, name, time_zone, country, currency, billing_email, create_time, update_time, created_by, version, status, adopted, step_up) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(slug.as_str())
     .bind(tenant.record().uuid())
@@ -116,6 +122,7 @@ pub async fn insert(tx: &mut TenantTx, tenant: &Tenant, adopted: bool) -> Result
     .bind(version)
     .bind(status.as_str())
     .bind(adopted)
+    .bind(step_up.as_ref().map(Json))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -176,6 +183,7 @@ async fn write(
         currency,
         billing_email: _,
         status,
+        step_up,
         create_time: _,
         update_time,
         created_by,
@@ -183,7 +191,7 @@ async fn write(
     } = tenant;
     let saved = sqlx::query(
         "update tenant set name = $4, time_zone = $5, country = $6, currency = $7, billing_email = $8, update_time = $9, \
-         created_by = $10, version = $11, delete_time = $12, status = $13 where tenant = $1 and id = $2 and version = $3 and delete_time is null",
+         created_by = $10, version = $11, delete_time = $12, status = $13, step_up = $14 where tenant = $1 and id = $2 and version = $3 and delete_time is null",
     )
     .bind(slug.as_str())
     .bind(tenant.record().uuid())
@@ -198,6 +206,7 @@ async fn write(
     .bind(version)
     .bind(deleted)
     .bind(status.as_str())
+    .bind(step_up.as_ref().map(Json))
     .execute(&mut **tx)
     .await?;
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }

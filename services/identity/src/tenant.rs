@@ -1,5 +1,9 @@
 //! What is known of a tenant, and its changes. Pure: the time and new ids are arguments.
 
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
+use authz::{StepUp, is_acr};
 use chrono::{DateTime, Utc};
 use contracts::events::identity::{TenantRecordId, TenantStatus};
 use contracts::text::is_misleading;
@@ -25,6 +29,8 @@ pub struct Tenant {
     pub billing_email: Option<Email>,
     /// Whether it may write.
     pub status: TenantStatus,
+    /// What it demands of a person's sign-in before some acts.
+    pub step_up: Option<StepUp>,
     /// When it signed up, or was adopted.
     pub create_time: DateTime<Utc>,
     /// When it was last changed.
@@ -63,6 +69,58 @@ pub struct TenantPatch {
     pub currency: Option<Currency>,
     /// A new address for invoices.
     pub billing_email: Option<Email>,
+    /// What is demanded of a sign-in from now on, or nothing any more.
+    pub step_up: Option<Option<StepUp>>,
+}
+
+/// The most acts of which a tenant demands a sign-in: every token names them.
+const MAX_ACTS: usize = 30;
+/// The most classes of authentication.
+const MAX_ACR_VALUES: usize = 5;
+/// How long ago a sign-in may be, in seconds. Less is over before the act is sent; more is no demand.
+const MAX_AGE: RangeInclusive<i64> = 60..=86_400;
+
+/// Why a demand is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StepUpError {
+    /// It has no act, too many, one twice, or one that is none.
+    #[error(
+        "must hold 1 to {MAX_ACTS} different acts, each the name of an RPC of the public API that wants a token: DeleteTodo"
+    )]
+    Acts,
+    /// It has too many classes, or one that is none.
+    #[error(
+        "must hold at most {MAX_ACR_VALUES} acr_values, each of 1 to 200 visible characters of ASCII but quote and backslash"
+    )]
+    AcrValues,
+    /// Its age is too short or too long.
+    #[error("must have a max_age of 60 to 86,400 seconds, if any")]
+    MaxAge,
+    /// It demands nothing.
+    #[error("must demand acr_values or a max_age")]
+    Nothing,
+}
+
+/// What a tenant demands of a sign-in before these acts.
+///
+/// # Errors
+/// See [`StepUpError`].
+pub fn step_up(step_up: StepUp, is_act: impl Fn(&str) -> bool) -> Result<StepUp, StepUpError> {
+    let StepUp { acts, acr_values, max_age } = &step_up;
+    let each_once = acts.iter().collect::<BTreeSet<_>>().len() == acts.len();
+    if !(1..=MAX_ACTS).contains(&acts.len()) || !each_once || !acts.iter().all(|act| is_act(act)) {
+        return Err(StepUpError::Acts);
+    }
+    if acr_values.len() > MAX_ACR_VALUES || !acr_values.iter().all(|acr| is_acr(acr)) {
+        return Err(StepUpError::AcrValues);
+    }
+    if max_age.is_some_and(|seconds| !MAX_AGE.contains(&seconds)) {
+        return Err(StepUpError::MaxAge);
+    }
+    if acr_values.is_empty() && max_age.is_none() {
+        return Err(StepUpError::Nothing);
+    }
+    Ok(step_up)
 }
 
 /// Ids that the fleet itself uses, and those that look like its own.
@@ -89,6 +147,7 @@ impl Tenant {
             currency,
             billing_email,
             status: TenantStatus::Active,
+            step_up: None,
             create_time,
             update_time,
             created_by: by,
@@ -105,13 +164,14 @@ impl Tenant {
     /// The tenant with the patch applied; `None` when that changes nothing.
     #[must_use]
     pub fn update(&self, patch: TenantPatch, now: DateTime<Utc>) -> Option<Self> {
-        let TenantPatch { name, time_zone, country, currency, billing_email } = patch;
+        let TenantPatch { name, time_zone, country, currency, billing_email, step_up } = patch;
         let new = Self {
             name: name.unwrap_or_else(|| self.name.clone()),
             time_zone: time_zone.unwrap_or(self.time_zone),
             country: country.unwrap_or_else(|| self.country.clone()),
             currency: currency.unwrap_or_else(|| self.currency.clone()),
             billing_email: billing_email.or_else(|| self.billing_email.clone()),
+            step_up: step_up.unwrap_or_else(|| self.step_up.clone()),
             ..self.clone()
         };
         (new != *self).then(|| new.changed(now))

@@ -1,6 +1,6 @@
 //! The fleet's own tokens: signed here, valid for minutes, verified offline by every service (RFC 9068).
 
-use authz::SigningKeys;
+use authz::{SignIn, SigningKeys, StepUp};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use contracts::{ActorKind, Role, TenantId, UserId};
@@ -26,6 +26,8 @@ pub struct Grant {
     pub role: Role,
     /// The scopes, with spaces between; none where the role alone counts.
     pub scope: Option<String>,
+    /// How the person signed in, and what the tenant demands of it.
+    pub sign_in: SignIn,
     /// When its tenant, role and credential had not been looked at yet: what is taken away later makes the token void.
     pub issued: DateTime<Utc>,
     /// When what it was exchanged for ends: a token lives no longer.
@@ -60,6 +62,12 @@ struct Claims<'a> {
     role: Role,
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acr: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_time: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_up: Option<&'a StepUp>,
     client_id: &'a str,
     iat: i64,
     exp: i64,
@@ -89,7 +97,8 @@ impl Signer {
     /// # Errors
     /// INTERNAL when the keys have become unreadable.
     pub fn sign(&self, grant: &Grant) -> Result<Signed, Failure> {
-        let Grant { tenant, kind, subject, role, scope, issued, until: _ } = grant;
+        let Grant { tenant, kind, subject, role, scope, sign_in, issued, until: _ } = grant;
+        let SignIn { acr, auth_time, step_up } = sign_in;
         let (issued, seconds) = (issued.timestamp(), grant.seconds());
         let claims = Claims {
             iss: &self.issuer,
@@ -99,6 +108,9 @@ impl Signer {
             kind: *kind,
             role: *role,
             scope: scope.as_deref(),
+            acr: acr.as_deref(),
+            auth_time: *auth_time,
+            step_up: step_up.as_ref(),
             client_id: CLIENT,
             iat: issued,
             exp: issued + seconds,

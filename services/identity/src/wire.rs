@@ -1,5 +1,6 @@
 //! Converts between gRPC messages and the domain, for `grpc` and `wire_answers`.
 
+use authz::StepUp;
 use authz::exchange::{ACCESS_TOKEN, API_KEY, TOKEN_EXCHANGE};
 use chrono::TimeDelta;
 use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId, TenantStatus};
@@ -7,6 +8,7 @@ use contracts::{Role, TenantId};
 use prost_types::FieldMask;
 use proto::identity as pb;
 use proto::timestamp;
+use service::policy::Policy;
 use service::wire::{Mask, id, text, time};
 use service::{Code, Failure, IfMatch};
 
@@ -17,7 +19,7 @@ use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::Member;
 use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
 use crate::store_audit::Entry;
-use crate::tenant::{Tenant, TenantDraft, TenantPatch};
+use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
 use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
 
 pub fn member_id(text: &str) -> Result<MemberId, Failure> {
@@ -78,6 +80,7 @@ pub fn tenant_draft(tenant: Option<&pb::Tenant>) -> Result<(TenantId, TenantDraf
         version: _,
         etag: _,
         status: _,
+        step_up: _,
     } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
     let draft = TenantDraft {
         name: text("name", Name::parse(name))?,
@@ -107,8 +110,9 @@ pub fn tenant_patch(tenant: Option<&pb::Tenant>, mask: Option<&FieldMask>) -> Re
         version: _,
         etag,
         status: _,
+        step_up,
     } = tenant.ok_or_else(|| Failure::invalid("tenant", "is missing"))?;
-    let mask = Mask::of(mask, &["name", "time_zone", "country", "currency", "billing_email"])?;
+    let mask = Mask::of(mask, &["name", "time_zone", "country", "currency", "billing_email", "step_up"])?;
     let mut patch = TenantPatch::default();
     if mask.takes("name", !name.is_empty()) {
         patch.name = Some(text("name", Name::parse(name))?);
@@ -125,7 +129,30 @@ pub fn tenant_patch(tenant: Option<&pb::Tenant>, mask: Option<&FieldMask>) -> Re
     if mask.takes("billing_email", !billing_email.is_empty()) {
         patch.billing_email = Some(text("billing_email", Email::parse(billing_email))?);
     }
+    if mask.takes("step_up", step_up.is_some()) {
+        patch.step_up = Some(step_up.as_ref().map(demanded).transpose()?);
+    }
     Ok((IfMatch::parse(etag), patch))
+}
+
+/// What is demanded of a sign-in.
+fn demanded(step_up: &pb::StepUp) -> Result<StepUp, Failure> {
+    text("step_up", tenant::step_up(step_up_of(step_up), is_act))
+}
+
+/// The same, unchecked.
+pub fn step_up_of(step_up: &pb::StepUp) -> StepUp {
+    let pb::StepUp { acts, acr_values, max_age } = step_up;
+    // A part of a second is no age here: 0 is refused.
+    let max_age = max_age.map(|age| if age.nanos == 0 { age.seconds } else { 0 });
+    StepUp { acts: acts.clone(), acr_values: acr_values.clone(), max_age }
+}
+
+/// Whether an RPC of this name is of the public API, and wants a token.
+fn is_act(name: &str) -> bool {
+    let services = proto::POOL.services().filter(|service| service.full_name().starts_with("flotilla."));
+    let mut public_api = services.filter(|service| !service.full_name().starts_with("flotilla.ops."));
+    public_api.any(|service| service.methods().any(|rpc| rpc.name() == name && !Policy::of(&rpc).public))
 }
 
 /// The role that a member is to have, and the etag that must still match.
@@ -312,6 +339,7 @@ pub fn tenant(tenant: &Tenant) -> pb::Tenant {
         currency,
         billing_email,
         status,
+        step_up,
         create_time,
         update_time,
         created_by,
@@ -334,6 +362,11 @@ pub fn tenant(tenant: &Tenant) -> pb::Tenant {
             TenantStatus::Suspended => pb::TenantStatus::Suspended,
         }
         .into(),
+        step_up: step_up.as_ref().map(|StepUp { acts, acr_values, max_age }| pb::StepUp {
+            acts: acts.clone(),
+            acr_values: acr_values.clone(),
+            max_age: max_age.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+        }),
     }
 }
 

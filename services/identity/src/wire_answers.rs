@@ -15,7 +15,8 @@ use crate::tenant::{Tenant, TenantDraft};
 use crate::texts::Email;
 use crate::wire::{
     api_key, api_key_draft, api_key_id, group, group_draft, group_id, invitation, invitation_draft, invitation_id,
-    member, member_id, role, service_account, service_account_draft, service_account_id, tenant, tenant_draft,
+    member, member_id, role, service_account, service_account_draft, service_account_id, step_up_of, tenant,
+    tenant_draft,
 };
 
 /// A stored answer, of this release or another.
@@ -28,7 +29,7 @@ impl StoredResponse for Tenant {
 
     fn from_message(message: pb::Tenant) -> Result<Self, Failure> {
         let (slug, TenantDraft { name, time_zone, country, currency, billing_email }) = tenant_draft(Some(&message))?;
-        let pb::Tenant { create_time, update_time, created_by, version, status, .. } = message;
+        let pb::Tenant { create_time, update_time, created_by, version, status, step_up, .. } = message;
         Ok(Self {
             slug,
             name,
@@ -36,6 +37,7 @@ impl StoredResponse for Tenant {
             country,
             currency,
             billing_email,
+            step_up: step_up.as_ref().map(step_up_of),
             status: match pb::TenantStatus::try_from(status) {
                 Ok(pb::TenantStatus::Suspended) => TenantStatus::Suspended,
                 // Release 1 has stored none.

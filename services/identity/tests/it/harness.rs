@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use contracts::Envelope;
-use identity::people::{Links, Mode, People, Provider, SignUp};
+use identity::people::{Links, Mode, People, Provider, SignUp, Tokens};
 use identity::tokens::Signing;
 use identity::{App, Config, Program};
 use proto::identity::identity_service_client::IdentityServiceClient;
@@ -184,6 +184,8 @@ pub fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> 
                 provider: devstack::issuer::PROVIDER.to_owned(),
                 provider_jwks: Some(issuer.people()),
                 provider_audience: devstack::issuer::PROVIDER_AUDIENCE.to_owned(),
+                provider_tokens: Tokens::AtJwt,
+                provider_email_verified: "email_verified".to_owned(),
             },
             links: Links { invitation_link: "https://app.example/join/{id}".to_owned() },
             sign_up: SignUp { sign_up: Mode::Open, sign_ups_an_hour: 1_000 },

@@ -23,3 +23,5 @@ mod lists;
 mod operators;
 
 mod snapshots;
+
+mod step_up;

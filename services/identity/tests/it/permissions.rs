@@ -7,7 +7,9 @@ use identity::commands::{self, App, Error};
 use identity::permissions::{BY_ITSELF, MATRIX};
 use identity::tenant::TenantDraft;
 use identity::texts::{Country, Currency, Name, TimeZone};
-use identity::{commands_adoption, commands_groups, commands_invitations, commands_operators, commands_programs};
+use identity::{
+    commands_adoption, commands_groups, commands_invitations, commands_operators, commands_programs, commands_tenant,
+};
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
@@ -149,7 +151,7 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
         "see" => commands_operators::tenant(app, call).await.map(|tenant| tenant.is_some()),
         "set_status" => commands_operators::set_status(app, call, TenantStatus::Suspended).await.map(|_| true),
         "tell" => commands_operators::tell(app, call).await.map(|members| members > 0),
-        "erase_tenant" => commands::erase_tenant(app, call, None).await,
+        "erase_tenant" => commands_tenant::erase_tenant(app, call, None).await,
         "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
         "erase_invitation" => {
             commands_invitations::erase_invitation(app, call, ids.invitation.parse().unwrap(), None).await

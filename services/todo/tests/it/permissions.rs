@@ -219,3 +219,18 @@ async fn a_key_belongs_to_whoever_acts() {
     assert_eq!(first, again);
     assert_ne!(first.id, other.id, "another actor's key is another key");
 }
+
+#[tokio::test]
+async fn an_act_that_the_tenant_has_marked_demands_the_sign_in_that_it_says() {
+    let harness = Harness::start().await;
+    let todo = harness.client("acme", "ann").titled("x").await;
+    let step_up = json!({"acts": ["DeleteTodo"], "acr_values": ["mfa"], "max_age": null});
+    let as_of = |acr: &str| {
+        let claims = json!({"role": "owner", "acr": acr, "auth_time": 1, "step_up": step_up});
+        harness.client_as("acme", "ann", &claims)
+    };
+    let refused = as_of("pwd").delete(&todo.id, "").await;
+    assert_eq!(reason(refused), "INSUFFICIENT_USER_AUTHENTICATION");
+    as_of("pwd").rename(&todo.id, "y").await.unwrap();
+    as_of("mfa").delete(&todo.id, "").await.unwrap();
+}

@@ -1,0 +1,104 @@
+//! A tenant marks acts, and a person who has not signed in as it demands is asked to (RFC 9470).
+
+use proto::identity::{GetTenantRequest, Role, StepUp, Tenant, UpdateTenantRequest};
+use serde_json::json;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{ACCESS_TOKEN, Client, Harness, reason};
+
+const MFA: &str = "urn:acr:mfa";
+
+fn now() -> i64 {
+    chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).timestamp()
+}
+
+/// A person with the fleet's token for acme, who signed in by this class, so many seconds ago.
+async fn signed_in(harness: &Harness, name: &str, acr: &str, ago: i64) -> Client {
+    let claims = json!({
+        "email": format!("{name}@x.example"), "email_verified": true, "acr": acr, "auth_time": now() - ago,
+    });
+    let token = harness.issuer.person_with(name, &claims);
+    let granted = harness.client_with(None).exchange(&token, ACCESS_TOKEN, "acme", "").await.unwrap();
+    harness.with(&granted.access_token)
+}
+
+fn demand(acts: &[&str], acr_values: &[&str], max_age: Option<i64>) -> StepUp {
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+    let max_age = max_age.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
+    StepUp { acts: texts(acts), acr_values: texts(acr_values), max_age }
+}
+
+async fn set(client: &Client, step_up: Option<StepUp>) -> Result<Tenant, Status> {
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["step_up".to_owned()] });
+    let request = UpdateTenantRequest { tenant: Some(Tenant { step_up, ..Tenant::default() }), update_mask };
+    Ok(client.inner.clone().update_tenant(client.request(request)).await?.into_inner())
+}
+
+#[tokio::test]
+async fn a_marked_act_demands_the_sign_in_that_the_tenant_says() {
+    let harness = Harness::start().await;
+    let before = harness.owner("acme", "ann").await;
+    let ann = signed_in(&harness, "ann", MFA, 5).await;
+    let marked = demand(&["CreateInvitation"], &[MFA, "urn:acr:key"], Some(300));
+    let tenant = set(&ann, Some(marked.clone())).await.unwrap();
+    assert_eq!((tenant.step_up.as_ref(), tenant.version), (Some(&marked), 2));
+    let read = ann.inner.clone().get_tenant(ann.request(GetTenantRequest {})).await.unwrap().into_inner();
+    assert_eq!(read, tenant);
+    // A token from before says nothing of it.
+    before.invite("bob@x.example", Role::Member).await.unwrap();
+    for (acr, ago) in [("urn:acr:pwd", 5), (MFA, 400), ("", 5)] {
+        let ann = signed_in(&harness, "ann", acr, ago).await;
+        let refused = ann.invite("kim@x.example", Role::Member).await.unwrap_err();
+        let info = refused.get_details_error_info().unwrap();
+        assert_eq!((refused.code(), info.reason.as_str()), (Code::Unauthenticated, "INSUFFICIENT_USER_AUTHENTICATION"));
+        assert_eq!(
+            (info.metadata["acr_values"].as_str(), info.metadata["max_age"].as_str()),
+            ("urn:acr:mfa urn:acr:key", "300")
+        );
+        // What is not marked, she does as ever.
+        ann.create_account(Role::Viewer).await.unwrap();
+    }
+    signed_in(&harness, "ann", "urn:acr:key", 200).await.invite("kim@x.example", Role::Member).await.unwrap();
+    // A program does not sign in: its scopes bound it.
+    let key = ann.create_key(Role::Admin, &["identity:read"]).await.unwrap().key;
+    let granted = harness.client_with(None).exchange(&key, crate::harness::API_KEY, "", "").await.unwrap();
+    let program = harness.with(&granted.access_token);
+    program.inner.clone().get_tenant(program.request(GetTenantRequest {})).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_marks_acts_has_signed_in_so_and_whoever_has_not_ends_nothing() {
+    let harness = Harness::start().await;
+    harness.owner("acme", "ann").await;
+    let (weak, strong) = (signed_in(&harness, "ann", "urn:acr:pwd", 5).await, signed_in(&harness, "ann", MFA, 5).await);
+    let marked = demand(&["DeleteTodo"], &[MFA], None);
+    // Nobody locks the tenant out of itself, by a class that nobody has.
+    assert_eq!(reason(set(&weak, Some(marked.clone())).await), "INSUFFICIENT_USER_AUTHENTICATION");
+    assert_eq!(
+        reason(set(&strong, Some(demand(&["DeleteTodo"], &["urn:acr:none"], None))).await),
+        "INSUFFICIENT_USER_AUTHENTICATION"
+    );
+    set(&strong, Some(marked)).await.unwrap();
+    for weaker in [None, Some(demand(&["GetTodo"], &["urn:acr:pwd"], None))] {
+        assert_eq!(reason(set(&weak, weaker).await), "INSUFFICIENT_USER_AUTHENTICATION");
+    }
+    assert_eq!(set(&strong, None).await.unwrap().step_up, None);
+    for (wrong, why) in [
+        (demand(&[], &[MFA], None), "acts"),
+        (demand(&["DeleteTodo", "DeleteTodo"], &[MFA], None), "acts"),
+        (demand(&["delete_todo"], &[MFA], None), "acts"),
+        (demand(&["CreateTenant"], &[MFA], None), "acts"),
+        (demand(&["SetTenantStatus"], &[MFA], None), "acts"),
+        (demand(&["DeleteTodo"], &[], None), "acr_values or a max_age"),
+        (demand(&["DeleteTodo"], &["a b"], None), "acr_values"),
+        (demand(&["DeleteTodo"], &["a\""], None), "acr_values"),
+        (demand(&["DeleteTodo"], &["a", "b", "c", "d", "e", "f"], None), "acr_values"),
+        (demand(&["DeleteTodo"], &[], Some(59)), "max_age"),
+        (demand(&["DeleteTodo"], &[], Some(86_401)), "max_age"),
+    ] {
+        let refused = set(&strong, Some(wrong)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(why), "{refused}");
+    }
+}
