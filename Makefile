@@ -20,8 +20,9 @@ build:
 	@scripts/prerequisites.sh
 	@scripts/build.sh
 
+# ARGS=--oidc: with a real OpenID provider.
 run: build
-	@exec bin/flotilla run
+	@exec bin/flotilla run $(ARGS)
 
 up: build
 	@exec bin/flotilla up

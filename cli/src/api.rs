@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use authz::Role;
 use authz::exchange::{ACCESS_TOKEN, TOKEN_EXCHANGE};
+use authz::{OperatorRole, Role};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use clap::Args;
@@ -39,6 +39,9 @@ pub struct TokenArgs {
     /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no public API of the fleet accepts.
     #[arg(long, conflicts_with = "tenant")]
     operator: bool,
+    /// With --operator: one who sees, and does nothing.
+    #[arg(long, requires = "operator")]
+    viewer: bool,
     /// A token of the development provider's for this person, whose address is NAME@people.example: with it people sign up and accept invitations, and the
     /// gateway and `POST /v1/token` exchange it for the fleet's.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["tenant", "operator", "user", "role", "scope", "agent"])]
@@ -91,7 +94,10 @@ pub async fn print_token(context: &Context, who: &TokenArgs) -> Result<(), anyho
             adoption::admit(context, tenant.as_str(), user.as_str(), who.role).await?;
             issuer.token_with(tenant.as_str(), user.as_str(), &claims, lifetime)?
         }
-        (None, None, Some(user)) => context.development_issuer()?.operator_token(user.as_str(), lifetime)?,
+        (None, None, Some(user)) => {
+            let role = if who.viewer { OperatorRole::Viewer } else { OperatorRole::Operator };
+            context.development_issuer()?.operator_token(user.as_str(), role, lifetime)?
+        }
         (None, _, None) => bail!("name a --user, or a --person"),
     };
     if context.json {

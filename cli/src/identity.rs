@@ -4,10 +4,11 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use contracts::TenantId;
 use proto::ops::{
-    ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant, SetTenantStatusRequest,
-    TellTenantRequest,
+    EndStepUpRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant,
+    SetTenantStatusRequest, TellTenantRequest,
 };
 use serde_json::{Value, json};
+use tonic::Code;
 
 use crate::adoption::{self, AdoptArgs, Tenants, open};
 use crate::context::Context;
@@ -44,11 +45,18 @@ enum IdentityCommand {
     /// Make the tenants that services, streams or indexes know and identity does not, each with who made its oldest aggregate as its owner. Before,
     /// nobody signs up.
     Adopt(AdoptArgs),
-    /// Say again who the members of each tenant are and whether it may write, by events, for a service that has not heard of it: a new one, or one
-    /// whose database was restored.
+    /// Say again by events whether each tenant may write, who its members are and who has left, for a service that has not heard of it: a new one,
+    /// or one whose database was restored. Each member gets a next version and a new update time.
     Tell {
         /// The tenant; without it, all.
         tenant: Option<TenantId>,
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// End what a tenant demands of a sign-in before marked acts, where nobody there can sign in so any more.
+    EndStepUp {
+        /// The tenant.
+        tenant: TenantId,
         #[command(flatten)]
         act: ActArgs,
     },
@@ -74,6 +82,7 @@ pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::E
         IdentityCommand::Invitations { tenant, limit } => invitations(context, tenant, *limit).await,
         IdentityCommand::Adopt(args) => adoption::run(context, args).await,
         IdentityCommand::Tell { tenant, act } => tell(context, tenant.as_ref(), act).await,
+        IdentityCommand::EndStepUp { tenant, act } => end_step_up(context, tenant, act).await,
         IdentityCommand::Suspend { tenant, act } => {
             let question = format!("Suspend the tenant {tenant}? It reads, and all its writes are refused.");
             set(context, tenant, ("suspended", "suspend tenant"), (&question, act)).await
@@ -116,26 +125,44 @@ async fn invitations(context: &Context, tenant: &TenantId, limit: i64) -> Result
     Ok(())
 }
 
-async fn tell(context: &Context, tenant: Option<&TenantId>, act: &ActArgs) -> Result<(), anyhow::Error> {
+async fn tell(context: &Context, named: Option<&TenantId>, act: &ActArgs) -> Result<(), anyhow::Error> {
     act.check(context)?;
     let mut identity = open(context).await?;
-    let tenants = match tenant {
+    let tenants = match named {
         Some(tenant) => vec![tenant.to_string()],
         None => every(&mut identity).await?,
     };
     act.confirm(&format!("Publish again who the members of {} tenants are?", tenants.len()))?;
-    audit::record(context, "tell tenants", i64::try_from(tenants.len())?, &json!({"tenant": tenant}), &act.reason)
+    audit::record(context, "tell tenants", i64::try_from(tenants.len())?, &json!({"tenant": named}), &act.reason)
         .await?;
     let mut members = 0;
     for tenant in &tenants {
         let request = TellTenantRequest { tenant: tenant.clone(), reason: act.reason.clone() };
-        members +=
-            identity.tell_tenant(request).await.map_err(said).with_context(|| tenant.clone())?.into_inner().members;
+        match identity.tell_tenant(request).await {
+            Ok(told) => members += told.into_inner().members,
+            // Erased since it was listed.
+            Err(status) if named.is_none() && status.code() == Code::NotFound => {}
+            Err(status) => return Err(said(status)).with_context(|| tenant.clone()),
+        }
     }
     say(
         context,
         &json!({"tenants": tenants.len(), "members": members}),
         &format!("{members} members of {} tenants are told of. The services follow within seconds.", tenants.len()),
+    );
+    Ok(())
+}
+
+async fn end_step_up(context: &Context, tenant: &TenantId, act: &ActArgs) -> Result<(), anyhow::Error> {
+    act.check(context)?;
+    act.confirm(&format!("Let {tenant} demand nothing of a sign-in any more?"))?;
+    audit::record(context, "end step-up", 1, &json!({"tenant": tenant}), &act.reason).await?;
+    let request = EndStepUpRequest { tenant: tenant.to_string(), reason: act.reason.clone() };
+    let ended = open(context).await?.end_step_up(request).await.map_err(said)?.into_inner();
+    say(
+        context,
+        &processes::json(&ended)?,
+        &format!("{} demands nothing of a sign-in. Tokens in hand do for ten minutes.", ended.id),
     );
     Ok(())
 }

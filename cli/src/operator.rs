@@ -3,9 +3,8 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
-use authz::{JwksSource, Verifier};
+use authz::{JwksSource, OPERATORS_AUDIENCE, OperatorRole, Operators};
 use clap::Args;
-use devstack::issuer::OPERATORS;
 
 use crate::context::Context;
 
@@ -34,8 +33,13 @@ impl ActArgs {
         let token = self.check(context)?;
         let (issuer, keys) = context.issuer()?;
         let keys: JwksSource = keys.parse().map_err(anyhow::Error::msg)?;
-        let verifier = Verifier::new(keys, &issuer, OPERATORS)?;
-        verifier.verify(Some(&format!("Bearer {token}"))).await?;
+        let operator =
+            Operators::new(keys, &issuer, OPERATORS_AUDIENCE)?.verify(Some(&format!("Bearer {token}"))).await?;
+        anyhow::ensure!(
+            operator.role == Some(OperatorRole::Operator),
+            "{} is no operator, who alone acts",
+            operator.name
+        );
         Ok(())
     }
 

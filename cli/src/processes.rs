@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use authz::OperatorRole;
 use chrono::{DateTime, TimeDelta, Utc};
 use prost::{Message, Name};
 use prost_types::Timestamp;
@@ -44,7 +45,11 @@ impl Context {
     pub async fn port(&self, service: &str) -> Result<Port, anyhow::Error> {
         let token = match self.operator_token()? {
             Some(token) => token,
-            None => self.development_issuer()?.operator_token(ADMINISTRATION, TimeDelta::hours(12))?,
+            None => self.development_issuer()?.operator_token(
+                ADMINISTRATION,
+                OperatorRole::Operator,
+                TimeDelta::hours(12),
+            )?,
         };
         let bearer = format!("Bearer {token}").parse().context("the operator's token is no token")?;
         let mut why = anyhow::anyhow!("{service} is not up yet");

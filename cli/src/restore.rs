@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use authz::OperatorRole;
 use chrono::TimeDelta;
 use clap::{Args, Subcommand, ValueEnum};
 use contracts::UserId;
@@ -133,7 +134,8 @@ pub async fn run(context: &Context, args: &RestoreArgs) -> Result<(), anyhow::Er
     let starting = stack::bring_up(context, &args.up).await;
     starting.context("the stores are back: start the fleet (`flotilla up`), then run `flotilla restore follow`")?;
     let up = started.elapsed().saturating_sub(stores);
-    let token = context.development_issuer()?.operator_token(user.as_str(), TimeDelta::hours(12))?;
+    let token =
+        context.development_issuer()?.operator_token(user.as_str(), OperatorRole::Operator, TimeDelta::hours(12))?;
     let act = ActArgs { yes: true, ..args.act.clone() };
     let done = json!({
         "to": moment(to), "stores": restored, "storesSeconds": stores.as_secs_f64(), "upSeconds": up.as_secs_f64(),

@@ -231,7 +231,8 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let first = context.home.join(DEMO_DONE);
     if args.oidc || args.provider.is_some() {
-        println!("People come from another provider than the development one: no demo, which knows that one alone.\n");
+        println!("People come from another provider than the development one: no demo, which knows that one alone.");
+        println!("`bin/flotilla login` signs one in, and POST /v1/tenants signs a tenant up (docs/identity.md).\n");
     } else if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");
         // A demo that fails does not take the fleet with it.

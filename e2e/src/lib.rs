@@ -237,6 +237,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Its token.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// A caller of the gateway at this URL, with this token, who trusts the authorities of the fleet's folder.
     ///
     /// # Panics

@@ -4,11 +4,12 @@
 
 use std::cell::RefCell;
 use std::process::Stdio;
+use std::time::Instant;
 
 use e2e::people::OpenIdProvider;
 use e2e::{Answer, Caller, Fleet};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::until;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
@@ -87,6 +88,7 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_
     let id_token = by(&fleet, &signed_in.id_token).send(Method::GET, "/v1/me", None).await;
     assert_eq!((id_token.status, id_token.code()), (401, "TOKEN_INVALID"));
 
+    what_is_taken_away_is_gone_within_seconds(&fleet, (&ann, &bob), (&account, &key)).await;
     exchanges_over_http(&fleet, &text, &signed_in.access_token).await;
     marked_acts_demand_a_second_factor(&fleet, &provider).await;
     keys_rotate(&fleet, &mut provider, &signed_in).await;
@@ -135,6 +137,60 @@ async fn exchanges_over_http(fleet: &Fleet, key: &str, access_token: &str) {
     assert_eq!(error(&json), (415, "invalid_request"));
     let other = stranger.request(Method::POST, "/v1/token").form(&[("grant_type", "password")]).send().await.unwrap();
     assert_eq!(error(&Answer::of(other).await), (400, "unsupported_grant_type"));
+}
+
+/// Tokens live for minutes; what their holders may do ends with the change, also for tokens that are in hand.
+async fn what_is_taken_away_is_gone_within_seconds(
+    fleet: &Fleet,
+    (ann, bob): (&Caller, &Caller),
+    (account, key): (&Value, &Value),
+) {
+    let (writes, reads) = (json!({"title": "Sound the well"}), "/v1/todos");
+    let may = async |caller: &Caller| caller.send(Method::POST, reads, Some(writes.clone())).await.status;
+    let members = ann.send(Method::GET, "/v1/members", None).await.body["members"].clone();
+    let bobs = members.as_array().unwrap().iter().find(|member| member["email"] == "bob@people.example").unwrap();
+    let bobs = format!("/v1/members/{}", bobs["id"].as_str().unwrap());
+    // A token that he exchanged himself, beside the one that the gateway has for him.
+    let of_person = ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token");
+    let own = token(fleet, &[of_person, ("subject_token", bob.token().unwrap())]).await;
+    let own = by(fleet, own.body["access_token"].as_str().unwrap());
+    for caller in [bob, &own] {
+        until("he writes", || async { may(caller).await == 200 }).await;
+    }
+    let becomes = async |role: &str| ann.send(Method::PATCH, &bobs, Some(json!({"role": role}))).await.status;
+    until("he is a viewer", || async { becomes("VIEWER").await == 200 }).await;
+    let started = Instant::now();
+    // The gateway exchanges his provider's token again.
+    until("he writes no more", || async { may(bob).await == 403 }).await;
+    until("the token that he has is void", || async {
+        own.send(Method::GET, reads, None).await.body["code"] == "TOKEN_REVOKED"
+    })
+    .await;
+    println!("a role that was taken away: its token is void after {:?}", started.elapsed());
+    // Search, which has no database, knows as well.
+    until("search refuses it", || async {
+        own.send(Method::GET, "/v1/todos:search?query=well", None).await.body["code"] == "TOKEN_REVOKED"
+    })
+    .await;
+    until("he is a member", || async { becomes("MEMBER").await == 200 }).await;
+    until("he writes again", || async { may(bob).await == 200 }).await;
+
+    let second = json!({"serviceAccount": account["id"], "name": "second", "scopes": ["todo:read"]});
+    let second = ann.send(Method::POST, "/v1/apiKeys", Some(second)).await.body;
+    let program = by(fleet, second["key"].as_str().unwrap());
+    until("it opens", || async { program.send(Method::GET, reads, None).await.status == 200 }).await;
+    let path = format!("/v1/apiKeys/{}", second["id"].as_str().unwrap());
+    assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
+    until("its key opens nothing", || async {
+        program.send(Method::GET, reads, None).await.body["code"] == "TOKEN_INVALID"
+    })
+    .await;
+    // Its first key goes on.
+    let first = by(fleet, key["key"].as_str().unwrap());
+    until("it goes on", || async { first.send(Method::GET, reads, None).await.status == 200 }).await;
+
+    assert_eq!(ann.send(Method::DELETE, &bobs, None).await.status, 200);
+    until("he is out", || async { bob.send(Method::GET, reads, None).await.body["code"] == "TENANT_UNCLEAR" }).await;
 }
 
 /// The token that a person has who confirms elsewhere what the terminal shows.
@@ -209,7 +265,8 @@ async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e:
         loop {
             let form = form(before.access_token.clone());
             let form = form.each_ref().map(|(name, value)| (*name, value.as_str()));
-            statuses.borrow_mut().push(self::token(fleet, &form).await.status);
+            let status = self::token(fleet, &form).await.status;
+            statuses.borrow_mut().push(status);
         }
     };
     let rotated = async {
@@ -221,10 +278,15 @@ async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e:
     let after = tokio::select! { after = rotated => after, () = load => unreachable!("it goes on") };
     let statuses = statuses.into_inner();
     assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    assert!(granted(&before.access_token).await);
+    until("the rate lets it in", || async { granted(&before.access_token).await }).await;
     provider.forget();
     provider.rotate();
     let newest = provider.refresh(&after).await;
     until("the newest key is known", || async { granted(&newest.access_token).await }).await;
-    assert!(!granted(&before.access_token).await, "its key is forgotten");
+    until("its key is forgotten", || async {
+        let form = form(before.access_token.clone());
+        let answer = self::token(fleet, &form.each_ref().map(|(name, value)| (*name, value.as_str()))).await;
+        answer.status == 400 && answer.body["error"] == "invalid_grant"
+    })
+    .await;
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use authz::OperatorRole;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::TimeDelta;
@@ -93,7 +94,7 @@ pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Er
     let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
     let backups = [(BACKUP_KEY.to_owned(), key.text()), ("pgbackrest.conf".to_owned(), configuration)];
     secrets.insert(BACKUPS.to_owned(), Files::from(backups));
-    let token = Issuer::open(&home)?.operator_token(VERIFY, TOKEN_LIVES)?;
+    let token = Issuer::open(&home)?.operator_token(VERIFY, OperatorRole::Operator, TOKEN_LIVES)?;
     secrets.insert(VERIFY.to_owned(), Files::from([(OPERATOR_TOKEN.to_owned(), token)]));
     let namespace = args.namespace.as_str();
     let mut items: Vec<Value> = secrets.iter().map(|(name, files)| {

@@ -4,6 +4,7 @@
 
 pub mod exchange;
 mod jwks;
+mod operator;
 mod permission;
 mod person;
 mod signing;
@@ -14,6 +15,7 @@ mod verified;
 pub use contracts::Role;
 pub use jsonwebtoken::jwk::JwkSet;
 pub use jwks::{JwksError, JwksSource};
+pub use operator::{OPERATORS_AUDIENCE, Operator, OperatorRole, Operators};
 pub use permission::{Denied, Permission};
 pub use person::{MAX_SUBJECT_BYTES, People, Person, is_acr};
 pub use signing::{SigningError, SigningKeys};
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use contracts::text::is_misleading_name;
 use contracts::{Actor, ActorKind, TenantId, UserId, actor};
 use serde::Deserialize;
+use uuid::Uuid;
 
 use crate::trusted::{LEEWAY_SECONDS, Trusted};
 
@@ -44,13 +47,33 @@ pub struct Caller {
     pub scopes: Option<Vec<String>>,
     /// How the person signed in; none of whoever did not.
     pub sign_in: Option<Arc<SignIn>>,
+    /// When identity issued the token, and for what; none of a token that does not say so.
+    pub issued: Option<Arc<Issued>>,
+}
+
+/// When identity issued a token, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// When, in seconds since 1970: before the rest was looked at.
+    pub unix_seconds: i64,
+    /// The ids of the member; or of the service account, and of its key. Of an agent: the member for whom it acts, and its key.
+    pub sources: Vec<Uuid>,
+    /// What the agent is to do that acts; none where there is none, or it did not say.
+    pub task: Option<String>,
 }
 
 impl Caller {
     /// A service of the fleet that acts on its own behalf, in a handler of a tenant's event.
     #[must_use]
     pub const fn service(tenant: TenantId, name: UserId) -> Self {
-        Self { tenant, actor: Actor::new(ActorKind::Service, name), role: None, scopes: None, sign_in: None }
+        Self {
+            tenant,
+            actor: Actor::new(ActorKind::Service, name),
+            role: None,
+            scopes: None,
+            sign_in: None,
+            issued: None,
+        }
     }
 
     /// The caller as a text, unique within the tenant. A person is its bare id. Any other caller begins with a control character
@@ -100,6 +123,9 @@ struct Claims {
     acr: Option<String>,
     auth_time: Option<i64>,
     step_up: Option<StepUp>,
+    #[serde(default)]
+    sources: Vec<Uuid>,
+    task: Option<String>,
     #[serde(rename = "client_id")]
     _client_id: String,
     #[serde(rename = "jti")]
@@ -179,10 +205,12 @@ impl Verifier {
             return Err(TokenError::Malformed("a sub of it holds what cannot be seen"));
         }
         let scopes = claims.scope.map(|scope| scope.split(' ').map(ToOwned::to_owned).collect());
-        let Claims { acr, auth_time, step_up, .. } = claims;
+        let Claims { acr, auth_time, step_up, sources, task, iat, .. } = claims;
+        let issued = Issued { unix_seconds: iat as i64, sources, task };
+        let issued = (!issued.sources.is_empty()).then(|| Arc::new(issued));
         let sign_in = SignIn { acr, auth_time, step_up };
         let sign_in = (sign_in != SignIn::default()).then(|| Arc::new(sign_in));
-        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes, sign_in };
+        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes, sign_in, issued };
         self.verified.put(token, caller.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
         Ok(caller)
     }

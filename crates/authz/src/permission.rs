@@ -76,7 +76,14 @@ mod tests {
 
     fn caller(actor: &str, role: Option<Role>, scopes: Option<&str>) -> Caller {
         let scopes = scopes.map(|scopes| scopes.split(' ').map(ToOwned::to_owned).collect());
-        Caller { tenant: "acme".parse().unwrap(), actor: actor.parse().unwrap(), role, scopes, sign_in: None }
+        Caller {
+            tenant: "acme".parse().unwrap(),
+            actor: actor.parse().unwrap(),
+            role,
+            scopes,
+            sign_in: None,
+            issued: None,
+        }
     }
 
     #[test]

@@ -28,9 +28,9 @@ pub struct Person {
     pub locale: Option<String>,
     /// The time zone, by its name in the IANA database.
     pub time_zone: Option<String>,
-    /// The class of authentication by which the person signed in: 1 to 200 visible characters of ASCII.
+    /// The class of authentication by which the person signed in: 1 to 200 visible characters of ASCII. None: the provider does not say.
     pub acr: Option<String>,
-    /// When the person signed in, in seconds since 1970.
+    /// When the person signed in, in seconds since 1970. None: the provider does not say.
     pub auth_time: Option<i64>,
     /// When the token was issued, in seconds since 1970.
     pub issued_unix_seconds: i64,
@@ -45,8 +45,6 @@ struct Claims {
     name: Option<String>,
     locale: Option<String>,
     zoneinfo: Option<String>,
-    acr: Option<String>,
-    auth_time: Option<f64>,
     iat: f64,
     exp: f64,
     // The library does not refuse a list, which is no issuer (RFC 7519, 4.1.1).
@@ -132,8 +130,8 @@ impl People {
             name: claims.name,
             locale: claims.locale,
             time_zone: claims.zoneinfo,
-            acr: claims.acr.filter(|acr| is_acr(acr)),
-            auth_time: claims.auth_time.map(|at| at as i64),
+            acr: claims.others.get("acr").and_then(Value::as_str).filter(|acr| is_acr(acr)).map(ToOwned::to_owned),
+            auth_time: claims.others.get("auth_time").and_then(Value::as_f64).map(|at| at as i64),
             issued_unix_seconds: claims.iat as i64,
             expires_unix_seconds: claims.exp as i64,
         })

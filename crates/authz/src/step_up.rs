@@ -13,7 +13,7 @@ pub struct StepUp {
     /// The classes of authentication (`acr`), the preferred first: one of them is demanded. Without any, each will do.
     #[serde(default)]
     pub acr_values: Vec<String>,
-    /// How many seconds ago the person may have signed in.
+    /// How many seconds ago the person may have signed in: 60 to 86,400. None: whenever.
     pub max_age: Option<i64>,
 }
 
@@ -47,8 +47,10 @@ impl StepUp {
     /// It is of another class, or too long ago, or the provider did not say which or when.
     pub fn check(&self, acr: Option<&str>, auth_time: Option<i64>, now: i64) -> Result<(), Insufficient> {
         let of_class = self.acr_values.is_empty() || acr.is_some_and(|acr| self.acr_values.iter().any(|it| it == acr));
-        let recent =
-            |most: i64| auth_time.is_some_and(|at| now.saturating_sub(at) <= most.saturating_add(LEEWAY_SECONDS));
+        let recent = |most: i64| {
+            let ago = auth_time.map(|at| now.saturating_sub(at));
+            ago.is_some_and(|ago| (-LEEWAY_SECONDS..=most.saturating_add(LEEWAY_SECONDS)).contains(&ago))
+        };
         if of_class && self.max_age.is_none_or(recent) {
             return Ok(());
         }
@@ -94,6 +96,7 @@ mod tests {
             (step_up(&["mfa"], Some(300)), Some("mfa"), Some(0), false),
             (step_up(&["mfa"], Some(300)), Some("pwd"), Some(now), false),
             (step_up(&[], Some(300)), None, Some(i64::MIN), false),
+            (step_up(&[], Some(300)), None, Some(now * 1_000), false),
         ] {
             let sign_in = SignIn { acr: acr.map(ToOwned::to_owned), auth_time, step_up: Some(demanded.clone()) };
             let refused = Insufficient { acr_values: demanded.acr_values.clone(), max_age: demanded.max_age };

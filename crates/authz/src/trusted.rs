@@ -39,34 +39,45 @@ pub struct Trusted {
     typ: Typ,
 }
 
-/// By what an ID token (OpenID Connect Core, 2 and 3.3.2.11), a logout token, and what Keycloak names otherwise are known.
+/// By what an ID token (OpenID Connect Core, 2 and 3.3.2.11), a logout token, and what Keycloak names otherwise are known; and by what an
+/// access token is: it has scopes, and is for another audience than its client.
 #[derive(Deserialize)]
 struct Marks {
     aud: Value,
+    scope: Option<Value>,
+    scp: Option<Value>,
+    azp: Option<Value>,
+    client_id: Option<Value>,
     nonce: Option<Value>,
     at_hash: Option<Value>,
     c_hash: Option<Value>,
     s_hash: Option<Value>,
     events: Option<Value>,
-    typ: Option<String>,
+    typ: Option<Value>,
 }
 
 impl Marks {
     /// Checks that a token for this audience is for no other, and is an access token.
     fn check(&self, audience: &str) -> Result<(), TokenError> {
-        let only = match &self.aud {
-            Value::Array(all) => all.len() == 1 && all[0] == audience,
-            one => one == audience,
-        };
-        let Self { aud: _, nonce, at_hash, c_hash, s_hash, events, typ } = self;
-        let of_another_kind = [nonce, at_hash, c_hash, s_hash, events].into_iter().any(Option::is_some);
-        if !only {
+        let Self { aud: _, scope, scp, azp, client_id, nonce, at_hash, c_hash, s_hash, events, typ } = self;
+        let of_another_kind = [nonce, at_hash, c_hash, s_hash, events].into_iter().any(Option::is_some)
+            || scope.is_none() && scp.is_none()
+            || [azp, client_id].into_iter().flatten().any(|client| client == audience);
+        if !is_only(&self.aud, audience) {
             return Err(TokenError::Untrusted("it is meant for others, too, and its header does not say typ: at+jwt"));
         }
-        if of_another_kind || typ.as_deref().is_some_and(|typ| !typ.eq_ignore_ascii_case("bearer")) {
+        if of_another_kind || typ.as_ref().is_some_and(|typ| typ != "Bearer") {
             return Err(TokenError::Untrusted("it is no access token, such as an ID token"));
         }
         Ok(())
+    }
+}
+
+/// Whether an `aud` names this audience and no other.
+pub fn is_only(aud: &Value, audience: &str) -> bool {
+    match aud {
+        Value::Array(all) => all.len() == 1 && all[0] == audience,
+        one => one == audience,
     }
 }
 

@@ -77,6 +77,7 @@ mod tests {
             role: None,
             scopes: None,
             sign_in: None,
+            issued: None,
         }
     }
 

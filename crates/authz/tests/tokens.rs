@@ -104,15 +104,19 @@ async fn a_provider_that_does_not_mark_access_tokens_is_believed_by_their_only_a
     for (typ, change, is_marked, is_taken) in [
         (Some("at+jwt"), json!({}), true, true),
         (Some("at+jwt"), json!({"aud": ["flotilla", "userinfo"]}), true, true),
-        (Some("JWT"), json!({}), false, true),
-        (Some("JWT"), json!({"aud": ["flotilla"], "typ": "Bearer"}), false, true),
-        (None, json!({}), false, true),
-        (Some("JWT"), json!({"aud": ["flotilla", "userinfo"]}), false, false),
-        (Some("JWT"), json!({"aud": "else"}), false, false),
-        (Some("JWT"), json!({"nonce": "n"}), false, false),
-        (Some("JWT"), json!({"at_hash": "h"}), false, false),
-        (Some("JWT"), json!({"typ": "ID"}), false, false),
-        (Some("JWT"), json!({"events": {}}), false, false),
+        (Some("JWT"), json!({"scope": "email"}), false, true),
+        (Some("JWT"), json!({"scope": "email", "aud": ["flotilla"], "typ": "Bearer", "azp": "spa"}), false, true),
+        (None, json!({"scp": "access"}), false, true),
+        // An ID token need not have any mark of one.
+        (Some("JWT"), json!({}), false, false),
+        (Some("JWT"), json!({"scope": "email", "azp": "flotilla"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "client_id": "flotilla"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "aud": ["flotilla", "userinfo"]}), false, false),
+        (Some("JWT"), json!({"scope": "email", "aud": "else"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "nonce": "n"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "at_hash": "h"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "typ": "ID"}), false, false),
+        (Some("JWT"), json!({"scope": "email", "events": {}}), false, false),
         (Some("secevent+jwt"), json!({}), false, false),
     ] {
         let token = token(typ, change.clone());
@@ -132,6 +136,9 @@ async fn a_provider_that_does_not_mark_access_tokens_is_believed_by_their_only_a
         let person = owned.verify(Some(&token(Some("at+jwt"), change.clone()))).await.unwrap();
         assert_eq!(person.email.is_some(), is_known, "{change}");
     }
+    // What is no class and no time is not said, and refuses nobody.
+    let odd = marked.verify(Some(&token(Some("at+jwt"), json!({"acr": 1, "auth_time": "now"})))).await.unwrap();
+    assert_eq!((odd.acr, odd.auth_time), (None, None));
     // What could not be asked for in a header is no class.
     let odd = marked.verify(Some(&token(Some("at+jwt"), json!({"acr": "a\", max_age=\"0"})))).await.unwrap();
     assert_eq!(odd.acr, None);

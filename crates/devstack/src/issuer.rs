@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
-use authz::{JwkSet, SigningKeys};
+use authz::{JwkSet, OperatorRole, SigningKeys};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use axum::http::StatusCode;
@@ -22,8 +22,7 @@ use crate::supervisor;
 pub const ISSUER: &str = "https://issuer.flotilla.localhost";
 /// The audience that its tokens name.
 pub const AUDIENCE: &str = "flotilla";
-/// The audience of operators' tokens.
-pub const OPERATORS: &str = "flotilla-operators";
+pub use authz::OPERATORS_AUDIENCE as OPERATORS;
 
 /// The file of its keys, a line each: the first signs, and all are published.
 pub const KEYS: &str = fleet::SIGNING_KEYS;
@@ -83,12 +82,31 @@ impl Issuer {
         self.signed(AUDIENCE, tenant, user, claims, lifetime)
     }
 
-    /// A token for the operator commands: its audience is another, which the fleet's public API refuses.
+    /// A token for the operator commands, of an operator with this role: its audience is another, which the fleet's public API refuses.
     ///
     /// # Errors
     /// It cannot be signed.
-    pub fn operator_token(&self, user: &str, lifetime: chrono::TimeDelta) -> Result<String, anyhow::Error> {
-        self.signed(OPERATORS, "operators", user, &Value::Null, lifetime)
+    pub fn operator_token(
+        &self,
+        user: &str,
+        role: OperatorRole,
+        lifetime: chrono::TimeDelta,
+    ) -> Result<String, anyhow::Error> {
+        self.operator_token_with(user, &json!({"role": role.as_str()}), lifetime)
+    }
+
+    /// The same with these further claims.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn operator_token_with(
+        &self,
+        user: &str,
+        claims: &Value,
+        lifetime: chrono::TimeDelta,
+    ) -> Result<String, anyhow::Error> {
+        let own = json!({"iss": ISSUER, "aud": OPERATORS, "sub": user, "client_id": "flotilla-cli"});
+        self.sign(own, claims, lifetime)
     }
 
     /// A provider's access token of a person, by [`of_people`](Self::of_people), with these further claims: `email`, `email_verified`, `name`,

@@ -1,6 +1,7 @@
 //! Who knows the people, in place of the development provider; and a real OpenID provider beside the stack, the program of `e2e/provider`.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
@@ -25,8 +26,8 @@ impl Provider {
     /// It was built elsewhere.
     pub fn beside() -> Result<Self, anyhow::Error> {
         let program = std::env::current_exe()?;
-        let scripts = program.ancestors().map(|folder| folder.join("scripts/provider.sh"));
-        let script = scripts.into_iter().find(|script| script.is_file());
+        let clone = program.ancestors().find(|folder| folder.join("e2e/provider/provider.mjs").is_file());
+        let script = clone.map(|clone| clone.join("scripts/provider.sh"));
         Ok(Self::Beside(script.context("the provider is of the repository: run a flotilla that was built in a clone")?))
     }
 }
@@ -36,12 +37,14 @@ impl Provider {
 /// # Errors
 /// It cannot be fetched.
 pub(crate) async fn program(home: &StackDir, script: &Path, port: u16) -> Result<(Program, String), anyhow::Error> {
-    let checked = Command::new(script).arg("check").kill_on_drop(true).output().await?;
-    if !checked.status.success() {
-        bail!("{}", String::from_utf8_lossy(&checked.stderr).trim());
+    // It says what it fetches, which takes minutes the first time.
+    let checked = Command::new(script).arg("check").stdin(Stdio::null()).kill_on_drop(true).status().await?;
+    if !checked.success() {
+        bail!("there is no OpenID provider to run: {checked}");
     }
     let issuer = format!("http://127.0.0.1:{port}");
-    let cache = std::env::var("XDG_CACHE_HOME").ok().map(|folder| ("XDG_CACHE_HOME".to_owned(), folder));
+    let cache = std::env::var_os("XDG_CACHE_HOME").and_then(|folder| folder.into_string().ok());
+    let cache = cache.map(|folder| ("XDG_CACHE_HOME".to_owned(), folder));
     let program = Program {
         name: "provider".to_owned(),
         path: script.to_owned(),

@@ -12,6 +12,7 @@ mod variables;
 use std::time::Duration;
 
 use consumer::{Config, RecordStreams};
+use contracts::events::identity;
 use contracts::{TenantId, subject};
 use outbox::StreamSpec;
 
@@ -217,7 +218,13 @@ pub fn logins() -> Vec<Login> {
         let durables: Vec<_> =
             service.durables.iter().map(|durable| (subject::stream(durable.of), durable.name)).collect();
         let durables: Vec<_> = durables.iter().map(|(stream, durable)| (stream.as_str(), *durable)).collect();
-        logins.push(reader(&login, &durables));
+        let mut login = reader(&login, &durables);
+        let identitys = subject::stream(identity::SERVICE);
+        // Whoever takes calls follows what identity takes away.
+        if !service.serves.is_empty() && !login.reads.contains(&identitys) {
+            login.reads.push(identitys);
+        }
+        logins.push(login);
     }
     logins.push(operations);
     logins
@@ -252,6 +259,16 @@ mod tests {
                 let fetches = ["DIRECT.GET", "MSG.NEXT", ".CONSUMER.", "$JS.ACK"];
                 assert!(!fetches.iter().any(|word| asked.subject.contains(word)), "{asked:?}");
             }
+        }
+    }
+
+    #[test]
+    fn whoever_takes_calls_reads_what_identity_takes_away() {
+        let identitys = subject::stream(identity::SERVICE);
+        for service in SERVICES.iter().filter(|service| !service.serves.is_empty()) {
+            let mine = [service.name.to_owned(), consumer_login(service.name)];
+            let reads = logins().iter().any(|login| mine.contains(&login.name) && login.reads.contains(&identitys));
+            assert!(reads, "{}: a durable consumer gives it the login", service.name);
         }
     }
 

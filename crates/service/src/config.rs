@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
-use authz::{JwksSource, Verifier};
+use authz::{JwksSource, OPERATORS_AUDIENCE, Operators, Verifier};
 use clap::Args;
 
 use crate::arguments::{ConfigErrors, Settings};
@@ -62,8 +62,6 @@ fn targets(text: &str) -> Result<String, tracing_subscriber::filter::ParseError>
 
 /// The hosts of the development issuer and provider.
 const DEVELOPMENT: &str = "flotilla.localhost";
-/// The audience of operators' tokens, unless another is configured.
-const OPERATORS: &str = "flotilla-operators";
 
 /// Whose tokens are trusted.
 #[derive(Debug, Clone, Args)]
@@ -75,7 +73,7 @@ pub struct Issuer {
     #[arg(long = "issuer", env = "FLOTILLA_ISSUER")]
     pub name: String,
     /// The audience that operators' tokens must name, at the operations port.
-    #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = OPERATORS)]
+    #[arg(long, env = "FLOTILLA_OPERATORS_AUDIENCE", default_value = OPERATORS_AUDIENCE)]
     pub operators_audience: String,
     /// Whether this is a developer's machine. Elsewhere the development issuer and provider, whose keys lie in a folder, are refused.
     #[arg(long, env = "FLOTILLA_LOCAL", default_value = "false", action = clap::ArgAction::Set)]
@@ -90,6 +88,15 @@ impl Issuer {
     pub(crate) fn verifier(&self, audience: &str) -> Result<Verifier, anyhow::Error> {
         refuse_development(&self.name, self.local)?;
         Ok(Verifier::new(self.jwks.clone(), &self.name, audience)?)
+    }
+
+    /// What verifies operators' tokens, without its keys yet.
+    ///
+    /// # Errors
+    /// As [`Issuer::verifier`].
+    pub(crate) fn operators(&self) -> Result<Operators, anyhow::Error> {
+        refuse_development(&self.name, self.local)?;
+        Ok(Operators::new(self.jwks.clone(), &self.name, &self.operators_audience)?)
     }
 }
 
@@ -195,7 +202,12 @@ impl Common {
     pub fn on_loopback(jwks: JwksSource, issuer: &str, audience: &str) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            issuer: Issuer { jwks, name: issuer.to_owned(), operators_audience: OPERATORS.to_owned(), local: true },
+            issuer: Issuer {
+                jwks,
+                name: issuer.to_owned(),
+                operators_audience: OPERATORS_AUDIENCE.to_owned(),
+                local: true,
+            },
             audience: audience.to_owned(),
             release_header: true,
             admission: Admission::wide(),

@@ -35,6 +35,7 @@ use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
 use crate::policy::Policy;
 use crate::readiness::AtWork;
+use crate::revocations::Revocations;
 use crate::server::{self, Bounds, Peer};
 use crate::tls::Speaks;
 use crate::{Code, DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
@@ -49,6 +50,7 @@ const STREAMS: u32 = 1_024;
 struct Guard {
     verifier: Arc<Verifier>,
     limits: Limits,
+    revocations: Revocations,
     /// By `package.Service/Method`.
     policies: HashMap<String, Policy>,
     /// Where answers are to name it.
@@ -67,7 +69,7 @@ struct Seen {
 
 /// Serves `service` until the process stops; returns its address. Health, reflection and public methods
 /// (`flotilla.edge.v1.policy`) need no token, everything else does. `descriptors`
-/// may hold more than is served here.
+/// may hold more than is served here. A token that says what was taken away meanwhile is refused by `revocations`.
 ///
 /// # Errors
 /// Fails when the address cannot be bound, or the descriptors cannot be read or do not hold the service.
@@ -75,7 +77,7 @@ pub async fn serve<S>(
     process: &Process,
     common: &Common,
     descriptors: &'static [u8],
-    service: S,
+    (service, revocations): (S, Revocations),
 ) -> Result<SocketAddr, anyhow::Error>
 where
     S: Service<http::Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
@@ -107,6 +109,7 @@ where
     let guard_state = Arc::new(Guard {
         verifier: process.verifier(common)?,
         limits: Limits::new(&admission.allowances()),
+        revocations,
         policies,
         release: process.release_header(common),
         at_work: metrics::gauge!("rpc_server_active_calls"),
@@ -292,6 +295,7 @@ impl Guard {
         let authorization = authorization(request.headers())?.cloned();
         let policy = self.policies.get(path);
         let cost = policy.map_or(NonZeroU32::MIN, |policy| policy.cost);
+        let mut stale = false;
         let (_turn, authorization) = if policy.is_some_and(|policy| policy.public) {
             let peer = request.extensions().get::<Peer>().copied();
             let Peer(address) = peer.context("a call without its peer").map_err(Failure::internal)?;
@@ -302,12 +306,19 @@ impl Guard {
             let caller = &*seen.who.insert(self.verifier.verify(text).await?);
             request.extensions_mut().insert(caller.clone());
             let turn = self.limits.turn(caller, cost).await?;
+            stale = self.revocations.check(caller)?;
             if let (Some(sign_in), Some((_, rpc))) = (&caller.sign_in, path.rsplit_once('/')) {
                 sign_in.allows(rpc, clock::now().timestamp())?;
             }
             (turn, authorization)
         };
-        let (mut response, notes) = notes::noting(authorization, next.run(request)).await;
+        let answered = async {
+            if stale {
+                notes::degraded("identity");
+            }
+            next.run(request).await
+        };
+        let (mut response, notes) = notes::noting(authorization, answered).await;
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
         }

@@ -34,6 +34,8 @@ pub mod tenants_events;
 
 pub mod members;
 
+pub mod revocations;
+
 mod shipped;
 
 pub mod due;

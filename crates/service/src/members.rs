@@ -45,3 +45,12 @@ pub(crate) async fn note(
     .await
     .map(drop)
 }
+
+/// Removes every user of a tenant that is erased.
+#[tracing::instrument(target = "service::trace", name = "forget members", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "known_member"))]
+pub(crate) async fn forget(tx: &mut TenantTx) -> Result<(), sqlx::Error> {
+    let tenant = tx.tenant();
+    let forget = sqlx::query("update known_member set user_id = null where tenant = $1 and user_id is not null");
+    forget.bind(tenant.as_str()).execute(&mut **tx).await.map(drop)
+}

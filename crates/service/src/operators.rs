@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use authz::Verifier;
+use authz::{Operator, OperatorRole, Operators};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
+use contracts::ActorKind;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use http::HeaderValue;
@@ -21,7 +22,7 @@ use tonic::service::Routes;
 use tracing::info;
 
 use crate::config::Issuer;
-use crate::{Failure, Process, grpc, retry};
+use crate::{Code, Failure, Process, grpc, retry};
 
 /// How long a token's verification may take: nobody holds the port while the issuer is unavailable.
 const VERIFIED_WITHIN: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ impl Process {
     /// # Errors
     /// The client for the issuer's keys cannot be made, or others are served already.
     pub fn operate(&self, issuer: &Issuer, services: Routes) -> Result<(), anyhow::Error> {
-        let verifier = Arc::new(issuer.verifier(&issuer.operators_audience)?);
+        let verifier = Arc::new(issuer.operators()?);
         // So that an operator gets in while the issuer is unavailable.
         let keys = Arc::clone(&verifier);
         self.lifecycle.run("operators' keys", |stop| async move {
@@ -48,9 +49,34 @@ impl Process {
 
 /// The actor: the subject of the verified token.
 #[derive(Debug, Clone)]
-struct Operator(String);
+struct Actor(String);
 
-async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next: Next) -> Response {
+/// What reads, and shows what tenants wrote or who their people are: an operator's.
+const CONTENTS: [&str; 7] =
+    ["ListAggregates", "GetAggregates", "GetLetter", "ListOpenInvitations", "ListRows", "GetRow", "FindRow"];
+
+/// The least role that may call an RPC of `flotilla.ops`, by its name: a viewer sees how the fleet does, without contents. Everything else is an
+/// operator's.
+fn least(rpc: &str) -> OperatorRole {
+    let reads = ["Get", "List", "Compare"].iter().any(|verb| rpc.starts_with(verb));
+    if reads && !CONTENTS.contains(&rpc) { OperatorRole::Viewer } else { OperatorRole::Operator }
+}
+
+/// Checks that an operator may call an RPC. One without a role may call none.
+///
+/// # Errors
+/// PERMISSION_DENIED.
+fn permit(operator: &Operator, rpc: &str) -> Result<(), Failure> {
+    let least = least(rpc);
+    if operator.role.is_some_and(|role| role >= least) {
+        return Ok(());
+    }
+    let has = operator.role.map_or("none", OperatorRole::as_str);
+    let what = format!("{rpc} is for an operator of the role {}, and your token says {has}", least.as_str());
+    Err(Failure::new(Code::PermissionDenied, "PERMISSION_DENIED", what))
+}
+
+async fn guard(State(verifier): State<Arc<Operators>>, mut request: Request, next: Next) -> Response {
     let method = request.uri().path().trim_start_matches('/').to_owned();
     let token = grpc::authorization(request.headers()).map(Option::<&HeaderValue>::cloned);
     let verified = async {
@@ -58,12 +84,17 @@ async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next
         verifier.verify(token.as_ref().and_then(|token| token.to_str().ok())).await
     };
     let operator = match tokio::time::timeout(VERIFIED_WITHIN, verified).await {
-        Ok(Ok(caller)) => caller.actor.name(),
+        Ok(Ok(operator)) => operator,
         Ok(Err(error)) => return Status::from(Failure::from(error)).into_http(),
         Err(_) => return Status::unavailable("the issuer's keys are not to be had").into_http(),
     };
-    request.extensions_mut().insert(Operator(operator.clone()));
-    let response = next.run(request).await;
+    let name = contracts::Actor::new(ActorKind::User, operator.name.clone()).name();
+    if let Err(denied) = permit(&operator, method.rsplit('/').next().unwrap_or_default()) {
+        info!(operator = name, method, "an operator was refused");
+        return Status::from(denied).into_http();
+    }
+    request.extensions_mut().insert(Actor(name.clone()));
+    let (operator, response) = (name, next.run(request).await);
     let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
     info!(operator, method, ?code, "an operator asked");
     response
@@ -74,8 +105,8 @@ async fn guard(State(verifier): State<Arc<Verifier>>, mut request: Request, next
 /// # Errors
 /// INVALID_ARGUMENT without a reason.
 pub fn act<T>(request: &tonic::Request<T>, reason: &str) -> Result<(String, String), Status> {
-    let operator = request.extensions().get::<Operator>();
-    let Operator(operator) = operator.ok_or_else(|| Status::unauthenticated("nobody asks"))?;
+    let operator = request.extensions().get::<Actor>();
+    let Actor(operator) = operator.ok_or_else(|| Status::unauthenticated("nobody asks"))?;
     let reason = reason.trim();
     if reason.is_empty() || reason.chars().count() > MAX_REASON {
         return Err(Status::invalid_argument(format!("the reason must have 1 to {MAX_REASON} characters")));
@@ -126,4 +157,47 @@ pub fn away(error: impl Into<anyhow::Error>) -> Status {
 /// An act that the current state does not allow, with all known reasons.
 pub fn refused(error: impl Into<anyhow::Error>) -> Status {
     Status::failed_precondition(format!("{:#}", error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a viewer may call, as a reviewer reads it. All else of `flotilla.ops` is an operator's.
+    const SEEN: &str = "\
+AggregateService: ListHeldTenants
+DataService: ListTables
+IndexService: ListIndexes ListDocuments CompareDocuments
+LetterService: ListLetters ListGroups GetStats
+JobService: ListJobs GetJob
+AuditService: ListAudit
+OutboxService: GetOutbox ListParkedRows ListJournal GetBehind GetDivergence
+TenantService: ListTenants GetAdoption
+";
+
+    #[test]
+    fn what_a_viewer_may_call_is_as_it_was_reviewed() {
+        let operators = proto::POOL.services().filter(|service| service.full_name().starts_with("flotilla.ops."));
+        let seen = |service: &prost_reflect::ServiceDescriptor| {
+            let seen = service.methods().filter(|rpc| least(rpc.name()) == OperatorRole::Viewer);
+            format!("{}: {}\n", service.name(), seen.map(|rpc| rpc.name().to_owned()).collect::<Vec<_>>().join(" "))
+        };
+        let mut all: Vec<_> = operators.map(|service| seen(&service)).collect();
+        all.sort_unstable();
+        let mut reviewed: Vec<_> = SEEN.lines().map(|line| format!("{line}\n")).collect();
+        reviewed.sort_unstable();
+        assert_eq!(all, reviewed);
+    }
+
+    #[test]
+    fn whoever_has_no_role_may_call_nothing() {
+        let may = |role, rpc| permit(&Operator { name: "olga".parse().unwrap(), role }, rpc).is_ok();
+        for (role, reads, acts) in [
+            (None, false, false),
+            (Some(OperatorRole::Viewer), true, false),
+            (Some(OperatorRole::Operator), true, true),
+        ] {
+            assert_eq!((may(role, "ListParkedRows"), may(role, "DiscardRow")), (reads, acts), "{role:?}");
+        }
+    }
 }

@@ -70,6 +70,9 @@ async fn on_event(db: Db, call: Call, said: Said) -> Result<(), consumer::Failur
     let noted = match said {
         Said::Tenant(status, time) => {
             let tenant = tx.tenant();
+            if status == ERASED {
+                members::forget(&mut tx).await.map_err(Failure::from)?;
+            }
             tenants::note(&mut tx, &tenant, status, time).await
         }
         Said::Member(member, user, time) => members::note(&mut tx, member, user.as_ref(), time).await,

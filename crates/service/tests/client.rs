@@ -21,6 +21,7 @@ use proto::search::search_service_client::SearchServiceClient;
 use service::Process;
 use service::client::{ReadsOnly, Upstream};
 use service::config::Common;
+use service::revocations::Revocations;
 use service::server::{Bounds, LONGEST, serve};
 use service::tls::{Authorities, Speaks, Tls};
 use service::{DEGRADED, Lifecycle, notes};
@@ -400,7 +401,10 @@ async fn whom_a_call_is_made_for_goes_along_and_what_an_answer_lacks_is_said() {
     let process = Process::new("searches", "test");
     let upstream =
         Upstream::new(&fixture.lifecycle, "behind", &[format!("http://{behind}")], &Authorities::default()).unwrap();
-    let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, Calling(upstream)).await.unwrap();
+    let address =
+        service::grpc::serve(&process, &common, proto::DESCRIPTORS, (Calling(upstream), Revocations::default()))
+            .await
+            .unwrap();
     let mut client = fixture.upstream(&[address]);
     let mut request = reading(LONG);
     request.metadata_mut().insert("authorization", bearer.parse().unwrap());

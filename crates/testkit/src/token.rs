@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use authz::OperatorRole;
 use chrono::TimeDelta;
 use devstack::StackDir;
 use devstack::issuer::Issuer;
@@ -99,7 +100,25 @@ impl TestIssuer {
     /// The token cannot be signed.
     #[must_use]
     pub fn operator(&self, user: &str) -> String {
-        format!("Bearer {}", self.issuer.operator_token(user, TimeDelta::minutes(10)).unwrap())
+        self.operator_as(user, OperatorRole::Operator)
+    }
+
+    /// The same with this role.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn operator_as(&self, user: &str, role: OperatorRole) -> String {
+        format!("Bearer {}", self.issuer.operator_token(user, role, TimeDelta::minutes(10)).unwrap())
+    }
+
+    /// The same with these claims alone.
+    ///
+    /// # Panics
+    /// The token cannot be signed.
+    #[must_use]
+    pub fn operator_with(&self, user: &str, claims: &Value) -> String {
+        format!("Bearer {}", self.issuer.operator_token_with(user, claims, TimeDelta::minutes(10)).unwrap())
     }
 
     /// What a service must not take for a caller: nothing, nonsense, and tokens that are expired, of another issuer, for another

@@ -108,10 +108,10 @@ fn an_assignee_is_a_member_and_a_service_that_lost_what_it_knew_is_told_again() 
         let (ann, bob) = (fleet.caller("of-members", "ann").await, fleet.caller("of-members", "bob").await);
         let assign = async |to: &str| {
             let answer = ann.send(Method::POST, "/v1/todos", Some(json!({"title": "x", "assignee": to}))).await;
-            (answer.status, answer.body["violations"][0]["field"].clone())
+            (answer.status, answer.body["errors"][0]["pointer"].clone())
         };
         testkit::until("he gets a todo", || async { assign("bob").await.0 == 200 }).await;
-        assert_eq!(assign("eve").await, (400, json!("assignee")));
+        assert_eq!(assign("eve").await, (400, json!("#/assignee")));
         let mut database = PgConnection::connect(fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
         database.execute("delete from known_member where tenant = 'of-members'").await.unwrap();
         assert_eq!(assign("bob").await.0, 400);

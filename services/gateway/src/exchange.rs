@@ -96,6 +96,19 @@ impl Exchange {
         token.map(|token| Some(token.authorization)).map_err(|problem| Problem::clone(&problem))
     }
 
+    /// Whether this is a credential that is exchanged.
+    pub fn takes(&self, authorization: Option<&str>) -> bool {
+        authz::bearer(authorization).is_ok_and(|credential| self.kind(credential).is_some())
+    }
+
+    /// Gives up the token in hand for a credential, if it is the one that was refused.
+    pub async fn give_up(&self, authorization: Option<&str>, refused: Option<&HeaderValue>) {
+        let Ok(credential) = authz::bearer(authorization) else { return };
+        if self.cache.get(credential).await.is_some_and(|token| Some(&token.authorization) == refused) {
+            self.cache.invalidate(credential).await;
+        }
+    }
+
     async fn exchanged(&self, credential: &str, kind: &str) -> Result<Token, Problem> {
         let mut request = Request::new(ExchangeTokenRequest {
             grant_type: TOKEN_EXCHANGE.to_owned(),

@@ -15,6 +15,7 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, E
 use http::request::Parts as Head;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
+use prost_reflect::DynamicMessage;
 use service::client::ReadsOnly;
 use service::config::Common;
 use service::limits::{Limits, Turn};
@@ -24,7 +25,8 @@ use service::server::{self, Bounds};
 use service::tls::Speaks;
 use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 use tokio::net::TcpListener;
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 use tracing::Instrument as _;
 
 use crate::Config;
@@ -223,7 +225,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         }
     };
     let (head, body) = request.into_parts();
-    let (authorization, _turn) = edge.admit(route, &head, caller).await?;
+    let (authorization, mut turn) = edge.admit(route, &head, caller).await?;
     let media = if route.policy.form { Media::Form } else { Media::Json };
     let most = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
     let body = edge.bodies.read(&head.headers, body, (media, most)).await?;
@@ -239,21 +241,40 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         body: body.bytes(),
         if_match: if_match.as_deref(),
     };
-    let mut call = tonic::Request::new(transcode::request(route, parts)?);
-    let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
+    let message = transcode::request(route, parts)?;
     let key = request::one_key(&head.headers)?;
     let own_key = key.is_none() && [Method::PATCH, Method::DELETE].contains(&route.verb);
     // A change without a key gets one here, so that it can be sent to another replica.
     let key = if own_key { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
-    for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key)] {
-        if let Some(value) = value {
-            metadata.insert(name, value);
+    let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
+        let mut call = tonic::Request::new(message);
+        let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
+        for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key.clone())] {
+            if let Some(value) = value {
+                metadata.insert(name, value);
+            }
+        }
+        if reads {
+            call.extensions_mut().insert(ReadsOnly);
+        }
+        edge.upstreams.call(&route.rpc, call)
+    };
+    let came = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let exchanged = !route.policy.public && edge.exchange.takes(came);
+    // Twice only what may be: a service may have asked another one, which had heard of it first.
+    let again = (exchanged && (reads || key.is_some())).then(|| message.clone());
+    let mut answer = send(message, authorization.clone()).await;
+    if exchanged && answer.as_ref().is_err_and(is_revoked) {
+        // The caller has another role by now: its credential says which.
+        edge.exchange.give_up(came, authorization.as_ref()).await;
+        if let Some(message) = again {
+            drop(turn);
+            let (authorization, next) = edge.admit(route, &head, caller).await?;
+            (answer, turn) = (send(message, authorization).await, next);
         }
     }
-    if reads {
-        call.extensions_mut().insert(ReadsOnly);
-    }
-    let answer = edge.upstreams.call(&route.rpc, call).await.map_err(|status| match Problem::from(status) {
+    drop(turn);
+    let answer = answer.map_err(|status| match Problem::from(status) {
         // The gateway's own attempt holds the key; its replica went away.
         problem if own_key && problem.code == "IDEMPOTENCY_KEY_IN_USE" => {
             let detail = "the service went away, and the change may have happened: ask";
@@ -272,12 +293,14 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     Ok(response)
 }
 
+/// Whether a service takes a token for revoked.
+fn is_revoked(status: &Status) -> bool {
+    status.code() == Code::Unauthenticated
+        && status.get_details_error_info().is_some_and(|info| info.reason == "TOKEN_REVOKED")
+}
+
 /// The answer as JSON; a read follows the request's conditions.
-fn respond(
-    answer: &prost_reflect::DynamicMessage,
-    form: bool,
-    conditions: Option<&Conditions>,
-) -> Result<Response, Problem> {
+fn respond(answer: &DynamicMessage, form: bool, conditions: Option<&Conditions>) -> Result<Response, Problem> {
     let (json, etag) = transcode::response(answer, form)?;
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
     let mut response = if known {

@@ -208,6 +208,7 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use authz::Insufficient;
     use futures::FutureExt as _;
     use service::Failure;
 
@@ -235,6 +236,20 @@ mod tests {
             let problem = problem(code, reason);
             assert_eq!((problem.status.as_u16(), problem.code.as_str()), (status, reason));
         }
+    }
+
+    #[test]
+    fn a_step_up_says_what_to_ask_the_provider_for() {
+        let challenge = |acr_values: &[&str], max_age| {
+            let acr_values = acr_values.iter().map(|&acr| acr.to_owned()).collect();
+            let problem: Problem = Status::from(Failure::from(Insufficient { acr_values, max_age })).into();
+            let (_, value) = problem.headers.into_iter().find(|(name, _)| name == WWW_AUTHENTICATE).unwrap();
+            (problem.status.as_u16(), value.to_str().unwrap().to_owned())
+        };
+        let said = |more: &str| (401, format!(r#"Bearer error="insufficient_user_authentication"{more}"#));
+        assert_eq!(challenge(&["a", "b"], Some(60)), said(r#", acr_values="a b", max_age="60""#));
+        assert_eq!(challenge(&["a"], None), said(r#", acr_values="a""#));
+        assert_eq!(challenge(&[], Some(60)), said(r#", max_age="60""#));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use authz::{Caller, Denied, Permission, Person};
+use authz::{Caller, Denied, Permission, Person, StepUp};
 use chrono::{DateTime, Utc};
 use contracts::events::identity::{
     ApiKeyId, GroupId, GroupUpdatedV1, InvitationClosedV1, InvitationId, MemberId, MemberRemovedV1, MemberUpdatedV1,
@@ -150,7 +150,7 @@ impl From<Error> for Failure {
 /// A person who acts in a tenant before a token of the fleet's says so.
 #[must_use]
 pub fn in_person(tenant: TenantId, user: UserId) -> Caller {
-    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None, sign_in: None }
+    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None, sign_in: None, issued: None }
 }
 
 /// The user that a person is; of one who was never seen, the same for whoever sees the person first.
@@ -179,10 +179,11 @@ pub fn profile(person: &Person) -> Result<Profile, Error> {
 }
 
 /// The tenant, locked until the transaction ends, and the caller as it is now: a member who acts by itself. What a token says may be minutes
-/// old, and nobody whose access was taken away gives any. Call it behind `replayed`.
+/// old, and nobody whose access was taken away gives any. Where the tenant marks acts, the caller has signed in as it demands. Call it behind
+/// `replayed`.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoTenant`], TENANT_SUSPENDED.
+/// [`Error::Denied`], [`Error::NoTenant`], TENANT_SUSPENDED, INSUFFICIENT_USER_AUTHENTICATION.
 pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission) -> Result<(Tenant, Member), Error> {
     let tenant = store_tenant::get_for_update(tx).await?.ok_or(Error::NoTenant)?;
     let actor = &call.caller.actor;
@@ -193,7 +194,20 @@ pub(crate) async fn standing(tx: &mut TenantTx, call: &Call, wanted: &Permission
     let member = member.filter(|member| wanted.roles.contains(&member.role));
     let member = member.ok_or(Denied::This("you are no member, or not in a role that may do this, any more"))?;
     refuse_suspended(&tenant)?;
+    // Who gives access gives more than the act that is marked.
+    if let Some(step_up) = &tenant.step_up {
+        met(step_up, call)?;
+    }
     Ok((tenant, member))
+}
+
+/// Whether the caller has signed in as the tenant demands, or is to.
+///
+/// # Errors
+/// INSUFFICIENT_USER_AUTHENTICATION
+pub(crate) fn met(step_up: &StepUp, call: &Call) -> Result<(), Failure> {
+    let (acr, auth_time) = call.caller.sign_in.as_ref().map_or((None, None), |by| (by.acr.as_deref(), by.auth_time));
+    Ok(step_up.check(acr, auth_time, clock::now().timestamp())?)
 }
 
 /// A suspended tenant reads, and writes nothing.

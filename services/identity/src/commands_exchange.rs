@@ -2,25 +2,39 @@
 //! wrong with a credential, the answer is the same.
 
 use authz::{People, Person, SignIn, StepUp, TokenError};
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use contracts::events::identity::MemberUpdatedV1;
 use contracts::{ActorKind, TenantId, UserId};
 use service::{Call, Code, Failure, clock};
 
-use crate::api_key::KeySecret;
+use crate::api_key::{ApiKey, KeySecret};
 use crate::commands::{App, Error, in_person};
 use crate::member::{Member, Profile};
+use crate::service_account::ServiceAccount;
 use crate::store_person::Membership;
-use crate::texts::Scopes;
-use crate::tokens::Grant;
+use crate::texts::{Scopes, Task};
+use crate::tokens::{Agent, Grant};
 use crate::{outgoing, store_api_key, store_member, store_person, store_service_account, store_tenant};
 
 /// A credential.
 pub enum Credential<'a> {
-    /// An access token of the provider.
-    Person(&'a str),
+    /// An access token of the provider, and the agent that is to act for the person.
+    Person {
+        /// The token.
+        token: &'a str,
+        /// The agent, if one is to act.
+        agent: Option<AgentKey<'a>>,
+    },
     /// A key.
     Key(&'a str),
+}
+
+/// By what an agent says who it is, and for what.
+pub struct AgentKey<'a> {
+    /// The key of the program.
+    pub key: &'a str,
+    /// What it is to do, if it says.
+    pub task: Option<Task>,
 }
 
 fn refused(reason: &'static str, message: &'static str) -> Failure {
@@ -43,7 +57,7 @@ pub async fn exchange(
     (tenant, scope): (Option<TenantId>, Option<Scopes>),
 ) -> Result<Grant, Failure> {
     match credential {
-        Credential::Person(token) => of_person(app, people, token, tenant, scope).await,
+        Credential::Person { token, agent } => of_person(app, people, token, agent, (tenant, scope)).await,
         Credential::Key(text) => of_key(app, text, tenant, scope).await,
     }
 }
@@ -52,24 +66,49 @@ async fn of_person(
     app: &App,
     people: &People,
     token: &str,
-    tenant: Option<TenantId>,
-    scope: Option<Scopes>,
+    agent: Option<AgentKey<'_>>,
+    (tenant, scope): (Option<TenantId>, Option<Scopes>),
 ) -> Result<Grant, Failure> {
     let issued = clock::now();
     let person = people.read(token).await.map_err(|error| match error {
         unavailable @ TokenError::Keys(_) => unavailable.into(),
         _ => invalid(),
     })?;
+    let acting = match &agent {
+        Some(agent) => Some(opened(app, agent.key, issued).await.map_err(|failure| match failure.reason {
+            "INVALID_GRANT" => {
+                refused("INVALID_GRANT", "the actor_token is none that is valid here: ask for another key")
+            }
+            _ => failure,
+        })?),
+        None => None,
+    };
+    // An agent is of one tenant.
+    let tenant = tenant.or_else(|| acting.as_ref().map(|acting| acting.tenant.clone()));
+    if acting.as_ref().is_some_and(|acting| Some(&acting.tenant) != tenant.as_ref()) {
+        return Err(refused("INVALID_TARGET", "the key of the actor_token is another tenant's"));
+    }
     let mut tx = app.db.begin_operator("a person is known before a tenant is chosen").await?;
     let all = store_person::memberships(&mut tx, &person, tenant.as_ref()).await?;
     tx.commit().await?;
     let chosen = chosen(all, tenant.is_some())?;
     let step_up = know_again(app, &chosen, &person).await?;
     let sign_in = SignIn { acr: person.acr, auth_time: person.auth_time, step_up };
-    let Membership { tenant, user, role, .. } = chosen;
-    let scope = scope.map(|scope| scope.as_slice().join(" "));
+    let Membership { tenant, member, user, role } = chosen;
     let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
-    Ok(Grant { tenant, kind: ActorKind::User, subject: user, role, scope, sign_in, issued, until })
+    let (kind, mut sources) = (ActorKind::User, vec![member.uuid()]);
+    let Some((acting, AgentKey { key: _, task })) = acting.zip(agent) else {
+        let scope = scope.map(|scope| scope.as_slice().join(" "));
+        return Ok(Grant { tenant, kind, subject: user, role, scope, agent: None, sources, sign_in, issued, until });
+    };
+    // The person's role, within the key's scopes, for as long as both last. It does no act for which the person has to sign in otherwise.
+    let sign_in = SignIn { acr: None, auth_time: None, ..sign_in };
+    let scope = Some(narrowed(&acting.key, scope.as_ref())?);
+    sources.push(acting.key.id.uuid());
+    let until = until.min(acting.key.expire_time);
+    let id = acting.program.id.to_string().parse().map_err(Failure::internal)?;
+    let agent = Some(Agent { id, task });
+    Ok(Grant { tenant, kind, subject: user, role, scope, agent, sources, sign_in, issued, until })
 }
 
 /// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
@@ -118,16 +157,23 @@ fn chosen(all: Vec<Membership>, named: bool) -> Result<Membership, Failure> {
     }
 }
 
-async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<Scopes>) -> Result<Grant, Failure> {
+/// A key that opens, with the program that has it.
+struct Opened {
+    tenant: TenantId,
+    key: ApiKey,
+    program: ServiceAccount,
+}
+
+/// Opens a key, which is noted as used.
+async fn opened(app: &App, text: &str, issued: DateTime<Utc>) -> Result<Opened, Failure> {
     let (id, secret) = KeySecret::read(text).ok_or_else(invalid)?;
-    let issued = clock::now();
     let mut tx = app.db.begin_operator("a key names its tenant by its id").await?;
     let owner = store_person::tenant_of_key(&mut tx, id).await?;
     tx.commit().await?;
-    let owner = owner.ok_or_else(invalid)?;
+    let tenant = owner.ok_or_else(invalid)?;
     // Whoever holds it is not known yet: the transaction is the tenant's.
     let holder: UserId = id.to_string().parse().map_err(Failure::internal)?;
-    let call = Call::of_request(in_person(owner.clone(), holder), None);
+    let call = Call::of_request(in_person(tenant.clone(), holder), None);
     let mut tx = app.db.begin(&call).await?;
     let found = store_api_key::with_digest(&mut tx, id).await?;
     // Digests are compared: how long that takes says nothing of the secret.
@@ -139,15 +185,28 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
     store_api_key::used(&mut tx, id, issued).await?;
     app.outbox.commit(tx, Vec::new(), &()).await?;
     let program = program.ok_or_else(invalid)?;
-    if tenant.is_some_and(|tenant| tenant != owner) {
-        return Err(refused("INVALID_TARGET", "this key is another tenant's"));
-    }
-    let scope = scope.as_ref().unwrap_or(&key.scopes);
+    Ok(Opened { tenant, key, program })
+}
+
+/// The scopes of a token that a key opens for: those that are asked for, among its own.
+fn narrowed(key: &ApiKey, asked: Option<&Scopes>) -> Result<String, Failure> {
+    let scope = asked.unwrap_or(&key.scopes);
     if !scope.as_slice().iter().all(|scope| key.scopes.as_slice().contains(scope)) {
         return Err(refused("INVALID_SCOPE", "the key has not all of these scopes"));
     }
-    let scope = Some(scope.as_slice().join(" "));
+    Ok(scope.as_slice().join(" "))
+}
+
+async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<Scopes>) -> Result<Grant, Failure> {
+    let issued = clock::now();
+    let Opened { tenant: owner, key, program } = opened(app, text, issued).await?;
+    if tenant.is_some_and(|tenant| tenant != owner) {
+        return Err(refused("INVALID_TARGET", "this key is another tenant's"));
+    }
+    let scope = Some(narrowed(&key, scope.as_ref())?);
     let (kind, until) = (ActorKind::ServiceAccount, key.expire_time);
     let subject = program.id.to_string().parse().map_err(Failure::internal)?;
-    Ok(Grant { tenant: owner, kind, subject, role: program.role, scope, sign_in: SignIn::default(), issued, until })
+    let (sources, sign_in) = (vec![program.id.uuid(), key.id.uuid()], SignIn::default());
+    let role = program.role;
+    Ok(Grant { tenant: owner, kind, subject, role, scope, agent: None, sources, sign_in, issued, until })
 }

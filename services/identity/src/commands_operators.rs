@@ -1,7 +1,9 @@
 //! What operators ask and do about a tenant, as the commands of `commands`. The call is the service's own, in that tenant.
 
 use contracts::TenantId;
-use contracts::events::identity::{MemberUpdatedV1, TenantStatus, TenantStatusChangedV1};
+use contracts::events::identity::{
+    MemberRemovedV1, MemberUpdatedV1, TenantStatus, TenantStatusChangedV1, TenantUpdatedV1,
+};
 use service::{Call, clock};
 
 use crate::commands::{App, Error};
@@ -62,10 +64,25 @@ pub async fn set_status(app: &App, call: &Call, status: TenantStatus) -> Result<
     Ok(tenant)
 }
 
+/// Ends what the tenant demands of a sign-in: whoever could end it there cannot sign in so any more.
+///
+/// # Errors
+/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
+pub async fn end_step_up(app: &App, call: &Call) -> Result<Tenant, Error> {
+    call.authorize(&permissions::END_STEP_UP)?;
+    let mut tx = app.db.begin(call).await?;
+    let before = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
+    let tenant = before.without_step_up(clock::now());
+    store_tenant::save(&mut tx, &before, &tenant).await?;
+    let event = outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?;
+    app.commit(tx, call, vec![event], &()).await?;
+    Ok(tenant)
+}
+
 /// How many members one transaction tells of.
 const TOLD_AT_ONCE: usize = 100;
 
-/// Says again by events whether the tenant may write and who its members are, as it all stands; returns how many members. Each is at its next
+/// Says again by events whether the tenant may write, who its members are, and who has left; returns how many members there are. Each is at its next
 /// version, so that a reader takes it for the newest.
 ///
 /// # Errors
@@ -83,16 +100,22 @@ pub async fn tell(app: &App, call: &Call) -> Result<i64, Error> {
             store_tenant::save(&mut tx, &before, &tenant).await?;
             events.push(outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?);
         }
-        let members = store_member::list(&mut tx, after, TOLD_AT_ONCE).await?;
-        for before in &members {
+        let members = store_member::all_for_update(&mut tx, after, TOLD_AT_ONCE).await?;
+        for (before, there) in &members {
             let member = before.told(now);
-            store_member::save(&mut tx, before, &member).await?;
-            events.push(outgoing::event(call, outgoing::member(&member), MemberUpdatedV1::of)?);
-            told += 1;
+            let state = outgoing::member(&member);
+            events.push(if *there {
+                store_member::save(&mut tx, before, &member).await?;
+                told += 1;
+                outgoing::event(call, state, MemberUpdatedV1::of)?
+            } else {
+                store_member::delete_again(&mut tx, before, &member).await?;
+                outgoing::event(call, state, MemberRemovedV1::of)?
+            });
         }
         // Nobody got or lost anything by it: it is no entry of the audit.
         app.outbox.commit(tx, events, &()).await?;
-        after = members.last().map(|member| member.id);
+        after = members.last().map(|(member, _)| member.id);
         if members.len() < TOLD_AT_ONCE {
             return Ok(told);
         }

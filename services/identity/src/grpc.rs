@@ -127,6 +127,7 @@ impl IdentityService for Identity {
             role: caller.role.map_or(pb::Role::Unspecified, wire::role_of).into(),
             scopes: caller.scopes.unwrap_or_default(),
             limits: Some(self.limits),
+            task: caller.issued.and_then(|issued| issued.task.clone()).unwrap_or_default(),
         }))
     }
 

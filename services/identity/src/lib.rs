@@ -92,8 +92,9 @@ impl Service for Program {
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
-        operators::serve(config, process, &app, nats)?;
+        operators::serve(config, process, &app, nats.clone())?;
         let server = IdentityServiceServer::new(grpc::Identity::of(config, process, app)?);
-        Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, server).await?, relay })
+        let served = (server, service::revocations::Revocations::follow(process, nats));
+        Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, served).await?, relay })
     }
 }

@@ -3,9 +3,9 @@
 use contracts::{TenantId, UserId};
 use proto::ops::tenant_service_server::{TenantService, TenantServiceServer};
 use proto::ops::{
-    AdmitMemberRequest, AdmittedMember, AdoptTenantRequest, AdoptedTenant, Adoption, FinishAdoptionRequest,
-    GetAdoptionRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant,
-    SetTenantStatusRequest, TellTenantRequest, ToldTenant,
+    AdmitMemberRequest, AdmittedMember, AdoptTenantRequest, AdoptedTenant, Adoption, EndStepUpRequest,
+    FinishAdoptionRequest, GetAdoptionRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation,
+    OperatedTenant, SetTenantStatusRequest, TellTenantRequest, ToldTenant,
 };
 use proto::timestamp;
 use service::operators::{Answers, act, answers, limit};
@@ -132,6 +132,13 @@ impl TenantService for Operated {
         let call = self.call(named("tenant", &request.get_ref().tenant)?);
         let members = commands::tell(&self.app, &call).await.map_err(Failure::from)?;
         Ok(Response::new(ToldTenant { members }))
+    }
+
+    async fn end_step_up(&self, request: Request<EndStepUpRequest>) -> Result<Response<OperatedTenant>, Status> {
+        act(&request, &request.get_ref().reason)?;
+        let call = self.call(named("tenant", &request.get_ref().tenant)?);
+        let ended = commands::end_step_up(&self.app, &call).await.map_err(Failure::from)?;
+        Ok(Response::new(tenant(&ended)))
     }
 
     async fn adopt_tenant(&self, request: Request<AdoptTenantRequest>) -> Result<Response<AdoptedTenant>, Status> {

@@ -88,6 +88,8 @@ pub const SEE_TENANT: Permission = Permission { scope: READ, ..by_itself("identi
 pub const SET_TENANT_STATUS: Permission = by_itself("identity.tenant.set_status");
 /// Says again who a tenant's members are, as an operator requested.
 pub const TELL_TENANT: Permission = by_itself("identity.tenant.tell");
+/// Ends what a tenant demands of a sign-in, as an operator requested.
+pub const END_STEP_UP: Permission = by_itself("identity.tenant.end_step_up");
 /// Makes a tenant that other services know already, and its first owner, as an operator requested.
 pub const ADOPT_TENANT: Permission = by_itself("identity.tenant.adopt");
 /// Makes a person a member, on a developer's machine.
@@ -137,7 +139,7 @@ pub const MATRIX: [(&str, &Permission); 27] = [
 ];
 
 /// The rows of what the service does by itself, by the command.
-pub const BY_ITSELF: [(&str, &Permission); 11] = [
+pub const BY_ITSELF: [(&str, &Permission); 12] = [
     ("erase_tenant", &ERASE_TENANT),
     ("erase_member", &ERASE_MEMBER),
     ("erase_invitation", &ERASE_INVITATION),
@@ -147,6 +149,7 @@ pub const BY_ITSELF: [(&str, &Permission); 11] = [
     ("see", &SEE_TENANT),
     ("set_status", &SET_TENANT_STATUS),
     ("tell", &TELL_TENANT),
+    ("end_step_up", &END_STEP_UP),
     ("adopt", &ADOPT_TENANT),
     ("admit", &ADMIT_MEMBER),
 ];

@@ -196,6 +196,50 @@ pub async fn list(tx: &mut TenantTx, after: Option<MemberId>, limit: usize) -> R
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
+/// A page of members, the newest first, locked; and whether each is there, or has left and is without a user.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member"))]
+pub async fn all_for_update(
+    tx: &mut TenantTx,
+    after: Option<MemberId>,
+    limit: usize,
+) -> Result<Vec<(Member, bool)>, StoreError> {
+    let tenant = tx.tenant();
+    let sql = format!(
+        "select {COLUMNS} from member t where t.tenant = $1 and ($2::uuid is null or t.id < $2) order by t.id desc limit $3 for update"
+    );
+    let page = sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.as_str()).bind(after.map(|id| id.uuid()));
+    let rows: Vec<Row> = page.bind(limit as i64).fetch_all(&mut **tx).await?;
+    let read = |row: Row| {
+        let there = row.user_id.is_some();
+        let user_id = row.user_id.or_else(|| Some(UserId::erased().to_string()));
+        Ok((Row { user_id, ..row }.try_into()?, there))
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// Writes the next version of a member who has left.
+///
+/// # Errors
+/// As [`save`].
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "UPDATE", db.collection.name = "member"))]
+pub async fn delete_again(tx: &mut TenantTx, before: &Member, member: &Member) -> Result<(), StoreError> {
+    let tenant = tx.tenant();
+    let deleted = sqlx::query(
+        "update member set update_time = $5, version = $4 \
+         where tenant = $1 and id = $2 and version = $3 and delete_time is not null",
+    )
+    .bind(tenant.as_str())
+    .bind(member.id.uuid())
+    .bind(before.version)
+    .bind(member.version)
+    .bind(member.update_time)
+    .execute(&mut **tx)
+    .await?;
+    if deleted.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
+}
+
 /// The member that a user is.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "member"))]

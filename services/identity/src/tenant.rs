@@ -189,10 +189,22 @@ impl Tenant {
         before.is_none_or(|before| before.name != self.name) && is_misleading(self.name.as_str())
     }
 
+    /// The same, which demands nothing of a sign-in.
+    #[must_use]
+    pub fn without_step_up(&self, now: DateTime<Utc>) -> Self {
+        Self { step_up: None, ..self.changed(now) }
+    }
+
     /// Its last version, with its contents erased.
     #[must_use]
     pub fn erase(&self, now: DateTime<Utc>) -> Self {
-        Self { name: Name::erased(), billing_email: None, created_by: UserId::erased(), ..self.changed(now) }
+        Self {
+            name: Name::erased(),
+            billing_email: None,
+            step_up: None,
+            created_by: UserId::erased(),
+            ..self.changed(now)
+        }
     }
 
     /// The same without this person; `None` if it does not name the person.

@@ -181,6 +181,31 @@ pub fn given(text: Option<&str>, most: usize) -> String {
     text.and_then(|text| line(text, most).ok()).unwrap_or_default()
 }
 
+/// What an agent is to do: 1 to 100 letters and digits of ASCII, and any of `. _ : - /`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task(String);
+
+/// Why a text is no task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be 1 to 100 letters, digits, and any of . _ : - /")]
+pub struct TaskError;
+
+impl Task {
+    /// # Errors
+    /// See [`TaskError`].
+    pub fn parse(text: &str) -> Result<Self, TaskError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._:-/".contains(c);
+        let is_one = (1..=100).contains(&text.len()) && text.chars().all(plain);
+        if is_one { Ok(Self(text.to_owned())) } else { Err(TaskError) }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The fleet's own tokens: signed here, valid for minutes, verified offline by every service (RFC 9068).
 
+use authz::exchange::LIFETIME_SECONDS;
 use authz::{SignIn, SigningKeys, StepUp};
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -7,9 +8,10 @@ use contracts::{ActorKind, Role, TenantId, UserId};
 use serde::Serialize;
 use service::secret::Secret;
 use service::{Failure, clock};
+use uuid::Uuid;
 
-/// How long a token is valid at most.
-pub const LIFETIME_SECONDS: i64 = 600;
+use crate::texts::Task;
+
 /// Who asked for it, as RFC 9068 requires: this service, for whoever came with the credential.
 const CLIENT: &str = "flotilla-identity";
 
@@ -26,12 +28,25 @@ pub struct Grant {
     pub role: Role,
     /// The scopes, with spaces between; none where the role alone counts.
     pub scope: Option<String>,
+    /// The agent that acts for it, and what it is to do.
+    pub agent: Option<Agent>,
+    /// What it is issued for: the member; or the service account and its key.
+    pub sources: Vec<Uuid>,
     /// How the person signed in, and what the tenant demands of it.
     pub sign_in: SignIn,
     /// When its tenant, role and credential had not been looked at yet: what is taken away later makes the token void.
     pub issued: DateTime<Utc>,
     /// When what it was exchanged for ends: a token lives no longer.
     pub until: DateTime<Utc>,
+}
+
+/// A program that acts for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Its id.
+    pub id: UserId,
+    /// What it is to do, if it said.
+    pub task: Option<Task>,
 }
 
 impl Grant {
@@ -52,6 +67,13 @@ pub struct Signed {
     pub seconds: i64,
 }
 
+/// Who acts for the subject (RFC 8693, 4.1).
+#[derive(Serialize)]
+struct Act<'a> {
+    sub: &'a str,
+    kind: ActorKind,
+}
+
 #[derive(Serialize)]
 struct Claims<'a> {
     iss: &'a str,
@@ -62,6 +84,11 @@ struct Claims<'a> {
     role: Role,
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    act: Option<Act<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+    sources: &'a [Uuid],
     #[serde(skip_serializing_if = "Option::is_none")]
     acr: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +124,7 @@ impl Signer {
     /// # Errors
     /// INTERNAL when the keys have become unreadable.
     pub fn sign(&self, grant: &Grant) -> Result<Signed, Failure> {
-        let Grant { tenant, kind, subject, role, scope, sign_in, issued, until: _ } = grant;
+        let Grant { tenant, kind, subject, role, scope, agent, sources, sign_in, issued, until: _ } = grant;
         let SignIn { acr, auth_time, step_up } = sign_in;
         let (issued, seconds) = (issued.timestamp(), grant.seconds());
         let claims = Claims {
@@ -108,6 +135,9 @@ impl Signer {
             kind: *kind,
             role: *role,
             scope: scope.as_deref(),
+            act: agent.as_ref().map(|agent| Act { sub: agent.id.as_str(), kind: ActorKind::Agent }),
+            task: agent.as_ref().and_then(|agent| agent.task.as_ref()).map(Task::as_str),
+            sources,
             acr: acr.as_deref(),
             auth_time: *auth_time,
             step_up: step_up.as_ref(),

@@ -13,14 +13,14 @@ use service::wire::{Mask, id, text, time};
 use service::{Code, Failure, IfMatch};
 
 use crate::api_key::{ApiKey, ApiKeyDraft, LONGEST_OVERLAP, OVERLAP};
-use crate::commands_exchange::Credential;
+use crate::commands_exchange::{AgentKey, Credential};
 use crate::group::{Group, GroupDraft, GroupPatch, Members};
 use crate::invitation::{Invitation, InvitationDraft};
 use crate::member::Member;
 use crate::service_account::{ServiceAccount, ServiceAccountDraft, ServiceAccountPatch};
 use crate::store_audit::Entry;
 use crate::tenant::{self, Tenant, TenantDraft, TenantPatch};
-use crate::texts::{Country, Currency, Email, Name, Scopes, TimeZone};
+use crate::texts::{Country, Currency, Email, Name, Scopes, Task, TimeZone};
 
 pub fn member_id(text: &str) -> Result<MemberId, Failure> {
     id("id", text)
@@ -292,6 +292,8 @@ pub fn exchange(request: &pb::ExchangeTokenRequest) -> Result<Exchange<'_>, Fail
         audience,
         resource,
         actor_token,
+        actor_token_type,
+        task,
     } = request;
     let wrong = |reason, message: &'static str| Failure::new(Code::InvalidArgument, reason, message);
     match grant_type.as_str() {
@@ -302,18 +304,32 @@ pub fn exchange(request: &pb::ExchangeTokenRequest) -> Result<Exchange<'_>, Fail
             return Err(wrong("UNSUPPORTED_GRANT_TYPE", message));
         }
     }
+    let agent = match (actor_token.as_str(), actor_token_type.as_str(), task.as_str()) {
+        ("", "", "") => None,
+        ("", ..) => return Err(wrong("INVALID_REQUEST", "actor_token_type and task want an actor_token")),
+        (key, API_KEY, "") => Some(AgentKey { key, task: None }),
+        (key, API_KEY, task) => {
+            let named = Task::parse(task);
+            let task = named
+                .map_err(|_| wrong("INVALID_REQUEST", "task must be 1 to 100 letters, digits, and any of . _ : - /"))?;
+            Some(AgentKey { key, task: Some(task) })
+        }
+        _ => return Err(wrong("INVALID_REQUEST", "actor_token_type must be urn:flotilla:token-type:api-key")),
+    };
     let credential = match subject_token_type.as_str() {
         _ if subject_token.is_empty() => return Err(wrong("INVALID_REQUEST", "subject_token is missing")),
-        ACCESS_TOKEN => Credential::Person(subject_token),
+        ACCESS_TOKEN => Credential::Person { token: subject_token, agent },
+        API_KEY if agent.is_some() => {
+            return Err(wrong("INVALID_REQUEST", "an agent acts for a person: the subject_token is none's"));
+        }
         API_KEY => Credential::Key(subject_token),
         _ => {
             let message = "subject_token_type must be urn:ietf:params:oauth:token-type:access_token or urn:flotilla:token-type:api-key";
             return Err(wrong("INVALID_REQUEST", message));
         }
     };
-    if !["", ACCESS_TOKEN].contains(&requested_token_type.as_str()) || !actor_token.is_empty() {
-        let message = "requested_token_type must be that of an access token, and actor_token absent";
-        return Err(wrong("INVALID_REQUEST", message));
+    if !["", ACCESS_TOKEN].contains(&requested_token_type.as_str()) {
+        return Err(wrong("INVALID_REQUEST", "requested_token_type must be that of an access token"));
     }
     if !audience.is_empty() || !resource.is_empty() {
         return Err(wrong("INVALID_TARGET", "the token is for the fleet: leave audience and resource out"));

@@ -29,6 +29,7 @@ use std::time::Duration;
 use clap::Args;
 use proto::search::search_service_server::SearchServiceServer;
 use service::arguments::Settings;
+use service::revocations::Revocations;
 use service::secret::Secret;
 use service::{Process, Service, config, nats};
 
@@ -79,9 +80,10 @@ impl Service for Program {
         let index = store::Index::new(process, &config.opensearch_url, &config.todo_index, refresh)?;
         let nats = process.nats(&config.nats).await?;
         process.operate(&config.common.issuer, operators::services(&index))?;
+        let revocations = Revocations::follow(process, nats.clone());
         let is_whole = events::project(process, nats, &index);
         let search = grpc::Search { index, is_whole, pages: process.page_tokens(&config.pages) };
         let service = SearchServiceServer::new(search);
-        service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await
+        service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await
     }
 }

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use consumer::Failure as Unhandled;
 use contracts::events::todo::{self as event, CompletedV2, Event};
 use service::handlers::{self, Source};
+use service::revocations::Revocations;
 use service::{Call, Failure, Process, tenants_events};
 
 use crate::Config;
@@ -17,13 +18,15 @@ const DURABLE: &str = "todo-recurrence";
 /// That by which it learns which tenants are suspended.
 const TENANTS: &str = "todo-tenants";
 
-/// Runs the handlers until the service stops.
+/// Runs the handlers until the service stops, and by the same login follows what identity takes away.
 ///
 /// # Errors
 /// An address or the credentials cannot be read, or the table lacks a durable consumer.
-pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<(), anyhow::Error> {
+pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<Revocations, anyhow::Error> {
     tenants_events::follow(process, source(config, process, TENANTS)?, app.db.clone()).await?;
-    handlers::run(process, source(config, process, DURABLE)?, app.clone(), Event::decode, on_event).await
+    handlers::run(process, source(config, process, DURABLE)?, app.clone(), Event::decode, on_event).await?;
+    let login = config.nats.with(&config.handlers.consumer_nats_creds);
+    Ok(Revocations::follow(process, process.nats_as(&fleet::consumer_login(process.name), &login).await?))
 }
 
 /// Where the events of a durable consumer come from.

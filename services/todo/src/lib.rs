@@ -91,10 +91,10 @@ impl Service for Program {
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox });
         operators::serve(config, process, &app, nats)?;
-        events::handle(config, process, &app).await?;
+        let revocations = events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
         let service = TodoServiceServer::new(grpc::Todos { app, pages: process.page_tokens(&config.pages) });
-        let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, service).await?;
+        let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await?;
         Ok(App { address, relay })
     }
 }

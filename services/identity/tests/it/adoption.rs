@@ -215,8 +215,8 @@ async fn elsewhere_the_development_issuer_and_provider_are_refused_and_operators
     let process = Process::new(Program::NAME, "test");
     let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
     Program::start(&config, &process).await.unwrap();
-    let claims = json!({"iss": "https://issuer.acme.example", "aud": config.common.issuer.operators_audience});
-    let operator = issuer.bearer_with("operators", "olga", &claims);
+    let claims = json!({"iss": "https://issuer.acme.example", "role": "operator"});
+    let operator = issuer.operator_with("olga", &claims);
     let mut tenants = TenantServiceClient::connect(format!("http://{ops}")).await.unwrap();
     let made = tenants.adopt_tenant(with(&operator, of("acme", Some("ann")))).await.unwrap().into_inner();
     assert!(made.made && made.has_owner, "{made:?}");

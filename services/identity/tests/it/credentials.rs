@@ -1,9 +1,12 @@
 //! What is no credential gets no token, and a token does no more than it says.
 
+use authz::exchange::TOKEN_EXCHANGE;
 use proto::identity::{
-    DeleteApiKeyRequest, DeleteServiceAccountRequest, GetApiKeyRequest, GetMeRequest, ListApiKeysRequest,
-    ListMembersRequest, Role, RotateApiKeyRequest, ServiceAccount, UpdateServiceAccountRequest,
+    DeleteApiKeyRequest, DeleteServiceAccountRequest, ExchangeTokenRequest, GetApiKeyRequest, GetMeRequest,
+    ListApiKeysRequest, ListMembersRequest, Role, RotateApiKeyRequest, ServiceAccount, UpdateServiceAccountRequest,
 };
+
+use testkit::until;
 
 use crate::harness::{ACCESS_TOKEN, API_KEY, Harness, reason};
 
@@ -113,6 +116,62 @@ async fn nobody_but_a_person_gives_access_and_no_more_than_its_token_has() {
     let narrow = harness.client_as("acme", &user, &narrow);
     narrow.create_key(Role::Viewer, &["todo:read"]).await.unwrap();
     assert_eq!(reason(narrow.create_key(Role::Viewer, &["todo:read", "todo:write"]).await), "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
+async fn an_agent_acts_for_a_person_within_the_scopes_of_its_key_and_ends_with_it() {
+    let harness = Harness::start().await;
+    let (ann, eve) = (harness.owner("acme", "ann").await, harness.owner("globex", "eve").await);
+    let key = ann.create_key(Role::Viewer, &["identity:read", "identity:write"]).await.unwrap();
+    let foreign = eve.create_key(Role::Viewer, &["identity:read"]).await.unwrap();
+    let wanted = ExchangeTokenRequest {
+        grant_type: TOKEN_EXCHANGE.to_owned(),
+        subject_token: harness.issuer.person("ann", "ann@x.example"),
+        subject_token_type: ACCESS_TOKEN.to_owned(),
+        actor_token: key.key.clone(),
+        actor_token_type: API_KEY.to_owned(),
+        task: "triage:42".to_owned(),
+        ..ExchangeTokenRequest::default()
+    };
+    let nobody = harness.client_with(None);
+    let exchanged = async |request: ExchangeTokenRequest| {
+        Ok::<_, tonic::Status>(nobody.inner.clone().exchange_token(request).await?.into_inner())
+    };
+    let granted = exchanged(wanted.clone()).await.unwrap();
+    assert_eq!(granted.scope, "identity:read identity:write");
+    let agent = harness.with(&granted.access_token);
+    let me =
+        async || Ok::<_, tonic::Status>(agent.inner.clone().get_me(agent.request(GetMeRequest {})).await?.into_inner());
+    let seen = me().await.unwrap();
+    let actor = format!("agent:{} user:{}", key.service_account, ann.user().await);
+    assert_eq!((seen.actor, seen.task, seen.role), (actor, "triage:42".to_owned(), Role::Owner.into()));
+    assert_eq!(reason(agent.invite("bob@x.example", Role::Member).await), "PERMISSION_DENIED", "it gives no access");
+    let change = |change: &dyn Fn(&mut ExchangeTokenRequest)| {
+        let mut request = wanted.clone();
+        change(&mut request);
+        request
+    };
+    for (request, why) in [
+        (change(&|it| it.scope = "todo:write".to_owned()), "INVALID_SCOPE"),
+        (change(&|it| it.actor_token = foreign.key.clone()), "INVALID_TARGET"),
+        (change(&|it| it.tenant = "globex".to_owned()), "INVALID_TARGET"),
+        (change(&|it| it.subject_token = harness.issuer.person("eve", "eve@x.example")), "INVALID_TARGET"),
+        (change(&|it| it.actor_token = "flk_x".to_owned()), "INVALID_GRANT"),
+        (change(&|it| it.actor_token = granted.access_token.clone()), "INVALID_GRANT"),
+        (change(&|it| it.actor_token_type = ACCESS_TOKEN.to_owned()), "INVALID_REQUEST"),
+        (change(&|it| it.actor_token = String::new()), "INVALID_REQUEST"),
+        (change(&|it| it.task = "two words".to_owned()), "INVALID_REQUEST"),
+        (
+            change(&|it| (it.subject_token, it.subject_token_type) = (key.key.clone(), API_KEY.to_owned())),
+            "INVALID_REQUEST",
+        ),
+    ] {
+        assert_eq!(reason(exchanged(request.clone()).await), why, "{request:?}");
+    }
+    let request = ann.request(DeleteApiKeyRequest { id: key.id.clone() });
+    ann.inner.clone().delete_api_key(request).await.unwrap();
+    assert_eq!(reason(exchanged(wanted.clone()).await), "INVALID_GRANT");
+    until("its token is void", || async { me().await.is_err() && reason(me().await) == "TOKEN_REVOKED" }).await;
 }
 
 #[tokio::test]

@@ -70,7 +70,9 @@ impl Harness {
         config.people.sign_up = SignUp { sign_up, sign_ups_an_hour };
         let app = Program::start(&config, &process).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
+        let readiness = process.readiness.clone();
         let harness = Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops };
+        until("what was taken away is known", || async { readiness.get().1["revocations"] }).await;
         if adopted {
             let mut tenants = TenantServiceClient::connect(format!("http://{ops}")).await.unwrap();
             let finish = FinishAdoptionRequest { reason: "there are none".to_owned() };

@@ -1,8 +1,10 @@
 //! A tenant marks acts, and a person who has not signed in as it demands is asked to (RFC 9470).
 
 use proto::identity::{GetTenantRequest, Role, StepUp, Tenant, UpdateTenantRequest};
+use proto::ops::EndStepUpRequest;
+use proto::ops::tenant_service_client::TenantServiceClient;
 use serde_json::json;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::{ACCESS_TOKEN, Client, Harness, reason};
@@ -45,8 +47,9 @@ async fn a_marked_act_demands_the_sign_in_that_the_tenant_says() {
     assert_eq!((tenant.step_up.as_ref(), tenant.version), (Some(&marked), 2));
     let read = ann.inner.clone().get_tenant(ann.request(GetTenantRequest {})).await.unwrap().into_inner();
     assert_eq!(read, tenant);
-    // A token from before says nothing of it.
-    before.invite("bob@x.example", Role::Member).await.unwrap();
+    // A token from before says nothing of it, and gives no access all the same.
+    before.inner.clone().get_tenant(before.request(GetTenantRequest {})).await.unwrap();
+    assert_eq!(reason(before.invite("bob@x.example", Role::Member).await), "INSUFFICIENT_USER_AUTHENTICATION");
     for (acr, ago) in [("urn:acr:pwd", 5), (MFA, 400), ("", 5)] {
         let ann = signed_in(&harness, "ann", acr, ago).await;
         let refused = ann.invite("kim@x.example", Role::Member).await.unwrap_err();
@@ -56,8 +59,9 @@ async fn a_marked_act_demands_the_sign_in_that_the_tenant_says() {
             (info.metadata["acr_values"].as_str(), info.metadata["max_age"].as_str()),
             ("urn:acr:mfa urn:acr:key", "300")
         );
-        // What is not marked, she does as ever.
-        ann.create_account(Role::Viewer).await.unwrap();
+        // What is not marked, she reads as ever; and she makes nobody who is not asked.
+        ann.inner.clone().get_tenant(ann.request(GetTenantRequest {})).await.unwrap();
+        assert_eq!(reason(ann.create_account(Role::Viewer).await), "INSUFFICIENT_USER_AUTHENTICATION");
     }
     signed_in(&harness, "ann", "urn:acr:key", 200).await.invite("kim@x.example", Role::Member).await.unwrap();
     // A program does not sign in: its scopes bound it.
@@ -83,7 +87,20 @@ async fn whoever_marks_acts_has_signed_in_so_and_whoever_has_not_ends_nothing() 
     for weaker in [None, Some(demand(&["GetTodo"], &["urn:acr:pwd"], None))] {
         assert_eq!(reason(set(&weak, weaker).await), "INSUFFICIENT_USER_AUTHENTICATION");
     }
+    // An admin could demand what owners do not have.
+    harness.member(&strong, "acme", ("adam", Role::Admin)).await;
+    let adam = signed_in(&harness, "adam", MFA, 5).await;
+    for change in [None, Some(demand(&["GetTodo"], &[MFA], None))] {
+        assert_eq!(reason(set(&adam, change).await), "PERMISSION_DENIED");
+    }
     assert_eq!(set(&strong, None).await.unwrap().step_up, None);
+    // Where nobody can sign in so any more, an operator ends it.
+    set(&strong, Some(demand(&["DeleteTodo"], &[MFA], None))).await.unwrap();
+    let mut tenants = TenantServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
+    let end = EndStepUpRequest { tenant: "acme".to_owned(), reason: "the provider is another".to_owned() };
+    assert_eq!(tenants.end_step_up(Request::new(end.clone())).await.unwrap_err().code(), Code::Unauthenticated);
+    tenants.end_step_up(harness.operator(end)).await.unwrap();
+    weak.create_account(Role::Viewer).await.unwrap();
     for (wrong, why) in [
         (demand(&[], &[MFA], None), "acts"),
         (demand(&["DeleteTodo", "DeleteTodo"], &[MFA], None), "acts"),

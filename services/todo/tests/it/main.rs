@@ -12,6 +12,8 @@ mod idempotency;
 
 mod suspended;
 
+mod revoked;
+
 mod tenancy;
 
 mod timers;

@@ -1,11 +1,14 @@
 //! What operators ask of the process: with their own tokens, and nobody else's.
 
+use authz::OperatorRole;
 use proto::ops::aggregate_service_client::AggregateServiceClient;
+use proto::ops::data_service_client::DataServiceClient;
 use proto::ops::outbox_service_client::OutboxServiceClient;
 use proto::ops::{
-    Aggregate, DiscardRowRequest, GetAggregatesRequest, GetOutboxRequest, HeldTenant, Key, ListAggregatesRequest,
-    ListHeldTenantsRequest, ListRowsRequest, ReleaseRowsRequest,
+    Aggregate, DiscardRowRequest, ExportDataRequest, GetAggregatesRequest, GetOutboxRequest, HeldTenant, Key,
+    ListAggregatesRequest, ListHeldTenantsRequest, ListRowsRequest, ReleaseRowsRequest,
 };
+use serde_json::json;
 use sqlx::Executor as _;
 use testkit::until;
 use tonic::transport::Channel;
@@ -39,6 +42,37 @@ async fn only_an_operators_token_opens_the_operations_port() {
     // The service's own port does not accept an operator.
     let refused = harness.client_with(Some(olga)).create(proto::todo::Todo::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_viewer_sees_and_does_nothing_and_a_token_without_a_role_neither() {
+    let harness = Harness::start().await;
+    let mut outbox = outbox(&harness).await;
+    let viewer = harness.issuer.operator_as("vic", OperatorRole::Viewer);
+    outbox.get_outbox(with(&viewer, GetOutboxRequest {})).await.unwrap();
+    let discard = DiscardRowRequest { seq: 1, reason: "a try".to_owned() };
+    let refused = outbox.discard_row(with(&viewer, discard)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("DiscardRow is for an operator of the role operator"), "{refused}");
+    // What is held of a person is taken out by an act.
+    let mut data = DataServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
+    let export = ExportDataRequest { tenant: "acme".to_owned(), person: None };
+    assert_eq!(data.export_data(with(&viewer, export)).await.unwrap_err().code(), Code::PermissionDenied);
+    let mut states = AggregateServiceClient::connect(format!("http://{}", harness.ops)).await.unwrap();
+    let asked = ListAggregatesRequest { limit: 1, ..ListAggregatesRequest::default() };
+    assert_eq!(states.list_aggregates(with(&viewer, asked)).await.unwrap_err().code(), Code::PermissionDenied);
+    // A viewer of a tenant has a role of the same spelling.
+    for (claims, code) in [
+        (json!({}), Code::PermissionDenied),
+        (json!({"role": "owner"}), Code::PermissionDenied),
+        (json!({"role": "viewer", "tenant": "acme"}), Code::Unauthenticated),
+        (json!({"role": "viewer", "aud": ["flotilla", authz::OPERATORS_AUDIENCE]}), Code::Unauthenticated),
+        (json!({"role": "viewer", "act": {"sub": "planner", "kind": "agent"}}), Code::Unauthenticated),
+    ] {
+        let token = harness.issuer.operator_with("olga", &claims);
+        let refused = outbox.get_outbox(with(&token, GetOutboxRequest {})).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{claims}");
+    }
 }
 
 #[tokio::test]

@@ -141,3 +141,14 @@ async fn what_the_service_does_by_itself_nobody_else_may_do() {
         assert_eq!(!refused.is_some_and(|reason| reason == "PERMISSION_DENIED" || reason.ends_with("_NOT_FOUND")), may, "{name}: {refused:?}");
     }
 }
+
+#[tokio::test]
+async fn an_act_that_the_tenant_has_marked_demands_the_sign_in_that_it_says() {
+    let harness = Harness::start().await;
+    let step_up = json!({"acts": ["ListVessels"], "acr_values": ["mfa"], "max_age": null});
+    for (acr, allowed) in [("pwd", false), ("mfa", true)] {
+        let claims = json!({"role": "owner", "acr": acr, "auth_time": 1, "step_up": step_up});
+        let listed = call(&harness.client_as("acme", "olga", &claims), "ListVessels", "", "").await;
+        assert_eq!(listed.is_ok(), allowed, "{acr}");
+    }
+}
