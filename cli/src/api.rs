@@ -39,7 +39,7 @@ pub struct TokenArgs {
     /// A token for operator commands (FLOTILLA_OPERATOR_TOKEN), which no public API of the fleet accepts.
     #[arg(long, conflicts_with = "tenant")]
     operator: bool,
-    /// With --operator: one who sees, and does nothing.
+    /// With --operator: a viewer, who reads the fleet's state, sees no contents of tenants, and changes nothing.
     #[arg(long, requires = "operator")]
     viewer: bool,
     /// A token of the development provider's for this person, whose address is NAME@people.example: with it people sign up and accept invitations, and the

@@ -27,7 +27,7 @@ pub struct LoginArgs {
     /// The provider, by its issuer's URL; without it, that which `run --oidc` has started.
     #[arg(long, env = "FLOTILLA_OPENID_PROVIDER", value_name = "URL")]
     provider: Option<String>,
-    /// As what the provider knows this command: a public client that may use the device grant.
+    /// The client id of this command at the provider: a public client that may use the device grant.
     #[arg(long, env = "FLOTILLA_OPENID_CLIENT", default_value = "flotilla-cli", value_name = "ID")]
     client: String,
     /// The audience to ask for, where the provider wants it asked for (Auth0).
@@ -36,10 +36,10 @@ pub struct LoginArgs {
     /// The scopes to ask for, separated by spaces.
     #[arg(long, default_value = "openid email profile")]
     scope: String,
-    /// A class of authentication to ask for, as `acr_values` of a refusal names it; again for the next best one.
+    /// A class of authentication to ask for, as `acr_values` of a refusal names it. Repeat it, the preferred class first. A provider may ignore it.
     #[arg(long, value_name = "CLASS")]
     acr: Vec<String>,
-    /// How many seconds ago the sign-in may be, as `max_age` of a refusal says.
+    /// The most seconds since the sign-in, as `max_age` of a refusal says.
     #[arg(long, value_name = "SECONDS")]
     max_age: Option<u32>,
     /// Exchange the provider's token for one of the fleet's, for this tenant. Else the provider's is printed, which the gateway exchanges for

@@ -32,7 +32,8 @@ pub struct Provider {
     /// The audience that its access tokens must name.
     #[arg(long, env = "FLOTILLA_PROVIDER_AUDIENCE", default_value = "flotilla-identity")]
     pub provider_audience: String,
-    /// How it marks them: at+jwt (RFC 9068), or jwt, as its ID tokens are; then they must name no other audience.
+    /// How it marks them: at+jwt (RFC 9068), or jwt, as its ID tokens are. With jwt, a token must name this audience alone, have scopes, be of
+    /// another client than the audience, and have no claim of an ID token.
     #[arg(long, env = "FLOTILLA_PROVIDER_TOKENS", default_value = "at+jwt")]
     pub provider_tokens: Tokens,
     /// The claim by which it says, with true, that it has verified the e-mail address.
