@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use contracts::TenantId;
 use proto::ops::{
     EndStepUpRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation, OperatedTenant,
-    SetTenantStatusRequest, TellTenantRequest,
+    RepublishTenantRequest, SetTenantStatusRequest,
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -45,9 +45,9 @@ enum IdentityCommand {
     /// Make the tenants that services, streams or indexes know and identity does not, each with who made its oldest aggregate as its owner. Before,
     /// nobody signs up.
     Adopt(AdoptArgs),
-    /// Say again by events whether each tenant may write, who its members are and who has left, for a service that has not heard of it: a new one,
+    /// Publish again by events whether each tenant may write, who its members are and who has left, for a service that has not heard of it: a new one,
     /// or one whose database was restored. Each member gets a next version and a new update time.
-    Tell {
+    Republish {
         /// The tenant; without it, all.
         tenant: Option<TenantId>,
         #[command(flatten)]
@@ -81,7 +81,7 @@ pub async fn run(context: &Context, args: &IdentityArgs) -> Result<(), anyhow::E
         IdentityCommand::Tenants { after, limit } => tenants(context, after.clone(), *limit).await,
         IdentityCommand::Invitations { tenant, limit } => invitations(context, tenant, *limit).await,
         IdentityCommand::Adopt(args) => adoption::run(context, args).await,
-        IdentityCommand::Tell { tenant, act } => tell(context, tenant.as_ref(), act).await,
+        IdentityCommand::Republish { tenant, act } => republish(context, tenant.as_ref(), act).await,
         IdentityCommand::EndStepUp { tenant, act } => end_step_up(context, tenant, act).await,
         IdentityCommand::Suspend { tenant, act } => {
             let question = format!("Suspend the tenant {tenant}? It reads, and all its writes are refused.");
@@ -125,7 +125,7 @@ async fn invitations(context: &Context, tenant: &TenantId, limit: i64) -> Result
     Ok(())
 }
 
-async fn tell(context: &Context, named: Option<&TenantId>, act: &ActArgs) -> Result<(), anyhow::Error> {
+async fn republish(context: &Context, named: Option<&TenantId>, act: &ActArgs) -> Result<(), anyhow::Error> {
     act.check(context)?;
     let mut identity = open(context).await?;
     let tenants = match named {
@@ -133,13 +133,13 @@ async fn tell(context: &Context, named: Option<&TenantId>, act: &ActArgs) -> Res
         None => every(&mut identity).await?,
     };
     act.confirm(&format!("Publish again who the members of {} tenants are?", tenants.len()))?;
-    audit::record(context, "tell tenants", i64::try_from(tenants.len())?, &json!({"tenant": named}), &act.reason)
+    audit::record(context, "republish tenants", i64::try_from(tenants.len())?, &json!({"tenant": named}), &act.reason)
         .await?;
     let mut members = 0;
     for tenant in &tenants {
-        let request = TellTenantRequest { tenant: tenant.clone(), reason: act.reason.clone() };
-        match identity.tell_tenant(request).await {
-            Ok(told) => members += told.into_inner().members,
+        let request = RepublishTenantRequest { tenant: tenant.clone(), reason: act.reason.clone() };
+        match identity.republish_tenant(request).await {
+            Ok(republished) => members += republished.into_inner().members,
             // Erased since it was listed.
             Err(status) if named.is_none() && status.code() == Code::NotFound => {}
             Err(status) => return Err(said(status)).with_context(|| tenant.clone()),
@@ -148,7 +148,10 @@ async fn tell(context: &Context, named: Option<&TenantId>, act: &ActArgs) -> Res
     say(
         context,
         &json!({"tenants": tenants.len(), "members": members}),
-        &format!("{members} members of {} tenants are told of. The services follow within seconds.", tenants.len()),
+        &format!(
+            "{members} members of {} tenants are published again. The services follow within seconds.",
+            tenants.len()
+        ),
     );
     Ok(())
 }

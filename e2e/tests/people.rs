@@ -221,7 +221,7 @@ async fn a_fleet_runs_a_real_provider_where_a_person_signs_in_by_a_terminal() {
     fleet.stop().await;
 }
 
-/// The tenant marks an act; whoever has a password alone is told what to ask the provider for, asks it, and acts (RFC 9470).
+/// The tenant marks an act; whoever has a password alone gets the challenge, signs in as it demands, and acts (RFC 9470).
 async fn marked_acts_demand_a_second_factor(fleet: &Fleet, provider: &OpenIdProvider) {
     const MFA: &str = "urn:flotilla:acr:mfa";
     let ann = by(fleet, &provider.sign_in("ann").await.access_token);

@@ -116,10 +116,12 @@ fn an_assignee_is_a_member_and_a_service_that_lost_what_it_knew_is_told_again() 
         database.execute("delete from known_member where tenant = 'of-members'").await.unwrap();
         assert_eq!(assign("bob").await.0, 400);
         let operator = String::from_utf8(fleet.run(&["token", "--operator", "--user", "olga"]).await.stdout).unwrap();
-        let tell = ["identity", "tell", "of-members", "--yes", "--reason", "the database was restored", "--json"];
-        let told = fleet.command(&tell).env("FLOTILLA_OPERATOR_TOKEN", operator.trim()).output().await.unwrap();
-        assert!(told.status.success(), "{told:?}");
-        assert_eq!(serde_json::from_slice::<Value>(&told.stdout).unwrap(), json!({"tenants": 1, "members": 2}));
+        let republish =
+            ["identity", "republish", "of-members", "--yes", "--reason", "the database was restored", "--json"];
+        let republished =
+            fleet.command(&republish).env("FLOTILLA_OPERATOR_TOKEN", operator.trim()).output().await.unwrap();
+        assert!(republished.status.success(), "{republished:?}");
+        assert_eq!(serde_json::from_slice::<Value>(&republished.stdout).unwrap(), json!({"tenants": 1, "members": 2}));
         testkit::until("he gets a todo again", || async { assign("bob").await.0 == 200 }).await;
         // He leaves, and gets no more.
         let members = bob.send(Method::GET, "/v1/members", None).await.body["members"].clone();

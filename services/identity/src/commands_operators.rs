@@ -79,17 +79,17 @@ pub async fn end_step_up(app: &App, call: &Call) -> Result<Tenant, Error> {
     Ok(tenant)
 }
 
-/// How many members one transaction tells of.
-const TOLD_AT_ONCE: usize = 100;
+/// How many members one transaction publishes again.
+const AT_ONCE: usize = 100;
 
-/// Says again by events whether the tenant may write, who its members are, and who has left; returns how many members there are. Each is at its next
+/// Publishes again by events whether the tenant may write, who its members are, and who has left; returns how many members there are. Each is at its next
 /// version, so that a reader takes it for the newest.
 ///
 /// # Errors
-/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database. What was told by then stays told.
-pub async fn tell(app: &App, call: &Call) -> Result<i64, Error> {
-    call.authorize(&permissions::TELL_TENANT)?;
-    let (mut after, mut told) = (None, 0);
+/// [`Error::Denied`], [`Error::NoTenant`], the errors of the database. What was published by then stays so.
+pub async fn republish(app: &App, call: &Call) -> Result<i64, Error> {
+    call.authorize(&permissions::REPUBLISH_TENANT)?;
+    let (mut after, mut republished) = (None, 0);
     loop {
         let mut tx = app.db.begin(call).await?;
         // Nobody leaves meanwhile; whoever comes is an event of its own.
@@ -100,13 +100,13 @@ pub async fn tell(app: &App, call: &Call) -> Result<i64, Error> {
             store_tenant::save(&mut tx, &before, &tenant).await?;
             events.push(outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?);
         }
-        let members = store_member::all_for_update(&mut tx, after, TOLD_AT_ONCE).await?;
+        let members = store_member::all_for_update(&mut tx, after, AT_ONCE).await?;
         for (before, there) in &members {
-            let member = before.told(now);
+            let member = before.republished(now);
             let state = outgoing::member(&member);
             events.push(if *there {
                 store_member::save(&mut tx, before, &member).await?;
-                told += 1;
+                republished += 1;
                 outgoing::event(call, state, MemberUpdatedV1::of)?
             } else {
                 store_member::delete_again(&mut tx, before, &member).await?;
@@ -116,8 +116,8 @@ pub async fn tell(app: &App, call: &Call) -> Result<i64, Error> {
         // Nobody got or lost anything by it: it is no entry of the audit.
         app.outbox.commit(tx, events, &()).await?;
         after = members.last().map(|(member, _)| member.id);
-        if members.len() < TOLD_AT_ONCE {
-            return Ok(told);
+        if members.len() < AT_ONCE {
+            return Ok(republished);
         }
     }
 }

@@ -90,9 +90,9 @@ impl Member {
         (profile != self.profile).then(|| Self { profile, ..self.changed(now) })
     }
 
-    /// The same, at its next version: what is said again.
+    /// The same, at its next version: what is published again.
     #[must_use]
-    pub fn told(&self, now: DateTime<Utc>) -> Self {
+    pub fn republished(&self, now: DateTime<Utc>) -> Self {
         self.changed(now)
     }
 

@@ -5,7 +5,7 @@ use proto::ops::tenant_service_server::{TenantService, TenantServiceServer};
 use proto::ops::{
     AdmitMemberRequest, AdmittedMember, AdoptTenantRequest, AdoptedTenant, Adoption, EndStepUpRequest,
     FinishAdoptionRequest, GetAdoptionRequest, ListOpenInvitationsRequest, ListTenantsRequest, OpenInvitation,
-    OperatedTenant, SetTenantStatusRequest, TellTenantRequest, ToldTenant,
+    OperatedTenant, RepublishTenantRequest, RepublishedTenant, SetTenantStatusRequest,
 };
 use proto::timestamp;
 use service::operators::{Answers, act, answers, limit};
@@ -127,11 +127,14 @@ impl TenantService for Operated {
         Ok(Response::new(tenant(&set)))
     }
 
-    async fn tell_tenant(&self, request: Request<TellTenantRequest>) -> Result<Response<ToldTenant>, Status> {
+    async fn republish_tenant(
+        &self,
+        request: Request<RepublishTenantRequest>,
+    ) -> Result<Response<RepublishedTenant>, Status> {
         act(&request, &request.get_ref().reason)?;
         let call = self.call(named("tenant", &request.get_ref().tenant)?);
-        let members = commands::tell(&self.app, &call).await.map_err(Failure::from)?;
-        Ok(Response::new(ToldTenant { members }))
+        let members = commands::republish(&self.app, &call).await.map_err(Failure::from)?;
+        Ok(Response::new(RepublishedTenant { members }))
     }
 
     async fn end_step_up(&self, request: Request<EndStepUpRequest>) -> Result<Response<OperatedTenant>, Status> {

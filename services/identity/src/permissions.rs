@@ -86,8 +86,8 @@ pub const DELETE_API_KEY: Permission = writes("identity.api_key.delete");
 pub const SEE_TENANT: Permission = Permission { scope: READ, ..by_itself("identity.tenant.see") };
 /// Suspends a tenant, or resumes it, as an operator requested.
 pub const SET_TENANT_STATUS: Permission = by_itself("identity.tenant.set_status");
-/// Says again who a tenant's members are, as an operator requested.
-pub const TELL_TENANT: Permission = by_itself("identity.tenant.tell");
+/// Publishes again who a tenant's members are, as an operator requested.
+pub const REPUBLISH_TENANT: Permission = by_itself("identity.tenant.republish");
 /// Ends what a tenant demands of a sign-in, as an operator requested.
 pub const END_STEP_UP: Permission = by_itself("identity.tenant.end_step_up");
 /// Makes a tenant that other services know already, and its first owner, as an operator requested.
@@ -148,7 +148,7 @@ pub const BY_ITSELF: [(&str, &Permission); 12] = [
     ("erase_api_key", &ERASE_API_KEY),
     ("see", &SEE_TENANT),
     ("set_status", &SET_TENANT_STATUS),
-    ("tell", &TELL_TENANT),
+    ("republish", &REPUBLISH_TENANT),
     ("end_step_up", &END_STEP_UP),
     ("adopt", &ADOPT_TENANT),
     ("admit", &ADMIT_MEMBER),

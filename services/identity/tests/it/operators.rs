@@ -3,7 +3,7 @@
 use proto::identity::{DeleteMemberRequest, GetTenantRequest, ListAuditEntriesRequest, Role, TenantStatus};
 use proto::ops::tenant_service_client::TenantServiceClient;
 use proto::ops::{
-    ListOpenInvitationsRequest, ListTenantsRequest, OperatedTenant, SetTenantStatusRequest, TellTenantRequest,
+    ListOpenInvitationsRequest, ListTenantsRequest, OperatedTenant, RepublishTenantRequest, SetTenantStatusRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -88,10 +88,10 @@ async fn who_is_a_member_and_who_has_left_is_said_again() {
         .await
         .unwrap();
     let (before, audited) = (harness.events().await.len(), harness.count("audit").await);
-    let tell = |tenant: &str| TellTenantRequest { tenant: tenant.to_owned(), reason: "todo is new".to_owned() };
+    let of = |tenant: &str| RepublishTenantRequest { tenant: tenant.to_owned(), reason: "todo is new".to_owned() };
     let mut tenants = tenants(&harness).await;
-    let told = tenants.tell_tenant(harness.operator(tell("acme"))).await.unwrap().into_inner();
-    assert_eq!(told.members, 2);
+    let republished = tenants.republish_tenant(harness.operator(of("acme"))).await.unwrap().into_inner();
+    assert_eq!(republished.members, 2);
     let said = harness.events().await;
     let said: Vec<_> = said[before..]
         .iter()
@@ -104,10 +104,10 @@ async fn who_is_a_member_and_who_has_left_is_said_again() {
     // She goes on as before, by what she has read.
     let read = ann.inner.clone().get_tenant(ann.request(GetTenantRequest {})).await.unwrap().into_inner();
     assert_eq!((read.status, read.version), (TenantStatus::Active.into(), 2));
-    for (wrong, code) in [(tell("nobody"), Code::NotFound), (tell("A"), Code::InvalidArgument)] {
-        assert_eq!(tenants.tell_tenant(harness.operator(wrong)).await.unwrap_err().code(), code);
+    for (wrong, code) in [(of("nobody"), Code::NotFound), (of("A"), Code::InvalidArgument)] {
+        assert_eq!(tenants.republish_tenant(harness.operator(wrong)).await.unwrap_err().code(), code);
     }
-    let refused = tenants.tell_tenant(Request::new(tell("acme"))).await.unwrap_err();
+    let refused = tenants.republish_tenant(Request::new(of("acme"))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 }
 

@@ -53,7 +53,7 @@ identity.service_account.erase   identity:write                                 
 identity.api_key.erase           identity:write                                   service:identity
 identity.tenant.see              identity:read                                    service:identity
 identity.tenant.set_status       identity:write                                   service:identity
-identity.tenant.tell             identity:write                                   service:identity
+identity.tenant.republish        identity:write                                   service:identity
 identity.tenant.end_step_up      identity:write                                   service:identity
 identity.tenant.adopt            identity:write                                   service:identity
 identity.member.admit            identity:write                                   service:identity
@@ -152,7 +152,7 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
         "see" => commands_operators::tenant(app, call).await.map(|tenant| tenant.is_some()),
         "set_status" => commands_operators::set_status(app, call, TenantStatus::Suspended).await.map(|_| true),
         "end_step_up" => commands_operators::end_step_up(app, call).await.map(|_| true),
-        "tell" => commands_operators::tell(app, call).await.map(|members| members > 0),
+        "republish" => commands_operators::republish(app, call).await.map(|members| members > 0),
         "erase_tenant" => commands_tenant::erase_tenant(app, call, None).await,
         "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
         "erase_invitation" => {
