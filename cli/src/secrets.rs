@@ -47,6 +47,8 @@ pub enum What {
     PageTokens,
     /// The password of the proxy before OpenSearch. The earlier one is taken until the next rotation.
     Search,
+    /// The keys by which services say to identity who they are. Those before are taken until the next rotation.
+    Services,
     /// The development issuer's key. Tokens by the one before are taken until the next rotation.
     Issuer,
     /// The certificates, where the fleet speaks TLS.
@@ -60,6 +62,7 @@ impl What {
             Self::Nats => Kind::Nats,
             Self::PageTokens => Kind::PageTokens,
             Self::Search => Kind::Search,
+            Self::Services => Kind::Services,
             Self::Issuer => Kind::Issuer,
             Self::Certificates => return None,
         })

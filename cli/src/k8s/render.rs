@@ -182,7 +182,7 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
     reaches.extend(service.calls().map(|called| (called.name, PORT, true)));
     context! {
         release, reaches,
-        edge_name => edge(),
+        called_by => service.called_by().map(|caller| caller.name).collect::<Vec<_>>(),
         verified => is_verified(service),
         name => service.name,
         owner => service.owner,

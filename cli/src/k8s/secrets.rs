@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::TimeDelta;
 use clap::Args;
 use devstack::backup::{Key, Paths};
-use devstack::issuer::Issuer;
+use devstack::issuer::{Issuer, write_service_keys};
 use devstack::nats::{self, administration};
 use devstack::postgres::{self, Place, ROLES, SUPERUSER};
 use devstack::{StackDir, login, stack};
@@ -138,6 +138,7 @@ pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, an
     let mut secrets: BTreeMap<String, Files> = BTreeMap::new();
     // Made before a service asks for its key.
     Issuer::open(home)?;
+    write_service_keys(home)?;
     for service in SERVICES {
         if service.database.is_some() {
             postgres::write_urls(home, service, place)?;

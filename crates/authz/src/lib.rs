@@ -7,6 +7,7 @@ mod jwks;
 mod operator;
 mod permission;
 mod person;
+mod service_keys;
 mod signing;
 mod step_up;
 mod trusted;
@@ -18,6 +19,7 @@ pub use jwks::{JwksError, JwksSource};
 pub use operator::{OPERATORS_AUDIENCE, Operator, OperatorRole, Operators};
 pub use permission::{Denied, Permission};
 pub use person::{MAX_SUBJECT_BYTES, People, Person, is_acr};
+pub use service_keys::{ServiceKeys, assertion};
 pub use signing::{SigningError, SigningKeys};
 pub use step_up::{Insufficient, SignIn, StepUp};
 pub use trusted::{Typ, bearer, issuer_named};
@@ -49,6 +51,8 @@ pub struct Caller {
     pub sign_in: Option<Arc<SignIn>>,
     /// When identity issued the token, and for what; none of a token that does not say so.
     pub issued: Option<Arc<Issued>>,
+    /// When its token ends, in seconds since 1970; 0 of whoever came with none.
+    pub expires_unix_seconds: i64,
 }
 
 /// When identity issued a token, and for what.
@@ -73,6 +77,7 @@ impl Caller {
             scopes: None,
             sign_in: None,
             issued: None,
+            expires_unix_seconds: 0,
         }
     }
 
@@ -210,7 +215,9 @@ impl Verifier {
         let issued = (!issued.sources.is_empty()).then(|| Arc::new(issued));
         let sign_in = SignIn { acr, auth_time, step_up };
         let sign_in = (sign_in != SignIn::default()).then(|| Arc::new(sign_in));
-        let caller = Caller { tenant: claims.tenant, actor, role: claims.role, scopes, sign_in, issued };
+        let expires_unix_seconds = claims.exp as i64;
+        let caller =
+            Caller { tenant: claims.tenant, actor, role: claims.role, scopes, sign_in, issued, expires_unix_seconds };
         self.verified.put(token, caller.clone(), claims.exp + LEEWAY_SECONDS as f64, now);
         Ok(caller)
     }

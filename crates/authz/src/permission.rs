@@ -83,6 +83,7 @@ mod tests {
             scopes,
             sign_in: None,
             issued: None,
+            expires_unix_seconds: 0,
         }
     }
 

@@ -54,9 +54,14 @@ impl SigningKeys {
     /// # Errors
     /// [`SigningError::Key`]
     pub fn sign<C: Serialize>(&self, claims: &C) -> Result<String, SigningError> {
+        self.sign_as("at+jwt", claims)
+    }
+
+    /// A JWT of another type.
+    pub(crate) fn sign_as<C: Serialize>(&self, typ: &str, claims: &C) -> Result<String, SigningError> {
         let (key, name) = &self.first;
         let mut header = Header::new(Algorithm::EdDSA);
-        header.typ = Some("at+jwt".to_owned());
+        header.typ = Some(typ.to_owned());
         header.kid.clone_from(name);
         Ok(encode(&header, claims, key)?)
     }

@@ -169,7 +169,7 @@ impl Trusted {
     }
 }
 
-fn rejection(kind: &ErrorKind) -> TokenError {
+pub fn rejection(kind: &ErrorKind) -> TokenError {
     match kind {
         ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => TokenError::Expired,
         ErrorKind::InvalidIssuer => TokenError::Untrusted("its issuer is not the one this service trusts"),

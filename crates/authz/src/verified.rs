@@ -78,6 +78,7 @@ mod tests {
             scopes: None,
             sign_in: None,
             issued: None,
+            expires_unix_seconds: 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
-use authz::{JwkSet, OperatorRole, SigningKeys};
+use authz::{JwkSet, OperatorRole, ServiceKeys, SigningKeys};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use axum::http::StatusCode;
@@ -181,6 +181,17 @@ impl Issuer {
         });
         Ok(())
     }
+}
+
+/// Writes the keys of the services that carry callers along, and for identity the public ones. Those that are there stay.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn write_service_keys(home: &StackDir) -> Result<(), anyhow::Error> {
+    let keys = fleet::SERVICES.iter().filter_map(|service| Some((service.name, service.service_key()?)));
+    let published = |(name, file): (&str, String)| Ok((name.to_owned(), Issuer::by(home, &file)?.jwks().clone()));
+    let published = keys.map(published).collect::<Result<ServiceKeys, anyhow::Error>>()?;
+    home.write_secret(fleet::SERVICE_KEYS, &serde_json::to_string(&published)?).map(drop)
 }
 
 /// A new key, as a line of the file.

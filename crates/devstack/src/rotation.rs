@@ -21,12 +21,14 @@ pub enum Kind {
     PageTokens,
     /// The password of OpenSearch. Staged, the proxy takes both; the old one until the next rotation.
     Search,
+    /// The keys by which services say to identity who they are. Staged, identity takes both; the old one until the next rotation.
+    Services,
     /// The development issuer's key. Staged, it is published; what the old one has signed is trusted until the next rotation.
     Issuer,
 }
 
 /// All of them.
-pub const ALL: [Kind; 5] = [Kind::Databases, Kind::Nats, Kind::PageTokens, Kind::Search, Kind::Issuer];
+pub const ALL: [Kind; 6] = [Kind::Databases, Kind::Nats, Kind::PageTokens, Kind::Search, Kind::Services, Kind::Issuer];
 
 /// Draws what comes after, and writes it where the processes read it. Done again, what was staged before is kept: it may be in use.
 ///
@@ -51,6 +53,10 @@ pub fn stage(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
         Kind::Nats => nats::renew(home),
         Kind::PageTokens => page_token_keys().try_for_each(|file| stage_line(home, file, || random_hex(24))),
         Kind::Search => stage_line(home, login::PASSWORDS, || random_hex(24)),
+        Kind::Services => {
+            service_keys().try_for_each(|file| stage_line(home, &file, issuer::draw))?;
+            issuer::write_service_keys(home)
+        }
         Kind::Issuer => stage_line(home, issuer::KEYS, issuer::draw),
     }
 }
@@ -81,6 +87,10 @@ pub fn finish(home: &StackDir, kind: Kind) -> Result<(), anyhow::Error> {
             }
             Ok(())
         }
+        Kind::Services => {
+            service_keys().try_for_each(|file| finish_line(home, &file))?;
+            issuer::write_service_keys(home)
+        }
         Kind::Issuer => finish_line(home, issuer::KEYS),
     }
 }
@@ -100,8 +110,12 @@ pub async fn apply(home: &StackDir, kind: Kind, superuser_url: &str, nats_url: &
             Ok(())
         }
         Kind::Nats => nats::announce(home, nats_url, &[]).await,
-        Kind::PageTokens | Kind::Search | Kind::Issuer => Ok(()),
+        Kind::PageTokens | Kind::Search | Kind::Services | Kind::Issuer => Ok(()),
     }
+}
+
+fn service_keys() -> impl Iterator<Item = String> {
+    fleet::SERVICES.iter().filter_map(fleet::Service::service_key)
 }
 
 fn page_token_keys() -> impl Iterator<Item = &'static str> {

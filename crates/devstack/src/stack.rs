@@ -17,7 +17,7 @@ use crate::Reporter;
 use crate::certificates::Certificates;
 use crate::faults::Proxies;
 use crate::install::{self, Programs};
-use crate::issuer::{ISSUER, Issuer, PROVIDER, PROVIDER_JWKS};
+use crate::issuer::{ISSUER, Issuer, PROVIDER, PROVIDER_JWKS, write_service_keys};
 use crate::login;
 use crate::nats::{self, Nats};
 use crate::observe::{self, Observe, Watched, Watching};
@@ -319,6 +319,9 @@ impl Startup<'_> {
         }
         if let Some(file) = service.page_token_key {
             self.home.secret(file)?;
+        }
+        if service.signs || !service.asks.is_empty() {
+            write_service_keys(self.home)?;
         }
         if service.search_engine {
             self.home.write_secret("opensearch-url", &seen.opensearch)?;

@@ -21,6 +21,8 @@ pub struct Service {
     pub ops_port: u16,
     /// The gRPC services that it serves, by their full names: the gateway's upstreams.
     pub serves: &'static [&'static str],
+    /// The gRPC services that it calls on behalf of its callers, beside those of the edge.
+    pub asks: &'static [&'static str],
     /// Its database.
     pub database: Option<Database>,
     /// Whether it publishes events, into a stream of its own.
@@ -45,6 +47,9 @@ pub struct Database {
     pub of_no_tenant: &'static [&'static str],
 }
 
+/// Identity's gRPC service: whoever carries callers along asks it for tokens.
+const IDENTITY: &str = "flotilla.identity.v1.IdentityService";
+
 /// Every service, in the order in which a stack starts them.
 pub static SERVICES: &[Service] = &[
     Service {
@@ -55,7 +60,7 @@ pub static SERVICES: &[Service] = &[
     },
     Service {
         port: Some(17401),
-        serves: &["flotilla.identity.v1.IdentityService"],
+        serves: &[IDENTITY],
         database: Some(Database { of_no_tenant: &["adoption", "person"] }),
         produces: true,
         page_token_key: Some("identity-page-token-key"),
@@ -65,6 +70,8 @@ pub static SERVICES: &[Service] = &[
     Service {
         port: Some(17101),
         serves: &["flotilla.todo.v1.TodoService"],
+        // Whether a new assignee is a member, before the event about it has come.
+        asks: &[IDENTITY],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
         durables: &[
@@ -94,6 +101,7 @@ const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Serv
         port: None,
         ops_port,
         serves: &[],
+        asks: &[],
         database: None,
         produces: false,
         durables: &[],
@@ -113,7 +121,20 @@ impl Service {
 
     /// The services that it calls.
     pub fn calls(&self) -> impl Iterator<Item = &'static Self> {
-        SERVICES.iter().filter(|other| self.edge && !other.serves.is_empty())
+        let called = |other: &Self| other.serves.iter().any(|grpc| self.edge || self.asks.contains(grpc));
+        SERVICES.iter().filter(move |other| called(other))
+    }
+
+    /// The services that call it.
+    pub fn called_by(&self) -> impl Iterator<Item = &'static Self> {
+        let name = self.name;
+        SERVICES.iter().filter(move |other| other.calls().any(|called| called.name == name))
+    }
+
+    /// The file of the key by which it says to identity who it is; None of one that calls nobody on behalf of its callers.
+    #[must_use]
+    pub fn service_key(&self) -> Option<String> {
+        (!self.asks.is_empty()).then(|| format!("{}-service-key", self.name))
     }
 
     /// The login by which it reads events: a producing service has one of its own for that, because an account owns streams or reads,
@@ -165,6 +186,15 @@ mod tests {
         for Service { name, .. } in SERVICES.iter().filter(|service| service.database.is_some()) {
             let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
             assert!(plain && name.len() <= 40, "{name}: letters a to z and digits, 40 at most");
+        }
+    }
+
+    #[test]
+    fn whoever_carries_callers_along_reaches_identity_and_services_that_are_there() {
+        for Service { name, asks, .. } in SERVICES.iter().filter(|service| !service.asks.is_empty()) {
+            assert!(asks.contains(&IDENTITY), "{name} gets its tokens of identity");
+            let unknown: Vec<_> = asks.iter().filter(|grpc| upstreams().all(|(served, _)| served != **grpc)).collect();
+            assert!(unknown.is_empty(), "{name} calls {unknown:?}, which nobody serves");
         }
     }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use crate::{Service, upstreams};
 
+/// The file of the public keys of services that carry callers along.
+pub const SERVICE_KEYS: &str = "service-keys";
 /// The file of the keys that sign the fleet's tokens.
 pub const SIGNING_KEYS: &str = "issuer-key";
 
@@ -57,9 +59,12 @@ impl Service {
             all.extend(files.map(|(variable, file)| (variable, format!("{folder}/{file}"))));
         }
         all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
-        if self.edge {
+        if self.edge || !self.asks.is_empty() {
             let reached = |(grpc, service): (&str, &Service)| Some(format!("{grpc}={}", (around.upstream)(service)?));
-            all.push(("FLOTILLA_UPSTREAMS", upstreams().filter_map(reached).collect::<Vec<_>>().join(",")));
+            let called = upstreams().filter(|(grpc, _)| self.edge || self.asks.contains(grpc));
+            all.push(("FLOTILLA_UPSTREAMS", called.filter_map(reached).collect::<Vec<_>>().join(",")));
+        }
+        if self.edge {
             // It stands before several services: what waits for one must not be all that a tenant may have.
             all.push(("FLOTILLA_TENANT_AT_WORK", "32".to_owned()));
             all.push(("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()));
@@ -83,7 +88,9 @@ impl Service {
         }
         if self.signs {
             all.push(("FLOTILLA_SIGNING_KEYS_FILE", SIGNING_KEYS.to_owned()));
+            all.push(("FLOTILLA_SERVICE_KEYS_FILE", SERVICE_KEYS.to_owned()));
         }
+        all.extend(self.service_key().map(|file| ("FLOTILLA_SERVICE_KEY_FILE", file)));
         if self.logs_in() {
             all.push(("FLOTILLA_NATS_CREDS_FILE", format!("{name}.creds")));
         }

@@ -1,5 +1,5 @@
 //! The one way in which a process of the fleet calls another over gRPC. It sets a deadline, retries within a budget, leaves out replicas
-//! that do not answer, and passes on the caller's identity and trace.
+//! that do not answer, and passes on the trace and, by the service's own credential, the caller.
 //!
 //! A generated client uses [`Upstream`] as its channel, like a `tonic` channel. It is for unary calls: it reads the whole answer before it
 //! returns it, so that it can handle a connection that ends in the middle.
@@ -52,8 +52,15 @@ const LOOKS: u32 = 10;
 pub struct ReadsOnly;
 
 /// A service that is called, with all its replicas. Clones share them.
-#[derive(Debug, Clone)]
-pub struct Upstream(Arc<Shared>);
+#[derive(Clone)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+    /// Without it, a call names no caller but the one that it is given.
+    carry: Option<Carry>,
+}
+
+/// Of the authorization that the caller of the moment came with, the one by which its call is carried on.
+pub(crate) type Carry = Arc<dyn Fn(HeaderValue) -> BoxFuture<'static, Result<HeaderValue, Status>> + Send + Sync>;
 
 struct Shared {
     name: Arc<str>,
@@ -91,6 +98,12 @@ impl Outcomes {
     }
 }
 
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").field("name", &self.name).finish_non_exhaustive()
@@ -112,18 +125,18 @@ impl Upstream {
         let trusted = authorities.trusted()?;
         let parse = |address: &String| Target::parse(address, trusted.as_ref());
         let targets = addresses.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-        let upstream = Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             name: name.into(),
             replicas: Mutex::default(),
             budget: TpsBudget::new(Duration::from_secs(10), REPEATS_A_SECOND, REPEATS_OF_CALLS),
             turn: AtomicUsize::new(0),
             outcomes: Outcomes::of(name),
-        }));
+        });
         let mut known: Vec<Vec<SocketAddr>> =
             targets.iter().map(|target| target.address().into_iter().collect()).collect();
-        upstream.0.set(&targets, &known)?;
+        shared.set(&targets, &known)?;
         if known.iter().any(Vec::is_empty) {
-            let (shared, stop) = (Arc::clone(&upstream.0), lifecycle.stopping());
+            let (shared, stop) = (Arc::clone(&shared), lifecycle.stopping());
             lifecycle.spawn("names of upstreams", async move {
                 let (mut tick, mut at) = (tokio::time::interval(LOOK_EVERY), 0_u32);
                 while stop.run_until_cancelled(tick.tick()).await.is_some() {
@@ -137,7 +150,13 @@ impl Upstream {
                 Ok::<_, anyhow::Error>(())
             });
         }
-        Ok(upstream)
+        Ok(Self { shared, carry: None })
+    }
+
+    /// The same service, called on behalf of the caller of the moment.
+    #[must_use]
+    pub(crate) fn carrying(self, carry: Carry) -> Self {
+        Self { carry: Some(carry), ..self }
     }
 }
 
@@ -251,14 +270,15 @@ impl Shared {
         replicas.iter().any(|replica| !tried.contains(&replica.address()) && replica.lives())
     }
 
-    async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn call(&self, request: Request<Body>, carry: Option<Carry>) -> Result<Response<Body>, Status> {
         let (mut head, body) = request.into_parts();
         let ends = Instant::now()
             + grpc::deadline(&head.headers).map_or(grpc::DEADLINE, |deadline| deadline.min(grpc::DEADLINE));
         if !head.headers.contains_key(AUTHORIZATION)
-            && let Some(authorization) = notes::authorization()
+            && let (Some(carry), Some(callers)) = (carry, notes::authorization())
         {
-            head.headers.insert(AUTHORIZATION, authorization);
+            let carried = tokio::time::timeout_at(ends.into(), carry(callers)).await;
+            head.headers.insert(AUTHORIZATION, carried.map_err(|_| Failure::late())??);
         }
         trace::pass_trace(&mut head.headers);
         let body = body.collect().await?.to_bytes();
@@ -368,10 +388,10 @@ impl Service<Request<Body>> for Upstream {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
+        let Self { shared, carry } = self.clone();
         let method = request.uri().path().trim_start_matches('/').to_owned();
         let span = tracing::info_span!(target: "service::trace", "call", otel.name = method, otel.kind = "client",
             rpc.system.name = "grpc", rpc.method = method);
-        async move { shared.call(request).await }.instrument(span).boxed()
+        async move { shared.call(request, carry).await }.instrument(span).boxed()
     }
 }

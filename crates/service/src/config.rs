@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
-use authz::{JwksSource, OPERATORS_AUDIENCE, Operators, Verifier};
+use authz::{JwksSource, OPERATORS_AUDIENCE, Operators, SigningKeys, Verifier};
 use clap::Args;
 
+use crate::addresses::Addresses;
 use crate::arguments::{ConfigErrors, Settings};
 use crate::limits::{Allowance, Allowances};
 use crate::secret::Secret;
@@ -296,6 +297,30 @@ pub struct Handlers {
 #[must_use]
 pub fn days(days: u32) -> Duration {
     Duration::from_secs(u64::from(days) * 86_400)
+}
+
+/// How a service calls others on behalf of its own callers.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Calls {
+    /// Where each gRPC service is that it calls, and identity, which it asks for tokens: flotilla.identity.v1.IdentityService=http://host:port
+    /// (or https://), with commas between. Without it, it calls none.
+    #[arg(long, env = "FLOTILLA_UPSTREAMS")]
+    pub upstreams: Option<Addresses>,
+    /// The keys by which it says to identity who it is, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
+    #[arg(long, env = "FLOTILLA_SERVICE_KEY", hide_env_values = true, value_parser = service_key)]
+    pub service_key: Option<Secret>,
+}
+
+impl Settings for Calls {
+    fn check(&self, problems: &mut ConfigErrors) {
+        if self.upstreams.is_some() != self.service_key.is_some() {
+            problems.add("FLOTILLA_SERVICE_KEY", "goes with FLOTILLA_UPSTREAMS: give both, or neither");
+        }
+    }
+}
+
+fn service_key(text: &str) -> Result<Secret, String> {
+    Secret::given(text, |text| Ok(SigningKeys::read(text).map(drop)?))
 }
 
 /// The key for page tokens.

@@ -101,7 +101,7 @@ type Transactions = <Postgres as sqlx::Database>::TransactionManager;
 /// A transaction; rolled back unless committed.
 #[derive(Debug)]
 pub(crate) struct Transaction {
-    /// There until the commit.
+    /// There until it has ended.
     taken: Option<Taken>,
     begun: bool,
     home: Arc<Connections>,
@@ -113,13 +113,24 @@ impl Transaction {
     /// error here. A caller that goes on after a failed statement must not call this.
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         Transactions::commit(&mut self).await?;
+        self.goes_home();
+        Ok(())
+    }
+
+    /// Rolls back, and waits until the database has done so.
+    pub(crate) async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        Transactions::rollback(&mut self).await?;
+        self.goes_home();
+        Ok(())
+    }
+
+    fn goes_home(&mut self) {
         // The end of a savepoint, should one have been left open, is not that of the transaction.
-        if Transactions::get_transaction_depth(&self) == 0
+        if Transactions::get_transaction_depth(self) == 0
             && let Some(taken) = self.taken.take()
         {
             self.home.warm(|warm| warm.push(Taken { used: Instant::now(), ..taken }));
         }
-        Ok(())
     }
 }
 
@@ -137,7 +148,7 @@ impl Drop for Transaction {
     }
 }
 
-#[expect(clippy::expect_used, reason = "only `commit` takes it, and that ends the transaction")]
+#[expect(clippy::expect_used, reason = "only `commit` and `rollback` take it, and they end the transaction")]
 impl Deref for Transaction {
     type Target = PgConnection;
 

@@ -195,6 +195,14 @@ impl TenantTx {
         self.commit().await
     }
 
+    /// Ends it without an effect, so that the same call may begin another one: a transaction that is dropped holds its key for a moment more.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn give_up(self) -> Result<(), sqlx::Error> {
+        self.tx.rollback().await
+    }
+
     /// Commits, as its transaction does.
     ///
     /// # Errors

@@ -64,6 +64,12 @@ pub mod secret;
 
 pub mod client;
 
+mod carrier;
+
+pub mod addresses;
+
+pub mod upstreams;
+
 mod replica;
 
 mod breaker;

@@ -228,7 +228,15 @@ mod tests {
 
     fn who(tenant: &str, user: &str) -> authz::Caller {
         let actor = format!("user:{user}").parse().unwrap();
-        authz::Caller { tenant: tenant.parse().unwrap(), actor, role: None, scopes: None, sign_in: None, issued: None }
+        authz::Caller {
+            tenant: tenant.parse().unwrap(),
+            actor,
+            role: None,
+            scopes: None,
+            sign_in: None,
+            issued: None,
+            expires_unix_seconds: 0,
+        }
     }
 
     async fn call(limits: &Limits, who: &authz::Caller, cost: u32) -> Result<Turn, (&'static str, Option<Duration>)> {

@@ -1,10 +1,61 @@
-//! Which users are members of a tenant, as a service knows it by identity's events: at most seconds after identity does.
+//! Which users are members of a tenant, as a service knows it by identity's events: at most seconds after identity does. Where that is too
+//! late, it asks identity.
+
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use contracts::UserId;
 use contracts::events::identity::MemberId;
+use proto::identity::ListMembersRequest;
+use proto::identity::identity_service_client::IdentityServiceClient;
+use proto::identity::identity_service_server::SERVICE_NAME;
+use tonic::{Code as Grpc, Request};
 
-use crate::TenantTx;
+use crate::client::{ReadsOnly, Upstream};
+use crate::config::{Calls, Common};
+use crate::upstreams::Upstreams;
+use crate::{Failure, Process, TenantTx};
+
+/// How long identity may take: less than the call has that waits for it, and that waits for a token, too.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
+/// The scope that a caller needs, and for which it is carried along.
+const SCOPE: &str = "identity:read";
+
+/// Identity itself.
+#[derive(Debug, Clone, Default)]
+pub struct Directory(Option<IdentityServiceClient<Upstream>>);
+
+impl Directory {
+    /// Identity, as a service calls it on behalf of its callers. Of one that is configured to call nobody, nobody is a member whom events
+    /// have not named.
+    ///
+    /// # Errors
+    /// As those of [`Upstreams::on_behalf`].
+    pub fn of(process: &Process, config: &Calls, common: &Common) -> Result<Self, anyhow::Error> {
+        let upstreams = Upstreams::on_behalf(process, config, common, SCOPE)?;
+        Ok(Self(upstreams.get(SERVICE_NAME).cloned().map(IdentityServiceClient::new)))
+    }
+
+    /// Whether a user is a member of the caller's tenant now, as far as the caller may know. Not within a transaction: it waits for another
+    /// service.
+    ///
+    /// # Errors
+    /// UNAVAILABLE where identity does not answer, INTERNAL where it does not know this service.
+    pub async fn has(&self, user: &UserId) -> Result<bool, Failure> {
+        let Some(identity) = &self.0 else { return Ok(false) };
+        let mut request = Request::new(ListMembersRequest { user: user.to_string(), ..ListMembersRequest::default() });
+        request.extensions_mut().insert(ReadsOnly);
+        request.set_timeout(ANSWERS_WITHIN);
+        match identity.clone().list_members(request).await {
+            Ok(found) => Ok(!found.into_inner().members.is_empty()),
+            // Who may not ask, or has not called: what events said is all that it may rest on.
+            Err(status) if matches!(status.code(), Grpc::PermissionDenied | Grpc::Unauthenticated) => Ok(false),
+            Err(status) if status.code() == Grpc::Internal => Err(Failure::internal(status)),
+            Err(status) => Err(Failure::unavailable("the directory of members", status)),
+        }
+    }
+}
 
 /// Whether a user is a member of the transaction's tenant.
 ///

@@ -50,7 +50,7 @@ pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: 
     NOTES.scope(Open { authorization, ..Open::default() }, noted).await
 }
 
-/// The authorization of the current call: the calls that it makes carry the same.
+/// The authorization of the current call: its caller is carried along by the calls that it makes.
 pub(crate) fn authorization() -> Option<HeaderValue> {
     NOTES.try_with(|notes| notes.authorization.clone()).ok().flatten()
 }

@@ -173,10 +173,14 @@ impl Process {
     /// Makes and reads page tokens, by keys that may change.
     #[must_use]
     pub fn page_tokens(&self, config: &Pages) -> PageTokens {
-        let keys = config.page_token_key.clone();
-        let looks = keys.clone();
-        self.lifecycle.run("keys of page tokens", |stop| async move { looks.look_until(&stop).await });
-        PageTokens::new(keys)
+        self.looks_at("keys of page tokens", &config.page_token_key);
+        PageTokens::new(config.page_token_key.clone())
+    }
+
+    /// Looks whether a secret has changed, as long as the process runs.
+    pub fn looks_at(&self, what: &'static str, secret: &Secret) {
+        let looks = secret.clone();
+        self.lifecycle.run(what, |stop| async move { looks.look_until(&stop).await });
     }
 
     /// Opens a pool of its own, and counts its connections. `name` is its label, and its `application_name` in the database.

@@ -195,7 +195,7 @@ impl Revocations {
     ///
     /// # Errors
     /// TOKEN_REVOKED; `REVOCATIONS_UNKNOWN` where nothing was heard for as long as a token lives.
-    pub(crate) fn check(&self, caller: &Caller) -> Result<bool, Failure> {
+    pub fn check(&self, caller: &Caller) -> Result<bool, Failure> {
         let Some(Issued { unix_seconds, sources, task: _ }) = caller.issued.as_deref() else { return Ok(false) };
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let age = known.heard.map(|heard| heard.elapsed()).filter(|age| *age < LIFE);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use authz::OperatorRole;
 use chrono::TimeDelta;
 use devstack::StackDir;
-use devstack::issuer::Issuer;
+use devstack::issuer::{ISSUER, Issuer, write_service_keys};
 use serde_json::Value;
 
 use crate::unique;
@@ -28,6 +28,7 @@ impl TestIssuer {
         let folder = std::env::temp_dir().join(unique("flotilla-issuer-"));
         let home = StackDir::open(&folder).unwrap();
         let (issuer, people) = (Issuer::open(&home).unwrap(), Issuer::of_people(&home).unwrap());
+        write_service_keys(&home).unwrap();
         for (file, issuer) in [("jwks.json", &issuer), ("people.json", &people)] {
             std::fs::write(folder.join(file), serde_json::to_vec(issuer.jwks()).unwrap()).unwrap();
         }
@@ -47,6 +48,31 @@ impl TestIssuer {
     #[must_use]
     pub fn signing_keys(&self) -> PathBuf {
         self.folder.join("secrets").join(fleet::SIGNING_KEYS)
+    }
+
+    /// The file of the public keys of services.
+    #[must_use]
+    pub fn service_keys(&self) -> PathBuf {
+        self.folder.join("secrets").join(fleet::SERVICE_KEYS)
+    }
+
+    /// The file of the keys by which a service says who it is.
+    ///
+    /// # Panics
+    /// The fleet's table has no such service, or it calls nobody.
+    #[must_use]
+    pub fn service_key(&self, service: &str) -> PathBuf {
+        self.folder.join("secrets").join(fleet::named(service).unwrap().service_key().unwrap())
+    }
+
+    /// What a service with the key of `signs` sends to say that it is `service`.
+    ///
+    /// # Panics
+    /// It cannot be signed.
+    #[must_use]
+    pub fn assertion(&self, signs: &str, service: &str) -> String {
+        let key = std::fs::read_to_string(self.service_key(signs)).unwrap();
+        authz::assertion(&authz::SigningKeys::read(&key).unwrap(), &service.parse().unwrap(), ISSUER).unwrap()
     }
 
     /// A provider's access token of a person with this e-mail address, verified.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod attacks;
+
 mod bundle;
 
 mod elsewhere;

@@ -15,11 +15,11 @@ use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::identity_service_server::SERVICE_NAME;
 use service::client::{ReadsOnly, Upstream};
 use service::policy::Policy;
+use service::upstreams::Upstreams;
 use service::{Code, Failure};
 use tonic::{Request, Status};
 
 use crate::problem::Problem;
-use crate::upstream::Upstreams;
 
 /// The most tokens that are cached. Beyond them, those that are used least are exchanged again.
 const MAX: u64 = 10_000;
@@ -121,11 +121,10 @@ impl Exchange {
         let granted = self.identity.clone().exchange_token(request).await;
         let granted = granted.map_err(|status| refused(status.into()))?.into_inner();
         let authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token));
+        let mut authorization = authorization.map_err(|_| Problem::internal())?;
+        authorization.set_sensitive(true);
         let lasts = Duration::from_secs(u64::try_from(granted.expires_in).unwrap_or_default());
-        Ok(Token {
-            authorization: authorization.map_err(|_| Problem::internal())?,
-            lasts: lasts.saturating_sub(BEFORE_ITS_END),
-        })
+        Ok(Token { authorization, lasts: lasts.saturating_sub(BEFORE_ITS_END) })
     }
 }
 
@@ -139,6 +138,11 @@ fn refused(problem: Problem) -> Problem {
         "INVALID_TARGET" => {
             let message = format!("{}; exchange the token at POST /v1/token, and send the fleet's", problem.detail);
             Failure::new(Code::PermissionDenied, "TENANT_UNCLEAR", message)
+        }
+        // The call itself has not begun.
+        "DEADLINE_EXCEEDED" => {
+            let message = "who you are cannot be looked up for the moment: try again";
+            Failure::new(Code::Unavailable, "UNAVAILABLE", message).retry_after(Duration::from_secs(1))
         }
         _ => return problem,
     };

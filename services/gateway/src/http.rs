@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use authz::{Caller, Verifier};
+use authz::{Caller, TokenError, Verifier};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use contracts::ActorKind;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts as Head;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -23,6 +24,7 @@ use service::lines::{Line, Outcome, Unanswered};
 use service::readiness::AtWork;
 use service::server::{self, Bounds};
 use service::tls::Speaks;
+use service::upstreams::Upstreams;
 use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
@@ -35,7 +37,7 @@ use crate::problem::Problem;
 use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES, Media};
 use crate::routes::{self, Found, Route};
 use crate::transcode::{self, Parts};
-use crate::upstream::Upstreams;
+use crate::upstream;
 
 /// The error documentation, which `type` in a problem points to.
 const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
@@ -211,6 +213,12 @@ impl Edge {
         let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let who = self.verifier.verify(text).await.map_err(|error| refused(error.into()))?;
+        // A service calls another one itself: a token for it has got into other hands.
+        if who.actor.kind == ActorKind::Service {
+            return Err(refused(
+                TokenError::Untrusted("it is a service's, which does not call through the edge").into(),
+            ));
+        }
         let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(refused)?;
         Ok((authorization, turn))
     }
@@ -257,7 +265,7 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         if reads {
             call.extensions_mut().insert(ReadsOnly);
         }
-        edge.upstreams.call(&route.rpc, call)
+        upstream::call(&edge.upstreams, &route.rpc, call)
     };
     let came = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let exchanged = !route.policy.public && edge.exchange.takes(came);

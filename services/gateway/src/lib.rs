@@ -25,10 +25,10 @@ pub mod problem;
 use std::net::SocketAddr;
 
 use clap::Args;
+use service::addresses::Addresses;
 use service::arguments::Settings;
+use service::upstreams::Upstreams;
 use service::{Process, Service, config};
-
-use crate::upstream::{Addresses, Upstreams};
 
 /// The program.
 pub struct Program;
@@ -40,7 +40,7 @@ pub struct Config {
     pub common: config::Common,
     /// Where each gRPC service is: flotilla.todo.v1.TodoService=http://host:port (or https://), with commas between. A service that is named several
     /// times has so many replicas; so has one whose host is a name with several addresses.
-    #[arg(long, env = "FLOTILLA_UPSTREAMS")]
+    #[arg(long, env = "FLOTILLA_UPSTREAMS", value_parser = upstream::addresses)]
     pub upstreams: Addresses,
     /// The people's OpenID provider, as its tokens name it: they are exchanged for the fleet's.
     #[arg(long, env = "FLOTILLA_PROVIDER")]
@@ -60,7 +60,7 @@ impl Service for Program {
     type App = SocketAddr;
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
-        let upstreams = Upstreams::new(&process.lifecycle, &config.upstreams, &process.authorities)?;
+        let upstreams = Upstreams::new(process, &config.upstreams)?;
         http::serve(process, config, upstreams).await
     }
 }

@@ -150,7 +150,15 @@ impl From<Error> for Failure {
 /// A person who acts in a tenant before a token of the fleet's says so.
 #[must_use]
 pub fn in_person(tenant: TenantId, user: UserId) -> Caller {
-    Caller { tenant, actor: Actor::new(ActorKind::User, user), role: None, scopes: None, sign_in: None, issued: None }
+    Caller {
+        tenant,
+        actor: Actor::new(ActorKind::User, user),
+        role: None,
+        scopes: None,
+        sign_in: None,
+        issued: None,
+        expires_unix_seconds: 0,
+    }
 }
 
 /// The user that a person is; of one who was never seen, the same for whoever sees the person first.
@@ -242,14 +250,22 @@ pub async fn get_member(app: &App, call: &Call, id: MemberId) -> Result<Member, 
     member.ok_or(Error::NoMember(id))
 }
 
-/// Reads the page of members after `after`, the newest first.
+/// Reads the page of members after `after`, the newest first; of one user alone, if it is named.
 ///
 /// # Errors
 /// [`Error::Denied`], the errors of the database.
-pub async fn list_members(app: &App, call: &Call, after: Option<MemberId>, limit: usize) -> Result<Vec<Member>, Error> {
+pub async fn list_members(
+    app: &App,
+    call: &Call,
+    user: Option<&UserId>,
+    (after, limit): (Option<MemberId>, usize),
+) -> Result<Vec<Member>, Error> {
     call.authorize(&permissions::LIST_MEMBERS)?;
     let mut tx = app.db.read(call).await?;
-    let members = store_member::list(&mut tx, after, limit).await?;
+    let members = match user {
+        Some(user) => store_member::of_user(&mut tx, user).await?.into_iter().collect(),
+        None => store_member::list(&mut tx, after, limit).await?,
+    };
     tx.end().await?;
     Ok(members)
 }

@@ -1,11 +1,17 @@
-//! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, or a key. Whatever is
-//! wrong with a credential, the answer is the same.
+//! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, a key, or what a service came by
+//! as it was called. Whatever is wrong with a credential, the answer is the same.
 
-use authz::{People, Person, SignIn, StepUp, TokenError};
+use std::sync::Arc;
+
+use authz::{Caller, People, Person, ServiceKeys, SignIn, StepUp, TokenError, Verifier};
 use chrono::{DateTime, Utc};
+use contracts::events::identity::ApiKeyId;
 use contracts::events::identity::MemberUpdatedV1;
-use contracts::{ActorKind, TenantId, UserId};
-use service::{Call, Code, Failure, clock};
+use contracts::{Actor, ActorKind, TenantId, UserId, actor};
+use service::secret::Secret;
+use service::{Call, Code, Failure, TenantTx, clock};
+use tracing::warn;
+use uuid::Uuid;
 
 use crate::api_key::{ApiKey, KeySecret};
 use crate::commands::{App, Error, in_person};
@@ -13,7 +19,7 @@ use crate::member::{Member, Profile};
 use crate::service_account::ServiceAccount;
 use crate::store_person::Membership;
 use crate::texts::{Scopes, Task};
-use crate::tokens::{Agent, Grant};
+use crate::tokens::Grant;
 use crate::{outgoing, store_api_key, store_member, store_person, store_service_account, store_tenant};
 
 /// A credential.
@@ -27,6 +33,25 @@ pub enum Credential<'a> {
     },
     /// A key.
     Key(&'a str),
+    /// The token that a service's caller came with, and by what the service says who it is.
+    Carried {
+        /// The token.
+        token: &'a str,
+        /// The service's assertion.
+        assertion: &'a str,
+    },
+}
+
+/// By what credentials are verified.
+pub struct Verifiers {
+    /// Persons, by their provider's tokens.
+    pub people: Arc<People>,
+    /// The fleet's own tokens.
+    pub fleet: Arc<Verifier>,
+    /// The issuer of these: whom services address.
+    pub issuer: String,
+    /// Services; None: no service calls another one.
+    pub service_keys: Option<Secret>,
 }
 
 /// By what an agent says who it is, and for what.
@@ -52,13 +77,14 @@ fn invalid() -> Failure {
 /// INVALID_SCOPE for scopes that it has not; UNAVAILABLE when the provider's keys are.
 pub async fn exchange(
     app: &App,
-    people: &People,
+    by: &Verifiers,
     credential: Credential<'_>,
     (tenant, scope): (Option<TenantId>, Option<Scopes>),
 ) -> Result<Grant, Failure> {
     match credential {
-        Credential::Person { token, agent } => of_person(app, people, token, agent, (tenant, scope)).await,
+        Credential::Person { token, agent } => of_person(app, &by.people, token, agent, (tenant, scope)).await,
         Credential::Key(text) => of_key(app, text, tenant, scope).await,
+        Credential::Carried { token, assertion } => carried(app, by, (token, assertion), (tenant, scope)).await,
     }
 }
 
@@ -96,10 +122,10 @@ async fn of_person(
     let sign_in = SignIn { acr: person.acr, auth_time: person.auth_time, step_up };
     let Membership { tenant, member, user, role } = chosen;
     let until = DateTime::from_timestamp(person.expires_unix_seconds, 0).unwrap_or_default();
-    let (kind, mut sources) = (ActorKind::User, vec![member.uuid()]);
+    let (person, mut sources) = (Actor::new(ActorKind::User, user), vec![member.uuid()]);
     let Some((acting, AgentKey { key: _, task })) = acting.zip(agent) else {
         let scope = scope.map(|scope| scope.as_slice().join(" "));
-        return Ok(Grant { tenant, kind, subject: user, role, scope, agent: None, sources, sign_in, issued, until });
+        return Ok(Grant { tenant, actor: person, task: None, role, scope, sources, sign_in, issued, until });
     };
     // The person's role, within the key's scopes, for as long as both last. It does no act for which the person has to sign in otherwise.
     let sign_in = SignIn { acr: None, auth_time: None, ..sign_in };
@@ -107,8 +133,101 @@ async fn of_person(
     sources.push(acting.key.id.uuid());
     let until = until.min(acting.key.expire_time);
     let id = acting.program.id.to_string().parse().map_err(Failure::internal)?;
-    let agent = Some(Agent { id, task });
-    Ok(Grant { tenant, kind, subject: user, role, scope, agent, sources, sign_in, issued, until })
+    let actor = Actor { kind: ActorKind::Agent, id, acts_for: Some(Box::new(person)) };
+    Ok(Grant { tenant, actor, task, role, scope, sources, sign_in, issued, until })
+}
+
+/// A service acts for its own caller: as what that one is now, within what its token allows, and no longer than that is valid.
+async fn carried(
+    app: &App,
+    by: &Verifiers,
+    (token, assertion): (&str, &str),
+    (tenant, scope): (Option<TenantId>, Option<Scopes>),
+) -> Result<Grant, Failure> {
+    let issued = clock::now();
+    let keys =
+        by.service_keys.as_ref().map_or_else(|| Ok(ServiceKeys::default()), |keys| ServiceKeys::read(&keys.expose()));
+    let service = keys.map_err(Failure::internal)?.verify(assertion, &by.issuer).map_err(|error| {
+        warn!(%error, "somebody says to be a service, and is none");
+        stranger()
+    })?;
+    let caller = by.fleet.verify(Some(&format!("Bearer {token}"))).await.map_err(|error| match error {
+        unavailable @ TokenError::Keys(_) => unavailable.into(),
+        _ => invalid(),
+    })?;
+    if tenant.is_some_and(|tenant| tenant != caller.tenant) {
+        return Err(refused("INVALID_TARGET", "the token is another tenant's"));
+    }
+    let call = Call::of_request(in_person(caller.tenant.clone(), caller.actor.subject().id.clone()), None);
+    let mut tx = app.db.read(&call).await?;
+    let sources = still_stands(&mut tx, &caller, issued).await?;
+    let step_up = store_tenant::get(&mut tx).await?.and_then(|tenant| tenant.step_up);
+    tx.end().await?;
+    let sources = sources.ok_or_else(invalid)?;
+    let Caller { tenant, actor, role: Some(role), scopes, sign_in, issued: of, expires_unix_seconds } = caller else {
+        return Err(invalid());
+    };
+    // A token is taken some seconds beyond its end, for clocks that differ: another one is not to be had by that.
+    let until = DateTime::from_timestamp(expires_unix_seconds, 0).unwrap_or_default();
+    if until <= issued {
+        return Err(invalid());
+    }
+    if actor.chain().count() >= actor::MAX_CHAIN {
+        return Err(refused("INVALID_REQUEST", "too many act one for another"));
+    }
+    let scope = match (scope, scopes) {
+        (Some(asked), Some(has)) if !asked.as_slice().iter().all(|scope| has.contains(scope)) => {
+            return Err(refused("INVALID_SCOPE", "the token has not all of these scopes"));
+        }
+        (Some(asked), _) => Some(asked.as_slice().join(" ")),
+        (None, has) => has.map(|has| has.join(" ")),
+    };
+    // A program that acts for itself is not asked how it signed in.
+    let step_up = step_up.filter(|_| actor.subject().kind == ActorKind::User);
+    let sign_in = SignIn { step_up, ..sign_in.as_deref().cloned().unwrap_or_default() };
+    let task = of.and_then(|of| of.task.clone());
+    let task = task.map(|task| Task::parse(&task)).transpose().map_err(Failure::internal)?;
+    let actor = Actor { kind: ActorKind::Service, id: service, acts_for: Some(Box::new(actor)) };
+    Ok(Grant { tenant, actor, task, role, scope, sources, sign_in, issued, until })
+}
+
+fn stranger() -> Failure {
+    refused("INVALID_REQUEST", "the actor_token is none by which a service of the fleet says who it is")
+}
+
+/// What a token was issued for, if the one for whom all is done is still there, in the role that it says, and so is the rest of it.
+async fn still_stands(tx: &mut TenantTx, caller: &Caller, now: DateTime<Utc>) -> Result<Option<Vec<Uuid>>, Failure> {
+    let subject = caller.actor.subject();
+    let sources = caller.issued.as_ref().map_or(&[][..], |issued| &issued.sources);
+    // A token that does not say so: of a person alone it is known anyhow.
+    if sources.is_empty()
+        && !caller.actor.chain().all(|actor| matches!(actor.kind, ActorKind::User | ActorKind::Service))
+    {
+        return Ok(None);
+    }
+    let (first, role) = match subject.kind {
+        ActorKind::User => {
+            let Some(member) = store_member::of_user(tx, &subject.id).await? else { return Ok(None) };
+            (member.id.uuid(), member.role)
+        }
+        ActorKind::ServiceAccount => {
+            let Ok(id) = subject.id.as_str().parse() else { return Ok(None) };
+            let Some(program) = store_service_account::get(tx, id).await? else { return Ok(None) };
+            (program.id.uuid(), program.role)
+        }
+        ActorKind::Service | ActorKind::Agent => return Ok(None),
+    };
+    // One who left and came back is another member. Beside the first there is a key.
+    if caller.role != Some(role) || sources.first().is_some_and(|id| *id != first) {
+        return Ok(None);
+    }
+    for id in sources.iter().skip(1) {
+        let key = store_api_key::get(tx, ApiKeyId::new(*id)).await?;
+        if !key.is_some_and(|key| key.is_valid(now)) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(if sources.is_empty() { vec![first] } else { sources.to_vec() }))
 }
 
 /// Notes what the provider said of a person when it issued a token, where a member is known as something else since before. What it leaves
@@ -204,9 +323,9 @@ async fn of_key(app: &App, text: &str, tenant: Option<TenantId>, scope: Option<S
         return Err(refused("INVALID_TARGET", "this key is another tenant's"));
     }
     let scope = Some(narrowed(&key, scope.as_ref())?);
-    let (kind, until) = (ActorKind::ServiceAccount, key.expire_time);
-    let subject = program.id.to_string().parse().map_err(Failure::internal)?;
+    let id = program.id.to_string().parse().map_err(Failure::internal)?;
+    let (actor, until) = (Actor::new(ActorKind::ServiceAccount, id), key.expire_time);
     let (sources, sign_in) = (vec![program.id.uuid(), key.id.uuid()], SignIn::default());
     let role = program.role;
-    Ok(Grant { tenant: owner, kind, subject, role, scope, agent: None, sources, sign_in, issued, until })
+    Ok(Grant { tenant: owner, actor, task: None, role, scope, sources, sign_in, issued, until })
 }

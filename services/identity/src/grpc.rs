@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use authz::Person;
 use authz::exchange::ACCESS_TOKEN;
-use authz::{People, Person};
 use aws_lc_rs::rand;
 use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId};
 use contracts::{TenantId, UserId};
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::api_key::KeySecret;
 use crate::commands::{in_person, user_of};
-use crate::commands_exchange::exchange;
+use crate::commands_exchange::{Verifiers, exchange};
 use crate::invitation::Invitation;
 use crate::people::{self, Links, SignUp};
 use crate::service_account::ServiceAccount;
@@ -35,8 +35,8 @@ pub struct Identity {
     pub app: commands::App,
     /// For lists.
     pub pages: PageTokens,
-    /// Knows people by their provider's tokens.
-    pub people: Arc<People>,
+    /// Verify credentials.
+    pub verifiers: Verifiers,
     /// Signs the fleet's tokens.
     pub signer: Signer,
     /// Who may sign up.
@@ -60,6 +60,10 @@ impl Identity {
         let signer = Signer::new(&signing.signing_keys, &common.issuer.name, &common.audience)?;
         service::config::refuse_development(&provider.provider, common.issuer.local)?;
         let (pages, people) = (process.page_tokens(pages), Arc::new(provider.verifier()?));
+        process.looks_at("keys that sign tokens", &signing.signing_keys);
+        if let Some(keys) = &signing.service_keys {
+            process.looks_at("keys of services", keys);
+        }
         // Whoever signed in before a provider went down goes on. Programs need none of it, so nothing waits for them.
         let keys = Arc::clone(&people);
         process.lifecycle.run("the provider's keys", |stop| async move {
@@ -68,13 +72,16 @@ impl Identity {
         });
         let (tenant_rate, principal_rate) = (common.admission.tenant_rate.get(), common.admission.principal_rate.get());
         let limits = pb::Limits { tenant_rate, principal_rate };
-        Ok(Self { app, pages, people, signer, sign_up, links, limits })
+        let (fleet, issuer, service_keys) =
+            (process.verifier(common)?, common.issuer.name.clone(), signing.service_keys.clone());
+        let verifiers = Verifiers { people, fleet, issuer, service_keys };
+        Ok(Self { app, pages, verifiers, signer, sign_up, links, limits })
     }
 
     /// The person who calls a public method, with the provider's token.
     async fn person<T>(&self, request: &Request<T>) -> Result<(Person, UserId), Failure> {
         let token = authorization(request.metadata().as_ref())?.and_then(|value| value.to_str().ok());
-        let person = self.people.verify(token).await?;
+        let person = self.verifiers.people.verify(token).await?;
         let user = user_of(&self.app, &person).await?;
         Ok((person, user))
     }
@@ -154,10 +161,12 @@ impl IdentityService for Identity {
     async fn list_members(&self, request: Request<pb::ListMembersRequest>) -> RpcResult<pb::ListMembersResponse> {
         let (call, request) = reading(request)?;
         let size = page::size(request.page_size)?;
-        let question = (call.caller.tenant.as_str(), "members");
+        let user = service::wire::optional_id("user", &request.user)?;
+        let question = (call.caller.tenant.as_str(), "members", &request.user);
         let after: Option<MemberId> = self.pages.read(&question, &request.page_token)?;
         // One row more than requested shows whether there is a next page.
-        let found = commands::list_members(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
+        let found =
+            commands::list_members(&self.app, &call, user.as_ref(), (after, size + 1)).await.map_err(Failure::from)?;
         let (members, next_page_token) = self.pages.page(&question, size, found, (|member| member.id, wire::member))?;
         Ok(Response::new(pb::ListMembersResponse { members, next_page_token }))
     }
@@ -349,7 +358,7 @@ impl IdentityService for Identity {
     async fn exchange_token(&self, request: Request<pb::ExchangeTokenRequest>) -> RpcResult<pb::ExchangeTokenResponse> {
         let request = request.into_inner();
         let wire::Exchange { credential, tenant, scope } = wire::exchange(&request)?;
-        let grant = exchange(&self.app, &self.people, credential, (tenant, scope)).await?;
+        let grant = exchange(&self.app, &self.verifiers, credential, (tenant, scope)).await?;
         let Signed { token, seconds } = self.signer.sign(&grant)?;
         Ok(Response::new(pb::ExchangeTokenResponse {
             access_token: token,

@@ -1,10 +1,10 @@
 //! The fleet's own tokens: signed here, valid for minutes, verified offline by every service (RFC 9068).
 
 use authz::exchange::LIFETIME_SECONDS;
-use authz::{SignIn, SigningKeys, StepUp};
+use authz::{ServiceKeys, SignIn, SigningKeys, StepUp};
 use chrono::{DateTime, Utc};
 use clap::Args;
-use contracts::{ActorKind, Role, TenantId, UserId};
+use contracts::{Actor, ActorKind, Role, TenantId};
 use serde::Serialize;
 use service::secret::Secret;
 use service::{Failure, clock};
@@ -20,17 +20,15 @@ const CLIENT: &str = "flotilla-identity";
 pub struct Grant {
     /// The tenant in which it acts.
     pub tenant: TenantId,
-    /// What it is.
-    pub kind: ActorKind,
-    /// Its id.
-    pub subject: UserId,
-    /// Its role in the tenant.
+    /// Who acts, and for whom.
+    pub actor: Actor,
+    /// What the agent is to do that acts, if it said.
+    pub task: Option<Task>,
+    /// The role in the tenant of the one for whom all is done.
     pub role: Role,
     /// The scopes, with spaces between; none where the role alone counts.
     pub scope: Option<String>,
-    /// The agent that acts for it, and what it is to do.
-    pub agent: Option<Agent>,
-    /// What it is issued for: the member; or the service account and its key.
+    /// What it is issued for: the member; or the service account and its key; of an agent the member and its key.
     pub sources: Vec<Uuid>,
     /// How the person signed in, and what the tenant demands of it.
     pub sign_in: SignIn,
@@ -38,15 +36,6 @@ pub struct Grant {
     pub issued: DateTime<Utc>,
     /// When what it was exchanged for ends: a token lives no longer.
     pub until: DateTime<Utc>,
-}
-
-/// A program that acts for a person.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agent {
-    /// Its id.
-    pub id: UserId,
-    /// What it is to do, if it said.
-    pub task: Option<Task>,
 }
 
 impl Grant {
@@ -67,11 +56,21 @@ pub struct Signed {
     pub seconds: i64,
 }
 
-/// Who acts for the subject (RFC 8693, 4.1).
+/// Who acts for the subject, and within it the one that it acts for (RFC 8693, 4.1).
 #[derive(Serialize)]
 struct Act<'a> {
     sub: &'a str,
     kind: ActorKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    act: Option<Box<Self>>,
+}
+
+impl<'a> Act<'a> {
+    /// Those who act for the last of the chain.
+    fn of(actor: &'a Actor) -> Option<Box<Self>> {
+        let acts_for = actor.acts_for.as_deref()?;
+        Some(Box::new(Self { sub: actor.id.as_str(), kind: actor.kind, act: Self::of(acts_for) }))
+    }
 }
 
 #[derive(Serialize)]
@@ -85,7 +84,7 @@ struct Claims<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    act: Option<Act<'a>>,
+    act: Option<Box<Act<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<&'a str>,
     sources: &'a [Uuid],
@@ -124,19 +123,19 @@ impl Signer {
     /// # Errors
     /// INTERNAL when the keys have become unreadable.
     pub fn sign(&self, grant: &Grant) -> Result<Signed, Failure> {
-        let Grant { tenant, kind, subject, role, scope, agent, sources, sign_in, issued, until: _ } = grant;
+        let Grant { tenant, actor, task, role, scope, sources, sign_in, issued, until: _ } = grant;
         let SignIn { acr, auth_time, step_up } = sign_in;
-        let (issued, seconds) = (issued.timestamp(), grant.seconds());
+        let (issued, seconds, subject) = (issued.timestamp(), grant.seconds(), actor.subject());
         let claims = Claims {
             iss: &self.issuer,
             aud: &self.audience,
-            sub: subject.as_str(),
+            sub: subject.id.as_str(),
             tenant: tenant.as_str(),
-            kind: *kind,
+            kind: subject.kind,
             role: *role,
             scope: scope.as_deref(),
-            act: agent.as_ref().map(|agent| Act { sub: agent.id.as_str(), kind: ActorKind::Agent }),
-            task: agent.as_ref().and_then(|agent| agent.task.as_ref()).map(Task::as_str),
+            act: Act::of(actor),
+            task: task.as_ref().map(Task::as_str),
             sources,
             acr: acr.as_deref(),
             auth_time: *auth_time,
@@ -152,12 +151,20 @@ impl Signer {
     }
 }
 
-/// By which keys it signs.
+/// By which keys it signs, and by which it knows services.
 #[derive(Debug, Clone, Args)]
 pub struct Signing {
     /// The keys that sign the fleet's tokens, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
     #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = signing_keys)]
     pub signing_keys: Secret,
+    /// The public keys of the services that call others on behalf of their own callers: a JSON object with a key set for each service's name.
+    /// Without it, none does.
+    #[arg(long, env = "FLOTILLA_SERVICE_KEYS", hide_env_values = true, value_parser = service_keys)]
+    pub service_keys: Option<Secret>,
+}
+
+fn service_keys(text: &str) -> Result<Secret, String> {
+    Secret::given(text, |text| Ok(ServiceKeys::read(text).map(drop)?))
 }
 
 fn signing_keys(text: &str) -> Result<Secret, String> {

@@ -1,7 +1,7 @@
 //! Converts between gRPC messages and the domain, for `grpc` and `wire_answers`.
 
 use authz::StepUp;
-use authz::exchange::{ACCESS_TOKEN, API_KEY, TOKEN_EXCHANGE};
+use authz::exchange::{ACCESS_TOKEN, API_KEY, JWT, TOKEN_EXCHANGE};
 use chrono::TimeDelta;
 use contracts::events::identity::{ApiKeyId, GroupId, InvitationId, MemberId, ServiceAccountId, TenantStatus};
 use contracts::{Role, TenantId};
@@ -314,10 +314,22 @@ pub fn exchange(request: &pb::ExchangeTokenRequest) -> Result<Exchange<'_>, Fail
                 .map_err(|_| wrong("INVALID_REQUEST", "task must be 1 to 100 letters, digits, and any of . _ : - /"))?;
             Some(AgentKey { key, task: Some(task) })
         }
-        _ => return Err(wrong("INVALID_REQUEST", "actor_token_type must be urn:flotilla:token-type:api-key")),
+        (_, JWT, "") => None,
+        (_, JWT, _) => return Err(wrong("INVALID_REQUEST", "a task is an agent's, not a service's")),
+        _ => {
+            let message = "actor_token_type must be urn:flotilla:token-type:api-key, or of a service urn:ietf:params:oauth:token-type:jwt";
+            return Err(wrong("INVALID_REQUEST", message));
+        }
     };
     let credential = match subject_token_type.as_str() {
         _ if subject_token.is_empty() => return Err(wrong("INVALID_REQUEST", "subject_token is missing")),
+        ACCESS_TOKEN if actor_token_type == JWT => Credential::Carried { token: subject_token, assertion: actor_token },
+        _ if actor_token_type == JWT => {
+            return Err(wrong(
+                "INVALID_REQUEST",
+                "a service acts for who has called it: the subject_token is the fleet's",
+            ));
+        }
         ACCESS_TOKEN => Credential::Person { token: subject_token, agent },
         API_KEY if agent.is_some() => {
             return Err(wrong("INVALID_REQUEST", "an agent acts for a person: the subject_token is none's"));

@@ -8,14 +8,14 @@ use authz::{Denied, Permission};
 use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use contracts::text::TextError;
 use contracts::{ActorKind, TodoId, UserId};
-use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock, members};
+use service::members::{self, Directory};
+use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
 use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
 /// Why an assignee is refused.
-const STRANGER: &str =
-    "must be a member of your tenant: GET /v1/members shows them, by `user`; a new one is known within seconds";
+const STRANGER: &str = "must be a member of your tenant: GET /v1/members shows them, by `user`";
 
 /// What commands need.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct App {
     pub db: Db,
     /// Ends each command's transaction, and publishes its events.
     pub outbox: Outbox,
+    /// Who is a member, of identity itself.
+    pub directory: Directory,
 }
 
 /// Why a command failed.
@@ -44,6 +46,9 @@ pub enum Error {
     /// The todo that this one would follow was erased.
     #[error("the todo that this one would follow was erased")]
     PredecessorErased,
+    /// The new assignee is no member, as far as is known here.
+    #[error("the assignee {0} is no member")]
+    Stranger(UserId),
     /// What every service can fail with.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -74,17 +79,27 @@ impl From<Error> for Failure {
             }
             Error::OccurrenceExists => Self::new(Code::AlreadyExists, "OCCURRENCE_EXISTS", error),
             Error::PredecessorErased => Self::new(Code::FailedPrecondition, "PREDECESSOR_ERASED", error),
+            Error::Stranger(_) => Self::invalid("assignee", STRANGER),
             Error::Failure(failure) => failure,
         }
     }
 }
 
-/// Creates a todo.
+/// Creates a todo. Where its assignee is not known as a member here, identity is asked.
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::OccurrenceExists`], [`Error::PredecessorErased`], those of idempotency keys; INVALID_ARGUMENT for a text
 /// that resembles another one, or an assignee who is no member.
-pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Error> {
+pub async fn create(app: &App, call: &Call, draft: Draft) -> Result<Todo, Error> {
+    match create_for(app, call, draft.clone(), None).await {
+        Err(Error::Stranger(user)) if app.directory.has(&user).await? => {
+            create_for(app, call, draft, Some(&user)).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn create_for(app: &App, call: &Call, mut draft: Draft, member: Option<&UserId>) -> Result<Todo, Error> {
     call.authorize(&permissions::CREATE)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
@@ -101,7 +116,10 @@ pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Er
     // A series keeps its texts and its assignee: they are not checked again.
     if !goes_on {
         refuse_misleading(&todo, None)?;
-        refuse_stranger(&mut tx, call, &todo, None).await?;
+        if let Some(stranger) = stranger(&mut tx, call, &todo, (None, member)).await? {
+            tx.give_up().await?;
+            return Err(stranger);
+        }
     }
     store::insert(&mut tx, &todo).await?;
     let events = outgoing::event(call, &todo, CreatedV1::of)?;
@@ -109,12 +127,27 @@ pub async fn create(app: &App, call: &Call, mut draft: Draft) -> Result<Todo, Er
     Ok(todo)
 }
 
-/// Applies the patch. A patch that changes nothing writes no event.
+/// Applies the patch. A patch that changes nothing writes no event. Where a new assignee is not known as a member here, identity is asked.
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NotFound`], ETAG_MISMATCH, those of idempotency keys; INVALID_ARGUMENT for a new text that resembles another
 /// one, or a new assignee who is no member.
 pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patch: Patch) -> Result<Todo, Error> {
+    match update_for(app, call, (id, if_match), patch.clone(), None).await {
+        Err(Error::Stranger(user)) if app.directory.has(&user).await? => {
+            update_for(app, call, (id, if_match), patch, Some(&user)).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn update_for(
+    app: &App,
+    call: &Call,
+    (id, if_match): (TodoId, &IfMatch),
+    patch: Patch,
+    member: Option<&UserId>,
+) -> Result<Todo, Error> {
     authorize(call, &permissions::UPDATE, id)?;
     let mut tx = app.db.begin(call).await?;
     if let Some(todo) = tx.replayed()? {
@@ -127,7 +160,10 @@ pub async fn update(app: &App, call: &Call, id: TodoId, if_match: &IfMatch, patc
         return Ok(before);
     };
     refuse_misleading(&todo, Some(&before))?;
-    refuse_stranger(&mut tx, call, &todo, Some(&before)).await?;
+    if let Some(stranger) = stranger(&mut tx, call, &todo, (Some(&before), member)).await? {
+        tx.give_up().await?;
+        return Err(stranger);
+    }
     store::save(&mut tx, &before, &todo).await?;
     let events = outgoing::event(call, &todo, UpdatedV1::of)?;
     app.outbox.commit(tx, events, &todo).await?;
@@ -304,18 +340,20 @@ fn refuse_misleading(todo: &Todo, before: Option<&Todo>) -> Result<(), Failure> 
     todo.misleading(before).map_or(Ok(()), |field| Err(Failure::invalid(field, TextError::Misleading)))
 }
 
-/// Refuses a new assignee who is no member of the tenant. One that was there stays, also where it is the text of an import, or has left. The
-/// caller is a member by its token, before the event about it has come.
-async fn refuse_stranger(tx: &mut TenantTx, call: &Call, todo: &Todo, before: Option<&Todo>) -> Result<(), Error> {
+/// Why a new assignee is refused: none who is a member of the tenant. One that was there stays, also where it is the text of an import, or has
+/// left. The caller is a member by its token, before the event about it has come, and so is who identity says is one.
+async fn stranger(
+    tx: &mut TenantTx,
+    call: &Call,
+    todo: &Todo,
+    (before, member): (Option<&Todo>, Option<&UserId>),
+) -> Result<Option<Error>, Error> {
     let was = before.and_then(|before| before.assignee.as_ref());
-    let Some(new) = todo.assignee.as_ref().filter(|&new| was != Some(new)) else { return Ok(()) };
+    let Some(new) = todo.assignee.as_ref().filter(|&new| was != Some(new)) else { return Ok(None) };
     let caller = call.caller.actor.subject();
     let is_caller = caller.kind == ActorKind::User && caller.id == *new;
-    if is_caller || members::is_member(tx, new).await? {
-        Ok(())
-    } else {
-        Err(Failure::invalid("assignee", STRANGER).into())
-    }
+    let is_known = is_caller || member == Some(new) || members::is_member(tx, new).await?;
+    Ok((!is_known).then(|| Error::Stranger(new.clone())))
 }
 
 /// Loads and locks the todo until the transaction ends; checks that it is as the caller has read it.

@@ -4,7 +4,6 @@
 //! `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
 
 pub mod grpc;
-
 mod wire;
 
 pub mod commands;
@@ -13,18 +12,14 @@ pub mod permissions;
 
 pub mod todo;
 
-pub mod recurrence;
-
-pub mod texts;
-
 mod outgoing;
-
+pub mod recurrence;
 pub mod store;
 mod store_data;
 mod store_states;
+pub mod texts;
 
 mod events;
-
 mod operators;
 mod schedule;
 mod schema;
@@ -34,6 +29,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
 use service::arguments::{ConfigErrors, Settings};
+use service::members::Directory;
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
 
@@ -57,6 +53,8 @@ pub struct Config {
     pub handlers: config::Handlers,
     #[command(flatten)]
     pub pages: config::Pages,
+    #[command(flatten)]
+    pub calls: config::Calls,
     /// After how many days what a deleted todo held is removed; not before the stream has forgotten its events.
     #[arg(long, env = "FLOTILLA_DELETED_DAYS", default_value = "31", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub deleted_days: u32,
@@ -65,6 +63,7 @@ pub struct Config {
 impl Settings for Config {
     fn check(&self, problems: &mut ConfigErrors) {
         self.outbox.check(problems);
+        self.calls.check(problems);
         self.outbox.outlives_the_stream("FLOTILLA_DELETED_DAYS", self.deleted_days, problems);
     }
 }
@@ -89,7 +88,8 @@ impl Service for Program {
         let nats = process.nats(&config.nats).await?;
         let stream = fleet::stream(Self::NAME, config.outbox.stream_max_age(), config.outbox.stream_replicas);
         let outbox = Outbox::start(process, &config.outbox, stream, nats.clone())?;
-        let (relay, app) = (outbox.relay(), commands::App { db, outbox });
+        let directory = Directory::of(process, &config.calls, &config.common)?;
+        let (relay, app) = (outbox.relay(), commands::App { db, outbox, directory });
         operators::serve(config, process, &app, nats)?;
         let revocations = events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;

@@ -5,9 +5,9 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use gateway::upstream::Addresses;
 use gateway::{Config, Program};
 use reqwest::{Client, Method, Response};
+use service::addresses::Addresses;
 use service::config::{Admission, Common};
 use service::{Lifecycle, Process, Service as _, arguments};
 use testkit::{TestIssuer, until};

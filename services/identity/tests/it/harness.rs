@@ -192,7 +192,10 @@ pub fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> 
             links: Links { invitation_link: "https://app.example/join/{id}".to_owned() },
             sign_up: SignUp { sign_up: Mode::Open, sign_ups_an_hour: 1_000 },
         },
-        signing: Signing { signing_keys: Secret::in_file(issuer.signing_keys()).unwrap() },
+        signing: Signing {
+            signing_keys: Secret::in_file(issuer.signing_keys()).unwrap(),
+            service_keys: Some(Secret::in_file(issuer.service_keys()).unwrap()),
+        },
     }
 }
 
@@ -299,7 +302,16 @@ impl Client {
             scope: scope.to_owned(),
             ..ExchangeTokenRequest::default()
         };
+        self.exchange_by(request).await
+    }
+
+    pub async fn exchange_by(&self, request: ExchangeTokenRequest) -> Result<ExchangeTokenResponse, Status> {
         Ok(self.inner.clone().exchange_token(Request::new(request)).await?.into_inner())
+    }
+
+    /// The token that it comes with.
+    pub fn token(&self) -> String {
+        self.bearer.as_ref().unwrap().strip_prefix("Bearer ").unwrap().to_owned()
     }
 }
 

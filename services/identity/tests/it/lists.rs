@@ -94,7 +94,10 @@ async fn no_call_scans_a_table() {
                     let request = ListMembersRequest { page_size, ..Default::default() };
                     let page_token =
                         inner.list_members(ann.request(request)).await.unwrap().into_inner().next_page_token;
-                    inner.list_members(ann.request(ListMembersRequest { page_size, page_token })).await.map(drop)
+                    let next = ListMembersRequest { page_size, page_token, user: String::new() };
+                    inner.list_members(ann.request(next)).await.unwrap();
+                    let one = ListMembersRequest { user: ann.user().await, ..Default::default() };
+                    inner.list_members(ann.request(one)).await.map(drop)
                 }
                 "invitations" => {
                     let request = ListInvitationsRequest { page_size, ..Default::default() };

@@ -12,6 +12,8 @@ mod membership;
 
 mod credentials;
 
+mod carried;
+
 mod tenancy;
 
 mod permissions;

@@ -7,6 +7,7 @@ use serde_json::json;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
+use crate::carried::carrying;
 use crate::harness::{ACCESS_TOKEN, Client, Harness, reason};
 
 const MFA: &str = "urn:acr:mfa";
@@ -117,5 +118,22 @@ async fn whoever_marks_acts_has_signed_in_so_and_whoever_has_not_ends_nothing() 
         let refused = set(&strong, Some(wrong)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().contains(why), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_acts_for_a_person_has_signed_in_as_that_person_has() {
+    let harness = Harness::start().await;
+    harness.owner("acme", "ann").await;
+    let ann = signed_in(&harness, "ann", MFA, 5).await;
+    let weak = signed_in(&harness, "ann", "urn:acr:pwd", 5).await;
+    set(&ann, Some(demand(&["GetTenant"], &[MFA], None))).await.unwrap();
+    // Tokens from before the mark say nothing of it: carried on, they do.
+    for (caller, refused) in [(&ann, None), (&weak, Some("INSUFFICIENT_USER_AUTHENTICATION"))] {
+        caller.inner.clone().get_tenant(caller.request(GetTenantRequest {})).await.unwrap();
+        let granted = harness.client_with(None).exchange_by(carrying(&harness, &caller.token())).await.unwrap();
+        let todo = harness.with(&granted.access_token);
+        let answer = todo.inner.clone().get_tenant(todo.request(GetTenantRequest {})).await;
+        assert_eq!(answer.err().map(|status| reason(Err::<(), _>(status))).as_deref(), refused);
     }
 }

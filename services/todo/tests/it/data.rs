@@ -155,6 +155,7 @@ async fn an_event_from_before_does_not_bring_back_what_was_erased() {
     let app = todo::commands::App {
         db: service::Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap(),
         outbox: service::Outbox::new(harness.app.relay.clone()),
+        directory: service::members::Directory::default(),
     };
     let call = service::Call::of_schedule("acme".parse().unwrap(), "todo".parse().unwrap());
     assert!(todo::commands::erase(&app, &call, erased.id.parse().unwrap()).await.unwrap());

@@ -10,7 +10,7 @@ use proto::todo::todo_service_client::TodoServiceClient;
 use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
 use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
 use serde_json::value::RawValue;
-use service::config::{Admission, Common, Database, Handlers, Outbox, Pages};
+use service::config::{Admission, Calls, Common, Database, Handlers, Outbox, Pages};
 use service::secret::Secret;
 use service::{Lifecycle, Process, Service as _};
 use testkit::nats::member;
@@ -185,6 +185,7 @@ fn config(database: &TestDatabase, nats: &TestNats, issuer: &TestIssuer) -> Conf
         },
         handlers: Handlers { consumer_nats_creds: Secret::in_file(nats.credentials("todo-consumer")).unwrap() },
         pages: Pages { page_token_key: "a key for page tokens".into() },
+        calls: Calls::default(),
         deleted_days: 31,
     }
 }

@@ -4,6 +4,7 @@ use authz::{Caller, Permission, Role};
 use contracts::TodoId;
 use proto::todo::Todo;
 use serde_json::{Value, json};
+use service::members::Directory;
 use service::{Call, Db, Failure, IfMatch, Outbox};
 use todo::commands::{self, App, Error};
 use todo::permissions::{self, BY_ITSELF, MATRIX};
@@ -123,7 +124,7 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
 async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
     let harness = Harness::start().await;
     let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
-    let app = App { db, outbox: Outbox::new(harness.app.relay.clone()) };
+    let app = App { db, outbox: Outbox::new(harness.app.relay.clone()), directory: Directory::default() };
     let id = harness.client("acme", "olga").titled("shared").await.id.parse().unwrap();
     // No person does what the service does by itself, whatever their role.
     let owner = Caller {

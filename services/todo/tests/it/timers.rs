@@ -6,6 +6,7 @@ use contracts::events::todo::Event;
 use futures::future::join_all;
 use prost_types::Timestamp;
 use proto::todo::Todo;
+use service::members::Directory;
 use service::{Call, Db, Outbox};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use testkit::{TestDatabase, until};
@@ -154,7 +155,7 @@ async fn a_claim_keeps_others_away_for_its_minute() {
 fn app(harness: &Harness) -> (App, Call) {
     let db = Db::lazy(&harness.database.app.clone().into(), contracts::events::todo::SERVICE, 4).unwrap();
     let call = Call::of_schedule("acme".parse().unwrap(), contracts::events::todo::SERVICE.parse().unwrap());
-    (App { db, outbox: Outbox::new(harness.app.relay.clone()) }, call)
+    (App { db, outbox: Outbox::new(harness.app.relay.clone()), directory: Directory::default() }, call)
 }
 
 #[tokio::test]

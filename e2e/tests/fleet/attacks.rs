@@ -1,0 +1,285 @@
+//! What somebody tries who wants more than a token says, through the public API: it gets nothing, and breaks nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::TimeDelta;
+use devstack::StackDir;
+use devstack::issuer::{ISSUER, Issuer};
+use e2e::{Answer, Caller, Fleet};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::http::routes;
+use crate::with_fleet;
+
+/// How many requests each of several attackers goes on for, once it should be refused.
+const GOES_ON: usize = 3;
+
+fn decoded(part: &str) -> Value {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+}
+
+fn encoded(part: &Value) -> String {
+    URL_SAFE_NO_PAD.encode(part.to_string())
+}
+
+/// Tokens that somebody makes who has one of tenant `a`, the public keys, and keys of its own.
+fn forged(home: &StackDir, token: &str) -> Vec<(&'static str, String)> {
+    let parts: Vec<&str> = token.split('.').collect();
+    let [head, body, signature] = parts[..] else { unreachable!("a JWT has three parts") };
+    let (header, claims) = (decoded(head), decoded(body));
+    let (issuer, people) = (Issuer::open(home).unwrap(), Issuer::of_people(home).unwrap());
+    let changed = |claim: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[claim] = value;
+        format!("{head}.{}.{signature}", encoded(&claims))
+    };
+    let with_header = |header: &Value, signature: &str| format!("{}.{body}.{signature}", encoded(header));
+    let mut none = header.clone();
+    none["alg"] = "none".into();
+    let public = serde_json::to_value(issuer.jwks()).unwrap();
+    let public = public["keys"][0]["x"].as_str().unwrap().to_owned();
+    let mut shared = Header::new(Algorithm::HS256);
+    (shared.typ, shared.kid) = (Some("at+jwt".to_owned()), header["kid"].as_str().map(ToOwned::to_owned));
+    let by_secret = |secret: &[u8]| jsonwebtoken::encode(&shared, &claims, &EncodingKey::from_secret(secret)).unwrap();
+    let minutes = TimeDelta::minutes(10);
+    let by_the_people_s = json!({"iss": ISSUER, "aud": "flotilla", "tenant": "attacks-b", "role": "owner"});
+    let by_the_people_s = people.person_token("eve", &by_the_people_s, minutes).unwrap();
+    let claimed = |more: Value, lifetime| issuer.token_with("attacks-a", "ann", &more, lifetime).unwrap();
+    vec![
+        ("nothing", String::new()),
+        ("nonsense", "nonsense".to_owned()),
+        ("no signature", format!("{head}.{body}.")),
+        ("two parts", format!("{head}.{body}")),
+        ("alg none", with_header(&none, "")),
+        ("alg none with a signature", with_header(&none, signature)),
+        ("HS256 by the public key", by_secret(&URL_SAFE_NO_PAD.decode(&public).unwrap())),
+        ("HS256 by its text", by_secret(public.as_bytes())),
+        ("another's key", by_the_people_s.clone()),
+        ("another's key under this id", format!("{head}.{}", by_the_people_s.split_once('.').unwrap().1)),
+        ("another tenant", changed("tenant", "attacks-b".into())),
+        ("another role", changed("role", "admin".into())),
+        ("a later end", changed("exp", json!(claims["exp"].as_i64().unwrap() + 600))),
+        ("a forged act", changed("act", json!({"sub": "todo", "kind": "service"}))),
+        ("expired", claimed(json!({"role": "owner"}), -minutes)),
+        ("another audience", claimed(json!({"role": "owner", "aud": "another"}), minutes)),
+        ("another issuer", claimed(json!({"role": "owner", "iss": "https://another.example"}), minutes)),
+        ("a service of itself", claimed(json!({"kind": "service", "sub": "todo", "role": "owner"}), minutes)),
+        ("a chain without end", claimed(json!({"role": "owner", "act": endless(9)}), minutes)),
+        ("an operator's", issuer.operator_token("olga", authz::OperatorRole::Operator, minutes).unwrap()),
+    ]
+}
+
+/// An actor for an actor, so many times.
+fn endless(times: usize) -> Value {
+    (0..times).fold(json!({"sub": "x", "kind": "agent"}), |act, _| json!({"sub": "x", "kind": "agent", "act": act}))
+}
+
+async fn exchanged(fleet: &Fleet, form: &[(&str, &str)]) -> Answer {
+    let exchange = ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
+    let request = fleet.stranger().request(Method::POST, "/v1/token").form(&[&[exchange], form].concat());
+    Answer::of(request.send().await.unwrap()).await
+}
+
+#[test]
+fn no_forged_token_opens_anything_and_none_is_exchanged_for_more() {
+    with_fleet(|fleet, _| async {
+        let (ann, eve) = (fleet.person("attacks-ann").await, fleet.person("attacks-eve").await);
+        ann.sign_up("attacks-a").await;
+        eve.sign_up("attacks-b").await;
+        let ann = ann.in_tenant("attacks-a").await;
+        let token = ann.token().unwrap().to_owned();
+        let home = StackDir::open(&fleet.home).unwrap();
+        for (what, forged) in forged(&home, &token) {
+            let forger = ann.with_token(&forged);
+            for (method, path, body) in [
+                (Method::GET, "/v1/todos", None),
+                (Method::POST, "/v1/todos", Some(json!({"title": "x"}))),
+                (Method::GET, "/v1/me", None),
+                (Method::POST, "/v1/invitations", Some(json!({"email": "x@x.example", "role": "OWNER"}))),
+                (Method::GET, "/v1/todos:search", None),
+            ] {
+                let answer = forger.send(method.clone(), path, body).await;
+                assert_eq!(answer.status, 401, "{what}: {method} {path}: {answer:?}");
+            }
+            for kind in ["urn:ietf:params:oauth:token-type:access_token", "urn:flotilla:token-type:api-key"] {
+                let form = [("subject_token", forged.as_str()), ("subject_token_type", kind)];
+                let answer = exchanged(fleet, &form).await;
+                assert_eq!(answer.status, 400, "{what} as {kind}: {answer:?}");
+            }
+        }
+        // A good one, to live longer, for more scopes, for another tenant, on behalf of another.
+        let access = "urn:ietf:params:oauth:token-type:access_token";
+        let good = [("subject_token", token.as_str()), ("subject_token_type", access)];
+        for more in [
+            &[][..],
+            &[("scope", "todo:read todo:write")],
+            &[("tenant", "attacks-b")],
+            &[("actor_token", token.as_str()), ("actor_token_type", access)],
+            &[("actor_token", token.as_str()), ("actor_token_type", "urn:ietf:params:oauth:token-type:jwt")],
+            &[("actor_token", "flk_x"), ("actor_token_type", "urn:flotilla:token-type:api-key")],
+        ] {
+            let answer = exchanged(fleet, &[&good[..], more].concat()).await;
+            assert_eq!(answer.status, 400, "{more:?}: {answer:?}");
+        }
+        assert_eq!(ann.send(Method::GET, "/v1/me", None).await.status, 200);
+    });
+}
+
+/// The members of a tenant, by user, each with the role.
+async fn roles(owner: &Caller) -> Vec<(String, String)> {
+    let members = owner.send(Method::GET, "/v1/members", None).await.body["members"].clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut all: Vec<_> = members.as_array().unwrap().iter().map(|it| (text(&it["user"]), text(&it["role"]))).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn no_role_makes_more_of_itself_by_any_route() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("attacks-roles", "ann").await;
+        let mut attackers = Vec::new();
+        for role in ["admin", "billing", "member", "viewer"] {
+            attackers.push((role, fleet.caller_as("attacks-roles", role, &["--role", role]).await));
+        }
+        let before = roles(&ann).await;
+        assert_eq!(before.len(), 5, "{before:?}");
+        let members = ann.send(Method::GET, "/v1/members", None).await.body["members"].clone();
+        let id = |user: &str| {
+            let found = members.as_array().unwrap().iter().find(|member| member["user"] == user).unwrap();
+            found["id"].as_str().unwrap().to_owned()
+        };
+        for (role, attacker) in &attackers {
+            for (method, path) in routes("{id}") {
+                // Everybody may leave: whom they try to take out is the owner.
+                let whom = if method == Method::DELETE { id("ann") } else { id(role) };
+                let body = match path.as_str() {
+                    "/v1/tenant" => {
+                        json!({"billingEmail": "x@x.example", "stepUp": {"acts": ["GetMe"], "maxAge": "60s"}})
+                    }
+                    "/v1/invitations" => json!({"email": "x@x.example", "role": "OWNER"}),
+                    "/v1/serviceAccounts" => json!({"name": "x", "role": "OWNER"}),
+                    "/v1/apiKeys" => json!({"serviceAccount": whom, "name": "x", "scopes": ["identity:write"]}),
+                    "/v1/groups" => json!({"name": "x", "members": [whom]}),
+                    _ => json!({"role": "OWNER", "tenant": "attacks-b", "scopes": ["identity:write"]}),
+                };
+                let sends = [Method::POST, Method::PATCH].contains(&method);
+                let answer = attacker.send(method.clone(), &path.replace("{id}", &whom), sends.then_some(body)).await;
+                assert!(answer.status < 500, "{role}: {method} {path}: {answer:?}");
+            }
+            let me = attacker.send(Method::GET, "/v1/me", None).await.body;
+            assert_eq!(me["role"], role.to_ascii_uppercase(), "{me}");
+        }
+        assert_eq!(roles(&ann).await, before);
+        for (list, field) in [("/v1/invitations", "invitations"), ("/v1/serviceAccounts", "serviceAccounts")] {
+            let all = ann.send(Method::GET, list, None).await.body[field].clone();
+            assert!(!all.to_string().contains("OWNER"), "{all}");
+        }
+        assert_eq!(ann.send(Method::GET, "/v1/apiKeys", None).await.body["apiKeys"], json!([]));
+        assert_eq!(ann.send(Method::GET, "/v1/tenant", None).await.body["stepUp"], Value::Null);
+    });
+}
+
+/// Sends one request after another, some more once `ended`; none that was begun then succeeds, and none ever fails on our side.
+async fn goes_on(ended: &AtomicBool, send: impl AsyncFn() -> Answer) -> usize {
+    let (mut succeeded, mut refused) = (0, 0);
+    while refused < GOES_ON {
+        let was_ended = ended.load(Ordering::SeqCst);
+        let answer = send().await;
+        assert!(answer.status < 500, "{answer:?}");
+        match answer.status {
+            200 if was_ended => panic!("it was begun when all had been taken away: {answer:?}"),
+            200 => succeeded += 1,
+            _ => refused += usize::from(was_ended),
+        }
+    }
+    succeeded
+}
+
+#[test]
+fn whoever_is_taken_away_while_at_work_is_out_with_the_answer_that_says_so() {
+    with_fleet(|fleet, _| async {
+        let (ann, bob) = (fleet.person("race-ann").await, fleet.person("race-bob").await);
+        ann.sign_up("attacks-race").await;
+        let invitation = json!({"email": "race-bob@people.example", "role": "ADMIN"});
+        let invitation = ann.send(Method::POST, "/v1/invitations", Some(invitation)).await.body;
+        let accept = format!("/v1/invitations/{}:accept", invitation["id"].as_str().unwrap());
+        let his = bob.send(Method::POST, &accept, None).await.body["id"].as_str().unwrap().to_owned();
+        // Tokens in hand: no exchange stands between him and what he tries.
+        let (bob, again) = (bob.in_tenant("attacks-race").await, bob);
+        let account = json!({"name": "report", "role": "VIEWER"});
+        let account = ann.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body["id"].clone();
+        let key = json!({"serviceAccount": account, "name": "x", "scopes": ["todo:read"]});
+        let key = ann.send(Method::POST, "/v1/apiKeys", Some(key)).await.body;
+        let (path, key) =
+            (format!("/v1/apiKeys/{}", key["id"].as_str().unwrap()), key["key"].as_str().unwrap().to_owned());
+
+        let (gone, revoked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let invites = async || {
+            let body = json!({"email": format!("{}@x.example", testkit::unique("x")), "role": "ADMIN"});
+            bob.send(Method::POST, "/v1/invitations", Some(body)).await
+        };
+        let form = [("subject_token", key.as_str()), ("subject_token_type", "urn:flotilla:token-type:api-key")];
+        let opens = async || exchanged(fleet, &form).await;
+        let takes_away = async {
+            // Once they are at work.
+            assert_eq!(invites().await.status, 200);
+            assert_eq!(opens().await.status, 200);
+            assert_eq!(ann.send(Method::DELETE, &format!("/v1/members/{his}"), None).await.status, 200);
+            gone.store(true, Ordering::SeqCst);
+            assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
+            revoked.store(true, Ordering::SeqCst);
+        };
+        let (first, second, key, ()) =
+            tokio::join!(goes_on(&gone, invites), goes_on(&gone, invites), goes_on(&revoked, opens), takes_away);
+        assert!(first + second > 0 && key > 0, "they were at work: {first}, {second}, {key}");
+        assert_eq!(again.send(Method::GET, "/v1/todos", None).await.code(), "TENANT_UNCLEAR", "no new token either");
+        // What he gave is void with him.
+        let left = ann.send(Method::GET, "/v1/invitations", None).await.body["invitations"][0].clone();
+        let accept = format!("/v1/invitations/{}:accept", left["id"].as_str().unwrap());
+        let name = left["email"].as_str().unwrap().trim_end_matches("@x.example").to_owned();
+        let taker = fleet.person(&name).await;
+        assert_eq!(taker.send(Method::POST, &accept, None).await.status, 404);
+    });
+}
+
+#[test]
+fn no_header_makes_another_caller_of_a_token() {
+    with_fleet(|fleet, _| async {
+        let (ann, eve) = (fleet.caller("attacks-headers", "ann").await, fleet.caller("attacks-others", "eve").await);
+        let hers = format!("Bearer {}", eve.token().unwrap());
+        let todo = ann.create(json!({"title": "x"})).await;
+        let path = format!("/v1/todos/{}", todo["id"].as_str().unwrap());
+        for (name, value) in [
+            ("grpc-metadata-authorization", hers.as_str()),
+            ("proxy-authorization", &hers),
+            ("x-forwarded-authorization", &hers),
+            ("authorization-bin", &hers),
+            ("x-forwarded-user", "eve"),
+            ("x-forwarded-for", "10.0.0.1, 127.0.0.1"),
+            ("forwarded", "for=127.0.0.1;host=operator;proto=https"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-tenant", "attacks-others"),
+            ("flotilla-tenant", "attacks-others"),
+            ("x-original-url", "/v1/apiKeys"),
+            ("x-http-method-override", "DELETE"),
+            ("grpc-timeout", "1n"),
+            ("grpc-encoding", "gzip"),
+            ("grpc-status", "0"),
+            ("te", "trailers"),
+            ("traceparent", "00-ffffffffffffffffffffffffffffffff-ffffffffffffffff-ff"),
+        ] {
+            let me = Answer::of(ann.request(Method::GET, "/v1/me").header(name, value).send().await.unwrap()).await;
+            assert_eq!((me.status, &me.body["tenant"]), (200, &json!("attacks-headers")), "{name}: {me:?}");
+            assert_eq!(me.body["actor"], "user:ann", "{name}");
+            let read = ann.request(Method::POST, &format!("{path}:complete")).header(name, value);
+            let read = Answer::of(read.header("if-match", "\"v9\"").json(&json!({})).send().await.unwrap()).await;
+            assert_eq!((read.status, read.code()), (412, "ETAG_MISMATCH"), "{name}: {read:?}");
+        }
+        assert_eq!(ann.send(Method::GET, &path, None).await.body, todo, "nothing came of them");
+    });
+}

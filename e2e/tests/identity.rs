@@ -1,0 +1,61 @@
+//! The fleet while identity is away.
+
+use devstack::process::signal;
+use e2e::{Answer, Caller, Fleet};
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::until;
+
+async fn assign(by: &Caller, to: &str) -> Answer {
+    by.send(Method::POST, "/v1/todos", Some(json!({"title": "Tar the hull", "assignee": to}))).await
+}
+
+#[tokio::test]
+async fn while_identity_is_away_tokens_in_hand_live_out_their_minutes_and_nothing_else_is_let_in() {
+    let fleet = Fleet::start(None).await;
+    let (ann, bob) = (fleet.person("ann").await, fleet.person("bob").await);
+    ann.sign_up("acme").await;
+    let invitation = json!({"email": "bob@people.example", "role": "MEMBER"});
+    let invitation = ann.send(Method::POST, "/v1/invitations", Some(invitation)).await.body;
+    let accept = format!("/v1/invitations/{}:accept", invitation["id"].as_str().unwrap());
+    let his = bob.send(Method::POST, &accept, None).await.body["user"].as_str().unwrap().to_owned();
+    let account = json!({"name": "report", "role": "VIEWER"});
+    let account = ann.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body["id"].clone();
+    let key = json!({"serviceAccount": account, "name": "nightly", "scopes": ["todo:read"]});
+    let key = ann.send(Method::POST, "/v1/apiKeys", Some(key)).await.body["key"].clone();
+    let program = ann.with_token(key.as_str().unwrap());
+    let list = async |by: &Caller| by.send(Method::GET, "/v1/todos", None).await;
+    assert_eq!(list(&program).await.status, 200);
+    until("todo knows both", || async {
+        let known = |answer: Answer| answer.status == 200;
+        known(assign(&ann, &his).await)
+    })
+    .await;
+
+    let identity = fleet.unit("identity").pid.unwrap();
+    signal(identity, Signal::SIGSTOP).unwrap();
+    // In hand: hers and the program's, at the gateway.
+    assert_eq!(assign(&ann, &his).await.status, 200);
+    assert_eq!(list(&program).await.status, 200);
+    // Who is not in hand gets in nowhere, and hears when to try again.
+    let stranger = fleet.person("carol").await;
+    let refused = list(&stranger).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    let wanted = json!({"serviceAccount": account, "name": "another", "scopes": ["todo:read"]});
+    let act = ann.send(Method::POST, "/v1/apiKeys", Some(wanted.clone())).await;
+    assert!([503, 504].contains(&act.status), "{act:?}");
+    // Whether somebody is a member whom todo does not know, identity alone could say.
+    let unknown = assign(&ann, "eve").await;
+    assert_eq!(unknown.status, 503, "{unknown:?}");
+
+    signal(identity, Signal::SIGCONT).unwrap();
+    until("it answers", || async { assign(&ann, "eve").await.status == 400 }).await;
+    assert_eq!(list(&stranger).await.code(), "TENANT_UNCLEAR");
+    assert_eq!(ann.send(Method::POST, "/v1/apiKeys", Some(wanted)).await.status, 200);
+    let report: Value = fleet.json(&["verify"]).await;
+    for kind in ["lost", "duplicated", "outOfOrder", "foreign", "diverged"] {
+        assert_eq!(report[kind]["count"], 0, "{report}");
+    }
+    fleet.stop().await;
+}
