@@ -19,13 +19,14 @@ git init --quiet "$planted"
 in_planted() { git -C "$planted" -c user.name=nobody -c user.email=nobody@localhost -c commit.gpgsign=false "$@"; }
 # In two parts, or this file would be one of the places.
 seed="SU""AIBDPBAUTWCWBKIO6XHQNINK5FWJW4OHLXC3HQ2KFE4PEJUA44CNHTC4"
-echo "seed: $seed" >"$planted/notes.txt"
+key="fl""k_$(printf %032d 1)_$(printf %064d 2)"
+printf "seed: %s\nkey: %s\n" "$seed" "$key" >"$planted/notes.txt"
 in_planted add notes.txt
 in_planted commit --quiet --message "notes"
 in_planted rm --quiet notes.txt
 in_planted commit --quiet --message "no notes"
 report=$(look "$planted" 2>&1) && code=0 || code=$?
-[ "$code" = $found ] && grep -q nats-seed <<<"$report" || { echo "secrets: gitleaks does not find what was planted ($code): $report" >&2; exit 1; }
+[ "$code" = $found ] && grep -q nats-seed <<<"$report" && grep -q flotilla-api-key <<<"$report" || { echo "secrets: gitleaks does not find what was planted ($code): $report" >&2; exit 1; }
 
 look . && code=0 || code=$?
 [ "$code" = 0 ] || [ "$code" = $found ] || { echo "secrets: gitleaks failed ($code)" >&2; exit 1; }

@@ -13,6 +13,7 @@ mod relays;
 mod report;
 mod search;
 mod stack;
+mod tokens;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,8 @@ enum Command {
     Projector(search::ProjectorArgs),
     /// From the answer to a write to the search that finds it.
     Searchable(search::SearchableArgs),
+    /// What knowing a caller costs: each call, each exchange of a credential, and the tokens in hand.
+    Tokens(tokens::TokensArgs),
     /// Memory of each service, idle.
     Memory,
     /// A relay and nothing else, for the other commands.
@@ -127,6 +130,7 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
             latency::run(bench, &latency::LatencyArgs::default()).await?;
             relay::held(bench, &relay::HeldArgs::default()).await?;
             edge::run(bench, &edge::EdgeArgs::default()).await?;
+            tokens::run(bench, &tokens::TokensArgs::default()).await?;
             search::projector(bench, &search::ProjectorArgs::default()).await?;
             search::searchable(bench, &search::SearchableArgs::default()).await
         }
@@ -135,6 +139,7 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Held(args) => relay::held(bench, &args).await,
         Command::Edge(args) => edge::run(bench, &args).await,
         Command::Neighbour(args) => neighbour::run(bench, &args).await,
+        Command::Tokens(args) => tokens::run(bench, &args).await,
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,
         Command::Memory => search::memory(bench).await,

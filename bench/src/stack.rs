@@ -82,6 +82,11 @@ impl Bench {
         self.unit(unit).map(|unit| unit.address).unwrap_or_default()
     }
 
+    /// The address of a service for operators.
+    pub fn ops(&self, unit: &str) -> Option<String> {
+        self.unit(unit)?.ops
+    }
+
     pub fn url(&self, unit: &str) -> String {
         self.unit(unit).and_then(|unit| unit.url).unwrap_or_default()
     }

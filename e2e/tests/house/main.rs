@@ -26,7 +26,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("testkit", &["authz", "contracts", "devstack", "fleet", "outbox"]),
     // It calls the services, and links none; a scheduled check has an operations port as they have.
     ("cli", &["authz", "consumer", "contracts", "devstack", "fleet", "outbox", "proto", "service"]),
-    ("bench", &["devstack", "outbox", "proto"]),
+    ("bench", &["authz", "devstack", "outbox", "proto", "service"]),
     ("consume-events", &[]),
     ("e2e", &["devstack", "testkit"]),
 ];

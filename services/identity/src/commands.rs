@@ -45,14 +45,28 @@ impl App {
     /// As [`Outbox::commit`].
     pub(crate) async fn commit<A: StoredResponse>(
         &self,
-        mut tx: TenantTx,
+        tx: TenantTx,
         call: &Call,
         events: Vec<NewEvent>,
         answer: &A,
     ) -> Result<(), Error> {
-        let (actor, now) = (call.caller.actor.to_string(), clock::now());
+        self.commit_by(tx, &call.caller.actor.to_string(), events, answer).await
+    }
+
+    /// The same of what an operator had the service do: the audit names the operator, of whom events say nothing.
+    ///
+    /// # Errors
+    /// As [`Outbox::commit`].
+    pub(crate) async fn commit_by<A: StoredResponse>(
+        &self,
+        mut tx: TenantTx,
+        actor: &str,
+        events: Vec<NewEvent>,
+        answer: &A,
+    ) -> Result<(), Error> {
+        let now = clock::now();
         for event in &events {
-            store_audit::append(&mut tx, event, &actor, now).await?;
+            store_audit::append(&mut tx, event, actor, now).await?;
         }
         Ok(self.outbox.commit(tx, events, answer).await?)
     }

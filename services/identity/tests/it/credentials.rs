@@ -253,6 +253,20 @@ async fn a_key_is_rotated_with_an_overlap_and_the_program_stays_the_same() {
 }
 
 #[tokio::test]
+async fn a_key_opens_until_it_ends_and_no_token_of_it_lives_longer() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let key = ann.create_key(Role::Viewer, &["todo:read"]).await.unwrap().key;
+    let exchange = async || harness.client_with(None).exchange(&key, API_KEY, "", "").await;
+    assert_eq!(exchange().await.unwrap().expires_in, 600);
+    harness.sql("update api_key set expire_time = now() + interval '60 seconds'").await;
+    let seconds = exchange().await.unwrap().expires_in;
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    harness.sql("update api_key set expire_time = now() - interval '1 second'").await;
+    assert_eq!(reason(exchange().await), "INVALID_GRANT");
+}
+
+#[tokio::test]
 async fn a_program_that_is_let_in_no_more_has_no_key_left_and_one_with_another_role_gets_that() {
     let harness = Harness::start().await;
     let ann = harness.owner("acme", "ann").await;

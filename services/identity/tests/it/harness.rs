@@ -150,6 +150,12 @@ impl Harness {
         assert_eq!(self.lifecycle.shut_down().await, None);
     }
 
+    /// What no caller does: the clock has gone on.
+    pub async fn sql(&self, sql: &'static str) {
+        let mut admin = self.database.admin().await;
+        assert!(sqlx::query(sql).execute(&mut admin).await.unwrap().rows_affected() > 0);
+    }
+
     /// How many rows a table holds, of all tenants.
     pub async fn count(&self, table: &str) -> i64 {
         let mut admin = self.database.admin().await;

@@ -124,6 +124,10 @@ async fn an_invitation_is_for_its_address_and_for_once() {
     ann.inner.clone().delete_invitation(request).await.unwrap();
     assert_eq!(reason(bob.accept(&again.id).await), "INVITATION_NOT_FOUND");
     assert_eq!(harness.count("member").await, 2);
+    // One that has ended is for nobody.
+    let ended = ann.invite("kim@x.example", Role::Member).await.unwrap();
+    harness.sql("update invitation set expire_time = now() - interval '1 second' where delete_time is null").await;
+    assert_eq!(reason(harness.person("kim").accept(&ended.id).await), "INVITATION_NOT_FOUND");
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use proto::identity::{DeleteMemberRequest, GetTenantRequest, ListAuditEntriesRequest, Role, TenantStatus};
 use proto::ops::tenant_service_client::TenantServiceClient;
 use proto::ops::{
-    ListOpenInvitationsRequest, ListTenantsRequest, OperatedTenant, RepublishTenantRequest, SetTenantStatusRequest,
+    AdmitMemberRequest, AdoptTenantRequest, EndStepUpRequest, ListOpenInvitationsRequest, ListTenantsRequest,
+    OperatedTenant, RepublishTenantRequest, SetTenantStatusRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -20,7 +21,7 @@ fn status(tenant: &str, status: &str, why: &str) -> SetTenantStatusRequest {
     SetTenantStatusRequest { tenant: tenant.to_owned(), status: status.to_owned(), reason: why.to_owned() }
 }
 
-async fn set(harness: &Harness, tenant: &str, to: &str) -> Result<OperatedTenant, Status> {
+pub async fn set(harness: &Harness, tenant: &str, to: &str) -> Result<OperatedTenant, Status> {
     let request = harness.operator(status(tenant, to, "they do not pay"));
     Ok(tenants(harness).await.set_tenant_status(request).await?.into_inner())
 }
@@ -61,7 +62,41 @@ async fn a_suspended_tenant_reads_and_gives_no_access() {
     let request = ann.request(ListAuditEntriesRequest::default());
     let audit = ann.inner.clone().list_audit_entries(request).await.unwrap().into_inner().audit_entries;
     let by_operators: Vec<_> = audit.iter().filter(|entry| entry.action == "tenant_status_changed").collect();
-    assert!(by_operators.len() == 2 && by_operators.iter().all(|entry| entry.actor == "service:identity"));
+    assert!(by_operators.len() == 2 && by_operators.iter().all(|entry| entry.actor == "operator:olga"));
+}
+
+#[tokio::test]
+async fn each_act_of_an_operator_is_in_the_tenants_audit_with_who_did_it() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let mut tenants = tenants(&harness).await;
+    let (tenant, reason) = ("acme".to_owned(), "they asked".to_owned());
+    set(&harness, "acme", "active").await.unwrap();
+    let end = EndStepUpRequest { tenant: tenant.clone(), reason: reason.clone() };
+    tenants.end_step_up(harness.operator(end)).await.unwrap();
+    let (user, role) = ("bob".to_owned(), "viewer".to_owned());
+    let admit = AdmitMemberRequest { tenant: tenant.clone(), user, role, reason: reason.clone() };
+    tenants.admit_member(harness.operator(admit)).await.unwrap();
+    let request = ann.request(ListAuditEntriesRequest::default());
+    let audit = ann.inner.clone().list_audit_entries(request).await.unwrap().into_inner().audit_entries;
+    let by_olga = audit.iter().filter(|entry| entry.actor == "operator:olga");
+    let by_olga: Vec<_> = by_olga.map(|entry| entry.action.as_str()).collect();
+    assert_eq!(by_olga, ["member_added", "tenant_updated", "tenant_status_changed"], "{audit:?}");
+    // One of before, with its owner.
+    let adopt = AdoptTenantRequest {
+        tenant: "of-before".to_owned(),
+        time_zone: "Etc/UTC".to_owned(),
+        country: "DE".to_owned(),
+        currency: "EUR".to_owned(),
+        owner: Some("ada".to_owned()),
+        named: true,
+        reason,
+    };
+    tenants.adopt_tenant(harness.operator(adopt)).await.unwrap();
+    let ada = harness.token_of("ada", "of-before").await;
+    let request = ada.request(ListAuditEntriesRequest::default());
+    let audit = ada.inner.clone().list_audit_entries(request).await.unwrap().into_inner().audit_entries;
+    assert!(audit.len() == 2 && audit.iter().all(|entry| entry.actor == "operator:olga"), "{audit:?}");
 }
 
 #[tokio::test]
