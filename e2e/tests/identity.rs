@@ -1,7 +1,10 @@
-//! The fleet while identity is away.
+//! The fleet while identity is away, and while somebody guesses keys.
+
+use std::collections::BTreeSet;
 
 use devstack::process::signal;
 use e2e::{Answer, Caller, Fleet};
+use futures::future::join_all;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -53,6 +56,26 @@ async fn while_identity_is_away_tokens_in_hand_live_out_their_minutes_and_nothin
     until("it answers", || async { assign(&ann, "eve").await.status == 400 }).await;
     assert_eq!(list(&stranger).await.code(), "TENANT_UNCLEAR");
     assert_eq!(ann.send(Method::POST, "/v1/apiKeys", Some(wanted)).await.status, 200);
+    // Somebody guesses keys meanwhile, and pays by its address; who has a token in hand goes on.
+    let guess = async || {
+        let guess = format!("flk_{0}{0}_{1}{1}", "0123456789abcdef", testkit::unique(""));
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token_type", "urn:flotilla:token-type:api-key"),
+            ("subject_token", guess.as_str()),
+        ];
+        let answer = ann.with_token("").request(Method::POST, "/v1/token").form(&form).send().await.unwrap();
+        [answer.status().as_u16(), list(&ann.with_token(&guess)).await.status]
+    };
+    let mut seen = BTreeSet::new();
+    for _ in 0..20 {
+        seen.extend(join_all((0..100).map(|_| guess())).await.into_iter().flatten());
+        if seen.contains(&429) {
+            break;
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [400, 401, 429]);
+    assert_eq!(list(&program).await.status, 200);
     let report: Value = fleet.json(&["verify"]).await;
     for kind in ["lost", "duplicated", "outOfOrder", "foreign", "diverged"] {
         assert_eq!(report[kind]["count"], 0, "{report}");
