@@ -102,7 +102,26 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key_that_reads_
     }
     let secret = text.rsplit('_').next().unwrap();
     assert!(!tail.contains(secret), "no event holds a key");
+    the_provider_goes_away(&fleet, provider).await;
     fleet.stop().await;
+}
+
+/// Whoever is signed in goes on, as long as identity has the provider's keys. Programs need none of it.
+async fn the_provider_goes_away(fleet: &Fleet, provider: OpenIdProvider) {
+    let signed_in = provider.sign_in("ann").await.access_token;
+    let (kind, key_kind) = ("urn:ietf:params:oauth:token-type:access_token", "urn:flotilla:token-type:api-key");
+    let exchanged = async |credential: &str, kind: &str| {
+        token(fleet, &[("subject_token", credential), ("subject_token_type", kind), ("tenant", "acme")]).await.status
+    };
+    let ann = by(fleet, &signed_in);
+    let account = json!({"name": "goes on", "role": "VIEWER"});
+    let account = ann.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body;
+    let key = json!({"serviceAccount": account["id"], "name": "nightly", "scopes": ["todo:read"]});
+    let key = ann.send(Method::POST, "/v1/apiKeys", Some(key)).await.body["key"].as_str().unwrap().to_owned();
+    drop(provider);
+    assert_eq!((exchanged(&signed_in, kind).await, exchanged(&key, key_kind).await), (200, 200));
+    fleet.kill("identity").await;
+    assert_eq!((exchanged(&signed_in, kind).await, exchanged(&key, key_kind).await), (503, 200));
 }
 
 async fn exchanges_over_http(fleet: &Fleet, key: &str, access_token: &str) {

@@ -49,6 +49,9 @@ pub enum JwksError {
     /// The description is another issuer's (OpenID Connect Discovery, 4.3).
     #[error("the issuer describes itself as {0}")]
     OtherIssuer(String),
+    /// None was fetched yet, and the last try is too short ago for another.
+    #[error("no key set was fetched yet")]
+    Unknown,
     /// The file is not a key set.
     #[error("the key set is not valid JSON")]
     Parse(#[from] serde_json::Error),
@@ -100,7 +103,12 @@ impl Jwks {
                 tracing::warn!(%error, "the key set could not be refreshed: the known keys stay in use");
             }
         }
-        Ok(self.known.read().await.find(kid).cloned())
+        let known = self.known.read().await;
+        // Nobody's token is wrong because there is nothing to compare it with: also while the next fetch has to wait.
+        if known.keys.is_empty() {
+            return Err(JwksError::Unknown);
+        }
+        Ok(known.find(kid).cloned())
     }
 
     async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, JwksError> {

@@ -254,6 +254,24 @@ async fn a_rotated_key_is_fetched_and_the_known_one_survives_an_issuer_that_is_a
     verifier.verify(Some(&bearer(&header("k1"), &another, &issuer.key))).await.unwrap();
 }
 
+#[tokio::test]
+async fn whose_keys_were_never_had_is_unavailable_and_refuses_nobody() {
+    let (issuer, verifier) = issuer("never");
+    let token = bearer(&header("k1"), &claims(), &issuer.key);
+    let keys = issuer.folder.join("jwks.json");
+    let away = issuer.folder.join("away.json");
+    std::fs::rename(&keys, &away).unwrap();
+    // A service fetches at its start; what comes within seconds of that waits for no other fetch.
+    verifier.refresh().await.unwrap_err();
+    for _ in 0..2 {
+        let refused = verifier.verify(Some(&token)).await.unwrap_err();
+        assert!(matches!(refused, TokenError::Keys(_)), "{refused:?}");
+    }
+    std::fs::rename(&away, &keys).unwrap();
+    verifier.refresh().await.unwrap();
+    verifier.verify(Some(&token)).await.unwrap();
+}
+
 /// Serves, on loopback, the description of one issuer and its key set, to whoever asks for either by any path.
 async fn described(key: &EncodingKey) -> (String, impl Future<Output = ()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,7 +8,9 @@ use proto::ops::{
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 
+use crate::carried::carrying;
 use crate::data::export;
 use crate::harness::{Harness, reason, with};
 use crate::tenancy::{call, furnished, rpcs};
@@ -144,6 +146,44 @@ async fn who_is_a_member_and_who_has_left_is_said_again() {
     }
     let refused = tenants.republish_tenant(Request::new(of("acme"))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn every_rpc_for_operators_refuses_whatever_is_no_operators_token() {
+    let harness = Harness::start().await;
+    let ann = harness.owner("acme", "ann").await;
+    let key = ann.create_key(Role::Admin, &["identity:read"]).await.unwrap().key;
+    let carried = harness.client_with(None).exchange_by(carrying(&harness, &ann.token())).await.unwrap().access_token;
+    let olga = harness.issuer.operator("olga").replace("Bearer ", "");
+    let no_credentials = [
+        ("nothing", None),
+        ("an owner's", Some(ann.token())),
+        ("a provider's", Some(harness.issuer.person("ann", "ann@x.example"))),
+        ("a key", Some(key)),
+        ("a service's", Some(carried)),
+        ("an assertion", Some(harness.issuer.assertion("todo", "todo"))),
+        ("a broken one", Some(olga[..olga.len() - 4].to_owned())),
+    ];
+    let channel = Channel::from_shared(format!("http://{}", harness.ops)).unwrap().connect().await.unwrap();
+    let mut tried = 0;
+    for name in ["TenantService", "DataService", "AggregateService", "OutboxService"] {
+        let service = proto::POOL.get_service_by_name(&format!("flotilla.ops.v1.{name}")).unwrap();
+        for rpc in service.methods() {
+            for (who, credential) in &no_credentials {
+                let mut grpc = tonic::client::Grpc::new(channel.clone());
+                grpc.ready().await.unwrap();
+                let request = match credential {
+                    Some(credential) => with(&format!("Bearer {credential}"), ()),
+                    None => Request::new(()),
+                };
+                let path = format!("/{}/{}", service.full_name(), rpc.name()).parse().unwrap();
+                let refused = grpc.unary(request, path, ProstCodec::<(), ()>::default()).await.unwrap_err();
+                assert_eq!(refused.code(), Code::Unauthenticated, "{name}/{} with {who}: {refused}", rpc.name());
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried >= 7 * 15, "{tried}");
 }
 
 #[tokio::test]
