@@ -190,9 +190,9 @@ async fn exchanges(bench: &Bench, args: &TokensArgs, known: &Known) -> Result<()
     };
     let client = identity(bench).await?;
     for (what, request) in [
-        ("a key", of(&known.key, API_KEY)),
-        ("a person's token", of(&known.person, ACCESS_TOKEN)),
-        ("a caller that a service carries along", carried()?),
+        ("a key", &(|| Ok(of(&known.key, API_KEY))) as &dyn Fn() -> Result<ExchangeTokenRequest, anyhow::Error>),
+        ("a person's token", &|| Ok(of(&known.person, ACCESS_TOKEN))),
+        ("a caller that a service carries along", &carried),
     ] {
         let mut rates = Vec::new();
         let mut latencies = Vec::new();
@@ -202,7 +202,7 @@ async fn exchanges(bench: &Bench, args: &TokensArgs, known: &Known) -> Result<()
                 let (mut client, mut latencies) = (client.clone(), Vec::new());
                 while Instant::now() < until {
                     let asked = Instant::now();
-                    client.exchange_token(request.clone()).await?;
+                    client.exchange_token(request()?).await?;
                     latencies.push(asked.elapsed().as_secs_f64() * 1e3);
                 }
                 Ok::<_, anyhow::Error>(latencies)

@@ -49,8 +49,8 @@ pub enum JwksError {
     /// The description is another issuer's (OpenID Connect Discovery, 4.3).
     #[error("the issuer describes itself as {0}")]
     OtherIssuer(String),
-    /// None was fetched yet, and the last try is too short ago for another.
-    #[error("no key set was fetched yet")]
+    /// No key is known: none was fetched yet, and the last try is too short ago for another; or the key set is empty.
+    #[error("no key of the issuer is known")]
     Unknown,
     /// The file is not a key set.
     #[error("the key set is not valid JSON")]

@@ -81,8 +81,8 @@ impl Carrier {
     ///
     /// # Errors
     /// UNAUTHENTICATED (`TOKEN_REVOKED`) where the caller's token says what is not true any more; PERMISSION_DENIED where it has not the scope;
-    /// UNAVAILABLE when identity is; INTERNAL where
-    /// identity does not know this service.
+    /// UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED as identity answers; INTERNAL for any other refusal of it, such as of a service that
+    /// it does not know.
     pub(crate) async fn carry(&self, callers: &HeaderValue) -> Result<HeaderValue, Status> {
         let callers = authz::bearer(callers.to_str().ok()).map_err(Failure::from)?;
         let known = Sha256::digest(callers).into();

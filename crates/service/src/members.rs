@@ -14,9 +14,9 @@ use tonic::{Code as Grpc, Request};
 use crate::client::{ReadsOnly, Upstream};
 use crate::config::{Calls, Common};
 use crate::upstreams::Upstreams;
-use crate::{Failure, Process, TenantTx};
+use crate::{Code, Failure, Process, TenantTx};
 
-/// How long identity may take: less than the call has that waits for it, and that waits for a token, too.
+/// How long the question may take, with the exchange before it: less than the call has that waits.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// The scope that a caller needs, and for which it is carried along.
@@ -41,18 +41,27 @@ impl Directory {
     /// service.
     ///
     /// # Errors
-    /// UNAVAILABLE where identity does not answer, INTERNAL where it does not know this service.
+    /// UNAVAILABLE where identity does not answer, TOO_MANY_REQUESTS where it is asked too much; INTERNAL where it answers with another error, or
+    /// gives this service no token.
     pub async fn has(&self, user: &UserId) -> Result<bool, Failure> {
         let Some(identity) = &self.0 else { return Ok(false) };
         let mut request = Request::new(ListMembersRequest { user: user.to_string(), ..ListMembersRequest::default() });
         request.extensions_mut().insert(ReadsOnly);
         request.set_timeout(ANSWERS_WITHIN);
         match identity.clone().list_members(request).await {
-            Ok(found) => Ok(!found.into_inner().members.is_empty()),
+            // One of the release before does not know the filter, and lists everybody.
+            Ok(found) => Ok(found.into_inner().members.iter().any(|member| member.user == user.as_str())),
             // Who may not ask, or has not called: what events said is all that it may rest on.
             Err(status) if matches!(status.code(), Grpc::PermissionDenied | Grpc::Unauthenticated) => Ok(false),
-            Err(status) if status.code() == Grpc::Internal => Err(Failure::internal(status)),
-            Err(status) => Err(Failure::unavailable("the directory of members", status)),
+            Err(status) if matches!(status.code(), Grpc::Unavailable | Grpc::DeadlineExceeded) => {
+                Err(Failure::unavailable("the directory of members", status))
+            }
+            Err(status) if status.code() == Grpc::ResourceExhausted => {
+                let message = "too many ask who is a member: try again later";
+                let refused = Failure::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message);
+                Err(refused.retry_after(Duration::from_secs(1)))
+            }
+            Err(status) => Err(Failure::internal(status)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, a key, or what a service came by
-//! as it was called. Whatever is wrong with a credential, the answer is the same.
+//! The exchange of a credential for a token of the fleet's (RFC 8693): an access token of the OpenID provider, a key, or the fleet's token of a
+//! service's caller. Whatever is wrong with a subject's credential, the answer is the same.
 
 use std::sync::Arc;
 
@@ -74,7 +74,8 @@ fn invalid() -> Failure {
 ///
 /// # Errors
 /// INVALID_GRANT for a credential that is not valid, INVALID_TARGET for a tenant that it is not for, or where one must be named;
-/// INVALID_SCOPE for scopes that it has not; UNAVAILABLE when the provider's keys are.
+/// INVALID_SCOPE for scopes that it has not; INVALID_REQUEST for an assertion that no known service made, or too many actors; UNAVAILABLE
+/// when the provider's keys, or the fleet's, are.
 pub async fn exchange(
     app: &App,
     by: &Verifiers,

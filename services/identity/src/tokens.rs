@@ -158,7 +158,7 @@ pub struct Signing {
     #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = signing_keys)]
     pub signing_keys: Secret,
     /// The public keys of the services that call others on behalf of their own callers: a JSON object with a key set for each service's name.
-    /// Without it, none does.
+    /// Without it, no service gets a token for its caller.
     #[arg(long, env = "FLOTILLA_SERVICE_KEYS", hide_env_values = true, value_parser = service_keys)]
     pub service_keys: Option<Secret>,
 }

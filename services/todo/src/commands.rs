@@ -15,7 +15,8 @@ use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
 /// Why an assignee is refused.
-const STRANGER: &str = "must be a member of your tenant: GET /v1/members shows them, by `user`";
+const STRANGER: &str =
+    "must be a member of your tenant: GET /v1/members shows them, by `user`; a new one is known within seconds";
 
 /// What commands need.
 #[derive(Debug, Clone)]
