@@ -280,15 +280,24 @@ impl Caller {
     /// The person is no member of it.
     pub async fn in_tenant(&self, tenant: &str) -> Self {
         let form = [
-            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
             ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
             ("subject_token", self.token.as_deref().unwrap_or_default()),
             ("tenant", tenant),
         ];
-        let request = Self { token: None, ..self.clone() }.request(Method::POST, "/v1/token").form(&form);
-        let answer = Answer::of(request.send().await.unwrap()).await;
+        let answer = self.exchange(&form).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         self.with_token(answer.body["access_token"].as_str().unwrap())
+    }
+
+    /// What the exchange of a credential is answered (RFC 8693): by the form alone, without this caller's token.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn exchange(&self, form: &[(&str, &str)]) -> Answer {
+        let exchange = ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
+        let stranger = Self { token: None, ..self.clone() };
+        let request = stranger.request(Method::POST, "/v1/token").form(&[&[exchange], form].concat());
+        Answer::of(request.send().await.unwrap()).await
     }
 
     /// A request with this caller's token; POST gets a new idempotency key.

@@ -18,9 +18,7 @@ fn by(fleet: &Fleet, credential: &str) -> Caller {
 }
 
 async fn token(fleet: &Fleet, form: &[(&str, &str)]) -> Answer {
-    let exchange = ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
-    let request = fleet.stranger().request(Method::POST, "/v1/token").form(&[&[exchange], form].concat());
-    Answer::of(request.send().await.unwrap()).await
+    fleet.stranger().exchange(form).await
 }
 
 /// OAuth's error (RFC 6749, 5.2).

@@ -121,8 +121,12 @@ impl Service {
 
     /// The services that it calls.
     pub fn calls(&self) -> impl Iterator<Item = &'static Self> {
-        let called = |other: &Self| other.serves.iter().any(|grpc| self.edge || self.asks.contains(grpc));
-        SERVICES.iter().filter(move |other| called(other))
+        SERVICES.iter().filter(|other| other.serves.iter().any(|grpc| self.reaches(grpc)))
+    }
+
+    /// Whether it calls this gRPC service: the edge calls all.
+    pub(crate) fn reaches(&self, grpc: &str) -> bool {
+        self.edge || self.asks.contains(&grpc)
     }
 
     /// The services that call it.

@@ -61,7 +61,7 @@ impl Service {
         all.extend(self.secrets().into_iter().map(|(variable, file)| (variable, (around.secret)(&file))));
         if self.edge || !self.asks.is_empty() {
             let reached = |(grpc, service): (&str, &Service)| Some(format!("{grpc}={}", (around.upstream)(service)?));
-            let called = upstreams().filter(|(grpc, _)| self.edge || self.asks.contains(grpc));
+            let called = upstreams().filter(|(grpc, _)| self.reaches(grpc));
             all.push(("FLOTILLA_UPSTREAMS", called.filter_map(reached).collect::<Vec<_>>().join(",")));
         }
         if self.edge {

@@ -307,7 +307,7 @@ pub struct Calls {
     #[arg(long, env = "FLOTILLA_UPSTREAMS")]
     pub upstreams: Option<Addresses>,
     /// The keys by which it says to identity who it is, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
-    #[arg(long, env = "FLOTILLA_SERVICE_KEY", hide_env_values = true, value_parser = service_key)]
+    #[arg(long, env = "FLOTILLA_SERVICE_KEY", hide_env_values = true, value_parser = signing_keys)]
     pub service_key: Option<Secret>,
 }
 
@@ -319,7 +319,11 @@ impl Settings for Calls {
     }
 }
 
-fn service_key(text: &str) -> Result<Secret, String> {
+/// Parses keys that sign, a line each: the base64 of an Ed25519 key in PKCS #8. Later ones that are none do not take their place.
+///
+/// # Errors
+/// There is none, or one cannot be read.
+pub fn signing_keys(text: &str) -> Result<Secret, String> {
     Secret::given(text, |text| Ok(SigningKeys::read(text).map(drop)?))
 }
 

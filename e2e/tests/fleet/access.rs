@@ -11,13 +11,8 @@ use crate::with_fleet;
 /// The bound that `docs/identity.md` states.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
-async fn exchanged(fleet: &Fleet, credential: &Caller, kind: &str) -> Answer {
-    let form = [
-        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
-        ("subject_token_type", kind),
-        ("subject_token", credential.token().unwrap()),
-    ];
-    Answer::of(fleet.stranger().request(Method::POST, "/v1/token").form(&form).send().await.unwrap()).await
+async fn exchanged(credential: &Caller, kind: &str) -> Answer {
+    credential.exchange(&[("subject_token_type", kind), ("subject_token", credential.token().unwrap())]).await
 }
 
 /// Somebody whom `owner` invites, and the member's path.
@@ -70,9 +65,9 @@ fn a_person_signs_up_lets_another_in_and_a_key_reads_a_todo() {
         let refused = report.send(Method::POST, "/v1/todos", Some(json!({"title": "x"}))).await;
         assert_eq!((refused.status, refused.code()), (403, "INSUFFICIENT_SCOPE"));
         assert_eq!(report.send(Method::GET, "/v1/me", None).await.status, 403, "without identity:read");
-        let granted = exchanged(fleet, &report, "urn:flotilla:token-type:api-key").await;
+        let granted = exchanged(&report, "urn:flotilla:token-type:api-key").await;
         assert_eq!((granted.status, &granted.body["scope"]), (200, &json!("todo:read")), "{granted:?}");
-        assert_eq!(exchanged(fleet, &eve, "urn:flotilla:token-type:api-key").await.body["error"], "invalid_grant");
+        assert_eq!(exchanged(&eve, "urn:flotilla:token-type:api-key").await.body["error"], "invalid_grant");
     });
 }
 
@@ -96,7 +91,7 @@ fn whatever_is_taken_away_ends_tokens_in_hand_within_seconds_at_every_service() 
         ann.sign_up("taken").await;
         let access = "urn:ietf:params:oauth:token-type:access_token";
         let in_hand = async |credential: &Caller, kind: &str| {
-            let granted = exchanged(fleet, credential, kind).await;
+            let granted = exchanged(credential, kind).await;
             let token = credential.with_token(granted.body["access_token"].as_str().unwrap());
             for path in ["/v1/todos", "/v1/todos:search?query=x", "/v1/me"] {
                 assert_eq!(token.send(Method::GET, path, None).await.status, 200, "{path}");

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::TimeDelta;
 use devstack::StackDir;
 use devstack::issuer::{ISSUER, Issuer};
-use e2e::{Answer, Caller, Fleet};
+use e2e::{Answer, Caller};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -78,12 +78,6 @@ fn endless(times: usize) -> Value {
     (0..times).fold(json!({"sub": "x", "kind": "agent"}), |act, _| json!({"sub": "x", "kind": "agent", "act": act}))
 }
 
-async fn exchanged(fleet: &Fleet, form: &[(&str, &str)]) -> Answer {
-    let exchange = ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
-    let request = fleet.stranger().request(Method::POST, "/v1/token").form(&[&[exchange], form].concat());
-    Answer::of(request.send().await.unwrap()).await
-}
-
 #[test]
 fn no_forged_token_opens_anything_and_none_is_exchanged_for_more() {
     with_fleet(|fleet, _| async {
@@ -108,7 +102,7 @@ fn no_forged_token_opens_anything_and_none_is_exchanged_for_more() {
             }
             for kind in ["urn:ietf:params:oauth:token-type:access_token", "urn:flotilla:token-type:api-key"] {
                 let form = [("subject_token", forged.as_str()), ("subject_token_type", kind)];
-                let answer = exchanged(fleet, &form).await;
+                let answer = ann.exchange(&form).await;
                 assert_eq!(answer.status, 400, "{what} as {kind}: {answer:?}");
             }
         }
@@ -125,9 +119,9 @@ fn no_forged_token_opens_anything_and_none_is_exchanged_for_more() {
         for key in [&crossed, &own[..own.len() - 1], &format!("{own}0"), &own.to_uppercase(), "flk_", "flk__"] {
             assert_eq!(ann.with_token(key).send(Method::GET, "/v1/todos", None).await.status, 401, "{key}");
             let form = [("subject_token", key), ("subject_token_type", "urn:flotilla:token-type:api-key")];
-            assert_eq!(exchanged(fleet, &form).await.status, 400, "{key}");
+            assert_eq!(ann.exchange(&form).await.status, 400, "{key}");
             let agent = [("actor_token", key), ("actor_token_type", "urn:flotilla:token-type:api-key")];
-            assert_eq!(exchanged(fleet, &[&good_of(&person)[..], &agent].concat()).await.status, 400, "{key}");
+            assert_eq!(ann.exchange(&[&good_of(&person)[..], &agent].concat()).await.status, 400, "{key}");
         }
         // A good one, to live longer, for more scopes, for another tenant, on behalf of another.
         let (access, good) = ("urn:ietf:params:oauth:token-type:access_token", good_of(&token));
@@ -139,7 +133,7 @@ fn no_forged_token_opens_anything_and_none_is_exchanged_for_more() {
             &[("actor_token", token.as_str()), ("actor_token_type", "urn:ietf:params:oauth:token-type:jwt")],
             &[("actor_token", "flk_x"), ("actor_token_type", "urn:flotilla:token-type:api-key")],
         ] {
-            let answer = exchanged(fleet, &[&good[..], more].concat()).await;
+            let answer = ann.exchange(&[&good[..], more].concat()).await;
             assert_eq!(answer.status, 400, "{more:?}: {answer:?}");
         }
         assert_eq!(ann.send(Method::GET, "/v1/me", None).await.status, 200);
@@ -280,7 +274,7 @@ fn whoever_is_taken_away_while_at_work_is_out_with_the_answer_that_says_so() {
             bob.send(Method::POST, "/v1/invitations", Some(body)).await
         };
         let form = [("subject_token", key.as_str()), ("subject_token_type", "urn:flotilla:token-type:api-key")];
-        let opens = async || exchanged(fleet, &form).await;
+        let opens = async || ann.exchange(&form).await;
         let takes_away = async {
             // Once they are at work.
             assert_eq!(invites().await.status, 200);

@@ -7,7 +7,7 @@ use clap::Args;
 use contracts::{Actor, ActorKind, Role, TenantId};
 use serde::Serialize;
 use service::secret::Secret;
-use service::{Failure, clock};
+use service::{Failure, clock, config};
 use uuid::Uuid;
 
 use crate::texts::Task;
@@ -155,7 +155,7 @@ impl Signer {
 #[derive(Debug, Clone, Args)]
 pub struct Signing {
     /// The keys that sign the fleet's tokens, a line each: the base64 of an Ed25519 key in PKCS #8. The first signs.
-    #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = signing_keys)]
+    #[arg(long, env = "FLOTILLA_SIGNING_KEYS", hide_env_values = true, value_parser = config::signing_keys)]
     pub signing_keys: Secret,
     /// The public keys of the services that call others on behalf of their own callers: a JSON object with a key set for each service's name.
     /// Without it, no service gets a token for its caller.
@@ -165,8 +165,4 @@ pub struct Signing {
 
 fn service_keys(text: &str) -> Result<Secret, String> {
     Secret::given(text, |text| Ok(ServiceKeys::read(text).map(drop)?))
-}
-
-fn signing_keys(text: &str) -> Result<Secret, String> {
-    Secret::given(text, |text| Ok(SigningKeys::read(text).map(drop)?))
 }

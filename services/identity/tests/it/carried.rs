@@ -155,15 +155,7 @@ async fn who_was_taken_away_is_carried_nowhere_from_that_moment() {
     let granted = carried(&program).await.unwrap();
     let actor = format!("service:todo service_account:{}", key.service_account);
     assert_eq!(me(&harness.with(&granted.access_token)).await.actor, actor);
-    let agent = ExchangeTokenRequest {
-        grant_type: TOKEN_EXCHANGE.to_owned(),
-        subject_token: harness.issuer.person("ann", "ann@x.example"),
-        subject_token_type: ACCESS_TOKEN.to_owned(),
-        actor_token: key.key.clone(),
-        actor_token_type: API_KEY.to_owned(),
-        task: "triage:42".to_owned(),
-        ..ExchangeTokenRequest::default()
-    };
+    let agent = Client::agent(&harness.issuer.person("ann", "ann@x.example"), &key.key, "triage:42");
     let agent = nobody.exchange_by(agent).await.unwrap().access_token;
     let seen = me(&harness.with(&carried(&agent).await.unwrap().access_token)).await;
     let actor = format!("service:todo agent:{} user:{}", key.service_account, ann.user().await);

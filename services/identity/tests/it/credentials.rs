@@ -1,6 +1,5 @@
 //! What is no credential gets no token, and a token does no more than it says.
 
-use authz::exchange::TOKEN_EXCHANGE;
 use proto::identity::{
     DeleteApiKeyRequest, DeleteServiceAccountRequest, ExchangeTokenRequest, GetApiKeyRequest, GetMeRequest,
     ListApiKeysRequest, ListMembersRequest, Role, RotateApiKeyRequest, ServiceAccount, UpdateServiceAccountRequest,
@@ -8,7 +7,7 @@ use proto::identity::{
 
 use testkit::until;
 
-use crate::harness::{ACCESS_TOKEN, API_KEY, Harness, reason};
+use crate::harness::{ACCESS_TOKEN, API_KEY, Client, Harness, reason};
 
 #[tokio::test]
 async fn what_is_no_credential_gets_no_token() {
@@ -124,15 +123,7 @@ async fn an_agent_acts_for_a_person_within_the_scopes_of_its_key_and_ends_with_i
     let (ann, eve) = (harness.owner("acme", "ann").await, harness.owner("globex", "eve").await);
     let key = ann.create_key(Role::Viewer, &["identity:read", "identity:write"]).await.unwrap();
     let foreign = eve.create_key(Role::Viewer, &["identity:read"]).await.unwrap();
-    let wanted = ExchangeTokenRequest {
-        grant_type: TOKEN_EXCHANGE.to_owned(),
-        subject_token: harness.issuer.person("ann", "ann@x.example"),
-        subject_token_type: ACCESS_TOKEN.to_owned(),
-        actor_token: key.key.clone(),
-        actor_token_type: API_KEY.to_owned(),
-        task: "triage:42".to_owned(),
-        ..ExchangeTokenRequest::default()
-    };
+    let wanted = Client::agent(&harness.issuer.person("ann", "ann@x.example"), &key.key, "triage:42");
     let nobody = harness.client_with(None);
     let exchanged = async |request: ExchangeTokenRequest| {
         Ok::<_, tonic::Status>(nobody.inner.clone().exchange_token(request).await?.into_inner())

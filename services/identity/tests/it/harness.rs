@@ -315,6 +315,19 @@ impl Client {
         Ok(self.inner.clone().exchange_token(Request::new(request)).await?.into_inner())
     }
 
+    /// A program that acts for a person, for a task if one is named: by the person's token of the provider, and the key.
+    pub fn agent(person: &str, key: &str, task: &str) -> ExchangeTokenRequest {
+        ExchangeTokenRequest {
+            grant_type: authz::exchange::TOKEN_EXCHANGE.to_owned(),
+            subject_token: person.to_owned(),
+            subject_token_type: ACCESS_TOKEN.to_owned(),
+            actor_token: key.to_owned(),
+            actor_token_type: API_KEY.to_owned(),
+            task: task.to_owned(),
+            ..ExchangeTokenRequest::default()
+        }
+    }
+
     /// The token that it comes with.
     pub fn token(&self) -> String {
         self.bearer.as_ref().unwrap().strip_prefix("Bearer ").unwrap().to_owned()

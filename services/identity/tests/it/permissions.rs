@@ -1,6 +1,5 @@
 //! Who may do what: by role and by scope.
 
-use authz::exchange::TOKEN_EXCHANGE;
 use authz::{Caller, Permission, Role};
 use contracts::events::identity::TenantStatus;
 use contracts::{Actor, ActorKind};
@@ -11,12 +10,11 @@ use identity::texts::{Country, Currency, Name, TimeZone};
 use identity::{
     commands_adoption, commands_groups, commands_invitations, commands_operators, commands_programs, commands_tenant,
 };
-use proto::identity::ExchangeTokenRequest;
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
 
 use crate::carried::carrying;
-use crate::harness::{ACCESS_TOKEN, API_KEY, Client, Harness, reason};
+use crate::harness::{API_KEY, Client, Harness, reason};
 use crate::tenancy::{Ids, call, furnished, rpcs};
 
 /// The matrix as a reviewer reads it; a change of it is a change of who may do what.
@@ -147,14 +145,7 @@ async fn no_program_no_agent_and_no_service_gives_or_takes_access_whatever_its_r
     let key = owner.create_key(proto::identity::Role::Admin, &["identity:read", "identity:write"]).await.unwrap().key;
     let nobody = harness.client_with(None);
     let program = nobody.exchange(&key, API_KEY, "", "").await.unwrap().access_token;
-    let agent = ExchangeTokenRequest {
-        grant_type: TOKEN_EXCHANGE.to_owned(),
-        subject_token: harness.issuer.person("ann", "ann@x.example"),
-        subject_token_type: ACCESS_TOKEN.to_owned(),
-        actor_token: key,
-        actor_token_type: API_KEY.to_owned(),
-        ..ExchangeTokenRequest::default()
-    };
+    let agent = Client::agent(&harness.issuer.person("ann", "ann@x.example"), &key, "");
     let agent = nobody.exchange_by(agent).await.unwrap().access_token;
     let service = nobody.exchange_by(carrying(&harness, &owner.token())).await.unwrap().access_token;
     for (who, token) in [("a program", program), ("an agent", agent), ("a service", service)] {
