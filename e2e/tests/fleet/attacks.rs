@@ -11,6 +11,7 @@ use e2e::{Answer, Caller};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::http::routes;
 use crate::with_fleet;
@@ -230,16 +231,21 @@ fn no_role_makes_more_of_itself_by_any_route() {
     });
 }
 
-/// Sends one request after another, some more once `ended`; none that was begun then succeeds, and none ever fails on our side.
-async fn goes_on(ended: &AtomicBool, refusals: &[u16], send: impl AsyncFn() -> Answer) -> usize {
-    let (mut succeeded, mut refused) = (0, 0);
+/// Sends one request after another, some more once `ended`; none that was begun then succeeds, and none ever fails on our
+/// side. The first success adds a permit to `at_work`.
+async fn goes_on(at_work: &Semaphore, ended: &AtomicBool, refusals: &[u16], send: impl AsyncFn() -> Answer) {
+    let (mut is_at_work, mut refused) = (false, 0);
     while refused < GOES_ON {
         let was_ended = ended.load(Ordering::SeqCst);
         let answer = send().await;
         assert!(answer.status < 500, "{answer:?}");
         match answer.status {
             200 if was_ended => panic!("it was begun when all had been taken away: {answer:?}"),
-            200 => succeeded += 1,
+            200 if !is_at_work => {
+                at_work.add_permits(1);
+                is_at_work = true;
+            }
+            _ if !is_at_work => panic!("it is refused before anything is taken away: {answer:?}"),
             status if was_ended => {
                 assert!(refusals.contains(&status), "{answer:?}");
                 refused += 1;
@@ -247,7 +253,6 @@ async fn goes_on(ended: &AtomicBool, refusals: &[u16], send: impl AsyncFn() -> A
             _ => {}
         }
     }
-    succeeded
 }
 
 #[test]
@@ -275,22 +280,20 @@ fn whoever_is_taken_away_while_at_work_is_out_with_the_answer_that_says_so() {
         };
         let form = [("subject_token", key.as_str()), ("subject_token_type", "urn:flotilla:token-type:api-key")];
         let opens = async || ann.exchange(&form).await;
+        let at_work = Semaphore::new(0);
         let takes_away = async {
-            // Once they are at work.
-            assert_eq!(invites().await.status, 200);
-            assert_eq!(opens().await.status, 200);
+            at_work.acquire_many(3).await.unwrap().forget();
             assert_eq!(ann.send(Method::DELETE, &format!("/v1/members/{his}"), None).await.status, 200);
             gone.store(true, Ordering::SeqCst);
             assert_eq!(ann.send(Method::DELETE, &path, None).await.status, 200);
             revoked.store(true, Ordering::SeqCst);
         };
-        let (first, second, key, ()) = tokio::join!(
-            goes_on(&gone, &[401, 403], invites),
-            goes_on(&gone, &[401, 403], invites),
-            goes_on(&revoked, &[400], opens),
+        tokio::join!(
+            goes_on(&at_work, &gone, &[401, 403], invites),
+            goes_on(&at_work, &gone, &[401, 403], invites),
+            goes_on(&at_work, &revoked, &[400], opens),
             takes_away
         );
-        assert!(first + second > 0 && key > 0, "they were at work: {first}, {second}, {key}");
         assert_eq!(again.send(Method::GET, "/v1/todos", None).await.code(), "TENANT_UNCLEAR", "no new token either");
         // What he gave is void with him.
         let left = ann.send(Method::GET, "/v1/invitations", None).await.body["invitations"][0].clone();
