@@ -32,8 +32,6 @@ const AGE: &str = "revocations_age_seconds";
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// How long a request may take.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
-/// From when on an answer says that it may rest on what was taken away.
-const STALE: Duration = Duration::from_secs(30);
 /// How long a token of identity's lives: what was not heard of for so long may have been taken away at any time.
 const LIFE: Duration = Duration::from_secs(authz::exchange::LIFETIME_SECONDS as u64);
 /// How long after its time a change may be committed: a token that was issued meanwhile says what was true before.
@@ -41,9 +39,27 @@ const COMMITS_WITHIN: TimeDelta = TimeDelta::seconds(15);
 /// How long to remember: no token is older, with room for clocks that differ.
 const REMEMBERS: TimeDelta = TimeDelta::seconds(authz::exchange::LIFETIME_SECONDS + 300);
 
+/// How old what is known may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Ages {
+    /// From when on an answer says that it may rest on what was taken away.
+    pub degrades: Duration,
+    /// From when on no token of identity's is believed.
+    pub refuses: Duration,
+}
+
+impl Default for Ages {
+    fn default() -> Self {
+        Self { degrades: Duration::from_secs(30), refuses: LIFE }
+    }
+}
+
 /// What identity took away lately. Clones share it. One that follows nothing knows nothing, and refuses every token of identity's.
 #[derive(Debug, Clone, Default)]
-pub struct Revocations(Arc<RwLock<Known>>);
+pub struct Revocations {
+    known: Arc<RwLock<Known>>,
+    ages: Ages,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -105,7 +121,13 @@ impl Revocations {
     /// Follows identity's stream until the process stops, by a login that reads it. The process is ready once it has read what there is.
     #[must_use]
     pub fn follow(process: &Process, nats: nats::Client) -> Self {
-        let revocations = Self::default();
+        Self::follow_within(process, nats, Ages::default())
+    }
+
+    /// The same, where what is known may be so old.
+    #[must_use]
+    pub fn follow_within(process: &Process, nats: nats::Client, ages: Ages) -> Self {
+        let revocations = Self { ages, ..Self::default() };
         let follows = revocations.clone();
         process.readiness.set("revocations", false);
         let ready = process.readiness.clone();
@@ -153,7 +175,7 @@ impl Revocations {
             place.next = sequence + 1;
             gauge!(AGE).set(self.seconds());
         }
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let since = clock::now() - REMEMBERS;
         known.changes.retain(|_, change| change.time > since);
         known.heard = Some(began);
@@ -176,7 +198,7 @@ impl Revocations {
             (false, None) => Now::Role(role.and_then(|role| role.parse().ok())),
         };
         let change = Change { now, time };
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let newest = known.changes.entry(id).or_insert(change);
         if newest.now != Now::Gone && (now == Now::Gone || newest.time <= time) {
             *newest = change;
@@ -186,7 +208,7 @@ impl Revocations {
 
     /// How many seconds ago it was known whole; infinity before it ever was.
     fn seconds(&self) -> f64 {
-        let heard = self.0.read().unwrap_or_else(PoisonError::into_inner).heard;
+        let heard = self.known.read().unwrap_or_else(PoisonError::into_inner).heard;
         heard.map_or(f64::INFINITY, |heard| heard.elapsed().as_secs_f64())
     }
 
@@ -197,8 +219,8 @@ impl Revocations {
     /// TOKEN_REVOKED; `REVOCATIONS_UNKNOWN` where nothing was heard for as long as a token lives.
     pub fn check(&self, caller: &Caller) -> Result<bool, Failure> {
         let Some(Issued { unix_seconds, sources, task: _ }) = caller.issued.as_deref() else { return Ok(false) };
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let age = known.heard.map(|heard| heard.elapsed()).filter(|age| *age < LIFE);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let age = known.heard.map(|heard| heard.elapsed()).filter(|age| *age < self.ages.refuses);
         let Some(age) = age else {
             let what =
                 "what was taken away from whom is not known here for the moment, so no token is believed: try again";
@@ -215,7 +237,7 @@ impl Revocations {
                 "this token was revoked: its holder has another role now, or none; exchange the credential again";
             return Err(Failure::new(Code::Unauthenticated, "TOKEN_REVOKED", what));
         }
-        Ok(age > STALE)
+        Ok(age > self.ages.degrades)
     }
 }
 
@@ -266,7 +288,7 @@ mod tests {
 
     fn heard(ago: Duration) -> Revocations {
         let revocations = Revocations::default();
-        revocations.0.write().unwrap().heard = Instant::now().checked_sub(ago);
+        revocations.known.write().unwrap().heard = Instant::now().checked_sub(ago);
         revocations
     }
 
@@ -324,10 +346,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_not_heard_for_long_degrades_and_then_refuses() {
-        let owner = caller(Role::Owner, 0);
-        assert_eq!(checked(&heard(STALE - LOOKS_EVERY), &owner), Ok(false));
-        assert_eq!(checked(&heard(STALE + LOOKS_EVERY), &owner), Ok(true));
-        assert_eq!(checked(&heard(LIFE + LOOKS_EVERY), &owner), Err("REVOCATIONS_UNKNOWN"));
+        let (owner, Ages { degrades, refuses }) = (caller(Role::Owner, 0), Ages::default());
+        assert_eq!(checked(&heard(degrades - LOOKS_EVERY), &owner), Ok(false));
+        assert_eq!(checked(&heard(degrades + LOOKS_EVERY), &owner), Ok(true));
+        assert_eq!(checked(&heard(refuses + LOOKS_EVERY), &owner), Err("REVOCATIONS_UNKNOWN"));
         assert_eq!(checked(&Revocations::default(), &owner), Err("REVOCATIONS_UNKNOWN"));
     }
 }

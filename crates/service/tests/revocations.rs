@@ -1,0 +1,72 @@
+//! A service that cannot hear what identity takes away says so, and in the end believes no token of identity's.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::time::Duration;
+
+use contracts::events::identity::{Member, MemberId};
+use proto::search::search_service_client::SearchServiceClient;
+use proto::search::search_service_server::{SearchService, SearchServiceServer};
+use proto::search::{SearchTodosRequest, SearchTodosResponse};
+use serde_json::json;
+use service::config::Common;
+use service::revocations::{Ages, Revocations};
+use service::{DEGRADED, Process};
+use testkit::nats::member;
+use testkit::{TestIssuer, TestNats, unique, until};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+/// Finds nothing.
+struct Empty;
+
+#[tonic::async_trait]
+impl SearchService for Empty {
+    async fn search_todos(&self, _: Request<SearchTodosRequest>) -> Result<Response<SearchTodosResponse>, Status> {
+        Ok(Response::new(SearchTodosResponse::default()))
+    }
+}
+
+/// What a caller is told: the parts that are degraded, or the reason why it has no answer.
+async fn told(channel: &Channel, bearer: &str) -> Result<String, String> {
+    let mut request = Request::new(SearchTodosRequest::default());
+    request.metadata_mut().insert("authorization", bearer.parse().unwrap());
+    match SearchServiceClient::new(channel.clone()).search_todos(request).await {
+        Ok(answer) => Ok(answer.metadata().get(DEGRADED).map_or("", |parts| parts.to_str().unwrap()).to_owned()),
+        Err(status) => Err(format!("{:?} {}", status.code(), status.get_details_error_info().unwrap().reason)),
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_hear_identity_for_long_says_so_and_then_believes_no_token_until_it_does() {
+    let (mut nats, issuer) = (TestNats::start().await, TestIssuer::new());
+    let process = Process::new("search-projector", "test");
+    // Seconds where a fleet takes minutes, and more than a look takes on a busy machine.
+    let ages = Ages { degrades: Duration::from_secs(3), refuses: Duration::from_secs(6) };
+    let revocations = Revocations::follow_within(&process, nats.client("search-projector").await, ages);
+    let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
+    let served = (SearchServiceServer::new(Empty), revocations);
+    let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, served).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+
+    let new_id = || MemberId::new(unique("").parse().unwrap());
+    let (ann, bob) = (new_id(), new_id());
+    let of = |user: &str, id: MemberId| issuer.bearer_with("acme", user, &json!({"role": "owner", "sources": [id]}));
+    // What names no member, program or key is no token of identity's.
+    let (hers, his, another) = (of("ann", ann), of("bob", bob), issuer.bearer("acme", "eve"));
+    let is = async |bearer: &str, wanted: Result<&str, &str>| {
+        told(&channel, bearer).await.as_deref().map_err(String::as_str) == wanted
+    };
+    until("identity is heard", || is(&hers, Ok(""))).await;
+    nats.kill().await;
+    until("it is degraded", || is(&hers, Ok("identity"))).await;
+    until("it refuses", || is(&hers, Err("Unavailable REVOCATIONS_UNKNOWN"))).await;
+    assert_eq!(told(&channel, &another).await.unwrap(), "");
+    nats.restart().await;
+    let now = std::time::SystemTime::now().into();
+    nats.remove_member("acme", Member { update_time: now, ..member(bob, "bob", 0) }).await;
+    until("it is heard again", || is(&hers, Ok(""))).await;
+    until("he is out", || is(&his, Err("Unauthenticated TOKEN_REVOKED"))).await;
+    process.lifecycle.shut_down().await;
+}
