@@ -12,6 +12,8 @@ pub mod database;
 
 pub mod nats;
 
+pub mod permissions;
+
 pub mod backing;
 
 pub mod proxy;

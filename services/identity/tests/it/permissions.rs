@@ -1,6 +1,6 @@
 //! Who may do what: by role and by scope.
 
-use authz::{Caller, Permission, Role};
+use authz::{Caller, Role};
 use contracts::events::identity::TenantStatus;
 use contracts::{Actor, ActorKind};
 use identity::commands::{self, App, Error};
@@ -12,63 +12,15 @@ use identity::{
 };
 use serde_json::json;
 use service::{Call, Db, Failure, Outbox};
+use testkit::permissions::assert_reviewed;
 
 use crate::carried::carrying;
 use crate::harness::{API_KEY, Client, Harness, reason};
-use crate::tenancy::{Ids, call, furnished, rpcs};
-
-/// The matrix as a reviewer reads it; a change of it is a change of who may do what.
-const REVIEWED: &str = "\
-identity.tenant.get              identity:read  owner admin billing member viewer
-identity.tenant.update           identity:write owner admin
-identity.me.get                  identity:read  owner admin billing member viewer
-identity.audit.list              identity:read  owner admin
-identity.member.get              identity:read  owner admin billing member viewer
-identity.member.list             identity:read  owner admin billing member viewer
-identity.member.update           identity:write owner admin
-identity.member.delete           identity:write owner admin billing member viewer
-identity.invitation.create       identity:write owner admin
-identity.invitation.get          identity:read  owner admin
-identity.invitation.list         identity:read  owner admin
-identity.invitation.delete       identity:write owner admin
-identity.group.create            identity:write owner admin
-identity.group.get               identity:read  owner admin billing member viewer
-identity.group.list              identity:read  owner admin billing member viewer
-identity.group.update            identity:write owner admin
-identity.group.delete            identity:write owner admin
-identity.service_account.create  identity:write owner admin
-identity.service_account.get     identity:read  owner admin
-identity.service_account.list    identity:read  owner admin
-identity.service_account.update  identity:write owner admin
-identity.service_account.delete  identity:write owner admin
-identity.api_key.create          identity:write owner admin
-identity.api_key.get             identity:read  owner admin
-identity.api_key.list            identity:read  owner admin
-identity.api_key.rotate          identity:write owner admin
-identity.api_key.delete          identity:write owner admin
-identity.tenant.erase            identity:write                                   service:identity
-identity.member.erase            identity:write                                   service:identity
-identity.invitation.erase        identity:write                                   service:identity
-identity.group.erase             identity:write                                   service:identity
-identity.service_account.erase   identity:write                                   service:identity
-identity.api_key.erase           identity:write                                   service:identity
-identity.tenant.see              identity:read                                    service:identity
-identity.tenant.set_status       identity:write                                   service:identity
-identity.tenant.republish        identity:write                                   service:identity
-identity.tenant.end_step_up      identity:write                                   service:identity
-identity.tenant.adopt            identity:write                                   service:identity
-identity.member.admit            identity:write                                   service:identity
-";
+use crate::tenancy::{Ids, call, furnished, public, rpcs};
 
 #[test]
 fn the_matrix_is_as_it_was_reviewed() {
-    let row = |Permission { action, scope, roles, services }: &Permission| {
-        let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
-        let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
-        format!("{action:<32} {scope:<14} {roles:<33} {services}").trim_end().to_owned() + "\n"
-    };
-    let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
-    assert_eq!(matrix, REVIEWED);
+    assert_reviewed(env!("CARGO_MANIFEST_DIR"), &MATRIX, &BY_ITSELF, &public());
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
 

@@ -26,8 +26,17 @@ pub struct Ids {
 
 /// Every RPC of the service that is not public.
 pub fn rpcs() -> Vec<String> {
+    named(|policy| !policy.public)
+}
+
+/// Those that are.
+pub fn public() -> Vec<String> {
+    named(|policy| policy.public)
+}
+
+fn named(is_one: fn(Policy) -> bool) -> Vec<String> {
     let service = proto::POOL.get_service_by_name("flotilla.identity.v1.IdentityService").unwrap();
-    service.methods().filter(|rpc| !Policy::of(rpc).public).map(|rpc| rpc.name().to_owned()).collect()
+    service.methods().filter(|rpc| is_one(Policy::of(rpc))).map(|rpc| rpc.name().to_owned()).collect()
 }
 
 /// Calls an RPC; returns how many its answer shows.

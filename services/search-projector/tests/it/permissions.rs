@@ -4,6 +4,7 @@ use authz::Role;
 use proto::search::SearchTodosRequest;
 use search_projector::permissions::{MATRIX, SEARCH};
 use serde_json::{Value, json};
+use testkit::permissions::assert_reviewed;
 use tonic::Request;
 use tonic_types::StatusExt as _;
 
@@ -14,6 +15,7 @@ async fn a_search_is_denied_to_whoever_may_not_see_todos() {
     let service = proto::POOL.get_service_by_name("flotilla.search.v1.SearchService").unwrap();
     let rpcs: Vec<String> = service.methods().map(|rpc| rpc.name().to_owned()).collect();
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs, "each RPC has its row, and is called below");
+    assert_reviewed(env!("CARGO_MANIFEST_DIR"), &MATRIX, &[], &[]);
     let harness = Harness::start().await;
     let refused = |claims: Value| {
         let mut request = Request::new(SearchTodosRequest::default());

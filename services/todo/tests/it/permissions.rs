@@ -1,11 +1,12 @@
 //! Who may do what: by role, by scope, and by what the todo is.
 
-use authz::{Caller, Permission, Role};
+use authz::{Caller, Role};
 use contracts::TodoId;
 use proto::todo::Todo;
 use serde_json::{Value, json};
 use service::members::Directory;
 use service::{Call, Db, Failure, IfMatch, Outbox};
+use testkit::permissions::assert_reviewed;
 use todo::commands::{self, App, Error};
 use todo::permissions::{self, BY_ITSELF, MATRIX};
 use todo::texts::{Labels, Notes, Title};
@@ -14,30 +15,9 @@ use todo::todo::{Draft, Filter, Patch};
 use crate::harness::{Client, Harness, reason};
 use crate::tenancy::{call, rpcs};
 
-/// The matrix as a reviewer reads it; a change of it is a change of who may do what.
-const REVIEWED: &str = "\
-todo.create     todo:write  owner admin member         service:todo
-todo.get        todo:read   owner admin member viewer
-todo.list       todo:read   owner admin member viewer
-todo.update     todo:write  owner admin member
-todo.delete     todo:write  owner admin member
-todo.complete   todo:write  owner admin member
-todo.reopen     todo:write  owner admin member
-todo.become_due todo:write                             service:todo
-todo.purge      todo:write                             service:todo
-todo.erase      todo:write                             service:todo
-todo.forget     todo:write                             service:todo
-";
-
 #[test]
 fn the_matrix_is_as_it_was_reviewed() {
-    let row = |Permission { action, scope, roles, services }: &Permission| {
-        let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
-        let services = services.iter().map(|service| format!("service:{service}")).collect::<Vec<_>>().join(" ");
-        format!("{action:<15} {scope:<11} {roles:<26} {services}").trim_end().to_owned() + "\n"
-    };
-    let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
-    assert_eq!(matrix, REVIEWED);
+    assert_reviewed(env!("CARGO_MANIFEST_DIR"), &MATRIX, &BY_ITSELF, &[]);
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
 

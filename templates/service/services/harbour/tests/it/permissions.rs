@@ -1,6 +1,6 @@
 //! Who may do what: by role and by scope.
 
-use authz::{Caller, Permission, Role};
+use authz::{Caller, Role};
 use harbour::commands::{self, App, Error};
 use harbour::logbook::{LogbookFilter, LogbookPatch};
 use harbour::permissions::{BY_ITSELF, MATRIX};
@@ -8,35 +8,14 @@ use harbour::texts::{Name, Notes};
 use harbour::vessel::{VesselDraft, VesselPatch};
 use serde_json::json;
 use service::{Call, Db, Failure, IfMatch, Outbox};
+use testkit::permissions::assert_reviewed;
 
 use crate::harness::{Client, Harness, reason};
 use crate::tenancy::{call, rpcs};
 
-/// The matrix as a reviewer reads it; a change of it is a change of who may do what.
-const REVIEWED: &str = "\
-harbour.vessel.create harbour:write owner admin member
-harbour.vessel.get harbour:read owner admin member viewer
-harbour.vessel.list harbour:read owner admin member viewer
-harbour.vessel.update harbour:write owner admin member
-harbour.vessel.delete harbour:write owner admin member
-harbour.logbook.get harbour:read owner admin member viewer
-harbour.logbook.list harbour:read owner admin member viewer
-harbour.logbook.update harbour:write owner admin member
-harbour.logbook.create harbour:write service:harbour
-harbour.logbook.delete harbour:write service:harbour
-harbour.vessel.erase harbour:write service:harbour
-harbour.logbook.erase harbour:write service:harbour
-";
-
 #[test]
 fn the_matrix_is_as_it_was_reviewed() {
-    let row = |Permission { action, scope, roles, services }: &Permission| {
-        let roles = roles.iter().map(|role| role.as_str().to_owned());
-        let may = roles.chain(services.iter().map(|service| format!("service:{service}"))).collect::<Vec<_>>().join(" ");
-        format!("{action} {scope} {may}\n")
-    };
-    let matrix: String = MATRIX.iter().chain(&BY_ITSELF).map(|(_, permission)| row(permission)).collect();
-    assert_eq!(matrix, REVIEWED);
+    assert_reviewed(env!("CARGO_MANIFEST_DIR"), &MATRIX, &BY_ITSELF, &[]);
     assert_eq!(MATRIX.map(|(rpc, _)| rpc.to_owned()).to_vec(), rpcs(), "each RPC has its row");
 }
 
