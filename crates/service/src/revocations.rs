@@ -16,6 +16,7 @@ use contracts::events::identity::{
     ServiceAccountDeletedV1, ServiceAccountUpdatedV1,
 };
 use contracts::{Role, subject};
+use futures::{StreamExt as _, stream};
 use metrics::gauge;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -30,6 +31,8 @@ use crate::{Process, clock, nats};
 const AGE: &str = "revocations_age_seconds";
 /// How often to look. With the relay's way it is what a change takes until it is known, in seconds.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// How many messages are asked for at once: an answer takes a way to NATS, and others publish as fast as they can.
+const READS_AHEAD: usize = 64;
 /// How long a request may take.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How long a token of identity's lives: what was not heard of for so long may have been taken away at any time.
@@ -89,8 +92,20 @@ enum Now {
 /// How far it has read, in which stream.
 #[derive(Default)]
 struct Place {
+    /// When the stream was made, in microseconds since 1970.
     made: Option<i64>,
     next: u64,
+    /// The sequence of the last message that was read, and when it was stored.
+    last: Option<(u64, DateTime<Utc>)>,
+    /// NATS was away: the stream may be another one now, or an older copy.
+    doubted: bool,
+}
+
+/// A message of the stream.
+struct Stored {
+    sequence: u64,
+    time: DateTime<Utc>,
+    payload: bytes::Bytes,
 }
 
 /// An event, as far as it is read here.
@@ -144,6 +159,7 @@ impl Revocations {
                     warn!(error = format!("{error:#}"), "what identity took away is not known: looking again");
                 }
                 failing = looked.is_err();
+                place.doubted |= failing;
                 if !failing {
                     ready.set("revocations", true);
                 }
@@ -155,31 +171,47 @@ impl Revocations {
 
     /// Reads what is new.
     async fn look(&self, js: &jetstream::Context, place: &mut Place) -> Result<(), anyhow::Error> {
-        let began = Instant::now();
+        let (began, now) = (Instant::now(), clock::now());
         let stream = js.get_stream_no_info(subject::stream(SERVICE)).await?;
-        // Whatever the stream is when NATS is back: what there is, is read again.
-        let info =
-            stream.get_info().await.inspect_err(|_| place.made = None).context("asking for identity's stream")?;
-        let (made, last) = (info.created.timestamp_micros(), info.state.last_sequence);
-        // A stream that was lost begins anew.
-        if place.made != Some(made) || last.saturating_add(1) < place.next {
-            let next = first_since(&stream, &info.state, clock::now() - REMEMBERS).await?;
-            *place = Place { made: Some(made), next };
+        let info = stream.get_info().await.context("asking for identity's stream")?;
+        let (made, State { first_sequence, last_sequence, .. }) = (info.created.timestamp_micros(), info.state);
+        if place.doubted && place.is_of(&stream).await? {
+            place.doubted = false;
         }
-        while place.next <= last {
-            let Some((sequence, _, payload)) = at(&stream, place.next).await? else { break };
+        // A stream that was lost begins anew: what there is, is read again.
+        if place.doubted || place.made != Some(made) || last_sequence.saturating_add(1) < place.next {
+            let next = first_since(&stream, (first_sequence, last_sequence), now - REMEMBERS).await?;
+            *place = Place { made: Some(made), next, last: None, doubted: false };
+        }
+        let ahead = (place.next.max(first_sequence)..=last_sequence).map(|sequence| at(&stream, sequence));
+        let mut read = stream::iter(ahead).buffered(READS_AHEAD);
+        while let Some(message) = read.next().await {
+            // Where some are gone, the one behind them comes for each.
+            let Some(Stored { sequence, time, payload }) = message?.filter(|message| message.sequence >= place.next)
+            else {
+                continue;
+            };
             if let Err(error) = self.note(&payload) {
                 // By a newer release, or broken: the others count.
                 error!(%error, sequence, "an event of identity's cannot be read, and may have taken something away");
             }
-            place.next = sequence + 1;
-            gauge!(AGE).set(self.seconds());
+            (place.next, place.last) = (sequence + 1, Some((sequence, time)));
+            // Whatever was stored before is known.
+            self.hears(began.checked_sub((now - time).to_std().unwrap_or_default()));
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let since = clock::now() - REMEMBERS;
-        known.changes.retain(|_, change| change.time > since);
-        known.heard = Some(began);
+        known.changes.retain(|_, change| change.time > now - REMEMBERS);
+        drop(known);
+        self.hears(Some(began));
         Ok(())
+    }
+
+    /// What was taken away until then is known.
+    fn hears(&self, until: Option<Instant>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.heard = known.heard.max(until);
+        drop(known);
+        gauge!(AGE).set(self.seconds());
     }
 
     fn note(&self, payload: &[u8]) -> Result<(), serde_json::Error> {
@@ -241,22 +273,34 @@ impl Revocations {
     }
 }
 
-/// The message at this sequence or behind it: its sequence, when it was stored in seconds since 1970, and its payload.
-async fn at(stream: &Stream<()>, sequence: u64) -> Result<Option<(u64, i64, bytes::Bytes)>, anyhow::Error> {
+impl Place {
+    /// Whether the last message that was read is in this stream.
+    async fn is_of(&self, stream: &Stream<()>) -> Result<bool, anyhow::Error> {
+        let Some((sequence, time)) = self.last else { return Ok(false) };
+        Ok(at(stream, sequence).await?.is_some_and(|message| (message.sequence, message.time) == (sequence, time)))
+    }
+}
+
+/// The message at this sequence or behind it.
+async fn at(stream: &Stream<()>, sequence: u64) -> Result<Option<Stored>, anyhow::Error> {
     match stream.get_first_raw_message_by_subject(subject::all(SERVICE), sequence).await {
-        Ok(message) => Ok(Some((message.sequence, message.time.timestamp(), message.payload))),
+        Ok(message) => Ok(Some(Stored { sequence: message.sequence, time: message.time, payload: message.payload })),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(error).context("reading identity's stream"),
     }
 }
 
 /// The first sequence whose message was stored since then: by halves, since messages are stored in time.
-async fn first_since(stream: &Stream<()>, state: &State, since: DateTime<Utc>) -> Result<u64, anyhow::Error> {
-    let (mut low, mut high) = (state.first_sequence, state.last_sequence.saturating_add(1));
+async fn first_since(
+    stream: &Stream<()>,
+    (first, last): (u64, u64),
+    since: DateTime<Utc>,
+) -> Result<u64, anyhow::Error> {
+    let (mut low, mut high) = (first, last.saturating_add(1));
     while low < high {
         let middle = low + (high - low) / 2;
         match at(stream, middle).await? {
-            Some((sequence, time, _)) if time < since.timestamp() => low = sequence + 1,
+            Some(Stored { sequence, time, .. }) if time < since => low = sequence + 1,
             Some(_) | None => high = middle,
         }
     }
