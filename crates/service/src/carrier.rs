@@ -2,48 +2,24 @@
 //! and of an assertion by the service's own key (RFC 8693). So it acts for nobody who has not called it, and a service that is called sees who
 //! asks for whom.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use authz::exchange::{ACCESS_TOKEN, JWT, TOKEN_EXCHANGE};
 use authz::{SigningKeys, assertion};
 use contracts::UserId;
 use http::HeaderValue;
-use moka::Expiry;
-use moka::future::Cache;
 use proto::identity::ExchangeTokenRequest;
 use proto::identity::identity_service_client::IdentityServiceClient;
-use sha2::{Digest as _, Sha256};
 use tonic::{Code as Grpc, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{ReadsOnly, Upstream};
 use crate::secret::Secret;
+use crate::tokens::{Granted, Tokens};
 use crate::{Code, Failure};
-
-/// The most tokens that are cached. Beyond them, those that are used least are exchanged again.
-const MAX: u64 = 10_000;
 
 /// How long identity may take: less than the call has that waits for it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
-
-/// By what a caller's token is known here: however its header was written, and however long it is.
-type Digest = [u8; 32];
-
-/// A token for a caller and the service that acts for it.
-#[derive(Clone)]
-struct Token {
-    authorization: HeaderValue,
-    /// How long it is valid.
-    lasts: Duration,
-}
-
-struct Lifetime;
-
-impl Expiry<Digest, Token> for Lifetime {
-    fn expire_after_create(&self, _: &Digest, token: &Token, _now: Instant) -> Option<Duration> {
-        Some(token.lasts)
-    }
-}
 
 /// Carries callers along.
 pub struct Carrier {
@@ -54,7 +30,7 @@ pub struct Carrier {
     issuer: String,
     /// What it asks for, of what its callers may.
     scope: &'static str,
-    cache: Cache<Digest, Token>,
+    tokens: Tokens,
 }
 
 impl std::fmt::Debug for Carrier {
@@ -73,7 +49,7 @@ impl Carrier {
             key: key.clone(),
             issuer: issuer.to_owned(),
             scope,
-            cache: Cache::builder().max_capacity(MAX).expire_after(Lifetime).build(),
+            tokens: Tokens::default(),
         }
     }
 
@@ -85,12 +61,11 @@ impl Carrier {
     /// it does not know.
     pub(crate) async fn carry(&self, callers: &HeaderValue) -> Result<HeaderValue, Status> {
         let callers = authz::bearer(callers.to_str().ok()).map_err(Failure::from)?;
-        let known = Sha256::digest(callers).into();
-        let token = self.cache.try_get_with(known, self.exchanged(callers)).await;
-        token.map(|token| token.authorization).map_err(|status| Status::clone(&status))
+        // It is asked for another one when the one in hand has ended: no error passes.
+        self.tokens.authorization(callers, || self.exchanged(callers), |_| false).await
     }
 
-    async fn exchanged(&self, token: &str) -> Result<Token, Status> {
+    async fn exchanged(&self, token: &str) -> Result<Granted, Status> {
         let signed =
             SigningKeys::read(&self.key.expose()).and_then(|keys| assertion(&keys, &self.service, &self.issuer));
         let mut request = Request::new(ExchangeTokenRequest {
@@ -106,11 +81,8 @@ impl Carrier {
         request.extensions_mut().insert(ReadsOnly);
         request.set_timeout(ANSWERS_WITHIN);
         let granted = self.identity.clone().exchange_token(request).await.map_err(refused)?.into_inner();
-        let authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token));
-        let mut authorization = authorization.map_err(Failure::internal)?;
-        authorization.set_sensitive(true);
-        let lasts = Duration::from_secs(u64::try_from(granted.expires_in).unwrap_or_default());
-        Ok(Token { authorization, lasts })
+        // It ends with the caller's, which is good for this call.
+        Granted::new(&granted, Duration::ZERO).map_err(|error| Failure::internal(error).into())
     }
 }
 

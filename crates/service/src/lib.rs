@@ -66,6 +66,8 @@ pub mod client;
 
 mod carrier;
 
+pub mod tokens;
+
 pub mod addresses;
 
 pub mod upstreams;

@@ -2,45 +2,28 @@
 //! nothing else.
 
 use std::num::NonZeroU32;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use authz::exchange::{ACCESS_TOKEN, API_KEY, API_KEY_PREFIX, TOKEN_EXCHANGE};
 use authz::issuer_named;
-use http::HeaderValue;
-use moka::Expiry;
-use moka::future::Cache;
+use http::{HeaderValue, StatusCode};
 use proto::identity::ExchangeTokenRequest;
 use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::identity_service_server::SERVICE_NAME;
 use service::client::{ReadsOnly, Upstream};
 use service::policy::Policy;
+use service::tokens::{Granted, Tokens};
 use service::upstreams::Upstreams;
 use service::{Code, Failure};
 use tonic::{Request, Status};
 
 use crate::problem::Problem;
 
-/// The most tokens that are cached. Beyond them, those that are used least are exchanged again.
-const MAX: u64 = 10_000;
+/// How long identity may take: less than the call has that waits for it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How long before its end a token is exchanged again: it must last for a whole call.
 const BEFORE_ITS_END: Duration = Duration::from_secs(60);
-
-/// A token of the fleet's.
-#[derive(Clone)]
-struct Token {
-    authorization: HeaderValue,
-    /// How long it is cached.
-    lasts: Duration,
-}
-
-struct Lifetime;
-
-impl Expiry<String, Token> for Lifetime {
-    fn expire_after_create(&self, _credential: &String, token: &Token, _now: Instant) -> Option<Duration> {
-        Some(token.lasts)
-    }
-}
 
 /// Exchanges credentials, and caches the tokens.
 pub struct Exchange {
@@ -49,7 +32,7 @@ pub struct Exchange {
     pub cost: NonZeroU32,
     /// The people's provider, as its tokens name it.
     provider: String,
-    cache: Cache<String, Token>,
+    tokens: Tokens,
 }
 
 impl Exchange {
@@ -64,7 +47,7 @@ impl Exchange {
             identity: IdentityServiceClient::new(upstreams.of(SERVICE_NAME)?),
             cost: Policy::of(&rpc).cost,
             provider: provider.to_owned(),
-            cache: Cache::builder().max_capacity(MAX).expire_after(Lifetime).build(),
+            tokens: Tokens::default(),
         })
     }
 
@@ -88,12 +71,14 @@ impl Exchange {
     ) -> Result<Option<HeaderValue>, Problem> {
         let Ok(credential) = authz::bearer(authorization) else { return Ok(None) };
         let Some(kind) = self.kind(credential) else { return Ok(None) };
-        let exchanged = async {
+        let exchanged = || async {
             let _charged = charged.await.map_err(|failure| Problem::from(Status::from(failure)))?;
             self.exchanged(credential, kind).await
         };
-        let token = self.cache.try_get_with_by_ref(credential, exchanged).await;
-        token.map(|token| Some(token.authorization)).map_err(|problem| Problem::clone(&problem))
+        // While identity is away, or the address has no allowance, a token in hand lives out its minutes.
+        let passes =
+            |problem: &Problem| problem.status == StatusCode::TOO_MANY_REQUESTS || problem.status.is_server_error();
+        self.tokens.authorization(credential, exchanged, passes).await.map(Some)
     }
 
     /// Whether this is a credential that is exchanged.
@@ -104,12 +89,10 @@ impl Exchange {
     /// Gives up the token in hand for a credential, if it is the one that was refused.
     pub async fn give_up(&self, authorization: Option<&str>, refused: Option<&HeaderValue>) {
         let Ok(credential) = authz::bearer(authorization) else { return };
-        if self.cache.get(credential).await.is_some_and(|token| Some(&token.authorization) == refused) {
-            self.cache.invalidate(credential).await;
-        }
+        self.tokens.give_up(credential, refused).await;
     }
 
-    async fn exchanged(&self, credential: &str, kind: &str) -> Result<Token, Problem> {
+    async fn exchanged(&self, credential: &str, kind: &str) -> Result<Granted, Problem> {
         let mut request = Request::new(ExchangeTokenRequest {
             grant_type: TOKEN_EXCHANGE.to_owned(),
             subject_token: credential.to_owned(),
@@ -118,13 +101,10 @@ impl Exchange {
         });
         // A second exchange does no more than the first.
         request.extensions_mut().insert(ReadsOnly);
+        request.set_timeout(ANSWERS_WITHIN);
         let granted = self.identity.clone().exchange_token(request).await;
         let granted = granted.map_err(|status| refused(status.into()))?.into_inner();
-        let authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token));
-        let mut authorization = authorization.map_err(|_| Problem::internal())?;
-        authorization.set_sensitive(true);
-        let lasts = Duration::from_secs(u64::try_from(granted.expires_in).unwrap_or_default());
-        Ok(Token { authorization, lasts: lasts.saturating_sub(BEFORE_ITS_END) })
+        Granted::new(&granted, BEFORE_ITS_END).map_err(|_| Problem::internal())
     }
 }
 

@@ -277,8 +277,13 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         edge.exchange.give_up(came, authorization.as_ref()).await;
         if let Some(message) = again {
             drop(turn);
+            let tenant = caller.as_ref().map(|caller| caller.tenant.clone());
             let (authorization, next) = edge.admit(route, &head, caller).await?;
-            (answer, turn) = (send(message, authorization).await, next);
+            turn = next;
+            // What was meant for one tenant goes to no other.
+            if caller.as_ref().map(|caller| &caller.tenant) == tenant.as_ref() {
+                answer = send(message, authorization).await;
+            }
         }
     }
     drop(turn);
