@@ -10,6 +10,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::until;
 
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+
 async fn assign(by: &Caller, to: &str) -> Answer {
     by.send(Method::POST, "/v1/todos", Some(json!({"title": "Tar the hull", "assignee": to}))).await
 }
@@ -43,6 +45,9 @@ async fn while_identity_is_away_tokens_in_hand_live_out_their_minutes_and_nothin
     let stranger = fleet.person("carol").await;
     let refused = list(&stranger).await;
     assert_eq!(refused.status, 503, "{refused:?}");
+    let form = [("subject_token", stranger.token().unwrap()), ("subject_token_type", ACCESS_TOKEN)];
+    let exchanged = stranger.exchange(&form).await;
+    assert!([503, 504].contains(&exchanged.status), "{exchanged:?}");
     let wanted = json!({"serviceAccount": account, "name": "another", "scopes": ["todo:read"]});
     let act = ann.send(Method::POST, "/v1/apiKeys", Some(wanted.clone())).await;
     assert!([503, 504].contains(&act.status), "{act:?}");

@@ -97,7 +97,6 @@ impl Jwks {
             *tried = Some(Instant::now());
             if let Err(error) = self.fetch().await {
                 if self.known.read().await.keys.is_empty() {
-                    *tried = None;
                     return Err(error);
                 }
                 tracing::warn!(%error, "the key set could not be refreshed: the known keys stay in use");
@@ -123,11 +122,15 @@ impl Jwks {
     }
 
     async fn fetch(&self) -> Result<(), JwksError> {
-        let set = match &self.source {
+        let set: JwkSet = match &self.source {
             JwksSource::Url(url) => self.get(url).await?,
             JwksSource::Discovery(issuer) => self.get(&self.discover(issuer).await?).await?,
             JwksSource::File(path) => serde_json::from_slice(&tokio::fs::read(path).await?)?,
         };
+        // One that is put up anew may have none for a moment.
+        if set.keys.is_empty() {
+            return Err(JwksError::Unknown);
+        }
         *self.known.write().await = set;
         Ok(())
     }

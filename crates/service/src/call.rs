@@ -19,6 +19,8 @@ pub struct Call {
     pub causation: Option<EventId>,
     /// The same for everything that follows from one request.
     pub correlation: String,
+    /// The operator who had the service do it; none where no operator had. Events do not name it, audits do.
+    pub operator: Option<String>,
     pub(crate) once: Once,
 }
 
@@ -65,6 +67,18 @@ impl Call {
     pub fn of_request(caller: Caller, attempt: Option<Attempt>) -> Self {
         let correlation = trace::trace_id().unwrap_or_else(|| clock::new_id().to_string());
         let once = attempt.map_or(Once::No, |attempt| Once::Key(Arc::new(attempt)));
-        Self { caller, causation: None, correlation, once }
+        Self { caller, causation: None, correlation, operator: None, once }
+    }
+
+    /// The same, where this operator has the service do it.
+    #[must_use]
+    pub fn had_by(self, operator: String) -> Self {
+        Self { operator: Some(operator), ..self }
+    }
+
+    /// Who did it, for an audit: `operator:olga` where an operator had it done, or the actors, `user:ann`.
+    #[must_use]
+    pub fn by(&self) -> String {
+        self.operator.as_ref().map_or_else(|| self.caller.actor.to_string(), |operator| format!("operator:{operator}"))
     }
 }

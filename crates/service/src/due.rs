@@ -167,6 +167,7 @@ impl Call {
             caller: Caller::service(tenant, service),
             causation: None,
             correlation: clock::new_id().to_string(),
+            operator: None,
             once: Once::No,
         }
     }

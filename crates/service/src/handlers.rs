@@ -134,6 +134,7 @@ impl Call {
             caller: Caller::service(envelope.tenant.clone(), service.clone()),
             causation: Some(envelope.id),
             correlation: envelope.correlationid.clone().unwrap_or_else(|| envelope.id.to_string()),
+            operator: None,
             once: Once::Event(claim.clone()),
         };
         Ok((call, envelope))

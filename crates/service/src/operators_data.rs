@@ -237,14 +237,15 @@ impl DataService for Operated {
     }
 
     async fn erase_data(&self, request: Request<EraseDataRequest>) -> Result<Response<ErasedData>, Status> {
-        act(&request, &request.get_ref().reason)?;
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
         let EraseDataRequest { tenant, person, reason: _ } = request.into_inner();
         let whose = whose(&tenant, person.as_deref())?;
+        let call = Call::of_schedule(whose.tenant.clone(), self.service.clone()).had_by(operator);
         let mut aggregates = BTreeMap::new();
         for _ in 0..ROUNDS {
             let mut round = Round::default();
             for kind in self.data.kinds.iter() {
-                let erased = self.erase_all(kind.as_ref(), &whose, &mut round).await?;
+                let erased = self.erase_all(kind.as_ref(), (&call, &whose), &mut round).await?;
                 *aggregates.entry(kind.kind().to_owned()).or_insert(0) += erased;
             }
             if let Some(failure) = round.failure() {
@@ -277,7 +278,12 @@ impl Round {
 }
 
 impl Operated {
-    async fn erase_all(&self, kind: &dyn Erase, whose: &Whose, round: &mut Round) -> Result<i64, Status> {
+    async fn erase_all(
+        &self,
+        kind: &dyn Erase,
+        (call, whose): (&Call, &Whose),
+        round: &mut Round,
+    ) -> Result<i64, Status> {
         let (mut after, mut erased) = (Uuid::nil(), 0);
         let person = whose.person.as_ref();
         loop {
@@ -288,8 +294,7 @@ impl Operated {
             let Some(last) = ids.last() else { return Ok(erased) };
             after = *last;
             for id in ids {
-                let call = Call::of_schedule(whose.tenant.clone(), self.service.clone());
-                match kind.erase(&call, person, id).await {
+                match kind.erase(call, person, id).await {
                     Ok(changed) => {
                         erased += i64::from(changed);
                         round.again |= changed;

@@ -332,8 +332,11 @@ async fn the_fleet_serves_in_kubernetes_through_releases_kills_evictions_new_sec
             (todos + client.todos.len() as u64, writes + client.acknowledged, retries + client.retries);
         client.finds_its_writes(&caller(client.number)).await;
     }
-    // The clients do not search.
+    // The clients do not search, and assign nobody: todo asks identity who that is.
     caller(0).search("hull").await;
+    let unknown = serde_json::json!({"title": "Tar the hull", "assignee": "nobody-here"});
+    let refused = caller(0).send(Method::POST, "/v1/todos", Some(unknown)).await;
+    assert!((400..500).contains(&refused.status), "{refused:?}");
     network.end();
     println!("{writes} writes were acknowledged, {retries} tries were sent again");
     assert!(writes > 1_000, "only {writes} writes were acknowledged: this run shows nothing");

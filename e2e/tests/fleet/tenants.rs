@@ -217,6 +217,12 @@ fn every_route_refuses_the_writes_of_a_suspended_tenant_and_answers_its_reads() 
         // It is in the audit, with who did it and why.
         let audit = operate(&["dlq", "audit"]).await.to_string();
         assert!(audit.contains("suspend tenant") && audit.contains("they do not pay"), "{audit}");
+        // A database that has lost what it knew of the tenant lets it write, until identity says it again.
+        let mut database = PgConnection::connect(fleet.login("postgres")["url"].as_str().unwrap()).await.unwrap();
+        database.execute("delete from known_tenant where tenant = 'suspended'").await.unwrap();
+        assert_eq!(rename().await.status, 200);
+        operate(&["identity", "republish", "suspended", "--yes", "--reason", "the database was restored"]).await;
+        testkit::until("its writes are refused again", || async { rename().await.status == 403 }).await;
         let (_, status, _) = act("resume").await;
         assert_eq!(status, json!("active"));
         testkit::until("it writes again", || async { rename().await.status == 200 }).await;

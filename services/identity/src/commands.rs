@@ -39,34 +39,21 @@ pub struct App {
 }
 
 impl App {
-    /// Ends a command that somebody called: what it did to access is noted, and [`Outbox::commit`] does the rest.
+    /// Ends a command that somebody called, or an operator had the service do: what it did to access is noted with who did it, and
+    /// [`Outbox::commit`] does the rest.
     ///
     /// # Errors
     /// As [`Outbox::commit`].
     pub(crate) async fn commit<A: StoredResponse>(
         &self,
-        tx: TenantTx,
+        mut tx: TenantTx,
         call: &Call,
         events: Vec<NewEvent>,
         answer: &A,
     ) -> Result<(), Error> {
-        self.commit_by(tx, &call.caller.actor.to_string(), events, answer).await
-    }
-
-    /// The same of what an operator had the service do: the audit names the operator, of whom events say nothing.
-    ///
-    /// # Errors
-    /// As [`Outbox::commit`].
-    pub(crate) async fn commit_by<A: StoredResponse>(
-        &self,
-        mut tx: TenantTx,
-        actor: &str,
-        events: Vec<NewEvent>,
-        answer: &A,
-    ) -> Result<(), Error> {
-        let now = clock::now();
+        let (by, now) = (call.by(), clock::now());
         for event in &events {
-            store_audit::append(&mut tx, event, actor, now).await?;
+            store_audit::append(&mut tx, event, &by, now).await?;
         }
         Ok(self.outbox.commit(tx, events, answer).await?)
     }
@@ -377,13 +364,19 @@ pub async fn erase_member(app: &App, call: &Call, id: MemberId, person: Option<&
     };
     let now = clock::now();
     let mut events = leave_groups(&mut tx, call, id, now).await?;
-    if let Some(tenant) = tenant.filter(|_| person.is_some()) {
-        events.extend(forget_address(&mut tx, call, &tenant, &before.profile.email, now).await?);
+    let goes_on = tenant.filter(|_| person.is_some());
+    if let Some(tenant) = &goes_on {
+        events.extend(forget_address(&mut tx, call, tenant, &before.profile.email, now).await?);
     }
     let member = before.erase(now);
     store_member::delete(&mut tx, &before, &member).await?;
     events.push(outgoing::event(call, outgoing::member(&member), MemberRemovedV1::of)?);
-    app.outbox.commit(tx, events, &()).await?;
+    // The audit of a tenant that is erased goes with it.
+    if goes_on.is_some() {
+        app.commit(tx, call, events, &()).await?;
+    } else {
+        app.outbox.commit(tx, events, &()).await?;
+    }
     Ok(true)
 }
 

@@ -1,5 +1,5 @@
 //! The tenants that other services knew before identity did, and their people, as the commands of `commands`. The call is the service's
-//! own, in that tenant; `by` is the operator, as the tenant's audit names it.
+//! own, in that tenant, and knows the operator, whom the tenant's audit names.
 
 use authz::MAX_SUBJECT_BYTES;
 use contracts::events::identity::{MemberAddedV1, MemberId, TenantCreatedV1};
@@ -41,7 +41,7 @@ pub struct Owner<'a> {
 /// [`Error::Denied`], the errors of the database.
 pub async fn adopt(
     app: &App,
-    (call, by): (&Call, &str),
+    call: &Call,
     draft: TenantDraft,
     owner: Option<Owner<'_>>,
 ) -> Result<Option<Adopted>, Error> {
@@ -65,7 +65,7 @@ pub async fn adopt(
                 let there = store_tenant::get(&mut tx).await?.is_some();
                 tx.end().await?;
                 // It was made meanwhile, or is erased. What this had begun is undone.
-                return if there { Box::pin(adopt(app, (call, by), draft, owner)).await } else { Ok(None) };
+                return if there { Box::pin(adopt(app, call, draft, owner)).await } else { Ok(None) };
             }
             Err(error) => return Err(error.into()),
         }
@@ -78,7 +78,7 @@ pub async fn adopt(
         owns = (events.len() > before).then_some(member.user);
     }
     let has_owner = store_member::owners(&mut tx).await? > 0;
-    app.commit_by(tx, by, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(Some(Adopted { made, owner: owns, has_owner }))
 }
 
@@ -115,12 +115,7 @@ pub async fn is_finished(app: &App) -> Result<bool, Error> {
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
-pub async fn admit(
-    app: &App,
-    (call, by): (&Call, &str),
-    (issuer, user): (&str, &UserId),
-    role: Role,
-) -> Result<Role, Error> {
+pub async fn admit(app: &App, call: &Call, (issuer, user): (&str, &UserId), role: Role) -> Result<Role, Error> {
     call.authorize(&permissions::ADMIT_MEMBER)?;
     let mut tx = app.db.begin(call).await?;
     store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
@@ -129,7 +124,7 @@ pub async fn admit(
         store_person::user(&mut tx, (issuer, user.as_str()), user, clock::now()).await?;
     }
     let member = make_member(&mut tx, call, user.clone(), role, &mut events).await?;
-    app.commit_by(tx, by, events, &()).await?;
+    app.commit(tx, call, events, &()).await?;
     Ok(member.role)
 }
 

@@ -1,5 +1,5 @@
-//! What operators ask and do about a tenant, as the commands of `commands`. The call is the service's own, in that tenant; `by` is the operator,
-//! as the tenant's audit names it.
+//! What operators ask and do about a tenant, as the commands of `commands`. The call is the service's own, in that tenant, and knows the
+//! operator, whom the tenant's audit names.
 
 use contracts::TenantId;
 use contracts::events::identity::{
@@ -54,14 +54,14 @@ pub async fn invitations(app: &App, call: &Call, limit: usize) -> Result<Vec<Inv
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
-pub async fn set_status(app: &App, call: &Call, by: &str, status: TenantStatus) -> Result<Tenant, Error> {
+pub async fn set_status(app: &App, call: &Call, status: TenantStatus) -> Result<Tenant, Error> {
     call.authorize(&permissions::SET_TENANT_STATUS)?;
     let mut tx = app.db.begin(call).await?;
     let before = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
     let tenant = before.with_status(status, clock::now());
     store_tenant::save(&mut tx, &before, &tenant).await?;
     let event = outgoing::event(call, outgoing::tenant(&tenant), TenantStatusChangedV1::of)?;
-    app.commit_by(tx, by, vec![event], &()).await?;
+    app.commit(tx, call, vec![event], &()).await?;
     Ok(tenant)
 }
 
@@ -69,14 +69,14 @@ pub async fn set_status(app: &App, call: &Call, by: &str, status: TenantStatus) 
 ///
 /// # Errors
 /// [`Error::Denied`], [`Error::NoTenant`], the errors of the database.
-pub async fn end_step_up(app: &App, call: &Call, by: &str) -> Result<Tenant, Error> {
+pub async fn end_step_up(app: &App, call: &Call) -> Result<Tenant, Error> {
     call.authorize(&permissions::END_STEP_UP)?;
     let mut tx = app.db.begin(call).await?;
     let before = store_tenant::get_for_update(&mut tx).await?.ok_or(Error::NoTenant)?;
     let tenant = before.without_step_up(clock::now());
     store_tenant::save(&mut tx, &before, &tenant).await?;
     let event = outgoing::event(call, outgoing::tenant(&tenant), TenantUpdatedV1::of)?;
-    app.commit_by(tx, by, vec![event], &()).await?;
+    app.commit(tx, call, vec![event], &()).await?;
     Ok(tenant)
 }
 

@@ -69,11 +69,6 @@ fn tenant(tenant: &Tenant) -> OperatedTenant {
     }
 }
 
-/// Who acts, as the tenant's audit names it.
-fn operator((operator, _reason): (String, String)) -> String {
-    format!("operator:{operator}")
-}
-
 /// As many as a request asks for, and no more than [`MOST`].
 fn at_most(asked: i64) -> Result<usize, Status> {
     usize::try_from(limit(asked)?.min(MOST)).map_err(|error| Status::internal(error.to_string()))
@@ -125,11 +120,10 @@ impl TenantService for Operated {
         &self,
         request: Request<SetTenantStatusRequest>,
     ) -> Result<Response<OperatedTenant>, Status> {
-        let by = operator(act(&request, &request.get_ref().reason)?);
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
         let SetTenantStatusRequest { tenant: slug, status, reason: _ } = request.into_inner();
-        let call = self.call(named("tenant", &slug)?);
-        let set =
-            commands::set_status(&self.app, &call, &by, named("status", &status)?).await.map_err(Failure::from)?;
+        let call = self.call(named("tenant", &slug)?).had_by(operator);
+        let set = commands::set_status(&self.app, &call, named("status", &status)?).await.map_err(Failure::from)?;
         Ok(Response::new(tenant(&set)))
     }
 
@@ -137,21 +131,21 @@ impl TenantService for Operated {
         &self,
         request: Request<RepublishTenantRequest>,
     ) -> Result<Response<RepublishedTenant>, Status> {
-        act(&request, &request.get_ref().reason)?;
-        let call = self.call(named("tenant", &request.get_ref().tenant)?);
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
+        let call = self.call(named("tenant", &request.get_ref().tenant)?).had_by(operator);
         let members = commands::republish(&self.app, &call).await.map_err(Failure::from)?;
         Ok(Response::new(RepublishedTenant { members }))
     }
 
     async fn end_step_up(&self, request: Request<EndStepUpRequest>) -> Result<Response<OperatedTenant>, Status> {
-        let by = operator(act(&request, &request.get_ref().reason)?);
-        let call = self.call(named("tenant", &request.get_ref().tenant)?);
-        let ended = commands::end_step_up(&self.app, &call, &by).await.map_err(Failure::from)?;
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
+        let call = self.call(named("tenant", &request.get_ref().tenant)?).had_by(operator);
+        let ended = commands::end_step_up(&self.app, &call).await.map_err(Failure::from)?;
         Ok(Response::new(tenant(&ended)))
     }
 
     async fn adopt_tenant(&self, request: Request<AdoptTenantRequest>) -> Result<Response<AdoptedTenant>, Status> {
-        let by = operator(act(&request, &request.get_ref().reason)?);
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
         let AdoptTenantRequest { tenant, time_zone, country, currency, owner, named: by_name, reason: _ } =
             request.into_inner();
         let refused = |what: &'static str| move |error| Status::invalid_argument(format!("the {what}: {error}"));
@@ -164,8 +158,8 @@ impl TenantService for Operated {
         };
         let user: Option<UserId> = owner.map(|owner| named("owner", &owner)).transpose()?;
         let owner = user.as_ref().map(|user| Owner { issuer: &self.provider, user, named: by_name });
-        let call = self.call(named("tenant", &tenant)?);
-        let adopted = commands_adoption::adopt(&self.app, (&call, &by), draft, owner).await.map_err(Failure::from)?;
+        let call = self.call(named("tenant", &tenant)?).had_by(operator);
+        let adopted = commands_adoption::adopt(&self.app, &call, draft, owner).await.map_err(Failure::from)?;
         Ok(Response::new(match adopted {
             Some(Adopted { made, owner, has_owner }) => {
                 AdoptedTenant { made, erased: false, owner: owner.map(|owner| owner.to_string()), has_owner }
@@ -186,16 +180,15 @@ impl TenantService for Operated {
     }
 
     async fn admit_member(&self, request: Request<AdmitMemberRequest>) -> Result<Response<AdmittedMember>, Status> {
-        let by = operator(act(&request, &request.get_ref().reason)?);
+        let (operator, _) = act(&request, &request.get_ref().reason)?;
         if !self.local {
             return Err(Status::failed_precondition(
                 "operators let nobody into a tenant, but on a developer's machine (FLOTILLA_LOCAL): its owners invite",
             ));
         }
         let AdmitMemberRequest { tenant, user, role, reason: _ } = request.into_inner();
-        let (call, user) = (self.call(named("tenant", &tenant)?), named("user", &user)?);
-        let admitted =
-            commands_adoption::admit(&self.app, (&call, &by), (&self.issuer, &user), named("role", &role)?).await;
+        let (call, user) = (self.call(named("tenant", &tenant)?).had_by(operator), named("user", &user)?);
+        let admitted = commands_adoption::admit(&self.app, &call, (&self.issuer, &user), named("role", &role)?).await;
         let role = admitted.map_err(Failure::from)?;
         Ok(Response::new(AdmittedMember { role: role.as_str().to_owned() }))
     }

@@ -1,6 +1,6 @@
 //! The valid texts of the service. Pure.
 
-use contracts::text::{TextError, line};
+use contracts::text::{TextError, is_misleading, line};
 
 /// The most scopes of a key.
 pub const MAX_SCOPES: usize = 20;
@@ -175,10 +175,10 @@ impl Scopes {
     }
 }
 
-/// A text of the provider's that people see: what is too long or cannot stand in a line is left out.
+/// A text of the provider's that people see: what is too long, cannot stand in a line or looks like another one is left out.
 #[must_use]
 pub fn given(text: Option<&str>, most: usize) -> String {
-    text.and_then(|text| line(text, most).ok()).unwrap_or_default()
+    text.and_then(|text| line(text, most).ok()).filter(|text| !is_misleading(text)).unwrap_or_default()
 }
 
 /// What an agent is to do: 1 to 100 letters and digits of ASCII, and any of `. _ : - /`.
@@ -227,6 +227,13 @@ mod tests {
             "ann@\u{130}.y",
         ] {
             assert_eq!(Email::parse(text), Err(Refused::Email), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_given_text_that_looks_like_another_one_is_left_out() {
+        for (text, shown) in [("Ann", "Ann"), ("Ann\u{200b}", ""), ("\u{202e}nnA", ""), ("A\nnn", ""), ("", "")] {
+            assert_eq!(given(Some(text), 200), shown, "{text:?}");
         }
     }
 

@@ -176,6 +176,17 @@ async fn adopted_tenants_do_not_count_as_signed_up() {
 }
 
 #[tokio::test]
+async fn whoever_signs_up_at_the_same_time_is_counted() {
+    let harness = Harness::start_with(Settings { sign_ups_an_hour: 2, ..Settings::default() }).await;
+    let sign_ups = ["ann", "bob", "kim", "eve", "olga", "vic"].map(|user| {
+        let person = harness.person(user);
+        async move { person.sign_up(&format!("of-{user}")).await.is_ok() }
+    });
+    let signed_up = futures::future::join_all(sign_ups).await;
+    assert_eq!(signed_up.iter().filter(|signed_up| **signed_up).count(), 2);
+}
+
+#[tokio::test]
 async fn operators_let_users_into_a_tenant_on_a_developers_machine() {
     let harness = Harness::start().await;
     let mut tenants = tenants(&harness).await;

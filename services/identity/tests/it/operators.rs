@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 use crate::carried::carrying;
-use crate::data::export;
+use crate::data::{erase, export};
 use crate::harness::{Harness, reason, with};
 use crate::tenancy::{call, furnished, rpcs};
 
@@ -79,11 +79,12 @@ async fn each_act_of_an_operator_is_in_the_tenants_audit_with_who_did_it() {
     let (user, role) = ("bob".to_owned(), "viewer".to_owned());
     let admit = AdmitMemberRequest { tenant: tenant.clone(), user, role, reason: reason.clone() };
     tenants.admit_member(harness.operator(admit)).await.unwrap();
+    erase(&harness, Some("bob")).await;
     let request = ann.request(ListAuditEntriesRequest::default());
     let audit = ann.inner.clone().list_audit_entries(request).await.unwrap().into_inner().audit_entries;
     let by_olga = audit.iter().filter(|entry| entry.actor == "operator:olga");
     let by_olga: Vec<_> = by_olga.map(|entry| entry.action.as_str()).collect();
-    assert_eq!(by_olga, ["member_added", "tenant_updated", "tenant_status_changed"], "{audit:?}");
+    assert_eq!(by_olga, ["member_removed", "member_added", "tenant_updated", "tenant_status_changed"], "{audit:?}");
     // One of before, with its owner.
     let adopt = AdoptTenantRequest {
         tenant: "of-before".to_owned(),

@@ -121,10 +121,8 @@ fn draft() -> TenantDraft {
 async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool, Error> {
     match name {
         "see" => commands_operators::tenant(app, call).await.map(|tenant| tenant.is_some()),
-        "set_status" => {
-            commands_operators::set_status(app, call, "operator:olga", TenantStatus::Suspended).await.map(|_| true)
-        }
-        "end_step_up" => commands_operators::end_step_up(app, call, "operator:olga").await.map(|_| true),
+        "set_status" => commands_operators::set_status(app, call, TenantStatus::Suspended).await.map(|_| true),
+        "end_step_up" => commands_operators::end_step_up(app, call).await.map(|_| true),
         "republish" => commands_operators::republish(app, call).await.map(|members| members > 0),
         "erase_tenant" => commands_tenant::erase_tenant(app, call, None).await,
         "erase_member" => commands::erase_member(app, call, ids.member.parse().unwrap(), None).await,
@@ -136,14 +134,10 @@ async fn by_itself(app: &App, call: &Call, name: &str, ids: &Ids) -> Result<bool
             commands_programs::erase_service_account(app, call, ids.account.parse().unwrap(), None).await
         }
         "erase_api_key" => commands_programs::erase_api_key(app, call, ids.key.parse().unwrap(), None).await,
-        "adopt" => {
-            commands_adoption::adopt(app, (call, "operator:olga"), draft(), None).await.map(|adopted| adopted.is_some())
-        }
+        "adopt" => commands_adoption::adopt(app, call, draft(), None).await.map(|adopted| adopted.is_some()),
         "admit" => {
             let bob = "bob".parse().unwrap();
-            commands_adoption::admit(app, (call, "operator:olga"), ("https://issuer.example", &bob), Role::Viewer)
-                .await
-                .map(|_| true)
+            commands_adoption::admit(app, call, ("https://issuer.example", &bob), Role::Viewer).await.map(|_| true)
         }
         other => panic!("{other}: say here how it is called"),
     }

@@ -28,6 +28,8 @@ async fn a_person_signs_up_invites_another_and_gives_a_program_a_key() {
     let me = program.inner.clone().get_me(program.request(GetMeRequest {})).await.unwrap().into_inner();
     assert_eq!((me.tenant.as_str(), me.role), ("acme", Role::Viewer.into()));
     assert_eq!(me.actor, format!("service_account:{}", key.service_account));
+    let limits = me.limits.unwrap();
+    assert!((1..=limits.tenant_rate).contains(&limits.principal_rate), "{limits:?}");
 
     // Whoever verifies tokens offline takes it.
     let verifier = Verifier::new(harness.issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE).unwrap();
