@@ -10,6 +10,7 @@ use backoff::backoff::Backoff as _;
 use clap::Args;
 use contracts::{TenantId, UserId};
 use devstack::issuer::Issuer;
+use devstack::sign_in::Browser;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -139,9 +140,14 @@ impl Api {
         Ok(Self { http, base, token })
     }
 
-    /// A person of the development provider, with an e-mail address that is verified.
-    pub fn person(context: &Context, name: &str) -> Result<Self, anyhow::Error> {
-        Self::by(context, person_token(context, name, 10)?)
+    /// A person with an e-mail address that is verified: of the provider that `run --oidc` has started, else of the development provider.
+    pub async fn person(context: &Context, name: &str) -> Result<Self, anyhow::Error> {
+        let provider = context.stack_status()?.unit("provider").ok().and_then(|unit| unit.url.clone());
+        let token = match provider {
+            Some(issuer) => Browser::at(&issuer)?.sign_in(name, "").await?.access_token,
+            None => person_token(context, name, 10)?,
+        };
+        Self::by(context, token)
     }
 
     /// The same caller with a token of the fleet's for a tenant (RFC 8693).

@@ -108,7 +108,7 @@ struct Acme {
 
 /// Signs acme up, with Bob in it, and makes a key. What an earlier run has made is there already.
 async fn sign_up(context: &Context, acme: &TenantId, say: &impl Fn(&str)) -> Result<Acme, anyhow::Error> {
-    let (ann, bob) = (Api::person(context, "ann")?, Api::person(context, "bob")?);
+    let (ann, bob) = (Api::person(context, "ann").await?, Api::person(context, "bob").await?);
     let tenant = json!({"id": acme, "name": "Acme Shipping", "country": "DE", "currency": "EUR"});
     let made = ann.write("/v1/tenants", &key(), &tenant).await?;
     if made.body["code"] == "TENANT_EXISTS" {

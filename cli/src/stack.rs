@@ -230,8 +230,8 @@ pub async fn run(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> 
 /// Prints what a newcomer needs once all is up.
 async fn welcome(context: &Context, args: &UpArgs) -> Result<(), anyhow::Error> {
     let first = context.home.join(DEMO_DONE);
-    if args.oidc || args.provider.is_some() {
-        println!("People come from another provider than the development one: no demo, which knows that one alone.");
+    if args.provider.is_some() {
+        println!("People come from a provider elsewhere: no demo, which signs nobody in there.");
         println!("`bin/flotilla login` signs one in, and POST /v1/tenants signs a tenant up (docs/identity.md).\n");
     } else if !args.no_demo && !first.exists() {
         println!("There is no data yet: running the demo once (`bin/flotilla demo` repeats it).\n");

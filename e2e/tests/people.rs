@@ -233,6 +233,11 @@ async fn a_fleet_runs_a_real_provider_where_a_person_signs_in_by_a_terminal() {
     zoe.sign_up("initech").await;
     let zoe = by(&fleet, &signed_in_by_a_terminal(&fleet, &provider, "zoe", &["--tenant", "initech"]).await);
     zoe.create(json!({"title": "Box the compass"})).await;
+    // The demo's people sign in there.
+    let demo = fleet.run(&["demo"]).await;
+    assert!(demo.status.success(), "{demo:?}");
+    let acme = by(&fleet, &signed_in_by_a_terminal(&fleet, &provider, "bob", &["--tenant", "acme"]).await);
+    assert_eq!(acme.send(Method::GET, "/v1/me", None).await.body["role"], "MEMBER");
     let refused = fleet.run(&["login", "--provider", "http://127.0.0.1:1"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("asking the provider what it is"), "{refused:?}");
     fleet.stop().await;
@@ -267,7 +272,7 @@ async fn marked_acts_demand_a_second_factor(fleet: &Fleet, provider: &OpenIdProv
 }
 
 /// Whoever signs in by a new key is known, and whoever did by an old one until the provider forgets it.
-async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &e2e::people::SignedIn) {
+async fn keys_rotate(fleet: &Fleet, provider: &mut OpenIdProvider, before: &devstack::sign_in::SignedIn) {
     let form = |token: String| {
         let kind = "urn:ietf:params:oauth:token-type:access_token".to_owned();
         [("subject_token_type", kind), ("subject_token", token)]

@@ -32,6 +32,8 @@ pub mod issuer;
 
 pub mod provider;
 
+pub mod sign_in;
+
 pub mod certificates;
 
 pub mod stack_dir;
