@@ -81,7 +81,9 @@ async fn is_out(token: &Caller, what: &str) {
         };
         testkit::until(&format!("{what}: {path} refuses it"), refused).await;
     }
-    assert!(since.elapsed() < KNOWN_WITHIN, "{what}: it took {:?}", since.elapsed());
+    let took = since.elapsed();
+    println!("{what}: void at every service after {took:?}");
+    assert!(took < KNOWN_WITHIN, "{what}: it took {took:?}");
 }
 
 #[test]

@@ -212,7 +212,16 @@ impl Edge {
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
         let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let who = self.verifier.verify(text).await.map_err(|error| refused(error.into()))?;
+        let who = match self.verifier.verify(text).await {
+            Ok(who) => who,
+            Err(error) => {
+                // Whoever forges tokens pays for the look at them.
+                if matches!(error, TokenError::Malformed(_) | TokenError::Untrusted(_)) {
+                    self.limits.turn_of_address(address, route.policy.cost).await.map_err(refused)?;
+                }
+                return Err(refused(error.into()));
+            }
+        };
         // A service calls another one itself: a token for it has got into other hands.
         if who.actor.kind == ActorKind::Service {
             return Err(refused(
