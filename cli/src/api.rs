@@ -142,8 +142,8 @@ impl Api {
 
     /// A person with an e-mail address that is verified: of the provider that `run --oidc` has started, else of the development provider.
     pub async fn person(context: &Context, name: &str) -> Result<Self, anyhow::Error> {
-        let provider = context.stack_status()?.unit("provider").ok().and_then(|unit| unit.url.clone());
-        let token = match provider {
+        let here = if context.is_elsewhere() { None } else { Some(context.stack_status()?) };
+        let token = match here.and_then(|stack| stack.unit("provider").ok()?.url.clone()) {
             Some(issuer) => Browser::at(&issuer)?.sign_in(name, "").await?.access_token,
             None => person_token(context, name, 10)?,
         };

@@ -116,7 +116,8 @@ async fn sign_up(context: &Context, acme: &TenantId, say: &impl Fn(&str)) -> Res
     } else {
         say(&format!("   tenant {}, {}", acme, text(&accepted(made)?.0, "name")));
     }
-    let ann = ann.of(acme.as_str()).await?;
+    let ann =
+        ann.of(acme.as_str()).await.context("acme may be of people of another provider: start the fleet as before")?;
     let members = accepted(ann.read("/v1/members?pageSize=200").await?)?.0;
     let members = members["members"].as_array().cloned().unwrap_or_default();
     if !members.iter().any(|member| text(member, "email") == "bob@people.example") {

@@ -272,6 +272,22 @@ async fn whose_keys_were_never_had_is_unavailable_and_refuses_nobody() {
     verifier.verify(Some(&token)).await.unwrap();
 }
 
+#[tokio::test]
+async fn an_issuer_that_is_away_is_asked_once_in_a_while_and_one_without_keys_takes_none_away() {
+    let (issuer, verifier) = issuer("busy");
+    let token = bearer(&header("k1"), &claims(), &issuer.key);
+    let (keys, away) = (issuer.folder.join("jwks.json"), issuer.folder.join("away.json"));
+    std::fs::rename(&keys, &away).unwrap();
+    verifier.verify(Some(&token)).await.unwrap_err();
+    std::fs::rename(&away, &keys).unwrap();
+    // Nobody waits for a fetch that others have waited for in vain.
+    assert!(matches!(verifier.verify(Some(&token)).await, Err(TokenError::Keys(_))));
+    verifier.refresh().await.unwrap();
+    std::fs::write(&keys, r#"{"keys": []}"#).unwrap();
+    verifier.refresh().await.unwrap_err();
+    verifier.verify(Some(&token)).await.unwrap();
+}
+
 /// Serves, on loopback, the description of one issuer and its key set, to whoever asks for either by any path.
 async fn described(key: &EncodingKey) -> (String, impl Future<Output = ()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -186,11 +186,15 @@ impl Revocations {
         let ahead = (place.next.max(first_sequence)..=last_sequence).map(|sequence| at(&stream, sequence));
         let mut read = stream::iter(ahead).buffered(READS_AHEAD);
         while let Some(message) = read.next().await {
-            // Where some are gone, the one behind them comes for each.
-            let Some(Stored { sequence, time, payload }) = message?.filter(|message| message.sequence >= place.next)
-            else {
-                continue;
+            let Some(Stored { sequence, time, payload }) = message? else {
+                // What was there is removed, and nothing is behind it.
+                place.next = last_sequence + 1;
+                break;
             };
+            // Where some are removed, the one behind them comes for each.
+            if sequence < place.next {
+                continue;
+            }
             if let Err(error) = self.note(&payload) {
                 // By a newer release, or broken: the others count.
                 error!(%error, sequence, "an event of identity's cannot be read, and may have taken something away");

@@ -100,7 +100,9 @@ impl Tokens {
         in_hand.renews = now + RENEWS_AGAIN_AFTER;
         self.0.insert(known, in_hand.clone()).await;
         match Box::pin(exchanged()).await {
+            // One that lasts no longer than the other did is not asked for by each call.
             Ok(token) => {
+                let token = Granted { renews: token.renews.max(in_hand.renews), ..token };
                 self.0.insert(known, token.clone()).await;
                 Ok(token.authorization)
             }

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::with_fleet;
 
 /// An operator's folder, with a profile of the fleet.
-struct Desk(PathBuf);
+pub struct Desk(PathBuf);
 
 impl Desk {
-    async fn of(fleet: &Fleet) -> Self {
+    pub async fn of(fleet: &Fleet) -> Self {
         let desk = Self(std::env::temp_dir().join(testkit::unique("flotilla-desk-")));
         let logins = desk.0.join("keys/secrets/nats");
         fs::create_dir_all(&logins).unwrap();
@@ -51,8 +51,17 @@ impl Desk {
         command.output().await.unwrap()
     }
 
+    /// Has the keys of the development issuer and provider, too.
+    pub fn takes_keys(&self, fleet: &Fleet) {
+        for file in fs::read_dir(fleet.home.join("secrets")).unwrap().map(|entry| entry.unwrap().path()) {
+            if file.is_file() {
+                fs::copy(&file, self.0.join("keys/secrets").join(file.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+
     /// What the command prints of the fleet that is elsewhere.
-    async fn asks(&self, args: &[&str]) -> String {
+    pub async fn asks(&self, args: &[&str]) -> String {
         let output = self.run(&[&["--profile", "prod", "--json"], args].concat()).await;
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()

@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::elsewhere::Desk;
 use crate::with_fleet;
 
 #[test]
@@ -20,6 +21,10 @@ fn the_demo_shows_the_whole_way() {
         assert_eq!(times.len(), 4);
         // Each stage follows the one before it; clocks of one machine, to the millisecond.
         assert!(times.windows(2).all(|pair| pair[0] <= pair[1] + 1.0), "{way}");
+        // From another folder, with the keys of the development issuer and provider.
+        let desk = Desk::of(fleet).await;
+        desk.takes_keys(fleet);
+        assert!(desk.asks(&["demo"]).await.contains("traceId"));
     });
 }
 

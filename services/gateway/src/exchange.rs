@@ -22,6 +22,8 @@ use crate::problem::Problem;
 
 /// How long identity may take: less than the call has that waits for it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// What says that a credential is not good for the token in hand any more.
+const REFUSALS: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 /// How long before its end a token is exchanged again: it must last for a whole call.
 const BEFORE_ITS_END: Duration = Duration::from_secs(60);
 
@@ -75,9 +77,8 @@ impl Exchange {
             let _charged = charged.await.map_err(|failure| Problem::from(Status::from(failure)))?;
             self.exchanged(credential, kind).await
         };
-        // While identity is away, or the address has no allowance, a token in hand lives out its minutes.
-        let passes =
-            |problem: &Problem| problem.status == StatusCode::TOO_MANY_REQUESTS || problem.status.is_server_error();
+        // While identity is away, busy, or the address has no allowance, a token in hand lives out its minutes.
+        let passes = |problem: &Problem| !REFUSALS.contains(&problem.status);
         self.tokens.authorization(credential, exchanged, passes).await.map(Some)
     }
 

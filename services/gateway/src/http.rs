@@ -212,16 +212,7 @@ impl Edge {
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
         let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let who = match self.verifier.verify(text).await {
-            Ok(who) => who,
-            Err(error) => {
-                // Whoever forges tokens pays for the look at them.
-                if matches!(error, TokenError::Malformed(_) | TokenError::Untrusted(_)) {
-                    self.limits.turn_of_address(address, route.policy.cost).await.map_err(refused)?;
-                }
-                return Err(refused(error.into()));
-            }
-        };
+        let who = self.verifier.verify(text).await.map_err(|error| refused(error.into()))?;
         // A service calls another one itself: a token for it has got into other hands.
         if who.actor.kind == ActorKind::Service {
             return Err(refused(
@@ -286,11 +277,13 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         edge.exchange.give_up(came, authorization.as_ref()).await;
         if let Some(message) = again {
             drop(turn);
-            let tenant = caller.as_ref().map(|caller| caller.tenant.clone());
-            let (authorization, next) = edge.admit(route, &head, caller).await?;
+            let mut now = None;
+            let (authorization, next) = edge.admit(route, &head, &mut now).await?;
             turn = next;
             // What was meant for one tenant goes to no other.
-            if caller.as_ref().map(|caller| &caller.tenant) == tenant.as_ref() {
+            let tenant = |who: &Option<Caller>| who.as_ref().map(|who| who.tenant.clone());
+            if tenant(&now) == tenant(caller) {
+                *caller = now;
                 answer = send(message, authorization).await;
             }
         }

@@ -212,11 +212,18 @@ async fn write(
     if saved.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
-/// How many tenants were signed up since then, and how many by this user. Who signs up at the same time waits until this one is counted.
+/// Whoever signs up at the same time waits until this one has ended.
+#[instrument(target = "service::trace", skip_all, err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "tenant"))]
+pub async fn sign_up_alone(tx: &mut TenantTx) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_xact_lock(hashtext('identity.sign_up'))").execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// How many tenants were signed up since then, and how many by this user.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "tenant"))]
 pub async fn signed_up(tx: &mut TenantTx, by: &UserId, since: DateTime<Utc>) -> Result<(i64, i64), StoreError> {
-    sqlx::query("select pg_advisory_xact_lock(hashtext('identity.sign_up'))").execute(&mut **tx).await?;
     let counted = sqlx::query_as("select everybody, one from identity_signed_up($1, $2)").bind(since).bind(by.as_str());
     Ok(counted.fetch_one(&mut **tx).await?)
 }

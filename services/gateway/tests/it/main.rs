@@ -267,7 +267,7 @@ async fn what_is_to_be_exchanged_waits_for_identity_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn guessed_keys_and_forged_tokens_are_paid_for_by_their_address_and_whoever_has_a_token_goes_on() {
+async fn guessed_keys_are_paid_for_by_their_address_and_whoever_has_a_token_goes_on() {
     let admission = Admission { principal_rate: NonZeroU32::new(20).unwrap(), ..Admission::wide() };
     let edge = behind(admission).await;
     let guess = async |number: u32| {
@@ -276,14 +276,6 @@ async fn guessed_keys_and_forged_tokens_are_paid_for_by_their_address_and_whoeve
     };
     let statuses = futures::future::join_all((0..60).map(guess)).await;
     assert!(statuses.contains(&429) && statuses.iter().all(|status| [429, 503].contains(status)), "{statuses:?}");
-    // The same for tokens that somebody else has signed.
-    let forged = testkit::TestIssuer::new().bearer("acme", "ann");
-    let forge = async |_: u32| {
-        let request = edge.http.get(format!("{}/v1/todos", edge.base)).header("authorization", &forged);
-        request.send().await.unwrap().status().as_u16()
-    };
-    let statuses = futures::future::join_all((0..60).map(forge)).await;
-    assert!(statuses.contains(&429) && statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
     // Of the same address, and known without identity: the service alone is away.
     assert_eq!(edge.send(Method::GET, "/v1/todos").await.status(), 503);
 }
