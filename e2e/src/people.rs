@@ -10,6 +10,7 @@ use crate::workspace;
 
 /// What `scripts/provider.sh` ends with where Node or the package cannot be had.
 const UNAVAILABLE: i32 = 69;
+
 /// The provider, which ends with this value.
 pub struct OpenIdProvider {
     /// Its issuer's URL.

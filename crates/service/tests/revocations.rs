@@ -5,7 +5,7 @@
 use std::future::IntoFuture as _;
 use std::time::Duration;
 
-use contracts::events::identity::{Member, MemberId};
+use contracts::events::identity::MemberId;
 use futures::future::try_join_all;
 use proto::search::search_service_client::SearchServiceClient;
 use proto::search::search_service_server::{SearchService, SearchServiceServer};
@@ -14,7 +14,7 @@ use serde_json::json;
 use service::config::Common;
 use service::revocations::{Ages, Revocations};
 use service::{DEGRADED, Lifecycle, Process};
-use testkit::nats::member;
+use testkit::nats::changed_now;
 use testkit::{SlowApi, TestIssuer, TestNats, unique, until};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -30,8 +30,8 @@ impl SearchService for Empty {
     }
 }
 
-/// What a caller is told: the parts that are degraded, or the reason why it has no answer.
-async fn told(channel: &Channel, bearer: &str) -> Result<String, String> {
+/// The outcome of a call: the degraded parts that its answer names, or code and reason of its error.
+async fn outcome(channel: &Channel, bearer: &str) -> Result<String, String> {
     let mut request = Request::new(SearchTodosRequest::default());
     request.metadata_mut().insert("authorization", bearer.parse().unwrap());
     match SearchServiceClient::new(channel.clone()).search_todos(request).await {
@@ -51,11 +51,6 @@ async fn served(nats: service::nats::Client, issuer: &TestIssuer, ages: Ages) ->
     (process.lifecycle, channel)
 }
 
-/// A member who is changed now.
-fn now(id: MemberId, user: &str) -> Member {
-    Member { update_time: std::time::SystemTime::now().into(), ..member(id, user, 0) }
-}
-
 #[tokio::test]
 async fn much_that_others_publish_keeps_nobody_from_being_out() {
     let (nats, issuer) = (TestNats::start().await, TestIssuer::new());
@@ -68,7 +63,7 @@ async fn much_that_others_publish_keeps_nobody_from_being_out() {
         acks.push(producer.publish(subject, payload.into()).await.unwrap().into_future());
     }
     try_join_all(acks).await.unwrap();
-    nats.remove_member("acme", now(bob, "bob")).await;
+    nats.remove_member("acme", changed_now(bob, "bob")).await;
     // One after the other would take two minutes.
     let slow = SlowApi::to(nats.port(), Duration::from_millis(50)).await;
     let options =
@@ -78,7 +73,7 @@ async fn much_that_others_publish_keeps_nobody_from_being_out() {
     let (lifecycle, channel) = served(client, &issuer, Ages::default()).await;
     let his = issuer.bearer_with("acme", "bob", &json!({"role": "owner", "sources": [bob]}));
     let out = Err("Unauthenticated TOKEN_REVOKED".to_owned());
-    until("he is out", || async { told(&channel, &his).await == out }).await;
+    until("he is out", || async { outcome(&channel, &his).await == out }).await;
     lifecycle.shut_down().await;
 }
 
@@ -94,15 +89,15 @@ async fn who_does_not_hear_identity_for_long_says_so_and_then_believes_no_token_
     // What names no member, program or key is no token of identity's.
     let (hers, his, another) = (of("ann", ann), of("bob", bob), issuer.bearer("acme", "eve"));
     let is = async |bearer: &str, wanted: Result<&str, &str>| {
-        told(&channel, bearer).await.as_deref().map_err(String::as_str) == wanted
+        outcome(&channel, bearer).await.as_deref().map_err(String::as_str) == wanted
     };
     until("identity is heard", || is(&hers, Ok(""))).await;
     nats.kill().await;
     until("it is degraded", || is(&hers, Ok("identity"))).await;
     until("it refuses", || is(&hers, Err("Unavailable REVOCATIONS_UNKNOWN"))).await;
-    assert_eq!(told(&channel, &another).await.unwrap(), "");
+    assert_eq!(outcome(&channel, &another).await.unwrap(), "");
     nats.restart().await;
-    nats.remove_member("acme", now(bob, "bob")).await;
+    nats.remove_member("acme", changed_now(bob, "bob")).await;
     until("it is heard again", || is(&hers, Ok(""))).await;
     until("he is out", || is(&his, Err("Unauthenticated TOKEN_REVOKED"))).await;
     lifecycle.shut_down().await;

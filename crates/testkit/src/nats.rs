@@ -37,6 +37,12 @@ pub fn member(id: MemberId, user: &str, seconds: i64) -> Member {
     Member { id, user: user.parse().unwrap(), update_time, ..member }
 }
 
+/// The same, changed now.
+#[must_use]
+pub fn changed_now(id: MemberId, user: &str) -> Member {
+    Member { update_time: devstack::supervisor::now(), ..member(id, user, 0) }
+}
+
 /// The rows that the outboxes of the services would have, whose events tests publish.
 static ROWS: AtomicU64 = AtomicU64::new(1);
 

@@ -277,13 +277,12 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         edge.exchange.give_up(came, authorization.as_ref()).await;
         if let Some(message) = again {
             drop(turn);
-            let mut now = None;
-            let (authorization, next) = edge.admit(route, &head, &mut now).await?;
+            let mut admitted = None;
+            let (authorization, next) = edge.admit(route, &head, &mut admitted).await?;
             turn = next;
             // What was meant for one tenant goes to no other.
-            let tenant = |who: &Option<Caller>| who.as_ref().map(|who| who.tenant.clone());
-            if tenant(&now) == tenant(caller) {
-                *caller = now;
+            if admitted.as_ref().map(|admitted| &admitted.tenant) == caller.as_ref().map(|caller| &caller.tenant) {
+                *caller = admitted;
                 answer = send(message, authorization).await;
             }
         }

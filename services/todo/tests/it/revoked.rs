@@ -1,9 +1,9 @@
 //! What identity takes away ends what a token in hand may do.
 
-use contracts::events::identity::{Member, MemberId};
+use contracts::events::identity::MemberId;
 use proto::todo::ListTodosRequest;
 use serde_json::json;
-use testkit::nats::member;
+use testkit::nats::changed_now;
 use testkit::{unique, until};
 
 use crate::harness::{Client, Harness, reason};
@@ -12,11 +12,6 @@ use crate::tenancy::{call, rpcs};
 async fn listed(client: &Client) -> String {
     let listed = client.list(ListTodosRequest::default()).await;
     if listed.is_ok() { "OK".to_owned() } else { reason(listed) }
-}
-
-/// A member who is changed now.
-fn now(id: MemberId, user: &str) -> Member {
-    Member { update_time: std::time::SystemTime::now().into(), ..member(id, user, 0) }
 }
 
 #[tokio::test]
@@ -28,7 +23,7 @@ async fn a_token_of_whoever_has_left_is_void_also_once_the_stream_was_lost() {
     let (his, hers, another) = (of("bob", bob), of("kim", kim), harness.client("acme", "bob"));
     // Until identity's stream is read, no such token is believed.
     until("it is read", || async { listed(&his).await == "OK" }).await;
-    harness.nats.remove_member("acme", now(bob, "bob")).await;
+    harness.nats.remove_member("acme", changed_now(bob, "bob")).await;
     until("he is out", || async { listed(&his).await == "TOKEN_REVOKED" }).await;
     for rpc in rpcs() {
         assert_eq!(reason(call(&his, &rpc, "0193a5b0-7a52-7c3e-9b1e-6a1f0c9d2e4f").await), "TOKEN_REVOKED", "{rpc}");
@@ -38,7 +33,7 @@ async fn a_token_of_whoever_has_left_is_void_also_once_the_stream_was_lost() {
     assert_eq!((listed(&his).await.as_str(), listed(&hers).await.as_str()), ("TOKEN_REVOKED", "OK"), "from memory");
     harness.nats.wipe();
     harness.nats.restart().await;
-    harness.nats.remove_member("acme", now(kim, "kim")).await;
+    harness.nats.remove_member("acme", changed_now(kim, "kim")).await;
     until("she is out", || async { listed(&hers).await == "TOKEN_REVOKED" }).await;
     assert_eq!(listed(&his).await, "TOKEN_REVOKED");
     // A process that starts now reads what was taken away before.
