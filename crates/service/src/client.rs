@@ -1,8 +1,8 @@
 //! The one way in which a process of the fleet calls another over gRPC. It sets a deadline, retries within a budget, leaves out replicas
 //! that do not answer, and passes on the trace and, by the service's own credential, the caller.
 //!
-//! A generated client uses [`Upstream`] as its channel, like a `tonic` channel. It is for unary calls: it reads the whole answer before it
-//! returns it, so that it can handle a connection that ends in the middle.
+//! A generated client uses [`Upstream`] as its channel, like a `tonic` channel. It reads the whole answer before it returns it, so that it
+//! can handle a connection that ends in the middle; of a call that is marked as [`Streams`] it reads the head, and the rest comes as it is sent.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,6 +50,10 @@ const LOOKS: u32 = 10;
 /// Marks a request that may be sent twice without a key: it only reads. Set it as an extension of the request.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadsOnly;
+
+/// Marks a request whose answer goes on: a deadline is for its beginning. Set it as an extension of the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams;
 
 /// A service that is called, with all its replicas. Clones share them.
 #[derive(Clone)]
@@ -282,6 +286,7 @@ impl Shared {
         }
         trace::pass_trace(&mut head.headers);
         let body = body.collect().await?.to_bytes();
+        let streams = head.extensions.get::<Streams>().is_some();
         let repeatable =
             head.extensions.get::<ReadsOnly>().is_some() || head.headers.contains_key(idempotency::METADATA);
         self.budget.deposit();
@@ -296,7 +301,7 @@ impl Shared {
             let left = ends.saturating_duration_since(Instant::now());
             let probes = repeatable && replica.is_probe() && self.has_another(&tried);
             let within = if probes { left.min(PROBE_WITHIN) } else { left };
-            let again = match replica.attempt(copy(&head, &body, within), within, probes).await {
+            let again = match replica.attempt(copy(&head, &body, within), within, (probes, streams)).await {
                 Ok(response) => {
                     self.outcomes.answered.increment(1);
                     if !lost || !holds_the_key(&response) {

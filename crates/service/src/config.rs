@@ -163,6 +163,12 @@ pub struct Admission {
     /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
     pub principal_at_work: NonZeroU16,
+    /// How many streams one tenant may have open at once, in this process: what it watches.
+    #[arg(long, env = "FLOTILLA_TENANT_STREAMS", default_value = "1000")]
+    pub tenant_streams: NonZeroU16,
+    /// The same of one principal.
+    #[arg(long, env = "FLOTILLA_PRINCIPAL_STREAMS", default_value = "100")]
+    pub principal_streams: NonZeroU16,
     /// How many connections callers may have open; when more wait, those at rest are closed.
     #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
     pub connections: NonZeroU16,
@@ -181,6 +187,8 @@ impl Admission {
             tenant_at_work: most,
             principal_rate: rate,
             principal_at_work: most,
+            tenant_streams: most,
+            principal_streams: most,
             connections: most,
             reflection: true,
         }
@@ -189,10 +197,14 @@ impl Admission {
     /// The limits of each caller.
     #[must_use]
     pub fn allowances(&self) -> Allowances {
-        let allowance = |rate, at_work: NonZeroU16| Allowance { rate, at_work: usize::from(at_work.get()) };
+        let allowance = |rate, at_work: NonZeroU16, streams: NonZeroU16| Allowance {
+            rate,
+            at_work: usize::from(at_work.get()),
+            streams: usize::from(streams.get()),
+        };
         Allowances {
-            tenant: allowance(self.tenant_rate, self.tenant_at_work),
-            principal: allowance(self.principal_rate, self.principal_at_work),
+            tenant: allowance(self.tenant_rate, self.tenant_at_work, self.tenant_streams),
+            principal: allowance(self.principal_rate, self.principal_at_work, self.principal_streams),
         }
     }
 }

@@ -19,6 +19,7 @@ use http_body_util::BodyExt as _;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -33,10 +34,11 @@ use crate::idempotency::{Attempt, Key};
 use crate::limits::Limits;
 use crate::lines::{Line, Outcome, Unanswered};
 use crate::notes::{self, Notes};
-use crate::policy::Policy;
+use crate::policy::{Idempotency, Policy};
 use crate::readiness::AtWork;
 use crate::revocations::Revocations;
 use crate::server::{self, Bounds, Peer};
+use crate::streams::{self, Ends};
 use crate::tls::Speaks;
 use crate::{Code, DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
 
@@ -56,6 +58,7 @@ struct Guard {
     /// Where answers are to name it.
     release: Option<HeaderValue>,
     at_work: metrics::Gauge,
+    stop: CancellationToken,
 }
 
 /// The facts of a call, for its line and its span.
@@ -113,6 +116,7 @@ where
         policies,
         release: process.release_header(common),
         at_work: metrics::gauge!("rpc_server_active_calls"),
+        stop: lifecycle.stopping(),
     });
     let router = routes.into_axum_router().layer(middleware::from_fn_with_state(guard_state, guard));
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the gRPC port {listen}: {e}"))?;
@@ -144,24 +148,15 @@ pub fn reading<T>(request: tonic::Request<T>) -> Result<(Call, T), Failure> {
     Ok((Call::of_request(caller, None), request.into_inner()))
 }
 
-/// The same for a method that writes, and accepts an idempotency key.
+/// The same for a method that writes, and takes an idempotency key: one that the method's policy requires is there.
 ///
 /// # Errors
 /// As [`reading`]; INVALID_ARGUMENT for a key that is malformed.
 pub fn writing<T: Message>(request: tonic::Request<T>, method: &'static str) -> Result<(Call, T), Failure> {
-    let (caller, key) = (caller(&request)?, Key::of(&request)?);
+    let (caller, key) = (caller(&request)?, Key::of(request.metadata().as_ref())?);
     let request = request.into_inner();
     let attempt = key.map(|key| Attempt::new(&caller, method, key, &request));
     Ok((Call::of_request(caller, attempt), request))
-}
-
-/// The same for a method that requires a key: repeated without one, it would happen twice.
-///
-/// # Errors
-/// As [`writing`]; INVALID_ARGUMENT without a key.
-pub fn writing_once<T: Message>(request: tonic::Request<T>, method: &'static str) -> Result<(Call, T), Failure> {
-    Key::required(&request)?;
-    writing(request, method)
 }
 
 fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Failure> {
@@ -295,10 +290,15 @@ impl Guard {
         let authorization = authorization(request.headers())?.cloned();
         let policy = self.policies.get(path);
         let cost = policy.map_or(NonZeroU32::MIN, |policy| policy.cost);
-        let mut stale = false;
+        let needs_key = policy.is_some_and(|policy| policy.idempotency == Idempotency::Required);
+        let answers_by_stream = policy.is_some_and(|policy| policy.streams);
+        let (mut stale, mut open) = (false, None);
         let (_turn, authorization) = if policy.is_some_and(|policy| policy.public) {
             let peer = request.extensions().get::<Peer>().copied();
             let Peer(address) = peer.context("a call without its peer").map_err(Failure::internal)?;
+            if answers_by_stream {
+                open = Some(self.limits.stream_of_address(address)?);
+            }
             // The address is mostly a gateway's, which has counted the cost for its own client. Calls that this one makes are the service's.
             (self.limits.turn_of_address(address, NonZeroU32::MIN).await?, None)
         } else {
@@ -306,12 +306,18 @@ impl Guard {
             let caller = &*seen.who.insert(self.verifier.verify(text).await?);
             request.extensions_mut().insert(caller.clone());
             let turn = self.limits.turn(caller, cost).await?;
+            if answers_by_stream {
+                open = Some(self.limits.stream(caller)?);
+            }
             stale = self.revocations.check(caller)?;
             if let (Some(sign_in), Some((_, rpc))) = (&caller.sign_in, path.rsplit_once('/')) {
                 sign_in.allows(rpc, clock::now().timestamp())?;
             }
             (turn, authorization)
         };
+        if needs_key {
+            Key::required(request.headers())?;
+        }
         let answered = async {
             if stale {
                 notes::degraded("identity");
@@ -326,6 +332,11 @@ impl Guard {
             response = with_trailer(response, DEGRADED, parts);
         }
         seen.notes = notes;
+        // An answer that is only its head has failed.
+        if let Some(open) = open.filter(|_| Status::from_header_map(response.headers()).is_none()) {
+            let (caller, revocations, stop) = (seen.who.clone(), self.revocations.clone(), self.stop.clone());
+            response = streams::until(response, Ends { caller, revocations, stop, open });
+        }
         Ok(response)
     }
 }

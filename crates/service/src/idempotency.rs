@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
@@ -27,8 +28,8 @@ impl Key {
     ///
     /// # Errors
     /// INVALID_ARGUMENT when it is malformed.
-    pub fn of<T>(request: &tonic::Request<T>) -> Result<Option<Self>, Failure> {
-        let Some(value) = request.metadata().get(METADATA) else { return Ok(None) };
+    pub fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
+        let Some(value) = headers.get(METADATA) else { return Ok(None) };
         let malformed = || {
             Failure::new(
                 Code::InvalidArgument,
@@ -46,8 +47,8 @@ impl Key {
     ///
     /// # Errors
     /// INVALID_ARGUMENT when it is missing or malformed.
-    pub fn required<T>(request: &tonic::Request<T>) -> Result<Self, Failure> {
-        Self::of(request)?.ok_or_else(|| {
+    pub fn required(headers: &HeaderMap) -> Result<Self, Failure> {
+        Self::of(headers)?.ok_or_else(|| {
             Failure::new(
                 Code::InvalidArgument,
                 "IDEMPOTENCY_KEY_REQUIRED",
@@ -197,16 +198,14 @@ mod tests {
     use super::*;
 
     fn key(value: &str) -> Result<Option<Key>, Failure> {
-        let mut request = tonic::Request::new(());
-        request.metadata_mut().insert(METADATA, value.parse().unwrap());
-        Key::of(&request)
+        Key::of(&HeaderMap::from_iter([(METADATA.parse().unwrap(), value.parse().unwrap())]))
     }
 
     #[test]
     fn a_key_is_taken_with_and_without_quotes() {
         assert_eq!(key("abc-1").unwrap(), Some(Key("abc-1".to_owned())));
         assert_eq!(key("\"abc-1\"").unwrap(), Some(Key("abc-1".to_owned())));
-        assert_eq!(Key::of(&tonic::Request::new(())).unwrap(), None);
+        assert_eq!(Key::of(&HeaderMap::new()).unwrap(), None);
     }
 
     #[test]
@@ -215,6 +214,6 @@ mod tests {
         for value in ["", "\"\"", "a\"b", &long] {
             assert_eq!(key(value).unwrap_err().reason, "IDEMPOTENCY_KEY_MALFORMED", "{value}");
         }
-        assert_eq!(Key::required(&tonic::Request::new(())).unwrap_err().reason, "IDEMPOTENCY_KEY_REQUIRED");
+        assert_eq!(Key::required(&HeaderMap::new()).unwrap_err().reason, "IDEMPOTENCY_KEY_REQUIRED");
     }
 }

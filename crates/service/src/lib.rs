@@ -56,6 +56,8 @@ pub mod server;
 
 mod server_work;
 
+mod streams;
+
 pub mod tls;
 
 pub mod reread;

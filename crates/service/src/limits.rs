@@ -1,6 +1,6 @@
 //! Admission limits of one tenant, and of one principal, in a process: concurrent calls, and units of cost in a second. They apply before a
 //! call takes a connection to a database. A call beyond them waits a second for its turn. Then it is refused, with the time after which to
-//! retry.
+//! retry. A stream is at work until its answer begins, and counts among the open streams from then on.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -32,6 +32,8 @@ pub struct Allowance {
     pub rate: NonZeroU32,
     /// Calls at work.
     pub at_work: usize,
+    /// Open streams.
+    pub streams: usize,
 }
 
 /// The limits of each tenant and each principal.
@@ -67,7 +69,7 @@ impl Limits {
     /// RESOURCE_EXHAUSTED when the limits do not admit it within a second.
     pub async fn turn(&self, who: &authz::Caller, cost: NonZeroU32) -> Result<Turn, Failure> {
         let until = Instant::now() + PATIENCE;
-        let principal = format!("{}/{}", who.tenant, who.key());
+        let principal = principal(who);
         let (principals, tenants) = (&self.principals, &self.tenants);
         let (principal, tenant) = match (principals.enter(principal), tenants.enter(who.tenant.as_str().to_owned())) {
             (Ok(principal), Ok(tenant)) => (principal, tenant),
@@ -85,17 +87,30 @@ impl Limits {
     /// As [`Limits::turn`].
     pub async fn turn_of_address(&self, address: IpAddr, cost: NonZeroU32) -> Result<Turn, Failure> {
         let until = Instant::now() + PATIENCE;
-        let network = match address.to_canonical() {
-            IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
-            four @ IpAddr::V4(_) => four,
-        };
-        // No tenant's name holds a colon.
-        let principal = match self.principals.enter(format!("address:{network}")) {
+        let principal = match self.principals.enter(network(address)) {
             Ok(principal) => principal,
             Err(refused) => return Err(self.hold_back(refused).await),
         };
         let at_work = self.principals.turn(&principal, cost, until).await?;
         Ok(Turn(vec![at_work, principal.inside]))
+    }
+
+    /// Counts a stream of this caller among the open ones, until it is dropped.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED where its principal or its tenant has as many as it may.
+    pub fn stream(&self, who: &authz::Caller) -> Result<Turn, Failure> {
+        let of_principal = self.principals.stream(&principal(who))?;
+        let of_tenant = self.tenants.stream(who.tenant.as_str())?;
+        Ok(Turn(vec![of_principal, of_tenant]))
+    }
+
+    /// The same for a call that names no caller.
+    ///
+    /// # Errors
+    /// As [`Limits::stream`].
+    pub fn stream_of_address(&self, address: IpAddr) -> Result<Turn, Failure> {
+        Ok(Turn(vec![self.principals.stream(&network(address))?]))
     }
 
     /// Returns what is refused a second later.
@@ -107,7 +122,21 @@ impl Limits {
     }
 }
 
-/// A call at work, until this is dropped.
+fn principal(who: &authz::Caller) -> String {
+    format!("{}/{}", who.tenant, who.key())
+}
+
+/// The principal of those who name none.
+fn network(address: IpAddr) -> String {
+    let network = match address.to_canonical() {
+        IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
+        four @ IpAddr::V4(_) => four,
+    };
+    // No tenant's name holds a colon.
+    format!("address:{network}")
+}
+
+/// A call at work, or an open stream, until this is dropped.
 #[derive(Debug)]
 pub struct Turn(#[expect(dead_code, reason = "held")] Vec<OwnedSemaphorePermit>);
 
@@ -134,15 +163,17 @@ struct Callers {
 struct Caller {
     inside: Arc<Semaphore>,
     at_work: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     /// Held by the next call to spend: otherwise cheap calls overtake expensive ones.
     next: tokio::sync::Mutex<()>,
 }
 
 impl Caller {
-    fn new(at_work: usize) -> Self {
+    fn new(Allowance { at_work, streams, .. }: Allowance) -> Self {
         Self {
             inside: Arc::new(Semaphore::new(at_work * (1 + WAITING))),
             at_work: Arc::new(Semaphore::new(at_work)),
+            streams: Arc::new(Semaphore::new(streams)),
             next: tokio::sync::Mutex::default(),
         }
     }
@@ -150,29 +181,37 @@ impl Caller {
 
 impl Callers {
     fn new(scope: &'static str, allowance: Allowance) -> Self {
-        for why in ["waiting", "at work", "rate"] {
+        for why in ["waiting", "at work", "rate", "streams"] {
             metrics::counter!("calls_refused_total", "scope" => scope, "why" => why).increment(0);
         }
         let rates = RateLimiter::new(Quota::per_second(allowance.rate), DashMapStateStore::default(), Steady);
         Self { scope, allowance, rates, known: Mutex::default() }
     }
 
+    fn known(&self, key: &str) -> Arc<Caller> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= CALLERS && !known.contains_key(key) {
+            // One whose slots somebody holds counts on.
+            known.retain(|_, caller| Arc::strong_count(caller) > 1 || Arc::strong_count(&caller.streams) > 1);
+            self.rates.retain_recent();
+        }
+        match known.get(key) {
+            Some(caller) => Arc::clone(caller),
+            None => {
+                let caller = Arc::new(Caller::new(self.allowance));
+                known.insert(key.to_owned(), Arc::clone(&caller));
+                caller
+            }
+        }
+    }
+
+    fn stream(&self, key: &str) -> Result<OwnedSemaphorePermit, Failure> {
+        let open = Arc::clone(&self.known(key).streams).try_acquire_owned();
+        open.map_err(|_| self.refused("streams", Duration::ZERO))
+    }
+
     fn enter(&self, key: String) -> Result<Entered, Failure> {
-        let caller = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.len() >= CALLERS && !known.contains_key(&key) {
-                known.retain(|_, caller| Arc::strong_count(caller) > 1);
-                self.rates.retain_recent();
-            }
-            match known.get(&key) {
-                Some(caller) => Arc::clone(caller),
-                None => {
-                    let caller = Arc::new(Caller::new(self.allowance.at_work));
-                    known.insert(key.clone(), Arc::clone(&caller));
-                    caller
-                }
-            }
-        };
+        let caller = self.known(&key);
         let inside = Arc::clone(&caller.inside).try_acquire_owned();
         let inside = inside.map_err(|_| self.refused("waiting", Duration::ZERO))?;
         Ok(Entered { key, caller, inside })
@@ -198,12 +237,14 @@ impl Callers {
 
     fn refused(&self, why: &'static str, wait: Duration) -> Failure {
         metrics::counter!("calls_refused_total", "scope" => self.scope, "why" => why).increment(1);
-        let Allowance { rate, at_work } = self.allowance;
+        let Allowance { rate, at_work, streams } = self.allowance;
         let what = match why {
+            "streams" => format!("may have {streams} streams open at once"),
             "rate" => format!("may spend {rate} units a second (flotilla.edge.v1.policy says what a call costs)"),
             _ => format!("may have {at_work} calls at work at once"),
         };
-        let message = format!("a {} {what}: wait, and send less at once", self.scope);
+        let then = if why == "streams" { "end one, or share one" } else { "wait, and send less at once" };
+        let message = format!("a {} {what}: {then}", self.scope);
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Failure::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
             .retry_after(Duration::from_secs(seconds.max(1)))
@@ -221,8 +262,8 @@ mod tests {
     use super::*;
 
     fn allowances(rate: u32, at_work: usize) -> Allowances {
-        let allowance = Allowance { rate: NonZeroU32::new(rate).unwrap(), at_work };
-        let tenant = Allowance { rate: NonZeroU32::new(rate * 2).unwrap(), at_work: at_work * 2 };
+        let allowance = Allowance { rate: NonZeroU32::new(rate).unwrap(), at_work, streams: at_work };
+        let tenant = Allowance { rate: NonZeroU32::new(rate * 2).unwrap(), at_work: at_work * 2, streams: at_work * 2 };
         Allowances { tenant, principal: allowance }
     }
 
@@ -306,6 +347,22 @@ mod tests {
         let (dear, cheap) = futures::join!(call(&limits, &ann, 8), cheap);
         assert!(dear.is_ok());
         assert_eq!(cheap.iter().filter(|turn| turn.is_ok()).count(), 2, "{cheap:?}");
+    }
+
+    #[test]
+    fn so_many_streams_are_open_of_a_principal_and_of_a_tenant() {
+        let limits = Limits::new(&allowances(10, 2));
+        let (ann, bob, cid) = (who("acme", "ann"), who("acme", "bob"), who("acme", "cid"));
+        let open =
+            |who: &authz::Caller| limits.stream(who).map_err(|refused: Failure| (refused.reason, refused.retry_after));
+        let of_ann = [open(&ann).unwrap(), open(&ann).unwrap()];
+        assert_eq!(open(&ann).unwrap_err(), REFUSED);
+        let _of_bob = [open(&bob).unwrap(), open(&bob).unwrap()];
+        assert_eq!(open(&cid).unwrap_err(), REFUSED, "the tenant's are all open");
+        let of_another = who("globex", "ann");
+        open(&of_another).unwrap();
+        drop(of_ann);
+        open(&cid).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,17 +2,41 @@
 
 use std::num::NonZeroU32;
 
-use prost_reflect::{DynamicMessage, MethodDescriptor};
+use http::HeaderName;
+use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
 
 /// The policy of a method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Units of its caller's rate that a call costs.
     pub cost: NonZeroU32,
     /// Whether it is called without a verified caller.
     pub public: bool,
-    /// Whether it takes a form over HTTP, and answers as OAuth's endpoints do.
+    /// Whether it takes a form over HTTP.
     pub form: bool,
+    /// Whether it takes a form and answers as OAuth's endpoints do.
+    pub oauth: bool,
+    /// Whether its answer is a stream.
+    pub streams: bool,
+    /// Whether a call takes an idempotency key.
+    pub idempotency: Idempotency,
+    /// The largest body over HTTP, in bytes; none where it is that of every method.
+    pub max_body_bytes: Option<usize>,
+    /// The headers that the method gets as metadata.
+    pub request_headers: Vec<HeaderName>,
+    /// The metadata of its answer that become headers.
+    pub response_headers: Vec<HeaderName>,
+}
+
+/// Whether a call takes an idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idempotency {
+    /// It may bring one.
+    Optional,
+    /// It must.
+    Required,
+    /// It takes none.
+    None,
 }
 
 impl Policy {
@@ -22,13 +46,37 @@ impl Policy {
         let option = method.parent_pool().get_extension_by_name("flotilla.edge.v1.policy");
         let options = method.options();
         let policy = option.as_ref().map(|option| options.get_extension(option));
-        let policy = policy.as_deref().and_then(|value| value.as_message());
+        let policy = policy.as_deref().and_then(Value::as_message);
         let is = |name: &str| policy.is_some_and(|policy| flag(policy, name));
-        let cost = policy.and_then(|policy| policy.get_field_by_name("cost")?.as_u32());
-        Self { cost: cost.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN), public: is("public"), form: is("form") }
+        let number = |name: &str| policy.and_then(|policy| policy.get_field_by_name(name)?.as_u32());
+        let oauth = is("oauth");
+        let idempotency = policy.and_then(|policy| policy.get_field_by_name("idempotency")?.as_enum_number());
+        Self {
+            cost: number("cost").and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+            public: is("public"),
+            form: oauth || is("form"),
+            oauth,
+            streams: method.is_server_streaming(),
+            idempotency: match idempotency {
+                Some(1) => Idempotency::Required,
+                Some(2) => Idempotency::None,
+                _ => Idempotency::Optional,
+            },
+            max_body_bytes: number("max_body_bytes").filter(|bytes| *bytes > 0).map(|bytes| bytes as usize),
+            request_headers: policy.map_or_else(Vec::new, |policy| headers(policy, "request_headers")),
+            response_headers: policy.map_or_else(Vec::new, |policy| headers(policy, "response_headers")),
+        }
     }
 }
 
 fn flag(policy: &DynamicMessage, name: &str) -> bool {
     policy.get_field_by_name(name).and_then(|value| value.as_bool()).unwrap_or_default()
+}
+
+#[expect(clippy::expect_used, reason = "our own options, read at start: a wrong one must not be served around")]
+fn headers(policy: &DynamicMessage, name: &str) -> Vec<HeaderName> {
+    let names = policy.get_field_by_name(name);
+    let names = names.as_deref().and_then(Value::as_list).unwrap_or_default();
+    let name = |name: &str| HeaderName::from_lowercase(name.as_bytes()).expect("a header's name in small letters");
+    names.iter().filter_map(Value::as_str).map(name).collect()
 }

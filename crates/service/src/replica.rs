@@ -2,11 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use metrics::gauge;
@@ -156,12 +160,12 @@ impl Admitted {
     }
 
     /// Sends it once. One that is `hurried` must be answered in its time; a replica that lives may else be slow, and that it is gone
-    /// is found by asking it whether it lives.
+    /// is found by asking it whether it lives. What `streams` is answered once its answer has begun, and at work until its end.
     pub(crate) async fn attempt(
         mut self,
         request: Request<Body>,
         within: Duration,
-        hurried: bool,
+        (hurried, streams): (bool, bool),
     ) -> Result<Response<Body>, Unanswered> {
         let mut channel = self.replica.channel.clone();
         let answer = async {
@@ -177,6 +181,9 @@ impl Admitted {
                 return Err(Unanswered::Lost(format!("it was answered {status}")));
             }
             let (head, body) = response.into_parts();
+            if streams {
+                return begun(Response::from_parts(head, body));
+            }
             let body = match Limited::new(body, MAX_ANSWER_BYTES).collect().await {
                 Ok(body) => body,
                 Err(error) if error.is::<http_body_util::LengthLimitError>() => {
@@ -189,14 +196,7 @@ impl Admitted {
                 }
                 Err(error) => return Err(Unanswered::Lost(error.to_string())),
             };
-            let response = Response::from_parts(head, Body::new(body));
-            // A status that no service of ours has made: from a proxy, or from a server that stops.
-            match Status::from_header_map(response.headers()) {
-                Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
-                    Err(Unanswered::Lost(status.message().to_owned()))
-                }
-                _ => Ok(response),
-            }
+            begun(Response::from_parts(head, Body::new(body)))
         };
         let outcome = tokio::time::timeout(within, answer).await.unwrap_or(Err(Unanswered::Late));
         let now = Instant::now();
@@ -207,7 +207,9 @@ impl Admitted {
             Err(Unanswered::Late) if hurried => self.settle(LATE, |breaker, ticket| breaker.failed(ticket, now, false)),
             Err(Unanswered::Late) => self.settle(LATE, |breaker, ticket| breaker.abandoned(ticket, now)),
         }
-        outcome
+        outcome.map(
+            |response| if streams { response.map(|body| Body::new(Held { body, _admitted: self })) } else { response },
+        )
     }
 
     fn settle(&mut self, why: &str, settle: impl FnOnce(&mut Breaker, Ticket)) {
@@ -227,6 +229,35 @@ impl Admitted {
                 State::Open { .. } | State::HalfOpen { .. } => {}
             }
         }
+    }
+}
+
+/// An answer, unless its head is a status that no service of ours has made: from a proxy, or from a server that stops.
+fn begun(response: Response<Body>) -> Result<Response<Body>, Unanswered> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == tonic::Code::Unavailable && status.details().is_empty() => {
+            Err(Unanswered::Lost(status.message().to_owned()))
+        }
+        _ => Ok(response),
+    }
+}
+
+/// A stream, which is at work at its replica until it is dropped.
+struct Held {
+    body: Body,
+    _admitted: Admitted,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }
 

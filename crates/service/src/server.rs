@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::server_work::{Counted, LONGEST_WHEN_FULL, Watched, Work};
-pub use crate::server_work::{FIRST_HEAD_WITHIN, Peer, REST};
+pub use crate::server_work::{FIRST_HEAD_WITHIN, Lasting, Peer, REST};
 
-/// How long a request may take, to the end of its answer: an unread answer ends, and so does a stream.
+/// How long a request may take, to the end of its answer: an unread answer ends. A stream ([`Lasting`]) may be silent for so long.
 pub const LONGEST: Duration = Duration::from_secs(60);
 /// How long a connection that is to close may take for what it has to write, and then for what is at work: together less than
 /// a drain.
@@ -195,6 +195,8 @@ mod tests {
         let router = Router::new()
             .route("/", get(|| async { "well" }))
             .route("/large", get(|| async { "x".repeat(LARGE) }))
+            .route("/sends", get(|| async { lasting(Lasting::Sends, 20) }))
+            .route("/silent", get(|| async { lasting(Lasting::Silent, 1) }))
             .route(
                 "/never",
                 get(move || async move {
@@ -206,6 +208,20 @@ mod tests {
         server.spawn(serve(listener, router, (bounds, None), stop.clone()));
         server.close();
         Served { address, stop, server, began: Instant::now(), never }
+    }
+
+    /// An answer of so many lines, half a minute apart, and silence then.
+    fn lasting(lasting: Lasting, lines: usize) -> axum::response::Response {
+        let lines = futures::stream::unfold(lines, |left| async move {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            match left {
+                0 => std::future::pending().await,
+                left => Some((Ok::<_, Infallible>("line\n"), left - 1)),
+            }
+        });
+        let mut answer = axum::response::Response::new(axum::body::Body::from_stream(lines));
+        answer.extensions_mut().insert(lasting);
+        answer
     }
 
     impl Served {
@@ -276,6 +292,19 @@ mod tests {
         let endless = served.connect(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
         let (_, seconds) = served.closed(endless).await;
         assert!((60..=67).contains(&seconds), "after {seconds} s");
+        served.end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_lasts_as_long_as_it_is_sent_something_or_for_ever() {
+        let served = served(10).await;
+        let sends = served.connect(b"GET /sends HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let (answer, seconds) = served.closed(sends).await;
+        assert_eq!(answer.matches("line").count(), 20);
+        assert!((660..=667).contains(&seconds), "after {seconds} s");
+        let mut silent = served.connect(b"GET /silent HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let read = tokio::time::timeout(Duration::from_secs(3_600), silent.read_to_end(&mut Vec::new())).await;
+        assert!(read.is_err(), "it is open after an hour");
         served.end().await;
     }
 

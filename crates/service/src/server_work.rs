@@ -34,11 +34,23 @@ pub(crate) const OF_AN_ANSWER: usize = 1_024;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
+/// Marks an answer, among its extensions, as a stream: it may last longer than a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Lasting {
+    /// As long as it is sent something: each frame counts as a beginning. For callers that are strangers, and may not read.
+    Sends,
+    /// For ever, and in silence: its connection is that of many calls.
+    Silent,
+}
+
+/// Later than anything that is looked at.
+const NEVER: Duration = Duration::from_secs(1 << 32);
+
 /// The running requests of one connection.
 pub(crate) struct Work(Mutex<AtWorkNow>);
 
 struct AtWorkNow {
-    /// When each running request began; in that order.
+    /// When each running request began, or its stream last sent something.
     requests: BTreeMap<u64, Instant>,
     /// How many there were, these among them.
     begun: u64,
@@ -58,7 +70,7 @@ impl Work {
 
     /// When the newest running request began.
     pub(crate) fn newest(&self) -> Option<Instant> {
-        self.with(|now| now.requests.values().next_back().copied())
+        self.with(|now| now.requests.values().max().copied())
     }
 
     /// Ends when the connection has been idle, or its oldest request has run, for longer than allowed.
@@ -67,7 +79,7 @@ impl Work {
         loop {
             tick.tick().await;
             let full = full.load(Ordering::SeqCst);
-            let too_long = self.with(|now| match now.requests.values().next() {
+            let too_long = self.with(|now| match now.requests.values().min() {
                 Some(since) => since.elapsed() >= if full { LONGEST_WHEN_FULL } else { longest },
                 None => {
                     now.rests_since.elapsed()
@@ -99,6 +111,12 @@ impl AtWork {
             now.begun
         });
         Self { work: Arc::clone(work), number }
+    }
+}
+
+impl AtWork {
+    fn begins_again(&self, after: Duration) {
+        self.work.with(|now| now.requests.insert(self.number, Instant::now() + after));
     }
 }
 
@@ -189,14 +207,22 @@ where
         let at_work = AtWork::on(&self.work);
         request.extensions_mut().insert(self.peer);
         let answer = self.router.call(request);
-        async move { answer.await.map(|answer| answer.map(|body| Body::new(CountedBody { body, _at_work: at_work }))) }
-            .boxed()
+        async move {
+            let answer = answer.await?;
+            let lasting = answer.extensions().get::<Lasting>().copied();
+            if matches!(lasting, Some(Lasting::Silent)) {
+                at_work.begins_again(NEVER);
+            }
+            Ok(answer.map(|body| Body::new(CountedBody { body, at_work, lasting })))
+        }
+        .boxed()
     }
 }
 
 struct CountedBody {
     body: Body,
-    _at_work: AtWork,
+    at_work: AtWork,
+    lasting: Option<Lasting>,
 }
 
 impl HttpBody for CountedBody {
@@ -207,7 +233,11 @@ impl HttpBody for CountedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!((self.lasting, &frame), (Some(Lasting::Sends), Poll::Ready(Some(Ok(_))))) {
+            self.at_work.begins_again(Duration::ZERO);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -12,9 +12,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use contracts::ActorKind;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use http::request::Parts as Head;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use prost_reflect::DynamicMessage;
 use service::client::ReadsOnly;
@@ -25,7 +28,7 @@ use service::readiness::AtWork;
 use service::server::{self, Bounds};
 use service::tls::Speaks;
 use service::upstreams::Upstreams;
-use service::{DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
+use service::{DEGRADED, Failure, Lifecycle, Process, RELEASE, clock, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -34,20 +37,28 @@ use tracing::Instrument as _;
 use crate::Config;
 use crate::exchange::Exchange;
 use crate::problem::Problem;
-use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES, Media};
-use crate::routes::{self, Found, Route};
-use crate::transcode::{self, Parts};
-use crate::upstream;
+use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES};
+use crate::routes::{Answers, Found, Route, Routes, Takes};
+use crate::transcode::{self, Content, Parts};
+use crate::upstream::{self, Answer};
+use crate::{events, form};
 
 /// The error documentation, which `type` in a problem points to.
 const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 
+/// What a page that a service answers may: styles of its own, and its form sent back.
+const PAGES_MAY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+/// Where a reader of events is.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
 /// The code of a successful answer.
 const OK: &str = "OK";
 
 struct Edge {
+    routes: &'static Routes,
     verifier: Arc<Verifier>,
     limits: Limits,
     bodies: Bodies,
@@ -56,13 +67,19 @@ struct Edge {
     exchange: Exchange,
     upstreams: Upstreams,
     at_work: metrics::Gauge,
+    lifecycle: Lifecycle,
 }
 
-/// Serves until the process stops; returns the address.
+/// Serves these routes until the process stops; returns the address.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.
-pub async fn serve(process: &Process, config: &Config, upstreams: Upstreams) -> Result<SocketAddr, anyhow::Error> {
+pub async fn serve(
+    process: &Process,
+    config: &Config,
+    routes: &'static Routes,
+    upstreams: Upstreams,
+) -> Result<SocketAddr, anyhow::Error> {
     let (Config { common, proxies, provider, .. }, Process { lifecycle, readiness, .. }) = (config, process.clone());
     let Common { listen, admission, .. } = common;
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
@@ -74,6 +91,7 @@ pub async fn serve(process: &Process, config: &Config, upstreams: Upstreams) -> 
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge {
+            routes,
             verifier: process.verifier(common)?,
             limits: Limits::new(&admission.allowances()),
             bodies: Bodies::new(),
@@ -81,6 +99,7 @@ pub async fn serve(process: &Process, config: &Config, upstreams: Upstreams) -> 
             exchange: Exchange::new(&upstreams, provider)?,
             upstreams,
             at_work: metrics::gauge!("http_server_active_requests"),
+            lifecycle: lifecycle.clone(),
         }))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
     let bounds = Bounds {
@@ -112,9 +131,9 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
 }
 
 async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
-    let found = routes::find(request.method(), request.uri().path());
-    let (pattern, form) = match &found {
-        Found::Route(route, _) => (route.pattern.as_str(), route.policy.form),
+    let found = edge.routes.find(request.method(), request.uri().path());
+    let (pattern, oauth) = match &found {
+        Found::Route(route, _) => (route.pattern.as_str(), route.policy.oauth),
         Found::OtherMethods(_) | Found::Nothing => ("unknown", false),
     };
     let method = known_method(request.method());
@@ -135,7 +154,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
             Ok(response) => (response, OK.to_owned()),
             Err(problem) => {
                 let code = problem.code.clone();
-                (if form { problem.into_oauth_response() } else { problem.into_response() }, code)
+                (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code)
             }
         };
         report(&called, who.as_ref(), &code, &response, started.elapsed());
@@ -222,9 +241,22 @@ impl Edge {
         let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(refused)?;
         Ok((authorization, turn))
     }
+
+    /// A place among the open streams.
+    fn opens(&self, head: &Head, caller: Option<&Caller>) -> Result<Turn, Failure> {
+        match caller {
+            Some(caller) => self.limits.stream(caller),
+            None => self.limits.stream_of_address(request::client(head, self.proxies)?),
+        }
+    }
 }
 
-async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option<Caller>) -> Result<Response, Problem> {
+async fn answer(
+    edge: &Edge,
+    found: Found<'_>,
+    request: Request,
+    caller: &mut Option<Caller>,
+) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
         Found::OtherMethods(methods) => return Err(Problem::method_not_allowed(&methods)),
@@ -234,9 +266,13 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     };
     let (head, body) = request.into_parts();
     let (authorization, mut turn) = edge.admit(route, &head, caller).await?;
-    let media = if route.policy.form { Media::Form } else { Media::Json };
-    let most = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
-    let body = edge.bodies.read(&head.headers, body, (media, most)).await?;
+    let usual = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
+    let most = route.policy.max_body_bytes.unwrap_or(usual);
+    let body = edge.bodies.read(&head.headers, body, (&route.takes, most)).await?;
+    let form = match route.takes {
+        Takes::Form | Takes::OauthForm => form::read(&head.headers, body.bytes()).await?,
+        Takes::Json | Takes::Raw(_) => Vec::new(),
+    };
     let conditions = Conditions::of(&head.method, &head.headers)?;
     let reads = route.verb == Method::GET;
     if route.verb == Method::POST && fields.is_empty() {
@@ -246,12 +282,18 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
     let parts = Parts {
         path: &fields,
         query: head.uri.query().unwrap_or_default(),
-        body: body.bytes(),
+        body: match route.takes {
+            Takes::Json => Content::Json(body.bytes()),
+            Takes::Form | Takes::OauthForm => Content::Form(&form),
+            Takes::Raw(_) => Content::Raw { media: text_of(&head.headers, &CONTENT_TYPE), bytes: body.bytes() },
+        },
         if_match: if_match.as_deref(),
+        last_event: Some(text_of(&head.headers, &LAST_EVENT_ID)).filter(|id| !id.is_empty()),
     };
     let message = transcode::request(route, parts)?;
-    let key = request::one_key(&head.headers)?;
-    let own_key = key.is_none() && [Method::PATCH, Method::DELETE].contains(&route.verb);
+    let open = if route.policy.streams { Some(edge.opens(&head, caller.as_ref()).map_err(failed)?) } else { None };
+    let key = if route.takes_key() { request::one_key(&head.headers)? } else { None };
+    let own_key = key.is_none() && route.takes_key() && [Method::PATCH, Method::DELETE].contains(&route.verb);
     // A change without a key gets one here, so that it can be sent to another replica.
     let key = if own_key { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
     let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
@@ -260,6 +302,11 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key.clone())] {
             if let Some(value) = value {
                 metadata.insert(name, value);
+            }
+        }
+        for name in &route.policy.request_headers {
+            for value in head.headers.get_all(name) {
+                metadata.append(name, value.clone());
             }
         }
         if reads {
@@ -296,15 +343,48 @@ async fn answer(edge: &Edge, found: Found, request: Request, caller: &mut Option
         }
         problem => problem,
     })?;
-    let mut response = respond(answer.get_ref(), route.policy.form, reads.then_some(&conditions))?;
+    let (metadata, answer, _) = answer.into_parts();
+    let mut response = match answer {
+        Answer::Stream(messages) => events::answer(messages, &edge.lifecycle, open),
+        Answer::Message(message) if route.answers == Answers::Raw => raw(&message),
+        Answer::Message(message) => respond(&message, route.policy.oauth, reads.then_some(&conditions))?,
+    };
     // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
         let meant = !(own_key && name == idempotency::REPLAYED_METADATA);
-        if let Some(said) = answer.metadata().as_ref().get(name).filter(|_| meant) {
+        if let Some(said) = metadata.as_ref().get(name).filter(|_| meant) {
             response.headers_mut().insert(name, said.clone());
         }
     }
+    for name in &route.policy.response_headers {
+        if let Some(said) = metadata.as_ref().get(name) {
+            response.headers_mut().insert(name.clone(), said.clone());
+        }
+    }
     Ok(response)
+}
+
+fn failed(failure: Failure) -> Problem {
+    Status::from(failure).into()
+}
+
+/// The value of a header as a text; empty without one.
+fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// An answer as it is. A page of it runs no script, loads nothing and is shown in no other page.
+fn raw(answer: &DynamicMessage) -> Response {
+    let field = |name: &str| answer.get_field_by_name(name);
+    let media = field("content_type").and_then(|media| HeaderValue::try_from(media.as_str()?).ok());
+    let media = media.filter(|media| !media.is_empty());
+    let data = field("data").and_then(|data| data.as_bytes().cloned()).unwrap_or_default();
+    let mut response = Response::new(Body::from(data));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static("application/octet-stream")));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_MAY));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
 }
 
 /// Whether a service takes a token for revoked.
@@ -314,8 +394,8 @@ fn is_revoked(status: &Status) -> bool {
 }
 
 /// The answer as JSON; a read follows the request's conditions.
-fn respond(answer: &DynamicMessage, form: bool, conditions: Option<&Conditions>) -> Result<Response, Problem> {
-    let (json, etag) = transcode::response(answer, form)?;
+fn respond(answer: &DynamicMessage, oauth: bool, conditions: Option<&Conditions>) -> Result<Response, Problem> {
+    let (json, etag) = transcode::response(answer, oauth)?;
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
     let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()

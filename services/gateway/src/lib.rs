@@ -1,7 +1,7 @@
 //! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
-//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` (body, headers), `transcode` (JSON to message and back), `upstream` (call)
+//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` (JSON to message and back), `upstream` (call), `events` (streams)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
@@ -10,7 +10,11 @@ mod exchange;
 
 mod request;
 
+mod form;
+
 mod json;
+
+mod events;
 
 pub mod routes;
 
@@ -25,6 +29,7 @@ pub mod problem;
 use std::net::SocketAddr;
 
 use clap::Args;
+use routes::Routes;
 use service::addresses::Addresses;
 use service::arguments::Settings;
 use service::upstreams::Upstreams;
@@ -61,6 +66,6 @@ impl Service for Program {
 
     async fn start(config: &Config, process: &Process) -> Result<SocketAddr, anyhow::Error> {
         let upstreams = Upstreams::new(process, &config.upstreams)?;
-        http::serve(process, config, upstreams).await
+        http::serve(process, config, Routes::fleet(), upstreams).await
     }
 }

@@ -186,8 +186,10 @@ const fn http_status(code: Code) -> StatusCode {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The problem as JSON.
+    #[must_use]
+    pub fn body(&self) -> Value {
         let mut body = json!({
             "type": format!("/problems#{}", self.code.to_lowercase()),
             "title": self.status.canonical_reason().unwrap_or("Problem"),
@@ -196,11 +198,18 @@ impl IntoResponse for Problem {
             "code": self.code,
         });
         if !self.errors.is_empty() {
-            body["errors"] = self.errors.into();
+            body["errors"] = self.errors.clone().into();
         }
         if let Some(trace_id) = service::trace::trace_id() {
             body["traceId"] = trace_id.into();
         }
+        body
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = self.body();
         answered(self.status, "application/problem+json", &body, self.headers)
     }
 }

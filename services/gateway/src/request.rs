@@ -15,6 +15,7 @@ use service::{Failure, idempotency};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::problem::Problem;
+use crate::routes::Takes;
 
 /// The largest request body.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -63,33 +64,6 @@ pub fn client(head: &Head, proxies: usize) -> Result<IpAddr, Failure> {
     Ok(seen.unwrap_or(peer))
 }
 
-/// What a body is written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Media {
-    /// JSON.
-    Json,
-    /// A form.
-    Form,
-}
-
-impl Media {
-    /// Its name for people.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Json => "JSON",
-            Self::Form => "a form",
-        }
-    }
-
-    /// Its names in `Content-Type`, the usual one first.
-    const fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Json => &["application/json", "application/merge-patch+json"],
-            Self::Form => &["application/x-www-form-urlencoded"],
-        }
-    }
-}
-
 /// The memory for bodies: many callers together cannot take all of it.
 pub struct Bodies(Semaphore);
 
@@ -124,7 +98,7 @@ impl Bodies {
         &self,
         headers: &HeaderMap,
         body: Body,
-        (media, most): (Media, usize),
+        (takes, most): (&Takes, usize),
     ) -> Result<Arrived<'_>, Problem> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
             let detail = "send the body as it is, without a Content-Encoding";
@@ -138,11 +112,14 @@ impl Bodies {
         };
         let fits = |value: &str| {
             let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-            media.names().contains(&essence.as_str())
+            takes.names().contains(&essence.as_str())
         };
         let mut types = headers.get_all(CONTENT_TYPE).iter().map(|value| value.to_str().unwrap_or_default()).peekable();
-        if !body.bytes.is_empty() && (types.peek().is_none() || !types.all(fits)) {
-            let (name, usual) = (media.name(), media.names()[0]);
+        if let Some(usual) = takes.names().first()
+            && !body.bytes.is_empty()
+            && (types.peek().is_none() || !types.all(fits))
+        {
+            let name = takes.name();
             let detail = format!("send the body as {name}, with the header Content-Type: {usual}");
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
@@ -337,7 +314,7 @@ mod tests {
     async fn read<'a>(bodies: &'a Bodies, body: impl Into<Body>) -> Result<Arrived<'a>, u16> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         bodies
-            .read(&headers, body.into(), (Media::Json, MAX_BODY_BYTES))
+            .read(&headers, body.into(), (&Takes::Json, MAX_BODY_BYTES))
             .await
             .map_err(|problem| problem.status.as_u16())
     }

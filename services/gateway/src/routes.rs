@@ -2,20 +2,32 @@
 
 use std::sync::LazyLock;
 
-use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
-use service::policy::Policy;
+use anyhow::{Context as _, ensure};
+use http::Method;
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value};
+use service::policy::{Idempotency, Policy};
 
 use crate::template::Template;
+
+/// The message that is sent over HTTP as it is.
+pub const HTTP_BODY: &str = "google.api.HttpBody";
+
+/// The largest body of a method that says its own, in bytes: beside it, other fields have room in a message of 4 MiB.
+const MAX_OF_ANY_BODY: usize = 3 * 1_024 * 1_024;
 
 /// A route to an RPC.
 #[derive(Debug)]
 pub struct Route {
     /// The HTTP method.
-    pub verb: http::Method,
+    pub verb: Method,
     /// The path template as written, for logs and metrics.
     pub pattern: String,
     /// The request field that the body fills: `*` for the whole request, empty for none.
     pub body: String,
+    /// What the body is written in.
+    pub takes: Takes,
+    /// What the answer is written in.
+    pub answers: Answers,
     /// The RPC.
     pub rpc: MethodDescriptor,
     /// How its calls are let in.
@@ -24,93 +36,203 @@ pub struct Route {
     service: String,
 }
 
+/// What the body of a request is written in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Takes {
+    /// JSON.
+    Json,
+    /// A form, with files or without.
+    Form,
+    /// A form of OAuth's.
+    OauthForm,
+    /// Whatever its sender says, as it is: this field of the request, or the request itself.
+    Raw(Option<FieldDescriptor>),
+}
+
+impl Takes {
+    /// Its name for people.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Json => "JSON",
+            Self::Form | Self::OauthForm => "a form",
+            Self::Raw(_) => "what it is",
+        }
+    }
+
+    /// Its names in `Content-Type`, the usual one first; none where all will do.
+    #[must_use]
+    pub const fn names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Json => &["application/json", "application/merge-patch+json"],
+            Self::Form => &["application/x-www-form-urlencoded", "multipart/form-data"],
+            Self::OauthForm => &["application/x-www-form-urlencoded"],
+            Self::Raw(_) => &[],
+        }
+    }
+}
+
+/// What an answer is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// JSON.
+    Json,
+    /// JSON as OAuth has it.
+    Oauth,
+    /// Whatever the service says, as it is.
+    Raw,
+    /// Server-sent events.
+    Events,
+}
+
 impl Route {
     /// The full name of the RPC's service.
     #[must_use]
     pub fn service(&self) -> &str {
         &self.service
     }
+
+    /// Whether a call takes an idempotency key.
+    #[must_use]
+    pub fn takes_key(&self) -> bool {
+        self.policy.idempotency != Idempotency::None
+    }
 }
 
-static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(read_all);
+/// All routes, the closest template first.
+#[derive(Debug)]
+pub struct Routes(Vec<Route>);
 
-/// Every route of every service, the closest template first.
-#[must_use]
-pub fn all() -> &'static [Route] {
-    &ROUTES
+static FLEET: LazyLock<Routes> = LazyLock::new(fleet_of_the_pool);
+
+#[expect(clippy::expect_used, reason = "our own annotations, read at start: a wrong one must not be served around")]
+fn fleet_of_the_pool() -> Routes {
+    Routes::of(&proto::POOL).expect("the options of the fleet's methods")
 }
 
 /// The result for a path.
 #[derive(Debug)]
-pub enum Found {
+pub enum Found<'a> {
     /// An RPC, and the fields that the path sets.
-    Route(&'static Route, Vec<(String, String)>),
+    Route(&'a Route, Vec<(String, String)>),
     /// The path exists, but only for these methods.
-    OtherMethods(Vec<&'static http::Method>),
+    OtherMethods(Vec<&'a Method>),
     /// There is no such path.
     Nothing,
 }
 
-/// Finds the RPC of a request. A HEAD has the route of a GET.
-#[must_use]
-pub fn find(method: &http::Method, path: &str) -> Found {
-    let mut others = Vec::new();
-    let verb = if method == http::Method::HEAD { &http::Method::GET } else { method };
-    for route in all() {
-        if let Some(fields) = route.template.matches(path) {
-            if route.verb == *verb {
-                return Found::Route(route, fields);
+impl Routes {
+    /// Those of the fleet.
+    #[must_use]
+    pub fn fleet() -> &'static Self {
+        &FLEET
+    }
+
+    /// The routes to all RPCs of these descriptors that have a `google.api.http` option.
+    ///
+    /// # Errors
+    /// An option says what cannot be served.
+    pub fn of(pool: &DescriptorPool) -> Result<Self, anyhow::Error> {
+        let http = pool.get_extension_by_name("google.api.http").context("no google/api/annotations.proto")?;
+        let mut routes = Vec::new();
+        for rpc in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+            let options = rpc.options();
+            if !options.has_extension(&http) {
+                continue;
             }
-            others.push(&route.verb);
-            if route.verb == http::Method::GET {
-                others.push(&http::Method::HEAD);
+            let rule = options.get_extension(&http);
+            let rule = rule.as_message().context("google.api.http is a message")?;
+            read_rule(&rpc, rule, &mut routes).with_context(|| format!("the options of {}", rpc.full_name()))?;
+        }
+        routes.sort_by_key(|route| std::cmp::Reverse(route.template.literals()));
+        Ok(Self(routes))
+    }
+
+    /// Each of them.
+    pub fn all(&self) -> impl Iterator<Item = &Route> {
+        self.0.iter()
+    }
+
+    /// Finds the RPC of a request. A HEAD has the route of a GET.
+    #[must_use]
+    pub fn find(&self, method: &Method, path: &str) -> Found<'_> {
+        let mut others = Vec::new();
+        let verb = if method == Method::HEAD { &Method::GET } else { method };
+        for route in &self.0 {
+            if let Some(fields) = route.template.matches(path) {
+                if route.verb == *verb {
+                    return Found::Route(route, fields);
+                }
+                others.push(&route.verb);
+                if route.verb == Method::GET {
+                    others.push(&Method::HEAD);
+                }
             }
         }
+        if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
     }
-    if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
 }
 
-#[expect(clippy::expect_used, reason = "our own annotations, read at start: a wrong one must not be served around")]
-fn read_all() -> Vec<Route> {
-    let http =
-        proto::POOL.get_extension_by_name("google.api.http").expect("google/api/annotations.proto is compiled in");
-    let mut routes = Vec::new();
-    for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
-        let options = rpc.options();
-        if !options.has_extension(&http) {
-            continue;
-        }
-        let rule = options.get_extension(&http);
-        let rule = rule.as_message().expect("google.api.http is a message");
-        read_rule(&rpc, rule, &mut routes);
-    }
-    routes.sort_by_key(|route| std::cmp::Reverse(route.template.literals()));
-    routes
-}
-
-#[expect(clippy::expect_used, reason = "as read_all")]
-fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Route>) {
+fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Route>) -> Result<(), anyhow::Error> {
     let text = |name: &str| {
         let value = rule.get_field_by_name(name)?;
         value.as_str().filter(|text| !text.is_empty()).map(ToOwned::to_owned)
     };
+    let (body, policy) = (text("body").unwrap_or_default(), Policy::of(rpc));
+    let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
     for name in ["get", "put", "post", "delete", "patch"] {
         let Some(pattern) = text(name) else { continue };
         routes.push(Route {
-            verb: name.to_ascii_uppercase().parse().expect("an HTTP method"),
-            template: Template::parse(&pattern).expect("a path template"),
+            verb: name.to_ascii_uppercase().parse()?,
+            template: Template::parse(&pattern)?,
             pattern,
-            body: text("body").unwrap_or_default(),
+            body: body.clone(),
+            takes: takes.clone(),
+            answers,
             rpc: rpc.clone(),
-            policy: Policy::of(rpc),
+            policy: policy.clone(),
             service: rpc.parent_service().full_name().to_owned(),
         });
     }
     if let Some(Value::List(more)) = rule.get_field_by_name("additional_bindings").as_deref() {
         for binding in more.iter().filter_map(Value::as_message) {
-            read_rule(rpc, binding, routes);
+            read_rule(rpc, binding, routes)?;
         }
     }
+    Ok(())
+}
+
+fn takes(rpc: &MethodDescriptor, body: &str, policy: &Policy) -> Result<Takes, anyhow::Error> {
+    ensure!(!rpc.is_client_streaming(), "a caller over HTTP streams nothing");
+    ensure!(policy.max_body_bytes.is_none_or(|bytes| bytes <= MAX_OF_ANY_BODY), "no body has so many bytes");
+    let is_raw = |kind: Kind| kind.as_message().is_some_and(|message| message.full_name() == HTTP_BODY);
+    let field = match body {
+        "" | "*" => None,
+        name => Some(rpc.input().get_field_by_name(name).context("the body is no field of the request")?),
+    };
+    if policy.form {
+        ensure!(body == "*", "a form fills the whole request: body: \"*\"");
+        return Ok(if policy.oauth { Takes::OauthForm } else { Takes::Form });
+    }
+    let raw = match &field {
+        Some(field) => is_raw(field.kind()),
+        None => body == "*" && rpc.input().full_name() == HTTP_BODY,
+    };
+    Ok(if raw { Takes::Raw(field) } else { Takes::Json })
+}
+
+fn answers(rpc: &MethodDescriptor, policy: &Policy) -> Result<Answers, anyhow::Error> {
+    let raw = rpc.output().full_name() == HTTP_BODY;
+    ensure!(
+        !(raw && rpc.is_server_streaming()),
+        "a stream is sent as events: a google.api.HttpBody is sent as a whole"
+    );
+    Ok(match (rpc.is_server_streaming(), raw, policy.oauth) {
+        (true, _, _) => Answers::Events,
+        (_, true, _) => Answers::Raw,
+        (_, _, true) => Answers::Oauth,
+        _ => Answers::Json,
+    })
 }
 
 #[cfg(test)]
@@ -118,7 +240,7 @@ mod tests {
     use super::*;
 
     fn rpc(method: http::Method, path: &str) -> String {
-        match find(&method, path) {
+        match Routes::fleet().find(&method, path) {
             Found::Route(route, _) => route.rpc.full_name().to_owned(),
             Found::OtherMethods(others) => format!("{others:?}"),
             Found::Nothing => String::new(),
@@ -127,7 +249,7 @@ mod tests {
 
     #[test]
     fn no_two_rpcs_have_one_method_and_path() {
-        let all = all();
+        let all = &Routes::fleet().0;
         for (number, route) in all.iter().enumerate() {
             let twice = |other: &&Route| other.verb == route.verb && other.template.is_like(&route.template);
             let other = all[..number].iter().find(twice);
@@ -163,13 +285,28 @@ mod tests {
     }
 
     #[test]
+    fn every_post_says_whether_it_takes_a_key() {
+        for route in Routes::fleet().all().filter(|route| route.verb == Method::POST) {
+            assert_ne!(route.policy.idempotency, Idempotency::Optional, "{}", route.rpc.full_name());
+        }
+    }
+
+    #[test]
     fn every_rpc_of_the_fleet_has_a_route_and_none_of_the_operators_has() {
         for rpc in proto::POOL.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
             if rpc.full_name().starts_with("flotilla.ops.") {
-                assert!(!all().iter().any(|route| route.rpc == rpc), "{} is the operators' alone", rpc.full_name());
+                assert!(
+                    !Routes::fleet().all().any(|route| route.rpc == rpc),
+                    "{} is the operators' alone",
+                    rpc.full_name()
+                );
                 continue;
             }
-            assert!(all().iter().any(|route| route.rpc == rpc), "{} has no google.api.http option", rpc.full_name());
+            assert!(
+                Routes::fleet().all().any(|route| route.rpc == rpc),
+                "{} has no google.api.http option",
+                rpc.full_name()
+            );
             let policy = proto::POOL.get_extension_by_name("flotilla.edge.v1.policy").unwrap();
             assert!(rpc.options().has_extension(&policy), "{} has no flotilla.edge.v1.policy option", rpc.full_name());
         }

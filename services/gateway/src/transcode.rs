@@ -3,16 +3,20 @@
 
 use std::collections::HashSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use crate::form::{self, Field, pairs};
 use crate::json::{self as strict, camel};
 use crate::problem::Problem;
-use crate::routes::Route;
-use crate::template::decode;
+use crate::routes::{HTTP_BODY, Route, Takes};
 
 /// The field that says which fields a change means.
 const UPDATE_MASK: &str = "update_mask";
+/// The field that says where a stream is to go on.
+const LAST_EVENT_ID: &str = "last_event_id";
 
 /// The parts of a request that fill the message.
 #[derive(Debug, Clone, Copy)]
@@ -21,10 +25,28 @@ pub struct Parts<'a> {
     pub path: &'a [(String, String)],
     /// The query string.
     pub query: &'a str,
-    /// The body; empty for none.
-    pub body: &'a [u8],
+    /// The body.
+    pub body: Content<'a>,
     /// The entity tag of `If-Match`, unquoted.
     pub if_match: Option<&'a str>,
+    /// The id of the last event that the caller has had of a stream.
+    pub last_event: Option<&'a str>,
+}
+
+/// The body of a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// JSON; empty for none.
+    Json(&'a [u8]),
+    /// A form.
+    Form(&'a [Field]),
+    /// Whatever it is.
+    Raw {
+        /// Its media type, as its sender says.
+        media: &'a str,
+        /// The body.
+        bytes: &'a [u8],
+    },
 }
 
 /// The RPC's request message.
@@ -35,7 +57,7 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     let input = route.rpc.input();
     let mut object = body(route, &input, parts.body)?;
     if route.body != "*" {
-        let query = query(parts.query)?;
+        let query = pairs(parts.query, "query")?;
         // A mask in the query replaces the mask of the body.
         let mask = |(name, _): &(String, String)| field(&input, name).is_some_and(|field| field.name() == UPDATE_MASK);
         if query.iter().any(mask) {
@@ -63,15 +85,36 @@ pub fn request(route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Proble
     if let Some(etag) = parts.if_match {
         etag_into(route, &input, &mut object, etag);
     }
+    // A reader that connects anew sends the address that it had, with the place where it is in the header.
+    if let (Some(last), true) = (parts.last_event, input.get_field_by_name(LAST_EVENT_ID).is_some()) {
+        object.insert("lastEventId".to_owned(), last.into());
+    }
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(Value::Object(object), &mut track);
-    DynamicMessage::deserialize(input, tracked).map_err(|error| {
+    let mut message = DynamicMessage::deserialize(input, tracked).map_err(|error| {
         let detail = format!("the request does not fit: {error}");
         match pointer(&track.path(), &route.body) {
             Some(pointer) => Problem::invalid_at(pointer, detail),
             None => Problem::invalid(detail),
         }
-    })
+    })?;
+    if let (Takes::Raw(field), Content::Raw { media, bytes }) = (&route.takes, parts.body) {
+        raw_into(&mut message, field.as_ref(), media, bytes);
+    }
+    Ok(message)
+}
+
+/// Puts a body as it is where the request keeps it.
+fn raw_into(message: &mut DynamicMessage, field: Option<&FieldDescriptor>, media: &str, bytes: &[u8]) {
+    let whole = match field {
+        None => message,
+        Some(field) => match message.get_field_mut(field) {
+            prost_reflect::Value::Message(body) => body,
+            _ => return,
+        },
+    };
+    whole.set_field_by_name("content_type", prost_reflect::Value::String(media.to_owned()));
+    whole.set_field_by_name("data", prost_reflect::Value::Bytes(bytes.to_vec().into()));
 }
 
 /// The position of a value in the body or among the parameters (RFC 6901); None for the whole.
@@ -88,15 +131,17 @@ fn pointer(path: &serde_path_to_error::Path, body: &str) -> Option<String> {
     (!parts.is_empty()).then(|| format!("#/{}", parts.join("/")))
 }
 
-fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+fn body(route: &Route, input: &MessageDescriptor, content: Content<'_>) -> Result<Map<String, Value>, Problem> {
+    let bytes = match content {
+        Content::Form(fields) => return form(input, fields),
+        Content::Raw { .. } => return Ok(Map::new()),
+        Content::Json(bytes) => bytes,
+    };
     if route.body.is_empty() {
         return match bytes {
             [] => Ok(Map::new()),
             _ => Err(Problem::invalid("this method takes no body")),
         };
-    }
-    if route.policy.form {
-        return form(input, bytes);
     }
     let value: Value = match bytes {
         [] => Value::Object(Map::new()),
@@ -123,15 +168,33 @@ fn body(route: &Route, input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<St
 }
 
 /// The fields of a form, by their names in the proto. What is unknown or empty counts as absent (RFC 6749, 3.2).
-fn form(input: &MessageDescriptor, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Problem::invalid("the form is not percent-encoded UTF-8"))?;
+fn form(input: &MessageDescriptor, fields: &[Field]) -> Result<Map<String, Value>, Problem> {
     let mut object = Map::new();
-    for (name, value) in query(text)? {
-        if !value.is_empty() && input.get_field_by_name(&name).is_some() {
-            insert(&mut object, input, &name, &value, true)?;
+    for Field { name, value } in fields {
+        let Some(field) = input.get_field_by_name(name) else { continue };
+        match value {
+            form::Value::Text(text) if text.is_empty() => {}
+            form::Value::Text(text) => insert(&mut object, input, name, text, true)?,
+            form::Value::File { media, bytes } => {
+                let file = file(&field, media, bytes);
+                let file = file.ok_or_else(|| Problem::invalid_at(parameter(name), format!("{name} takes no file")))?;
+                put(&mut object, &field, name, file)?;
+            }
         }
     }
     Ok(object)
+}
+
+/// A file as JSON of the field's kind: bytes, or a `google.api.HttpBody`.
+fn file(field: &FieldDescriptor, media: &str, bytes: &[u8]) -> Option<Value> {
+    let bytes = STANDARD.encode(bytes);
+    match field.kind() {
+        Kind::Bytes => Some(bytes.into()),
+        Kind::Message(message) if message.full_name() == HTTP_BODY => {
+            Some(json!({"contentType": media, "data": bytes}))
+        }
+        _ => None,
+    }
 }
 
 /// Refuses fields that the message does not have, and a field under both its names, `dueTime` and `due_time`:
@@ -205,19 +268,6 @@ fn field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     message.get_field_by_json_name(name).or_else(|| message.get_field_by_name(name))
 }
 
-fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
-    let part = |part: &str| {
-        decode(&part.replace('+', " ")).ok_or_else(|| Problem::invalid("the query is not percent-encoded UTF-8"))
-    };
-    text.split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((part(name)?, part(value)?))
-        })
-        .collect()
-}
-
 /// Inserts a text at a field path (`todo.title`), as JSON of the field's kind.
 fn insert(
     object: &mut Map<String, Value>,
@@ -240,16 +290,22 @@ fn insert(
         return insert(child, &inner, rest, text, append);
     }
     let value = leaf(&field, text).ok_or_else(|| wrong(format!("{text:?} is not a value of {path}")))?;
-    if field.is_list() && append {
-        match object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new())) {
-            Value::Array(list) => list.push(value),
-            _ => return Err(unknown()),
+    if append {
+        return put(object, &field, path, value);
+    }
+    object.remove(field.name());
+    object.insert(field.json_name().to_owned(), value);
+    Ok(())
+}
+
+/// Puts a parameter's value into its field, or behind those that are there.
+fn put(object: &mut Map<String, Value>, field: &FieldDescriptor, path: &str, value: Value) -> Result<(), Problem> {
+    if field.is_list() {
+        if let Value::Array(list) = object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new())) {
+            list.push(value);
         }
-    } else if append && object.contains_key(field.json_name()) {
-        return Err(wrong(format!("the parameter {path} is given twice")));
-    } else {
-        object.remove(field.name());
-        object.insert(field.json_name().to_owned(), value);
+    } else if object.insert(field.json_name().to_owned(), value).is_some() {
+        return Err(Problem::invalid_at(parameter(path), format!("the parameter {path} is given twice")));
     }
     Ok(())
 }
@@ -286,14 +342,14 @@ fn etag_into(route: &Route, input: &MessageDescriptor, object: &mut Map<String, 
     }
 }
 
-/// A message as JSON, with 64-bit numbers as numbers; and its `etag`, if it has one. Defaults are shown and names are JSON's, except in the
-/// answer to a form.
+/// A message as JSON, with 64-bit numbers as numbers; and its `etag`, if it has one. Defaults are shown and names are JSON's, except in an
+/// answer as OAuth has it.
 ///
 /// # Errors
 /// INTERNAL: what a service answers can always be written.
-pub fn response(message: &DynamicMessage, form: bool) -> Result<(Vec<u8>, Option<String>), Problem> {
+pub fn response(message: &DynamicMessage, oauth: bool) -> Result<(Vec<u8>, Option<String>), Problem> {
     let options = SerializeOptions::new().stringify_64_bit_integers(false);
-    let options = options.skip_default_fields(form).use_proto_field_name(form);
+    let options = options.skip_default_fields(oauth).use_proto_field_name(oauth);
     let mut json = serde_json::Serializer::new(Vec::new());
     message.serialize_with_options(&mut json, &options).map_err(|error| {
         tracing::error!(%error, "an answer cannot be written as JSON");
@@ -306,13 +362,24 @@ pub fn response(message: &DynamicMessage, form: bool) -> Result<(Vec<u8>, Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routes::{Found, find};
+    use crate::routes::{Found, Routes};
     use proptest::prelude::*;
 
     fn transcode(method: http::Method, path: &str, body: &str) -> Result<Value, Problem> {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        let Found::Route(route, fields) = find(&method, path) else { panic!("no route for {path}") };
-        let parts = Parts { path: &fields, query, body: body.as_bytes(), if_match: Some("v7") };
+        let Found::Route(route, fields) = Routes::fleet().find(&method, path) else { panic!("no route for {path}") };
+        let fields_of_form: Vec<Field> = match route.takes {
+            Takes::OauthForm => {
+                let field = |(name, value)| Field { name, value: form::Value::Text(value) };
+                pairs(body, "form")?.into_iter().map(field).collect()
+            }
+            _ => Vec::new(),
+        };
+        let body = match route.takes {
+            Takes::OauthForm => Content::Form(&fields_of_form),
+            _ => Content::Json(body.as_bytes()),
+        };
+        let parts = Parts { path: &fields, query, body, if_match: Some("v7"), last_event: None };
         let message = request(route, parts)?;
         Ok(serde_json::to_value(&message).unwrap())
     }
@@ -433,8 +500,9 @@ mod tests {
         #[test]
         fn nothing_a_client_sends_is_worse_than_a_400(query in "[ -~]{0,30}", body in "[ -~]{0,40}") {
             for (method, path) in [(http::Method::GET, "/v1/todos"), (http::Method::PATCH, "/v1/todos/1")] {
-                let Found::Route(route, fields) = find(&method, path) else { panic!() };
-                let parts = Parts { path: &fields, query: &query, body: body.as_bytes(), if_match: None };
+                let Found::Route(route, fields) = Routes::fleet().find(&method, path) else { panic!() };
+                let body = Content::Json(body.as_bytes());
+                let parts = Parts { path: &fields, query: &query, body, if_match: None, last_event: None };
                 if let Err(problem) = request(route, parts) {
                     prop_assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);
                 }

@@ -6,12 +6,12 @@ use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
 use service::addresses::Addresses;
-use service::client::MAX_ANSWER_BYTES;
+use service::client::{MAX_ANSWER_BYTES, Streams};
 use service::upstreams::Upstreams;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
-use crate::routes;
+use crate::routes::{Route, Routes};
 
 /// The addresses of all services that the edge has routes to.
 ///
@@ -20,11 +20,20 @@ use crate::routes;
 pub fn addresses(text: &str) -> Result<Addresses, String> {
     let read: Result<Addresses, String> = text.parse();
     let addresses = read.as_ref().cloned().unwrap_or_default();
-    let wanted: BTreeSet<&str> = routes::all().iter().map(|route| route.service()).collect();
+    let wanted: BTreeSet<&str> = Routes::fleet().all().map(Route::service).collect();
     let missing = wanted.into_iter().filter(|name| !addresses.0.contains_key(*name));
     let missing = missing.map(|name| format!("names no address for {name}"));
     let wrong: Vec<String> = read.err().into_iter().chain(missing).collect();
     if wrong.is_empty() { Ok(addresses) } else { Err(wrong.join("; ")) }
+}
+
+/// What an RPC answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// A message.
+    Message(DynamicMessage),
+    /// Messages, as they come.
+    Stream(Streaming<DynamicMessage>),
 }
 
 /// Calls an RPC.
@@ -34,15 +43,20 @@ pub fn addresses(text: &str) -> Result<Addresses, String> {
 pub async fn call(
     upstreams: &Upstreams,
     rpc: &MethodDescriptor,
-    request: Request<DynamicMessage>,
-) -> Result<tonic::Response<DynamicMessage>, Status> {
+    mut request: Request<DynamicMessage>,
+) -> Result<tonic::Response<Answer>, Status> {
     let service = rpc.parent_service();
     let upstream = upstreams.get(service.full_name());
     let upstream = upstream.ok_or_else(|| Status::unavailable("no address for the service"))?;
     let path = PathAndQuery::try_from(format!("/{}/{}", service.full_name(), rpc.name()))
         .map_err(|error| Status::internal(error.to_string()))?;
     let mut client = tonic::client::Grpc::new(upstream.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
-    client.unary(request, path, Dynamic { output: rpc.output() }).await
+    let codec = Dynamic { output: rpc.output() };
+    if rpc.is_server_streaming() {
+        request.extensions_mut().insert(Streams);
+        return client.server_streaming(request, path, codec).await.map(|answer| answer.map(Answer::Stream));
+    }
+    client.unary(request, path, codec).await.map(|answer| answer.map(Answer::Message))
 }
 
 struct Dynamic {

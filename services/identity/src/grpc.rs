@@ -10,7 +10,7 @@ use contracts::{TenantId, UserId};
 use prost::Message;
 use proto::identity as pb;
 use proto::identity::identity_service_server::IdentityService;
-use service::grpc::{authorization, reading, writing, writing_once};
+use service::grpc::{authorization, reading, writing};
 use service::idempotency::{Attempt, Key};
 use service::page::{self, PageTokens};
 use service::{Call, Failure, IfMatch, Process, retry};
@@ -98,7 +98,7 @@ fn personal<T: Message>(
     method: &'static str,
     (tenant, user): (TenantId, UserId),
 ) -> Result<(Call, T), Failure> {
-    let (key, caller) = (Key::required(&request)?, in_person(tenant, user));
+    let (key, caller) = (Key::required(request.metadata().as_ref())?, in_person(tenant, user));
     let request = request.into_inner();
     let attempt = Attempt::new(&caller, method, key, &request);
     Ok((Call::of_request(caller, Some(attempt)), request))
@@ -185,7 +185,7 @@ impl IdentityService for Identity {
     }
 
     async fn create_invitation(&self, request: Request<pb::CreateInvitationRequest>) -> RpcResult<pb::Invitation> {
-        let (call, request) = writing_once(request, "CreateInvitation")?;
+        let (call, request) = writing(request, "CreateInvitation")?;
         let draft = wire::invitation_draft(request.invitation.as_ref())?;
         response(commands_invitations::invite(&self.app, &call, draft).await, |made| self.linked(made))
     }
@@ -220,8 +220,6 @@ impl IdentityService for Identity {
 
     async fn accept_invitation(&self, request: Request<pb::AcceptInvitationRequest>) -> RpcResult<pb::Member> {
         let (person, user) = self.person(&request).await?;
-        // Before the invitation is looked for: whoever guesses ids learns nothing.
-        Key::required(&request)?;
         commands::profile(&person).map_err(Failure::from)?;
         let id = wire::invitation_id(&request.get_ref().id)?;
         let tenant = commands_invitations::invites_to(&self.app, id).await.map_err(Failure::from)?;
@@ -230,7 +228,7 @@ impl IdentityService for Identity {
     }
 
     async fn create_group(&self, request: Request<pb::CreateGroupRequest>) -> RpcResult<pb::Group> {
-        let (call, request) = writing_once(request, "CreateGroup")?;
+        let (call, request) = writing(request, "CreateGroup")?;
         let draft = wire::group_draft(request.group.as_ref())?;
         response(commands_groups::create_group(&self.app, &call, draft).await, wire::group)
     }
@@ -268,7 +266,7 @@ impl IdentityService for Identity {
         &self,
         request: Request<pb::CreateServiceAccountRequest>,
     ) -> RpcResult<pb::ServiceAccount> {
-        let (call, request) = writing_once(request, "CreateServiceAccount")?;
+        let (call, request) = writing(request, "CreateServiceAccount")?;
         let draft = wire::service_account_draft(request.service_account.as_ref())?;
         let made = commands_programs::create_service_account(&self.app, &call, draft).await;
         response(made, wire::service_account)
@@ -318,7 +316,7 @@ impl IdentityService for Identity {
     }
 
     async fn create_api_key(&self, request: Request<pb::CreateApiKeyRequest>) -> RpcResult<pb::ApiKey> {
-        let (call, request) = writing_once(request, "CreateApiKey")?;
+        let (call, request) = writing(request, "CreateApiKey")?;
         let draft = wire::api_key_draft(request.api_key.as_ref())?;
         let made = commands_programs::create_api_key(&self.app, &call, draft, &secret()?).await;
         response(made, |(key, shown)| wire::api_key(key, shown.clone()))
@@ -343,7 +341,7 @@ impl IdentityService for Identity {
     }
 
     async fn rotate_api_key(&self, request: Request<pb::RotateApiKeyRequest>) -> RpcResult<pb::ApiKey> {
-        let (call, request) = writing_once(request, "RotateApiKey")?;
+        let (call, request) = writing(request, "RotateApiKey")?;
         let which = (wire::api_key_id(&request.id)?, wire::overlap(request.overlap.as_ref())?);
         let made = commands_programs::rotate_api_key(&self.app, &call, which, &secret()?).await;
         response(made, |(key, shown)| wire::api_key(key, shown.clone()))

@@ -3,7 +3,7 @@
 use contracts::TodoId;
 use proto::todo as pb;
 use proto::todo::todo_service_server::TodoService;
-use service::grpc::{reading, writing, writing_once};
+use service::grpc::{reading, writing};
 use service::page::{self, PageTokens};
 use service::{Failure, IfMatch};
 use tonic::{Request, Response, Status};
@@ -23,7 +23,7 @@ type RpcResult<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl TodoService for Todos {
     async fn create_todo(&self, request: Request<pb::CreateTodoRequest>) -> RpcResult<pb::Todo> {
-        let (call, request) = writing_once(request, "CreateTodo")?;
+        let (call, request) = writing(request, "CreateTodo")?;
         let draft = wire::draft(request.todo.as_ref())?;
         response(commands::create(&self.app, &call, draft).await)
     }
@@ -60,13 +60,13 @@ impl TodoService for Todos {
     }
 
     async fn complete_todo(&self, request: Request<pb::CompleteTodoRequest>) -> RpcResult<pb::Todo> {
-        let (call, request) = writing_once(request, "CompleteTodo")?;
+        let (call, request) = writing(request, "CompleteTodo")?;
         let (id, if_match) = (wire::id(&request.id)?, IfMatch::parse(&request.etag));
         response(commands::complete(&self.app, &call, id, &if_match).await)
     }
 
     async fn reopen_todo(&self, request: Request<pb::ReopenTodoRequest>) -> RpcResult<pb::Todo> {
-        let (call, request) = writing_once(request, "ReopenTodo")?;
+        let (call, request) = writing(request, "ReopenTodo")?;
         let (id, if_match) = (wire::id(&request.id)?, IfMatch::parse(&request.etag));
         response(commands::reopen(&self.app, &call, id, &if_match).await)
     }

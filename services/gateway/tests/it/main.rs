@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod options;
+mod probe;
+
 use std::num::{NonZeroU16, NonZeroU32};
 
 use gateway::{Config, Program};

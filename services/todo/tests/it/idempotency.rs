@@ -48,7 +48,7 @@ async fn a_command_that_does_not_ask_for_an_earlier_answer_cannot_commit_and_a_r
     let caller = Caller::service("acme".parse().unwrap(), "test".parse().unwrap());
     let mut request = tonic::Request::new(());
     request.metadata_mut().insert("idempotency-key", "k".parse().unwrap());
-    let key = Key::required(&request).unwrap();
+    let key = Key::required(request.metadata().as_ref()).unwrap();
     let call = || Call::of_request(caller.clone(), Some(Attempt::new(&caller, "Test", key.clone(), &())));
     outbox.commit(db.begin(&call()).await.unwrap(), Vec::new(), &()).await.unwrap();
     let forgetful = db.begin(&call()).await.unwrap();

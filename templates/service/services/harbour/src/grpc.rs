@@ -3,7 +3,7 @@
 use contracts::events::harbour::{LogbookId, VesselId};
 use proto::harbour as pb;
 use proto::harbour::harbour_service_server::HarbourService;
-use service::grpc::{reading, writing, writing_once};
+use service::grpc::{reading, writing};
 use service::page::{self, PageTokens};
 use service::{Failure, IfMatch};
 use tonic::{Request, Response, Status};
@@ -23,7 +23,7 @@ type RpcResult<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl HarbourService for Harbour {
     async fn create_vessel(&self, request: Request<pb::CreateVesselRequest>) -> RpcResult<pb::Vessel> {
-        let (call, request) = writing_once(request, "CreateVessel")?;
+        let (call, request) = writing(request, "CreateVessel")?;
         let draft = wire::vessel_draft(request.vessel.as_ref())?;
         response(commands::create_vessel(&self.app, &call, draft).await, wire::vessel)
     }
