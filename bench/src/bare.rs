@@ -113,6 +113,12 @@ impl TodoService for Todos {
         Err(failed(METHOD))
     }
 
+    type WatchTodosStream = futures::stream::Empty<Result<pb::WatchTodosResponse, Status>>;
+
+    async fn watch_todos(&self, _: Request<pb::WatchTodosRequest>) -> Answer<Self::WatchTodosStream> {
+        Err(failed(METHOD))
+    }
+
     async fn update_todo(&self, _: Request<pb::UpdateTodoRequest>) -> Answer<pb::Todo> {
         Err(failed(METHOD))
     }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use contracts::TenantId;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use service::tail::From;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
     adoption::of_this_machine(context).await?;
     let eve = Api::new(context, "globex", "eve").await?;
     let acme: TenantId = "acme".parse()?;
-    let (_js, stream) = events::open(context).await?;
+    let stream = events::of(context, contracts::events::todo::SERVICE).await?;
     let (sender, mut heard) = mpsc::unbounded_channel();
     let say = |text: &str| {
         if !context.json {
@@ -32,10 +33,9 @@ pub async fn run(context: &Context) -> Result<(), anyhow::Error> {
         }
     };
     // Listen from the stream's present end, so that no event of the script is missed.
-    let from = events::From::Sequence(stream.get_info().await?.state.last_sequence + 1);
-    let listening = events::tail(&stream, (contracts::events::todo::SERVICE, Some(&acme)), from, move |event| {
-        sender.send(event).is_ok()
-    });
+    let now = stream.extent().await?;
+    let from = From::Behind(now.made, now.last);
+    let listening = events::tail(stream, Some(&acme), from, move |event| sender.send(event).is_ok());
     let script = async {
         say("1. Ann signs up tenant acme, invites Bob, and gives a program a key");
         let Acme { ann, program, account } = sign_up(context, &acme, &say).await?;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::Client;
 use async_nats::jetstream::{self, stream::Stream};
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use contracts::events::todo::SERVICE;
 use contracts::{Envelope, TenantId, subject};
-use futures::StreamExt as _;
 use serde_json::Value;
+use service::tail::{Events, From, Next, Tail};
 
 use crate::context::Context;
 use crate::terminal;
@@ -41,12 +41,22 @@ pub struct Received {
     raw: Vec<u8>,
 }
 
-/// JetStream as the administration of an owner's account.
-pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
+/// A connection as the administration of an owner's account.
+async fn connect(context: &Context, owner: &str) -> Result<Client, anyhow::Error> {
     let login = devstack::nats::administration(owner);
     let home = context.open_stack_dir()?;
     let credentials = devstack::nats::credentials_file(&home, &login);
-    Ok(jetstream::new(devstack::nats::connect(&home, &context.nats()?, &credentials).await?))
+    devstack::nats::connect(&home, &context.nats()?, &credentials).await
+}
+
+/// JetStream as the administration of an owner's account.
+pub async fn administration(context: &Context, owner: &str) -> Result<jetstream::Context, anyhow::Error> {
+    Ok(jetstream::new(connect(context, owner).await?))
+}
+
+/// A service's events, to be read without a consumer.
+pub async fn of(context: &Context, service: &str) -> Result<Events, anyhow::Error> {
+    Events::of(connect(context, &fleet::account(service)).await?, service).await
 }
 
 /// A connection as the administration, and the stream of todo events.
@@ -62,54 +72,42 @@ pub async fn open_of(context: &Context, service: &str) -> Result<(jetstream::Con
     Ok((js, stream))
 }
 
-/// Where to begin.
-#[derive(Debug, Clone, Copy)]
-pub enum From {
-    /// With the first event that the stream holds.
-    Start,
-    /// With the next one.
-    Now,
-    /// With this one.
-    Sequence(u64),
-}
-
 /// Reads events until `each` stops it.
 pub async fn tail(
-    stream: &Stream,
-    (service, tenant): (&str, Option<&TenantId>),
+    events: Events,
+    tenant: Option<&TenantId>,
     from: From,
     mut each: impl FnMut(Received) -> bool,
 ) -> Result<(), anyhow::Error> {
-    let filter = tenant.map_or_else(|| subject::all(service), |tenant| subject::all_of_tenant(service, tenant));
-    let config = pull::OrderedConfig {
-        filter_subject: filter,
-        deliver_policy: match from {
-            From::Start => DeliverPolicy::All,
-            From::Now => DeliverPolicy::New,
-            From::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
-        },
-        ..Default::default()
-    };
-    let consumer = stream.create_consumer(config).await.context("reading the stream")?;
-    let mut messages = consumer.messages().await?;
-    while let Some(message) = messages.next().await {
-        let message = message.context("reading the stream")?;
-        let stored_at = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
-        match serde_json::from_slice(&message.payload) {
+    let mut tail = Tail::begin(events, from, u64::MAX).await?;
+    loop {
+        let stored = match tail.next().await? {
+            Next::Event(stored) => stored,
+            Next::Level => continue,
+            Next::Lost => {
+                eprintln!(
+                    "the stream is another one now, or has removed events that were not read: going on behind them"
+                );
+                continue;
+            }
+        };
+        if tenant.is_some() && stored.tenant().as_ref() != tenant {
+            continue;
+        }
+        match serde_json::from_slice(&stored.payload) {
             Ok(envelope) => {
-                if !each(Received { envelope, stored_at, raw: message.payload.to_vec() }) {
+                if !each(Received { envelope, stored_at: stored.time, raw: stored.payload.to_vec() }) {
                     return Ok(());
                 }
             }
-            Err(error) => eprintln!("a message on {} is not an event: {error}", message.subject),
+            Err(error) => eprintln!("a message on {} is not an event: {error}", stored.subject),
         }
     }
-    Ok(())
 }
 
 pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyhow::Error> {
     let EventsCommand::Tail { service, tenant, from_start, count } = command;
-    let (_js, stream) = open_of(context, service).await?;
+    let events = of(context, service).await?;
     let mut left = count.unwrap_or(u64::MAX);
     if left == 0 {
         return Ok(());
@@ -122,7 +120,7 @@ pub async fn run(context: &Context, command: &EventsCommand) -> Result<(), anyho
         left > 0 && !terminal::is_closed()
     };
     tokio::select! {
-        result = tail(&stream, (service, tenant.as_ref()), if *from_start { From::Start } else { From::Now }, each) => result,
+        result = tail(events, tenant.as_ref(), if *from_start { From::Start } else { From::Now }, each) => result,
         stopped = tokio::signal::ctrl_c() => stopped.map_err(Into::into),
     }
 }

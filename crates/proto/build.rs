@@ -48,7 +48,7 @@ fn packages(descriptors: &tonic_prost_build::FileDescriptorSet) -> String {
         let name = package.split('.').nth(1).unwrap_or(package);
         format!(
             "/// `{package}`\n#[expect(clippy::allow_attributes, reason = \"generated code\")]\n\
-             pub mod {name} {{\n    tonic::include_proto!(\"{package}\");\n}}\n"
+             #[allow(clippy::large_enum_variant, reason = \"a oneof is as large as its messages\")]\npub mod {name} {{\n    tonic::include_proto!(\"{package}\");\n}}\n"
         )
     };
     packages.into_iter().map(module).collect()

@@ -376,13 +376,15 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads a response.
+    /// Reads a response; of a stream only its head.
     ///
     /// # Panics
     /// It breaks off.
     pub async fn of(response: Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or(Value::Null);
+        let streams = headers.get("content-type").is_some_and(|media| media == "text/event-stream");
+        let bytes = if streams { Vec::new() } else { response.bytes().await.unwrap().to_vec() };
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         Self { status, headers, body }
     }
 

@@ -26,6 +26,15 @@ pub fn all_of_tenant(service: &str, tenant: &TenantId) -> String {
     format!("evt.{service}.*.*.{tenant}")
 }
 
+/// Where each event of a service is published once more when it is stored: the prefix of its subject there.
+pub const LIVE: &str = "live.";
+
+/// Every subject of a service under which its stored events are published once more: `live.evt.todo.>`.
+#[must_use]
+pub fn live(service: &str) -> String {
+    format!("{LIVE}{}", all(service))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -33,6 +42,7 @@ mod tests {
         let tenant = "acme".parse().unwrap();
         assert_eq!(super::of("todo.completed.v2", &tenant), "evt.todo.completed.v2.acme");
         assert_eq!(super::all_of_tenant("todo", &tenant), "evt.todo.*.*.acme");
+        assert_eq!(super::live("todo"), "live.evt.todo.>");
         assert_eq!(super::stream("todo"), "EVENTS_TODO");
         assert_eq!(super::stream("search-projector"), "EVENTS_SEARCH_PROJECTOR");
     }

@@ -43,6 +43,8 @@ pub struct Login {
     pub publishes: Vec<String>,
     /// Streams whose messages it reads one by one, its own or others'.
     pub reads: Vec<String>,
+    /// Services whose events it watches: it reads many messages of their streams at once, and hears what is stored.
+    pub watches: Vec<String>,
     /// Streams that it only queries for information.
     pub asks: Vec<String>,
     /// Streams of which it queries all durable consumers for information.
@@ -80,6 +82,12 @@ impl Login {
         producers().contains(&self.name.as_str())
     }
 
+    /// The messages that it hears, each with the account that publishes them.
+    #[must_use]
+    pub fn heard(&self) -> Vec<(String, String)> {
+        self.watches.iter().map(|service| (account(service), subject::live(service))).collect()
+    }
+
     /// All requests that it may make, to its own account and to others: this is the authority.
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
@@ -93,6 +101,10 @@ impl Login {
         for stream in &self.reads {
             add(stream, format!("API.STREAM.INFO.{stream}"), false);
             add(stream, format!("API.STREAM.MSG.GET.{stream}"), false);
+        }
+        for service in &self.watches {
+            let stream = subject::stream(service);
+            add(&stream, format!("API.DIRECT.GET.{stream}"), true);
         }
         for stream in &self.asks {
             add(stream, format!("API.STREAM.INFO.{stream}"), false);
@@ -140,7 +152,13 @@ pub fn owners() -> Vec<String> {
 /// The stream of a producing service.
 #[must_use]
 pub fn stream(service: &str, max_age: Duration, replicas: usize) -> StreamSpec {
-    StreamSpec { name: subject::stream(service), subjects: vec![subject::all(service)], max_age, replicas }
+    StreamSpec {
+        name: subject::stream(service),
+        subjects: vec![subject::all(service)],
+        max_age,
+        replicas,
+        live: Some(subject::LIVE.to_owned()),
+    }
 }
 
 /// The login by which a producing service reads: an account owns streams or reads, never both.
@@ -223,6 +241,13 @@ pub fn logins() -> Vec<Login> {
         // Whoever takes calls follows what identity takes away.
         if !service.serves.is_empty() && !login.reads.contains(&identitys) {
             login.reads.push(identitys);
+        }
+        if service.watched {
+            let own = subject::stream(service.name);
+            if !login.reads.contains(&own) {
+                login.reads.push(own);
+            }
+            login.watches.push(service.name.to_owned());
         }
         logins.push(login);
     }

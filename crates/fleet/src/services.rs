@@ -27,6 +27,8 @@ pub struct Service {
     pub database: Option<Database>,
     /// Whether it publishes events, into a stream of its own.
     pub produces: bool,
+    /// Whether its callers watch its events: its reader's login hears what its stream stores.
+    pub watched: bool,
     /// The durable consumers by which it reads events.
     pub durables: &'static [Durable],
     /// The file of its key for page tokens, among the secrets of a stack.
@@ -74,6 +76,7 @@ pub static SERVICES: &[Service] = &[
         asks: &[IDENTITY],
         database: Some(Database { of_no_tenant: &["inbox", "inbox_dead", "inbox_lease"] }),
         produces: true,
+        watched: true,
         durables: &[
             // A completed todo creates its next occurrence.
             handler("todo-recurrence", todo::SERVICE, &[todo::CompletedV1::TYPE, todo::CompletedV2::TYPE]),
@@ -104,6 +107,7 @@ const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Serv
         asks: &[],
         database: None,
         produces: false,
+        watched: false,
         durables: &[],
         page_token_key: None,
         signs: false,

@@ -5,12 +5,13 @@ use async_nats::jetstream::{self, stream};
 use tracing::warn;
 
 use crate::config::StreamSpec;
+use crate::stream::republished;
 
 /// The most durable consumers of one stream: each holds memory of the server for what it has in hand.
 const MOST_CONSUMERS: i32 = 500;
 
-/// Creates a relay's stream. Changes an existing one only where that removes no event: its subjects, replicas and discard
-/// policy. The age limit is an operator's to change: a shorter one removes events, and behind a longer one an empty stream
+/// Creates a relay's stream. Changes an existing one only where that removes no event: its subjects, replicas, discard
+/// policy, and how it is read. The age limit is an operator's to change: a shorter one removes events, and behind a longer one an empty stream
 /// looks purged.
 ///
 /// # Errors
@@ -25,6 +26,9 @@ pub async fn stream(js: &jetstream::Context, spec: &StreamSpec) -> Result<(), an
         // Refuse rather than drop: only age may remove an event.
         discard: stream::DiscardPolicy::New,
         storage: stream::StorageType::File,
+        republish: republished(spec),
+        // Readers ask for many messages at once.
+        allow_direct: true,
         ..Default::default()
     };
     let stream = js.get_or_create_stream(wanted.clone()).await;
@@ -34,6 +38,8 @@ pub async fn stream(js: &jetstream::Context, spec: &StreamSpec) -> Result<(), an
         subjects: wanted.subjects,
         num_replicas: wanted.num_replicas,
         discard: wanted.discard,
+        republish: wanted.republish,
+        allow_direct: wanted.allow_direct,
         ..is.clone()
     };
     if *is != ours {

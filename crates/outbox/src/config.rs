@@ -15,6 +15,8 @@ pub struct StreamSpec {
     pub max_age: Duration,
     /// On how many servers.
     pub replicas: usize,
+    /// The prefix under which what is stored is published once more, for those who watch; none where nobody does.
+    pub live: Option<String>,
 }
 
 impl StreamSpec {
@@ -22,7 +24,7 @@ impl StreamSpec {
     #[must_use]
     pub fn new(name: impl Into<String>, subjects: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let subjects = subjects.into_iter().map(Into::into).collect();
-        Self { name: name.into(), subjects, max_age: 7 * DAY, replicas: 1 }
+        Self { name: name.into(), subjects, max_age: 7 * DAY, replicas: 1, live: None }
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::{self, stream};
 use tracing::error;
 
-use crate::config::RelayConfig;
+use crate::config::{RelayConfig, StreamSpec};
 
 /// Opens the stream that the administration has created ([`crate::administer`]). Reports where it differs from what was asked
 /// for, also by the gauge `outbox_stream_drift`.
@@ -41,6 +41,7 @@ fn drift(is: &stream::Config, wanted: &RelayConfig) -> Vec<String> {
     differs("max_age", format!("{:?}", is.max_age), format!("{:?}", spec.max_age));
     differs("subjects", is.subjects.join(" "), spec.subjects.join(" "));
     differs("discard", format!("{:?}", is.discard), format!("{:?}", stream::DiscardPolicy::New));
+    differs("published once more", format!("{:?}", is.republish), format!("{:?}", republished(spec)));
     let limits = is.max_bytes > 0 || is.max_messages > 0 || is.max_messages_per_subject > 0;
     differs("limits by size or count", limits.to_string(), false.to_string());
     if let Some(days) = wanted.retention_days {
@@ -53,6 +54,12 @@ fn drift(is: &stream::Config, wanted: &RelayConfig) -> Vec<String> {
         );
     }
     drift
+}
+
+/// What a stream publishes once more: all of it, under the prefix.
+pub(crate) fn republished(spec: &StreamSpec) -> Option<stream::Republish> {
+    let (prefix, all) = (spec.live.as_ref()?, spec.subjects.first()?);
+    Some(stream::Republish { source: all.clone(), destination: format!("{prefix}{all}"), headers_only: false })
 }
 
 /// Whether a stream of these subjects, which may have wildcards, stores what is published on this one.
@@ -83,7 +90,13 @@ mod tests {
     #[test]
     fn each_difference_from_what_was_asked_for_is_said() {
         let days = |days: u64| Duration::from_secs(days * 86_400);
-        let spec = StreamSpec { name: "EVENTS".into(), subjects: vec!["evt.>".into()], max_age: days(30), replicas: 3 };
+        let spec = StreamSpec {
+            name: "EVENTS".into(),
+            subjects: vec!["evt.>".into()],
+            max_age: days(30),
+            replicas: 3,
+            live: None,
+        };
         let config = RelayConfig { retention_days: Some(30), ..RelayConfig::from(spec) };
         let asked = stream::Config {
             num_replicas: 3,

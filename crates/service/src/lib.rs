@@ -36,6 +36,10 @@ pub mod members;
 
 pub mod revocations;
 
+pub mod tail;
+
+pub mod live;
+
 mod shipped;
 
 pub mod due;

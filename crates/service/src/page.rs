@@ -81,15 +81,25 @@ impl PageTokens {
     /// # Errors
     /// INVALID_ARGUMENT when the token is not ours, or belongs to another question.
     pub fn read<P: DeserializeOwned>(&self, question: &impl Serialize, token: &str) -> Result<Option<P>, Failure> {
+        let what =
+            "is not one that was given for these filters: start over without it, or send the filters it was given for";
+        self.read_from(("page_token", what), question, token)
+    }
+
+    /// The same of another field than `page_token`, with what its caller is told of one that is not ours.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when the token is not ours, or belongs to another question.
+    pub fn read_from<P: DeserializeOwned>(
+        &self,
+        (field, what): (&str, &str),
+        question: &impl Serialize,
+        token: &str,
+    ) -> Result<Option<P>, Failure> {
         if token.is_empty() {
             return Ok(None);
         }
-        let wrong = || {
-            Failure::invalid(
-                "page_token",
-                "is not one that was given for these filters: start over without it, or send the filters it was given for",
-            )
-        };
+        let wrong = || Failure::invalid(field, what);
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
         let (tag, position) = bytes.split_at_checked(TAG_BYTES).ok_or_else(wrong)?;
         if !self.knows(question, position, tag)? {

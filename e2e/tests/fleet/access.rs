@@ -16,7 +16,7 @@ async fn exchanged(credential: &Caller, kind: &str) -> Answer {
 }
 
 /// Somebody whom `owner` invites, and the member's path.
-async fn member(fleet: &Fleet, owner: &Caller, name: &str, role: &str) -> (Caller, String) {
+pub async fn member(fleet: &Fleet, owner: &Caller, name: &str, role: &str) -> (Caller, String) {
     let person = fleet.person(name).await;
     let invitation = json!({"email": format!("{name}@people.example"), "role": role});
     let invitation = owner.send(Method::POST, "/v1/invitations", Some(invitation)).await.body;
@@ -28,7 +28,7 @@ async fn member(fleet: &Fleet, owner: &Caller, name: &str, role: &str) -> (Calle
 }
 
 /// A new program with a key: who acts by it, the program's path, and the key's.
-async fn program(owner: &Caller, scopes: &[&str]) -> (Caller, String, String) {
+pub async fn program(owner: &Caller, scopes: &[&str]) -> (Caller, String, String) {
     let account = json!({"name": "report", "role": "VIEWER"});
     let account = owner.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body;
     let key = json!({"serviceAccount": account["id"], "name": "nightly", "scopes": scopes});

@@ -24,6 +24,8 @@ mod tenants;
 
 mod trace;
 
+mod watching;
+
 use std::sync::OnceLock;
 
 use e2e::Fleet;

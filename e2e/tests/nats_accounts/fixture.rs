@@ -244,6 +244,7 @@ pub fn targets(fixture: &Fixture, login: &Login) -> Vec<(String, Vec<u8>)> {
         "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.EVENTS_TODO.search-projector",
         "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EVENTS_BILLING.billing",
         "hint.outbox.todo",
+        "live.evt.todo.created.v1.acme",
         "_R_.aaaaaa",
         "$JS.FC.EVENTS_TODO.search-projector.x",
     ] {
@@ -269,6 +270,8 @@ pub fn requests(login: &Login) -> Vec<(String, &'static [u8])> {
                 b"nonsense",
                 b"{\"batch\":100000,\"expires\":1}",
             ]
+        } else if subject.contains("DIRECT.GET") {
+            &[b"{\"seq\":1}", b"{\"seq\":1,\"batch\":3,\"next_by_subj\":\"evt.todo.>\"}", b"{\"seq\":1000000}", b""]
         } else if subject.contains("MSG.GET") {
             &[b"{\"seq\":1}", b"{\"last_by_subj\":\"evt.todo.>\"}", b""]
         } else {

@@ -8,10 +8,12 @@ use authz::{Denied, Permission};
 use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, DeletedV1, ReopenedV1, UpdatedV1};
 use contracts::text::TextError;
 use contracts::{ActorKind, TodoId, UserId};
+use futures::Stream;
+use service::live::{Heard, Live, Place};
 use service::members::{self, Directory};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
-use crate::todo::{Draft, Filter, Patch, Todo, TransitionError};
+use crate::todo::{Change, Draft, Filter, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
 /// Why an assignee is refused.
@@ -329,6 +331,19 @@ pub async fn list(
     let todos = store::list(&mut tx, filter, after, limit).await?;
     tx.end().await?;
     Ok(todos)
+}
+
+/// What happens to the todos of the caller's tenant from now on, or behind a place.
+///
+/// # Errors
+/// [`Error::Denied`]; UNAVAILABLE while events cannot be read.
+pub fn watch(
+    live: &Live<Change>,
+    call: &Call,
+    after: Option<Place>,
+) -> Result<impl Stream<Item = Result<Heard<Change>, Failure>> + use<>, Error> {
+    call.authorize(&permissions::WATCH)?;
+    Ok(live.watch(&call.caller.tenant, after)?)
 }
 
 /// Authorizes a command about one todo.

@@ -2,8 +2,11 @@
 
 use anyhow::Context as _;
 use consumer::Failure as Unhandled;
+use contracts::Envelope;
 use contracts::events::todo::{self as event, CompletedV2, Event};
+use serde_json::value::RawValue;
 use service::handlers::{self, Source};
+use service::live::Live;
 use service::revocations::Revocations;
 use service::{Call, Failure, Process, tenants_events};
 
@@ -11,22 +14,46 @@ use crate::Config;
 use crate::commands::{self, App, Error};
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
 use crate::texts::{Labels, Notes, Title};
-use crate::todo::{State, Todo};
+use crate::todo::{Change, State, Todo};
 
 /// The durable consumer of the handlers; its row is in the fleet's table.
 const DURABLE: &str = "todo-recurrence";
 /// That by which it learns which tenants are suspended.
 const TENANTS: &str = "todo-tenants";
 
-/// Runs the handlers until the service stops, and by the same login follows what identity takes away.
+/// Runs the handlers until the service stops. By the same login it follows what identity takes away, and what callers watch.
 ///
 /// # Errors
 /// An address or the credentials cannot be read, or the table lacks a durable consumer.
-pub(crate) async fn handle(config: &Config, process: &Process, app: &App) -> Result<Revocations, anyhow::Error> {
+pub(crate) async fn handle(
+    config: &Config,
+    process: &Process,
+    app: &App,
+) -> Result<(Revocations, Live<Change>), anyhow::Error> {
     tenants_events::follow(process, source(config, process, TENANTS)?, app.db.clone()).await?;
     handlers::run(process, source(config, process, DURABLE)?, app.clone(), Event::decode, on_event).await?;
     let login = config.nats.with(&config.handlers.consumer_nats_creds);
-    Ok(Revocations::follow(process, process.nats_as(&fleet::consumer_login(process.name), &login).await?))
+    let reader = process.nats_as(&fleet::consumer_login(process.name), &login).await?;
+    let live = Live::follow(process, reader.clone(), process.name, change).await?;
+    Ok((Revocations::follow(process, reader), live))
+}
+
+/// The change that an event is. Of twins the newer one counts, where this release knows it.
+fn change(envelope: &Envelope<&RawValue>) -> Option<Change> {
+    if envelope.supersededby.as_deref().is_some_and(|newer| event::TYPES.contains(&newer)) {
+        return None;
+    }
+    let event = Event::decode(&envelope.event_type, envelope.data.get());
+    let event = event.inspect_err(|error| tracing::error!(%error, "an event cannot be shown to those who watch"));
+    let event = event.ok().flatten()?;
+    let event::About::Todo(about) = event.about();
+    if matches!(event, Event::Deleted(_)) {
+        return Some(Change::Deleted(about.id, about.version));
+    }
+    let read = todo(about.clone());
+    // The error may quote a user's words.
+    let read = read.inspect_err(|_| tracing::error!("an event's todo cannot be shown to those who watch"));
+    read.ok().map(|todo| Change::Todo(Box::new(todo)))
 }
 
 /// Where the events of a durable consumer come from.

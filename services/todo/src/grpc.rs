@@ -1,19 +1,26 @@
 //! The gRPC server: reads a request, runs one command, writes the response.
 
+use std::pin::Pin;
+
 use contracts::TodoId;
+use futures::{Stream, StreamExt as _};
 use proto::todo as pb;
 use proto::todo::todo_service_server::TodoService;
 use service::grpc::{reading, writing};
+use service::live::Live;
 use service::page::{self, PageTokens};
 use service::{Failure, IfMatch};
 use tonic::{Request, Response, Status};
 
+use crate::todo::Change;
 use crate::{commands, wire};
 
 /// The implementation of `flotilla.todo.v1.TodoService`.
 pub struct Todos {
     /// What commands need.
     pub app: commands::App,
+    /// What its callers watch.
+    pub live: Live<Change>,
     /// Makes and reads page tokens.
     pub pages: PageTokens,
 }
@@ -43,6 +50,16 @@ impl TodoService for Todos {
         let found = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
         let (todos, next_page_token) = self.pages.page(&question, size, found, (|todo| todo.id, wire::todo))?;
         Ok(Response::new(pb::ListTodosResponse { todos, next_page_token }))
+    }
+
+    type WatchTodosStream = Pin<Box<dyn Stream<Item = Result<pb::WatchTodosResponse, Status>> + Send>>;
+
+    async fn watch_todos(&self, request: Request<pb::WatchTodosRequest>) -> RpcResult<Self::WatchTodosStream> {
+        let (call, request) = reading(request)?;
+        let (tenant, pages) = (call.caller.tenant.clone(), self.pages.clone());
+        let after = wire::place(&pages, &tenant, &request.last_event_id)?;
+        let heard = commands::watch(&self.live, &call, after).map_err(Failure::from)?;
+        Ok(Response::new(Box::pin(heard.map(move |heard| Ok(wire::heard(&pages, &tenant, heard?)?)))))
     }
 
     async fn update_todo(&self, request: Request<pb::UpdateTodoRequest>) -> RpcResult<pb::Todo> {

@@ -3,21 +3,17 @@
 //! A request enters at `grpc`, becomes domain types in `wire`, and runs one function of `commands`: one visible transaction. It asks
 //! `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
 
-pub mod grpc;
-mod wire;
-
 pub mod commands;
-
-pub mod permissions;
-
-pub mod todo;
-
+pub mod grpc;
 mod outgoing;
+pub mod permissions;
 pub mod recurrence;
 pub mod store;
 mod store_data;
 mod store_states;
 pub mod texts;
+pub mod todo;
+mod wire;
 
 mod events;
 mod operators;
@@ -29,6 +25,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use proto::todo::todo_service_server::TodoServiceServer;
 use service::arguments::{ConfigErrors, Settings};
+use service::live::Live;
 use service::members::Directory;
 use service::migrations::Migrations;
 use service::{Outbox, Process, Service, config, nats};
@@ -74,6 +71,8 @@ pub struct App {
     pub address: SocketAddr,
     /// Its relay.
     pub relay: outbox::Handle,
+    /// What its callers watch.
+    pub live: Live<todo::Change>,
 }
 
 impl Service for Program {
@@ -91,10 +90,11 @@ impl Service for Program {
         let directory = Directory::of(process, &config.calls, &config.common)?;
         let (relay, app) = (outbox.relay(), commands::App { db, outbox, directory });
         operators::serve(config, process, &app, nats)?;
-        let revocations = events::handle(config, process, &app).await?;
+        let (revocations, live) = events::handle(config, process, &app).await?;
         schedule::run(process, &app, config::days(config.deleted_days))?;
-        let service = TodoServiceServer::new(grpc::Todos { app, pages: process.page_tokens(&config.pages) });
+        let pages = process.page_tokens(&config.pages);
+        let service = TodoServiceServer::new(grpc::Todos { app, live: live.clone(), pages });
         let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await?;
-        Ok(App { address, relay })
+        Ok(App { address, relay, live })
     }
 }

@@ -23,6 +23,9 @@ pub const GET: Permission =
 /// Lists todos.
 pub const LIST: Permission =
     Permission { action: "todo.list", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
+/// Watches the changes of todos.
+pub const WATCH: Permission =
+    Permission { action: "todo.watch", scope: READ, roles: &[Owner, Admin, Member, Viewer], services: &[] };
 /// Changes a todo.
 pub const UPDATE: Permission =
     Permission { action: "todo.update", scope: WRITE, roles: &[Owner, Admin, Member], services: &[] };
@@ -48,10 +51,11 @@ pub const ERASE: Permission = Permission { action: "todo.erase", scope: WRITE, r
 pub const FORGET: Permission = Permission { action: "todo.forget", scope: WRITE, roles: &[], services: &[SERVICE] };
 
 /// The row of each RPC, by its name.
-pub const MATRIX: [(&str, &Permission); 7] = [
+pub const MATRIX: [(&str, &Permission); 8] = [
     ("CreateTodo", &CREATE),
     ("GetTodo", &GET),
     ("ListTodos", &LIST),
+    ("WatchTodos", &WATCH),
     ("UpdateTodo", &UPDATE),
     ("DeleteTodo", &DELETE),
     ("CompleteTodo", &COMPLETE),

@@ -50,6 +50,15 @@ pub struct Todo {
     pub version: i32,
 }
 
+/// What those who watch hear of a todo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It was created or changed, and is this now.
+    Todo(Box<Todo>),
+    /// It was deleted, at this version.
+    Deleted(TodoId, i32),
+}
+
 /// The input for a new todo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {

@@ -1,17 +1,19 @@
 //! Conversions between gRPC messages and the domain, for `grpc` and for answers that are stored with their keys.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use contracts::{TodoId, UserId};
+use contracts::{TenantId, TodoId, UserId};
 use prost_types::Timestamp;
 use proto::timestamp;
 use proto::todo as pb;
 use service::idempotency::StoredResponse;
+use service::live::{Heard, Place};
+use service::page::PageTokens;
 use service::wire::{self as fields, Mask, stored_time, text};
 use service::{Failure, IfMatch};
 
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError};
 use crate::texts::{Label, Labels, Notes, Title};
-use crate::todo::{Draft, Filter, Patch, State, Status, Todo};
+use crate::todo::{Change, Draft, Filter, Patch, State, Status, Todo};
 
 /// The fields that can be changed.
 const WRITABLE: [&str; 6] = ["title", "notes", "due_time", "labels", "assignee", "recurrence"];
@@ -189,6 +191,30 @@ pub fn todo(todo: &Todo) -> pb::Todo {
         occurrence: occurrence
             .map(|Occurrence { series, number }| pb::Occurrence { series_id: series.to_string(), number }),
     }
+}
+
+/// What the id of a message is bound to.
+fn watched(tenant: &TenantId) -> (&'static str, &str) {
+    ("WatchTodos", tenant.as_str())
+}
+
+/// The place behind which a caller watches.
+pub fn place(pages: &PageTokens, tenant: &TenantId, id: &str) -> Result<Option<Place>, Failure> {
+    let what = "is not one that was given for your tenant's todos: watch without it, and list them";
+    pages.read_from(("last_event_id", what), &watched(tenant), id)
+}
+
+pub fn heard(pages: &PageTokens, tenant: &TenantId, heard: Heard<Change>) -> Result<pb::WatchTodosResponse, Failure> {
+    use pb::watch_todos_response::{Change as Is, DeletedTodo, Heartbeat, Reset};
+    let (place, change) = match heard {
+        Heard::Change(place, Change::Todo(changed)) => (place, Is::Todo(todo(&changed))),
+        Heard::Change(place, Change::Deleted(id, version)) => {
+            (place, Is::Deleted(DeletedTodo { id: id.to_string(), version }))
+        }
+        Heard::Reset(place) => (place, Is::Reset(Reset {})),
+        Heard::Level(place) => (place, Is::Heartbeat(Heartbeat {})),
+    };
+    Ok(pb::WatchTodosResponse { id: pages.make(&watched(tenant), &place)?, change: Some(change) })
 }
 
 /// A wall-clock time, to the microsecond where it has any.

@@ -19,9 +19,10 @@ use crate::supervisor::now;
 const EMPTY: &str = "EMPTY";
 const TOTALS: &str = "$JS.API.INFO";
 /// What owners export of their streams; an importer needs a token for exactly that export.
-const OFFERED: [(&str, Kind); 6] = [
+const OFFERED: [(&str, Kind); 7] = [
     ("$JS.API.STREAM.INFO.*", Kind::Answer),
     ("$JS.API.STREAM.MSG.GET.*", Kind::Answer),
+    ("$JS.API.DIRECT.GET.*", Kind::Answers),
     ("$JS.API.CONSUMER.INFO.*.*", Kind::Answer),
     ("$JS.API.CONSUMER.RESET.*.*", Kind::Answer),
     ("$JS.API.CONSUMER.MSG.NEXT.*.*", Kind::Answers),
@@ -137,6 +138,7 @@ fn make_owner(
         for producer in fleet::producers().iter().filter(|producer| fleet::account(producer) == owner) {
             let of = advisories(&contracts::subject::stream(producer), "*");
             exports.extend(of.map(|subject| claims::export(&subject, Kind::Messages)));
+            exports.push(claims::export(&contracts::subject::live(producer), Kind::Messages));
         }
     }
     let all = [">".to_owned()];
@@ -164,6 +166,9 @@ pub fn make_reader(
         let kind = if asked.stream { Kind::Answers } else { Kind::Answer };
         imports.push(import(home, &asked.owner, &account, asked.subject, kind)?);
     }
+    for (owner, subject) in login.heard() {
+        imports.push(import(home, &owner, &account, subject, Kind::Messages)?);
+    }
     let limits = Limits { revoked, ..READER };
     let jwt = claims::account(operator, &account, &login.account(), limits, &[], &imports)?;
     Ok((account.public_key(), jwt))
@@ -184,6 +189,7 @@ pub fn permissions(login: &Login) -> (Vec<String>, Vec<String>) {
         publish.push(TOTALS.to_owned());
         subscribe.push("_INBOX.>".to_owned());
     }
+    subscribe.extend(login.heard().into_iter().map(|(_, subject)| subject));
     publish.extend(login.local.iter().cloned());
     subscribe.extend(login.local.iter().cloned());
     (publish, subscribe)

@@ -7,8 +7,11 @@ use contracts::Envelope;
 use contracts::events::identity::MemberId;
 use contracts::events::todo::{self as event, About, Event};
 use proto::todo::todo_service_client::TodoServiceClient;
+use proto::todo::watch_todos_response::Change;
 use proto::todo::{CompleteTodoRequest, CreateTodoRequest, DeleteTodoRequest, GetTodoRequest, ListTodosRequest};
-use proto::todo::{ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest};
+use proto::todo::{
+    ListTodosResponse, ReopenTodoRequest, Todo, UpdateTodoRequest, WatchTodosRequest, WatchTodosResponse,
+};
 use serde_json::value::RawValue;
 use service::config::{Admission, Calls, Common, Database, Handlers, Outbox, Pages};
 use service::secret::Secret;
@@ -17,7 +20,7 @@ use testkit::nats::member;
 use testkit::{TestDatabase, TestIssuer, TestNats, unique, until};
 use todo::{App, Config, Program};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 /// The service and its backing services. Dropped in this order: the service before what it stands on.
@@ -71,6 +74,7 @@ impl Harness {
         let process = Process::new(Program::NAME, "test");
         let ops = service::ops::serve(&process, ([127, 0, 0, 1], 0).into(), None).await.unwrap();
         let app = Program::start(&config, &process).await.unwrap();
+        until("the service is ready", || async { process.readiness.get().0 }).await;
         let channel = Channel::from_shared(format!("http://{}", app.address)).unwrap().connect().await.unwrap();
         Self { app, lifecycle: process.lifecycle, nats, database, issuer, channel, ops }
     }
@@ -79,7 +83,9 @@ impl Harness {
     pub async fn second(&self) -> (App, Lifecycle) {
         let process = Process::new(Program::NAME, "test");
         let config = config(&self.database, &self.nats, &self.issuer);
-        (Program::start(&config, &process).await.unwrap(), process.lifecycle)
+        let app = Program::start(&config, &process).await.unwrap();
+        until("the service is ready", || async { process.readiness.get().0 }).await;
+        (app, process.lifecycle)
     }
 
     pub fn client(&self, tenant: &str, user: &str) -> Client {
@@ -267,6 +273,12 @@ impl Client {
         Ok(self.inner.clone().list_todos(self.request(list)).await?.into_inner())
     }
 
+    /// Watches behind this id; returns once its stream has begun.
+    pub async fn watch(&self, last_event_id: &str) -> Result<Watching, Status> {
+        let request = self.request(WatchTodosRequest { last_event_id: last_event_id.to_owned() });
+        Ok(Watching(self.inner.clone().watch_todos(request).await?.into_inner()))
+    }
+
     pub async fn update(&self, id: &str, todo: Todo, mask: &[&str]) -> Result<Todo, Status> {
         let paths = mask.iter().map(|&path| path.to_owned()).collect();
         let update_mask = (!mask.is_empty()).then_some(prost_types::FieldMask { paths });
@@ -288,6 +300,35 @@ impl Client {
     pub async fn reopen(&self, id: &str) -> Result<Todo, Status> {
         let request = self.request(ReopenTodoRequest { id: id.to_owned(), etag: String::new() });
         Ok(self.inner.clone().reopen_todo(request).await?.into_inner())
+    }
+}
+
+/// A stream of changes.
+pub struct Watching(Streaming<WatchTodosResponse>);
+
+impl Watching {
+    /// The next message; none at its end.
+    pub async fn message(&mut self) -> Result<Option<WatchTodosResponse>, Status> {
+        tokio::time::timeout(testkit::PATIENCE, self.0.message()).await.expect("a stream says that it lives")
+    }
+
+    /// The next that happens, with its id.
+    pub async fn next(&mut self) -> (String, Change) {
+        loop {
+            let WatchTodosResponse { id, change } = self.message().await.unwrap().expect("it goes on");
+            match change.expect("a message says what has happened") {
+                Change::Heartbeat(_) => {}
+                change => return (id, change),
+            }
+        }
+    }
+
+    /// The next todo that changes.
+    pub async fn todo(&mut self) -> Todo {
+        match self.next().await.1 {
+            Change::Todo(todo) => todo,
+            other => panic!("{other:?} is no changed todo"),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod harness;
 
 mod hostile;
 
+mod watching;
 mod writes;
 
 mod idempotency;

@@ -4,13 +4,14 @@ use authz::{Caller, Role};
 use contracts::TodoId;
 use proto::todo::Todo;
 use serde_json::{Value, json};
+use service::live::Live;
 use service::members::Directory;
 use service::{Call, Db, Failure, IfMatch, Outbox};
 use testkit::permissions::assert_reviewed;
 use todo::commands::{self, App, Error};
 use todo::permissions::{self, BY_ITSELF, MATRIX};
 use todo::texts::{Labels, Notes, Title};
-use todo::todo::{Draft, Filter, Patch};
+use todo::todo::{Change, Draft, Filter, Patch};
 
 use crate::harness::{Client, Harness, reason};
 use crate::tenancy::{call, rpcs};
@@ -46,7 +47,7 @@ async fn each_rpc_is_denied_to_each_role_that_has_no_row_for_it() {
         let sees = role.is_some_and(|role| permissions::GET.roles.contains(&role));
         for (name, refused) in refusals(&harness, &harness.client_as("acme", "mel", &claims)).await {
             let permission = MATRIX.iter().find(|(rpc, _)| *rpc == name).unwrap().1;
-            let names_a_todo = !["CreateTodo", "ListTodos"].contains(&name);
+            let names_a_todo = !["CreateTodo", "ListTodos", "WatchTodos"].contains(&name);
             let wanted = match role {
                 // She has not created it.
                 Some(Role::Member) if name == "DeleteTodo" => "PERMISSION_DENIED",
@@ -74,7 +75,7 @@ async fn a_token_with_scopes_does_no_more_than_they_say() {
 }
 
 /// Calls an RPC's command as a handler does: in the process, as a service on its own behalf.
-async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Error> {
+async fn command((app, live): (&App, &Live<Change>), call: &Call, rpc: &str, id: TodoId) -> Result<(), Error> {
     let draft = Draft {
         title: Title::parse("x").unwrap(),
         notes: Notes::default(),
@@ -88,6 +89,7 @@ async fn command(app: &App, call: &Call, rpc: &str, id: TodoId) -> Result<(), Er
         "CreateTodo" => commands::create(app, call, draft).await.map(drop),
         "GetTodo" => commands::get(app, call, id).await.map(drop),
         "ListTodos" => commands::list(app, call, &Filter::default(), None, 1).await.map(drop),
+        "WatchTodos" => commands::watch(live, call, None).map(drop),
         "UpdateTodo" => commands::update(app, call, id, &IfMatch::Any, Patch::default()).await.map(drop),
         "DeleteTodo" => commands::delete(app, call, id, &IfMatch::Any).await,
         "CompleteTodo" => commands::complete(app, call, id, &IfMatch::Any).await.map(drop),
@@ -105,6 +107,7 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
     let harness = Harness::start().await;
     let db = Db::lazy(&harness.database.app.clone().into(), "test", 2).unwrap();
     let app = App { db, outbox: Outbox::new(harness.app.relay.clone()), directory: Directory::default() };
+    let does = (&app, &harness.app.live);
     let id = harness.client("acme", "olga").titled("shared").await.id.parse().unwrap();
     // No person does what the service does by itself, whatever their role.
     let owner = Caller {
@@ -113,16 +116,18 @@ async fn a_service_does_what_its_row_says_and_nobody_is_one_by_a_token() {
         ..Caller::service("acme".parse().unwrap(), "todo".parse().unwrap())
     };
     for (name, _) in BY_ITSELF {
-        let refused = command(&app, &Call::of_request(owner.clone(), None), name, id).await.map_err(Failure::from);
+        let refused = command(does, &Call::of_request(owner.clone(), None), name, id).await.map_err(Failure::from);
         assert_eq!(refused.unwrap_err().reason, "PERMISSION_DENIED", "{name}");
     }
     for service in ["todo", "billing"] {
         let call = Call::of_request(Caller::service("acme".parse().unwrap(), service.parse().unwrap()), None);
         for (rpc, permission) in MATRIX.into_iter().chain(BY_ITSELF) {
-            let refused = command(&app, &call, rpc, id).await.map_err(Failure::from).map_err(|failure| failure.reason);
+            let refused = command(does, &call, rpc, id).await.map_err(Failure::from).map_err(|failure| failure.reason);
             let wanted = match rpc {
                 _ if permission.services.contains(&service) => Ok(()),
-                "CreateTodo" | "ListTodos" | "become_due" | "purge" | "erase" | "forget" => Err("PERMISSION_DENIED"),
+                "CreateTodo" | "ListTodos" | "WatchTodos" | "become_due" | "purge" | "erase" | "forget" => {
+                    Err("PERMISSION_DENIED")
+                }
                 _ => Err("TODO_NOT_FOUND"),
             };
             assert_eq!(refused, wanted, "{rpc} as service:{service}");
