@@ -88,6 +88,7 @@ k8s-down:
 
 schemas:
 	UPDATE_SCHEMAS=1 cargo test --quiet --package contracts --test schemas the_schemas_folder_is_what_the_types_say
+	UPDATE_SCHEMAS=1 cargo test --quiet --package gateway --lib the_description_is_as_it_was_reviewed
 
 # After a release: what clients rely on from now on.
 baseline:

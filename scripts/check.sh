@@ -61,6 +61,7 @@ step "features of outbox and consumer" features_stand_alone
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 step "proto style (buf lint)" scripts/buf.sh lint proto
 step "proto compatibility (buf breaking)" scripts/buf.sh breaking proto --against proto/baseline.binpb
+step "the API's description (spectral, redocly)" scripts/openapi.sh
 step "the manifest's lock" the_lock_is_whole
 step "licences, bans and sources of dependencies" scripts/deny.sh
 step "migrations that were released" sha384sum --check --quiet infra/released-migrations.sha384

@@ -81,7 +81,7 @@ pub fn run(command: &NewCommand) -> Result<(), anyhow::Error> {
         println!("  {}", path.display());
     }
     println!(
-        "(make schemas and cargo changed schemas/ and Cargo.lock.) Now: make build, bin/flotilla k8s render, bin/flotilla compose render, cargo test --package {}.",
+        "(make schemas and cargo changed schemas/, services/gateway/openapi.json and Cargo.lock.) Now: make build, bin/flotilla k8s render, bin/flotilla compose render, cargo test --package {}.",
         names.service
     );
     println!("Then see docs/adding-a-service.md.");

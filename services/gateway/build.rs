@@ -21,6 +21,17 @@ fn main() -> Result<(), std::io::Error> {
         all.push_str(&fs::read_to_string(page)?);
         all.push('\n');
     }
+    // A sample of each event, as it was released: also of those that were superseded.
+    let samples = root.join("schemas/samples");
+    println!("cargo:rerun-if-changed={}", samples.display());
+    let mut cases = String::new();
+    let mut files: Vec<PathBuf> = fs::read_dir(samples)?.filter_map(|file| Some(file.ok()?.path())).collect();
+    files.sort();
+    for file in files {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        cases.push_str(&format!("{name:?} => include_str!({:?}),\n", fs::canonicalize(&file)?));
+    }
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    fs::write(out.join("samples.rs"), format!("match event_type {{\n{cases}_ => \"\",\n}}"))?;
     fs::write(out.join("problems.md"), all)
 }

@@ -20,6 +20,8 @@ mod replicas;
 
 mod external_consumers;
 
+mod strangers;
+
 mod tenants;
 
 mod trace;

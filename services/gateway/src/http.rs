@@ -41,10 +41,8 @@ use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, 
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
-use crate::{events, form};
+use crate::{events, form, pages};
 
-/// The error documentation, which `type` in a problem points to.
-const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 
@@ -87,7 +85,7 @@ pub async fn serve(
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
-        .route("/problems", get(|| async { ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], PROBLEMS) }))
+        .merge(pages::router(routes))
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge {

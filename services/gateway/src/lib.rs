@@ -16,6 +16,12 @@ mod json;
 
 mod events;
 
+mod described;
+
+pub mod openapi;
+
+mod pages;
+
 pub mod routes;
 
 pub mod template;

@@ -13,6 +13,33 @@ use tonic_types::StatusExt as _;
 
 use crate::json::camel;
 
+/// A problem, as JSON Schema.
+pub const PROBLEM_SCHEMA: &str = r##"{
+    "type": "object",
+    "description": "What went wrong (RFC 9457).",
+    "required": ["type", "title", "status", "detail", "code"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "description": "The page that explains it.", "examples": ["/problems#todo_not_found"]},
+        "title": {"type": "string", "description": "The status, in words.", "examples": ["Not Found"]},
+        "status": {"type": "integer", "description": "The HTTP status.", "minimum": 400, "maximum": 599, "examples": [404]},
+        "detail": {"type": "string", "description": "For people: what is wrong, and what to do.", "examples": ["there is no todo with this id"]},
+        "code": {"type": "string", "pattern": "^[A-Z][A-Z0-9_]+$", "description": "For programs: it stays the same.", "examples": ["TODO_NOT_FOUND"]},
+        "errors": {
+            "type": "array",
+            "description": "Which parts of the request are wrong.",
+            "items": {
+                "type": "object",
+                "required": ["detail", "pointer"],
+                "properties": {
+                    "detail": {"type": "string", "description": "What is wrong with it."},
+                    "pointer": {"type": "string", "description": "Where it is (RFC 6901), in the body or among the parameters.", "examples": ["#/dueTime"]}
+                }
+            }
+        },
+        "traceId": {"type": "string", "pattern": "^[0-9a-f]{32}$", "description": "What to name when you ask for help."}
+    }
+}"##;
+
 /// A problem.
 #[derive(Debug, Clone)]
 pub struct Problem {

@@ -238,3 +238,33 @@ async fn a_database_that_only_reads_is_away_until_another_one_writes() {
     .await;
     harness.drain().await;
 }
+
+/// The lengths that the contract states for a field of a todo: the most characters, and the most items.
+fn stated(field: &str) -> (usize, usize) {
+    let todo = proto::POOL.get_message_by_name("flotilla.todo.v1.Todo").unwrap();
+    let option = proto::POOL.get_extension_by_name("flotilla.edge.v1.field").unwrap();
+    let options = todo.get_field_by_name(field).unwrap().options();
+    let said = options.get_extension(&option);
+    let number = |name: &str| said.as_message().unwrap().get_field_by_name(name).unwrap().as_u32().unwrap() as usize;
+    (number("max_length"), number("max_items"))
+}
+
+#[tokio::test]
+async fn the_lengths_that_the_contract_states_are_the_service_s() {
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
+    let todo = || Todo { title: "x".to_owned(), ..Todo::default() };
+    let long = |field: &str, more: usize| "x".repeat(stated(field).0 + more);
+    let labels = |more: usize| (0..stated("labels").1 + more).map(|number| format!("label {number}")).collect();
+    for more in [0, 1] {
+        for (field, todo) in [
+            ("title", Todo { title: long("title", more), ..todo() }),
+            ("notes", Todo { notes: long("notes", more), ..todo() }),
+            ("labels", Todo { labels: vec![long("labels", more)], ..todo() }),
+            ("labels", Todo { labels: labels(more), ..todo() }),
+        ] {
+            let created = ann.create(todo).await;
+            assert_eq!(created.is_ok(), more == 0, "{field} with {more} more than stated: {created:?}");
+        }
+    }
+}

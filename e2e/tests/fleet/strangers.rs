@@ -1,0 +1,116 @@
+//! A stranger with a key begins: reads the pages, generates a client, writes a todo with it, lists it, and sees it arrive.
+
+use std::io::Write as _;
+
+use e2e::{Caller, Fleet};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::with_fleet;
+
+/// What the script ends with where a registry cannot be had.
+const UNAVAILABLE: i32 = 3;
+
+/// Says so loudly.
+fn skipped(what: &str) {
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "SKIPPED: {what}").unwrap();
+}
+
+/// The key of a program of a new tenant, which reads and writes todos.
+async fn key(fleet: &Fleet, tenant: &str) -> Caller {
+    let owner = fleet.person(&format!("{tenant}-owner")).await;
+    owner.sign_up(tenant).await;
+    let account = json!({"name": "stranger", "role": "MEMBER"});
+    let account = owner.send(Method::POST, "/v1/serviceAccounts", Some(account)).await.body;
+    let key = json!({"serviceAccount": account["id"], "name": "first", "scopes": ["todo:read", "todo:write"]});
+    let key = owner.send(Method::POST, "/v1/apiKeys", Some(key)).await.body;
+    owner.with_token(key["key"].as_str().unwrap())
+}
+
+/// The walk, by a client in this language that is generated from what the running gateway says.
+async fn walks(fleet: &Fleet, language: &str) {
+    let program = key(fleet, &format!("walks-{language}")).await;
+    let document = program.request(Method::GET, "/openapi.json").send().await.unwrap().text().await.unwrap();
+    let file = fleet.home.join(format!("openapi-{language}.json"));
+    std::fs::write(&file, document).unwrap();
+    let mut command = Command::new(e2e::workspace().join("scripts/clients.sh"));
+    let url = format!("http://{}", fleet.unit("gateway").address);
+    command.arg(language).arg(&file).arg(url).arg(program.token().unwrap());
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(UNAVAILABLE) {
+        skipped(&format!("no client in {language}: {said}"));
+        return;
+    }
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("wrote, listed and heard"));
+}
+
+/// How long generated calls go on, in seconds.
+const GENERATED_FOR: &str = "45";
+
+#[test]
+fn what_is_described_is_what_is_answered() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.person("stranger-described").await;
+        ann.sign_up("stranger-described").await;
+        let ann = ann.in_tenant("stranger-described").await;
+        let mut command = Command::new(e2e::workspace().join("scripts/schemathesis.sh"));
+        command.arg(format!("http://{}", fleet.unit("gateway").address)).arg(ann.token().unwrap()).arg(GENERATED_FOR);
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        if output.status.code() == Some(UNAVAILABLE) {
+            skipped(&format!("no calls are generated: {}", String::from_utf8_lossy(&output.stderr)));
+            return;
+        }
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let cases = said.lines().find_map(|line| line.trim().split_once(" generated")?.0.parse::<u32>().ok());
+        assert!(cases.is_some_and(|cases| cases > 500), "{said}");
+    });
+}
+
+#[test]
+fn a_client_generated_for_python_writes_lists_and_hears() {
+    with_fleet(|fleet, _| walks(fleet, "python"));
+}
+
+#[test]
+fn a_client_generated_for_typescript_writes_lists_and_hears() {
+    with_fleet(|fleet, _| walks(fleet, "typescript"));
+}
+
+#[test]
+fn the_pages_are_open_and_whole_and_name_no_other_host() {
+    with_fleet(|fleet, _| async {
+        let stranger = fleet.stranger();
+        let get = async |path: &str| {
+            let page = stranger.request(Method::GET, path).send().await.unwrap();
+            assert_eq!(page.status(), 200, "{path}");
+            assert!(
+                page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"),
+                "{path}"
+            );
+            (page.headers()["content-type"].to_str().unwrap().to_owned(), page.text().await.unwrap())
+        };
+        let (media, docs) = get("/docs").await;
+        assert!(media.starts_with("text/html") && !docs.contains("//"), "{docs}");
+        let loads = docs.split(['"']).filter(|part| part.starts_with("/docs/"));
+        for path in loads {
+            get(path).await;
+        }
+        let (_, events) = get("/events").await;
+        for event in contracts::events::all() {
+            assert!(events.contains(&format!("id=\"{}\"", event.name)), "{}", event.name);
+            // At the path of `dataschema`.
+            let at = contracts::envelope::schema_id(event.name);
+            let path = at.strip_prefix("https://flotilla.example").unwrap();
+            let (_, schema) = get(path).await;
+            let schema: Value = serde_json::from_str(&schema).unwrap();
+            assert_eq!(schema["$id"], at);
+        }
+        let unknown = stranger.send(Method::GET, "/schemas/todo.exploded.v1.json", None).await;
+        assert_eq!((unknown.status, unknown.code()), (404, "NO_SUCH_PATH"));
+    });
+}
