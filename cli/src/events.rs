@@ -72,6 +72,9 @@ pub async fn open_of(context: &Context, service: &str) -> Result<(jetstream::Con
     Ok((js, stream))
 }
 
+/// The pause after NATS has failed.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Reads events until `each` stops it.
 pub async fn tail(
     events: Events,
@@ -81,10 +84,15 @@ pub async fn tail(
 ) -> Result<(), anyhow::Error> {
     let mut tail = Tail::begin(events, from, u64::MAX).await?;
     loop {
-        let stored = match tail.next().await? {
-            Next::Event(stored) => stored,
-            Next::Level => continue,
-            Next::Lost => {
+        let stored = match tail.next().await {
+            Ok(Next::Event(stored)) => stored,
+            Ok(Next::Level) => continue,
+            Err(error) => {
+                eprintln!("NATS does not answer: trying again ({error:#})");
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            }
+            Ok(Next::Lost) => {
                 eprintln!(
                     "the stream is another one now, or has removed events that were not read: going on behind them"
                 );

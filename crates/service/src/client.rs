@@ -236,8 +236,8 @@ impl Shared {
     }
 
     /// A replica for the next attempt, with its breaker's permit. It prefers a replica that this call has not tried, and of these the one
-    /// with the fewest calls. A call that is not `repeatable` does not probe while another replica is known to be alive.
-    fn admit(&self, tried: &[SocketAddr], repeatable: bool) -> Option<Admitted> {
+    /// with the fewest calls; for a stream, with the fewest streams. A call that is not `repeatable` does not probe while another replica is known to be alive.
+    fn admit(&self, tried: &[SocketAddr], (repeatable, streams): (bool, bool)) -> Option<Admitted> {
         let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (count, turn) = (replicas.len(), self.turn.fetch_add(1, Ordering::Relaxed));
         loop {
@@ -245,7 +245,7 @@ impl Shared {
             let in_turn = replicas.iter().cycle().skip(turn % count.max(1)).take(count);
             let best = in_turn.filter(|replica| replica.would_admit(now)).min_by_key(|replica| {
                 let probes = !repeatable && !replica.lives();
-                (tried.contains(&replica.address()), probes, replica.at_work())
+                (tried.contains(&replica.address()), probes, replica.at_work(streams))
             });
             // Another call may have been let through meanwhile: choose again.
             if let Some(admitted) = Admitted::new(best?, now) {
@@ -255,10 +255,10 @@ impl Shared {
     }
 
     /// Waits a short time while all replicas are left out.
-    async fn next_replica(&self, tried: &[SocketAddr], repeatable: bool, ends: Instant) -> Option<Admitted> {
+    async fn next_replica(&self, tried: &[SocketAddr], call: (bool, bool), ends: Instant) -> Option<Admitted> {
         let until = ends.min(Instant::now() + PATIENCE);
         loop {
-            if let Some(admitted) = self.admit(tried, repeatable) {
+            if let Some(admitted) = self.admit(tried, call) {
                 return Some(admitted);
             }
             if Instant::now() + ASK_EVERY >= until {
@@ -293,7 +293,7 @@ impl Shared {
         let mut delays = Delays::new(FIRST_PAUSE, LONGEST_PAUSE);
         let (mut tried, mut lost, mut why) = (Vec::new(), false, "no address is known".to_owned());
         for attempt in 1.. {
-            let Some(replica) = self.next_replica(&tried, repeatable, ends).await else {
+            let Some(replica) = self.next_replica(&tried, (repeatable, streams), ends).await else {
                 self.outcomes.nobody.increment(1);
                 break;
             };

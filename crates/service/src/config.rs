@@ -163,8 +163,11 @@ pub struct Admission {
     /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
     pub principal_at_work: NonZeroU16,
-    /// How many streams one tenant may have open at once, in this process: what it watches.
-    #[arg(long, env = "FLOTILLA_TENANT_STREAMS", default_value = "1000")]
+    /// How many streams may be open at once, in this process: what callers watch. Fewer than connections, since each may have one of its own.
+    #[arg(long, env = "FLOTILLA_STREAMS", default_value = "1000")]
+    pub streams: NonZeroU16,
+    /// The same of one tenant.
+    #[arg(long, env = "FLOTILLA_TENANT_STREAMS", default_value = "500")]
     pub tenant_streams: NonZeroU16,
     /// The same of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_STREAMS", default_value = "100")]
@@ -187,6 +190,7 @@ impl Admission {
             tenant_at_work: most,
             principal_rate: rate,
             principal_at_work: most,
+            streams: most,
             tenant_streams: most,
             principal_streams: most,
             connections: most,
@@ -205,6 +209,7 @@ impl Admission {
         Allowances {
             tenant: allowance(self.tenant_rate, self.tenant_at_work, self.tenant_streams),
             principal: allowance(self.principal_rate, self.principal_at_work, self.principal_streams),
+            streams: usize::from(self.streams.get()),
         }
     }
 }

@@ -43,12 +43,16 @@ pub struct Allowances {
     pub tenant: Allowance,
     /// One principal of it.
     pub principal: Allowance,
+    /// Open streams of all callers together.
+    pub streams: usize,
 }
 
 /// The current use of this process, by caller.
 pub struct Limits {
     tenants: Callers,
     principals: Callers,
+    /// The open streams of all.
+    streams: Arc<Semaphore>,
     held_back: Semaphore,
 }
 
@@ -59,6 +63,7 @@ impl Limits {
         Self {
             tenants: Callers::new("tenant", allowances.tenant),
             principals: Callers::new("principal", allowances.principal),
+            streams: Arc::new(Semaphore::new(allowances.streams)),
             held_back: Semaphore::new(HELD_BACK),
         }
     }
@@ -98,11 +103,11 @@ impl Limits {
     /// Counts a stream of this caller among the open ones, until it is dropped.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED where its principal or its tenant has as many as it may.
+    /// RESOURCE_EXHAUSTED where its principal or its tenant has as many as it may; UNAVAILABLE where all together have.
     pub fn stream(&self, who: &authz::Caller) -> Result<Turn, Failure> {
         let of_principal = self.principals.stream(&principal(who))?;
         let of_tenant = self.tenants.stream(who.tenant.as_str())?;
-        Ok(Turn(vec![of_principal, of_tenant]))
+        Ok(Turn(vec![of_principal, of_tenant, self.any_stream()?]))
     }
 
     /// The same for a call that names no caller.
@@ -110,7 +115,15 @@ impl Limits {
     /// # Errors
     /// As [`Limits::stream`].
     pub fn stream_of_address(&self, address: IpAddr) -> Result<Turn, Failure> {
-        Ok(Turn(vec![self.principals.stream(&network(address))?]))
+        Ok(Turn(vec![self.principals.stream(&network(address))?, self.any_stream()?]))
+    }
+
+    fn any_stream(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            metrics::counter!("calls_refused_total", "scope" => "process", "why" => "streams").increment(1);
+            let what = "there are as many streams open here as there may be: try again";
+            Failure::new(Code::Unavailable, "UNAVAILABLE", what).retry_after(PATIENCE)
+        })
     }
 
     /// Returns what is refused a second later.
@@ -264,7 +277,7 @@ mod tests {
     fn allowances(rate: u32, at_work: usize) -> Allowances {
         let allowance = Allowance { rate: NonZeroU32::new(rate).unwrap(), at_work, streams: at_work };
         let tenant = Allowance { rate: NonZeroU32::new(rate * 2).unwrap(), at_work: at_work * 2, streams: at_work * 2 };
-        Allowances { tenant, principal: allowance }
+        Allowances { tenant, principal: allowance, streams: at_work * 3 }
     }
 
     fn who(tenant: &str, user: &str) -> authz::Caller {
@@ -361,8 +374,13 @@ mod tests {
         assert_eq!(open(&cid).unwrap_err(), REFUSED, "the tenant's are all open");
         let of_another = who("globex", "ann");
         open(&of_another).unwrap();
+        let _another = open(&of_another).unwrap();
+        let _last = open(&of_another).unwrap();
+        let last = who("initech", "ann");
+        assert_eq!(open(&last).unwrap_err().0, "UNAVAILABLE", "all of all callers' are open");
         drop(of_ann);
         open(&cid).unwrap();
+        open(&last).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
 //! A live copy of a service's events, one in a process, for those who watch a tenant's: each event is read and decoded once, and handed to all
-//! of them. A watcher begins with now or behind an event that it has had, and then misses none; what it can have missed, it is told.
+//! of them. A watcher begins with now or behind an event that it has had, and then misses none; where it may have, it gets a reset.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ use crate::{Code, Failure, Process, nats};
 
 /// How many events of its tenant a watcher may be behind before it is ended.
 const KEPT: usize = 256;
-/// How many messages the copy reads to catch up; beyond, its watchers are told to list again.
+/// How many messages the copy reads to catch up; beyond, its watchers get a reset.
 const MOST_BEHIND: u64 = 10_000;
 /// How often a watcher hears where it is, when nothing happens.
 const HEARD_OF_EVERY: Duration = Duration::from_secs(15);
@@ -46,8 +46,8 @@ pub enum Heard<T> {
     Level(Place),
 }
 
-/// What an event is to those who watch; none for one that they do not hear of.
-pub type Decode<T> = fn(&Envelope<&RawValue>) -> Option<T>;
+/// What an event is to those who watch; none for one that they do not hear of. What fails resets them. Its text goes into the log.
+pub type Decode<T> = fn(&Envelope<&RawValue>) -> Result<Option<T>, anyhow::Error>;
 
 /// The copy. Clones share it.
 pub struct Live<T>(Arc<Shared<T>>);
@@ -71,7 +71,7 @@ struct Now<T> {
     place: Option<Place>,
     /// When the copy was last compared with the stream.
     level: Option<Instant>,
-    tenants: HashMap<TenantId, Sender<Heard<Arc<T>>>>,
+    tenants: HashMap<TenantId, Sender<Arc<Heard<T>>>>,
 }
 
 impl<T: Clone + Send + Sync + 'static> Live<T> {
@@ -139,16 +139,26 @@ impl<T> Shared<T> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a stored event is to those who watch its tenant.
-    fn decoded(&self, stored: &Stored) -> Option<T> {
-        match serde_json::from_slice::<Envelope<&RawValue>>(&stored.payload) {
+    /// What those who watch its tenant hear of a stored event.
+    fn decoded(&self, place: Place, stored: &Stored) -> Option<Heard<T>> {
+        let decoded = match serde_json::from_slice::<Envelope<&RawValue>>(&stored.payload) {
             Ok(envelope) if contracts::subject::of(&envelope.event_type, &envelope.tenant) == stored.subject => {
                 (self.decode)(&envelope)
             }
             // The error may quote the event.
-            Ok(_) | Err(_) => {
-                error!(sequence = stored.sequence, subject = stored.subject, "a stored event is none");
-                None
+            Ok(_) | Err(_) => Err(anyhow::anyhow!("it is no event of its subject")),
+        };
+        match decoded {
+            Ok(change) => change.map(|change| Heard::Change(place, change)),
+            Err(error) => {
+                let (sequence, error) = (stored.sequence, format!("{error:#}"));
+                error!(
+                    sequence,
+                    subject = stored.subject,
+                    error,
+                    "a stored event cannot be read: its watchers are reset"
+                );
+                Some(Heard::Reset(place))
             }
         }
     }
@@ -201,12 +211,12 @@ impl<T: Clone + Send + Sync + 'static> Shared<T> {
             };
             tenant
         };
-        let change = self.decoded(stored).map(Arc::new);
+        let heard = self.decoded(place, stored);
         let mut now = self.now();
         now.place = Some(place);
-        let (Some(change), Some(watchers)) = (change, now.tenants.get(&tenant)) else { return };
+        let (Some(heard), Some(watchers)) = (heard, now.tenants.get(&tenant)) else { return };
         // Nobody is there any more: forgotten.
-        if watchers.send(Heard::Change(place, change)).is_err() {
+        if watchers.send(Arc::new(heard)).is_err() {
             now.tenants.remove(&tenant);
         }
     }
@@ -214,7 +224,7 @@ impl<T: Clone + Send + Sync + 'static> Shared<T> {
     fn lost(&self, place: Place) {
         let mut now = self.now();
         now.place = Some(place);
-        now.tenants.retain(|_, watchers| watchers.send(Heard::Reset(place)).is_ok());
+        now.tenants.retain(|_, watchers| watchers.send(Arc::new(Heard::Reset(place))).is_ok());
     }
 }
 
@@ -229,7 +239,7 @@ struct Watcher<T> {
     tenant: TenantId,
     /// Where the copy was when it came.
     head: Place,
-    live: Receiver<Heard<Arc<T>>>,
+    live: Receiver<Arc<Heard<T>>>,
     reads: Option<Reads>,
     tick: Interval,
 }
@@ -262,9 +272,7 @@ impl<T: Clone> Watcher<T> {
                 heard = self.live.recv() => {
                     self.tick.reset();
                     return match heard {
-                        Ok(Heard::Change(place, change)) => Some(Ok(Heard::Change(place, T::clone(&change)))),
-                        Ok(Heard::Reset(place)) => Some(Ok(Heard::Reset(place))),
-                        Ok(Heard::Level(place)) => Some(Ok(Heard::Level(place))),
+                        Ok(heard) => Some(Ok(Heard::clone(&heard))),
                         Err(RecvError::Closed) => None,
                         Err(RecvError::Lagged(_)) => {
                             let what = "you read more slowly than events come: watch again, from the last one that you have";
@@ -298,12 +306,15 @@ impl<T: Clone> Watcher<T> {
                 }
                 let place = Place(made, stored.sequence);
                 reads.after = place;
-                if let Some(change) = self.shared.decoded(&stored) {
-                    return Ok(Some(Heard::Change(place, change)));
+                if let Some(heard) = self.shared.decoded(place, &stored) {
+                    return Ok(Some(heard));
                 }
             }
-            let Extent { made: is, first, last } = self.shared.events.extent().await?;
             let Place(of, after) = reads.after;
+            let read =
+                if after < head { self.shared.events.from(after + 1, Some(&self.tenant)).await? } else { Vec::new() };
+            // Asked afterwards: what is removed meanwhile may be what was not read.
+            let Extent { made: is, first, last } = self.shared.events.extent().await?;
             if is != of || is != made || after > last || first > after + 1 {
                 self.reads = None;
                 return Ok(Some(Heard::Reset(self.head)));
@@ -312,7 +323,6 @@ impl<T: Clone> Watcher<T> {
                 self.reads = None;
                 return Ok(None);
             }
-            let read = self.shared.events.from(after + 1, Some(&self.tenant)).await?;
             if read.first().is_none_or(|stored| stored.sequence > head) {
                 reads.after = self.head;
             }

@@ -27,6 +27,9 @@ use crate::{Code, Failure};
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// A replica that is silent for this long while calls run gets a keep-alive ping, and has as long to answer it.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// How much of a stream may be on the way unread, and of all streams of a connection.
+const WINDOW: u32 = 64 * 1024;
+const WINDOWS: u32 = 64 * 1024 * 1024;
 /// The largest answer.
 pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
@@ -45,7 +48,10 @@ pub(crate) struct Replica {
     /// Its name, over TLS.
     name: Option<ServerName<'static>>,
     channel: Channel,
+    /// For streams: what fills its windows and its places holds up no call.
+    streaming: Channel,
     at_work: AtomicUsize,
+    streams: AtomicUsize,
     breaker: Mutex<Breaker>,
 }
 
@@ -69,24 +75,14 @@ impl Replica {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(ALIVE_EVERY)
             .keep_alive_timeout(ALIVE_EVERY);
-        let channel = match tls.cloned() {
-            None => endpoint.connect_timeout(CONNECT_WITHIN).connect_lazy(),
-            // Its time is counted within: without a connection nothing was sent.
-            Some(Tls { trusted, name }) => {
-                let origin = format!("https://{}:{}", name.to_str(), address.port()).parse()?;
-                endpoint.origin(origin).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                    let (trusted, name) = (Arc::clone(&trusted), name.clone());
-                    async move {
-                        let connected = tokio::time::timeout(CONNECT_WITHIN, trusted.connect(address, name)).await;
-                        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
-                    }
-                }))
-            }
-        };
+        // Room for as many streams as there may be, of which nobody reads one.
+        let streams = endpoint.clone().initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOWS);
+        let (channel, streaming) = (connects(endpoint, address, tls)?, connects(streams, address, tls)?);
         let breaker = Mutex::new(Breaker::new());
         let name = tls.map(|tls| tls.name.clone());
+        let (at_work, streams) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let replica =
-            Self { upstream: Arc::clone(upstream), address, name, channel, at_work: AtomicUsize::new(0), breaker };
+            Self { upstream: Arc::clone(upstream), address, name, channel, streaming, at_work, streams, breaker };
         replica.report(State::Closed);
         Ok(replica)
     }
@@ -100,9 +96,9 @@ impl Replica {
         self.address == address && self.name.as_ref() == tls.map(|tls| &tls.name)
     }
 
-    /// How many calls run there.
-    pub(crate) fn at_work(&self) -> usize {
-        self.at_work.load(Ordering::Relaxed)
+    /// How many calls run there, or how many streams.
+    pub(crate) fn at_work(&self, streams: bool) -> usize {
+        if streams { self.streams.load(Ordering::Relaxed) } else { self.at_work.load(Ordering::Relaxed) }
     }
 
     /// Whether a call would be let through now.
@@ -130,6 +126,22 @@ impl Drop for Replica {
         // It is none any more.
         self.report(State::Closed);
     }
+}
+
+/// A connection that is made when it is needed.
+fn connects(endpoint: Endpoint, address: SocketAddr, tls: Option<&Tls>) -> Result<Channel, anyhow::Error> {
+    let Some(Tls { trusted, name }) = tls.cloned() else {
+        return Ok(endpoint.connect_timeout(CONNECT_WITHIN).connect_lazy());
+    };
+    let origin = format!("https://{}:{}", name.to_str(), address.port()).parse()?;
+    // Its time is counted within: without a connection nothing was sent.
+    Ok(endpoint.origin(origin).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let (trusted, name) = (Arc::clone(&trusted), name.clone());
+        async move {
+            let connected = tokio::time::timeout(CONNECT_WITHIN, trusted.connect(address, name)).await;
+            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
+        }
+    })))
 }
 
 /// One call to a replica that its breaker has let through.
@@ -167,7 +179,7 @@ impl Admitted {
         within: Duration,
         (hurried, streams): (bool, bool),
     ) -> Result<Response<Body>, Unanswered> {
-        let mut channel = self.replica.channel.clone();
+        let mut channel = if streams { &self.replica.streaming } else { &self.replica.channel }.clone();
         let answer = async {
             std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| failed(&error))?;
             let response = channel.call(request).await.map_err(|error| failed(&error))?;
@@ -207,9 +219,8 @@ impl Admitted {
             Err(Unanswered::Late) if hurried => self.settle(LATE, |breaker, ticket| breaker.failed(ticket, now, false)),
             Err(Unanswered::Late) => self.settle(LATE, |breaker, ticket| breaker.abandoned(ticket, now)),
         }
-        outcome.map(
-            |response| if streams { response.map(|body| Body::new(Held { body, _admitted: self })) } else { response },
-        )
+        let replica = Arc::clone(&self.replica);
+        outcome.map(|response| if streams { response.map(|body| Body::new(Held::of(body, replica))) } else { response })
     }
 
     fn settle(&mut self, why: &str, settle: impl FnOnce(&mut Breaker, Ticket)) {
@@ -242,10 +253,23 @@ fn begun(response: Response<Body>) -> Result<Response<Body>, Unanswered> {
     }
 }
 
-/// A stream, which is at work at its replica until it is dropped.
+/// A stream, which counts at its replica until it is dropped.
 struct Held {
     body: Body,
-    _admitted: Admitted,
+    replica: Arc<Replica>,
+}
+
+impl Held {
+    fn of(body: Body, replica: Arc<Replica>) -> Self {
+        replica.streams.fetch_add(1, Ordering::Relaxed);
+        Self { body, replica }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.replica.streams.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl http_body::Body for Held {

@@ -68,9 +68,10 @@ impl Work {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the newest running request began.
+    /// When the newest running request began; silent streams are none.
     pub(crate) fn newest(&self) -> Option<Instant> {
-        self.with(|now| now.requests.values().max().copied())
+        let now = Instant::now();
+        self.with(|work| work.requests.values().filter(|since| **since <= now).max().copied())
     }
 
     /// Ends when the connection has been idle, or its oldest request has run, for longer than allowed.

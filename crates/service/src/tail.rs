@@ -26,6 +26,8 @@ const AT_ONCE: usize = 256;
 const BYTES_AT_ONCE: usize = 1 << 20;
 /// How many such requests run at once: each has a subscription, of which a login may have so many.
 const REQUESTS: usize = 8;
+/// How long one waits for the others.
+const WAITS: Duration = Duration::from_secs(10);
 
 /// A message, as the stream has it.
 #[derive(Debug, Clone)]
@@ -127,7 +129,7 @@ impl Events {
 
     /// Messages from any replica of the stream (ADR-31 of NATS). An answer that ends in the middle is what there is of it: they come in order.
     async fn direct(&self, sequence: u64, filter: &str) -> Result<Vec<Stored>, anyhow::Error> {
-        let _request = self.requests.acquire().await?;
+        let _request = timeout(WAITS, self.requests.acquire()).await.context("too many read at once")??;
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await?;
         let wanted = json!({"seq": sequence, "batch": AT_ONCE, "max_bytes": BYTES_AT_ONCE, "next_by_subj": filter});
@@ -143,8 +145,11 @@ impl Events {
                 Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => break,
                 Some(status) => anyhow::bail!("reading {}'s stream: {status}", self.service),
             }
+            let before = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Last-Sequence"));
+            let before = before.and_then(|before| before.as_str().parse::<u64>().ok());
             let Some(stored) = Stored::read(answer) else { break };
-            if read.last().map_or(sequence, |last| last.sequence + 1) > stored.sequence {
+            // Messages of NATS may be lost on the way: each says which one of this answer came before it.
+            if before != Some(read.last().map_or(0, |last| last.sequence)) || stored.sequence < sequence {
                 break;
             }
             read.push(stored);
@@ -171,7 +176,7 @@ pub enum Next {
     Event(Stored),
     /// There may have been events that nobody has any more, or this is another stream: behind it, all are read again.
     Lost,
-    /// All that the stream holds was read a moment ago.
+    /// All that the stream held a moment ago was read.
     Level,
 }
 
@@ -185,6 +190,8 @@ pub struct Tail {
     place: u64,
     /// Up to where it is known to go.
     goes_to: u64,
+    /// What the last look found there, until all of it is read.
+    looked: Option<u64>,
     /// What was asked for, and is not read yet.
     read: VecDeque<Stored>,
     /// How much it reads before it gives up, and says [`Next::Lost`].
@@ -197,6 +204,8 @@ impl Tail {
     /// # Errors
     /// NATS does not answer, or there is no stream.
     pub async fn begin(events: Events, from: From, most_behind: u64) -> Result<Self, anyhow::Error> {
+        // It waits for nobody else who reads them.
+        let events = Events { requests: Arc::new(Semaphore::new(REQUESTS)), ..events };
         let live = events.client.subscribe(subject::live(&events.service)).await?;
         let Extent { made, first, last } = events.extent().await?;
         let place = match from {
@@ -208,7 +217,7 @@ impl Tail {
         };
         let mut looks = tokio::time::interval(LOOKS_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { events, live, looks, made, place, goes_to: place, read: VecDeque::new(), most_behind })
+        Ok(Self { events, live, looks, made, place, goes_to: place, looked: None, read: VecDeque::new(), most_behind })
     }
 
     /// Where it is: which stream, and the last event in it that was read.
@@ -232,9 +241,14 @@ impl Tail {
                 if read.is_empty() {
                     // What was there is removed.
                     self.place = self.goes_to;
+                    return Ok(Next::Lost);
                 }
                 self.read.extend(read);
                 continue;
+            }
+            // However much was stored since: what was there when it looked is read.
+            if self.looked.take_if(|looked| *looked <= self.place).is_some() {
+                return Ok(Next::Level);
             }
             tokio::select! {
                 heard = self.live.next() => {
@@ -251,13 +265,10 @@ impl Tail {
                     let Extent { made, first, last } = self.events.extent().await?;
                     let behind = last.saturating_sub(self.place);
                     if made != self.made || last < self.place || first > self.place + 1 || behind > self.most_behind {
-                        (self.made, self.place, self.goes_to) = (made, last, last);
+                        (self.made, self.place, self.goes_to, self.looked) = (made, last, last, Some(last));
                         return Ok(Next::Lost);
                     }
-                    self.goes_to = last;
-                    if behind == 0 {
-                        return Ok(Next::Level);
-                    }
+                    (self.goes_to, self.looked) = (last, Some(last));
                 }
             }
         }

@@ -6,9 +6,7 @@ use prost_reflect::prost_types::FileDescriptorProto;
 use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
-const REQUIRED: i32 = 2;
-const OUTPUT_ONLY: i32 = 3;
-const INPUT_ONLY: i32 = 4;
+use crate::fields::{IMMUTABLE, INPUT_ONLY, OUTPUT_ONLY, REQUIRED, behaves};
 
 /// The comment of what is at this path of its file.
 pub fn comment(file: &FileDescriptorProto, path: &[i32]) -> String {
@@ -20,16 +18,6 @@ pub fn comment(file: &FileDescriptorProto, path: &[i32]) -> String {
 /// The first sentence of a comment.
 pub fn summary(comment: &str) -> &str {
     comment.split_once(". ").map_or(comment, |(first, _)| first).trim_end_matches('.')
-}
-
-/// Whether a field has this `google.api.field_behavior`.
-fn behaves(field: &FieldDescriptor, behaviour: i32) -> bool {
-    let option = field.parent_message().parent_pool().get_extension_by_name("google.api.field_behavior");
-    let options = field.options();
-    option.is_some_and(|option| {
-        let values = options.get_extension(&option);
-        values.as_list().is_some_and(|all| all.iter().any(|one| one.as_enum_number() == Some(behaviour)))
-    })
 }
 
 /// Whether a caller must give a field.
@@ -87,7 +75,9 @@ impl Schemas {
         if !self.all.contains_key(&name) {
             // A message may hold itself.
             self.all.insert(name.clone(), Value::Null);
-            let fields = message.fields().filter(|field| form == Form::Whole || !behaves(field, OUTPUT_ONLY));
+            let fields = message
+                .fields()
+                .filter(|field| form == Form::Whole || !(behaves(field, OUTPUT_ONLY) || behaves(field, IMMUTABLE)));
             let mut schema = self.object(fields, form == Form::Whole);
             schema["description"] = comment(message.parent_file().file_descriptor_proto(), message.path()).into();
             if form == Form::Changes {

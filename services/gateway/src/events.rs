@@ -10,12 +10,12 @@ use futures::StreamExt as _;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use prost_reflect::{DynamicMessage, ReflectMessage as _};
-use service::Lifecycle;
 use service::limits::Turn;
 use service::server::Lasting;
+use service::{Code, Failure, Lifecycle};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -23,30 +23,66 @@ use tonic::{Status, Streaming};
 use crate::problem::Problem;
 use crate::transcode;
 
-/// How much is kept for a reader that is slower than its stream.
+/// How much is kept for a reader that is slower than its stream, and for all of them together.
 const KEPT_KIB: usize = 256;
+const KEPT_FOR_ALL_KIB: usize = 64 * 1_024;
+/// How long a stream waits for its reader.
+const WAITS: Duration = Duration::from_secs(5);
 /// How often it is sent something where nothing happens: proxies close what is silent, and a reader learns that it is connected.
 const SENT_EVERY: Duration = Duration::from_secs(15);
 /// After how long a reader connects anew.
 const CONNECTS_AFTER: &str = "retry: 1000\n\n";
 
+/// The memory for the readers of all streams.
+#[derive(Debug)]
+pub struct Kept(Arc<Semaphore>);
+
+impl Kept {
+    /// None is used.
+    pub fn new() -> Self {
+        Self(Arc::new(Semaphore::new(KEPT_FOR_ALL_KIB)))
+    }
+}
+
+/// The memory for one of them.
+struct Room {
+    all: Arc<Semaphore>,
+    one: Arc<Semaphore>,
+}
+
 /// A piece of the answer, with the memory that it takes.
-type Piece = (Bytes, Option<OwnedSemaphorePermit>);
+type Piece = (Bytes, Option<[OwnedSemaphorePermit; 2]>);
+
+impl Room {
+    /// Waits until there is room for so many bytes.
+    async fn make(&self, bytes: usize) -> Option<[OwnedSemaphorePermit; 2]> {
+        let kib = u32::try_from(bytes / 1_024 + 1).ok()?;
+        let of = |room: &Arc<Semaphore>| Arc::clone(room).acquire_many_owned(kib);
+        let room = async { Some([of(&self.one).await.ok()?, of(&self.all).await.ok()?]) };
+        timeout(WAITS, room).await.ok().flatten()
+    }
+}
 
 /// The answer that sends what the service streams. It ends with the stream, with the process, and with a reader that does not keep up; the
-/// event `problem` says why. `open` is its place among the open streams.
-pub fn answer(messages: Streaming<DynamicMessage>, lifecycle: &Lifecycle, open: Option<Turn>) -> Response {
+/// event `problem` says why. `open` is its place among the open streams, which it has for as long as anything is kept for it.
+pub fn answer(
+    messages: Streaming<DynamicMessage>,
+    lifecycle: &Lifecycle,
+    (kept, open): (&Kept, Option<Turn>),
+) -> Response {
     let (sends, pieces) = unbounded_channel();
+    let kept = Room { all: Arc::clone(&kept.0), one: Arc::new(Semaphore::new(KEPT_KIB)) };
     lifecycle.finish(|stop| async move {
-        let _open = open;
-        let kept = Arc::new(Semaphore::new(KEPT_KIB));
         if let Err(problem) = pump(messages, &sends, &kept, &stop).await {
             // The last thing that it is sent, whatever is kept for it.
             let body = problem.body().to_string();
             drop(sends.send((text(None, Some("problem"), &body), None)));
         }
     });
-    let pieces = UnboundedReceiverStream::new(pieces).map(|(bytes, _)| Ok::<_, Infallible>(bytes));
+    let pieces = UnboundedReceiverStream::new(pieces).map(move |(bytes, _)| {
+        let _open = &open;
+        Ok::<_, Infallible>(bytes)
+    });
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // nginx's word: sent at once.
@@ -55,23 +91,26 @@ pub fn answer(messages: Streaming<DynamicMessage>, lifecycle: &Lifecycle, open: 
     response
 }
 
-/// Reads the stream as fast as it comes, so that a reader that is slow holds up nobody who shares its connection to the service.
+/// Reads the stream as it comes, and waits a short time for a reader that is slower.
 async fn pump(
     mut messages: Streaming<DynamicMessage>,
     sends: &UnboundedSender<Piece>,
-    kept: &Arc<Semaphore>,
+    kept: &Room,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
-    let send = |bytes: Bytes| {
-        let kib = u32::try_from(bytes.len() / 1_024 + 1).unwrap_or(u32::MAX);
-        let room = Arc::clone(kept).try_acquire_many_owned(kib).map_err(|_| {
+    let send = async |bytes: Bytes| {
+        let room = tokio::select! {
+            () = sends.closed() => return Ok(()),
+            room = kept.make(bytes.len()) => room,
+        };
+        let Some(room) = room else {
             let what = "you read more slowly than events come: connect again, from the last event that you have";
-            Problem::from(Status::from(service::Failure::new(service::Code::ResourceExhausted, "SLOW_READER", what)))
-        })?;
+            return Err(Problem::from(Status::from(Failure::new(Code::ResourceExhausted, "SLOW_READER", what))));
+        };
         drop(sends.send((bytes, Some(room))));
-        Ok::<_, Problem>(())
+        Ok(())
     };
-    send(Bytes::from_static(CONNECTS_AFTER.as_bytes()))?;
+    send(Bytes::from_static(CONNECTS_AFTER.as_bytes())).await?;
     let mut silence = interval(SENT_EVERY);
     silence.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -79,13 +118,13 @@ async fn pump(
             () = sends.closed() => return Ok(()),
             () = stop.cancelled() => return Ok(()),
             _ = silence.tick() => {
-                send(Bytes::from_static(b":\n\n"))?;
+                send(Bytes::from_static(b":\n\n")).await?;
                 continue;
             }
             message = messages.message() => message?,
         };
         let Some(message) = message else { return Ok(()) };
-        send(event(&message)?)?;
+        send(event(&message)?).await?;
         silence.reset();
     }
 }

@@ -35,9 +35,10 @@ use tonic_types::StatusExt as _;
 use tracing::Instrument as _;
 
 use crate::Config;
+use crate::events::Kept;
 use crate::exchange::Exchange;
 use crate::problem::Problem;
-use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY, MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES};
+use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
@@ -60,6 +61,7 @@ struct Edge {
     verifier: Arc<Verifier>,
     limits: Limits,
     bodies: Bodies,
+    kept: Kept,
     /// How many proxies stand in front.
     proxies: usize,
     exchange: Exchange,
@@ -93,6 +95,7 @@ pub async fn serve(
             verifier: process.verifier(common)?,
             limits: Limits::new(&admission.allowances()),
             bodies: Bodies::new(),
+            kept: Kept::new(),
             proxies: usize::from(*proxies),
             exchange: Exchange::new(&upstreams, provider)?,
             upstreams,
@@ -217,26 +220,25 @@ impl Edge {
         head: &Head,
         caller: &mut Option<Caller>,
     ) -> Result<(Option<HeaderValue>, Turn), Problem> {
-        let refused = |failure: Failure| Problem::from(Status::from(failure));
-        let authorization = service::grpc::authorization(&head.headers).map_err(|error| refused(error.into()))?;
+        let authorization = service::grpc::authorization(&head.headers).map_err(|error| failed(error.into()))?;
         let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
-        let address = request::client(head, self.proxies).map_err(refused)?;
+        let address = request::client(head, self.proxies).map_err(failed)?;
         if route.policy.public {
-            let turn = self.limits.turn_of_address(address, route.policy.cost).await.map_err(refused)?;
+            let turn = self.limits.turn_of_address(address, route.policy.cost).await.map_err(failed)?;
             return Ok((authorization, turn));
         }
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
         let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let who = self.verifier.verify(text).await.map_err(|error| refused(error.into()))?;
+        let who = self.verifier.verify(text).await.map_err(|error| failed(error.into()))?;
         // A service calls another one itself: a token for it has got into other hands.
         if who.actor.kind == ActorKind::Service {
-            return Err(refused(
+            return Err(failed(
                 TokenError::Untrusted("it is a service's, which does not call through the edge").into(),
             ));
         }
-        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(refused)?;
+        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(failed)?;
         Ok((authorization, turn))
     }
 
@@ -264,9 +266,7 @@ async fn answer(
     };
     let (head, body) = request.into_parts();
     let (authorization, mut turn) = edge.admit(route, &head, caller).await?;
-    let usual = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
-    let most = route.policy.max_body_bytes.unwrap_or(usual);
-    let body = edge.bodies.read(&head.headers, body, (&route.takes, most)).await?;
+    let body = edge.bodies.read(&head.headers, body, (&route.takes, route.max_body_bytes())).await?;
     let form = match route.takes {
         Takes::Form | Takes::OauthForm => form::read(&head.headers, body.bytes()).await?,
         Takes::Json | Takes::Raw(_) => Vec::new(),
@@ -343,7 +343,7 @@ async fn answer(
     })?;
     let (metadata, answer, _) = answer.into_parts();
     let mut response = match answer {
-        Answer::Stream(messages) => events::answer(messages, &edge.lifecycle, open),
+        Answer::Stream(messages) => events::answer(messages, &edge.lifecycle, (&edge.kept, open)),
         Answer::Message(message) if route.answers == Answers::Raw => raw(&message),
         Answer::Message(message) => respond(&message, route.policy.oauth, reads.then_some(&conditions))?,
     };

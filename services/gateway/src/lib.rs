@@ -1,7 +1,7 @@
 //! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
-//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` (JSON to message and back), `upstream` (call), `events` (streams)
+//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
 //! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
@@ -9,6 +9,8 @@ pub mod http;
 mod exchange;
 
 mod request;
+
+mod fields;
 
 mod form;
 

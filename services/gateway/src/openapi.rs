@@ -9,7 +9,6 @@ use service::policy::Idempotency;
 
 use crate::described::{Form, Schemas, comment, is_required, summary};
 use crate::problem::PROBLEM_SCHEMA;
-use crate::request::{MAX_BODY_BYTES, MAX_PUBLIC_BODY_BYTES};
 use crate::routes::{Answers, HTTP_BODY, Route, Routes, Takes};
 
 /// What the description says of the API as a whole.
@@ -78,7 +77,8 @@ fn operation(route: &Route, tag: &str, schemas: &mut Schemas) -> Value {
         "parameters": parameters(route, schemas), "responses": responses(route, schemas),
     });
     if route.policy.public {
-        operation["security"] = json!([]);
+        // The method verifies what it takes: a token of the provider's, or nothing.
+        operation["security"] = if route.policy.oauth { json!([]) } else { json!([{"bearer": []}, {}]) };
     }
     if let Some(body) = body(route, schemas) {
         operation["requestBody"] = body;
@@ -190,7 +190,7 @@ fn body(route: &Route, schemas: &mut Schemas) -> Option<Value> {
             if !route.policy.form {
                 schema["additionalProperties"] = false.into();
             }
-            if route.policy.oauth { in_proto_names(&input, schema) } else { schema }
+            if route.policy.form { in_proto_names(&input, schema) } else { schema }
         }
     };
     let media: &[&str] = match route.takes {
@@ -199,8 +199,7 @@ fn body(route: &Route, schemas: &mut Schemas) -> Option<Value> {
     };
     let content: Map<String, Value> =
         media.iter().map(|media| ((*media).to_owned(), json!({"schema": schema}))).collect();
-    let usual = if route.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
-    let most = route.policy.max_body_bytes.unwrap_or(usual);
+    let most = route.max_body_bytes();
     let must = schema["required"].is_array() || (route.verb == Method::POST && route.body != "*");
     Some(json!({"required": must, "description": format!("At most {most} bytes."), "content": content}))
 }
@@ -231,22 +230,27 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
             json!({"application/json": {"schema": in_proto_names(&output, schema)}})
         }
         Answers::Raw => json!({"*/*": {}}),
-        // Each event's `data` is one of these.
+        // Each event's `data` is one of these; the last may be why the stream ends.
         Answers::Events => {
-            let event = schemas.message(&output, Form::Whole);
-            json!({"text/event-stream": {"schema": {"type": "string", "contentMediaType": "application/json", "contentSchema": event}}})
+            let data =
+                json!({"oneOf": [schemas.message(&output, Form::Whole), {"$ref": "#/components/schemas/Problem"}]});
+            json!({"text/event-stream": {"schema": {"type": "string", "contentMediaType": "application/json", "contentSchema": data}}})
         }
     };
     let mut headers = Map::new();
-    headers.insert(
-        "Trace-Id".to_owned(),
-        json!({"description": "What to name when you ask for help.", "schema": {"type": "string"}}),
-    );
+    let mut header = |name: &str, about: &str| {
+        headers.insert(name.to_owned(), json!({"description": about, "schema": {"type": "string"}}));
+    };
+    header("Trace-Id", "What to name when you ask for help.");
+    header("Flotilla-Degraded", "The backing services that the answer was made without.");
     if output.get_field_by_name("etag").is_some() {
-        headers.insert(
-            "ETag".to_owned(),
-            json!({"description": "The version's entity tag.", "schema": {"type": "string"}}),
-        );
+        header("ETag", "The version's entity tag.");
+    }
+    if route.verb != Method::GET && route.takes_key() {
+        header("Idempotency-Replayed", "`true` where this is the answer of an earlier request with the same key.");
+    }
+    for name in &route.policy.response_headers {
+        header(name.as_str(), "What the method says of its answer.");
     }
     all.insert("200".to_owned(), json!({"description": about, "headers": headers, "content": content}));
     if route.verb == Method::GET && output.get_field_by_name("etag").is_some() {
@@ -256,19 +260,15 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
     let again = json!({"$ref": "#/components/responses/TryAgain"});
     if route.policy.oauth {
         let error = json!({"$ref": "#/components/responses/OAuthError"});
-        for status in ["400", "408", "413", "415", "429", "500", "503", "504"] {
+        for status in ["400", "401", "408", "412", "413", "415", "429", "500", "503", "504"] {
             all.insert(status.to_owned(), error.clone());
         }
         return all.into();
     }
-    let mut problems = vec!["400", "401", "403", "404", "500", "501", "504"];
-    if !route.body.is_empty() {
-        problems.extend(["408", "413", "415"]);
-    }
-    if route.verb == Method::GET {
-        problems.push("412");
-    } else {
-        problems.extend(["409", "412", "413", "415", "422", "428"]);
+    // A body may come with every method, and is refused where there is none to be.
+    let mut problems = vec!["400", "401", "403", "404", "408", "412", "413", "415", "500", "501", "504"];
+    if route.verb != Method::GET {
+        problems.extend(["409", "422"]);
     }
     for status in problems {
         all.insert(status.to_owned(), problem.clone());

@@ -15,12 +15,8 @@ use service::{Failure, idempotency};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::problem::Problem;
-use crate::routes::Takes;
+use crate::routes::{MAX_BODY_BYTES, Takes};
 
-/// The largest request body.
-pub const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// Of a caller whom nobody has verified: otherwise strangers take the memory for all bodies.
-pub const MAX_PUBLIC_BODY_BYTES: usize = 16 * 1024;
 /// How much of a larger body is read before the connection is given up.
 const MAX_DRAINED_BYTES: usize = 16 * MAX_BODY_BYTES;
 /// How long a request body may take to arrive.

@@ -12,6 +12,10 @@ use crate::template::Template;
 /// The message that is sent over HTTP as it is.
 pub const HTTP_BODY: &str = "google.api.HttpBody";
 
+/// The largest request body, in bytes.
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// Of a caller whom nobody has verified: otherwise strangers take the memory for all bodies.
+const MAX_PUBLIC_BODY_BYTES: usize = 16 * 1024;
 /// The largest body of a method that says its own, in bytes: beside it, other fields have room in a message of 4 MiB.
 const MAX_OF_ANY_BODY: usize = 3 * 1_024 * 1_024;
 
@@ -90,6 +94,13 @@ impl Route {
     #[must_use]
     pub fn service(&self) -> &str {
         &self.service
+    }
+
+    /// The largest body of a call, in bytes.
+    #[must_use]
+    pub fn max_body_bytes(&self) -> usize {
+        let usual = if self.policy.public { MAX_PUBLIC_BODY_BYTES } else { MAX_BODY_BYTES };
+        self.policy.max_body_bytes.unwrap_or(usual)
     }
 
     /// Whether a call takes an idempotency key.

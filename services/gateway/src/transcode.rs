@@ -1,15 +1,14 @@
 //! Converts between HTTP/JSON and messages, by the rules of google/api/http.proto: path variables, then the body, and the rest
 //! from the query. JSON is proto3 JSON. A whole request becomes one JSON object, read as the RPC's request.
 
-use std::collections::HashSet;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions};
 use serde_json::{Map, Value, json};
 
+use crate::fields::{OUTPUT_ONLY, behaves, escaped, field, insert, known_once, parameter, put};
 use crate::form::{self, Field, pairs};
-use crate::json::{self as strict, camel};
+use crate::json as strict;
 use crate::problem::Problem;
 use crate::routes::{HTTP_BODY, Route, Takes};
 
@@ -197,51 +196,6 @@ fn file(field: &FieldDescriptor, media: &str, bytes: &[u8]) -> Option<Value> {
     }
 }
 
-/// Refuses fields that the message does not have, and a field under both its names, `dueTime` and `due_time`:
-/// such a request is ambiguous. `at` points at the message.
-fn known_once(message: &MessageDescriptor, fields: &Map<String, Value>, at: &str) -> Result<(), Problem> {
-    // These messages have JSON of their own.
-    if message.full_name().starts_with("google.protobuf.") {
-        return Ok(());
-    }
-    let mut seen = HashSet::new();
-    for (name, value) in fields {
-        let short: String = name.chars().take(100).collect();
-        let at = format!("{at}/{}", escaped(&short));
-        let wrong = |what: String| Problem::invalid_at(at.clone(), what);
-        let Some(field) = field(message, name) else {
-            return Err(wrong(format!("there is no field {short:?}")));
-        };
-        if !seen.insert(field.number()) {
-            return Err(wrong(format!("{} is given twice, under both its names", field.json_name())));
-        }
-        if let (Kind::Message(inner), false) = (field.kind(), field.is_map()) {
-            match value {
-                Value::Object(fields) => known_once(&inner, fields, &at)?,
-                Value::Array(list) => {
-                    for (index, fields) in list.iter().enumerate() {
-                        let Value::Object(fields) = fields else { continue };
-                        known_once(&inner, fields, &format!("{at}/{index}"))?;
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The pointer to a parameter of the query or the path.
-fn parameter(path: &str) -> String {
-    let short: String = path.chars().take(100).collect();
-    format!("#/{}", escaped(&short).replace('.', "/"))
-}
-
-/// Escapes a name for a JSON pointer (RFC 6901, 3).
-fn escaped(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
-}
-
 /// A PATCH changes the fields it names. A client may send back what the service fills in; that counts as not named.
 fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Value>) -> Option<String> {
     input.get_field_by_name(UPDATE_MASK)?;
@@ -249,82 +203,11 @@ fn update_mask(route: &Route, input: &MessageDescriptor, fields: &Map<String, Va
     let named: Vec<String> = fields
         .keys()
         .filter_map(|name| field(&resource, name))
-        .filter(|field| field.name() != "etag" && !output_only(field))
+        .filter(|field| field.name() != "etag" && !behaves(field, OUTPUT_ONLY))
         .map(|field| field.json_name().to_owned())
         .collect();
     // Without a field that can be changed there is no mask: then all fields that are set count, and none is.
     (!named.is_empty()).then(|| named.join(","))
-}
-
-fn output_only(field: &FieldDescriptor) -> bool {
-    const OUTPUT_ONLY: i32 = 3;
-    let Some(behaviour) = proto::POOL.get_extension_by_name("google.api.field_behavior") else { return false };
-    let options = field.options();
-    let values = options.get_extension(&behaviour);
-    values.as_list().is_some_and(|list| list.iter().any(|value| value.as_enum_number() == Some(OUTPUT_ONLY)))
-}
-
-fn field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
-    message.get_field_by_json_name(name).or_else(|| message.get_field_by_name(name))
-}
-
-/// Inserts a text at a field path (`todo.title`), as JSON of the field's kind.
-fn insert(
-    object: &mut Map<String, Value>,
-    message: &MessageDescriptor,
-    path: &str,
-    text: &str,
-    append: bool,
-) -> Result<(), Problem> {
-    let wrong = |detail: String| Problem::invalid_at(parameter(path), detail);
-    let unknown = || wrong(format!("there is no parameter {:?}", path.chars().take(100).collect::<String>()));
-    let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let field = field(message, name).ok_or_else(unknown)?;
-    if let Some(rest) = rest {
-        let Kind::Message(inner) = field.kind() else { return Err(unknown()) };
-        if field.is_list() || field.is_map() {
-            return Err(unknown());
-        }
-        let child = object.entry(field.json_name()).or_insert_with(|| Value::Object(Map::new()));
-        let Value::Object(child) = child else { return Err(unknown()) };
-        return insert(child, &inner, rest, text, append);
-    }
-    let value = leaf(&field, text).ok_or_else(|| wrong(format!("{text:?} is not a value of {path}")))?;
-    if append {
-        return put(object, &field, path, value);
-    }
-    object.remove(field.name());
-    object.insert(field.json_name().to_owned(), value);
-    Ok(())
-}
-
-/// Puts a parameter's value into its field, or behind those that are there.
-fn put(object: &mut Map<String, Value>, field: &FieldDescriptor, path: &str, value: Value) -> Result<(), Problem> {
-    if field.is_list() {
-        if let Value::Array(list) = object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new())) {
-            list.push(value);
-        }
-    } else if object.insert(field.json_name().to_owned(), value).is_some() {
-        return Err(Problem::invalid_at(parameter(path), format!("the parameter {path} is given twice")));
-    }
-    Ok(())
-}
-
-fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
-    match field.kind() {
-        Kind::Bool => text.parse().ok().map(Value::Bool),
-        Kind::Enum(_) => Some(text.parse::<i32>().map_or_else(|_| text.into(), Value::from)),
-        Kind::Message(message) => {
-            // Take both spellings of a field's name, as everywhere.
-            match message.full_name() {
-                "google.protobuf.FieldMask" => Some(camel(text).into()),
-                "google.protobuf.Timestamp" | "google.protobuf.Duration" => Some(text.into()),
-                _ => None,
-            }
-        }
-        // Numbers may be texts in proto3 JSON.
-        _ => Some(text.into()),
-    }
 }
 
 /// Puts the etag where the request keeps it: in the resource that is the body, or beside it.

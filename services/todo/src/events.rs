@@ -39,21 +39,19 @@ pub(crate) async fn handle(
 }
 
 /// The change that an event is. Of twins the newer one counts, where this release knows it.
-fn change(envelope: &Envelope<&RawValue>) -> Option<Change> {
+fn change(envelope: &Envelope<&RawValue>) -> Result<Option<Change>, anyhow::Error> {
     if envelope.supersededby.as_deref().is_some_and(|newer| event::TYPES.contains(&newer)) {
-        return None;
+        return Ok(None);
     }
+    // Its text without its source, which may quote a user's words.
     let event = Event::decode(&envelope.event_type, envelope.data.get());
-    let event = event.inspect_err(|error| tracing::error!(%error, "an event cannot be shown to those who watch"));
-    let event = event.ok().flatten()?;
+    let Some(event) = event.map_err(|error| anyhow::anyhow!("{error}"))? else { return Ok(None) };
     let event::About::Todo(about) = event.about();
     if matches!(event, Event::Deleted(_)) {
-        return Some(Change::Deleted(about.id, about.version));
+        return Ok(Some(Change::Deleted(about.id, about.version)));
     }
-    let read = todo(about.clone());
-    // The error may quote a user's words.
-    let read = read.inspect_err(|_| tracing::error!("an event's todo cannot be shown to those who watch"));
-    read.ok().map(|todo| Change::Todo(Box::new(todo)))
+    let todo = todo(about.clone()).map_err(|_| anyhow::anyhow!("its todo is none of this release"))?;
+    Ok(Some(Change::Todo(Box::new(todo))))
 }
 
 /// Where the events of a durable consumer come from.
@@ -139,4 +137,43 @@ fn todo(todo: event::Todo) -> Result<Todo, anyhow::Error> {
         created_by,
         version,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::events::Aggregate as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn changed(event: &Value) -> Result<Option<Change>, anyhow::Error> {
+        let text = event.to_string();
+        change(&serde_json::from_str(&text).unwrap())
+    }
+
+    fn sample(event_type: &str) -> Value {
+        let mut event = contracts::events::named("todo.deleted.v1").unwrap().sample.unwrap()();
+        event["type"] = event_type.into();
+        event
+    }
+
+    #[test]
+    fn those_who_watch_hear_of_each_event_once_or_are_reset() {
+        let (id, version) = (event::Todo::example().id, event::Todo::example().version);
+        assert_eq!(changed(&sample("todo.deleted.v1")).unwrap(), Some(Change::Deleted(id, version)));
+        assert!(matches!(changed(&sample("todo.updated.v1")), Ok(Some(Change::Todo(todo))) if todo.id == id));
+        // Of a newer release.
+        assert_eq!(changed(&sample("todo.archived.v1")).unwrap(), None);
+        let mut twin = sample("todo.updated.v1");
+        twin["supersededby"] = "todo.completed.v2".into();
+        assert_eq!(changed(&twin).unwrap(), None, "its twin is heard");
+        twin["supersededby"] = "todo.updated.v9".into();
+        assert!(changed(&twin).unwrap().is_some(), "its twin is not known here");
+        for (field, wrong) in [("version", json!("three")), ("title", json!("")), ("status", json!("mislaid"))] {
+            let mut event = sample("todo.updated.v1");
+            event["data"]["todo"][field] = wrong;
+            let error = format!("{:#}", changed(&event).unwrap_err());
+            assert!(!error.contains("mislaid") && !error.contains("three"), "it quotes nothing: {error}");
+        }
+    }
 }

@@ -180,6 +180,10 @@ impl ServerStreamingService<DynamicMessage> for Watching {
             let lost = Status::from(Failure::new(service::Code::NotFound, "THING_NOT_FOUND", "it is gone"));
             let rest: Self::ResponseStream = match text(&request, "what").as_str() {
                 "some" => Box::pin(stream::iter([Ok(change("2", "line\nbreak"))])),
+                "many" => {
+                    let text = "x".repeat(1_024);
+                    Box::pin(stream::iter((2..=1_000).map(move |number| Ok(change(&number.to_string(), &text)))))
+                }
                 "ever" => {
                     let large = "x".repeat(16 * 1_024);
                     Box::pin(stream::unfold(2, move |number| {
