@@ -79,6 +79,12 @@ impl Schemas {
                 .fields()
                 .filter(|field| form == Form::Whole || !(behaves(field, OUTPUT_ONLY) || behaves(field, IMMUTABLE)));
             let mut schema = self.object(fields, form == Form::Whole);
+            if form == Form::Changes {
+                let properties = schema["properties"].as_object_mut().into_iter().flatten();
+                let may_go =
+                    |json: &str| message.get_field_by_json_name(json).is_some_and(|field| !is_required(&field));
+                properties.filter(|(name, _)| may_go(name)).for_each(|(_, property)| or_null(property));
+            }
             schema["description"] = comment(message.parent_file().file_descriptor_proto(), message.path()).into();
             if form == Form::Changes {
                 schema["additionalProperties"] = false.into();
@@ -185,6 +191,15 @@ impl Schemas {
         });
         self.all.insert(name.clone(), schema);
         json!({"$ref": format!("#/components/schemas/{name}")})
+    }
+}
+
+/// Lets a schema take null too, which clears the field.
+fn or_null(schema: &mut Value) {
+    if let Some(kind) = schema.get_mut("type") {
+        *kind = json!([kind.take(), "null"]);
+    } else if let Some(reference) = schema.as_object_mut().and_then(|schema| schema.remove("$ref")) {
+        schema["anyOf"] = json!([{"$ref": reference}, {"type": "null"}]);
     }
 }
 

@@ -271,6 +271,7 @@ async fn answer(
         Takes::Form | Takes::OauthForm => form::read(&head.headers, body.bytes()).await?,
         Takes::Json | Takes::Raw(_) => Vec::new(),
     };
+    request::said(&head.headers, &route.policy.request_headers)?;
     let conditions = Conditions::of(&head.method, &head.headers)?;
     let reads = route.verb == Method::GET;
     if route.verb == Method::POST && fields.is_empty() {

@@ -25,6 +25,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_BODIES_BYTES: usize = 128 * MAX_BODY_BYTES;
 /// The unit in which memory is reserved.
 const ROOM_BYTES: usize = 16 * 1024;
+/// The most that the headers may say which a method gets: its service refuses metadata of more than 16 KiB as a whole.
+const MAX_SAID_BYTES: usize = 8 * 1024;
 /// The longest key, with its quotes.
 const MAX_KEY_BYTES: usize = 257;
 /// The header of idempotency keys.
@@ -283,6 +285,26 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Problem>
     }
 }
 
+/// Bounds the headers that a method gets as metadata.
+///
+/// # Errors
+/// 431 when they are too large.
+pub fn said(headers: &HeaderMap, names: &[HeaderName]) -> Result<(), Problem> {
+    let values = names.iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)));
+    // As HTTP/2 counts them (RFC 9113, 10.5.1).
+    let bytes: usize = values.map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    if bytes <= MAX_SAID_BYTES {
+        return Ok(());
+    }
+    let named = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
+    let detail = format!("the headers {named} may have {MAX_SAID_BYTES} bytes at most together");
+    Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEADERS_TOO_LARGE", detail))
+}
+
+/// The idempotency key of a request, if it has one.
+///
+/// # Errors
+/// 400 when there are several, or it is too long.
 pub fn one_key(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
     let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {

@@ -189,7 +189,16 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         let value = rule.get_field_by_name(name)?;
         value.as_str().filter(|text| !text.is_empty()).map(ToOwned::to_owned)
     };
+    for unknown in ["response_body", "custom"] {
+        ensure!(!rule.has_field_by_name(unknown), "google.api.http with {unknown} is not served");
+    }
     let (body, policy) = (text("body").unwrap_or_default(), Policy::of(rpc));
+    for name in policy.request_headers.iter().chain(&policy.response_headers) {
+        ensure!(
+            !is_of_the_edge(name.as_str()),
+            "the header {name} is the edge's own: a method neither gets nor sets it"
+        );
+    }
     let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
     for name in ["get", "put", "post", "delete", "patch"] {
         let Some(pattern) = text(name) else { continue };
@@ -211,6 +220,35 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         }
     }
     Ok(())
+}
+
+/// Whether a header means something to the edge itself, to connections, or to gRPC.
+fn is_of_the_edge(name: &str) -> bool {
+    const NAMES: [&str; 20] = [
+        "authorization",
+        "connection",
+        "cookie",
+        "etag",
+        "flotilla-degraded",
+        "host",
+        "idempotency-key",
+        "idempotency-replayed",
+        "keep-alive",
+        "last-event-id",
+        "retry-after",
+        "set-cookie",
+        "te",
+        "trace-id",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "www-authenticate",
+    ];
+    const FAMILIES: [&str; 6] =
+        ["access-control-", "content-length", "content-type", "grpc-", "proxy-", "x-forwarded-"];
+    NAMES.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 fn takes(rpc: &MethodDescriptor, body: &str, policy: &Policy) -> Result<Takes, anyhow::Error> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gateway::routes::Routes;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use service::config::Admission;
@@ -50,6 +51,9 @@ async fn a_signed_webhook_reaches_its_method_byte_by_byte_without_a_token() {
     // Of its own size, and none of what the body fills comes by the query.
     assert!(hook().body("x".repeat(40_000)).send().await.unwrap().status().is_success());
     assert_eq!(refused(hook().body("x".repeat(40_001))).await, (413, "TOO_LARGE".to_owned()));
+    // What its sender says is bounded too.
+    assert!(hook().header("x-signature", "s".repeat(8_000)).send().await.unwrap().status().is_success());
+    assert_eq!(refused(hook().header("x-signature", "s".repeat(8_200))).await, (431, "HEADERS_TOO_LARGE".to_owned()));
     let twice = edge.post("/v1/hooks/acme?body.data=aaaa").body("x");
     assert_eq!(refused(twice).await, (400, "INVALID_ARGUMENT".to_owned()));
 }
@@ -193,4 +197,35 @@ async fn so_many_streams_are_open_at_once() {
     drop(first);
     testkit::until("its place is free", || async { edge.watch("what=some").send().await.unwrap().status() == 200 })
         .await;
+}
+
+#[test]
+fn an_option_that_cannot_be_served_is_refused_at_start() {
+    for (options, wanted) in [
+        ("option (google.api.http) = {get: \"/v1/x\"};", ""),
+        ("option (google.api.http) = {get: \"/v1/x\" response_body: \"text\"};", "response_body is not served"),
+        ("option (google.api.http) = {custom: {kind: \"LIST\" path: \"/v1/x\"}};", "custom is not served"),
+        ("option (google.api.http) = {post: \"/v1/x\" body: \"other\"};", "the body is no field of the request"),
+        ("option (google.api.http) = {get: \"/v1/{x\"};", "{x"),
+        (
+            "option (google.api.http) = {post: \"/v1/x\" body: \"text\"}; option (flotilla.edge.v1.policy) = {form: true};",
+            "a form fills the whole request",
+        ),
+        (
+            "option (google.api.http) = {post: \"/v1/x\" body: \"*\"}; option (flotilla.edge.v1.policy) = {max_body_bytes: 4000000};",
+            "no body has so many bytes",
+        ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {request_headers: \"grpc-timeout\"};",
+            "the header grpc-timeout is the edge's own",
+        ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {response_headers: \"set-cookie\"};",
+            "the header set-cookie is the edge's own",
+        ),
+    ] {
+        let refused = Routes::of(&probe::method(options)).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let fits = if wanted.is_empty() { refused.is_empty() } else { refused.contains(wanted) };
+        assert!(fits, "{options}: {refused}");
+    }
 }

@@ -12,6 +12,7 @@ use gateway::{Config, Program};
 use http::{Request, Response};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, Value};
+use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
 use service::addresses::Addresses;
 use service::config::{Admission, Common};
 use service::revocations::Revocations;
@@ -37,6 +38,35 @@ static DESCRIPTORS: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS.as_slice()).unwrap());
 static ROUTES: LazyLock<Routes> = LazyLock::new(|| Routes::of(&POOL).unwrap());
+
+struct Source(String);
+
+impl FileResolver for Source {
+    fn open_file(&self, name: &str) -> Result<File, protox::Error> {
+        if name == "one.proto" {
+            Ok(File::from_source(name, &self.0)?)
+        } else {
+            Err(protox::Error::file_not_found(name))
+        }
+    }
+}
+
+/// A method with these options, which takes a `text` and answers with one.
+pub fn method(options: &str) -> DescriptorPool {
+    let source = format!(
+        "syntax = \"proto3\"; package flotilla.one.v1; \
+         import \"flotilla/edge/v1/edge.proto\"; import \"google/api/annotations.proto\"; \
+         message Text {{ string text = 1; }} service OneService {{ rpc One(Text) returns (Text) {{ {options} }} }}"
+    );
+    let contracts = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
+    let mut resolver = ChainFileResolver::new();
+    resolver.add(Source(source));
+    resolver.add(IncludeFileResolver::new(contracts.into()));
+    resolver.add(GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true).open_file("one.proto").unwrap();
+    DescriptorPool::decode(compiler.encode_file_descriptor_set().as_slice()).unwrap()
+}
 
 /// The gateway and the probe, as they start in production.
 pub async fn start(admission: Admission) -> Edge {
