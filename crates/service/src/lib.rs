@@ -40,6 +40,10 @@ pub mod tail;
 
 pub mod live;
 
+pub mod filter;
+
+pub mod list;
+
 mod shipped;
 
 pub mod due;

@@ -14,6 +14,7 @@ use crate::{idempotency, login, secret, tenants};
 /// How often a migration tries to get its locks, and the pause between.
 const TRIES: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
+const LOCK_TIMEOUT: &str = "set lock_timeout = '500ms'";
 
 /// What lets a process see whether its schema is there.
 const READS_HISTORY: &str = "grant select (version, success) on {table} to \"{service}_app\"";
@@ -79,14 +80,9 @@ impl Migrations {
     /// A migration fails, or one that has run was changed afterwards.
     pub async fn run(&self, service: &str, owner_url: &SecretString) -> Result<(), anyhow::Error> {
         let mut connection = connect(owner_url).await?;
-        // sqlx's lock, which earlier releases take for each history: one process at a time holds it from here to the end.
-        let alone = async {
-            sqlx::query("set lock_timeout = '5min'").execute(&mut connection).await?;
-            connection.lock().await
-        };
-        alone.await.context("waiting for another migration of this database to end")?;
+        alone(&mut connection).await.context("waiting for another migration of this database to end")?;
         // All users of a table wait behind a migration that waits for it: so it waits a short time, and tries again.
-        sqlx::query("set lock_timeout = '500ms'").execute(&mut connection).await?;
+        sqlx::query(LOCK_TIMEOUT).execute(&mut connection).await?;
         let (own, shipped) = (copy(self.own, None), self.shipped(service));
         if let Some(squashed) = self.squashed {
             anyhow::ensure!(own.version_exists(squashed.to), "there is no migration {} to squash to", squashed.to);
@@ -227,8 +223,53 @@ async fn skip(connection: &mut PgConnection, migrator: &Migrator, to: i64) -> Re
     if to > 0 { migrator.skip(connection, Some(to)).await } else { Ok(()) }
 }
 
-/// Runs the migrations that have not run, and retries locks that it does not get.
+/// Waits until no other process migrates this database. It asks again and again: a build of an index beside its table's users waits for
+/// every statement that has begun, also for one that waits for it.
+async fn alone(connection: &mut PgConnection) -> Result<(), anyhow::Error> {
+    let lock = "select pg_try_advisory_lock(hashtext('flotilla.migrations'))";
+    let mut tries = 10 * TRIES;
+    while !sqlx::query_scalar::<_, bool>(lock).fetch_one(&mut *connection).await? {
+        tries -= 1;
+        anyhow::ensure!(tries > 0, "it has the lock");
+        tokio::time::sleep(PAUSE).await;
+    }
+    // sqlx's lock, which earlier releases take for each history: one process at a time holds it from here to the end.
+    sqlx::query("set lock_timeout = '5min'").execute(&mut *connection).await?;
+    Ok(connection.lock().await?)
+}
+
+/// Runs the migrations that have not run. Those without a transaction, which build an index beside its table's users, run each by itself.
 async fn run(connection: &mut PgConnection, migrator: &Migrator, to: Option<i64>) -> Result<(), MigrateError> {
+    let mut before = None;
+    for migration in migrator.iter().filter(|migration| to.is_none_or(|to| migration.version <= to)) {
+        if migration.no_tx {
+            if before.is_some() {
+                run_some(connection, migrator, before).await?;
+            }
+            // Nobody waits for it while it waits.
+            sqlx::query("set lock_timeout = '5min'").execute(&mut *connection).await?;
+            drop_unfinished(connection).await?;
+            run_some(connection, migrator, Some(migration.version)).await?;
+            sqlx::query(LOCK_TIMEOUT).execute(&mut *connection).await?;
+        }
+        before = Some(migration.version);
+    }
+    run_some(connection, migrator, to).await
+}
+
+/// Drops what a build of an index has left that did not end: it costs every write, and nobody reads by it.
+async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let unfinished = "select format('drop index %I.%I', nspname, relname) from pg_index \
+                      join pg_class c on c.oid = indexrelid join pg_namespace n on n.oid = relnamespace \
+                      where not indisvalid and nspname = current_schema() and relowner = current_user::regrole";
+    for drop in sqlx::query_scalar::<_, String>(unfinished).fetch_all(&mut *connection).await? {
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Runs the migrations that have not run, and retries locks that it does not get.
+async fn run_some(connection: &mut PgConnection, migrator: &Migrator, to: Option<i64>) -> Result<(), MigrateError> {
     let mut tries = 1;
     loop {
         let ran = match to {

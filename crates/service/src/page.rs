@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::Failure;
+use crate::list::{Found, Place};
 use crate::secret::{ExposeSecret as _, Secret, SecretString};
 
 const TAG_BYTES: usize = 16;
@@ -74,6 +75,23 @@ impl PageTokens {
             _ => String::new(),
         };
         Ok((listed, next))
+    }
+
+    /// A page of `size` items from what a [list](crate::list) has found, and the token of the next one.
+    pub fn found<T, M: prost::Message>(
+        &self,
+        question: &impl Serialize,
+        size: usize,
+        Found { items, stopped }: Found<T>,
+        message: impl Fn(&T) -> M,
+    ) -> Result<(Vec<M>, String), Failure> {
+        let of = (|(place, _): &(Place, T)| place.clone(), |(_, item): &(Place, T)| message(item));
+        let (listed, next) = self.page(question, size, items, of)?;
+        match stopped {
+            // What was examined was not enough to fill the page.
+            Some(place) if next.is_empty() => Ok((listed, self.make(question, &place)?)),
+            _ => Ok((listed, next)),
+        }
     }
 
     /// The position of a token; `None` for the first page.

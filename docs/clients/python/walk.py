@@ -38,7 +38,7 @@ def main(url: str, key: str) -> None:
         written = create_todo.sync(client=client, body=todo, idempotency_key=str(uuid.uuid4()))
         assert isinstance(written, Todo), written
 
-        found = list_todos.sync(client=client, label=label, page_size=10)
+        found = list_todos.sync(client=client, filter_=f'labels:"{label}" AND status = OPEN', order_by="dueTime", page_size=10)
         assert [each.id for each in found.todos] == [written.id], found
 
         for event in arriving:

@@ -49,7 +49,8 @@ const written = await client.POST("/v1/todos", {
 check(written.data !== undefined, written.error);
 const id = written.data.id;
 
-const found = await client.GET("/v1/todos", { params: { query: { label, pageSize: 10 } } });
+const filter = `labels:"${label}" AND status = OPEN`;
+const found = await client.GET("/v1/todos", { params: { query: { filter, orderBy: "dueTime", pageSize: 10 } } });
 check(found.data?.todos?.length === 1 && found.data.todos[0]?.id === id, found);
 
 for await (const event of arriving) {

@@ -9,11 +9,12 @@ use contracts::events::todo::{BecameDueV1, CompletedV1, CompletedV2, CreatedV1, 
 use contracts::text::TextError;
 use contracts::{ActorKind, TodoId, UserId};
 use futures::Stream;
+use service::list::{self, Found, Query};
 use service::live::{Heard, Live, Place};
 use service::members::{self, Directory};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
-use crate::todo::{Change, Draft, Filter, Patch, Todo, TransitionError};
+use crate::todo::{Change, Draft, Patch, Todo, TransitionError};
 use crate::{outgoing, permissions, store};
 
 /// Why an assignee is refused.
@@ -315,20 +316,20 @@ pub async fn get(app: &App, call: &Call, id: TodoId) -> Result<Todo, Error> {
     todo.ok_or(Error::NotFound(id))
 }
 
-/// Reads a page of todos, newest first, that come after `after`.
+/// Reads a page of todos, those behind `after`.
 ///
 /// # Errors
 /// [`Error::Denied`], those of the database.
 pub async fn list(
     app: &App,
     call: &Call,
-    filter: &Filter,
-    after: Option<TodoId>,
-    limit: usize,
-) -> Result<Vec<Todo>, Error> {
+    query: &Query,
+    after: Option<&list::Place>,
+    size: usize,
+) -> Result<Found<Todo>, Error> {
     call.authorize(&permissions::LIST)?;
     let mut tx = app.db.read(call).await?;
-    let todos = store::list(&mut tx, filter, after, limit).await?;
+    let todos = store::list(&mut tx, query, after, size).await?;
     tx.end().await?;
     Ok(todos)
 }

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use contracts::TodoId;
 use futures::{Stream, StreamExt as _};
 use proto::todo as pb;
 use proto::todo::todo_service_server::TodoService;
@@ -42,13 +41,12 @@ impl TodoService for Todos {
 
     async fn list_todos(&self, request: Request<pb::ListTodosRequest>) -> RpcResult<pb::ListTodosResponse> {
         let (call, request) = reading(request)?;
-        let filter = wire::filter(&request)?;
-        let size = page::size(request.page_size)?;
-        let question = (call.caller.tenant.as_str(), request.status, &request.label, &request.assignee);
-        let after: Option<TodoId> = self.pages.read(&question, &request.page_token)?;
-        // One more than requested shows whether there is a next page.
-        let found = commands::list(&self.app, &call, &filter, after, size + 1).await.map_err(Failure::from)?;
-        let (todos, next_page_token) = self.pages.page(&question, size, found, (|todo| todo.id, wire::todo))?;
+        let (query, size) = (wire::query(&request)?, page::size(request.page_size)?);
+        let pb::ListTodosRequest { status, label, assignee, filter, order_by, page_size: _, page_token } = &request;
+        let question = (call.caller.tenant.as_str(), status, label, assignee, filter, order_by);
+        let after = self.pages.read(&question, page_token)?;
+        let found = commands::list(&self.app, &call, &query, after.as_ref(), size).await.map_err(Failure::from)?;
+        let (todos, next_page_token) = self.pages.found(&question, size, found, wire::todo)?;
         Ok(Response::new(pb::ListTodosResponse { todos, next_page_token }))
     }
 

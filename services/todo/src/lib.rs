@@ -4,21 +4,21 @@
 //! `permissions`, loads from `store`, decides in `todo` (pure), saves, and appends the events of `outgoing` to the outbox.
 
 pub mod commands;
+mod events;
 pub mod grpc;
+pub mod lists;
+mod operators;
 mod outgoing;
 pub mod permissions;
 pub mod recurrence;
+mod schedule;
+mod schema;
 pub mod store;
 mod store_data;
 mod store_states;
 pub mod texts;
 pub mod todo;
 mod wire;
-
-mod events;
-mod operators;
-mod schedule;
-mod schema;
 
 use std::net::SocketAddr;
 

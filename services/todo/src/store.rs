@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use contracts::{SeriesId, TodoId, UserId};
+use service::list::{Found, Place, Query};
 use service::{StoreError, TenantTx};
-use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
+use sqlx::{AssertSqlSafe, FromRow};
 use tracing::instrument;
 use uuid::Uuid;
 
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence};
 use crate::texts::{Labels, Notes, Title};
-use crate::todo::{Filter, People, State, Status, Todo};
+use crate::todo::{People, State, Todo};
 
 /// The constraint that makes each occurrence of a series one todo.
 pub const OCCURRENCE_ONCE: &str = "todo_occurrence_once";
@@ -127,8 +128,8 @@ fn todo(row: Row) -> Result<Todo, anyhow::Error> {
     })
 }
 
-const OPEN: &str = "OPEN";
-const COMPLETED: &str = "COMPLETED";
+pub const OPEN: &str = "OPEN";
+pub const COMPLETED: &str = "COMPLETED";
 const DUE_TIME: &str = "DUE_TIME";
 const COMPLETION: &str = "COMPLETION";
 
@@ -433,45 +434,14 @@ pub async fn people(tx: &mut TenantTx, id: TodoId) -> Result<Option<People>, Sto
     .transpose()
 }
 
-/// A page of todos that are not deleted, newest first.
+/// A page of todos that are not deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "todo"))]
 pub async fn list(
     tx: &mut TenantTx,
-    filter: &Filter,
-    after: Option<TodoId>,
-    limit: usize,
-) -> Result<Vec<Todo>, StoreError> {
-    let rows: Vec<Row> = list_query(tx, filter, after, limit).build_query_as().fetch_all(&mut **tx).await?;
-    rows.into_iter().map(TryInto::try_into).collect()
-}
-
-fn list_query(tx: &TenantTx, filter: &Filter, after: Option<TodoId>, limit: usize) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new(format!("select {COLUMNS} from todo t"));
-    let tenant = tx.tenant().to_string();
-    let Filter { status, label, assignee } = filter;
-    // With a label, the label's index gives the order; otherwise an index of the todo does.
-    let order = if let Some(label) = label {
-        query.push(" join todo_label l on l.tenant = t.tenant and l.todo_id = t.id and l.label = ");
-        query.push_bind(label.as_str().to_owned()).push(" and l.tenant = ").push_bind(tenant.clone());
-        "l.todo_id"
-    } else {
-        "t.id"
-    };
-    query.push(" where t.delete_time is null and t.tenant = ").push_bind(tenant);
-    if let Some(status) = status {
-        let status = match status {
-            Status::Open => OPEN,
-            Status::Completed => COMPLETED,
-        };
-        query.push(" and t.status = ").push_bind(status);
-    }
-    if let Some(assignee) = assignee {
-        query.push(" and t.assignee = ").push_bind(assignee.as_str().to_owned());
-    }
-    if let Some(after) = after {
-        query.push(format!(" and {order} < ")).push_bind(after.uuid());
-    }
-    query.push(format!(" order by {order} desc limit ")).push_bind(limit as i64);
-    query
+    query: &Query,
+    after: Option<&Place>,
+    size: usize,
+) -> Result<Found<Todo>, StoreError> {
+    query.fetch::<Row, Todo>(tx, COLUMNS, after, size).await
 }

@@ -127,26 +127,6 @@ pub struct Patch {
     pub recurrence: Option<Option<Pattern>>,
 }
 
-/// Which todos to list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Filter {
-    /// Only open, or only completed ones.
-    pub status: Option<Status>,
-    /// Only those with this label.
-    pub label: Option<Label>,
-    /// Only those of this assignee.
-    pub assignee: Option<UserId>,
-}
-
-/// A [`State`] without what belongs to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// See [`State::Open`].
-    Open,
-    /// See [`State::Completed`].
-    Completed,
-}
-
 /// A change that the state does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TransitionError {

@@ -5,15 +5,18 @@ use contracts::{TenantId, TodoId, UserId};
 use prost_types::Timestamp;
 use proto::timestamp;
 use proto::todo as pb;
+use service::filter::{Filter, How};
 use service::idempotency::StoredResponse;
+use service::list::Query;
 use service::live::{Heard, Place};
 use service::page::PageTokens;
 use service::wire::{self as fields, Mask, stored_time, text};
 use service::{Failure, IfMatch};
 
+use crate::lists::TODOS;
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError};
 use crate::texts::{Label, Labels, Notes, Title};
-use crate::todo::{Change, Draft, Filter, Patch, State, Status, Todo};
+use crate::todo::{Change, Draft, Patch, State, Todo};
 
 /// The fields that can be changed.
 const WRITABLE: [&str; 6] = ["title", "notes", "due_time", "labels", "assignee", "recurrence"];
@@ -129,19 +132,31 @@ pub fn patch(todo: Option<&pb::Todo>, mask: Option<&prost_types::FieldMask>) -> 
     Ok((IfMatch::parse(etag), patch))
 }
 
-pub fn filter(request: &pb::ListTodosRequest) -> Result<Filter, Failure> {
-    let pb::ListTodosRequest { status, label, assignee: assigned, page_size: _, page_token: _ } = request;
+/// What a list asks for.
+pub fn query(request: &pb::ListTodosRequest) -> Result<Query, Failure> {
+    let pb::ListTodosRequest { status, label, assignee: assigned, filter, order_by, page_size: _, page_token: _ } =
+        request;
     let status = match pb::Status::try_from(*status) {
         Ok(pb::Status::Unspecified) => None,
-        Ok(pb::Status::Open) => Some(Status::Open),
-        Ok(pb::Status::Completed) => Some(Status::Completed),
+        Ok(status) => Some(status.as_str_name()),
         Err(_) => return Err(Failure::invalid("status", "must be OPEN or COMPLETED")),
     };
     let label = match label.as_str() {
         "" => None,
         label => Some(text("label", Label::parse(label))?),
     };
-    Ok(Filter { status, label, assignee: assignee(assigned)? })
+    let assigned = assignee(assigned)?;
+    let mut filter = Filter::parse(TODOS.fields, filter)?;
+    for (field, how, value) in [
+        ("status", How::Equal, status),
+        ("labels", How::Has, label.as_ref().map(Label::as_str)),
+        ("assignee", How::Equal, assigned.as_ref().map(UserId::as_str)),
+    ] {
+        if let Some(test) = value.and_then(|value| TODOS.test(field, how, value)) {
+            filter = filter.and(test);
+        }
+    }
+    TODOS.query(filter, order_by)
 }
 
 pub fn todo(todo: &Todo) -> pb::Todo {

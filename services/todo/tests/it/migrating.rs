@@ -131,6 +131,24 @@ async fn of_migrations_that_run_at_once_each_ends_well() {
     assert_same(&catalog(&database).await, &catalog(&self::database().await).await);
 }
 
+/// Such an index costs each write, and nothing is read by it.
+#[tokio::test]
+async fn an_index_whose_build_was_cut_off_is_built_again() {
+    let (cut, new) = tokio::join!(database(), database());
+    let mut admin = cut.admin().await;
+    admin
+        .execute(
+            "update pg_index set indisvalid = false where indexrelid = 'todo_due_idx'::regclass; \
+             drop index todo_status_due_idx, todo_update_idx; delete from _sqlx_migrations where version >= 20",
+        )
+        .await
+        .unwrap();
+    migrate(&cut).await;
+    assert_same(&catalog(&cut).await, &catalog(&new).await);
+    let invalid = "select count(*) from pg_index where not indisvalid";
+    assert_eq!(sqlx::query_scalar::<_, i64>(invalid).fetch_one(&mut admin).await.unwrap(), 0);
+}
+
 /// Killed after any step, a migration goes on where it was.
 #[tokio::test]
 async fn a_migration_that_was_cut_off_goes_on() {

@@ -14,6 +14,7 @@ create table vessel (
 
 -- One composite index, tenant first, for each way to list.
 create index vessel_list_idx on vessel (tenant, id) where delete_time is null;
+create index vessel_update_idx on vessel (tenant, update_time, id) where delete_time is null;
 
 -- The logbook of each vessel: one, whoever would make a second finds it taken.
 create table logbook (

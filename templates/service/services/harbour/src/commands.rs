@@ -9,6 +9,7 @@ use contracts::events::harbour::{
     VesselUpdatedV1,
 };
 use contracts::text::TextError;
+use service::list::{Found, Place, Query};
 use service::{Call, Code, Db, Failure, IfMatch, Outbox, StoreError, TenantTx, clock};
 
 use crate::logbook::{Logbook, LogbookFilter, LogbookPatch};
@@ -145,19 +146,20 @@ pub async fn get_vessel(app: &App, call: &Call, id: VesselId) -> Result<Vessel, 
     vessel.ok_or(Error::NoVessel(id))
 }
 
-/// Reads the page of vessels after `after`, newest first.
+/// Reads the page of vessels after `after`.
 ///
 /// # Errors
 /// [`Error::Denied`], the errors of the database.
 pub async fn list_vessels(
     app: &App,
     call: &Call,
-    after: Option<VesselId>,
-    limit: usize,
-) -> Result<Vec<Vessel>, Error> {
+    query: &Query,
+    after: Option<&Place>,
+    size: usize,
+) -> Result<Found<Vessel>, Error> {
     call.authorize(&permissions::LIST_VESSELS)?;
     let mut tx = app.db.read(call).await?;
-    let vessels = store_vessel::list(&mut tx, after, limit).await?;
+    let vessels = store_vessel::list(&mut tx, query, after, size).await?;
     tx.end().await?;
     Ok(vessels)
 }

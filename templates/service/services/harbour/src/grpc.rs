@@ -1,6 +1,6 @@
 //! The gRPC server: reads a request, runs one command, writes the response.
 
-use contracts::events::harbour::{LogbookId, VesselId};
+use contracts::events::harbour::LogbookId;
 use proto::harbour as pb;
 use proto::harbour::harbour_service_server::HarbourService;
 use service::grpc::{reading, writing};
@@ -35,12 +35,12 @@ impl HarbourService for Harbour {
 
     async fn list_vessels(&self, request: Request<pb::ListVesselsRequest>) -> RpcResult<pb::ListVesselsResponse> {
         let (call, request) = reading(request)?;
-        let size = page::size(request.page_size)?;
-        let question = (call.caller.tenant.as_str(), "vessels");
-        let after: Option<VesselId> = self.pages.read(&question, &request.page_token)?;
-        // One row more than requested shows whether there is a next page.
-        let found = commands::list_vessels(&self.app, &call, after, size + 1).await.map_err(Failure::from)?;
-        let (vessels, next_page_token) = self.pages.page(&question, size, found, (|vessel| vessel.id, wire::vessel))?;
+        let (query, size) = (wire::vessel_query(&request)?, page::size(request.page_size)?);
+        let question = (call.caller.tenant.as_str(), "vessels", &request.filter, &request.order_by);
+        let after = self.pages.read(&question, &request.page_token)?;
+        let found =
+            commands::list_vessels(&self.app, &call, &query, after.as_ref(), size).await.map_err(Failure::from)?;
+        let (vessels, next_page_token) = self.pages.found(&question, size, found, wire::vessel)?;
         Ok(Response::new(pb::ListVesselsResponse { vessels, next_page_token }))
     }
 

@@ -12,6 +12,8 @@ pub mod commands;
 
 pub mod permissions;
 
+pub mod lists;
+
 pub mod logbook;
 
 pub mod vessel;

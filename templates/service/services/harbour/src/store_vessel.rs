@@ -5,8 +5,9 @@
 
 use chrono::{DateTime, Utc};
 use contracts::events::harbour::VesselId;
+use service::list::{Found, Place, Query};
 use service::{StoreError, TenantTx};
-use sqlx::{AssertSqlSafe, FromRow, Postgres, QueryBuilder};
+use sqlx::{AssertSqlSafe, FromRow};
 use tracing::instrument;
 use uuid::Uuid;
 
@@ -152,17 +153,14 @@ pub async fn delete(tx: &mut TenantTx, before: &Vessel, vessel: &Vessel) -> Resu
     if deleted.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
-/// A page of vessels that are not deleted, newest first.
+/// A page of vessels that are not deleted.
 #[instrument(target = "service::trace", skip_all, err(level = "debug"),
     fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "SELECT", db.collection.name = "vessel"))]
-pub async fn list(tx: &mut TenantTx, after: Option<VesselId>, limit: usize) -> Result<Vec<Vessel>, StoreError> {
-    let tenant = tx.tenant();
-    let mut query = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from vessel t where t.delete_time is null and t.tenant = "));
-    query.push_bind(tenant.to_string());
-    if let Some(after) = after {
-        query.push(" and t.id < ").push_bind(after.uuid());
-    }
-    query.push(" order by t.id desc limit ").push_bind(limit as i64);
-    let rows: Vec<Row> = query.build_query_as().fetch_all(&mut **tx).await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+pub async fn list(
+    tx: &mut TenantTx,
+    query: &Query,
+    after: Option<&Place>,
+    size: usize,
+) -> Result<Found<Vessel>, StoreError> {
+    query.fetch::<Row, Vessel>(tx, COLUMNS, after, size).await
 }

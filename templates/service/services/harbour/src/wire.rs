@@ -4,10 +4,13 @@ use contracts::events::harbour::{LogbookId, VesselId};
 use prost_types::FieldMask;
 use proto::harbour as pb;
 use proto::timestamp;
+use service::filter::Filter;
 use service::idempotency::StoredResponse;
+use service::list::Query;
 use service::wire::{Mask, id, optional_id, stored_time, text};
 use service::{Failure, IfMatch};
 
+use crate::lists::VESSELS;
 use crate::logbook::{Logbook, LogbookFilter, LogbookPatch};
 use crate::texts::{Name, Notes};
 use crate::vessel::{Vessel, VesselDraft, VesselPatch};
@@ -62,6 +65,11 @@ pub fn logbook_patch(
         patch.notes = Some(text("notes", Notes::parse(notes))?);
     }
     Ok((IfMatch::parse(etag), patch))
+}
+
+pub fn vessel_query(request: &pb::ListVesselsRequest) -> Result<Query, Failure> {
+    let pb::ListVesselsRequest { filter, order_by, page_size: _, page_token: _ } = request;
+    VESSELS.query(Filter::parse(VESSELS.fields, filter)?, order_by)
 }
 
 pub fn logbook_filter(request: &pb::ListLogbooksRequest) -> Result<LogbookFilter, Failure> {

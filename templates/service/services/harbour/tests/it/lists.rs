@@ -16,7 +16,7 @@ async fn pages_have_everything_once_newest_first() {
     }
     let (mut listed, mut page_token) = (Vec::new(), String::new());
     loop {
-        let page = ann.list_vessels(ListVesselsRequest { page_size: 3, page_token }).await.unwrap();
+        let page = ann.list_vessels(ListVesselsRequest { page_size: 3, page_token, ..Default::default() }).await.unwrap();
         listed.extend(page.vessels.into_iter().map(|vessel| vessel.id));
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -24,6 +24,15 @@ async fn pages_have_everything_once_newest_first() {
         }
     }
     assert_eq!(listed, written);
+    let list = async |filter: &str, order_by: &str| {
+        let (filter, order_by) = (filter.to_owned(), order_by.to_owned());
+        let page = ann.list_vessels(ListVesselsRequest { filter, order_by, ..Default::default() }).await;
+        page.map(|page| page.vessels.into_iter().map(|vessel| vessel.id).collect::<Vec<_>>())
+    };
+    let some = list("name = \"2\" OR NOT name != \"5\"", "updateTime").await.unwrap();
+    assert_eq!(some, [written[4].clone(), written[1].clone()]);
+    assert_eq!(reason(list("colour = red", "").await), "INVALID_ARGUMENT");
+    assert_eq!(reason(list("", "name").await), "INVALID_ARGUMENT");
     harness.settled().await;
     let page = ann.list_logbooks(ListLogbooksRequest { page_size: 3, ..Default::default() }).await.unwrap();
     assert_eq!(page.logbooks.len(), 3);
@@ -60,9 +69,11 @@ async fn no_call_scans_a_table() {
         call(&ann, &rpc, &vessel.id, &logbook.id).await.ok();
     }
     for page_size in [1, 200] {
-        let page_token = ann.list_vessels(ListVesselsRequest { page_size, ..Default::default() }).await.unwrap();
-        let page_token = page_token.next_page_token;
-        ann.list_vessels(ListVesselsRequest { page_size, page_token }).await.unwrap();
+        for order_by in ["", "updateTime"] {
+            let list = ListVesselsRequest { page_size, order_by: order_by.to_owned(), ..Default::default() };
+            let page_token = ann.list_vessels(list.clone()).await.unwrap().next_page_token;
+            ann.list_vessels(ListVesselsRequest { page_token, ..list }).await.unwrap();
+        }
     }
     // By their own connections, not by counting rows: that would be a scan.
     harness.stop().await;

@@ -2,11 +2,13 @@
 
 use authz::{Caller, Role};
 use harbour::commands::{self, App, Error};
+use harbour::lists::VESSELS;
 use harbour::logbook::{LogbookFilter, LogbookPatch};
 use harbour::permissions::{BY_ITSELF, MATRIX};
 use harbour::texts::{Name, Notes};
 use harbour::vessel::{VesselDraft, VesselPatch};
 use serde_json::json;
+use service::filter::Filter;
 use service::{Call, Db, Failure, IfMatch, Outbox};
 use testkit::permissions::assert_reviewed;
 
@@ -76,7 +78,10 @@ async fn command(app: &App, call: &Call, name: &str, vessel: &str, logbook: &str
     match name {
         "CreateVessel" => commands::create_vessel(app, call, draft).await.map(drop),
         "GetVessel" => commands::get_vessel(app, call, vessel).await.map(drop),
-        "ListVessels" => commands::list_vessels(app, call, None, 1).await.map(drop),
+        "ListVessels" => {
+            let all = VESSELS.query(Filter::All(Vec::new()), "").unwrap();
+            commands::list_vessels(app, call, &all, None, 1).await.map(drop)
+        }
         "UpdateVessel" => commands::update_vessel(app, call, vessel, any, VesselPatch::default()).await.map(drop),
         "DeleteVessel" => commands::delete_vessel(app, call, vessel, any).await,
         "GetLogbook" => commands::get_logbook(app, call, logbook).await.map(drop),
