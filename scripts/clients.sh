@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Generates clients from an OpenAPI document, and runs the programs of docs/clients with them.
-#   clients.sh python|typescript DOCUMENT URL KEY
+# Generates clients from an OpenAPI document or from descriptors, and runs the programs of docs/clients with them.
+#   clients.sh python|typescript OPENAPI-DOCUMENT URL KEY
+#   clients.sh grpc-python|grpc-go DESCRIPTORS HOST:PORT KEY
 # Ends with 3 where a registry cannot be had.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
@@ -36,5 +37,28 @@ case $language in
     "$bin/tsc" --strict --noUncheckedIndexedAccess --target es2022 --module nodenext --skipLibCheck --types node --outDir "$work/out" "$work/walk.mts"
     ln -s "$modules/node_modules" "$work/out/node_modules"
     node "$work/out/walk.mjs" "$url" "$key" ;;
-  *) echo "clients.sh: python or typescript, not $language" >&2; exit 2 ;;
+  grpc-python)
+    venv="$cache/grpc-python-$GRPCIO"
+    [ -e "$venv/whole" ] || {
+      rm -rf "$venv" && python3 -m venv "$venv" || unavailable "a virtual environment of Python"
+      "$venv/bin/pip" install --quiet "grpcio==$GRPCIO" "grpcio-tools==$GRPCIO" googleapis-common-protos || unavailable grpcio
+      touch "$venv/whole"
+    }
+    "$venv/bin/python" -m grpc_tools.protoc --descriptor_set_in="$document" --python_out="$work" --grpc_python_out="$work" \
+      flotilla/edge/v1/edge.proto flotilla/todo/v1/todo.proto
+    PYTHONPATH="$work" "$venv/bin/python" "$root/docs/clients/python/grpc_walk.py" "$url" "$key" ;;
+  grpc-go)
+    command -v go >/dev/null || unavailable "Go's compiler"
+    bin="$cache/go-$PROTOC_GEN_GO-$PROTOC_GEN_GO_GRPC"
+    [ -x "$bin/protoc-gen-go-grpc" ] || {
+      GOBIN="$bin" go install "google.golang.org/protobuf/cmd/protoc-gen-go@v$PROTOC_GEN_GO" &&
+        GOBIN="$bin" go install "google.golang.org/grpc/cmd/protoc-gen-go-grpc@v$PROTOC_GEN_GO_GRPC"
+    } || unavailable protoc-gen-go
+    cp "$root"/docs/clients/go/* "$work"
+    cd "$work"
+    PATH="$bin:$PATH" "$root/scripts/buf.sh" generate "$document" --path flotilla/edge --path flotilla/todo
+    go mod download || unavailable "a module of Go"
+    go build -o walk .
+    ./walk "$url" "$key" ;;
+  *) echo "clients.sh: python, typescript, grpc-python or grpc-go, not $language" >&2; exit 2 ;;
 esac

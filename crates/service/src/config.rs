@@ -175,7 +175,7 @@ pub struct Admission {
     /// How many connections callers may have open; when more wait, those at rest are closed.
     #[arg(long, env = "FLOTILLA_CONNECTIONS", default_value = "2000")]
     pub connections: NonZeroU16,
-    /// Whether gRPC reflection is served, to anybody; the gateway has none.
+    /// Whether gRPC reflection is served, to anybody: by a service of what it serves, by the gateway of all that the fleet does.
     #[arg(long, env = "FLOTILLA_REFLECTION", default_value = "false", action = clap::ArgAction::Set)]
     pub reflection: bool,
 }

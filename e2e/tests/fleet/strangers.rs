@@ -9,6 +9,10 @@ use tokio::process::Command;
 
 use crate::with_fleet;
 
+#[path = "../../../docs/clients/rust/walk.rs"]
+#[expect(dead_code, reason = "its main")]
+mod walk;
+
 /// What the script ends with where a registry cannot be had.
 const UNAVAILABLE: i32 = 3;
 
@@ -38,6 +42,10 @@ async fn walks(fleet: &Fleet, language: &str) {
     let mut command = Command::new(e2e::workspace().join("scripts/clients.sh"));
     let url = format!("http://{}", fleet.unit("gateway").address);
     command.arg(language).arg(&file).arg(url).arg(program.token().unwrap());
+    assert_walked(command, language).await;
+}
+
+async fn assert_walked(mut command: Command, language: &str) {
     let output = command.output().await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(UNAVAILABLE) {
@@ -46,6 +54,43 @@ async fn walks(fleet: &Fleet, language: &str) {
     }
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
     assert!(String::from_utf8_lossy(&output.stdout).contains("wrote, listed and heard"));
+}
+
+/// The same over gRPC, by stubs that are generated from `/descriptors.binpb`.
+async fn walks_by_grpc(fleet: &Fleet, language: &str) {
+    let program = key(fleet, &format!("walks-grpc-{language}")).await;
+    let descriptors = program.request(Method::GET, "/descriptors.binpb").send().await.unwrap().bytes().await.unwrap();
+    let file = fleet.home.join(format!("descriptors-{language}.binpb"));
+    std::fs::write(&file, descriptors).unwrap();
+    let mut command = Command::new(e2e::workspace().join("scripts/clients.sh"));
+    let address = fleet.unit("gateway").address.clone();
+    command.arg(format!("grpc-{language}")).arg(&file).arg(address).arg(program.token().unwrap());
+    assert_walked(command, language).await;
+}
+
+/// Tools that learn from reflection what there is, over each protocol.
+#[test]
+fn buf_curl_calls_a_method_that_it_has_never_heard_of() {
+    with_fleet(|fleet, _| async {
+        let program = key(fleet, "walks-buf").await;
+        let address = &fleet.unit("gateway").address;
+        for protocol in [&["grpc", "--http2-prior-knowledge"][..], &["grpcweb"]] {
+            let mut command = Command::new(e2e::workspace().join("scripts/buf.sh"));
+            command.args(["curl", "--protocol"]).args(protocol);
+            command.args(["--reflect-protocol", "grpc-v1", "--data", "{\"pageSize\": -1}"]);
+            command.arg("--header").arg(format!("authorization: Bearer {}", program.token().unwrap()));
+            command.arg(format!("http://{address}/flotilla.todo.v1.TodoService/ListTodos"));
+            let output = command.output().await.unwrap();
+            let said =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            if !said.contains("code") && said.contains("npm") {
+                skipped(&format!("no buf: {said}"));
+                return;
+            }
+            // Its details too, as they were given.
+            assert!(said.contains("invalid_argument") && said.contains("must not be negative"), "{protocol:?}: {said}");
+        }
+    });
 }
 
 /// How long generated calls go on, in seconds.
@@ -79,6 +124,25 @@ fn a_client_generated_for_python_writes_lists_and_hears() {
 #[test]
 fn a_client_generated_for_typescript_writes_lists_and_hears() {
     with_fleet(|fleet, _| walks(fleet, "typescript"));
+}
+
+#[test]
+fn a_grpc_client_for_python_writes_lists_and_hears() {
+    with_fleet(|fleet, _| walks_by_grpc(fleet, "python"));
+}
+
+#[test]
+fn a_grpc_client_for_go_writes_lists_and_hears() {
+    with_fleet(|fleet, _| walks_by_grpc(fleet, "go"));
+}
+
+#[test]
+fn a_grpc_client_in_rust_writes_lists_and_hears() {
+    with_fleet(|fleet, _| async {
+        let program = key(fleet, "walks-grpc-rust").await;
+        let url = format!("http://{}", fleet.unit("gateway").address);
+        walk::walk(url, program.token().unwrap().to_owned()).await.unwrap();
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use authz::exchange::{ACCESS_TOKEN, API_KEY, API_KEY_PREFIX, TOKEN_EXCHANGE};
 use authz::issuer_named;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use proto::identity::ExchangeTokenRequest;
 use proto::identity::identity_service_client::IdentityServiceClient;
 use proto::identity::identity_service_server::SERVICE_NAME;
@@ -17,13 +17,18 @@ use service::tokens::{Granted, Tokens};
 use service::upstreams::Upstreams;
 use service::{Code, Failure};
 use tonic::{Request, Status};
-
-use crate::problem::Problem;
+use tonic_types::StatusExt as _;
 
 /// How long identity may take: less than the call has that waits for it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// What says that a credential is not good for the token in hand any more.
-const REFUSALS: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+const REFUSALS: [tonic::Code; 5] = [
+    tonic::Code::InvalidArgument,
+    tonic::Code::FailedPrecondition,
+    tonic::Code::OutOfRange,
+    tonic::Code::Unauthenticated,
+    tonic::Code::PermissionDenied,
+];
 /// How long before its end a token is exchanged again: it must last for a whole call.
 const BEFORE_ITS_END: Duration = Duration::from_secs(60);
 
@@ -70,15 +75,15 @@ impl Exchange {
         &self,
         authorization: Option<&str>,
         charged: impl Future<Output = Result<T, Failure>> + Send,
-    ) -> Result<Option<HeaderValue>, Problem> {
+    ) -> Result<Option<HeaderValue>, Status> {
         let Ok(credential) = authz::bearer(authorization) else { return Ok(None) };
         let Some(kind) = self.kind(credential) else { return Ok(None) };
         let exchanged = || async {
-            let _charged = charged.await.map_err(|failure| Problem::from(Status::from(failure)))?;
+            let _charged = charged.await?;
             self.exchanged(credential, kind).await
         };
         // While identity is away, busy, or the address has no allowance, a token in hand lives out its minutes.
-        let passes = |problem: &Problem| !REFUSALS.contains(&problem.status);
+        let passes = |status: &Status| !REFUSALS.contains(&status.code());
         self.tokens.authorization(credential, exchanged, passes).await.map(Some)
     }
 
@@ -93,7 +98,7 @@ impl Exchange {
         self.tokens.give_up(credential, refused).await;
     }
 
-    async fn exchanged(&self, credential: &str, kind: &str) -> Result<Granted, Problem> {
+    async fn exchanged(&self, credential: &str, kind: &str) -> Result<Granted, Status> {
         let mut request = Request::new(ExchangeTokenRequest {
             grant_type: TOKEN_EXCHANGE.to_owned(),
             subject_token: credential.to_owned(),
@@ -104,20 +109,22 @@ impl Exchange {
         request.extensions_mut().insert(ReadsOnly);
         request.set_timeout(ANSWERS_WITHIN);
         let granted = self.identity.clone().exchange_token(request).await;
-        let granted = granted.map_err(|status| refused(status.into()))?.into_inner();
-        Granted::new(&granted, BEFORE_ITS_END).map_err(|_| Problem::internal())
+        let granted = granted.map_err(refused)?.into_inner();
+        Granted::new(&granted, BEFORE_ITS_END).map_err(|error| Failure::internal(error).into())
     }
 }
 
 /// Identity's error of an exchange, as that of an API call.
-fn refused(problem: Problem) -> Problem {
-    let failure = match problem.code.as_str() {
+fn refused(status: Status) -> Status {
+    let Some(info) = status.get_details_error_info() else { return status };
+    let failure = match info.reason.as_str() {
         "INVALID_GRANT" => {
             let message = "the access token or key is not valid: sign in again, or ask for another key";
             Failure::new(Code::Unauthenticated, "TOKEN_INVALID", message)
         }
         "INVALID_TARGET" => {
-            let message = format!("{}; exchange the token at POST /v1/token, and send the fleet's", problem.detail);
+            let said = status.message();
+            let message = format!("{said}; exchange the token at POST /v1/token, and send the fleet's");
             Failure::new(Code::PermissionDenied, "TENANT_UNCLEAR", message)
         }
         // The call itself has not begun.
@@ -125,7 +132,7 @@ fn refused(problem: Problem) -> Problem {
             let message = "who you are cannot be looked up for the moment: try again";
             Failure::new(Code::Unavailable, "UNAVAILABLE", message).retry_after(Duration::from_secs(1))
         }
-        _ => return problem,
+        _ => return status,
     };
-    Status::from(failure).into()
+    failure.into()
 }

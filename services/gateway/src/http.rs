@@ -42,7 +42,7 @@ use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
-use crate::{events, form, pages};
+use crate::{events, form, frames, pages};
 
 /// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
 const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
@@ -56,18 +56,29 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The code of a successful answer.
 const OK: &str = "OK";
 
-struct Edge {
+/// What requests and calls are answered with.
+pub struct Edge {
     routes: &'static Routes,
     verifier: Arc<Verifier>,
     limits: Limits,
-    bodies: Bodies,
+    /// The memory for bodies.
+    pub bodies: Bodies,
     kept: Kept,
     /// How many proxies stand in front.
     proxies: usize,
     exchange: Exchange,
-    upstreams: Upstreams,
+    /// The services.
+    pub upstreams: Upstreams,
     at_work: metrics::Gauge,
-    lifecycle: Lifecycle,
+    /// The process's.
+    pub lifecycle: Lifecycle,
+}
+
+/// The idempotency key of a call.
+pub struct Keyed {
+    key: Option<HeaderValue>,
+    /// Whether it was made here.
+    own: bool,
 }
 
 /// Serves these routes until the process stops; returns the address.
@@ -88,6 +99,7 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .merge(pages::router(routes))
+        .merge(frames::router(routes, common.admission.reflection)?)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge {
@@ -102,6 +114,7 @@ pub async fn serve(
             at_work: metrics::gauge!("http_server_active_requests"),
             lifecycle: lifecycle.clone(),
         }))
+        .layer(middleware::from_fn(frames::web))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
     let bounds = Bounds {
         connections: usize::from(admission.connections.get()),
@@ -131,11 +144,23 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
     response
 }
 
+/// What a request asks for.
+enum Asked<'a> {
+    Http(Found<'a>),
+    Grpc(Option<&'a Route>),
+}
+
 async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
-    let found = edge.routes.find(request.method(), request.uri().path());
-    let (pattern, oauth) = match &found {
-        Found::Route(route, _) => (route.pattern.as_str(), route.policy.oauth),
-        Found::OtherMethods(_) | Found::Nothing => ("unknown", false),
+    let path = request.uri().path();
+    let asked = match frames::is_call(&request) {
+        Ok(true) => Asked::Grpc(edge.routes.rpc(path)),
+        Ok(false) => Asked::Http(edge.routes.find(request.method(), path)),
+        Err(problem) => return problem.into_response(),
+    };
+    let (pattern, oauth) = match &asked {
+        Asked::Http(Found::Route(route, _)) => (route.pattern.clone(), route.policy.oauth),
+        Asked::Grpc(Some(_)) => (path.to_owned(), false),
+        Asked::Http(Found::OtherMethods(_) | Found::Nothing) | Asked::Grpc(None) => ("unknown".to_owned(), false),
     };
     let method = known_method(request.method());
     let span = tracing::info_span!(
@@ -149,37 +174,48 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let (started, _at_work) = (Instant::now(), AtWork::new(&edge.at_work));
     let mut who = None;
     let called = format!("{method} {pattern}");
-    let (response, code) = async {
+    let (response, code, status) = async {
         let unanswered = Unanswered::new("request", &called, started);
-        let (response, code) = match answer(&edge, found, request, &mut who).await {
-            Ok(response) => (response, OK.to_owned()),
-            Err(problem) => {
-                let code = problem.code.clone();
-                (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code)
-            }
+        let answered = match asked {
+            Asked::Http(found) => answer(&edge, found, request, &mut who).await.map_err(|problem| {
+                let (code, status) = (problem.code.clone(), problem.status);
+                (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code, status)
+            }),
+            // Over gRPC the status is 200 whatever has happened: the line and the metrics have what it would be over HTTP.
+            Asked::Grpc(route) => frames::answer(&edge, route, request, &mut who).await.map_err(|status| {
+                let problem = Problem::from(status.clone());
+                (status.into_http::<Body>(), problem.code, problem.status)
+            }),
         };
-        report(&called, who.as_ref(), &code, &response, started.elapsed());
+        let (response, code, status) = answered.map_or_else(
+            |failed| failed,
+            |response| {
+                let status = response.status();
+                (response, OK.to_owned(), status)
+            },
+        );
+        report(&called, who.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
-        (with_trace_id(if method == "HEAD" { without_content(response) } else { response }), code)
+        (with_trace_id(if method == "HEAD" { without_content(response) } else { response }), code, status)
     }
     .instrument(span.clone())
     .await;
-    trace::set(&span, "http.response.status_code", i64::from(response.status().as_u16()));
+    trace::set(&span, "http.response.status_code", i64::from(status.as_u16()));
     if code != OK {
         trace::set_error(&span, &code);
     }
     if let Some(who) = who {
         trace::set_caller(&span, &who);
     }
-    metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern.to_owned(),
-        "status" => response.status().as_u16().to_string())
+    metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern,
+        "status" => status.as_u16().to_string())
     .record(started.elapsed().as_secs_f64());
     response
 }
 
 /// Writes the log line of a request.
-fn report(method: &str, who: Option<&Caller>, code: &str, response: &Response, took: Duration) {
-    let status = response.status().as_u16();
+fn report(method: &str, who: Option<&Caller>, code: &str, (response, status): (&Response, StatusCode), took: Duration) {
+    let status = status.as_u16();
     let outcome = match status {
         ..400 => Outcome::Done,
         400..500 => Outcome::Refused,
@@ -214,40 +250,128 @@ fn with_trace_id(mut response: Response) -> Response {
 impl Edge {
     /// Verifies the caller before the rest of the request, unless the method is public; charges and bounds the call before its body is read and
     /// parsed. Returns the authorization that it came with.
-    async fn admit(
+    pub async fn admit(
         &self,
         route: &Route,
         head: &Head,
         caller: &mut Option<Caller>,
-    ) -> Result<(Option<HeaderValue>, Turn), Problem> {
-        let authorization = service::grpc::authorization(&head.headers).map_err(|error| failed(error.into()))?;
+    ) -> Result<(Option<HeaderValue>, Turn), Status> {
+        let authorization = service::grpc::authorization(&head.headers).map_err(Failure::from)?;
         let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
-        let address = request::client(head, self.proxies).map_err(failed)?;
+        let address = request::client(head, self.proxies)?;
         if route.policy.public {
-            let turn = self.limits.turn_of_address(address, route.policy.cost).await.map_err(failed)?;
-            return Ok((authorization, turn));
+            return Ok((authorization, self.limits.turn_of_address(address, route.policy.cost).await?));
         }
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
         let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let who = self.verifier.verify(text).await.map_err(|error| failed(error.into()))?;
+        let who = self.verifier.verify(text).await.map_err(Failure::from)?;
         // A service calls another one itself: a token for it has got into other hands.
         if who.actor.kind == ActorKind::Service {
-            return Err(failed(
-                TokenError::Untrusted("it is a service's, which does not call through the edge").into(),
-            ));
+            let what = "it is a service's, which does not call through the edge";
+            return Err(Failure::from(TokenError::Untrusted(what)).into());
         }
-        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await.map_err(failed)?;
+        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await?;
         Ok((authorization, turn))
     }
 
     /// A place among the open streams.
-    fn opens(&self, head: &Head, caller: Option<&Caller>) -> Result<Turn, Failure> {
+    ///
+    /// # Errors
+    /// There is none for this caller.
+    pub fn opens(&self, head: &Head, caller: Option<&Caller>) -> Result<Turn, Failure> {
         match caller {
             Some(caller) => self.limits.stream(caller),
             None => self.limits.stream_of_address(request::client(head, self.proxies)?),
         }
+    }
+
+    /// Whether a call may be sent a second time, by another token: a service may have asked another one, which had heard first of what was
+    /// taken from its caller.
+    pub fn may_repeat(&self, route: &Route, head: &Head, key: &Keyed) -> bool {
+        let reads = route.verb == Method::GET;
+        !route.policy.public && self.exchange.takes(credential(head)) && (reads || key.key.is_some())
+    }
+
+    /// Sends a call; and once more what is to be sent `again`, where its caller has another role by now: its credential says which.
+    ///
+    /// # Errors
+    /// Those of `send`, and of a caller who may not call any more.
+    pub async fn call<M, A, F>(
+        &self,
+        (route, head): (&Route, &Head),
+        (authorization, turn): (Option<HeaderValue>, Turn),
+        caller: &mut Option<Caller>,
+        (message, again): (M, Option<M>),
+        send: impl Fn(M, Option<HeaderValue>) -> F,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<A, Status>>,
+    {
+        let (mut turn, exchanged) = (turn, !route.policy.public && self.exchange.takes(credential(head)));
+        let mut answer = send(message, authorization.clone()).await;
+        if exchanged && answer.as_ref().is_err_and(is_revoked) {
+            self.exchange.give_up(credential(head), authorization.as_ref()).await;
+            if let Some(message) = again {
+                drop(turn);
+                let mut admitted = None;
+                let (authorization, next) = self.admit(route, head, &mut admitted).await?;
+                turn = next;
+                // What was meant for one tenant goes to no other.
+                if admitted.as_ref().map(|admitted| &admitted.tenant) == caller.as_ref().map(|caller| &caller.tenant) {
+                    *caller = admitted;
+                    answer = send(message, authorization).await;
+                }
+            }
+        }
+        drop(turn);
+        answer
+    }
+}
+
+/// What a caller came with.
+fn credential(head: &Head) -> Option<&str> {
+    head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok())
+}
+
+impl Keyed {
+    /// That of a request; a change without one gets one here, so that it can be sent to another replica.
+    ///
+    /// # Errors
+    /// There are several, or it is too long.
+    pub fn of(route: &Route, headers: &HeaderMap) -> Result<Self, Problem> {
+        let key = if route.takes_key() { request::one_key(headers)? } else { None };
+        let own = key.is_none() && route.takes_key() && [Method::PATCH, Method::DELETE].contains(&route.verb);
+        let key = if own { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
+        Ok(Self { key, own })
+    }
+
+    /// Puts it into a call's metadata, with the authorization.
+    pub fn put(&self, authorization: Option<HeaderValue>, metadata: &mut HeaderMap) {
+        for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), self.key.clone())] {
+            if let Some(value) = value {
+                metadata.insert(name, value);
+            }
+        }
+    }
+
+    /// What the caller is told where its call has failed.
+    pub fn outcome(&self, status: Status) -> Status {
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        // The gateway's own attempt holds the key; its replica went away.
+        if self.own && reason.as_deref() == Some("IDEMPOTENCY_KEY_IN_USE") {
+            let what = "the service went away, and the change may have happened: ask";
+            return Failure::new(service::Code::Unavailable, "UNAVAILABLE", what)
+                .retry_after(Duration::from_secs(1))
+                .into();
+        }
+        status
+    }
+
+    /// Whether its caller knows nothing of it.
+    pub const fn is_own(&self) -> bool {
+        self.own
     }
 }
 
@@ -265,7 +389,7 @@ async fn answer(
         }
     };
     let (head, body) = request.into_parts();
-    let (authorization, mut turn) = edge.admit(route, &head, caller).await?;
+    let (authorization, turn) = edge.admit(route, &head, caller).await?;
     let body = edge.bodies.read(&head.headers, body, (&route.takes, route.max_body_bytes())).await?;
     let form = match route.takes {
         Takes::Form | Takes::OauthForm => form::read(&head.headers, body.bytes()).await?,
@@ -290,19 +414,14 @@ async fn answer(
         last_event: Some(text_of(&head.headers, &LAST_EVENT_ID)).filter(|id| !id.is_empty()),
     };
     let message = transcode::request(route, parts)?;
-    let open = if route.policy.streams { Some(edge.opens(&head, caller.as_ref()).map_err(failed)?) } else { None };
-    let key = if route.takes_key() { request::one_key(&head.headers)? } else { None };
-    let own_key = key.is_none() && route.takes_key() && [Method::PATCH, Method::DELETE].contains(&route.verb);
-    // A change without a key gets one here, so that it can be sent to another replica.
-    let key = if own_key { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
+    let open =
+        if route.policy.streams { Some(edge.opens(&head, caller.as_ref()).map_err(Status::from)?) } else { None };
+    let key = Keyed::of(route, &head.headers)?;
+    let again = edge.may_repeat(route, &head, &key).then(|| message.clone());
     let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
         let mut call = tonic::Request::new(message);
         let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
-        for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), key.clone())] {
-            if let Some(value) = value {
-                metadata.insert(name, value);
-            }
-        }
+        key.put(authorization, metadata);
         for name in &route.policy.request_headers {
             for value in head.headers.get_all(name) {
                 metadata.append(name, value.clone());
@@ -313,35 +432,8 @@ async fn answer(
         }
         upstream::call(&edge.upstreams, &route.rpc, call)
     };
-    let came = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let exchanged = !route.policy.public && edge.exchange.takes(came);
-    // Twice only what may be: a service may have asked another one, which had heard of it first.
-    let again = (exchanged && (reads || key.is_some())).then(|| message.clone());
-    let mut answer = send(message, authorization.clone()).await;
-    if exchanged && answer.as_ref().is_err_and(is_revoked) {
-        // The caller has another role by now: its credential says which.
-        edge.exchange.give_up(came, authorization.as_ref()).await;
-        if let Some(message) = again {
-            drop(turn);
-            let mut admitted = None;
-            let (authorization, next) = edge.admit(route, &head, &mut admitted).await?;
-            turn = next;
-            // What was meant for one tenant goes to no other.
-            if admitted.as_ref().map(|admitted| &admitted.tenant) == caller.as_ref().map(|caller| &caller.tenant) {
-                *caller = admitted;
-                answer = send(message, authorization).await;
-            }
-        }
-    }
-    drop(turn);
-    let answer = answer.map_err(|status| match Problem::from(status) {
-        // The gateway's own attempt holds the key; its replica went away.
-        problem if own_key && problem.code == "IDEMPOTENCY_KEY_IN_USE" => {
-            let detail = "the service went away, and the change may have happened: ask";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", detail).retry_after(1)
-        }
-        problem => problem,
-    })?;
+    let answer = edge.call((route, &head), (authorization, turn), caller, (message, again), send).await;
+    let answer = answer.map_err(|status| key.outcome(status))?;
     let (metadata, answer, _) = answer.into_parts();
     let mut response = match answer {
         Answer::Stream(messages) => events::answer(messages, &edge.lifecycle, (&edge.kept, open)),
@@ -350,7 +442,7 @@ async fn answer(
     };
     // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
-        let meant = !(own_key && name == idempotency::REPLAYED_METADATA);
+        let meant = !(key.own && name == idempotency::REPLAYED_METADATA);
         if let Some(said) = metadata.as_ref().get(name).filter(|_| meant) {
             response.headers_mut().insert(name, said.clone());
         }
@@ -361,10 +453,6 @@ async fn answer(
         }
     }
     Ok(response)
-}
-
-fn failed(failure: Failure) -> Problem {
-    Status::from(failure).into()
 }
 
 /// The value of a header as a text; empty without one.

@@ -1,8 +1,8 @@
-//! The gateway: HTTP/JSON at the edge, gRPC inside. A new RPC with its options
+//! The gateway: HTTP/JSON, gRPC and gRPC-Web at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
 //! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
-//! and `problem` (what went wrong, RFC 9457). `template` is the path-template language of google/api/http.proto.
+//! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
 
@@ -13,6 +13,8 @@ mod request;
 mod fields;
 
 mod form;
+
+mod frames;
 
 mod json;
 
@@ -67,7 +69,8 @@ impl Settings for Config {}
 
 impl Service for Program {
     const NAME: &'static str = "gateway";
-    const ABOUT: &'static str = "The fleet's edge: HTTP/JSON in, gRPC to the services, driven by the proto annotations";
+    const ABOUT: &'static str =
+        "The fleet's edge: HTTP/JSON and gRPC in, gRPC to the services, driven by the proto annotations";
     type Config = Config;
     /// Where its HTTP server is.
     type App = SocketAddr;

@@ -26,15 +26,17 @@ const PAGES_LOAD: &str = "default-src 'none'; script-src 'self'; style-src 'self
                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
+const PROTOBUF: &str = "application/x-protobuf";
 
 static EVENTS: LazyLock<String> = LazyLock::new(catalogue);
 
 /// The pages, with the description of these routes.
-pub fn router<S: Clone + Send + Sync + 'static>(routes: &Routes) -> Router<S> {
+pub fn router<S: Clone + Send + Sync + 'static>(routes: &'static Routes) -> Router<S> {
     let described = openapi::document(routes).to_string();
     let page = |media: &'static str, text: &'static str| get(move || async move { answer(media, text) });
     Router::new()
         .route("/openapi.json", get(move || async move { answer(JSON, described) }))
+        .route("/descriptors.binpb", get(move || async move { answer(PROTOBUF, routes.descriptors()) }))
         .route("/docs", page(HTML, DOCS))
         .route("/docs/docs.js", page("text/javascript", SCRIPT))
         .route("/docs/swagger-ui-bundle.js", page("text/javascript", VIEWER))

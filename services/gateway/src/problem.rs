@@ -2,11 +2,13 @@
 //! HTTP status. `docs/errors.md`, or the `errors.md` of a service, explains every code; the gateway serves all of them at `/problems`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
+use service::Failure;
 use service::failure::{ACR_VALUES, MAX_AGE};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -171,6 +173,23 @@ fn step_up(demanded: &HashMap<String, String>) -> String {
     let named = [ACR_VALUES, MAX_AGE].into_iter().filter_map(|name| Some((name, demanded.get(name)?)));
     let parameters: String = named.map(|(name, value)| format!(r#", {name}="{value}""#)).collect();
     format!(r#"Bearer error="insufficient_user_authentication"{parameters}"#)
+}
+
+/// What the edge itself finds wrong with a call of gRPC's.
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        use service::Code;
+        let (code, reason) = match problem.code.as_str() {
+            "TOO_LARGE" | "HEADERS_TOO_LARGE" => (Code::ResourceExhausted, "TOO_LARGE"),
+            "REQUEST_TIMEOUT" => (Code::DeadlineExceeded, "REQUEST_TIMEOUT"),
+            "UNAVAILABLE" => (Code::Unavailable, "UNAVAILABLE"),
+            "IDEMPOTENCY_KEY_MALFORMED" => (Code::InvalidArgument, "IDEMPOTENCY_KEY_MALFORMED"),
+            _ => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        };
+        let failure = Failure::new(code, reason, problem.detail);
+        let again = problem.headers.iter().any(|(name, _)| name == RETRY_AFTER);
+        if again { failure.retry_after(Duration::from_secs(1)) } else { failure }.into()
+    }
 }
 
 /// A status that none of our services made: the call did not get through.

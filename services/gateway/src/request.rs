@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use futures::StreamExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_NONE_MATCH};
@@ -76,6 +76,11 @@ impl Arrived<'_> {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// Its bytes, whose memory it goes on to stand for.
+    pub fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes).into()
+    }
 }
 
 impl Bodies {
@@ -102,12 +107,7 @@ impl Bodies {
             let detail = "send the body as it is, without a Content-Encoding";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
         }
-        let body = match tokio::time::timeout(BODY_TIMEOUT, self.collect(body, most)).await {
-            Ok(body) => body?,
-            Err(_) => {
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "the body took too long"));
-            }
-        };
+        let body = self.collect(body, most).await?;
         let fits = |value: &str| {
             let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
             takes.names().contains(&essence.as_str())
@@ -124,9 +124,18 @@ impl Bodies {
         Ok(body)
     }
 
+    /// Reads a body of so many bytes at most, whatever it is.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn collect(&self, body: Body, most: usize) -> Result<Arrived<'_>, Problem> {
+        let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "the body took too long");
+        tokio::time::timeout(BODY_TIMEOUT, self.arrive(body, most)).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// Reads a body that is too large a good deal further, and discards it: a client that is still sending would not see
     /// the answer.
-    async fn collect(&self, body: Body, most: usize) -> Result<Arrived<'_>, Problem> {
+    async fn arrive(&self, body: Body, most: usize) -> Result<Arrived<'_>, Problem> {
         let mut stream = body.into_data_stream();
         let mut arrived = Arrived { bytes: Vec::new(), room: None };
         let mut total = 0;
@@ -324,7 +333,6 @@ pub fn one_key(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures::stream;
 
     use super::*;

@@ -1,5 +1,6 @@
 //! Finds the RPC of a request, by the `google.api.http` options of the descriptors.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use anyhow::{Context as _, ensure};
@@ -110,9 +111,19 @@ impl Route {
     }
 }
 
-/// All routes, the closest template first.
+/// All routes.
 #[derive(Debug)]
-pub struct Routes(Vec<Route>);
+pub struct Routes {
+    /// The closest template first.
+    all: Vec<Route>,
+    /// Of each RPC, by its path over gRPC, the first one.
+    rpcs: HashMap<String, usize>,
+    /// The descriptors of what is served, as a `FileDescriptorSet`.
+    descriptors: Vec<u8>,
+}
+
+/// Contracts of these packages are for operators alone.
+const OPERATORS: &str = "flotilla.ops.";
 
 static FLEET: LazyLock<Routes> = LazyLock::new(fleet_of_the_pool);
 
@@ -156,12 +167,36 @@ impl Routes {
             read_rule(&rpc, rule, &mut routes).with_context(|| format!("the options of {}", rpc.full_name()))?;
         }
         routes.sort_by_key(|route| std::cmp::Reverse(route.template.literals()));
-        Ok(Self(routes))
+        let mut rpcs = HashMap::new();
+        for (number, route) in routes.iter().enumerate() {
+            rpcs.entry(format!("/{}/{}", route.service, route.rpc.name())).or_insert(number);
+        }
+        let served = pool.files().filter(|file| !file.package_name().starts_with(OPERATORS));
+        // Each is field 1. Their own encoding keeps the options, which those of prost's types lose.
+        let descriptors = served.flat_map(|file| {
+            let file = file.encode_to_vec();
+            let mut field = Vec::with_capacity(file.len() + 6);
+            prost::encoding::bytes::encode(1, &file, &mut field);
+            field
+        });
+        Ok(Self { rpcs, descriptors: descriptors.collect(), all: routes })
+    }
+
+    /// The route of an RPC, by its path over gRPC: `/flotilla.todo.v1.TodoService/CreateTodo`.
+    #[must_use]
+    pub fn rpc(&self, path: &str) -> Option<&Route> {
+        self.all.get(*self.rpcs.get(path)?)
+    }
+
+    /// The descriptors of what is served, as a `FileDescriptorSet`, with comments and options.
+    #[must_use]
+    pub fn descriptors(&self) -> &[u8] {
+        &self.descriptors
     }
 
     /// Each of them.
     pub fn all(&self) -> impl Iterator<Item = &Route> {
-        self.0.iter()
+        self.all.iter()
     }
 
     /// Finds the RPC of a request. A HEAD has the route of a GET.
@@ -169,7 +204,7 @@ impl Routes {
     pub fn find(&self, method: &Method, path: &str) -> Found<'_> {
         let mut others = Vec::new();
         let verb = if method == Method::HEAD { &Method::GET } else { method };
-        for route in &self.0 {
+        for route in &self.all {
             if let Some(fields) = route.template.matches(path) {
                 if route.verb == *verb {
                     return Found::Route(route, fields);
@@ -298,7 +333,7 @@ mod tests {
 
     #[test]
     fn no_two_rpcs_have_one_method_and_path() {
-        let all = &Routes::fleet().0;
+        let all = &Routes::fleet().all;
         for (number, route) in all.iter().enumerate() {
             let twice = |other: &&Route| other.verb == route.verb && other.template.is_like(&route.template);
             let other = all[..number].iter().find(twice);

@@ -2,14 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, TE};
 use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Version};
+use http_body_util::Full;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
 use service::addresses::Addresses;
-use service::client::{MAX_ANSWER_BYTES, Streams};
+use service::client::{MAX_ANSWER_BYTES, ReadsOnly, Streams};
 use service::upstreams::Upstreams;
+use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
+use tower::Service as _;
 
 use crate::routes::{Route, Routes};
 
@@ -57,6 +63,42 @@ pub async fn call(
         return client.server_streaming(request, path, codec).await.map(|answer| answer.map(Answer::Stream));
     }
     client.unary(request, path, codec).await.map(|answer| answer.map(Answer::Message))
+}
+
+/// Passes on the frames of a call, and those of its answer.
+///
+/// # Errors
+/// The status from the service, or from the way to it.
+pub async fn pass(
+    upstreams: &Upstreams,
+    route: &Route,
+    metadata: HeaderMap,
+    frames: Bytes,
+) -> Result<http::Response<Body>, Status> {
+    let (service, rpc) = (route.service(), route.rpc.name());
+    let mut upstream =
+        upstreams.get(service).cloned().ok_or_else(|| Status::unavailable("no address for the service"))?;
+    let mut request = http::Request::new(Body::new(Full::new(frames)));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = PathAndQuery::try_from(format!("/{service}/{rpc}"))
+        .map_err(|error| Status::internal(error.to_string()))?
+        .into();
+    *request.headers_mut() = metadata;
+    for (name, value) in [(CONTENT_TYPE, "application/grpc"), (TE, "trailers")] {
+        request.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    if route.verb == Method::GET {
+        request.extensions_mut().insert(ReadsOnly);
+    }
+    if route.policy.streams {
+        request.extensions_mut().insert(Streams);
+    }
+    let response = upstream.call(request).await?;
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() != Code::Ok => Err(status),
+        _ => Ok(response),
+    }
 }
 
 struct Dynamic {

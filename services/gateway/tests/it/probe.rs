@@ -27,7 +27,7 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 
 use crate::Edge;
 
-const NAME: &str = "flotilla.probe.v1.ProbeService";
+pub const NAME: &str = "flotilla.probe.v1.ProbeService";
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
 
 static DESCRIPTORS: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -36,7 +36,7 @@ static DESCRIPTORS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     compiler.include_imports(true).open_file("probe.proto").unwrap();
     compiler.encode_file_descriptor_set()
 });
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS.as_slice()).unwrap());
+pub static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS.as_slice()).unwrap());
 static ROUTES: LazyLock<Routes> = LazyLock::new(|| Routes::of(&POOL).unwrap());
 
 struct Source(String);
@@ -96,7 +96,7 @@ pub async fn start(admission: Admission) -> Edge {
     Edge { base: format!("http://{address}"), issuer, http, lifecycle: process.lifecycle }
 }
 
-fn message(name: &str) -> MessageDescriptor {
+pub fn message(name: &str) -> MessageDescriptor {
     POOL.get_message_by_name(name).unwrap()
 }
 
@@ -235,7 +235,8 @@ impl ServerStreamingService<DynamicMessage> for Watching {
     }
 }
 
-struct Dynamic(MessageDescriptor);
+/// Messages of this type, and whatever is sent.
+pub struct Dynamic(pub MessageDescriptor);
 
 impl Codec for Dynamic {
     type Encode = DynamicMessage;
