@@ -12,7 +12,7 @@ use tracing::error;
 /// A lock was not acquired within `lock_timeout` (SQLSTATE).
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// A deadlock, and a serialization failure (SQLSTATE): a retry helps.
-const DEADLOCK: &str = "40P01";
+pub(crate) const DEADLOCK: &str = "40P01";
 const SERIALIZATION: &str = "40001";
 
 /// What a step-up (RFC 9470) demands, by the names in the metadata: classes with spaces between, and seconds.

@@ -1,7 +1,7 @@
 //! Filters of lists, a subset of [AIP-160](https://google.aip.dev/160): `status = OPEN AND (labels:"home" OR NOT dueTime < "…")`.
 //!
 //! As there, OR binds more tightly than AND, and NOT (or `-`) more tightly than both. What the subset leaves out is refused: words without a
-//! field, functions, fields of fields, and wildcards in texts.
+//! field, functions, fields of fields, and wildcards: in quotes `*` is itself.
 
 use std::fmt;
 use std::iter::Peekable;
@@ -342,6 +342,9 @@ impl Parser {
             return Err(Wrong(value_at, "put texts and times in quotes".to_owned()));
         }
         let how = if how == How::Has && value == "*" && !in_quotes { How::Present } else { how };
+        if how != How::Present && value.contains('*') && !in_quotes {
+            return Err(Wrong(value_at, "there are no wildcards: put a * that is meant in quotes".to_owned()));
+        }
         let fits = match field.kind {
             Kind::Choice(_) => matches!(how, How::Equal | How::Unequal),
             Kind::Text => matches!(how, How::Equal | How::Unequal | How::Present),
@@ -358,7 +361,11 @@ impl Parser {
             }
             Kind::Choice(_) | Kind::Text | Kind::Texts => Value::Text(value),
             Kind::Time => Value::Time(time(&value).ok_or_else(|| {
-                Wrong(value_at, "write times as in \"2026-12-24T18:00:00Z\", between the years 1 and 9999".to_owned())
+                Wrong(
+                    value_at,
+                    "write times as in \"2026-12-24T18:00:00.123456Z\", no finer, between the years 1 and 9999"
+                        .to_owned(),
+                )
             })?),
         };
         Ok(Test { field, how, value })
@@ -374,7 +381,8 @@ fn one_or(mut all: Vec<Filter>, of: fn(Vec<Filter>) -> Filter) -> Filter {
 
 fn time(text: &str) -> Option<DateTime<Utc>> {
     let time = DateTime::parse_from_rfc3339(text).ok()?.to_utc();
-    (1..=9_999).contains(&time.year()).then(|| time.trunc_subsecs(6))
+    // What PostgreSQL holds.
+    ((1..=9_999).contains(&time.year()) && time.trunc_subsecs(6) == time).then_some(time)
 }
 
 /// A name as JSON has it.
@@ -436,7 +444,7 @@ mod tests {
             ("assignee = \"\"", "assignee="),
             ("assignee != ann-b", "assignee!=ann-b"),
             ("dueTime < \"2026-12-24T18:00:00+02:00\"", "due_time<2026-12-24T16:00:00+00:00"),
-            ("due_time>='2026-12-24T18:00:00.1234567Z'", "due_time>=2026-12-24T18:00:00.123456+00:00"),
+            ("due_time>='2026-12-24T18:00:00.123456Z'", "due_time>=2026-12-24T18:00:00.123456+00:00"),
             ("dueTime:*", "due_time:*"),
             // OR binds more tightly than AND.
             ("status = OPEN AND labels:a OR labels:b AND labels:c", "(status=OPEN & (labels:a | labels:b) & labels:c)"),
@@ -471,6 +479,8 @@ mod tests {
             ("assignee =", "11, a value is missing"),
             ("dueTime < 2026-12-24T18:00:00Z", "11, put texts and times in quotes"),
             ("dueTime < \"tomorrow\"", "11, write times as in"),
+            ("dueTime < \"2026-12-24T18:00:00.1234567Z\"", "11, write times as in"),
+            ("labels:ho*", "8, there are no wildcards"),
             ("dueTime < \"0000-01-01T00:00:00Z\"", "11, write times as in"),
             ("dueTime : \"2026-12-24T18:00:00Z\"", "9, dueTime takes"),
             ("labels:a labels:b", "10, put AND or OR between"),

@@ -1,6 +1,7 @@
 //! Lists of a service's rows: filtered, in an order, and page by page. A page reads one index from where the page before has ended, and ends
 //! early, with a token, when it has examined [`MAX_EXAMINED`] rows: one tenant's question cannot occupy the database.
 
+use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
@@ -13,8 +14,11 @@ use crate::{Failure, StoreError, TenantTx};
 /// How many rows a page examines at most. (AIP-158 lets a page have fewer items than were asked for, or none.)
 pub const MAX_EXAMINED: usize = 2_000;
 
-/// How long before its `create_time` a row's id may have been made: within one command.
-const ID_BEFORE_CREATE_MILLIS: i64 = 60_000;
+/// How far a row's id and its `create_time` may be apart: within one command, or by a clock that was set back.
+const ID_AND_CREATE_MILLIS: i64 = 60_000;
+
+/// Nothing but an index will do: a plan that reads all that a tenant has, and sorts it, may seem cheap by statistics that are old.
+const BY_INDEX: &str = "select set_config(name, 'off', true) from unnest(array['enable_sort', 'enable_bitmapscan', 'enable_seqscan', 'jit']) name";
 
 /// What one list may be filtered and ordered by.
 #[derive(Debug)]
@@ -94,10 +98,13 @@ impl Lists {
     }
 
     /// The test that a request's own field stands for: `status=OPEN` beside `filter`.
-    #[must_use]
-    pub fn test(&'static self, field: &str, how: How, value: &str) -> Option<Test> {
-        let field = self.fields.iter().find(|known| known.name == field)?;
-        Some(Test { field, how, value: Value::Text(value.to_owned()) })
+    ///
+    /// # Errors
+    /// INTERNAL when the list has no such field.
+    pub fn test(&'static self, field: &str, how: How, value: &str) -> Result<Test, Failure> {
+        let known = self.fields.iter().find(|known| known.name == field);
+        let field = known.with_context(|| format!("a list has no field {field}")).map_err(Failure::internal)?;
+        Ok(Test { field, how, value: Value::Text(value.to_owned()) })
     }
 }
 
@@ -127,6 +134,7 @@ impl Query {
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
         T: TryFrom<R, Error = StoreError>,
     {
+        sqlx::query(BY_INDEX).execute(&mut **tx).await?;
         let mut sql = self.sql(columns, &tx.tenant().to_string(), after, size);
         // Its text is one of many: it takes no place among the statements that are kept.
         let rows: Vec<Listed<R>> = sql.build_query_as().persistent(false).fetch_all(&mut **tx).await?;
@@ -140,31 +148,32 @@ impl Query {
     fn sql(&self, columns: &str, tenant: &str, after: Option<&Place>, size: usize) -> QueryBuilder<Postgres> {
         let Self { lists, path, descending, filter } = self;
         let time = path.time.unwrap_or("null::timestamptz");
-        let key: Vec<_> = path.time.into_iter().chain([path.id]).collect();
+        let of = path.of.and_then(|(field, column)| Some((column, &equal(filter, field)?.value)));
+        let key: Vec<_> = of.map(|(column, _)| column).into_iter().chain(path.time).chain([path.id]).collect();
         let by = |key: &[&str]| {
             let direction = if *descending { "desc" } else { "asc" };
             key.iter().map(|column| format!("{column} {direction}")).collect::<Vec<_>>().join(", ")
         };
         let mut sql = QueryBuilder::new("select *, nullif(list_time, 'infinity') as place_time from (select ");
         sql.push(columns);
-        sql.push(format!(", {time} as list_time, {} as list_id, ", path.id));
+        let column = of.map_or("null", |(column, _)| column);
+        sql.push(format!(", {column} as list_of, {time} as list_time, {} as list_id, ", path.id));
         sql.push(format!("row_number() over (order by {}) as number, ", by(&key)));
         push_filter(&mut sql, filter);
         sql.push(format!(" as fits from {} where {}", path.from, lists.base));
         for column in path.tenants {
             sql.push(format!(" and {column} = ")).push_bind(tenant.to_owned());
         }
-        if let Some((field, column)) = path.of
-            && let Some(test) = equal(filter, field)
-        {
-            sql.push(format!(" and {column} = "));
-            push_value(&mut sql, &test.value);
-        }
-        // From where to where the index is read.
-        let (low, high) = self.bounds();
+        // From where to where the index is read. The only value of the path's field is a part of the bounds and of the order, and not a condition of
+        // its own: then no other index will do, whatever the statistics say.
+        let Bounds { low, high, has_time } = self.bounds();
         let (from, to) = if *descending { (None, after) } else { (after, None) };
         let mut bound = |operator: &str, place: &Place, endless: &str| {
             sql.push(format!(" and ({}) {operator} (", key.join(", ")));
+            if let Some((_, value)) = of {
+                push_value(&mut sql, value);
+                sql.push(", ");
+            }
             match place.0 {
                 _ if path.time.is_none() => {}
                 Some(time) => {
@@ -178,42 +187,56 @@ impl Query {
         };
         match from {
             Some(from) => bound(">", from, "infinity"),
-            None if low.is_some() => bound(">=", &path.first(low), "-infinity"),
+            None if low.is_some() || of.is_some() => bound(">=", &path.first(low), "-infinity"),
             None => {}
         }
         match to {
             Some(to) => bound("<", to, "infinity"),
-            None if high.is_some() => bound("<=", &path.last(high), "infinity"),
+            // Those without a time stand at its end.
+            None if high.is_none() && has_time && path.time.is_some() => {
+                bound("<", &Place(None, Uuid::nil()), "infinity")
+            }
+            None if high.is_some() || of.is_some() => bound("<=", &path.last(high), "infinity"),
             None => {}
         }
         sql.push(format!(" order by {} limit {MAX_EXAMINED}) examined", by(&key)));
         sql.push(format!(" where fits or number = {MAX_EXAMINED} order by "));
-        let shown: Vec<_> = path.time.map(|_| "list_time").into_iter().chain(["list_id"]).collect();
+        let shown: Vec<_> =
+            of.map(|_| "list_of").into_iter().chain(path.time.map(|_| "list_time")).chain(["list_id"]).collect();
         sql.push(by(&shown)).push(format!(" limit {}", size + 1));
         sql
     }
 
-    /// Between which times of its order everything is for which the filter holds.
-    fn bounds(&self) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
-        let (mut low, mut high) = (None, None);
+    fn bounds(&self) -> Bounds {
+        let mut bounds = Bounds::default();
         for test in self.filter.certain().filter(|test| test.field.name == self.path.order) {
+            bounds.has_time |= test.how != How::Unequal;
             let Value::Time(at) = test.value else { continue };
             if matches!(test.how, How::Equal | How::Greater | How::AtLeast) {
-                low = low.max(Some(at));
+                bounds.low = bounds.low.max(Some(at));
             }
             if matches!(test.how, How::Equal | How::Less | How::AtMost) {
-                high = Some(high.map_or(at, |high: DateTime<Utc>| high.min(at)));
+                bounds.high = Some(bounds.high.map_or(at, |high| high.min(at)));
             }
         }
-        (low, high)
+        bounds
     }
+}
+
+/// What a filter says of the time of an order.
+#[derive(Debug, Default)]
+struct Bounds {
+    low: Option<DateTime<Utc>>,
+    high: Option<DateTime<Utc>>,
+    /// Whether there is one.
+    has_time: bool,
 }
 
 impl Path {
     /// Where the first row of a time stands, or before it.
     fn first(&self, at: Option<DateTime<Utc>>) -> Place {
         let id = match at {
-            Some(at) if self.time.is_none() => millis(at.timestamp_millis() - ID_BEFORE_CREATE_MILLIS),
+            Some(at) if self.time.is_none() => millis(at.timestamp_millis() - ID_AND_CREATE_MILLIS),
             _ => 0,
         };
         Place(at, Uuid::from_u128(id))
@@ -222,7 +245,7 @@ impl Path {
     /// Where the last row of a time stands, or behind it.
     fn last(&self, at: Option<DateTime<Utc>>) -> Place {
         let id = match at {
-            Some(at) if self.time.is_none() => millis(at.timestamp_millis()) | ((1 << 80) - 1),
+            Some(at) if self.time.is_none() => millis(at.timestamp_millis() + ID_AND_CREATE_MILLIS) | ((1 << 80) - 1),
             _ => u128::MAX,
         };
         Place(at, Uuid::from_u128(id))

@@ -8,12 +8,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr as _};
 
-use crate::failure::LOCK_NOT_AVAILABLE;
+use crate::failure::{DEADLOCK, LOCK_NOT_AVAILABLE};
 use crate::{idempotency, login, secret, tenants};
 
 /// How often a migration tries to get its locks, and the pause between.
 const TRIES: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often the build of an index is tried, each for minutes.
+const BUILDS: u32 = 3;
 const LOCK_TIMEOUT: &str = "set lock_timeout = '500ms'";
 
 /// What lets a process see whether its schema is there.
@@ -178,6 +180,7 @@ fn copy(own: &Migrator, squashed: Option<Squashed>) -> Migrator {
         Some(squashed) if migration.version == squashed.to => Migration {
             sql: AssertSqlSafe(format!("{}\n{}", squashed.sql, history_of(own, squashed.to))).into_sql_str(),
             description: Cow::Borrowed("squashed"),
+            no_tx: false,
             ..migration
         },
         _ => migration,
@@ -246,23 +249,45 @@ async fn run(connection: &mut PgConnection, migrator: &Migrator, to: Option<i64>
             if before.is_some() {
                 run_some(connection, migrator, before).await?;
             }
-            // Nobody waits for it while it waits.
-            sqlx::query("set lock_timeout = '5min'").execute(&mut *connection).await?;
-            drop_unfinished(connection).await?;
-            run_some(connection, migrator, Some(migration.version)).await?;
-            sqlx::query(LOCK_TIMEOUT).execute(&mut *connection).await?;
+            let ran = format!("select exists (select from {} where version = $1 and success)", migrator.table_name);
+            let ran = sqlx::query_scalar(AssertSqlSafe(ran)).bind(migration.version);
+            if !ran.fetch_one(&mut *connection).await? {
+                build(connection, migrator, migration).await?;
+            }
         }
         before = Some(migration.version);
     }
     run_some(connection, migrator, to).await
 }
 
-/// Drops what a build of an index has left that did not end: it costs every write, and nobody reads by it.
-async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let unfinished = "select format('drop index %I.%I', nspname, relname) from pg_index \
+/// Builds an index beside its table's users, and nobody waits for it.
+async fn build(connection: &mut PgConnection, migrator: &Migrator, migration: &Migration) -> Result<(), MigrateError> {
+    // It waits for every statement that has begun. One of an earlier release, which waits for sqlx's lock, would wait for it.
+    connection.unlock().await?;
+    sqlx::query("set lock_timeout = '5min'").execute(&mut *connection).await?;
+    let mut tries = 1;
+    let built = loop {
+        drop_unfinished(connection, migration).await?;
+        match migrator.run_to(migration.version, &mut *connection).await {
+            Err(error) if tries < BUILDS && is_in_the_way(&error) => tries += 1,
+            built => break built,
+        }
+    };
+    sqlx::query(LOCK_TIMEOUT).execute(&mut *connection).await?;
+    connection.lock().await?;
+    built
+}
+
+/// Drops what a build of this migration's index has left that did not end: it costs every write, and nothing is read by it.
+async fn drop_unfinished(connection: &mut PgConnection, migration: &Migration) -> Result<(), sqlx::Error> {
+    let Some((_, name)) = migration.sql.as_str().split_once(" index concurrently if not exists ") else {
+        return Ok(());
+    };
+    let unfinished = "select format('drop index concurrently %I.%I', nspname, relname) from pg_index \
                       join pg_class c on c.oid = indexrelid join pg_namespace n on n.oid = relnamespace \
-                      where not indisvalid and nspname = current_schema() and relowner = current_user::regrole";
-    for drop in sqlx::query_scalar::<_, String>(unfinished).fetch_all(&mut *connection).await? {
+                      where not indisvalid and nspname = current_schema() and relname = $1";
+    let unfinished = sqlx::query_scalar::<_, String>(unfinished).bind(name.split(' ').next());
+    for drop in unfinished.fetch_all(&mut *connection).await? {
         sqlx::query(AssertSqlSafe(drop)).execute(&mut *connection).await?;
     }
     Ok(())
@@ -277,15 +302,20 @@ async fn run_some(connection: &mut PgConnection, migrator: &Migrator, to: Option
             None => migrator.run(&mut *connection).await,
         };
         let Err(error) = ran else { return Ok(()) };
-        let source = match &error {
-            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.as_database_error(),
-            _ => None,
-        };
-        let locked = source.and_then(|source| source.code()).as_deref() == Some(LOCK_NOT_AVAILABLE);
-        if !locked || tries == TRIES {
+        if !is_in_the_way(&error) || tries == TRIES {
             return Err(error);
         }
         tries += 1;
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Whether a migration has failed for another user of the database.
+fn is_in_the_way(error: &MigrateError) -> bool {
+    let source = match error {
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source.as_database_error(),
+        _ => None,
+    };
+    let code = source.and_then(|source| source.code());
+    [Some(LOCK_NOT_AVAILABLE), Some(DEADLOCK)].contains(&code.as_deref())
 }

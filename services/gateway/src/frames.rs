@@ -24,7 +24,7 @@ use tonic::Status;
 use tonic::server::NamedService;
 use tower::{Layer as _, Service as _};
 
-use crate::http::{Edge, Keyed};
+use crate::edge::{Edge, Keyed};
 use crate::problem::Problem;
 use crate::request;
 use crate::routes::{Route, Routes};

@@ -4,48 +4,39 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use authz::{Caller, TokenError, Verifier};
+use authz::Caller;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use contracts::ActorKind;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::request::Parts as Head;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use prost_reflect::DynamicMessage;
 use service::client::ReadsOnly;
 use service::config::Common;
-use service::limits::{Limits, Turn};
 use service::lines::{Line, Outcome, Unanswered};
 use service::readiness::AtWork;
 use service::server::{self, Bounds};
 use service::tls::Speaks;
 use service::upstreams::Upstreams;
-use service::{DEGRADED, Failure, Lifecycle, Process, RELEASE, clock, idempotency, trace};
+use service::{DEGRADED, Process, RELEASE, idempotency, trace};
 use tokio::net::TcpListener;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Status;
 use tracing::Instrument as _;
 
 use crate::Config;
-use crate::events::Kept;
-use crate::exchange::Exchange;
+use crate::edge::{Edge, Keyed};
 use crate::problem::Problem;
-use crate::request::{self, Bodies, Conditions, IDEMPOTENCY_KEY};
+use crate::request::{self, Conditions};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
 use crate::{events, form, frames, pages};
-
-/// The longest `Authorization` header: upstream takes no more than 16 KiB of headers in all.
-const MAX_AUTHORIZATION_BYTES: usize = 9 * 1024;
 
 /// What a page that a service answers may: styles of its own, and its form sent back.
 const PAGES_MAY: &str =
@@ -55,31 +46,6 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// The code of a successful answer.
 const OK: &str = "OK";
-
-/// What requests and calls are answered with.
-pub struct Edge {
-    routes: &'static Routes,
-    verifier: Arc<Verifier>,
-    limits: Limits,
-    /// The memory for bodies.
-    pub bodies: Bodies,
-    kept: Kept,
-    /// How many proxies stand in front.
-    proxies: usize,
-    exchange: Exchange,
-    /// The services.
-    pub upstreams: Upstreams,
-    at_work: metrics::Gauge,
-    /// The process's.
-    pub lifecycle: Lifecycle,
-}
-
-/// The idempotency key of a call.
-pub struct Keyed {
-    key: Option<HeaderValue>,
-    /// Whether it was made here.
-    own: bool,
-}
 
 /// Serves these routes until the process stops; returns the address.
 ///
@@ -91,7 +57,7 @@ pub async fn serve(
     routes: &'static Routes,
     upstreams: Upstreams,
 ) -> Result<SocketAddr, anyhow::Error> {
-    let (Config { common, proxies, provider, .. }, Process { lifecycle, readiness, .. }) = (config, process.clone());
+    let (common, Process { lifecycle, readiness, .. }) = (&config.common, process.clone());
     let Common { listen, admission, .. } = common;
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
@@ -102,18 +68,7 @@ pub async fn serve(
         .merge(frames::router(routes, common.admission.reflection)?)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
-        .with_state(Arc::new(Edge {
-            routes,
-            verifier: process.verifier(common)?,
-            limits: Limits::new(&admission.allowances()),
-            bodies: Bodies::new(),
-            kept: Kept::new(),
-            proxies: usize::from(*proxies),
-            exchange: Exchange::new(&upstreams, provider)?,
-            upstreams,
-            at_work: metrics::gauge!("http_server_active_requests"),
-            lifecycle: lifecycle.clone(),
-        }))
+        .with_state(Arc::new(Edge::new(process, config, (routes, upstreams))?))
         .layer(middleware::from_fn(frames::web))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
     let bounds = Bounds {
@@ -247,134 +202,6 @@ fn with_trace_id(mut response: Response) -> Response {
     response
 }
 
-impl Edge {
-    /// Verifies the caller before the rest of the request, unless the method is public; charges and bounds the call before its body is read and
-    /// parsed. Returns the authorization that it came with.
-    pub async fn admit(
-        &self,
-        route: &Route,
-        head: &Head,
-        caller: &mut Option<Caller>,
-    ) -> Result<(Option<HeaderValue>, Turn), Status> {
-        let authorization = service::grpc::authorization(&head.headers).map_err(Failure::from)?;
-        let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
-        let address = request::client(head, self.proxies)?;
-        if route.policy.public {
-            return Ok((authorization, self.limits.turn_of_address(address, route.policy.cost).await?));
-        }
-        let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let charged = self.limits.turn_of_address(address, self.exchange.cost);
-        let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
-        let text = authorization.as_ref().and_then(|value| value.to_str().ok());
-        let who = self.verifier.verify(text).await.map_err(Failure::from)?;
-        // A service calls another one itself: a token for it has got into other hands.
-        if who.actor.kind == ActorKind::Service {
-            let what = "it is a service's, which does not call through the edge";
-            return Err(Failure::from(TokenError::Untrusted(what)).into());
-        }
-        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await?;
-        Ok((authorization, turn))
-    }
-
-    /// A place among the open streams.
-    ///
-    /// # Errors
-    /// There is none for this caller.
-    pub fn opens(&self, head: &Head, caller: Option<&Caller>) -> Result<Turn, Failure> {
-        match caller {
-            Some(caller) => self.limits.stream(caller),
-            None => self.limits.stream_of_address(request::client(head, self.proxies)?),
-        }
-    }
-
-    /// Whether a call may be sent a second time, by another token: a service may have asked another one, which had heard first of what was
-    /// taken from its caller.
-    pub fn may_repeat(&self, route: &Route, head: &Head, key: &Keyed) -> bool {
-        let reads = route.verb == Method::GET;
-        !route.policy.public && self.exchange.takes(credential(head)) && (reads || key.key.is_some())
-    }
-
-    /// Sends a call; and once more what is to be sent `again`, where its caller has another role by now: its credential says which.
-    ///
-    /// # Errors
-    /// Those of `send`, and of a caller who may not call any more.
-    pub async fn call<M, A, F>(
-        &self,
-        (route, head): (&Route, &Head),
-        (authorization, turn): (Option<HeaderValue>, Turn),
-        caller: &mut Option<Caller>,
-        (message, again): (M, Option<M>),
-        send: impl Fn(M, Option<HeaderValue>) -> F,
-    ) -> Result<A, Status>
-    where
-        F: Future<Output = Result<A, Status>>,
-    {
-        let (mut turn, exchanged) = (turn, !route.policy.public && self.exchange.takes(credential(head)));
-        let mut answer = send(message, authorization.clone()).await;
-        if exchanged && answer.as_ref().is_err_and(is_revoked) {
-            self.exchange.give_up(credential(head), authorization.as_ref()).await;
-            if let Some(message) = again {
-                drop(turn);
-                let mut admitted = None;
-                let (authorization, next) = self.admit(route, head, &mut admitted).await?;
-                turn = next;
-                // What was meant for one tenant goes to no other.
-                if admitted.as_ref().map(|admitted| &admitted.tenant) == caller.as_ref().map(|caller| &caller.tenant) {
-                    *caller = admitted;
-                    answer = send(message, authorization).await;
-                }
-            }
-        }
-        drop(turn);
-        answer
-    }
-}
-
-/// What a caller came with.
-fn credential(head: &Head) -> Option<&str> {
-    head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok())
-}
-
-impl Keyed {
-    /// That of a request; a change without one gets one here, so that it can be sent to another replica.
-    ///
-    /// # Errors
-    /// There are several, or it is too long.
-    pub fn of(route: &Route, headers: &HeaderMap) -> Result<Self, Problem> {
-        let key = if route.takes_key() { request::one_key(headers)? } else { None };
-        let own = key.is_none() && route.takes_key() && [Method::PATCH, Method::DELETE].contains(&route.verb);
-        let key = if own { HeaderValue::try_from(clock::new_id().to_string()).ok() } else { key };
-        Ok(Self { key, own })
-    }
-
-    /// Puts it into a call's metadata, with the authorization.
-    pub fn put(&self, authorization: Option<HeaderValue>, metadata: &mut HeaderMap) {
-        for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), self.key.clone())] {
-            if let Some(value) = value {
-                metadata.insert(name, value);
-            }
-        }
-    }
-
-    /// What the caller is told where its call has failed.
-    pub fn outcome(&self, status: Status) -> Status {
-        let reason = status.get_details_error_info().map(|info| info.reason);
-        // The gateway's own attempt holds the key; its replica went away.
-        if self.own && reason.as_deref() == Some("IDEMPOTENCY_KEY_IN_USE") {
-            let what = "the service went away, and the change may have happened: ask";
-            return Failure::new(service::Code::Unavailable, "UNAVAILABLE", what)
-                .retry_after(Duration::from_secs(1))
-                .into();
-        }
-        status
-    }
-
-    /// Whether its caller knows nothing of it.
-    pub const fn is_own(&self) -> bool {
-        self.own
-    }
-}
-
 async fn answer(
     edge: &Edge,
     found: Found<'_>,
@@ -442,7 +269,7 @@ async fn answer(
     };
     // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
-        let meant = !(key.own && name == idempotency::REPLAYED_METADATA);
+        let meant = !(key.is_own() && name == idempotency::REPLAYED_METADATA);
         if let Some(said) = metadata.as_ref().get(name).filter(|_| meant) {
             response.headers_mut().insert(name, said.clone());
         }
@@ -472,12 +299,6 @@ fn raw(answer: &DynamicMessage) -> Response {
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_MAY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
-}
-
-/// Whether a service takes a token for revoked.
-fn is_revoked(status: &Status) -> bool {
-    status.code() == Code::Unauthenticated
-        && status.get_details_error_info().is_some_and(|info| info.reason == "TOKEN_REVOKED")
 }
 
 /// The answer as JSON; a read follows the request's conditions.

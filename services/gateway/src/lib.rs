@@ -1,10 +1,12 @@
 //! The gateway: HTTP/JSON, gRPC and gRPC-Web at the edge, gRPC inside. A new RPC with its options
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
-//! `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
+//! `edge` lets calls in and sends them. `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
 //! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `template` is the path-template language of google/api/http.proto.
 
 pub mod http;
+
+mod edge;
 
 mod exchange;
 

@@ -1,2 +1,2 @@
 -- no-transaction
-create index concurrently todo_update_idx on todo (tenant, update_time, id) where delete_time is null;
+create index concurrently if not exists todo_update_idx on todo (tenant, update_time, id) where delete_time is null;

@@ -152,8 +152,8 @@ pub fn query(request: &pb::ListTodosRequest) -> Result<Query, Failure> {
         ("labels", How::Has, label.as_ref().map(Label::as_str)),
         ("assignee", How::Equal, assigned.as_ref().map(UserId::as_str)),
     ] {
-        if let Some(test) = value.and_then(|value| TODOS.test(field, how, value)) {
-            filter = filter.and(test);
+        if let Some(value) = value {
+            filter = filter.and(TODOS.test(field, how, value)?);
         }
     }
     TODOS.query(filter, order_by)

@@ -442,6 +442,8 @@ async fn a_page_examines_a_bounded_number_of_rows_and_comes_short_with_a_token()
                 ("createTime < '2023-11-14T22:13:30Z'", "createTime"),
                 ("updateTime <= '2023-11-14T22:13:30Z'", "updateTime"),
                 ("dueTime < '2096-10-02T07:06:50Z'", "dueTime"),
+                // Those that are never due stand behind it, and are not looked at.
+                ("dueTime > '2096-10-02T08:21:30Z'", "dueTime"),
             ] {
                 if !order_by.to_lowercase().contains(&by.to_lowercase()) {
                     continue;
@@ -466,40 +468,68 @@ async fn a_page_examines_a_bounded_number_of_rows_and_comes_short_with_a_token()
     assert!((walks * TODOS..=most).contains(&read), "{read} rows for {walks} walks: {} at most", most);
 }
 
-/// In all tenants together nearly every todo is open, labelled and assigned; in this one a few of many are.
+/// A tenant that has written much since the database last looked, and of which next to nothing is as elsewhere: one in 500 of its todos is open,
+/// labelled and assigned, where nearly all others are.
 #[tokio::test]
-async fn a_list_reads_what_its_index_begins_with_whatever_is_usual_elsewhere() {
+async fn a_list_reads_what_its_index_begins_with_whatever_the_statistics_say() {
     let harness = Harness::start().await;
     let mut admin = harness.database.admin().await;
-    admin
-        .execute(
+    let insert = |tenants: &str, numbers: &str, usual: &str| {
+        format!(
             "insert into todo (tenant, id, title, notes, status, complete_time, labels, assignee, create_time, update_time, created_by, version) \
-             select tenant, gen_random_uuid(), 'title', '', case when usual then 'OPEN' else 'COMPLETED' end, case when not usual then now() end, \
+             select {tenants}, gen_random_uuid(), 'title', '', case when usual then 'OPEN' else 'COMPLETED' end, case when not usual then now() end, \
                     array[case when usual then 'x' else 'y' end], case when usual then 'bob' end, now(), now(), 'ann', 1 \
-             from generate_series(1, 60000) n, lateral (select case when n < 10000 then 'acme' else 'globex' end, n >= 10000 or n % 500 = 0) v (tenant, usual); \
-             insert into todo_label (tenant, label, todo_id) select tenant, label, id from todo, unnest(labels) label; \
-             analyze todo, todo_label",
+             from generate_series({numbers}) n, lateral (select {usual}) v (usual); "
         )
-        .await
-        .unwrap();
+    };
+    let labels = |which: &str| {
+        format!(
+            "insert into todo_label (tenant, label, todo_id) select tenant, label, id from todo, unnest(labels) label where {which}; "
+        )
+    };
+    let setup = [
+        "alter table todo set (autovacuum_enabled = off); alter table todo_label set (autovacuum_enabled = off); "
+            .to_owned(),
+        insert("'tenant-' || n % 3000", "1, 60000", "true"),
+        labels("true"),
+        "analyze todo, todo_label; ".to_owned(),
+        insert("'acme'", "1, 9500", "n % 500 = 0"),
+        labels("tenant = 'acme'"),
+    ];
+    admin.execute(sqlx::AssertSqlSafe(setup.concat())).await.unwrap();
     admin.close().await.unwrap();
     harness.database.admin().await.execute("select pg_stat_reset()").await.unwrap();
     let ann = harness.client("acme", "ann");
     let mut lists = 0;
-    for filter in ["status = OPEN", "labels:x", "assignee = bob"] {
-        for order_by in ["createTime", "createTime desc", "dueTime", "dueTime desc"] {
-            if filter != "status = OPEN" && order_by.starts_with("due") {
-                continue;
+    for order_by in ["createTime", "createTime desc", "dueTime", "dueTime desc", "updateTime", "updateTime desc"] {
+        for filter in
+            ["", "status = OPEN", "labels:x", "assignee = bob", "labels:x AND createTime > '2020-01-01T00:00:00Z'"]
+        {
+            let by_index = match order_by.split(' ').next() {
+                Some("createTime") => true,
+                Some("dueTime") => filter == "status = OPEN",
+                _ => false,
+            };
+            if filter.is_empty() || by_index {
+                let list = ListTodosRequest {
+                    page_size: 19,
+                    filter: filter.to_owned(),
+                    order_by: order_by.to_owned(),
+                    ..ListTodosRequest::default()
+                };
+                let page = ann.list(list).await.unwrap();
+                assert_eq!(
+                    (page.todos.len(), page.next_page_token.is_empty()),
+                    (19, !filter.is_empty()),
+                    "{filter} by {order_by}"
+                );
+                lists += 1;
             }
-            let (filter, order_by) = (filter.to_owned(), order_by.to_owned());
-            let page = ann.list(ListTodosRequest { filter, order_by, ..ListTodosRequest::default() }).await.unwrap();
-            assert_eq!((page.todos.len(), page.next_page_token.as_str()), (19, ""));
-            lists += 1;
         }
     }
     harness.stop().await;
     let read = read_of_todos(&harness).await;
-    assert!((lists * 19..lists * 50).contains(&read), "{read} rows for {lists} lists of 19");
+    assert!((lists * 19..lists * 60).contains(&read), "{read} rows for {lists} lists of 19");
 }
 
 /// How many rows of todos were read, and none by a scan.
