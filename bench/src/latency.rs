@@ -143,7 +143,7 @@ pub async fn once(
                     Ok(())
                 };
                 match &relay {
-                    Some(relay) => relay.commit(tx, vec![event], commit).await?,
+                    Some(relay) => drop(relay.commit(tx, vec![event], commit).await?),
                     None => {
                         outbox::append(&mut tx, &event).await?;
                         commit(tx).await?;

@@ -83,7 +83,8 @@ pub struct Handle {
 impl Handle {
     /// Appends these events, in their order, as the last step of a transaction, commits it, and hands the rows to the
     /// relay, which then need not query for them. Lock the aggregate's row first. `commit` is that of the transaction, for
-    /// example `sqlx::Transaction::commit`.
+    /// example `sqlx::Transaction::commit`. Returns the `seq` of the last row: whoever has handled it has handled all of them, and all that
+    /// were committed before.
     ///
     /// **`tx` must be the outermost transaction, and `commit` must commit it.** The relay publishes the rows once it has returned
     /// `Ok`. The commit of a savepoint, or one that does nothing, would publish what may yet be rolled back.
@@ -98,7 +99,7 @@ impl Handle {
         mut tx: T,
         events: Vec<NewEvent>,
         commit: impl FnOnce(T) -> F,
-    ) -> Result<(), sqlx::Error>
+    ) -> Result<Option<i64>, sqlx::Error>
     where
         T: DerefMut<Target = PgConnection>,
         F: Future<Output = Result<(), sqlx::Error>>,
@@ -108,10 +109,11 @@ impl Handle {
             rows.push(store::append_row(&mut tx, event).await?);
         }
         commit(tx).await?;
-        if !rows.is_empty() {
+        let last = rows.last().map(|row| row.seq);
+        if last.is_some() {
             self.hand_off.push(rows, false);
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Reports the commit of a transaction with an event. Never waits; if the report is lost, the poll finds the row.

@@ -28,7 +28,7 @@ pub use crate::replica::MAX_ANSWER_BYTES;
 use crate::replica::{Admitted, LATE, Replica, Tls, Unanswered};
 use crate::retry::Delays;
 use crate::tls::{Authorities, Trusted};
-use crate::{Code, Failure, Lifecycle, grpc, idempotency, notes, trace};
+use crate::{Code, Failure, Lifecycle, deadline, idempotency, notes, trace};
 
 /// How long a call waits for a replica while all are left out: as long as a process takes to start, and longer than a breaker is open.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -277,7 +277,7 @@ impl Shared {
     async fn call(&self, request: Request<Body>, carry: Option<Carry>) -> Result<Response<Body>, Status> {
         let (mut head, body) = request.into_parts();
         let ends = Instant::now()
-            + grpc::deadline(&head.headers).map_or(grpc::DEADLINE, |deadline| deadline.min(grpc::DEADLINE));
+            + deadline::of(&head.headers).map_or(deadline::LONGEST, |deadline| deadline.min(deadline::LONGEST));
         if !head.headers.contains_key(AUTHORIZATION)
             && let (Some(carry), Some(callers)) = (carry, notes::authorization())
         {

@@ -65,6 +65,11 @@ impl Db {
         if self.knows_tenants && call.caller.role.is_some() && tx.stored.is_none() {
             tenants::refuse_suspended(&mut tx, &call.caller.tenant).await?;
         }
+        if tx.stored.is_some()
+            && let Some(place) = tx.mark().await?
+        {
+            crate::notes::stands_at(place);
+        }
         tx.once = call.once.clone();
         Ok(tx)
     }
@@ -168,6 +173,12 @@ impl TenantTx {
     #[must_use]
     pub fn tenant(&self) -> TenantId {
         self.tenant.clone()
+    }
+
+    /// A place in the outbox behind which nothing stands that was committed before; none without an outbox, or an event.
+    pub(crate) async fn mark(&mut self) -> Result<Option<i64>, sqlx::Error> {
+        let mark = "select pg_sequence_last_value(oid) from (select to_regclass('outbox_seq') as oid) outbox where oid is not null";
+        Ok(sqlx::query_scalar::<_, Option<i64>>(mark).fetch_optional(&mut *self.tx).await?.flatten())
     }
 
     /// The answer of an earlier call with the same key: the command returns it and does nothing. A command that does not ask for it cannot

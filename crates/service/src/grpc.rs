@@ -40,10 +40,7 @@ use crate::revocations::Revocations;
 use crate::server::{self, Bounds, Peer};
 use crate::streams::{self, Ends};
 use crate::tls::Speaks;
-use crate::{Code, DEGRADED, Failure, Process, RELEASE, clock, idempotency, trace};
-
-/// The longest duration of a call, whatever deadline it brings.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+use crate::{Code, DEGRADED, Failure, Process, RELEASE, clock, consistency, deadline, idempotency, trace};
 
 /// How many concurrent calls one connection may have: a gateway's calls come from many tenants, each within its own limits.
 const STREAMS: u32 = 1_024;
@@ -57,6 +54,8 @@ struct Guard {
     policies: HashMap<String, Policy>,
     /// Where answers are to name it.
     release: Option<HeaderValue>,
+    /// The service's, in consistency tokens.
+    name: &'static str,
     at_work: metrics::Gauge,
     stop: CancellationToken,
 }
@@ -115,6 +114,7 @@ where
         revocations,
         policies,
         release: process.release_header(common),
+        name: process.name,
         at_work: metrics::gauge!("rpc_server_active_calls"),
         stop: lifecycle.stopping(),
     });
@@ -210,9 +210,9 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     );
     trace::continue_trace(&span, request.headers());
     let (started, _at_work) = (Instant::now(), AtWork::new(&guard.at_work));
-    let callers = deadline(request.headers());
-    let within = callers.map_or(DEADLINE, |deadline| deadline.min(DEADLINE));
-    let mut seen = Seen { hurried: within < DEADLINE, ..Seen::default() };
+    let callers = deadline::of(request.headers());
+    let within = callers.map_or(deadline::LONGEST, |deadline| deadline.min(deadline::LONGEST));
+    let mut seen = Seen { hurried: within < deadline::LONGEST, ..Seen::default() };
     let answer = async {
         let unanswered = Unanswered::new("call", &method, started);
         let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {
@@ -328,6 +328,12 @@ impl Guard {
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
         }
+        if let Some(token) = notes.place.and_then(|place| consistency::token(self.name, place)) {
+            response.headers_mut().insert(consistency::TOKEN, token);
+        }
+        if notes.pending {
+            response.headers_mut().insert(consistency::PENDING, HeaderValue::from_static("true"));
+        }
         if let Some(parts) = notes.degraded() {
             response = with_trailer(response, DEGRADED, parts);
         }
@@ -379,22 +385,6 @@ fn with_reason(response: Response) -> Response {
     Status::from(failure).into_http()
 }
 
-/// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. An unreadable one counts as none.
-pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3_600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,26 +397,6 @@ mod tests {
             (tonic::Code::InvalidArgument, "INVALID_ARGUMENT"),
         ] {
             assert_eq!(name_of(code), name);
-        }
-    }
-
-    #[test]
-    fn a_deadline_is_read_as_it_is_written() {
-        for (text, wanted) in [
-            ("1u", Some(Duration::from_micros(1))),
-            ("15S", Some(Duration::from_secs(15))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3_600))),
-            ("S", None),
-            ("", None),
-            ("123456789m", None),
-            ("5x", None),
-            ("5\u{20ac}", None),
-        ] {
-            let headers = HeaderMap::from_iter([(
-                "grpc-timeout".parse().unwrap(),
-                HeaderValue::from_bytes(text.as_bytes()).unwrap(),
-            )]);
-            assert_eq!(deadline(&headers), wanted, "{text}");
         }
     }
 }

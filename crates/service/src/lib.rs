@@ -40,6 +40,10 @@ pub mod tail;
 
 pub mod live;
 
+pub mod consistency;
+
+pub mod deadline;
+
 pub mod filter;
 
 pub mod list;

@@ -15,6 +15,10 @@ pub(crate) struct Notes {
     pub events: Vec<Uuid>,
     /// The backing services that the answer was made without.
     pub degraded: Vec<&'static str>,
+    /// The place in the outbox behind which nothing of the call stands.
+    pub place: Option<i64>,
+    /// Whether the copy that was read lacks what the caller has asked for.
+    pub pending: bool,
 }
 
 impl Notes {
@@ -30,6 +34,8 @@ struct Open {
     replayed: Cell<bool>,
     events: RefCell<Vec<Uuid>>,
     degraded: RefCell<Vec<&'static str>>,
+    place: Cell<Option<i64>>,
+    pending: Cell<bool>,
 }
 
 tokio::task_local! {
@@ -44,6 +50,8 @@ pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: 
             replayed: notes.replayed.get(),
             events: notes.events.take(),
             degraded: notes.degraded.take(),
+            place: notes.place.get(),
+            pending: notes.pending.get(),
         });
         (outcome, notes)
     };
@@ -70,4 +78,15 @@ pub fn wrote(events: impl Iterator<Item = Uuid>) {
 pub fn degraded(part: &'static str) {
     metrics::counter!("degraded_answers_total", "part" => part).increment(1);
     NOTES.try_with(|notes| notes.degraded.borrow_mut().push(part)).ok();
+}
+
+/// Notes the place in the outbox behind which nothing of the call stands: its consistency token.
+pub(crate) fn stands_at(place: i64) {
+    NOTES.try_with(|notes| notes.place.set(notes.place.get().max(Some(place)))).ok();
+}
+
+/// Notes that the copy that was read lacks what the caller has asked for.
+pub fn pending() {
+    metrics::counter!("consistency_tokens_pending_total").increment(1);
+    NOTES.try_with(|notes| notes.pending.set(true)).ok();
 }

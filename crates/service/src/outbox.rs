@@ -71,8 +71,12 @@ impl Outbox {
             attempt.store(&mut tx, answer.to_message().encode_to_vec()).await?;
         }
         let written: Vec<_> = events.iter().map(|event| event.id).collect();
-        self.relay.commit(tx, events, TenantTx::commit).await?;
+        let mark = if events.is_empty() { tx.mark().await? } else { None };
+        let last = self.relay.commit(tx, events, TenantTx::commit).await?;
         notes::wrote(written.into_iter());
+        if let Some(place) = last.or(mark) {
+            notes::stands_at(place);
+        }
         Ok(())
     }
 }

@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use http::HeaderName;
 use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
 
+use crate::consistency;
+
 /// The policy of a method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -50,6 +52,12 @@ impl Policy {
         let is = |name: &str| policy.is_some_and(|policy| flag(policy, name));
         let number = |name: &str| policy.and_then(|policy| policy.get_field_by_name(name)?.as_u32());
         let oauth = is("oauth");
+        let listed = |name: &str| policy.map_or_else(Vec::new, |policy| headers(policy, name));
+        let (mut request_headers, mut response_headers) = (listed("request_headers"), listed("response_headers"));
+        if is("reads_copy") {
+            request_headers.push(HeaderName::from_static(consistency::TOKEN));
+            response_headers.push(HeaderName::from_static(consistency::PENDING));
+        }
         let idempotency = policy.and_then(|policy| policy.get_field_by_name("idempotency")?.as_enum_number());
         Self {
             cost: number("cost").and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
@@ -63,8 +71,8 @@ impl Policy {
                 _ => Idempotency::Optional,
             },
             max_body_bytes: number("max_body_bytes").filter(|bytes| *bytes > 0).map(|bytes| bytes as usize),
-            request_headers: policy.map_or_else(Vec::new, |policy| headers(policy, "request_headers")),
-            response_headers: policy.map_or_else(Vec::new, |policy| headers(policy, "response_headers")),
+            request_headers,
+            response_headers,
         }
     }
 }

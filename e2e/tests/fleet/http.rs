@@ -361,3 +361,57 @@ async fn operations_ports(fleet: &Fleet) {
         .await;
     }
 }
+
+/// Nobody waits by hand: each write is found by the search behind it.
+#[test]
+fn what_was_just_written_is_found_by_its_consistency_token() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("http-consistency", "ann").await;
+        let found = async |token: &str| {
+            let search = ann.request(Method::GET, "/v1/todos:search?query=ketch").header("consistency-token", token);
+            let answer = Answer::of(search.send().await.unwrap()).await;
+            assert_eq!((answer.status, answer.header("consistency-token-pending")), (200, ""), "{:?}", answer.body);
+            answer.body["hits"].as_array().unwrap().iter().map(|hit| hit["version"].clone()).collect::<Vec<_>>()
+        };
+        let write = |method, path: &str, body: Option<Value>| {
+            let path = path.to_owned();
+            let ann = &ann;
+            async move {
+                let answer = ann.send(method, &path, body).await;
+                let token = answer.header("consistency-token").to_owned();
+                assert!(answer.status == 200 && !token.is_empty(), "{path}: {}", answer.status);
+                (answer.body, token)
+            }
+        };
+        let (todo, token) = write(Method::POST, "/v1/todos", Some(json!({"title": "Paint the ketch"}))).await;
+        let path = path(&todo);
+        assert_eq!(found(&token).await, [1]);
+        let (_, token) = write(Method::PATCH, &path, Some(json!({"notes": "white"}))).await;
+        assert_eq!(found(&token).await, [2]);
+        let (_, token) = write(Method::POST, &format!("{path}:complete"), Some(json!({}))).await;
+        assert_eq!(found(&token).await, [3]);
+        // A change that changes nothing has one too.
+        let (_, token) = write(Method::PATCH, &path, Some(json!({"notes": "white"}))).await;
+        assert_eq!(found(&token).await, [3]);
+        let (_, token) = write(Method::DELETE, &path, None).await;
+        assert_eq!(found(&token).await, Vec::<Value>::new());
+
+        // The same key again: the same answer, and a place behind it.
+        let again = async || {
+            let request = ann.request(Method::POST, "/v1/todos").json(&json!({"title": "Sail the ketch"}));
+            let mut request = request.build().unwrap();
+            request.headers_mut().insert("idempotency-key", "ketch".parse().unwrap());
+            Answer::of(reqwest::Client::builder().no_proxy().build().unwrap().execute(request).await.unwrap()).await
+        };
+        assert_eq!(again().await.status, 200);
+        let replayed = again().await;
+        assert_eq!(replayed.header("idempotency-replayed"), "true");
+        assert_eq!(found(replayed.header("consistency-token")).await, [1]);
+        // What is read from PostgreSQL needs none, and says none.
+        let list = ann.send(Method::GET, "/v1/todos", None).await;
+        assert_eq!((list.status, list.header("consistency-token")), (200, ""));
+        let wrong = ann.request(Method::GET, "/v1/todos:search").header("consistency-token", "what?");
+        let wrong = Answer::of(wrong.send().await.unwrap()).await;
+        assert_eq!((wrong.status, wrong.code()), (400, "INVALID_ARGUMENT"));
+    });
+}

@@ -306,6 +306,7 @@ fn the_domain_is_pure() {
         "operations/publish",
         "operations/replay",
         "operations/unsettled",
+        "search-projector/freshness",
         "search-projector/upkeep",
     ];
     let mut seen = 0;

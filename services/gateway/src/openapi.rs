@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use http::Method;
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
+use service::consistency;
 use service::policy::Idempotency;
 
 use crate::described::{Form, Schemas, comment, is_required, summary};
@@ -169,7 +170,12 @@ fn headers(route: &Route) -> Vec<Value> {
         all.push(header("Last-Event-ID", false, about, ""));
     }
     for name in &route.policy.request_headers {
-        all.push(header(name.as_str(), false, "What the sender signs, or says.", ""));
+        if *name == consistency::TOKEN {
+            let about = "That of a change's answer: the read waits up to two seconds until its copy has the change.";
+            all.push(header("Consistency-Token", false, about, "dG9kbzo3"));
+        } else {
+            all.push(header(name.as_str(), false, "What the sender signs, or says.", ""));
+        }
     }
     all
 }
@@ -250,7 +256,13 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
         header("Idempotency-Replayed", "`true` where this is the answer of an earlier request with the same key.");
     }
     for name in &route.policy.response_headers {
-        header(name.as_str(), "What the method says of its answer.");
+        match name.as_str() {
+            consistency::TOKEN => header("Consistency-Token", "Where the change stands: for a read that is to see it."),
+            consistency::PENDING => {
+                header("Consistency-Token-Pending", "`true` where the copy did not have the change in time.");
+            }
+            other => header(other, "What the method says of its answer."),
+        }
     }
     all.insert("200".to_owned(), json!({"description": about, "headers": headers, "content": content}));
     if route.verb == Method::GET && output.get_field_by_name("etag").is_some() {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use anyhow::{Context as _, ensure};
-use http::Method;
+use http::{HeaderName, Method};
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value};
+use service::consistency;
 use service::policy::{Idempotency, Policy};
 
 use crate::template::Template;
@@ -235,6 +236,8 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         );
     }
     let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
+    let reads = text("get").is_some();
+    let policy = if reads { policy } else { says_where_it_stands(policy) };
     for name in ["get", "put", "post", "delete", "patch"] {
         let Some(pattern) = text(name) else { continue };
         routes.push(Route {
@@ -255,6 +258,12 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         }
     }
     Ok(())
+}
+
+/// A change's answer has its consistency token.
+fn says_where_it_stands(mut policy: Policy) -> Policy {
+    policy.response_headers.push(HeaderName::from_static(consistency::TOKEN));
+    policy
 }
 
 /// Whether a header means something to the edge itself, to connections, or to gRPC.

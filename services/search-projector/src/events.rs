@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consumer::{Consumer, Event as Delivered, Verdict};
+use consumer::{Consumer, Event as Delivered, Rewinder, Verdict};
 use contracts::events::todo::{About, Event};
 use service::retry::Delays;
 use service::{Process, clock, handlers, nats};
@@ -15,8 +15,8 @@ use crate::store::{Document, Filled, Index};
 use crate::store_bulk::Outcome;
 use crate::{rebuilt, upkeep};
 
-/// Starts everything that keeps the index in step with the events; returns whether the index is whole.
-pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> watch::Receiver<bool> {
+/// Starts everything that keeps the index in step with the events; returns whether the index is whole, and what knows how far it is.
+pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> (watch::Receiver<bool>, Rewinder) {
     let (Process { lifecycle, readiness, .. }, version) = (process.clone(), process.version());
     let durable = move |durable: fleet::Durable| durable.config(version.clone());
     readiness.set("index", false);
@@ -24,6 +24,7 @@ pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> w
     let (there, mut is_there) = watch::channel(false);
     let (whole, is_whole) = watch::channel(false);
     let (kept, rewinder, status) = (index.clone(), consumer.rewinder(), consumer.status());
+    let knows = rewinder.clone();
     lifecycle.run("index upkeep", |stop| async move {
         upkeep::keep_index(&kept, &rewinder, &status, &stop, &there, &whole).await;
     });
@@ -46,7 +47,7 @@ pub(crate) fn project(process: &Process, nats: nats::Client, index: &Index) -> w
         stop.run_until_cancelled(sample_lag(visible, samples)).await;
         stop.cancelled().await;
     });
-    is_whole
+    (is_whole, knows)
 }
 
 /// Writes what events say into the index.

@@ -1,16 +1,17 @@
 //! The gRPC server for searches.
 
 use contracts::TodoId;
-use contracts::events::todo::Status;
+use contracts::events::todo::{self, Status};
 use proto::search as pb;
 use proto::search::search_service_server::SearchService;
 use proto::timestamp;
 use service::grpc::reading;
 use service::page::{self, PageTokens};
-use service::{Failure, notes};
+use service::{Failure, consistency, notes};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status as GrpcStatus};
 
+use crate::freshness::Freshness;
 use crate::permissions;
 use crate::store::{Hit, Index, Question};
 
@@ -20,6 +21,8 @@ pub struct Search {
     pub index: Index,
     /// Whether the index shows all that it should.
     pub is_whole: watch::Receiver<bool>,
+    /// How far the index is.
+    pub freshness: Freshness,
     /// The page tokens.
     pub pages: PageTokens,
 }
@@ -30,9 +33,15 @@ impl SearchService for Search {
         &self,
         request: Request<pb::SearchTodosRequest>,
     ) -> Result<Response<pb::SearchTodosResponse>, GrpcStatus> {
+        let wanted = consistency::wanted(request.metadata().as_ref(), todo::SERVICE);
         let (call, request) = reading(request)?;
         let caller = &call.caller;
         permissions::SEARCH.check(caller).map_err(Failure::from)?;
+        if let Some((row, within)) = wanted?
+            && !self.freshness.reached(row, within).await
+        {
+            notes::pending();
+        }
         // The order is part of the question: a position in another order means nothing in this one.
         let asked =
             (caller.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");

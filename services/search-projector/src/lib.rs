@@ -1,6 +1,6 @@
 //! The search projector: events in, a full-text read model out, and the search over it.
 //!
-//! `events` turns events into documents, `store` accesses the index, `grpc` answers searches. The index is a copy: what
+//! `events` turns events into documents, `store` accesses the index, `grpc` answers searches, which may wait for a change (`freshness`). The index is a copy: what
 //! it holds follows from the events alone, and each document carries the version of the todo it shows.
 
 pub mod events;
@@ -18,6 +18,8 @@ pub mod store_rebuild;
 mod store_documents;
 
 mod operators;
+
+mod freshness;
 
 pub mod grpc;
 
@@ -81,8 +83,9 @@ impl Service for Program {
         let nats = process.nats(&config.nats).await?;
         process.operate(&config.common.issuer, operators::services(&index))?;
         let revocations = Revocations::follow(process, nats.clone());
-        let is_whole = events::project(process, nats, &index);
-        let search = grpc::Search { index, is_whole, pages: process.page_tokens(&config.pages) };
+        let (is_whole, rewinder) = events::project(process, nats, &index);
+        let freshness = freshness::Freshness::follow(process, rewinder, index.clone());
+        let search = grpc::Search { index, is_whole, freshness, pages: process.page_tokens(&config.pages) };
         let service = SearchServiceServer::new(search);
         service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await
     }

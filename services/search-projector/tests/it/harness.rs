@@ -43,7 +43,7 @@ pub struct Harness {
     pub nats: TestNats,
     pub issuer: TestIssuer,
     pub index: String,
-    channel: Channel,
+    pub channel: Channel,
     /// The operations port.
     pub ops: SocketAddr,
     /// How many rows the outbox of the todos would have.

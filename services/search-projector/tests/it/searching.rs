@@ -4,6 +4,10 @@ use proto::search::{SearchTodosRequest, TodoStatus};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proto::search::search_service_client::SearchServiceClient;
+
 use crate::harness::{Harness, todo};
 
 fn with(query: &str, change: impl FnOnce(&mut SearchTodosRequest)) -> SearchTodosRequest {
@@ -250,4 +254,37 @@ async fn a_search_needs_a_token_and_sane_limits() {
     // The most words that fit are still a search.
     assert!(harness.find("acme", &"語".repeat(500)).await.is_empty());
     assert!(harness.find("acme", &"a ".repeat(250)).await.is_empty());
+}
+
+/// A search that brings this token: what it finds, and whether the index was behind.
+async fn brings(harness: &Harness, token: &str) -> Result<(usize, bool), tonic::Status> {
+    let mut request = Request::new(SearchTodosRequest::default());
+    let metadata = request.metadata_mut();
+    metadata.insert("authorization", harness.issuer.bearer("acme", "ann").parse().unwrap());
+    metadata.insert("consistency-token", token.parse().unwrap());
+    let answer = SearchServiceClient::new(harness.channel.clone()).search_todos(request).await?;
+    let pending = answer.metadata().get("consistency-token-pending").is_some_and(|pending| pending == "true");
+    Ok((answer.into_inner().hits.len(), pending))
+}
+
+#[tokio::test]
+async fn a_search_waits_for_the_change_that_it_names_or_says_that_it_is_behind() {
+    let harness = Harness::start().await;
+    let token = |row: u64| URL_SAFE_NO_PAD.encode(format!("todo:{row}"));
+    // Each row is searched for as soon as it is in the stream, long before the index would show it by itself.
+    for row in 1..=5 {
+        harness.created("acme", &todo(&row.to_string())).await;
+        let found = brings(&harness, &token(row)).await.unwrap();
+        assert_eq!(found, (usize::try_from(row).unwrap(), false), "row {row}");
+    }
+    // One of somebody else's is nothing to wait for; what is none is said so.
+    assert_eq!(brings(&harness, &URL_SAFE_NO_PAD.encode("identity:99")).await.unwrap(), (5, false));
+    assert_eq!(brings(&harness, "todo:1").await.unwrap_err().code(), Code::InvalidArgument);
+
+    harness.pause("2100-01-01T00:00:00Z").await;
+    harness.created("acme", &todo("6")).await;
+    assert_eq!(brings(&harness, &token(6)).await.unwrap(), (5, true), "the projector stands still");
+    assert_eq!(brings(&harness, &token(5)).await.unwrap(), (5, false));
+    harness.pause("2000-01-01T00:00:00Z").await;
+    testkit::until("it goes on", || async { brings(&harness, &token(6)).await.unwrap() == (6, false) }).await;
 }
