@@ -28,7 +28,7 @@ const retries = `{"methodConfig": [{
 		{"service": "flotilla.todo.v1.TodoService", "method": "CreateTodo"},
 		{"service": "flotilla.todo.v1.TodoService", "method": "GetTodo"},
 		{"service": "flotilla.todo.v1.TodoService", "method": "ListTodos"}],
-	"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,
+	"retryPolicy": {"maxAttempts": 3, "initialBackoff": "1s", "maxBackoff": "2s", "backoffMultiplier": 2,
 		"retryableStatusCodes": ["UNAVAILABLE"]}}]}`
 
 func main() {

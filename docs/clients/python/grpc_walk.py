@@ -21,7 +21,7 @@ RETRIES = {
             ],
             "retryPolicy": {
                 "maxAttempts": 3,
-                "initialBackoff": "0.1s",
+                "initialBackoff": "1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
@@ -33,6 +33,8 @@ OPTIONS = [
     ("grpc.service_config", json.dumps(RETRIES)),
     # Streams have no deadline: a connection that is gone is noticed by its silence.
     ("grpc.keepalive_time_ms", 20_000),
+    # A watcher sends nothing meanwhile.
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 SECONDS = 10
 

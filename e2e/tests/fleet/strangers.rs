@@ -74,10 +74,11 @@ fn buf_curl_calls_a_method_that_it_has_never_heard_of() {
     with_fleet(|fleet, _| async {
         let program = key(fleet, "walks-buf").await;
         let address = &fleet.unit("gateway").address;
-        for protocol in [&["grpc", "--http2-prior-knowledge"][..], &["grpcweb"]] {
+        let (grpc, web) = (&["grpc", "--http2-prior-knowledge"][..], &["grpcweb"][..]);
+        for (protocol, size) in [(grpc, 1), (grpc, -1), (web, 1), (web, -1)] {
             let mut command = Command::new(e2e::workspace().join("scripts/buf.sh"));
             command.args(["curl", "--protocol"]).args(protocol);
-            command.args(["--reflect-protocol", "grpc-v1", "--data", "{\"pageSize\": -1}"]);
+            command.args(["--reflect-protocol", "grpc-v1", "--data"]).arg(format!("{{\"pageSize\": {size}}}"));
             command.arg("--header").arg(format!("authorization: Bearer {}", program.token().unwrap()));
             command.arg(format!("http://{address}/flotilla.todo.v1.TodoService/ListTodos"));
             let output = command.output().await.unwrap();
@@ -88,7 +89,8 @@ fn buf_curl_calls_a_method_that_it_has_never_heard_of() {
                 return;
             }
             // Its details too, as they were given.
-            assert!(said.contains("invalid_argument") && said.contains("must not be negative"), "{protocol:?}: {said}");
+            let refused = said.contains("invalid_argument") && said.contains("must not be negative");
+            assert_eq!((output.status.success(), refused), (size > 0, size < 0), "{protocol:?}: {said}");
         }
     });
 }

@@ -1,9 +1,11 @@
 //! What holds for every call, over HTTP and over gRPC: who calls, within which bounds, and by which credential it is sent.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use authz::{Caller, TokenError, Verifier};
+use axum::Router;
 use contracts::ActorKind;
 use http::header::AUTHORIZATION;
 use http::request::Parts as Head;
@@ -17,6 +19,7 @@ use tonic_types::StatusExt as _;
 use crate::Config;
 use crate::events::Kept;
 use crate::exchange::Exchange;
+use crate::health;
 use crate::problem::Problem;
 use crate::request::{self, Bodies, IDEMPOTENCY_KEY};
 use crate::routes::{Route, Routes};
@@ -39,6 +42,8 @@ pub struct Edge {
     exchange: Exchange,
     /// The services.
     pub upstreams: Upstreams,
+    /// gRPC's own.
+    pub open: Router,
     /// How many requests run.
     pub at_work: metrics::Gauge,
     /// The process's.
@@ -72,6 +77,7 @@ impl Edge {
             proxies: usize::from(*proxies),
             exchange: Exchange::new(&upstreams, provider)?,
             upstreams,
+            open: health::router(routes, common.admission.reflection, &process.lifecycle)?,
             at_work: metrics::gauge!("http_server_active_requests"),
             lifecycle: process.lifecycle.clone(),
         })
@@ -103,6 +109,16 @@ impl Edge {
         }
         let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await?;
         Ok((authorization, turn))
+    }
+
+    /// Bounds a call of somebody whom nobody verifies; and, where it streams, its place among the open streams.
+    ///
+    /// # Errors
+    /// The address calls too often.
+    pub async fn admit_stranger(&self, head: &Head, streams: bool) -> Result<(Turn, Option<Turn>), Failure> {
+        let address = request::client(head, self.proxies)?;
+        let place = if streams { Some(self.limits.stream_of_address(address)?) } else { None };
+        Ok((self.limits.turn_of_address(address, NonZeroU32::MIN).await?, place))
     }
 
     /// A place among the open streams.

@@ -1,12 +1,10 @@
 //! gRPC and gRPC-Web at the edge: the frames of a call pass to the service and back as they are. Its path says which RPC it is, and the RPC's
 //! options hold as they do over HTTP.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use authz::Caller;
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -15,19 +13,20 @@ use futures::stream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
-use service::limits::Turn;
+use http_body_util::{BodyExt as _, Limited, StreamBody};
 use service::server::Lasting;
-use service::{Code, DEGRADED, Failure, idempotency};
+use service::{Code, DEGRADED, Failure, deadline, idempotency};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::server::NamedService;
-use tower::{Layer as _, Service as _};
+use tonic::metadata::MetadataMap;
+use tonic_types::StatusExt as _;
+use tower::{Layer as _, Service as _, ServiceExt as _};
 
 use crate::edge::{Edge, Keyed};
 use crate::problem::Problem;
 use crate::request;
-use crate::routes::{Route, Routes};
+use crate::routes::Route;
 use crate::upstream;
 
 /// The media type of gRPC, and those of gRPC-Web.
@@ -40,32 +39,40 @@ const GRPC_WEB: [&str; 4] = [
 ];
 /// What gRPC adds to each message.
 const PREFIX_BYTES: usize = 5;
-/// What passes of a call's metadata, beside what its method's options name.
-const PASSES: [HeaderName; 3] = [
-    HeaderName::from_static("grpc-timeout"),
-    HeaderName::from_static("grpc-encoding"),
-    HeaderName::from_static("grpc-accept-encoding"),
-];
+/// The most that strangers may send to gRPC's own services in one call.
+const MAX_OPEN_BYTES: usize = 64 * 1024;
+/// How often a stream is sent something where nothing happens: an empty frame, which no client sees. Otherwise its connection seems unread.
+const SENT_EVERY: Duration = Duration::from_secs(15);
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// Whether this is a call of gRPC's; none where it is one that cannot be served.
-///
-/// # Errors
-/// What to send instead.
-pub fn is_call(request: &Request) -> Result<bool, Problem> {
+/// Whether this is a call of gRPC's; and whether it is meant to be one, and cannot be served.
+pub fn is_call(request: &Request) -> (bool, bool) {
     let media = request.headers().get(CONTENT_TYPE).and_then(|media| media.to_str().ok());
-    let Some(coding) = media.and_then(|media| media.strip_prefix(GRPC)) else { return Ok(false) };
-    if request.method() == Method::POST && request.version() == Version::HTTP_2 && ["", "+proto"].contains(&coding) {
-        return Ok(true);
-    }
+    let Some(coding) = media.and_then(|media| media.strip_prefix(GRPC)) else { return (false, false) };
+    let posted = request.method() == Method::POST;
+    let is = posted && request.version() == Version::HTTP_2 && ["", "+proto"].contains(&coding);
+    (is, posted && !is && is_rpc(request.uri().path()))
+}
+
+/// Whether a path is that of an RPC, known or not: `/package.Service/Method`.
+fn is_rpc(path: &str) -> bool {
+    let parts = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    parts.is_some_and(|(service, method)| service.contains('.') && !method.contains('/'))
+}
+
+/// What is meant to be a call, and is none.
+pub fn no_call() -> Problem {
     let what =
         "gRPC is a POST of application/grpc over HTTP/2, with protobuf; over HTTP/1.1, send application/grpc-web";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what))
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what)
 }
 
 /// Makes a call of gRPC-Web one of gRPC, and its answer one of gRPC-Web; all else goes on as it is.
 pub async fn web(request: Request, next: Next) -> Response {
     let media = request.headers().get(CONTENT_TYPE).and_then(|media| media.to_str().ok());
-    if request.method() != Method::POST || !media.is_some_and(|media| GRPC_WEB.contains(&media)) {
+    let posted = request.method() == Method::POST && is_rpc(request.uri().path());
+    if !posted || !media.is_some_and(|media| GRPC_WEB.contains(&media)) {
         return next.run(request).await;
     }
     let inner = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
@@ -97,6 +104,15 @@ pub async fn answer(
     };
     let (head, body) = request.into_parts();
     let (authorization, turn) = edge.admit(route, &head, caller).await?;
+    if head.headers.get_all(&ENCODING).iter().any(|coding| coding != "identity") {
+        let what = "send messages as they are, without a compression";
+        return Err(Failure::new(Code::Unimplemented, "UNSUPPORTED_MEDIA_TYPE", what).into());
+    }
+    if deadline::of(&head.headers).is_some_and(|deadline| deadline.is_zero()) {
+        return Err(
+            Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call's time was over when it came").into()
+        );
+    }
     let arrived = edge.bodies.collect(body, route.max_body_bytes() + PREFIX_BYTES).await;
     let mut arrived = arrived.map_err(Status::from)?;
     request::said(&head.headers, &route.policy.request_headers)?;
@@ -104,10 +120,12 @@ pub async fn answer(
     let open = if route.policy.streams { Some(edge.opens(&head, caller.as_ref())?) } else { None };
     let frames = arrived.take();
     let again = edge.may_repeat(route, &head, &key).then(|| frames.clone());
+    let timeout = head.headers.get(&TIMEOUT).filter(|_| deadline::of(&head.headers).is_some());
     let send = |frames, authorization| {
         let mut metadata = HeaderMap::new();
         key.put(authorization, &mut metadata);
-        for name in PASSES.iter().chain(&route.policy.request_headers) {
+        metadata.extend(timeout.map(|timeout| (TIMEOUT, timeout.clone())));
+        for name in &route.policy.request_headers {
             for value in head.headers.get_all(name) {
                 metadata.append(name, value.clone());
             }
@@ -115,34 +133,105 @@ pub async fn answer(
         upstream::pass(&edge.upstreams, route, metadata, frames)
     };
     let response = edge.call((route, &head), (authorization, turn), caller, (frames, again), send).await;
-    let mut response = response.map_err(|status| key.outcome(status))?;
-    let said = std::mem::take(response.headers_mut());
-    let passes = |name: &HeaderName| {
-        let replayed = *name == idempotency::REPLAYED_METADATA && !key.is_own();
-        let usual = *name == CONTENT_TYPE || *name == DEGRADED || name.as_str().starts_with("grpc-");
-        replayed || usual || route.policy.response_headers.contains(name)
-    };
-    for (name, value) in said.iter().filter(|(name, _)| passes(name)) {
-        response.headers_mut().append(name, value.clone());
-    }
+    let passes = Passes { own_key: key.is_own(), named: route.policy.response_headers.clone() };
+    let mut response = response.map_err(|status| passes.of_status(key.outcome(status)))?;
+    passes.filter(response.headers_mut());
+    let response = response.map(|body| {
+        body.map_frame(move |mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                passes.filter(trailers);
+            }
+            frame
+        })
+    });
     Ok(match open {
         Some(open) => until(response, open, edge.lifecycle.stopping()),
         None => response.map(Body::new),
     })
 }
 
+/// Answers a call of gRPC's own services, which are open to anybody: within what an address may.
+///
+/// # Errors
+/// The address calls too often.
+pub async fn open(edge: &Edge, request: Request, streams: bool) -> Result<Response, Status> {
+    let (head, body) = request.into_parts();
+    let (turn, place) = edge.admit_stranger(&head, streams).await?;
+    let body = Body::new(Limited::new(body, MAX_OPEN_BYTES));
+    let response = match edge.open.clone().oneshot(Request::from_parts(head, body)).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    drop(turn);
+    if response.status() == StatusCode::NOT_FOUND {
+        return Err(Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", "there is no such method").into());
+    }
+    Ok(match place {
+        Some(place) => until(response, place, edge.lifecycle.stopping()),
+        None => response,
+    })
+}
+
+/// What passes of what a service says, beside its messages: what gRPC and the edge know, and what the method's options name.
+struct Passes {
+    own_key: bool,
+    named: Vec<HeaderName>,
+}
+
+impl Passes {
+    fn filter(&self, said: &mut HeaderMap) {
+        let passes = |name: &HeaderName| {
+            let replayed = *name == idempotency::REPLAYED_METADATA && !self.own_key;
+            let usual = *name == CONTENT_TYPE || *name == DEGRADED || name.as_str().starts_with("grpc-");
+            replayed || usual || self.named.contains(name)
+        };
+        let all = std::mem::take(said);
+        for (name, value) in all.iter().filter(|(name, _)| passes(name)) {
+            said.append(name, value.clone());
+        }
+    }
+
+    /// A status with its reason: one that no service of ours has made shows nothing of its own.
+    fn of_status(&self, status: Status) -> Status {
+        if status.get_details_error_info().is_none() {
+            return Problem::from(status).into();
+        }
+        let mut metadata = status.metadata().clone().into_headers();
+        self.filter(&mut metadata);
+        let details = Bytes::copy_from_slice(status.details());
+        Status::with_details_and_metadata(status.code(), status.message(), details, MetadataMap::from_headers(metadata))
+    }
+}
+
 /// The answer as it comes, until it ends or the process stops. `open` is its place among the open streams.
-fn until(response: http::Response<tonic::body::Body>, open: Turn, stop: CancellationToken) -> Response {
+fn until<B, H: Send + 'static>(response: http::Response<B>, open: H, stop: CancellationToken) -> Response
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
     let (mut head, body) = response.into_parts();
     head.extensions.insert(Lasting::Sends);
-    let frames = stream::unfold(Some((body, open, stop)), |going| async {
-        let (mut body, open, stop) = going?;
-        match stop.run_until_cancelled(body.frame()).await {
-            Some(None) => None,
-            Some(Some(Ok(frame))) => Some((Ok::<_, Infallible>(frame), Some((body, open, stop)))),
-            Some(Some(Err(_))) => Some((Ok(ended("the service went away")), None)),
-            None => Some((Ok(ended("the edge stops")), None)),
+    let mut silence = interval(SENT_EVERY);
+    silence.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    silence.reset();
+    let frames = stream::unfold(Some((body, silence, open, stop)), |going| async {
+        let (mut body, mut silence, open, stop) = going?;
+        let frame = tokio::select! {
+            biased;
+            () = stop.cancelled() => Frame::data(Bytes::new()),
+            frame = body.frame() => match frame? {
+                Ok(frame) => {
+                    silence.reset();
+                    frame
+                }
+                Err(_) => return Some((Ok(ended("the service went away")), None)),
+            },
+            _ = silence.tick() => Frame::data(Bytes::new()),
+        };
+        if stop.is_cancelled() {
+            return Some((Ok(ended("the edge stops")), None));
         }
+        Some((Ok::<_, Infallible>(frame), Some((body, silence, open, stop))))
     });
     Response::from_parts(head, Body::new(StreamBody::new(frames)))
 }
@@ -158,32 +247,33 @@ fn ended(why: &str) -> Frame<Bytes> {
     Frame::trailers(trailers)
 }
 
-/// Health, and where it is wanted reflection of all that is served: to anybody.
-///
-/// # Errors
-/// The descriptors cannot be read.
-pub fn router<S: Clone + Send + Sync + 'static>(routes: &Routes, reflects: bool) -> Result<Router<S>, anyhow::Error> {
-    let (_, health) = tonic_health::server::health_reporter();
-    let router = Router::new().route_service(&of(&health), health);
-    if !reflects {
-        return Ok(router);
-    }
-    let reflection = || {
-        let mut served = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(routes.descriptors())
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health");
-        for name in routes.all().map(Route::service).collect::<BTreeSet<_>>() {
-            served = served.with_service_name(name);
-        }
-        served
-    };
-    // Two names of the same service: some clients know only the older one.
-    let (newer, older) = (reflection().build_v1()?, reflection().build_v1alpha()?);
-    Ok(router.route_service(&of(&newer), newer).route_service(&of(&older), older))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The paths of a service's methods.
-fn of<S: NamedService>(_: &S) -> String {
-    format!("/{}/{{method}}", S::NAME)
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_sent_something_where_nothing_happens_and_says_why_it_ends() {
+        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let stop = CancellationToken::new();
+        let mut body = until(http::Response::new(silent), (), stop.clone()).into_body();
+        let began = tokio::time::Instant::now();
+        for count in 1..=3 {
+            let sent = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert!(sent.is_empty());
+            assert_eq!(began.elapsed(), count * SENT_EVERY);
+        }
+        stop.cancel();
+        let last = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(last["grpc-status"], "14");
+        assert!(body.frame().await.is_none());
+    }
+
+    #[test]
+    fn only_paths_of_methods_are_calls() {
+        for (path, is) in
+            [("/a.b.C/D", true), ("/healthz", false), ("/v1/todos", false), ("/a.b.C/D/E", false), ("/", false)]
+        {
+            assert_eq!(is_rpc(path), is, "{path}");
+        }
+    }
 }

@@ -24,7 +24,7 @@ use service::readiness::AtWork;
 use service::server::{self, Bounds};
 use service::tls::Speaks;
 use service::upstreams::Upstreams;
-use service::{DEGRADED, Process, RELEASE, idempotency, trace};
+use service::{DEGRADED, Process, RELEASE, deadline, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -36,7 +36,7 @@ use crate::request::{self, Conditions};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
-use crate::{events, form, frames, pages};
+use crate::{events, form, frames, health, pages};
 
 /// What a page that a service answers may: styles of its own, and its form sent back.
 const PAGES_MAY: &str =
@@ -65,7 +65,6 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .merge(pages::router(routes))
-        .merge(frames::router(routes, common.admission.reflection)?)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
         .fallback(traced)
         .with_state(Arc::new(Edge::new(process, config, (routes, upstreams))?))
@@ -103,19 +102,25 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
 enum Asked<'a> {
     Http(Found<'a>),
     Grpc(Option<&'a Route>),
+    /// A method of gRPC's own services, and whether it streams.
+    Open(bool),
+    /// A call that is none.
+    NoCall,
 }
 
 async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let path = request.uri().path();
-    let asked = match frames::is_call(&request) {
-        Ok(true) => Asked::Grpc(edge.routes.rpc(path)),
-        Ok(false) => Asked::Http(edge.routes.find(request.method(), path)),
-        Err(problem) => return problem.into_response(),
+    let asked = match (frames::is_call(&request), health::streams(path)) {
+        ((true, _), Some(streams)) => Asked::Open(streams),
+        ((true, _), None) => Asked::Grpc(edge.routes.rpc(path)),
+        ((_, true), _) => Asked::NoCall,
+        _ => Asked::Http(edge.routes.find(request.method(), path)),
     };
     let (pattern, oauth) = match &asked {
         Asked::Http(Found::Route(route, _)) => (route.pattern.clone(), route.policy.oauth),
         Asked::Grpc(Some(_)) => (path.to_owned(), false),
-        Asked::Http(Found::OtherMethods(_) | Found::Nothing) | Asked::Grpc(None) => ("unknown".to_owned(), false),
+        Asked::Open(_) => ("grpc".to_owned(), false),
+        _ => ("unknown".to_owned(), false),
     };
     let method = known_method(request.method());
     let span = tracing::info_span!(
@@ -136,11 +141,19 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
                 let (code, status) = (problem.code.clone(), problem.status);
                 (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code, status)
             }),
-            // Over gRPC the status is 200 whatever has happened: the line and the metrics have what it would be over HTTP.
-            Asked::Grpc(route) => frames::answer(&edge, route, request, &mut who).await.map_err(|status| {
-                let problem = Problem::from(status.clone());
-                (status.into_http::<Body>(), problem.code, problem.status)
-            }),
+            Asked::Grpc(route) => {
+                let hurried = deadline::of(request.headers()).is_some_and(|deadline| deadline < deadline::LONGEST);
+                let answered = frames::answer(&edge, route, request, &mut who).await;
+                answered.map_err(|status| over_grpc(status, hurried))
+            }
+            Asked::Open(streams) => {
+                frames::open(&edge, request, streams).await.map_err(|status| over_grpc(status, false))
+            }
+            Asked::NoCall => {
+                let problem = frames::no_call();
+                let (code, status) = (problem.code.clone(), problem.status);
+                Err((problem.into_response(), code, status))
+            }
         };
         let (response, code, status) = answered.map_or_else(
             |failed| failed,
@@ -166,6 +179,18 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         "status" => status.as_u16().to_string())
     .record(started.elapsed().as_secs_f64());
     response
+}
+
+/// A status as an answer over gRPC, which is 200 whatever has happened; and what the line and the metrics have: the status that it would be over
+/// HTTP. What no method answers, and a caller that allows no time, are no failures of ours.
+fn over_grpc(status: Status, hurried: bool) -> (Response, String, StatusCode) {
+    let problem = Problem::from(status.clone());
+    let over_http = match status.code() {
+        tonic::Code::Unimplemented if problem.code == "NO_SUCH_METHOD" => StatusCode::NOT_FOUND,
+        tonic::Code::DeadlineExceeded if hurried => StatusCode::REQUEST_TIMEOUT,
+        _ => problem.status,
+    };
+    (status.into_http::<Body>(), problem.code, over_http)
 }
 
 /// Writes the log line of a request.

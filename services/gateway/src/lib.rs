@@ -18,6 +18,8 @@ mod form;
 
 mod frames;
 
+mod health;
+
 mod json;
 
 mod events;

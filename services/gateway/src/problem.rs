@@ -146,6 +146,7 @@ impl From<Status> for Problem {
             ("ETAG_MISMATCH", _) => StatusCode::PRECONDITION_FAILED,
             ("IDEMPOTENCY_KEY_REUSED", _) => StatusCode::UNPROCESSABLE_ENTITY,
             ("TOO_LARGE", _) => StatusCode::PAYLOAD_TOO_LARGE,
+            ("UNSUPPORTED_MEDIA_TYPE", _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             (_, code) => http_status(code),
         };
         let mut problem = Self::new(http, &info.reason, status.message());
@@ -182,6 +183,7 @@ impl From<Problem> for Status {
         let (code, reason) = match problem.code.as_str() {
             "TOO_LARGE" | "HEADERS_TOO_LARGE" => (Code::ResourceExhausted, "TOO_LARGE"),
             "REQUEST_TIMEOUT" => (Code::DeadlineExceeded, "REQUEST_TIMEOUT"),
+            "DEADLINE_EXCEEDED" => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             "UNAVAILABLE" => (Code::Unavailable, "UNAVAILABLE"),
             "IDEMPOTENCY_KEY_MALFORMED" => (Code::InvalidArgument, "IDEMPOTENCY_KEY_MALFORMED"),
             _ => (Code::InvalidArgument, "INVALID_ARGUMENT"),

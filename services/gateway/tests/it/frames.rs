@@ -109,6 +109,12 @@ async fn what_is_refused_is_a_status_with_its_reason() {
     let gone = gone.unwrap_err();
     assert_eq!((gone.code(), gone.message()), (Code::NotFound, "it is gone"));
     assert_eq!(gone.get_details_error_info().unwrap().reason, "THING_NOT_FOUND");
+    assert!(!gone.metadata().contains_key("set-cookie"), "what is refused says no more than what is not");
+    // What the edge knows of gRPC is not passed on as it comes.
+    let compressed = edge.unary("SendBack", json!({}), &[("grpc-encoding", "gzip")]).await;
+    assert_eq!(reason(compressed), (Code::Unimplemented, "UNSUPPORTED_MEDIA_TYPE".to_owned()));
+    let many = "a".repeat(12_000);
+    edge.unary("SendBack", json!({}), &[("grpc-accept-encoding", &many), ("grpc-encoding", "identity")]).await.unwrap();
 
     let (request, _, _) = edge.call_of("SendBack", json!({}), &[]);
     for path in ["/flotilla.probe.v1.ProbeService/Nothing", "/flotilla.ops.v1.OutboxService/Release", "/x/y"] {
@@ -149,6 +155,7 @@ async fn a_stream_passes_with_its_end() {
     let mut failing = edge.streaming("failure").await.unwrap();
     assert!(failing.message().await.unwrap().is_some());
     let failed = failing.message().await.unwrap_err();
+    assert!(!failed.metadata().contains_key("set-cookie"));
     assert_eq!(
         (failed.code(), failed.get_details_error_info().unwrap().reason.as_str()),
         (Code::NotFound, "THING_NOT_FOUND")
@@ -225,7 +232,10 @@ async fn a_browser_calls_by_grpc_web_over_http_1() {
     }
     let get =
         edge.http.get(format!("{}/{NAME}/Watch", edge.base)).header("content-type", "application/grpc-web").send();
-    assert_eq!(get.await.unwrap().status(), 415);
+    assert_eq!(get.await.unwrap().status(), 404);
+    let late = edge.http.post(format!("{}/{NAME}/Watch", edge.base)).header("content-type", "application/grpc-web");
+    let late = late.header("authorization", edge.issuer.bearer("acme", "ann")).header("grpc-timeout", "0S").body(watch);
+    assert_eq!(late.send().await.unwrap().headers()["grpc-status"], "4");
 }
 
 #[tokio::test]
@@ -249,6 +259,9 @@ async fn descriptors_and_reflection_have_all_that_is_served() {
         let status = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner();
         assert_eq!(status.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
 
+        // Strangers take no memory by it.
+        let large = tonic_health::pb::HealthCheckRequest { service: "x".repeat(5_000) };
+        assert_ne!(health.check(large).await.unwrap_err().code(), Code::NotFound);
         let list = ServerReflectionRequest {
             message_request: Some(MessageRequest::ListServices(String::new())),
             ..Default::default()

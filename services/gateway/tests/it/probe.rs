@@ -207,7 +207,8 @@ impl ServerStreamingService<DynamicMessage> for Watching {
             let request = request.into_inner();
             let last = text(&request, "last_event_id");
             let first = stream::iter([Ok(change("1", &format!("after {last}")))]);
-            let lost = Status::from(Failure::new(service::Code::NotFound, "THING_NOT_FOUND", "it is gone"));
+            let mut lost = Status::from(Failure::new(service::Code::NotFound, "THING_NOT_FOUND", "it is gone"));
+            lost.metadata_mut().insert("set-cookie", "a=1".parse().unwrap());
             let rest: Self::ResponseStream = match text(&request, "what").as_str() {
                 "some" => Box::pin(stream::iter([Ok(change("2", "line\nbreak"))])),
                 "many" => {
