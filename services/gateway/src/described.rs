@@ -6,7 +6,7 @@ use prost_reflect::prost_types::FileDescriptorProto;
 use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
-use crate::fields::{IMMUTABLE, INPUT_ONLY, OUTPUT_ONLY, REQUIRED, behaves};
+use crate::fields::{IMMUTABLE, INPUT_ONLY, OUTPUT_ONLY, REQUIRED, behaves, is_wrapper};
 
 /// The comment of what is at this path of its file.
 pub fn comment(file: &FileDescriptorProto, path: &[i32]) -> String {
@@ -217,6 +217,11 @@ fn well_known(message: &MessageDescriptor) -> Option<Value> {
         "google.protobuf.Duration" => json!({"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"}),
         "google.protobuf.FieldMask" => json!({"type": "string"}),
         "google.protobuf.Empty" => json!({"type": "object"}),
+        "google.protobuf.BoolValue" => json!({"type": ["boolean", "null"]}),
+        "google.protobuf.StringValue" => json!({"type": ["string", "null"]}),
+        "google.protobuf.BytesValue" => json!({"type": ["string", "null"], "contentEncoding": "base64"}),
+        "google.protobuf.DoubleValue" | "google.protobuf.FloatValue" => json!({"type": ["number", "null"]}),
+        name if is_wrapper(name) => json!({"type": ["integer", "null"]}),
         _ => return None,
     })
 }

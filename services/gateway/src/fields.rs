@@ -124,10 +124,19 @@ fn leaf(field: &FieldDescriptor, text: &str) -> Option<Value> {
             match message.full_name() {
                 "google.protobuf.FieldMask" => Some(camel(text).into()),
                 "google.protobuf.Timestamp" | "google.protobuf.Duration" => Some(text.into()),
+                "google.protobuf.BoolValue" => text.parse().ok().map(Value::Bool),
+                name if is_wrapper(name) => Some(text.into()),
                 _ => None,
             }
         }
         // Numbers may be texts in proto3 JSON.
         _ => Some(text.into()),
     }
+}
+
+/// Whether a message is the wrapper of one value: its JSON is that value, or null.
+pub fn is_wrapper(full_name: &str) -> bool {
+    const OF: [&str; 9] = ["Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes"];
+    let name = full_name.strip_prefix("google.protobuf.").and_then(|name| name.strip_suffix("Value"));
+    name.is_some_and(|of| OF.contains(&of))
 }

@@ -290,7 +290,7 @@ async fn answer(
     let mut response = match answer {
         Answer::Stream(messages) => events::answer(messages, &edge.lifecycle, (&edge.kept, open)),
         Answer::Message(message) if route.answers == Answers::Raw => raw(&message),
-        Answer::Message(message) => respond(&message, route.policy.oauth, reads.then_some(&conditions))?,
+        Answer::Message(message) => respond(&message, route, reads.then_some(&conditions))?,
     };
     // The service marks an answer that repeats an earlier one of the same key, and one that lacks a backing service.
     for name in [idempotency::REPLAYED_METADATA, DEGRADED] {
@@ -327,8 +327,12 @@ fn raw(answer: &DynamicMessage) -> Response {
 }
 
 /// The answer as JSON; a read follows the request's conditions.
-fn respond(answer: &DynamicMessage, oauth: bool, conditions: Option<&Conditions>) -> Result<Response, Problem> {
-    let (json, etag) = transcode::response(answer, oauth)?;
+fn respond(answer: &DynamicMessage, route: &Route, conditions: Option<&Conditions>) -> Result<Response, Problem> {
+    let (json, etag) = transcode::response(answer, route.policy.oauth)?;
+    let json = match &route.response_body {
+        Some(field) => transcode::only(&json, field)?,
+        None => json,
+    };
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
     let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()

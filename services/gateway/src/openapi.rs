@@ -25,7 +25,7 @@ pub fn document(routes: &Routes) -> Value {
         let tag = service.name().trim_end_matches("Service").to_owned();
         let about = comment(service.parent_file().file_descriptor_proto(), service.path());
         tags.entry(tag.clone()).or_insert_with(|| json!({"name": tag, "description": about}));
-        let path = paths.entry(route.pattern.clone()).or_default();
+        let path = paths.entry(without_patterns(&route.pattern)).or_default();
         path.insert(route.verb.as_str().to_ascii_lowercase(), operation(route, &tag, &mut schemas));
     }
     let mut schemas = schemas.into_values();
@@ -73,7 +73,10 @@ fn operation(route: &Route, tag: &str, schemas: &mut Schemas) -> Value {
     let said = comment(rpc.parent_service().parent_file().file_descriptor_proto(), rpc.path());
     let (first, rest) = rpc.name().split_at_checked(1).unwrap_or_default();
     let mut operation = json!({
-        "operationId": format!("{}{rest}", first.to_ascii_lowercase()),
+        "operationId": format!("{}{rest}{}", first.to_ascii_lowercase(), match route.binding {
+            1 => String::new(),
+            other => other.to_string(),
+        }),
         "tags": [tag], "summary": summary(&said), "description": said,
         "parameters": parameters(route, schemas), "responses": responses(route, schemas),
     });
@@ -88,6 +91,24 @@ fn operation(route: &Route, tag: &str, schemas: &mut Schemas) -> Value {
     operation
 }
 
+/// A path template without what its variables match: `/v1/{name=shelves/*}` is `/v1/{name}`.
+fn without_patterns(template: &str) -> String {
+    let mut parts = template.split('{');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |path, part| {
+        let (variable, rest) = part.split_once('}').unwrap_or((part, ""));
+        path + "{" + variable.split('=').next().unwrap_or_default() + "}" + rest
+    })
+}
+
+/// The field that a path of names leads to: `book.name`.
+fn at(message: &MessageDescriptor, path: &str) -> Option<FieldDescriptor> {
+    match path.split_once('.') {
+        None => message.get_field_by_name(path),
+        Some((name, rest)) => at(message.get_field_by_name(name)?.kind().as_message()?, rest),
+    }
+}
+
 /// The fields that the path sets.
 fn in_path(route: &Route) -> Vec<String> {
     let parts = route.pattern.split('{').skip(1);
@@ -98,7 +119,7 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     let (input, path) = (route.rpc.input(), in_path(route));
     let mut all = Vec::new();
     for name in &path {
-        let Some(field) = input.get_field_by_name(name) else { continue };
+        let Some(field) = at(&input, name) else { continue };
         let (schema, about) = described(schemas.field(&field));
         all.push(json!({"name": name, "in": "path", "required": true, "description": about, "schema": schema}));
     }
@@ -230,7 +251,13 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
     let about = comment(output.parent_file().file_descriptor_proto(), output.path());
     let about = if about.is_empty() || about.starts_with("A generic empty") { "It is done." } else { &about };
     let content = match route.answers {
-        Answers::Json => json!({"application/json": {"schema": schemas.message(&output, Form::Whole)}}),
+        Answers::Json => {
+            let schema = match &route.response_body {
+                Some(field) => schemas.field(field),
+                None => schemas.message(&output, Form::Whole),
+            };
+            json!({"application/json": {"schema": schema}})
+        }
         Answers::Oauth => {
             let schema = schemas.object(output.fields(), false);
             json!({"application/json": {"schema": in_proto_names(&output, schema)}})

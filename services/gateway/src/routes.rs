@@ -30,6 +30,10 @@ pub struct Route {
     pub pattern: String,
     /// The request field that the body fills: `*` for the whole request, empty for none.
     pub body: String,
+    /// The field of the answer that is sent alone; none for the whole.
+    pub response_body: Option<FieldDescriptor>,
+    /// Which of the RPC's bindings it is, from 1.
+    pub binding: usize,
     /// What the body is written in.
     pub takes: Takes,
     /// What the answer is written in.
@@ -225,9 +229,7 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         let value = rule.get_field_by_name(name)?;
         value.as_str().filter(|text| !text.is_empty()).map(ToOwned::to_owned)
     };
-    for unknown in ["response_body", "custom"] {
-        ensure!(!rule.has_field_by_name(unknown), "google.api.http with {unknown} is not served");
-    }
+    ensure!(!rule.has_field_by_name("custom"), "google.api.http with custom is not served");
     let (body, policy) = (text("body").unwrap_or_default(), Policy::of(rpc));
     for name in policy.request_headers.iter().chain(&policy.response_headers) {
         ensure!(
@@ -238,13 +240,24 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
     let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
     let reads = text("get").is_some();
     let policy = if reads { policy } else { says_where_it_stands(policy) };
+    let response_body = match text("response_body") {
+        None => None,
+        Some(name) => {
+            let field = rpc.output().get_field_by_name(&name).context("the response body is no field of the answer")?;
+            ensure!(answers == Answers::Json, "a response body is JSON");
+            Some(field)
+        }
+    };
     for name in ["get", "put", "post", "delete", "patch"] {
         let Some(pattern) = text(name) else { continue };
+        let binding = 1 + routes.iter().filter(|route| route.rpc == *rpc).count();
         routes.push(Route {
             verb: name.to_ascii_uppercase().parse()?,
             template: Template::parse(&pattern)?,
             pattern,
             body: body.clone(),
+            response_body: response_body.clone(),
+            binding,
             takes: takes.clone(),
             answers,
             rpc: rpc.clone(),

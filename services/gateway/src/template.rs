@@ -116,7 +116,10 @@ impl Template {
         }
         let value = |variable: &Variable| {
             let to = if self.segments.get(variable.to - 1) == Some(&Segment::Rest) { parts.len() } else { variable.to };
-            let parts: Option<Vec<String>> = parts.get(variable.from..to)?.iter().map(|part| decode(part)).collect();
+            // A slash of several segments separates them; one within a segment stays as it was sent (google/api/http.proto).
+            let several = variable.to > variable.from + 1 || self.segments.get(variable.to - 1) == Some(&Segment::Rest);
+            let read = |part: &&str| if several { decode_but_slashes(part) } else { decode(part) };
+            let parts: Option<Vec<String>> = parts.get(variable.from..to)?.iter().map(read).collect();
             Some((variable.field.clone(), parts?.join("/")))
         };
         self.variables.iter().map(value).collect()
@@ -129,6 +132,19 @@ fn segment(text: &str) -> Segment {
         "**" => Segment::Rest,
         literal => Segment::Literal(literal.to_owned()),
     }
+}
+
+/// As [`decode`], but `%2F` and `%2f` stay.
+fn decode_but_slashes(text: &str) -> Option<String> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.to_ascii_lowercase().find("%2f") {
+        let (before, slash) = (rest.get(..at)?, rest.get(at..at + 3)?);
+        parts.extend([decode(before)?, slash.to_owned()]);
+        rest = rest.get(at + 3..)?;
+    }
+    parts.push(decode(rest)?);
+    Some(parts.concat())
 }
 
 /// Percent-decodes a text; `None` when the result is not UTF-8.
@@ -182,6 +198,10 @@ mod tests {
             ("/v1/{name=todos/*}/items/{item}", "/v1/todos/1/items/2", pairs(&[("name", "todos/1"), ("item", "2")])),
             ("/v1/files/{path=**}", "/v1/files/a/b/c", pairs(&[("path", "a/b/c")])),
             ("/v1/{a.b}", "/v1/x%2Fy%C3%A9", pairs(&[("a.b", "x/yé")])),
+            ("/v1/{a=x/*}", "/v1/x/1%2F2%20%2f3", pairs(&[("a", "x/1%2F2 %2f3")])),
+            ("/v1/{a=**}", "/v1/1%2f2/3%20", pairs(&[("a", "1%2f2/3 ")])),
+            ("/v1/{a=**}", "/v1/%252F", pairs(&[("a", "%2F")])),
+            ("/v1/{a=**}", "/v1", pairs(&[("a", "")])),
             ("/v1/{a}", "/v1/%ff", None),
             ("/v1/{a}", "/v1/%zz", None),
             ("/v1/{a}", "/v1/%+1", None),

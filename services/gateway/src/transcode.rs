@@ -242,6 +242,16 @@ pub fn response(message: &DynamicMessage, oauth: bool) -> Result<(Vec<u8>, Optio
     Ok((json.into_inner(), etag.filter(|etag| !etag.is_empty())))
 }
 
+/// One field of an answer that was written as JSON.
+///
+/// # Errors
+/// INTERNAL: it is there.
+pub fn only(json: &[u8], field: &FieldDescriptor) -> Result<Vec<u8>, Problem> {
+    let mut answer: Map<String, Value> = serde_json::from_slice(json).map_err(|_| Problem::internal())?;
+    let value = answer.remove(field.json_name()).unwrap_or(Value::Null);
+    serde_json::to_vec(&value).map_err(|_| Problem::internal())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@
 mod frames;
 mod options;
 mod probe;
+mod rules;
 
 use std::num::{NonZeroU16, NonZeroU32};
 

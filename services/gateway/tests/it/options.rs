@@ -203,7 +203,11 @@ async fn so_many_streams_are_open_at_once() {
 fn an_option_that_cannot_be_served_is_refused_at_start() {
     for (options, wanted) in [
         ("option (google.api.http) = {get: \"/v1/x\"};", ""),
-        ("option (google.api.http) = {get: \"/v1/x\" response_body: \"text\"};", "response_body is not served"),
+        ("option (google.api.http) = {get: \"/v1/x\" response_body: \"text\"};", ""),
+        (
+            "option (google.api.http) = {get: \"/v1/x\" response_body: \"other\"};",
+            "the response body is no field of the answer",
+        ),
         ("option (google.api.http) = {custom: {kind: \"LIST\" path: \"/v1/x\"}};", "custom is not served"),
         ("option (google.api.http) = {post: \"/v1/x\" body: \"other\"};", "the body is no field of the request"),
         ("option (google.api.http) = {get: \"/v1/{x\"};", "{x"),

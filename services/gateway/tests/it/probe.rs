@@ -53,11 +53,23 @@ impl FileResolver for Source {
 
 /// A method with these options, which takes a `text` and answers with one.
 pub fn method(options: &str) -> DescriptorPool {
-    let source = format!(
-        "syntax = \"proto3\"; package flotilla.one.v1; \
-         import \"flotilla/edge/v1/edge.proto\"; import \"google/api/annotations.proto\"; \
-         message Text {{ string text = 1; }} service OneService {{ rpc One(Text) returns (Text) {{ {options} }} }}"
-    );
+    compiled(&format!(
+        "message Text {{ string text = 1; }} service OneService {{ rpc One(Text) returns (Text) {{ {options} }} }}"
+    ))
+}
+
+/// What this text declares, in the package `flotilla.one.v1`.
+pub fn compiled(text: &str) -> DescriptorPool {
+    let imports = [
+        "flotilla/edge/v1/edge.proto",
+        "google/api/annotations.proto",
+        "google/protobuf/duration.proto",
+        "google/protobuf/field_mask.proto",
+        "google/protobuf/timestamp.proto",
+        "google/protobuf/wrappers.proto",
+    ];
+    let imports: String = imports.map(|file| format!("import \"{file}\"; ")).concat();
+    let source = format!("syntax = \"proto3\"; package flotilla.one.v1; {imports}{text}");
     let contracts = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
     let mut resolver = ChainFileResolver::new();
     resolver.add(Source(source));
