@@ -2,6 +2,7 @@
 //! were handled; once the stream is restored, emptied or created again with it, only the effects still know of them.
 
 use anyhow::Context as _;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Info, RawMessageErrorKind, Stream};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -62,6 +63,21 @@ impl Rewinder {
         let anchor = at(&stream, sequence).await?.as_ref().and_then(Anchor::of);
         let created = stream.get_info().await.context("asking when the stream was created")?.created;
         Ok(anchor.filter(|_| micros(created) == stream_created_at))
+    }
+
+    /// The row, in its producer's outbox, of the event up to which this consumer has acknowledged everything; none where there is no durable
+    /// consumer, or no such event any more.
+    ///
+    /// # Errors
+    /// NATS does not answer, or does not allow it.
+    pub async fn handled_row(&self) -> Result<Option<u64>, anyhow::Error> {
+        let stream = self.stream().await?;
+        let floor = match stream.consumer_info(&self.durable).await {
+            Ok(info) => info.ack_floor.stream_sequence,
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("asking for the durable consumer"),
+        };
+        Ok(at(&stream, floor).await?.as_ref().and_then(row))
     }
 
     /// Whether the stream holds this event, or may have dropped it as others before it.

@@ -17,7 +17,7 @@ pub const PENDING: &str = "consistency-token-pending";
 
 /// The longest that a read waits for its copy.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How many tokens are read of a request.
+/// How many tokens a request may bring.
 const MOST: usize = 8;
 
 /// The token of a row in a service's outbox.
@@ -35,7 +35,14 @@ pub fn wanted(metadata: &HeaderMap, service: &str) -> Result<Option<(u64, Durati
     let mut last = None;
     let values = metadata.get_all(TOKEN).iter().map(|value| value.to_str().map_err(|_| wrong()));
     let values = values.collect::<Result<Vec<_>, _>>()?;
-    for token in values.iter().flat_map(|value| value.split(',')).take(MOST) {
+    let tokens: Vec<_> = values.iter().flat_map(|value| value.split(',')).collect();
+    if tokens.len() > MOST {
+        return Err(Failure::invalid(
+            "Consistency-Token",
+            format_args!("names more than {MOST}: send the newest ones"),
+        ));
+    }
+    for token in tokens {
         let bytes = URL_SAFE_NO_PAD.decode(token.trim()).map_err(|_| wrong())?;
         let text = String::from_utf8(bytes).map_err(|_| wrong())?;
         let (of, row) = text.split_once(':').ok_or_else(wrong)?;
@@ -63,6 +70,7 @@ mod tests {
         assert_eq!(with(&[&of("todo", 7)]), Ok(Some(7)));
         assert_eq!(with(&[&of("identity", 9)]), Ok(None));
         assert_eq!(with(&[&format!("{}, {}", of("todo", 7), of("identity", 9)), &of("todo", 3)]), Ok(Some(7)));
+        assert_eq!(with(&[of("todo", 7).as_str(); 9]), Err("INVALID_ARGUMENT"));
         for wrong in
             ["", "x", "todo:7", &URL_SAFE_NO_PAD.encode("todo"), &URL_SAFE_NO_PAD.encode("todo:-1"), &"A".repeat(9_000)]
         {

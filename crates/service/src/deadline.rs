@@ -6,6 +6,8 @@ use http::HeaderMap;
 
 /// The longest duration of a call, whatever deadline it brings.
 pub const LONGEST: Duration = Duration::from_secs(10);
+/// A caller that allows less time than this has chosen not to have its answer: that it comes too late is no failure.
+pub const SHORT: Duration = Duration::from_secs(1);
 
 /// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. An unreadable one counts as none.
 pub fn of(headers: &HeaderMap) -> Option<Duration> {

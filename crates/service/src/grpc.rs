@@ -212,7 +212,7 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     let (started, _at_work) = (Instant::now(), AtWork::new(&guard.at_work));
     let callers = deadline::of(request.headers());
     let within = callers.map_or(deadline::LONGEST, |deadline| deadline.min(deadline::LONGEST));
-    let mut seen = Seen { hurried: within < deadline::LONGEST, ..Seen::default() };
+    let mut seen = Seen { hurried: within < deadline::SHORT, ..Seen::default() };
     let answer = async {
         let unanswered = Unanswered::new("call", &method, started);
         let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {

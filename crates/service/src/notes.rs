@@ -90,3 +90,8 @@ pub fn pending() {
     metrics::counter!("consistency_tokens_pending_total").increment(1);
     NOTES.try_with(|notes| notes.pending.set(true)).ok();
 }
+
+/// Whether there is a call, whose answer says what is noted.
+pub(crate) fn is_call() -> bool {
+    NOTES.try_with(|_| ()).is_ok()
+}

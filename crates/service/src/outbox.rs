@@ -71,7 +71,7 @@ impl Outbox {
             attempt.store(&mut tx, answer.to_message().encode_to_vec()).await?;
         }
         let written: Vec<_> = events.iter().map(|event| event.id).collect();
-        let mark = if events.is_empty() { tx.mark().await? } else { None };
+        let mark = if events.is_empty() && notes::is_call() { tx.mark().await? } else { None };
         let last = self.relay.commit(tx, events, TenantTx::commit).await?;
         notes::wrote(written.into_iter());
         if let Some(place) = last.or(mark) {

@@ -37,8 +37,8 @@ pub struct Peer(pub IpAddr);
 /// Marks an answer, among its extensions, as a stream: it may last longer than a request.
 #[derive(Debug, Clone, Copy)]
 pub enum Lasting {
-    /// As long as it is sent something: each frame counts as a beginning. For callers that are strangers, and may not read.
-    Sends,
+    /// As long as its reader takes what there is: what it leaves unread is timed as a request is. For callers that are strangers.
+    Reads,
     /// For ever, and in silence: its connection is that of many calls.
     Silent,
 }
@@ -235,8 +235,11 @@ impl HttpBody for CountedBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        if matches!((self.lasting, &frame), (Some(Lasting::Sends), Poll::Ready(Some(Ok(_))))) {
-            self.at_work.begins_again(Duration::ZERO);
+        // It is asked for more once its reader has room: what waits then waits for the service.
+        match (self.lasting, &frame) {
+            (Some(Lasting::Reads), Poll::Pending) => self.at_work.begins_again(NEVER),
+            (Some(Lasting::Reads), Poll::Ready(Some(Ok(_)))) => self.at_work.begins_again(Duration::ZERO),
+            _ => {}
         }
         frame
     }

@@ -1,5 +1,6 @@
 //! The HTTP contract.
 
+use base64::Engine as _;
 use e2e::{Answer, Fleet};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -410,6 +411,26 @@ fn what_was_just_written_is_found_by_its_consistency_token() {
         // What is read from PostgreSQL needs none, and says none.
         let list = ann.send(Method::GET, "/v1/todos", None).await;
         assert_eq!((list.status, list.header("consistency-token")), (200, ""));
+        // A place that is not reached in time, over HTTP and over gRPC.
+        let beyond = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(format!("todo:{}", u64::MAX));
+        let behind = ann.request(Method::GET, "/v1/todos:search?query=ketch").header("consistency-token", &beyond);
+        let behind = Answer::of(behind.send().await.unwrap()).await;
+        assert_eq!((behind.status, behind.header("consistency-token-pending")), (200, "true"));
+        let url = format!("http://{}", fleet.unit("gateway").address);
+        let mut search = proto::search::search_service_client::SearchServiceClient::connect(url).await.unwrap();
+        let mut request = tonic::Request::new(proto::search::SearchTodosRequest::default());
+        for (name, value) in
+            [("authorization", format!("Bearer {}", ann.token().unwrap())), ("consistency-token", beyond)]
+        {
+            request.metadata_mut().insert(name, value.parse().unwrap());
+        }
+        let behind = search.search_todos(request).await.unwrap();
+        assert_eq!(behind.metadata().get("consistency-token-pending").unwrap(), "true");
+        // Every service that changes something says where.
+        let owner = fleet.person("http-consistency-owner").await;
+        owner.sign_up("http-consistency-of-hers").await;
+        let group = owner.send(Method::POST, "/v1/groups", Some(json!({"name": "crew"}))).await;
+        assert!(group.status == 200 && !group.header("consistency-token").is_empty(), "{:?}", group.body);
         let wrong = ann.request(Method::GET, "/v1/todos:search").header("consistency-token", "what?");
         let wrong = Answer::of(wrong.send().await.unwrap()).await;
         assert_eq!((wrong.status, wrong.code()), (400, "INVALID_ARGUMENT"));

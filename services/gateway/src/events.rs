@@ -87,7 +87,7 @@ pub fn answer(
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // nginx's word: sent at once.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response.extensions_mut().insert(Lasting::Sends);
+    response.extensions_mut().insert(Lasting::Reads);
     response
 }
 

@@ -142,7 +142,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
                 (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code, status)
             }),
             Asked::Grpc(route) => {
-                let hurried = deadline::of(request.headers()).is_some_and(|deadline| deadline < deadline::LONGEST);
+                let hurried = deadline::of(request.headers()).is_some_and(|deadline| deadline < deadline::SHORT);
                 let answered = frames::answer(&edge, route, request, &mut who).await;
                 answered.map_err(|status| over_grpc(status, hurried))
             }

@@ -37,16 +37,18 @@ impl SearchService for Search {
         let (call, request) = reading(request)?;
         let caller = &call.caller;
         permissions::SEARCH.check(caller).map_err(Failure::from)?;
-        if let Some((row, within)) = wanted?
-            && !self.freshness.reached(row, within).await
-        {
-            notes::pending();
-        }
+        let wanted = wanted?;
         // The order is part of the question: a position in another order means nothing in this one.
         let asked =
             (caller.tenant.as_str(), &request.query, request.status, &request.label, "by rules, then newest first");
         let question =
             Question { after: self.pages.read::<(f64, TodoId)>(&asked, &request.page_token)?, ..question(&request)? };
+        let is_whole = *self.is_whole.borrow();
+        if let Some((row, within)) = wanted
+            && !(self.freshness.reached(&caller.tenant, row, within).await && is_whole)
+        {
+            notes::pending();
+        }
         // One hit more than asked for shows whether there is a next page.
         let wanted = Question { limit: question.limit + 1, ..question.clone() };
         let (mut hits, total) = self
