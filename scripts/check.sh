@@ -56,6 +56,7 @@ scripts_are_bash() {
 }
 the_lock_is_whole() { cargo metadata --locked --format-version 1 --quiet >/dev/null; }
 step "formatting" cargo fmt --all --check
+step "formatting of the fuzz target" rustfmt --edition 2024 --check services/gateway/fuzz/fuzz_targets/requests.rs
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "features of outbox and consumer" features_stand_alone
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes what the gateway reads of a request, with coverage, for some seconds: fuzz.sh [SECONDS]. Needs a C++ compiler.
-# Inputs that it finds interesting stay in target/fuzz; one that fails is written beside them, and named.
+# Inputs that it finds interesting stay in target/fuzz/corpus; one that fails is written to target/fuzz, and named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60} corpus=target/fuzz/corpus

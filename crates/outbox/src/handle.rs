@@ -83,8 +83,8 @@ pub struct Handle {
 impl Handle {
     /// Appends these events, in their order, as the last step of a transaction, commits it, and hands the rows to the
     /// relay, which then need not query for them. Lock the aggregate's row first. `commit` is that of the transaction, for
-    /// example `sqlx::Transaction::commit`. Returns the `seq` of the last row: whoever has handled it has handled all of them, and all that
-    /// were committed before.
+    /// example `sqlx::Transaction::commit`. Returns the `seq` of the last row, none without events: whoever has handled it has
+    /// handled every row with a smaller one.
     ///
     /// **`tx` must be the outermost transaction, and `commit` must commit it.** The relay publishes the rows once it has returned
     /// `Ok`. The commit of a savepoint, or one that does nothing, would publish what may yet be rolled back.

@@ -65,7 +65,7 @@ struct Guard {
 struct Seen {
     who: Option<Caller>,
     notes: Notes,
-    /// Its caller gave it less time than a call may take.
+    /// Its caller gave it less than [`deadline::SHORT`].
     hurried: bool,
 }
 

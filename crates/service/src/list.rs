@@ -25,8 +25,8 @@ const BY_INDEX: &str = "select set_config(name, 'off', true) from unnest(array['
 pub struct Lists {
     /// The fields of filters.
     pub fields: &'static [Field],
-    /// The indexes. Of those that give an order, the first one whose field a filter names; the last has none. The first of all is the order
-    /// of who asks for none, the newest first.
+    /// The indexes. Of those that give the order asked for, the first counts whose field the filter names. The last of each order has no field, so
+    /// that it always counts. Whoever asks for no order has that of the first, the newest first.
     pub paths: &'static [Path],
     /// The condition of every row, of the table `t`.
     pub base: &'static str,

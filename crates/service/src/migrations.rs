@@ -233,7 +233,10 @@ async fn alone(connection: &mut PgConnection) -> Result<(), anyhow::Error> {
     let mut tries = 10 * TRIES;
     while !sqlx::query_scalar::<_, bool>(lock).fetch_one(&mut *connection).await? {
         tries -= 1;
-        anyhow::ensure!(tries > 0, "it has the lock");
+        anyhow::ensure!(
+            tries > 0,
+            "another process has migrated for five minutes: wait for its end, and run migrate again"
+        );
         tokio::time::sleep(PAUSE).await;
     }
     // sqlx's lock, which earlier releases take for each history: one process at a time holds it from here to the end.

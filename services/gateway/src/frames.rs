@@ -16,6 +16,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 use service::server::Lasting;
 use service::{Code, DEGRADED, Failure, deadline, idempotency};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -40,6 +41,9 @@ const GRPC_WEB: [&str; 4] = [
 const PREFIX_BYTES: usize = 5;
 /// The most that strangers may send to gRPC's own services in one call.
 const MAX_OPEN_BYTES: usize = 64 * 1024;
+/// How long a stream of theirs lasts: strangers hold no place that a caller may need.
+const OPEN_FOR: Duration = Duration::from_secs(60);
+const A_DAY: Duration = Duration::from_secs(86_400);
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -97,7 +101,7 @@ pub async fn answer(
     caller: &mut Option<Caller>,
 ) -> Result<Response, Status> {
     let Some(route) = route else {
-        return Err(Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", "there is no such method").into());
+        return Err(no_method());
     };
     let (head, body) = request.into_parts();
     let (authorization, turn) = edge.admit(route, &head, caller).await?;
@@ -142,7 +146,8 @@ pub async fn answer(
         })
     });
     Ok(match open {
-        Some(open) => until(response, open, edge.lifecycle.stopping()),
+        // It ends with its token, as its service says.
+        Some(open) => until(response, open, (edge.lifecycle.stopping(), Instant::now() + A_DAY)),
         None => response.map(Body::new),
     })
 }
@@ -161,12 +166,17 @@ pub async fn open(edge: &Edge, request: Request, streams: bool) -> Result<Respon
     };
     drop(turn);
     if response.status() == StatusCode::NOT_FOUND {
-        return Err(Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", "there is no such method").into());
+        return Err(no_method());
     }
     Ok(match place {
-        Some(place) => until(response, place, edge.lifecycle.stopping()),
+        Some(place) => until(response, place, (edge.lifecycle.stopping(), Instant::now() + OPEN_FOR)),
         None => response,
     })
+}
+
+fn no_method() -> Status {
+    let what = "there is no such method: /descriptors.binpb has those that there are";
+    Failure::new(Code::Unimplemented, "NO_SUCH_METHOD", what).into()
 }
 
 /// What passes of what a service says, beside its messages: what gRPC and the edge know, and what the method's options name.
@@ -200,21 +210,22 @@ impl Passes {
     }
 }
 
-/// The answer as it comes, until it ends or the process stops. `open` is its place among the open streams.
-fn until<B, H: Send + 'static>(response: http::Response<B>, open: H, stop: CancellationToken) -> Response
+/// The answer as it comes, until it ends, the process stops, or its time is over. `open` is its place among the open streams.
+fn until<B, H: Send + 'static>(response: http::Response<B>, open: H, ends: (CancellationToken, Instant)) -> Response
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
     let (mut head, body) = response.into_parts();
     head.extensions.insert(Lasting::Reads);
-    let frames = stream::unfold(Some((body, open, stop)), |going| async {
-        let (mut body, open, stop) = going?;
-        match stop.run_until_cancelled(body.frame()).await {
-            Some(None) => None,
-            Some(Some(Ok(frame))) => Some((Ok::<_, Infallible>(frame), Some((body, open, stop)))),
-            Some(Some(Err(_))) => Some((Ok(ended("the service went away")), None)),
-            None => Some((Ok(ended("the edge stops")), None)),
+    let frames = stream::unfold(Some((body, open, ends)), |going| async {
+        let (mut body, open, (stop, at)) = going?;
+        match timeout_at(at, stop.run_until_cancelled(body.frame())).await {
+            Ok(Some(None)) => None,
+            Ok(Some(Some(Ok(frame)))) => Some((Ok::<_, Infallible>(frame), Some((body, open, (stop, at))))),
+            Ok(Some(Some(Err(_)))) => Some((Ok(ended("the service went away")), None)),
+            Ok(None) => Some((Ok(ended("the edge stops")), None)),
+            Err(_) => Some((Ok(ended("its time is over")), None)),
         }
     });
     Response::from_parts(head, Body::new(StreamBody::new(frames)))
@@ -235,15 +246,21 @@ fn ended(why: &str) -> Frame<Bytes> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_stream_says_why_it_ends() {
-        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
-        let stop = CancellationToken::new();
-        let mut body = until(http::Response::new(silent), (), stop.clone()).into_body();
-        stop.cancel();
-        let last = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
-        assert_eq!(last["grpc-status"], "14");
-        assert!(body.frame().await.is_none());
+        let began = Instant::now();
+        for stopped in [true, false] {
+            let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+            let stop = CancellationToken::new();
+            if stopped {
+                stop.cancel();
+            }
+            let mut body = until(http::Response::new(silent), (), (stop, began + OPEN_FOR)).into_body();
+            let last = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(last["grpc-status"], "14");
+            assert!(body.frame().await.is_none());
+            assert_eq!(began.elapsed(), if stopped { Duration::ZERO } else { OPEN_FOR });
+        }
     }
 
     #[test]

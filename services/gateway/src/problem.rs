@@ -147,6 +147,8 @@ impl From<Status> for Problem {
             ("IDEMPOTENCY_KEY_REUSED", _) => StatusCode::UNPROCESSABLE_ENTITY,
             ("TOO_LARGE", _) => StatusCode::PAYLOAD_TOO_LARGE,
             ("UNSUPPORTED_MEDIA_TYPE", _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ("REQUEST_TIMEOUT", _) => StatusCode::REQUEST_TIMEOUT,
+            ("HEADERS_TOO_LARGE", _) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             (_, code) => http_status(code),
         };
         let mut problem = Self::new(http, &info.reason, status.message());
@@ -181,7 +183,8 @@ impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         use service::Code;
         let (code, reason) = match problem.code.as_str() {
-            "TOO_LARGE" | "HEADERS_TOO_LARGE" => (Code::ResourceExhausted, "TOO_LARGE"),
+            "TOO_LARGE" => (Code::ResourceExhausted, "TOO_LARGE"),
+            "HEADERS_TOO_LARGE" => (Code::ResourceExhausted, "HEADERS_TOO_LARGE"),
             "REQUEST_TIMEOUT" => (Code::DeadlineExceeded, "REQUEST_TIMEOUT"),
             "DEADLINE_EXCEEDED" => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             "UNAVAILABLE" => (Code::Unavailable, "UNAVAILABLE"),

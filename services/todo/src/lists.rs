@@ -20,7 +20,7 @@ pub static TODOS: Lists = Lists {
     paths: &[
         Path {
             of: Some(("labels", "l.label")),
-            // Label by label: (otherwise the todos may be read from one end to the other, and merged).
+            // Label by label; otherwise the planner may read all todos, and merge them.
             from: "todo_label l cross join lateral (select * from todo t where t.tenant = l.tenant and t.id = l.todo_id offset 0) t",
             tenants: &["t.tenant", "l.tenant"],
             id: "l.todo_id",
@@ -40,7 +40,7 @@ pub static TODOS: Lists = Lists {
 const CREATED: Path =
     Path { order: "create_time", of: None, from: "todo t", tenants: &["t.tenant"], time: None, id: "t.id" };
 
-/// (Row-level security takes a CASE to an index, a COALESCE not.)
+/// Row-level security lets a CASE use an index, and not a COALESCE.
 const DUE: Path = Path {
     order: "due_time",
     time: Some("(case when t.due_time is null then 'infinity'::timestamptz else t.due_time end)"),

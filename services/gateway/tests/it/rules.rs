@@ -152,6 +152,21 @@ fn bindings_and_patterns_are_described_as_openapi_has_them() {
     assert_eq!(only["$ref"], "#/components/schemas/RequestSub");
 }
 
+#[test]
+fn an_answer_of_which_one_field_is_sent_is_that_field() {
+    let routes = Routes::of(&compiled(RULES)).unwrap();
+    let Found::Route(route, _) = routes.find(&Method::GET, "/v1/only") else { panic!("no route") };
+    let only = |answer: Value| {
+        let message = DynamicMessage::deserialize(route.rpc.output(), answer).unwrap();
+        let (json, _) = transcode::response(&message, false).unwrap();
+        let only = transcode::only(&json, route.response_body.as_ref().unwrap()).unwrap();
+        serde_json::from_slice::<Value>(&only).unwrap()
+    };
+    let sub = json!({"subfield": "x", "numbers": [1]});
+    assert_eq!(only(json!({"messageId": "7", "sub": sub})), sub);
+    assert_eq!(only(json!({"messageId": "7"})), Value::Null);
+}
+
 /// A message with something in every field that this number chooses.
 fn filled(of: &MessageDescriptor, mut seed: u64, depth: usize) -> DynamicMessage {
     let mut message = DynamicMessage::new(of.clone());
@@ -227,4 +242,20 @@ fn json_of_a_message_is_read_as_the_same_message() {
         }
     }
     assert!(read > 1_000, "{read}");
+}
+
+/// The same by the way that a request takes, with its own reader of JSON.
+#[test]
+fn json_of_a_request_is_read_as_the_same_request() {
+    let rules = compiled(RULES);
+    let routes = Routes::of(&rules).unwrap();
+    for seed in 0..200 {
+        let mut message = filled(&rules.get_message_by_name("flotilla.one.v1.Request").unwrap(), seed, 3);
+        message.set_field_by_name("message_id", Field::String("7".to_owned()));
+        let counts = [(prost_reflect::MapKey::String("\u{1F6A2}".to_owned()), Field::I32(7))];
+        message.set_field_by_name("counts", Field::Map(counts.into()));
+        let (json, _) = transcode::response(&message, false).unwrap();
+        let read = request(&routes, &Method::POST, "/v1/messages/7:all", &String::from_utf8(json).unwrap());
+        assert_eq!(read, Ok(serde_json::to_value(&message).unwrap()));
+    }
 }
