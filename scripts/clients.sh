@@ -38,10 +38,10 @@ case $language in
     ln -s "$modules/node_modules" "$work/out/node_modules"
     node "$work/out/walk.mjs" "$url" "$key" ;;
   grpc-python)
-    venv="$cache/grpc-python-$GRPCIO"
+    venv="$cache/grpc-python-$GRPCIO-$GOOGLEAPIS_COMMON_PROTOS"
     [ -e "$venv/whole" ] || {
       rm -rf "$venv" && python3 -m venv "$venv" || unavailable "a virtual environment of Python"
-      "$venv/bin/pip" install --quiet "grpcio==$GRPCIO" "grpcio-tools==$GRPCIO" googleapis-common-protos || unavailable grpcio
+      "$venv/bin/pip" install --quiet "grpcio==$GRPCIO" "grpcio-tools==$GRPCIO" "googleapis-common-protos==$GOOGLEAPIS_COMMON_PROTOS" || unavailable grpcio
       touch "$venv/whole"
     }
     "$venv/bin/python" -m grpc_tools.protoc --descriptor_set_in="$document" --python_out="$work" --grpc_python_out="$work" \

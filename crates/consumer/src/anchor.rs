@@ -2,7 +2,6 @@
 //! were handled; once the stream is restored, emptied or created again with it, only the effects still know of them.
 
 use anyhow::Context as _;
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Info, RawMessageErrorKind, Stream};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -72,12 +71,8 @@ impl Rewinder {
     /// NATS does not answer, or does not allow it.
     pub async fn handled_row(&self) -> Result<Option<u64>, anyhow::Error> {
         let stream = self.stream().await?;
-        let floor = match stream.consumer_info(&self.durable).await {
-            Ok(info) => info.ack_floor.stream_sequence,
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("asking for the durable consumer"),
-        };
-        Ok(at(&stream, floor).await?.as_ref().and_then(row))
+        let Some(info) = self.info(&stream).await? else { return Ok(None) };
+        Ok(at(&stream, info.ack_floor.stream_sequence).await?.as_ref().and_then(row))
     }
 
     /// Whether the stream holds this event, or may have dropped it as others before it.

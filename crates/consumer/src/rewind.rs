@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, consumer, stream};
 use chrono::{DateTime, Utc};
 
 use crate::records::RecordStreams;
@@ -44,16 +44,23 @@ impl Rewinder {
     /// NATS does not answer.
     pub async fn acknowledged(&self) -> Result<Option<Acknowledged>, anyhow::Error> {
         let stream = self.js.get_stream(&self.stream).await.context("opening the stream")?;
+        let Some(info) = self.info(&stream).await? else { return Ok(None) };
+        let replays = replay::consumer(&self.js, &self.records, &self.durable).await.ok();
+        Ok(Some(Acknowledged {
+            stream_created_at: micros(stream.cached_info().created),
+            sequence: info.ack_floor.stream_sequence,
+            pending: info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0),
+            replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
+        }))
+    }
+
+    /// What NATS says of the durable consumer; none where there is none.
+    pub(crate) async fn info<I: Sync>(
+        &self,
+        stream: &stream::Stream<I>,
+    ) -> Result<Option<consumer::Info>, anyhow::Error> {
         match stream.consumer_info(&self.durable).await {
-            Ok(info) => {
-                let replays = replay::consumer(&self.js, &self.records, &self.durable).await.ok();
-                Ok(Some(Acknowledged {
-                    stream_created_at: micros(stream.cached_info().created),
-                    sequence: info.ack_floor.stream_sequence,
-                    pending: info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0),
-                    replays: replays.map(|replays| replays.cached_info().ack_floor.stream_sequence),
-                }))
-            }
+            Ok(info) => Ok(Some(info)),
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("asking for the durable consumer"),
         }

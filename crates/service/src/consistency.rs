@@ -15,6 +15,9 @@ pub const TOKEN: &str = "consistency-token";
 /// Says of an answer that the copy did not have the change in time.
 pub const PENDING: &str = "consistency-token-pending";
 
+/// Counts the answers that were pending.
+pub const PENDING_METRIC: &str = "consistency_tokens_pending_total";
+
 /// The longest that a read waits for its copy.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many tokens a request may bring.

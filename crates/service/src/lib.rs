@@ -46,6 +46,8 @@ pub mod deadline;
 
 pub mod filter;
 
+pub mod filter_parser;
+
 pub mod list;
 
 mod shipped;

@@ -87,7 +87,7 @@ pub(crate) fn stands_at(place: i64) {
 
 /// Notes that the copy that was read lacks what the caller has asked for.
 pub fn pending() {
-    metrics::counter!("consistency_tokens_pending_total").increment(1);
+    metrics::counter!(crate::consistency::PENDING_METRIC).increment(1);
     NOTES.try_with(|notes| notes.pending.set(true)).ok();
 }
 

@@ -192,16 +192,23 @@ impl Keyed {
         Ok(Self { key, own })
     }
 
-    /// Puts it into a call's metadata, with the authorization.
-    pub fn put(&self, authorization: Option<HeaderValue>, metadata: &mut HeaderMap) {
+    /// The metadata of a call: this key, the authorization, and the headers that its method gets.
+    pub fn metadata(&self, authorization: Option<HeaderValue>, (route, head): (&Route, &Head)) -> HeaderMap {
+        let mut metadata = HeaderMap::new();
+        for name in &route.policy.request_headers {
+            for value in head.headers.get_all(name) {
+                metadata.append(name, value.clone());
+            }
+        }
         for (name, value) in [(AUTHORIZATION, authorization), (IDEMPOTENCY_KEY.clone(), self.key.clone())] {
             if let Some(value) = value {
                 metadata.insert(name, value);
             }
         }
+        metadata
     }
 
-    /// What the caller is told where its call has failed.
+    /// The status for the caller of a call that has failed.
     pub fn outcome(&self, status: Status) -> Status {
         let reason = status.get_details_error_info().map(|info| info.reason);
         // The gateway's own attempt holds the key; its replica went away.

@@ -96,7 +96,7 @@ pub async fn web(request: Request, next: Next) -> Response {
 /// The status of the service, or why it was not called.
 pub async fn answer(
     edge: &Edge,
-    route: Option<&Route>,
+    route: Option<&'static Route>,
     request: Request,
     caller: &mut Option<Caller>,
 ) -> Result<Response, Status> {
@@ -123,18 +123,12 @@ pub async fn answer(
     let again = edge.may_repeat(route, &head, &key).then(|| frames.clone());
     let timeout = head.headers.get(&TIMEOUT).filter(|_| deadline::of(&head.headers).is_some());
     let send = |frames, authorization| {
-        let mut metadata = HeaderMap::new();
-        key.put(authorization, &mut metadata);
+        let mut metadata = key.metadata(authorization, (route, &head));
         metadata.extend(timeout.map(|timeout| (TIMEOUT, timeout.clone())));
-        for name in &route.policy.request_headers {
-            for value in head.headers.get_all(name) {
-                metadata.append(name, value.clone());
-            }
-        }
         upstream::pass(&edge.upstreams, route, metadata, frames)
     };
     let response = edge.call((route, &head), (authorization, turn), caller, (frames, again), send).await;
-    let passes = Passes { own_key: key.is_own(), named: route.policy.response_headers.clone() };
+    let passes = Passes { own_key: key.is_own(), named: &route.policy.response_headers };
     let mut response = response.map_err(|status| passes.of_status(key.outcome(status)))?;
     passes.filter(response.headers_mut());
     let response = response.map(|body| {
@@ -182,7 +176,7 @@ fn no_method() -> Status {
 /// What passes of what a service says, beside its messages: what gRPC and the edge know, and what the method's options name.
 struct Passes {
     own_key: bool,
-    named: Vec<HeaderName>,
+    named: &'static [HeaderName],
 }
 
 impl Passes {

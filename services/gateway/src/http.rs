@@ -17,7 +17,6 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use prost_reflect::DynamicMessage;
-use service::client::ReadsOnly;
 use service::config::Common;
 use service::lines::{Line, Outcome, Unanswered};
 use service::readiness::AtWork;
@@ -27,6 +26,7 @@ use service::upstreams::Upstreams;
 use service::{DEGRADED, Process, RELEASE, deadline, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 use tracing::Instrument as _;
 
 use crate::Config;
@@ -101,7 +101,7 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
 /// What a request asks for.
 enum Asked<'a> {
     Http(Found<'a>),
-    Grpc(Option<&'a Route>),
+    Grpc(Option<&'static Route>),
     /// A method of gRPC's own services, and whether it streams.
     Open(bool),
     /// A call that is none.
@@ -272,17 +272,8 @@ async fn answer(
     let again = edge.may_repeat(route, &head, &key).then(|| message.clone());
     let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
         let mut call = tonic::Request::new(message);
-        let metadata: &mut HeaderMap = call.metadata_mut().as_mut();
-        key.put(authorization, metadata);
-        for name in &route.policy.request_headers {
-            for value in head.headers.get_all(name) {
-                metadata.append(name, value.clone());
-            }
-        }
-        if reads {
-            call.extensions_mut().insert(ReadsOnly);
-        }
-        upstream::call(&edge.upstreams, &route.rpc, call)
+        *call.metadata_mut() = MetadataMap::from_headers(key.metadata(authorization, (route, &head)));
+        upstream::call(&edge.upstreams, route, call)
     };
     let answer = edge.call((route, &head), (authorization, turn), caller, (message, again), send).await;
     let answer = answer.map_err(|status| key.outcome(status))?;

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, TE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Version};
 use http_body_util::Full;
 use prost::Message as _;
-use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor};
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 use service::addresses::Addresses;
-use service::client::{MAX_ANSWER_BYTES, ReadsOnly, Streams};
+use service::client::{MAX_ANSWER_BYTES, ReadsOnly, Streams, Upstream};
 use service::upstreams::Upstreams;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -48,18 +48,14 @@ pub enum Answer {
 /// The status from the service, or from the way to it.
 pub async fn call(
     upstreams: &Upstreams,
-    rpc: &MethodDescriptor,
+    route: &Route,
     mut request: Request<DynamicMessage>,
 ) -> Result<tonic::Response<Answer>, Status> {
-    let service = rpc.parent_service();
-    let upstream = upstreams.get(service.full_name());
-    let upstream = upstream.ok_or_else(|| Status::unavailable("no address for the service"))?;
-    let path = PathAndQuery::try_from(format!("/{}/{}", service.full_name(), rpc.name()))
-        .map_err(|error| Status::internal(error.to_string()))?;
-    let mut client = tonic::client::Grpc::new(upstream.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
-    let codec = Dynamic { output: rpc.output() };
-    if rpc.is_server_streaming() {
-        request.extensions_mut().insert(Streams);
+    let (upstream, path) = way(upstreams, route)?;
+    let mut client = tonic::client::Grpc::new(upstream).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let codec = Dynamic { output: route.rpc.output() };
+    mark(route, request.extensions_mut());
+    if route.policy.streams {
         return client.server_streaming(request, path, codec).await.map(|answer| answer.map(Answer::Stream));
     }
     client.unary(request, path, codec).await.map(|answer| answer.map(Answer::Message))
@@ -75,29 +71,38 @@ pub async fn pass(
     metadata: HeaderMap,
     frames: Bytes,
 ) -> Result<http::Response<Body>, Status> {
-    let (service, rpc) = (route.service(), route.rpc.name());
-    let mut upstream =
-        upstreams.get(service).cloned().ok_or_else(|| Status::unavailable("no address for the service"))?;
+    let (mut upstream, path) = way(upstreams, route)?;
     let mut request = http::Request::new(Body::new(Full::new(frames)));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = PathAndQuery::try_from(format!("/{service}/{rpc}"))
-        .map_err(|error| Status::internal(error.to_string()))?
-        .into();
+    *request.uri_mut() = path.into();
     *request.headers_mut() = metadata;
     for (name, value) in [(CONTENT_TYPE, "application/grpc"), (TE, "trailers")] {
         request.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    if route.verb == Method::GET {
-        request.extensions_mut().insert(ReadsOnly);
-    }
-    if route.policy.streams {
-        request.extensions_mut().insert(Streams);
-    }
+    mark(route, request.extensions_mut());
     let response = upstream.call(request).await?;
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() != Code::Ok => Err(status),
         _ => Ok(response),
+    }
+}
+
+/// The service of an RPC, and its path there.
+fn way(upstreams: &Upstreams, route: &Route) -> Result<(Upstream, PathAndQuery), Status> {
+    let upstream = upstreams.get(route.service()).cloned();
+    let upstream = upstream.ok_or_else(|| Status::unavailable("no address for the service"))?;
+    let path = PathAndQuery::try_from(format!("/{}/{}", route.service(), route.rpc.name()));
+    Ok((upstream, path.map_err(|error| Status::internal(error.to_string()))?))
+}
+
+/// Says of a call what its method does.
+fn mark(route: &Route, marks: &mut Extensions) {
+    if route.verb == Method::GET {
+        marks.insert(ReadsOnly);
+    }
+    if route.policy.streams {
+        marks.insert(Streams);
     }
 }
 

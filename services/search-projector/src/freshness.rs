@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consumer::Rewinder;
 use contracts::TenantId;
-use service::Process;
+use service::{Process, consistency};
 use tokio::sync::{Notify, watch};
 
 use crate::store::Index;
@@ -60,7 +60,7 @@ impl Drop for Waits<'_> {
 impl Freshness {
     /// Looks how far this consumer has come, and makes what it has written visible, while somebody waits.
     pub fn follow(process: &Process, rewinder: Rewinder, index: Index) -> Self {
-        metrics::counter!("consistency_tokens_pending_total").increment(0);
+        metrics::counter!(consistency::PENDING_METRIC).increment(0);
         let (shows, shown) = watch::channel(0);
         let waiting = Arc::new(Waiting::default());
         let who = Arc::clone(&waiting);

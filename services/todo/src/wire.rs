@@ -5,13 +5,13 @@ use contracts::{TenantId, TodoId, UserId};
 use prost_types::Timestamp;
 use proto::timestamp;
 use proto::todo as pb;
-use service::filter::{Filter, How};
+use service::filter::How;
 use service::idempotency::StoredResponse;
 use service::list::Query;
 use service::live::{Heard, Place};
 use service::page::PageTokens;
 use service::wire::{self as fields, Mask, stored_time, text};
-use service::{Failure, IfMatch};
+use service::{Failure, IfMatch, filter_parser};
 
 use crate::lists::TODOS;
 use crate::recurrence::{Basis, Occurrence, Pattern, Recurrence, RecurrenceError};
@@ -146,7 +146,7 @@ pub fn query(request: &pb::ListTodosRequest) -> Result<Query, Failure> {
         label => Some(text("label", Label::parse(label))?),
     };
     let assigned = assignee(assigned)?;
-    let mut filter = Filter::parse(TODOS.fields, filter)?;
+    let mut filter = filter_parser::parse(TODOS.fields, filter)?;
     for (field, how, value) in [
         ("status", How::Equal, status),
         ("labels", How::Has, label.as_ref().map(Label::as_str)),

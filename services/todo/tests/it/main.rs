@@ -26,6 +26,7 @@ mod process;
 mod migrating;
 
 mod lists;
+mod lists_read;
 
 mod operators;
 

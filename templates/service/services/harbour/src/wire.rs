@@ -4,11 +4,10 @@ use contracts::events::harbour::{LogbookId, VesselId};
 use prost_types::FieldMask;
 use proto::harbour as pb;
 use proto::timestamp;
-use service::filter::Filter;
 use service::idempotency::StoredResponse;
 use service::list::Query;
 use service::wire::{Mask, id, optional_id, stored_time, text};
-use service::{Failure, IfMatch};
+use service::{Failure, IfMatch, filter_parser};
 
 use crate::lists::VESSELS;
 use crate::logbook::{Logbook, LogbookFilter, LogbookPatch};
@@ -69,7 +68,7 @@ pub fn logbook_patch(
 
 pub fn vessel_query(request: &pb::ListVesselsRequest) -> Result<Query, Failure> {
     let pb::ListVesselsRequest { filter, order_by, page_size: _, page_token: _ } = request;
-    VESSELS.query(Filter::parse(VESSELS.fields, filter)?, order_by)
+    VESSELS.query(filter_parser::parse(VESSELS.fields, filter)?, order_by)
 }
 
 pub fn logbook_filter(request: &pb::ListLogbooksRequest) -> Result<LogbookFilter, Failure> {
