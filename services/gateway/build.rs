@@ -1,7 +1,9 @@
-//! Puts the errors of all services behind those that every service has.
+//! Puts the errors of all services behind those that every service has, as one page with an anchor for each.
 
 use std::fs;
 use std::path::PathBuf;
+
+use pulldown_cmark::{Event, Parser, Tag, TagEnd, html};
 
 fn main() -> Result<(), std::io::Error> {
     // Asked at run time, as in the proto package.
@@ -33,5 +35,20 @@ fn main() -> Result<(), std::io::Error> {
     }
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
     fs::write(out.join("samples.rs"), format!("match event_type {{\n{cases}_ => \"\",\n}}"))?;
-    fs::write(out.join("problems.md"), all)
+    fs::write(out.join("problems.html"), page(&all))
+}
+
+/// This text as HTML. A heading's anchor is what it says, in small letters. Links between the pages of the repository lead nowhere here.
+fn page(markdown: &str) -> String {
+    let mut events: Vec<Event> = Parser::new(markdown)
+        .filter(|event| !matches!(event, Event::Start(Tag::Link { .. }) | Event::End(TagEnd::Link)))
+        .collect();
+    for at in 1..events.len() {
+        if let [Event::Start(Tag::Heading { id, .. }), Event::Text(text)] = &mut events[at - 1..=at] {
+            *id = Some(text.to_lowercase().into());
+        }
+    }
+    let mut page = String::new();
+    html::push_html(&mut page, events.into_iter());
+    page
 }

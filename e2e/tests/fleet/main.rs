@@ -10,6 +10,8 @@ mod bundle;
 
 mod elsewhere;
 
+mod hostile;
+
 mod http;
 
 mod lines;

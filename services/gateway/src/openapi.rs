@@ -309,6 +309,9 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
     if route.verb != Method::GET {
         problems.extend(["409", "422"]);
     }
+    if !route.policy.request_headers.is_empty() {
+        problems.push("431");
+    }
     for status in problems {
         all.insert(status.to_owned(), problem.clone());
     }

@@ -15,8 +15,10 @@ use crate::openapi;
 use crate::problem::Problem;
 use crate::routes::Routes;
 
+/// The head of the pages that are written here.
+const HEAD: &str = include_str!("../viewer/head.html");
 /// The error documentation, which `type` in a problem points to.
-const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.md"));
+const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.html"));
 const VIEWER: &str = include_str!("../viewer/swagger-ui-bundle.js");
 const STYLE: &str = include_str!("../viewer/swagger-ui.css");
 const DOCS: &str = include_str!("../viewer/docs.html");
@@ -24,6 +26,7 @@ const SCRIPT: &str = include_str!("../viewer/docs.js");
 /// What these pages load: nothing of another host.
 const PAGES_LOAD: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const FOOT: &str = "</main></body></html>\n";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/x-protobuf";
@@ -43,7 +46,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(routes: &'static Routes) -> Rout
         .route("/docs/swagger-ui.css", page("text/css", STYLE))
         .route("/events", get(|| async { answer(HTML, EVENTS.as_str()) }))
         .route("/schemas/{file}", get(schema))
-        .route("/problems", page("text/markdown; charset=utf-8", PROBLEMS))
+        .route("/problems", get(|| async { answer(HTML, format!("{HEAD}{PROBLEMS}{FOOT}")) }))
 }
 
 fn answer(media: &'static str, text: impl IntoResponse) -> Response {
@@ -66,7 +69,7 @@ async fn schema(Path(file): Path<String>) -> Response {
 
 /// The page of all events.
 fn catalogue() -> String {
-    let mut page = include_str!("../viewer/events.html").to_owned();
+    let mut page = format!("{HEAD}{}", include_str!("../viewer/events.html"));
     for event in events::all() {
         let (name, service) = (event.name, event.service);
         let newer = event.superseded_by.map(|newer| {
@@ -83,7 +86,7 @@ fn catalogue() -> String {
             newer.unwrap_or_default(),
         ));
     }
-    page.push_str("</main></body></html>\n");
+    page.push_str(FOOT);
     page
 }
 

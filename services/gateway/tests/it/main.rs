@@ -152,6 +152,28 @@ async fn what_readers_of_http_read_differently_is_refused() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(code), "{head}\n{answer}");
     }
     assert!(send("GET /healthz HTTP/1.0\r\n").await.contains("200 OK"), "HTTP/1.0 has no Host");
+    // What is no request is answered before any rule of ours is asked.
+    let long = "x".repeat(70_000);
+    let (large, long) =
+        (format!("GET / HTTP/1.1\r\nhost: x\r\nx-y: {long}\r\n"), format!("GET /{long} HTTP/1.1\r\nhost: x\r\n"));
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}", "a: b\r\n".repeat(500));
+    for (head, statuses) in [
+        (large.as_str(), &[431][..]),
+        (many.as_str(), &[431]),
+        (long.as_str(), &[414, 431]),
+        ("GET HTTP/1.1\r\nhost: x\r\n", &[400]),
+        ("GET / HTTP/9.9\r\nhost: x\r\n", &[400]),
+        ("GET / HTTP/1.1\r\nhost: x\r\na b: c\r\n", &[400]),
+        ("POST /v1/todos HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n", &[400]),
+        ("POST /v1/todos HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n", &[400]),
+        ("POST /v1/todos HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n", &[400]),
+        ("GET / HTTP/1.1\r\nhost: x\r\nexpect: something\r\n", &[404, 417]),
+        ("CONNECT x:1 HTTP/1.1\r\nhost: x\r\n", &[400, 404, 405]),
+    ] {
+        let answer = send(head).await;
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        assert!(status.is_some_and(|status| statuses.contains(&status)), "{head:.80}\n{answer:.200}");
+    }
 }
 
 #[tokio::test]
