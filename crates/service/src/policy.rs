@@ -24,6 +24,8 @@ pub struct Policy {
     pub idempotency: Idempotency,
     /// The largest body over HTTP, in bytes; none where it is that of every method.
     pub max_body_bytes: Option<usize>,
+    /// For how many seconds anybody may keep an answer over HTTP; none where only its caller may.
+    pub shared_seconds: Option<NonZeroU32>,
     /// The headers that the method gets as metadata.
     pub request_headers: Vec<HeaderName>,
     /// The metadata of its answer that become headers.
@@ -71,6 +73,7 @@ impl Policy {
                 _ => Idempotency::Optional,
             },
             max_body_bytes: number("max_body_bytes").filter(|bytes| *bytes > 0).map(|bytes| bytes as usize),
+            shared_seconds: number("shared_seconds").and_then(NonZeroU32::new),
             request_headers,
             response_headers,
         }

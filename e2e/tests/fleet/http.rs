@@ -285,7 +285,10 @@ fn nothing_a_client_sends_is_a_5xx() {
         let answer = Answer::of(reqwest::Client::new_no_proxy().execute(request).await.unwrap()).await;
         assert_eq!((answer.status, answer.code()), (400, "IDEMPOTENCY_KEY_MALFORMED"));
         let health = ann.send(Method::POST, "/healthz", None).await;
-        assert_eq!((health.status, health.code(), health.header("allow")), (405, "METHOD_NOT_ALLOWED", "GET, HEAD"));
+        assert_eq!(
+            (health.status, health.code(), health.header("allow")),
+            (405, "METHOD_NOT_ALLOWED", "GET, HEAD, OPTIONS")
+        );
         for value in ["v1", "\"v0,v1\"", "\"\"", "\"*\"", "W/\"v1\"", "\"v7\", \"v8\""] {
             let request = ann.request(Method::DELETE, &one).header("if-match", value);
             let answer = Answer::of(request.send().await.unwrap()).await;

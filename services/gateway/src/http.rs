@@ -12,10 +12,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use http_body::Body as _;
 use prost_reflect::DynamicMessage;
 use service::config::Common;
 use service::lines::{Line, Outcome, Unanswered};
@@ -36,7 +35,7 @@ use crate::request::{self, Conditions};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
-use crate::{events, form, frames, health, pages};
+use crate::{browsers, events, form, frames, health, pages};
 
 /// What a page that a service answers may: styles of its own, and its form sent back.
 const PAGES_MAY: &str =
@@ -62,13 +61,15 @@ pub async fn serve(
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
+        .fallback(traced)
+        .with_state(Arc::new(Edge::new(process, config, (routes, upstreams))?))
+        .layer(browsers::compression())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .merge(pages::router(routes))
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed(&[&Method::GET, &Method::HEAD]) })
-        .fallback(traced)
-        .with_state(Arc::new(Edge::new(process, config, (routes, upstreams))?))
+        .method_not_allowed_fallback(pages::other_method)
         .layer(middleware::from_fn(frames::web))
+        .layer(middleware::from_fn_with_state(browsers::cors(&config.cors_origins, routes), browsers::crossing))
         .layer(middleware::from_fn_with_state(process.release_header(common), strict));
     let bounds = Bounds {
         connections: usize::from(admission.connections.get()),
@@ -89,8 +90,8 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
-    // An answer is for its tenant alone, and its type is what it says.
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // An answer is for its caller alone where it says nothing else, and its type is what it says.
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Some(release) = release {
         headers.insert(RELEASE, release);
@@ -164,7 +165,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         );
         report(&called, who.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
-        (with_trace_id(if method == "HEAD" { without_content(response) } else { response }), code, status)
+        (with_trace_id(response), code, status)
     }
     .instrument(span.clone())
     .await;
@@ -235,6 +236,7 @@ async fn answer(
 ) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
+        Found::OtherMethods(methods) if request.method() == Method::OPTIONS => return Ok(browsers::options(&methods)),
         Found::OtherMethods(methods) => return Err(Problem::method_not_allowed(&methods)),
         Found::Nothing => {
             return Err(Problem::new(StatusCode::NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path"));
@@ -295,6 +297,9 @@ async fn answer(
             response.headers_mut().insert(name.clone(), said.clone());
         }
     }
+    if reads {
+        browsers::keep(route, &mut response);
+    }
     Ok(response)
 }
 
@@ -334,15 +339,4 @@ fn respond(answer: &DynamicMessage, route: &Route, conditions: Option<&Condition
         response.headers_mut().insert(ETAG, etag);
     }
     Ok(response)
-}
-
-/// The answer to a HEAD: the head of the answer to a GET (RFC 9110, 9.3.2).
-fn without_content(response: Response) -> Response {
-    let (mut head, body) = response.into_parts();
-    if let Some(length) = body.size_hint().exact()
-        && head.status != StatusCode::NOT_MODIFIED
-    {
-        head.headers.insert(CONTENT_LENGTH, length.into());
-    }
-    Response::from_parts(head, Body::empty())
 }

@@ -2,7 +2,9 @@
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
 //! `edge` lets calls in and sends them. `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
-//! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `template` is the path-template language of google/api/http.proto.
+//! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `browsers` says who may read and keep an answer. `template` is the path-template language of google/api/http.proto.
+
+pub mod browsers;
 
 pub mod http;
 
@@ -42,6 +44,7 @@ pub mod problem;
 
 use std::net::SocketAddr;
 
+use browsers::Origins;
 use clap::Args;
 use routes::Routes;
 use service::addresses::Addresses;
@@ -67,6 +70,9 @@ pub struct Config {
     /// How many proxies stand in front, each of which adds the address of its client to X-Forwarded-For. Without any, the header is ignored.
     #[arg(long, env = "FLOTILLA_PROXIES", default_value = "0")]
     pub proxies: u8,
+    /// The origins whose pages may call, with commas between, as in `https://app.example.com`. `*` is any.
+    #[arg(long, env = "FLOTILLA_CORS_ORIGINS", default_value = "")]
+    pub cors_origins: Origins,
 }
 
 impl Settings for Config {}

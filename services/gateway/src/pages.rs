@@ -1,19 +1,27 @@
 //! What the gateway answers by itself, to anybody: the API's description and a page of it, the catalogue of events with their schemas, and the
 //! pages of problems.
 
-use std::sync::LazyLock;
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::Path;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use contracts::events;
-use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, VARY};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use sha2::{Digest as _, Sha256};
 
-use crate::openapi;
 use crate::problem::Problem;
+use crate::request::Conditions;
 use crate::routes::Routes;
+use crate::{browsers, openapi};
 
 /// The head of the pages that are written here.
 const HEAD: &str = include_str!("../viewer/head.html");
@@ -31,35 +39,92 @@ const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/x-protobuf";
 
-static EVENTS: LazyLock<String> = LazyLock::new(catalogue);
+/// How long a page may be kept, by anybody: a release changes it.
+const KEPT: &str = "public, max-age=300";
+/// The smallest page that is worth a coding.
+const MIN_ZIPPED_BYTES: usize = 1_024;
+
+/// A page: the same for everybody until the next release.
+struct Page {
+    media: &'static str,
+    text: Bytes,
+    /// Of the text, and of its coding.
+    etags: [String; 2],
+    /// Compressed once: strangers may ask for it often.
+    zipped: OnceLock<Bytes>,
+}
+
+impl Page {
+    fn new(media: &'static str, text: impl Into<Bytes>) -> Self {
+        let text = text.into();
+        let digest = URL_SAFE_NO_PAD.encode(&Sha256::digest(&text)[..12]);
+        Self { media, etags: [digest.clone(), format!("{digest}-gzip")], text, zipped: OnceLock::new() }
+    }
+
+    fn answer(&self, headers: &HeaderMap) -> Response {
+        let zips = self.text.len() >= MIN_ZIPPED_BYTES && browsers::takes_gzip(headers);
+        let etag = &self.etags[usize::from(zips)];
+        let known = match Conditions::of(&Method::GET, headers).and_then(|all| all.is_known(Some(etag))) {
+            Ok(known) => known,
+            Err(problem) => return problem.into_response(),
+        };
+        let mut response = match (known, zips) {
+            (true, _) => StatusCode::NOT_MODIFIED.into_response(),
+            (false, true) => self.zipped.get_or_init(|| zipped(&self.text)).clone().into_response(),
+            (false, false) => self.text.clone().into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_LOAD));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static(KEPT));
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        if zips {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        headers.extend(HeaderValue::try_from(format!("\"{etag}\"")).map(|etag| (ETAG, etag)));
+        response
+    }
+}
+
+fn zipped(text: &[u8]) -> Bytes {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    // A Vec takes all that is written.
+    let _ = gzip.write_all(text);
+    gzip.finish().unwrap_or_default().into()
+}
 
 /// The pages, with the description of these routes.
 pub fn router<S: Clone + Send + Sync + 'static>(routes: &'static Routes) -> Router<S> {
-    let described = openapi::document(routes).to_string();
-    let page = |media: &'static str, text: &'static str| get(move || async move { answer(media, text) });
-    Router::new()
-        .route("/openapi.json", get(move || async move { answer(JSON, described) }))
-        .route("/descriptors.binpb", get(move || async move { answer(PROTOBUF, routes.descriptors()) }))
-        .route("/docs", page(HTML, DOCS))
-        .route("/docs/docs.js", page("text/javascript", SCRIPT))
-        .route("/docs/swagger-ui-bundle.js", page("text/javascript", VIEWER))
-        .route("/docs/swagger-ui.css", page("text/css", STYLE))
-        .route("/events", get(|| async { answer(HTML, EVENTS.as_str()) }))
-        .route("/schemas/{file}", get(schema))
-        .route("/problems", get(|| async { answer(HTML, format!("{HEAD}{PROBLEMS}{FOOT}")) }))
+    let pages = [
+        ("/openapi.json", Page::new(JSON, openapi::document(routes).to_string())),
+        ("/descriptors.binpb", Page::new(PROTOBUF, routes.descriptors())),
+        ("/docs", Page::new(HTML, DOCS)),
+        ("/docs/docs.js", Page::new("text/javascript", SCRIPT)),
+        ("/docs/swagger-ui-bundle.js", Page::new("text/javascript", VIEWER)),
+        ("/docs/swagger-ui.css", Page::new("text/css", STYLE)),
+        ("/events", Page::new(HTML, catalogue())),
+        ("/problems", Page::new(HTML, format!("{HEAD}{PROBLEMS}{FOOT}"))),
+    ];
+    let router = Router::new().route("/schemas/{file}", get(schema));
+    pages.into_iter().fold(router, |router, (path, page)| {
+        let page = Arc::new(page);
+        router.route(path, get(move |headers: HeaderMap| async move { page.answer(&headers) }))
+    })
 }
 
-fn answer(media: &'static str, text: impl IntoResponse) -> Response {
-    let mut response = text.into_response();
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_LOAD));
-    response
+/// A page is read; whoever asks by another method learns so.
+pub async fn other_method(method: Method) -> Response {
+    let reads = [&Method::GET, &Method::HEAD];
+    if method == Method::OPTIONS {
+        return browsers::options(&reads);
+    }
+    Problem::method_not_allowed(&reads).into_response()
 }
 
 /// A JSON Schema, at the path of its `$id`.
-async fn schema(Path(file): Path<String>) -> Response {
+async fn schema(Path(file): Path<String>, headers: HeaderMap) -> Response {
     match file.strip_suffix(".json").and_then(events::schema) {
-        Some(schema) => answer("application/schema+json", schema.to_string()),
+        Some(schema) => Page::new("application/schema+json", schema.to_string()).answer(&headers),
         None => {
             let detail = "there is no event of this type: /events has all";
             Problem::new(StatusCode::NOT_FOUND, "NO_SUCH_PATH", detail).into_response()

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use service::Failure;
@@ -13,6 +13,7 @@ use service::failure::{ACR_VALUES, MAX_AGE};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::browsers;
 use crate::json::camel;
 
 /// A problem, as JSON Schema.
@@ -84,10 +85,10 @@ impl Problem {
     /// The path exists, but only for other methods.
     #[must_use]
     pub fn method_not_allowed(allowed: &[&http::Method]) -> Self {
-        let allowed = allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let detail = format!("this path takes {allowed}");
-        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", detail);
-        problem.headers.extend(HeaderValue::from_str(&allowed).map(|value| (ALLOW, value)));
+        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "");
+        problem.headers.extend(browsers::allowed(allowed));
+        let named = problem.headers.first().and_then(|(_, value)| value.to_str().ok()).unwrap_or_default();
+        problem.detail = format!("this path takes {named}");
         problem
     }
 

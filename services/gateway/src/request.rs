@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use futures::StreamExt as _;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_NONE_MATCH};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts as Head;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use service::server::Peer;
@@ -105,7 +105,10 @@ impl Bodies {
     ) -> Result<Arrived<'_>, Problem> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
             let detail = "send the body as it is, without a Content-Encoding";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail));
+            let mut problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", detail);
+            // What would be taken (RFC 9110, 12.5.3).
+            problem.headers.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+            return Err(problem);
         }
         let body = self.collect(body, most).await?;
         let fits = |value: &str| {

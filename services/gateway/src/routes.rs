@@ -239,6 +239,11 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
     }
     let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
     let reads = text("get").is_some();
+    let shared = policy.shared_seconds.is_some();
+    ensure!(
+        !shared || (policy.public && reads && !policy.streams),
+        "what is not read by anybody, nobody else may keep"
+    );
     let policy = if reads { policy } else { says_where_it_stands(policy) };
     let response_body = match text("response_body") {
         None => None,
@@ -281,9 +286,13 @@ fn says_where_it_stands(mut policy: Policy) -> Policy {
 
 /// Whether a header means something to the edge itself, to connections, or to gRPC.
 fn is_of_the_edge(name: &str) -> bool {
-    const NAMES: [&str; 20] = [
+    const NAMES: [&str; 26] = [
+        "accept-encoding",
+        "allow",
         "authorization",
+        "cache-control",
         "connection",
+        "content-encoding",
         "cookie",
         "etag",
         "flotilla-degraded",
@@ -292,6 +301,7 @@ fn is_of_the_edge(name: &str) -> bool {
         "idempotency-replayed",
         "keep-alive",
         "last-event-id",
+        "origin",
         "retry-after",
         "set-cookie",
         "te",
@@ -301,6 +311,7 @@ fn is_of_the_edge(name: &str) -> bool {
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "vary",
         "www-authenticate",
     ];
     const FAMILIES: [&str; 6] =

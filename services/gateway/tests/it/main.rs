@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod browsers;
 mod frames;
 mod options;
 mod probe;
@@ -43,6 +44,7 @@ async fn behind(admission: Admission) -> Edge {
         upstreams: Addresses(services.map(|name| (name.to_owned(), vec![format!("http://{gone}")])).into()),
         provider: devstack::issuer::PROVIDER.to_owned(),
         proxies: 0,
+        cors_origins: "".parse().unwrap(),
     };
     let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();
@@ -93,12 +95,17 @@ async fn a_wrong_method_is_answered_with_the_right_ones() {
 }
 
 #[tokio::test]
-async fn every_answer_is_kept_by_nobody_and_is_what_it_says() {
+async fn every_answer_says_who_may_keep_it_and_is_what_it_says() {
     let edge = start().await;
-    for path in ["/healthz", "/problems", "/v1/todos", "/nothing"] {
+    for (path, kept) in [
+        ("/healthz", "no-store"),
+        ("/problems", "public, max-age=300"),
+        ("/v1/todos", "no-store"),
+        ("/nothing", "no-store"),
+    ] {
         let response = edge.send(Method::GET, path).await;
         let headers = response.headers();
-        assert_eq!(headers["cache-control"], "no-store", "{path}");
+        assert_eq!(headers["cache-control"], kept, "{path}");
         assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
         assert_eq!(headers["flotilla-release"], "test", "{path}");
     }

@@ -227,6 +227,18 @@ fn an_option_that_cannot_be_served_is_refused_at_start() {
             "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {response_headers: \"set-cookie\"};",
             "the header set-cookie is the edge's own",
         ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {response_headers: \"cache-control\"};",
+            "the header cache-control is the edge's own",
+        ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {shared_seconds: 60};",
+            "nobody else may keep",
+        ),
+        (
+            "option (google.api.http) = {post: \"/v1/x\" body: \"*\"}; option (flotilla.edge.v1.policy) = {public: true shared_seconds: 60};",
+            "nobody else may keep",
+        ),
     ] {
         let refused = Routes::of(&probe::method(options)).err().map(|error| format!("{error:#}")).unwrap_or_default();
         let fits = if wanted.is_empty() { refused.is_empty() } else { refused.contains(wanted) };

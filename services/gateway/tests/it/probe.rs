@@ -82,6 +82,11 @@ pub fn compiled(text: &str) -> DescriptorPool {
 
 /// The gateway and the probe, as they start in production.
 pub async fn start(admission: Admission) -> Edge {
+    start_for(admission, "").await
+}
+
+/// The same, for the pages of these origins.
+pub async fn start_for(admission: Admission, origins: &str) -> Edge {
     let issuer = TestIssuer::new();
     let common = || Common {
         admission,
@@ -100,6 +105,7 @@ pub async fn start(admission: Admission) -> Edge {
         upstreams: Addresses(addresses.map(|(name, address)| (name.to_owned(), vec![address])).into()),
         provider: devstack::issuer::PROVIDER.to_owned(),
         proxies: 0,
+        cors_origins: origins.parse().unwrap(),
     };
     let upstreams = Upstreams::new(&process, &config.upstreams).unwrap();
     let address = gateway::http::serve(&process, &config, &ROUTES, upstreams).await.unwrap();
@@ -193,8 +199,23 @@ impl UnaryService<DynamicMessage> for Answering {
                 "TakeWebhook" | "Upload" => received(&request, &metadata),
                 "SendBack" => request.clone(),
                 "GetInvoice" => http_body("application/pdf", b"%PDF"),
+                "GetPrices" => {
+                    let prices = (0..1_000).map(|number| Value::String(format!("EUR {number}")));
+                    let mut answer = DynamicMessage::new(message("flotilla.probe.v1.Prices"));
+                    answer.set_field_by_name("price", Value::List(prices.collect()));
+                    answer
+                }
+                "GetTagged" => {
+                    let mut tagged = DynamicMessage::new(message("flotilla.probe.v1.Tagged"));
+                    tagged.set_field_by_name("text", Value::String("x".repeat(5_000)));
+                    tagged.set_field_by_name("etag", Value::String("v1".to_owned()));
+                    tagged
+                }
                 _ => http_body("text/html", text(&request, "token").as_bytes()),
             });
+            if name == "GetPrices" && request.get_field_by_name("degraded").unwrap().as_bool() == Some(true) {
+                answer.metadata_mut().insert(service::DEGRADED, "rates".parse().unwrap());
+            }
             if name == "GetInvoice" {
                 let id = text(&request, "id");
                 let disposition = format!("attachment; filename={id}.pdf").parse().unwrap();
