@@ -3,7 +3,7 @@
 # FOLDER/PROGRAM.tar, an OCI archive named $REGISTRY/PROGRAM:$RELEASE, and writes FOLDER/PROGRAM.cdx.json, its bill of materials; that of
 # a program of ours only for a release. An image holds the program, and what of Debian it needs: the C library, roots of trust and time
 # zones; it runs as nobody. `pause` is a pod's first process; `postgres`, `nats-server` and
-# `opensearch` are the backing services that this machine runs, for a development cluster. The same inputs give the same digest.
+# `opensearch` and `redis` are the backing services that this machine runs, for a development cluster. The same inputs give the same digest.
 set -euo pipefail
 export LC_ALL=C
 umask 022
@@ -104,7 +104,7 @@ for name in "$@"; do
   [ -d "$work/root" ] || root
   put "$container" "$work/root" /
   case $name in
-    nats-server | postgres | opensearch)
+    nats-server | postgres | opensearch | redis)
       programs=$("target/$profile/flotilla" k8s programs) || { echo "images: make build comes first" >&2; exit 1; }
       eval "$programs"
       part="$work/$name"
@@ -130,6 +130,18 @@ for name in "$@"; do
       mkdir -p "$part/bin" && ln -s "$(readlink -f "$(command -v dash)")" "$part/bin/sh"
       put "$container" "$part" /
       commit "$container" "$name" "$postgres/postgres"
+      bom_of_part "$name" "$part"
+      ;;
+    redis)
+      # What this machine has, or what was unpacked of Debian's package, with its libraries beside it.
+      [ -n "${redis:-}" ] || { echo "images: Redis cannot be had (apt-get install redis-server)" >&2; exit 1; }
+      licence=BSD-3-Clause more=(--env LD_LIBRARY_PATH=/usr/lib/redis)
+      mkdir -p "$part/usr/bin" "$part/usr/lib/redis"
+      cp -L "$redis" "$part/usr/bin/redis-server"
+      LD_LIBRARY_PATH=$redis_libraries ldd "$redis" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | xargs cp -L --target-directory "$part/usr/lib/redis"
+      rm -f "$part"/usr/lib/redis/{libc,libm,libpthread,libdl}.so.*
+      put "$container" "$part" /
+      commit "$container" "$name" /usr/bin/redis-server
       bom_of_part "$name" "$part"
       ;;
     opensearch)

@@ -182,11 +182,11 @@ up() {
   is_ours || scripts/cluster.sh up >/dev/null
   use_cluster
   step "the cluster"
-  if [ ! -e "$state/images/opensearch.tar" ]; then
-    PROFILE=$profile RELEASE=dev scripts/images.sh "$state/images" flotilla nats-server postgres opensearch
-    step "packed the images of PostgreSQL, NATS and OpenSearch"
+  if [ ! -e "$state/images/redis.tar" ]; then
+    PROFILE=$profile RELEASE=dev scripts/images.sh "$state/images" flotilla nats-server postgres opensearch redis
+    step "packed the images of PostgreSQL, NATS, OpenSearch and Redis"
   fi
-  scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch}.tar >/dev/null
+  scripts/cluster.sh load "$state"/images/{flotilla,nats-server,postgres,opensearch,redis}.tar >/dev/null
   release=$(last || true)
   if [ -n "$release" ]; then
     echo "Release $release is rolled out as it was packed; for what is built now: scripts/k8s.sh release NAME"

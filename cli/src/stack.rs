@@ -47,7 +47,7 @@ pub struct UpArgs {
     observe: ObserveArgs,
     #[command(flatten)]
     telemetry: TelemetryArgs,
-    /// Speak TLS between services, PostgreSQL, NATS and OpenSearch, by an authority of the folder: secrets/tls-authority.crt.
+    /// Speak TLS between services, PostgreSQL, NATS, OpenSearch and Redis, by an authority of the folder: secrets/tls-authority.crt.
     #[arg(long, env = "FLOTILLA_TLS", value_parser = BoolishValueParser::new())]
     tls: bool,
     /// The OpenID provider of people, by its issuer's URL, in place of the development provider.
@@ -70,7 +70,7 @@ pub struct UpArgs {
     until_stdin_ends: bool,
 }
 
-/// What the services log and export.
+/// What the services log and export, and whose pages may call them.
 #[derive(Debug, Clone, Default, Args)]
 struct TelemetryArgs {
     /// The release or commit, for log lines, metrics, status and dead letters.
@@ -85,6 +85,9 @@ struct TelemetryArgs {
     /// What the services log: a level, or target=level pairs separated by commas.
     #[arg(long, env = "FLOTILLA_LOG")]
     log: Option<String>,
+    /// The origins whose pages may call the gateway, with commas between; `*` is any.
+    #[arg(long, env = "FLOTILLA_CORS_ORIGINS")]
+    cors_origins: Option<String>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -95,12 +98,13 @@ fn share(text: &str) -> Result<f64, String> {
 impl TelemetryArgs {
     /// As variables.
     fn env(&self) -> Vec<(String, String)> {
-        let Self { release, release_header, sample, log } = self;
+        let Self { release, release_header, sample, log, cors_origins } = self;
         let all = [
             ("FLOTILLA_RELEASE", release.clone()),
             ("FLOTILLA_RELEASE_HEADER", release_header.map(|shown| shown.to_string())),
             ("FLOTILLA_SAMPLE", sample.map(|share| share.to_string())),
             ("FLOTILLA_LOG", log.clone()),
+            ("FLOTILLA_CORS_ORIGINS", cors_origins.clone()),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }

@@ -17,19 +17,25 @@ use sqlx::Connection as _;
 use testkit::until;
 
 /// What speaks TLS; the development issuer and the monitoring page of NATS do not. OpenSearch does where the machine allows it a login.
-const SERVERS: [(&str, Before); 7] = [
+const SERVERS: [(&str, Before); 8] = [
     ("gateway", Before::Nothing),
     ("todo", Before::Nothing),
     ("search-projector", Before::Nothing),
     ("operations", Before::Nothing),
     ("opensearch", Before::Nothing),
+    ("redis", Before::Nothing),
     ("nats", Before::Nats),
     ("postgres", Before::Postgres),
 ];
 
 fn servers(fleet: &Fleet) -> impl Iterator<Item = (&'static str, Before)> {
     let open = fleet.unit("opensearch").creds_file.is_none();
-    SERVERS.into_iter().filter(move |(name, _)| !(open && *name == "opensearch"))
+    let no_redis = !fleet.home.join("secrets/redis-url").exists();
+    SERVERS.into_iter().filter(move |(name, _)| match *name {
+        "opensearch" => !open,
+        "redis" => !no_redis,
+        _ => true,
+    })
 }
 
 /// Waits until every server, and every operations port, shows the certificate of the folder.

@@ -26,7 +26,8 @@ const JOBS: &str = "jobs";
 /// The scheduled check.
 pub const VERIFY: &str = "verify";
 /// The backing services of the overlay for development, with further names of theirs.
-const PARTS: [(&str, &[&str]); 3] = [("nats", &["*.nats-routes"]), ("opensearch", &[]), ("postgres", &[])];
+const PARTS: [(&str, &[&str]); 4] =
+    [("nats", &["*.nats-routes"]), ("opensearch", &[]), ("postgres", &[]), ("redis", &[])];
 /// Where a pod has the rights of its service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const NAMES: &str = "flotilla/names";

@@ -48,5 +48,10 @@ async fn programs() -> Result<(), anyhow::Error> {
     println!("nats_server={}", quoted(&found.nats_server));
     println!("java={}", quoted(&found.java));
     println!("opensearch_jars={}", quoted(&found.opensearch_jars));
+    if let Some(redis) = &found.redis {
+        println!("redis={}", quoted(&redis.path));
+        let libraries = redis.env.first().map(|(_, folder)| folder.into()).unwrap_or_default();
+        println!("redis_libraries={}", quoted(&libraries));
+    }
     Ok(())
 }

@@ -179,6 +179,9 @@ fn values(service: &Service, release: &str) -> minijinja::Value {
     if service.search_engine {
         reaches.push(("opensearch", 9200, false));
     }
+    if service.shares_rates {
+        reaches.push(("redis", 6379, false));
+    }
     reaches.extend(service.calls().map(|called| (called.name, PORT, true)));
     context! {
         release, reaches,

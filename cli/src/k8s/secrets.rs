@@ -14,7 +14,7 @@ use devstack::backup::{Key, Paths};
 use devstack::issuer::{Issuer, write_service_keys};
 use devstack::nats::{self, administration};
 use devstack::postgres::{self, Place, ROLES, SUPERUSER};
-use devstack::{StackDir, login, stack};
+use devstack::{StackDir, login, redis, stack};
 use fleet::SERVICES;
 use serde_json::{Value, json};
 
@@ -35,6 +35,9 @@ pub struct SecretsArgs {
     /// Where OpenSearch is.
     #[arg(long, default_value = "opensearch:9200", value_name = "HOST:PORT")]
     opensearch: String,
+    /// Where Redis is.
+    #[arg(long, default_value = "redis:6379", value_name = "HOST:PORT")]
+    redis: String,
 }
 
 /// The secrets that the base asks for, and their files.
@@ -88,7 +91,7 @@ pub type Files = BTreeMap<String, String>;
 pub async fn run(context: &Context, args: &SecretsArgs) -> Result<(), anyhow::Error> {
     let place = Place { host: args.postgres.clone(), authorities: Some(args.authorities.clone()) };
     let home = open(context)?;
-    let Made { mut secrets, keys } = make(&home, &place, &args.opensearch)?;
+    let Made { mut secrets, keys } = make(&home, &place, (&args.opensearch, &args.redis))?;
     let key = Key::make(&home).await.context("the key of the backups (apt-get install age)")?;
     let [repository, lock, data] = ["/backups/postgres", "/tmp/pgbackrest", "/data/postgres"].map(Path::new);
     let configuration = key.configuration(&Paths { repository, lock, data }, 5432);
@@ -124,12 +127,13 @@ pub struct Made {
     pub keys: Files,
 }
 
-/// Every secret of a fleet whose PostgreSQL and OpenSearch are at these places; the latter speaks TLS where PostgreSQL does.
-pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, anyhow::Error> {
+/// Every secret of a fleet whose PostgreSQL, OpenSearch and Redis are at these places; the others speak TLS where PostgreSQL does.
+pub fn make(home: &StackDir, place: &Place, (opensearch, at_redis): (&str, &str)) -> Result<Made, anyhow::Error> {
     let accounts = nats::make_accounts(home, &[])?;
     let scheme = if place.authorities.is_some() { "https" } else { "http" };
     let password = home.secret(login::PASSWORDS)?;
     home.write_secret("opensearch-url", &format!("{scheme}://{}:{password}@{opensearch}", login::USER))?;
+    home.write_secret(redis::URL, &redis::url(home, at_redis, place.authorities.is_some())?)?;
     let superuser = home.secret("postgres-password")?;
     let mut databases = Files::from([
         ("superuser-password".to_owned(), superuser.clone()),
@@ -167,6 +171,10 @@ pub fn make(home: &StackDir, place: &Place, opensearch: &str) -> Result<Made, an
     secrets.insert(ADMINISTRATION.to_owned(), administrates);
     let passwords = read(home, login::PASSWORDS)?;
     secrets.insert("opensearch".to_owned(), Files::from([(login::PASSWORDS.to_owned(), passwords)]));
+    secrets.insert("redis".to_owned(), Files::from([("users.acl".to_owned(), redis::users(home)?)]));
+    let administration = redis::administration_url(home, at_redis, place.authorities.is_some())?;
+    let administration = Files::from([(redis::ADMINISTRATION_URL.to_owned(), administration)]);
+    secrets.insert("redis-administration".to_owned(), administration);
     secrets.retain(|_, files| !files.is_empty());
     let public = |issuer: Issuer| serde_json::to_string(issuer.jwks());
     let keys = Files::from([

@@ -24,6 +24,17 @@ pub struct Programs {
     pub java: PathBuf,
     /// The folder with OpenSearch's jars.
     pub opensearch_jars: PathBuf,
+    /// Redis, where it can be had: without it each gateway has its own count of rates.
+    pub redis: Option<Unpacked>,
+}
+
+/// A program of Debian's that may have been unpacked without being installed.
+#[derive(Debug, Clone)]
+pub struct Unpacked {
+    /// The program.
+    pub path: PathBuf,
+    /// Where it finds its libraries.
+    pub env: Vec<(String, String)>,
 }
 
 /// The pinned version of a backing service.
@@ -48,6 +59,7 @@ pub async fn all(say: &Reporter) -> Result<Programs, anyhow::Error> {
         nats_server: nats_server(&cache, say).await?,
         java: java(&cache, say).await?,
         opensearch_jars: opensearch(&cache, say).await?,
+        redis: unpacked_redis(&cache, say).await,
     })
 }
 
@@ -125,6 +137,55 @@ pub async fn toxiproxy(say: &Reporter) -> Result<PathBuf, anyhow::Error> {
             .context("toxiproxy could not be built")?;
     }
     Ok(program)
+}
+
+/// Redis, with the libraries that a machine may not have.
+const REDIS_PACKAGES: [&str; 4] = ["redis-server", "redis-tools", "libjemalloc2", "liblzf1"];
+
+/// The machine's Redis, or Debian's, unpacked into the cache; None where it cannot be had.
+///
+/// # Errors
+/// There is no cache.
+pub async fn redis(say: &Reporter) -> Result<Option<Unpacked>, anyhow::Error> {
+    let (cache, _lock) = alone(say).await?;
+    Ok(unpacked_redis(&cache, say).await)
+}
+
+async fn unpacked_redis(cache: &Path, say: &Reporter) -> Option<Unpacked> {
+    let system = Path::new("/usr/bin/redis-server");
+    if system.exists() {
+        return Some(Unpacked { path: system.to_owned(), env: Vec::new() });
+    }
+    let folder = cache.join("redis");
+    if let Err(error) = debian(&folder, &REDIS_PACKAGES, "fetching Redis (2 MB once)", say).await {
+        say(&format!("NO REDIS, so each gateway counts rates by itself: `apt-get install redis-server` ({error:#})"));
+        return None;
+    }
+    let libraries = folder.join("usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
+    let env = vec![("LD_LIBRARY_PATH".to_owned(), libraries.display().to_string())];
+    Some(Unpacked { path: folder.join("usr/bin/redis-server"), env })
+}
+
+/// Debian's packages, unpacked into a folder without being installed.
+pub(crate) async fn debian(folder: &Path, names: &[&str], what: &str, say: &Reporter) -> Result<(), anyhow::Error> {
+    if folder.join(".complete").exists() {
+        return Ok(());
+    }
+    // What an earlier try has left may be half of a package.
+    let packages = folder.join("packages");
+    fs::remove_dir_all(&packages).ok();
+    fs::create_dir_all(&packages)?;
+    let mut apt = Command::new("apt-get");
+    apt.arg("download").args(names).current_dir(&packages);
+    run(&**say, what, apt).await.context("Debian's packages could not be fetched: `apt-get update` first")?;
+    for package in fs::read_dir(&packages)? {
+        let mut dpkg = Command::new("dpkg");
+        dpkg.arg("-x").arg(package?.path()).arg(folder);
+        run(&|_| (), "unpacking Debian's packages", dpkg).await?;
+    }
+    fs::remove_dir_all(&packages)?;
+    fs::write(folder.join(".complete"), b"")?;
+    Ok(())
 }
 
 async fn nats_server(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Error> {

@@ -24,6 +24,8 @@ pub mod nats;
 
 pub mod opensearch;
 
+pub mod redis;
+
 pub mod login;
 
 pub mod observe;

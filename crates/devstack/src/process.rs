@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -26,6 +26,8 @@ pub enum Ready {
     Http(String),
     /// PostgreSQL takes this login.
     Postgres(String),
+    /// Something takes connections at this port of loopback.
+    Listening(u16),
 }
 
 /// A program to run.
@@ -124,6 +126,10 @@ impl Program {
                     Ok(Ok(connection)) => connection.close().await.is_ok(),
                     _ => false,
                 }
+            }
+            Ready::Listening(port) => {
+                let connect = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, *port));
+                matches!(tokio::time::timeout(Duration::from_secs(2), connect).await, Ok(Ok(_)))
             }
         }
     }

@@ -26,6 +26,7 @@ use crate::ports::Ports;
 use crate::postgres::{Postgres, SUPERUSER, roles, write_urls};
 use crate::process::{Program, Ready, tail};
 use crate::provider::{self, Provider};
+use crate::redis::{self, Redis};
 use crate::stack_dir::{self, StackDir};
 use crate::supervisor::{Kind, State, StatusFile, Supervisor, Unit, now};
 
@@ -155,6 +156,8 @@ struct Seen {
     postgres: Postgres,
     nats: Nats,
     opensearch: String,
+    /// None where this machine has none.
+    redis: Option<String>,
     issuer_port: u16,
     /// The issuer's URL of the OpenID provider, in place of the development provider.
     provider: Option<String>,
@@ -179,7 +182,7 @@ impl Startup<'_> {
     ) -> Result<Postgres, anyhow::Error> {
         let mut pick = |wished: u16| ports.pick(if self.options.usual_ports { wished } else { 0 });
         let (postgres_port, nats_port, monitor_port) = (pick(15432)?, pick(14222)?, pick(18222)?);
-        let transport_port = pick(19300)?;
+        let (transport_port, redis_port) = (pick(19300)?, pick(16379)?);
         let issuer_port = pick(18090)?;
         let provider_port = pick(18091)?;
         let watched = self.options.observe.as_ref().map(|_| Watched::pick(&mut pick)).transpose()?;
@@ -194,7 +197,12 @@ impl Startup<'_> {
         }
         let opensearch_socket = ports.within(opensearch::PORTS)?;
         let opensearch_port = opensearch_socket.local_addr()?.port();
-        let mut behind = vec![("postgres", postgres_port), ("nats", nats_port), ("opensearch", opensearch_port)];
+        let mut behind = vec![
+            ("postgres", postgres_port),
+            ("nats", nats_port),
+            ("opensearch", opensearch_port),
+            ("redis", redis_port),
+        ];
         let callable = fleet::SERVICES.iter().filter(|service| !service.serves.is_empty());
         behind.extend(callable.filter_map(|service| Some((service.name, service_ports[service.name].0?))));
         let proxies = if self.options.fault_proxy { Some(self.proxies(&mut ports, &behind).await?) } else { None };
@@ -229,6 +237,9 @@ impl Startup<'_> {
         if let Some(certificates) = &certificates {
             (node, nats) = (node.over_tls(certificates), nats.over_tls(self.home, certificates)?);
         }
+        let redis = programs.redis.as_ref();
+        let redis =
+            redis.map(|program| Redis::prepare(self.home, program, redis_port, certificates.as_ref())).transpose()?;
         let upstream =
             |service: &fleet::Service| Some((service.name, port_to(service.name, service_ports[service.name].0?)));
         let (provider, beside) = match &self.options.provider {
@@ -245,6 +256,7 @@ impl Startup<'_> {
             postgres: postgres.through(port_to("postgres", postgres_port)),
             nats: nats.through(port_to("nats", nats_port)),
             opensearch: node.url(port_to("opensearch", opensearch_port)),
+            redis: redis.as_ref().map(|redis| redis.url(port_to("redis", redis_port))),
             issuer_port,
             provider,
             upstreams: fleet::SERVICES.iter().filter_map(upstream).collect(),
@@ -268,6 +280,11 @@ impl Startup<'_> {
             let provisioned = nats::provision(self.home, &nats.address(), nats::Wanted::default()).await;
             provisioned.context("making the streams and the durable consumers")?;
             self.step(&format!("nats-server on port {nats_port}, with its streams"), started);
+            if let Some(redis) = &redis {
+                let started = Instant::now();
+                self.supervisor.start(redis.program(), self.unit("redis", Kind::Infra, redis.port)).await?;
+                self.step(&format!("Redis on port {redis_port}"), started);
+            }
             let (home, status_file) = (self.home.clone(), self.status_file.clone());
             tokio_util::task::TaskTracker::new().spawn(administrate(
                 home,
@@ -326,6 +343,11 @@ impl Startup<'_> {
         if service.search_engine {
             self.home.write_secret("opensearch-url", &seen.opensearch)?;
         }
+        if service.shares_rates
+            && let Some(redis) = &seen.redis
+        {
+            self.home.write_secret(redis::URL, redis)?;
+        }
         let secret = |file: &str| secret_file(self.home, file).display().to_string();
         let (port, ops) = seen.ports[service.name];
         let around = fleet::Surroundings {
@@ -342,6 +364,9 @@ impl Startup<'_> {
         let edge = format!("{}://127.0.0.1:{}", self.scheme(), seen.ports["gateway"].0.unwrap_or_default());
         let shared = fleet::shared(&seen.nats.address(), (ISSUER, &jwks), provider, &edge);
         let mut env: Vec<_> = service.variables(&around).into_iter().chain(shared).collect();
+        if seen.redis.is_none() {
+            env.retain(|(name, _)| *name != fleet::REDIS_URL);
+        }
         if port.is_some() {
             // So that a gRPC client on this machine can list the services.
             env.push(("FLOTILLA_REFLECTION", "true".to_owned()));

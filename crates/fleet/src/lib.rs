@@ -18,7 +18,7 @@ use outbox::StreamSpec;
 
 pub use durables::{Durable, PROJECTION, REBUILD};
 pub use services::{Database, SERVICES, Service, durable, named, producers, upstreams};
-pub use variables::{SERVICE_KEYS, SIGNING_KEYS, Surroundings, shared};
+pub use variables::{REDIS_URL, SERVICE_KEYS, SIGNING_KEYS, Surroundings, shared};
 
 /// The account of dead letters, replays, audit and advisories.
 pub const RECORDS: &str = "RECORDS";

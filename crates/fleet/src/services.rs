@@ -37,6 +37,8 @@ pub struct Service {
     pub signs: bool,
     /// Whether it uses OpenSearch.
     pub search_engine: bool,
+    /// Whether its processes share the rates of their callers, in Redis.
+    pub shares_rates: bool,
     /// Whether it is the edge, in front of all others, for callers from outside.
     pub edge: bool,
 }
@@ -93,7 +95,7 @@ pub static SERVICES: &[Service] = &[
         search_engine: true,
         ..service(PROJECTOR, "search", 17202)
     },
-    Service { port: Some(8080), edge: true, ..service("gateway", "platform", 17002) },
+    Service { port: Some(8080), shares_rates: true, edge: true, ..service("gateway", "platform", 17002) },
 ];
 
 /// A service with nothing but operations.
@@ -112,6 +114,7 @@ const fn service(name: &'static str, owner: &'static str, ops_port: u16) -> Serv
         page_token_key: None,
         signs: false,
         search_engine: false,
+        shares_rates: false,
         edge: false,
     }
 }

@@ -10,6 +10,9 @@ pub const SERVICE_KEYS: &str = "service-keys";
 /// The file of the keys that sign the fleet's tokens.
 pub const SIGNING_KEYS: &str = "issuer-key";
 
+/// The variable of the file with the address of Redis, with its login.
+pub const REDIS_URL: &str = "FLOTILLA_REDIS_URL_FILE";
+
 /// Where a service is to find everything.
 pub struct Surroundings<'a> {
     /// The address that servers bind.
@@ -99,6 +102,9 @@ impl Service {
         }
         if self.search_engine {
             all.push(("FLOTILLA_OPENSEARCH_URL_FILE", "opensearch-url".to_owned()));
+        }
+        if self.shares_rates {
+            all.push((REDIS_URL, "redis-url".to_owned()));
         }
         all
     }

@@ -110,7 +110,7 @@ where
         .collect();
     let guard_state = Arc::new(Guard {
         verifier: process.verifier(common)?,
-        limits: Limits::new(&admission.allowances()),
+        limits: Limits::new(&admission.allowances(), None),
         revocations,
         policies,
         release: process.release_header(common),

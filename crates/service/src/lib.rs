@@ -66,6 +66,8 @@ pub mod policy;
 
 pub mod limits;
 
+pub mod shared_rates;
+
 pub mod server;
 
 mod server_work;

@@ -1,6 +1,7 @@
 //! Admission limits of one tenant, and of one principal, in a process: concurrent calls, and units of cost in a second. They apply before a
 //! call takes a connection to a database. A call beyond them waits a second for its turn. Then it is refused, with the time after which to
-//! retry. A stream is at work until its answer begins, and counts among the open streams from then on.
+//! retry. A stream is at work until its answer begins, and counts among the open streams from then on. Where rates are shared, this process's own
+//! count comes first, and holds alone while Redis is away, or has forgotten.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::Clock;
+use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::shared_rates::{SharedRates, Spender, Spent, Standing};
 use crate::{Code, Failure};
 
 /// How long a call waits for its turn.
@@ -22,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WAITING: usize = 16;
 /// How many further calls wait before they are refused, so that a caller that retries at once does so once a second.
 const HELD_BACK: usize = 4_096;
+/// In the metadata of a refusal: whose rate is spent, and how many units it has in a second.
+pub const SCOPE: &str = "scope";
+/// See [`SCOPE`].
+pub const QUOTA: &str = "quota";
 /// Above this many callers, idle ones are forgotten.
 const CALLERS: usize = 10_000;
 
@@ -54,17 +61,19 @@ pub struct Limits {
     /// The open streams of all.
     streams: Arc<Semaphore>,
     held_back: Semaphore,
+    shared: Option<Arc<SharedRates>>,
 }
 
 impl Limits {
-    /// No caller uses anything.
+    /// No caller uses anything. Rates are this process's, or those of all processes that share them.
     #[must_use]
-    pub fn new(allowances: &Allowances) -> Self {
+    pub fn new(allowances: &Allowances, shared: Option<Arc<SharedRates>>) -> Self {
         Self {
             tenants: Callers::new("tenant", allowances.tenant),
             principals: Callers::new("principal", allowances.principal),
             streams: Arc::new(Semaphore::new(allowances.streams)),
             held_back: Semaphore::new(HELD_BACK),
+            shared,
         }
     }
 
@@ -76,13 +85,26 @@ impl Limits {
         let until = Instant::now() + PATIENCE;
         let principal = principal(who);
         let (principals, tenants) = (&self.principals, &self.tenants);
-        let (principal, tenant) = match (principals.enter(principal), tenants.enter(who.tenant.as_str().to_owned())) {
+        let (principal, tenant) = match (principals.enter(principal), tenants.enter(tenant(who))) {
             (Ok(principal), Ok(tenant)) => (principal, tenant),
             (Err(refused), _) | (_, Err(refused)) => return Err(self.hold_back(refused).await),
         };
-        let of_principal = principals.turn(&principal, cost, until).await?;
-        let of_tenant = tenants.turn(&tenant, cost, until).await?;
-        Ok(Turn(vec![of_principal, of_tenant, principal.inside, tenant.inside]))
+        let of_principal = principals.slot(&principal.caller, until).await?;
+        let standing = principals.pay(&principal, cost, until).await?;
+        let of_tenant = tenants.slot(&tenant.caller, until).await?;
+        let standing = vec![standing, tenants.pay(&tenant, cost, until).await?];
+        let mut turn = Turn { held: vec![of_principal, of_tenant, principal.inside, tenant.inside], standing };
+        let both = [(principals, principal.key.as_str()), (tenants, tenant.key.as_str())];
+        while let Some(wait) = self.share(&both, cost, until, &mut turn.standing).await? {
+            // Others of the tenant call meanwhile.
+            drop(turn.held.swap_remove(1));
+            sleep(wait).await;
+            let again = tenants.slot(&tenant.caller, until).await?;
+            turn.held.push(again);
+            let last = turn.held.len() - 1;
+            turn.held.swap(1, last);
+        }
+        Ok(turn)
     }
 
     /// The same for a call that names no caller: its address is its principal, of no tenant. Addresses of version 6 count by their first
@@ -96,8 +118,41 @@ impl Limits {
             Ok(principal) => principal,
             Err(refused) => return Err(self.hold_back(refused).await),
         };
-        let at_work = self.principals.turn(&principal, cost, until).await?;
-        Ok(Turn(vec![at_work, principal.inside]))
+        let at_work = self.principals.slot(&principal.caller, until).await?;
+        let standing = vec![self.principals.pay(&principal, cost, until).await?];
+        let mut turn = Turn { held: vec![at_work, principal.inside], standing };
+        let one = [(&self.principals, principal.key.as_str())];
+        while let Some(wait) = self.share(&one, cost, until, &mut turn.standing).await? {
+            sleep(wait).await;
+        }
+        Ok(turn)
+    }
+
+    /// Spends of the shared rates of all of these, or of none; returns how long until they can be spent, if that is within `until`.
+    async fn share(
+        &self,
+        of: &[(&Callers, &str)],
+        cost: NonZeroU32,
+        until: Instant,
+        standing: &mut Vec<Standing>,
+    ) -> Result<Option<Duration>, Failure> {
+        let Some(shared) = &self.shared else { return Ok(None) };
+        let spender =
+            |(callers, key): &(&Callers, &'_ str)| (callers.scope, (*key).to_owned(), callers.allowance.rate.get());
+        let spenders: Vec<_> = of.iter().map(spender).collect();
+        let spenders: Vec<_> = spenders.iter().map(|(scope, key, rate)| Spender { scope, key, rate: *rate }).collect();
+        match shared.spend(cost.get(), &spenders).await {
+            Spent::Paid(left) => {
+                *standing = left;
+                Ok(None)
+            }
+            Spent::Away => Ok(None),
+            Spent::NotYet(_, wait) if Instant::now() + wait <= until => Ok(Some(wait)),
+            Spent::NotYet(whose, wait) => {
+                let refused = of.get(whose).map(|(callers, _)| callers.refused("rate", wait));
+                Err(refused.unwrap_or_else(|| Failure::internal(anyhow::anyhow!("nobody's rate is spent"))))
+            }
+        }
     }
 
     /// Counts a stream of this caller among the open ones, until it is dropped.
@@ -106,8 +161,8 @@ impl Limits {
     /// RESOURCE_EXHAUSTED where its principal or its tenant has as many as it may; UNAVAILABLE where all together have.
     pub fn stream(&self, who: &authz::Caller) -> Result<Turn, Failure> {
         let of_principal = self.principals.stream(&principal(who))?;
-        let of_tenant = self.tenants.stream(who.tenant.as_str())?;
-        Ok(Turn(vec![of_principal, of_tenant, self.any_stream()?]))
+        let of_tenant = self.tenants.stream(&tenant(who))?;
+        Ok(Turn { held: vec![of_principal, of_tenant, self.any_stream()?], standing: Vec::new() })
     }
 
     /// The same for a call that names no caller.
@@ -115,7 +170,8 @@ impl Limits {
     /// # Errors
     /// As [`Limits::stream`].
     pub fn stream_of_address(&self, address: IpAddr) -> Result<Turn, Failure> {
-        Ok(Turn(vec![self.principals.stream(&network(address))?, self.any_stream()?]))
+        let held = vec![self.principals.stream(&network(address))?, self.any_stream()?];
+        Ok(Turn { held, standing: Vec::new() })
     }
 
     fn any_stream(&self) -> Result<OwnedSemaphorePermit, Failure> {
@@ -135,8 +191,13 @@ impl Limits {
     }
 }
 
+/// A tenant and its principals have the same text between braces: a cluster of Redis keeps them in one place.
+fn tenant(who: &authz::Caller) -> String {
+    format!("{{{}}}", who.tenant)
+}
+
 fn principal(who: &authz::Caller) -> String {
-    format!("{}/{}", who.tenant, who.key())
+    format!("{{{}}}/{}", who.tenant, who.key())
 }
 
 /// The principal of those who name none.
@@ -151,7 +212,11 @@ fn network(address: IpAddr) -> String {
 
 /// A call at work, or an open stream, until this is dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held")] Vec<OwnedSemaphorePermit>);
+pub struct Turn {
+    held: Vec<OwnedSemaphorePermit>,
+    /// What is left of the rates that it was paid of.
+    pub standing: Vec<Standing>,
+}
 
 /// tokio's clock, which tests may set.
 #[derive(Clone)]
@@ -168,7 +233,7 @@ impl Clock for Steady {
 struct Callers {
     scope: &'static str,
     allowance: Allowance,
-    rates: RateLimiter<String, DashMapStateStore<String>, Steady>,
+    rates: RateLimiter<String, DashMapStateStore<String>, Steady, StateInformationMiddleware>,
     known: Mutex<HashMap<String, Arc<Caller>>>,
 }
 
@@ -230,22 +295,33 @@ impl Callers {
         Ok(Entered { key, caller, inside })
     }
 
-    /// A slot, once the cost is paid.
-    async fn turn(&self, entered: &Entered, cost: NonZeroU32, until: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let Entered { key, caller, .. } = entered;
+    /// A slot at work.
+    async fn slot(&self, caller: &Caller, until: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         let at_work = timeout_at(until, Arc::clone(&caller.at_work).acquire_owned()).await;
-        let at_work = at_work.ok().and_then(Result::ok).ok_or_else(|| self.refused("at work", Duration::ZERO))?;
+        at_work.ok().and_then(Result::ok).ok_or_else(|| self.refused("at work", Duration::ZERO))
+    }
+
+    /// Pays the cost by this process's count; returns what is left.
+    async fn pay(&self, entered: &Entered, cost: NonZeroU32, until: Instant) -> Result<Standing, Failure> {
+        let Entered { key, caller, .. } = entered;
         // A cost above a second's units could never be paid.
         let cost = cost.min(self.allowance.rate);
         let _next = timeout_at(until, caller.next.lock()).await.map_err(|_| self.refused("rate", PATIENCE))?;
-        while let Ok(Err(not_yet)) = self.rates.check_key_n(key, cost) {
-            let wait = not_yet.wait_time_from(Steady.now());
+        loop {
+            let wait = match self.rates.check_key_n(key, cost) {
+                Ok(Ok(state)) => {
+                    let remaining = state.remaining_burst_capacity();
+                    return Ok(Standing { scope: self.scope, quota: self.allowance.rate.get(), remaining });
+                }
+                Ok(Err(not_yet)) => not_yet.wait_time_from(Steady.now()),
+                // No cost is above it.
+                Err(_) => PATIENCE,
+            };
             if Instant::now() + wait > until {
                 return Err(self.refused("rate", wait));
             }
             sleep(wait).await;
         }
-        Ok(at_work)
     }
 
     fn refused(&self, why: &'static str, wait: Duration) -> Failure {
@@ -259,8 +335,12 @@ impl Callers {
         let then = if why == "streams" { "end one, or share one" } else { "wait, and send less at once" };
         let message = format!("a {} {what}: {then}", self.scope);
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Failure::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
-            .retry_after(Duration::from_secs(seconds.max(1)))
+        let mut failure = Failure::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
+            .retry_after(Duration::from_secs(seconds.max(1)));
+        if why == "rate" {
+            failure.metadata = vec![(SCOPE, self.scope.to_owned()), (QUOTA, rate.to_string())];
+        }
+        failure
     }
 }
 
@@ -302,7 +382,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_nobody_yet_is_bounded_by_the_address() {
-        let limits = Limits::new(&allowances(10, 9));
+        let limits = Limits::new(&allowances(10, 9), None);
         let turn = async |address: &str, cost: u32| {
             let began = Instant::now();
             let turn = limits.turn_of_address(address.parse().unwrap(), NonZeroU32::new(cost).unwrap()).await;
@@ -328,7 +408,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_a_principals_and_that_of_a_tenant_is_all_of_theirs_together() {
-        let limits = Limits::new(&allowances(10, 9));
+        let limits = Limits::new(&allowances(10, 9), None);
         let (ann, bob, cid) = (who("acme", "ann"), who("acme", "bob"), who("acme", "cid"));
         let began = Instant::now();
         for (who, cost, millis) in [
@@ -353,7 +433,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_cheap_does_not_overtake_what_is_dear() {
-        let limits = Limits::new(&allowances(10, 9));
+        let limits = Limits::new(&allowances(10, 9), None);
         let ann = who("acme", "ann");
         call(&limits, &ann, 10).await.unwrap();
         let cheap = futures::future::join_all((0..3).map(|_| call(&limits, &ann, 1)));
@@ -364,7 +444,7 @@ mod tests {
 
     #[test]
     fn so_many_streams_are_open_of_a_principal_and_of_a_tenant() {
-        let limits = Limits::new(&allowances(10, 2));
+        let limits = Limits::new(&allowances(10, 2), None);
         let (ann, bob, cid) = (who("acme", "ann"), who("acme", "bob"), who("acme", "cid"));
         let open =
             |who: &authz::Caller| limits.stream(who).map_err(|refused: Failure| (refused.reason, refused.retry_after));
@@ -385,7 +465,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn so_many_are_at_work_some_wait_and_others_are_refused_a_second_later() {
-        let limits = Limits::new(&allowances(1_000, 1));
+        let limits = Limits::new(&allowances(1_000, 1), None);
         let (ann, bob) = (who("acme", "ann"), who("acme", "bob"));
         let turn = call(&limits, &ann, 1).await.unwrap();
         assert_eq!(call(&limits, &ann, 1).await.unwrap_err(), REFUSED);

@@ -203,6 +203,7 @@ async fn renewed() {
             "postgres" => vec![(5432, Before::Postgres)],
             "nats" => vec![(4222, Before::Nats), (8222, Before::Nothing)],
             "opensearch" => vec![(9200, Before::Nothing)],
+            "redis" => vec![(6379, Before::Nothing)],
             _ => [Some(9090), service.and_then(|service| service.port).map(|_| 8080)]
                 .into_iter()
                 .flatten()

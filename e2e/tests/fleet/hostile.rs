@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use e2e::Caller;
 use futures::StreamExt as _;
 use prost::Message as _;
@@ -95,6 +97,10 @@ async fn called(caller: &Caller, rpc: &MethodDescriptor, body: Vec<u8>) -> Code 
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200, "{path}");
     if let Some(status) = answer.headers().get("grpc-status") {
+        let details = answer.headers().get("grpc-status-details-bin").map(|details| details.as_bytes().to_vec());
+        let details = STANDARD_NO_PAD.decode(details.unwrap_or_default()).unwrap();
+        let many = details.windows(17).any(|window| window == b"TOO_MANY_REQUESTS");
+        assert!(!many, "{path} is refused for how many there are, and not for what it is");
         return Code::from_bytes(status.as_bytes());
     }
     if rpc.is_server_streaming() {

@@ -18,6 +18,8 @@ mod lines;
 
 mod operator;
 
+mod rates;
+
 mod replicas;
 
 mod external_consumers;

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use crate::with_fleet;
 
 /// One more process of a service, like the fleet's own except for its ports and these variables.
-async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child, String, String) {
+pub async fn one_more(fleet: &Fleet, service: &str, more: &[(&str, &str)]) -> (Child, String, String) {
     let own = std::fs::read(format!("/proc/{}/environ", fleet.unit(service).pid.unwrap())).unwrap();
     let own = String::from_utf8(own).unwrap();
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();

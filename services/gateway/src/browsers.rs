@@ -4,11 +4,13 @@ use std::convert::Infallible;
 use std::str::FromStr;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, ORIGIN, VARY};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, ORIGIN, VARY};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
+use http_body_util::BodyExt as _;
 use service::{DEGRADED, RELEASE, idempotency};
 use tower::{Layer as _, Service as _};
 use tower_http::CompressionLevel;
@@ -16,6 +18,7 @@ use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionLayer, Predicate};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
+use crate::problem::{self, Problem};
 use crate::routes::{Answers, Route, Routes};
 
 /// How long a browser may keep what a preflight has answered: the longest that any of them does.
@@ -39,9 +42,11 @@ const REQUEST_HEADERS: [&str; 12] = [
     "x-user-agent",
 ];
 /// What every method may say, beside what its options name.
-const RESPONSE_HEADERS: [&str; 11] = [
+const RESPONSE_HEADERS: [&str; 13] = [
     "allow",
     "etag",
+    "ratelimit",
+    "ratelimit-policy",
     "retry-after",
     "www-authenticate",
     idempotency::REPLAYED_METADATA,
@@ -86,7 +91,7 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
         _ => return Err(wrong()),
     };
     let as_written = format!("{scheme}://{}", authority.as_str().to_ascii_lowercase());
-    if text != as_written || authority.as_str().contains('@') || authority.port_u16() == Some(usual) {
+    if text != as_written || authority.as_str().contains(['@', '*']) || authority.port_u16() == Some(usual) {
         return Err(wrong());
     }
     HeaderValue::from_str(text).map_err(|_| wrong())
@@ -129,19 +134,8 @@ pub async fn crossing(State(cors): State<Option<CorsLayer>>, request: Request, n
 /// The answer to an OPTIONS that is no preflight: what may be sent there.
 pub fn options(methods: &[&Method]) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
-    response.headers_mut().extend(allowed(methods));
+    response.headers_mut().extend(problem::allowed(methods));
     response
-}
-
-/// These methods and OPTIONS, as `Allow`.
-pub fn allowed(methods: &[&Method]) -> Option<(HeaderName, HeaderValue)> {
-    let mut names: Vec<&str> = Vec::with_capacity(methods.len() + 1);
-    for name in methods.iter().map(|method| method.as_str()).chain(["OPTIONS"]) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    Some((ALLOW, HeaderValue::try_from(names.join(", ")).ok()?))
 }
 
 /// Says of an answer to a read how long it may be kept, and by whom. Of any other, nobody may keep it.
@@ -152,8 +146,9 @@ pub fn keep(route: &Route, response: &mut Response) {
         let value = HeaderValue::try_from(format!("public, max-age={seconds}"));
         headers.extend(value.map(|value| (CACHE_CONTROL, value)));
         headers.append(VARY, HeaderValue::from_static("accept-encoding"));
-    } else if headers.contains_key(ETAG) && !route.policy.public {
-        // Its caller may keep it, and asks each time whether it is still so; whoever calls as somebody else asks anew.
+    } else if headers.contains_key(ETAG) && !route.policy.public && route.names_one() {
+        // Its caller may keep it, and asks each time whether it is still so. Only where the path names it: a cache asks by the tag of what it has,
+        // whoever calls by then (RFC 9111, 4.3.1), and what is at one path for every tenant has the same tag for several.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         // A 304 says the same as the answer itself (RFC 9110, 15.4.5).
         headers.append(VARY, HeaderValue::from_static("authorization, accept-encoding"));
@@ -182,13 +177,38 @@ pub fn compression() -> CompressionLayer<impl Predicate> {
         .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES).and(is))
 }
 
+/// Compresses an answer at once, while it is whole in memory anyway: one that nobody reads must not hold an encoder.
+pub async fn at_once(request: Request, next: Next) -> Response {
+    let (head, body) = next.run(request).await.into_parts();
+    if !head.headers.contains_key(CONTENT_ENCODING) {
+        return Response::from_parts(head, body);
+    }
+    match body.collect().await {
+        Ok(whole) => Response::from_parts(head, Body::from(whole.to_bytes())),
+        Err(error) => {
+            tracing::error!(%error, "an answer cannot be compressed");
+            Problem::internal().into_response()
+        }
+    }
+}
+
+/// 304, without the length of a body that it does not have (RFC 9110, 8.6).
+pub fn not_modified() -> Response {
+    let mut response = Response::new(Body::from_stream(futures::stream::empty::<Result<Bytes, Infallible>>()));
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
 /// Whether a client takes gzip (RFC 9110, 12.5.3).
 pub fn takes_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(http::header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
         let is = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
-        let refused = |weight: &str| weight.strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0));
+        let refused = |weight: &str| {
+            let weight = weight.to_ascii_lowercase();
+            weight.strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0))
+        };
         is && !parts.any(refused)
     })
 }
@@ -213,7 +233,7 @@ mod tests {
             "http://app.acme.example:80",
             "https://ann@app.acme.example",
             "https://app.acme.example,*",
-            "https://*.acme.example/x",
+            "https://*.acme.example",
             "app.acme.example",
             "ftp://app.acme.example",
             "https://",
@@ -231,6 +251,7 @@ mod tests {
             ("br, GZIP;q=0.5", true),
             ("gzip;q=0", false),
             ("gzip; q=0.000", false),
+            ("gzip;Q=0", false),
             ("br", false),
             ("", false),
         ] {

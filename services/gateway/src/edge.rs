@@ -11,6 +11,7 @@ use http::header::AUTHORIZATION;
 use http::request::Parts as Head;
 use http::{HeaderMap, HeaderValue, Method};
 use service::limits::{Limits, Turn};
+use service::shared_rates::{SharedRates, Standing};
 use service::upstreams::Upstreams;
 use service::{Code, Failure, Lifecycle, Process, clock};
 use tonic::Status;
@@ -50,6 +51,15 @@ pub struct Edge {
     pub lifecycle: Lifecycle,
 }
 
+/// What is known of a request while it is answered.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Who calls, once it is verified.
+    pub caller: Option<Caller>,
+    /// What is left of the rates that it was charged to.
+    pub standing: Vec<Standing>,
+}
+
 /// The idempotency key of a call.
 pub struct Keyed {
     key: Option<HeaderValue>,
@@ -61,17 +71,21 @@ impl Edge {
     /// With nothing at work.
     ///
     /// # Errors
-    /// No address is known for identity, or the keys of the issuer cannot be asked for.
-    pub fn new(
+    /// No address is known for identity, the keys of the issuer cannot be asked for, or the address of Redis cannot be read.
+    pub async fn new(
         process: &Process,
         config: &Config,
         (routes, upstreams): (&'static Routes, Upstreams),
     ) -> Result<Self, anyhow::Error> {
-        let Config { common, proxies, provider, .. } = config;
+        let Config { common, proxies, provider, redis_url, .. } = config;
+        let shared = match redis_url {
+            Some(url) => Some(SharedRates::open((&process.authorities, &process.lifecycle), url).await?),
+            None => None,
+        };
         Ok(Self {
             routes,
             verifier: process.verifier(common)?,
-            limits: Limits::new(&common.admission.allowances()),
+            limits: Limits::new(&common.admission.allowances(), shared),
             bodies: Bodies::new(),
             kept: Kept::new(),
             proxies: usize::from(*proxies),
@@ -89,13 +103,17 @@ impl Edge {
         &self,
         route: &Route,
         head: &Head,
-        caller: &mut Option<Caller>,
+        seen: &mut Seen,
     ) -> Result<(Option<HeaderValue>, Turn), Status> {
         let authorization = service::grpc::authorization(&head.headers).map_err(Failure::from)?;
         let authorization = authorization.filter(|value| value.len() <= MAX_AUTHORIZATION_BYTES).cloned();
         let address = request::client(head, self.proxies)?;
         if route.policy.public {
-            return Ok((authorization, self.limits.turn_of_address(address, route.policy.cost).await?));
+            let turn = self.limits.turn_of_address(address, route.policy.cost).await?;
+            seen.standing.clone_from(&turn.standing);
+            // What anybody may keep is the same whoever asks.
+            let authorization = authorization.filter(|_| route.policy.shared_seconds.is_none());
+            return Ok((authorization, turn));
         }
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
@@ -107,7 +125,8 @@ impl Edge {
             let what = "it is a service's, which does not call through the edge";
             return Err(Failure::from(TokenError::Untrusted(what)).into());
         }
-        let turn = self.limits.turn(&*caller.insert(who), route.policy.cost).await?;
+        let turn = self.limits.turn(&*seen.caller.insert(who), route.policy.cost).await?;
+        seen.standing.clone_from(&turn.standing);
         Ok((authorization, turn))
     }
 
@@ -147,7 +166,7 @@ impl Edge {
         &self,
         (route, head): (&Route, &Head),
         (authorization, turn): (Option<HeaderValue>, Turn),
-        caller: &mut Option<Caller>,
+        seen: &mut Seen,
         (message, again): (M, Option<M>),
         send: impl Fn(M, Option<HeaderValue>) -> F,
     ) -> Result<A, Status>
@@ -160,12 +179,13 @@ impl Edge {
             self.exchange.give_up(credential(head), authorization.as_ref()).await;
             if let Some(message) = again {
                 drop(turn);
-                let mut admitted = None;
+                let mut admitted = Seen::default();
                 let (authorization, next) = self.admit(route, head, &mut admitted).await?;
                 turn = next;
                 // What was meant for one tenant goes to no other.
-                if admitted.as_ref().map(|admitted| &admitted.tenant) == caller.as_ref().map(|caller| &caller.tenant) {
-                    *caller = admitted;
+                let tenant = |seen: &Seen| seen.caller.as_ref().map(|caller| caller.tenant.clone());
+                if tenant(&admitted) == tenant(seen) {
+                    *seen = admitted;
                     answer = send(message, authorization).await;
                 }
             }

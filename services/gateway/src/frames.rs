@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use authz::Caller;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -23,7 +22,7 @@ use tonic::metadata::MetadataMap;
 use tonic_types::StatusExt as _;
 use tower::{Layer as _, Service as _, ServiceExt as _};
 
-use crate::edge::{Edge, Keyed};
+use crate::edge::{Edge, Keyed, Seen};
 use crate::problem::Problem;
 use crate::request;
 use crate::routes::Route;
@@ -98,13 +97,13 @@ pub async fn answer(
     edge: &Edge,
     route: Option<&'static Route>,
     request: Request,
-    caller: &mut Option<Caller>,
+    seen: &mut Seen,
 ) -> Result<Response, Status> {
     let Some(route) = route else {
         return Err(no_method());
     };
     let (head, body) = request.into_parts();
-    let (authorization, turn) = edge.admit(route, &head, caller).await?;
+    let (authorization, turn) = edge.admit(route, &head, seen).await?;
     if head.headers.get_all(&ENCODING).iter().any(|coding| coding != "identity") {
         let what = "send messages as they are, without a compression";
         return Err(Failure::new(Code::Unimplemented, "UNSUPPORTED_MEDIA_TYPE", what).into());
@@ -118,7 +117,7 @@ pub async fn answer(
     let mut arrived = arrived.map_err(Status::from)?;
     request::said(&head.headers, &route.policy.request_headers)?;
     let key = Keyed::of(route, &head.headers)?;
-    let open = if route.policy.streams { Some(edge.opens(&head, caller.as_ref())?) } else { None };
+    let open = if route.policy.streams { Some(edge.opens(&head, seen.caller.as_ref())?) } else { None };
     let frames = arrived.take();
     let again = edge.may_repeat(route, &head, &key).then(|| frames.clone());
     let timeout = head.headers.get(&TIMEOUT).filter(|_| deadline::of(&head.headers).is_some());
@@ -127,7 +126,7 @@ pub async fn answer(
         metadata.extend(timeout.map(|timeout| (TIMEOUT, timeout.clone())));
         upstream::pass(&edge.upstreams, route, metadata, frames)
     };
-    let response = edge.call((route, &head), (authorization, turn), caller, (frames, again), send).await;
+    let response = edge.call((route, &head), (authorization, turn), seen, (frames, again), send).await;
     let passes = Passes { own_key: key.is_own(), named: &route.policy.response_headers };
     let mut response = response.map_err(|status| passes.of_status(key.outcome(status)))?;
     passes.filter(response.headers_mut());

@@ -29,13 +29,13 @@ use tonic::metadata::MetadataMap;
 use tracing::Instrument as _;
 
 use crate::Config;
-use crate::edge::{Edge, Keyed};
+use crate::edge::{Edge, Keyed, Seen};
 use crate::problem::Problem;
 use crate::request::{self, Conditions};
 use crate::routes::{Answers, Found, Route, Routes, Takes};
 use crate::transcode::{self, Content, Parts};
 use crate::upstream::{self, Answer};
-use crate::{browsers, events, form, frames, health, pages};
+use crate::{browsers, events, form, frames, health, pages, rates};
 
 /// What a page that a service answers may: styles of its own, and its form sent back.
 const PAGES_MAY: &str =
@@ -62,8 +62,9 @@ pub async fn serve(
     let address = listener.local_addr()?;
     let router = Router::new()
         .fallback(traced)
-        .with_state(Arc::new(Edge::new(process, config, (routes, upstreams))?))
+        .with_state(Arc::new(Edge::new(process, config, (routes, upstreams)).await?))
         .layer(browsers::compression())
+        .layer(middleware::from_fn(browsers::at_once))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .merge(pages::router(routes))
@@ -133,18 +134,18 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     );
     trace::continue_trace(&span, request.headers());
     let (started, _at_work) = (Instant::now(), AtWork::new(&edge.at_work));
-    let mut who = None;
+    let mut seen = Seen::default();
     let called = format!("{method} {pattern}");
     let (response, code, status) = async {
         let unanswered = Unanswered::new("request", &called, started);
         let answered = match asked {
-            Asked::Http(found) => answer(&edge, found, request, &mut who).await.map_err(|problem| {
+            Asked::Http(found) => answer(&edge, found, request, &mut seen).await.map_err(|problem| {
                 let (code, status) = (problem.code.clone(), problem.status);
                 (if oauth { problem.into_oauth_response() } else { problem.into_response() }, code, status)
             }),
             Asked::Grpc(route) => {
                 let hurried = deadline::of(request.headers()).is_some_and(|deadline| deadline < deadline::SHORT);
-                let answered = frames::answer(&edge, route, request, &mut who).await;
+                let answered = frames::answer(&edge, route, request, &mut seen).await;
                 answered.map_err(|status| over_grpc(status, hurried))
             }
             Asked::Open(streams) => {
@@ -156,14 +157,15 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
                 Err((problem.into_response(), code, status))
             }
         };
-        let (response, code, status) = answered.map_or_else(
+        let (mut response, code, status) = answered.map_or_else(
             |failed| failed,
             |response| {
                 let status = response.status();
                 (response, OK.to_owned(), status)
             },
         );
-        report(&called, who.as_ref(), &code, (&response, status), started.elapsed());
+        rates::say(response.headers_mut(), &seen.standing);
+        report(&called, seen.caller.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
         (with_trace_id(response), code, status)
     }
@@ -173,7 +175,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     if code != OK {
         trace::set_error(&span, &code);
     }
-    if let Some(who) = who {
+    if let Some(who) = seen.caller {
         trace::set_caller(&span, &who);
     }
     metrics::histogram!("http_server_request_duration_seconds", "method" => method, "route" => pattern,
@@ -228,12 +230,7 @@ fn with_trace_id(mut response: Response) -> Response {
     response
 }
 
-async fn answer(
-    edge: &Edge,
-    found: Found<'_>,
-    request: Request,
-    caller: &mut Option<Caller>,
-) -> Result<Response, Problem> {
+async fn answer(edge: &Edge, found: Found<'_>, request: Request, seen: &mut Seen) -> Result<Response, Problem> {
     let (route, fields) = match found {
         Found::Route(route, fields) => (route, fields),
         Found::OtherMethods(methods) if request.method() == Method::OPTIONS => return Ok(browsers::options(&methods)),
@@ -243,7 +240,7 @@ async fn answer(
         }
     };
     let (head, body) = request.into_parts();
-    let (authorization, turn) = edge.admit(route, &head, caller).await?;
+    let (authorization, turn) = edge.admit(route, &head, seen).await?;
     let body = edge.bodies.read(&head.headers, body, (&route.takes, route.max_body_bytes())).await?;
     let form = match route.takes {
         Takes::Form | Takes::OauthForm => form::read(&head.headers, body.bytes()).await?,
@@ -269,7 +266,7 @@ async fn answer(
     };
     let message = transcode::request(route, parts)?;
     let open =
-        if route.policy.streams { Some(edge.opens(&head, caller.as_ref()).map_err(Status::from)?) } else { None };
+        if route.policy.streams { Some(edge.opens(&head, seen.caller.as_ref()).map_err(Status::from)?) } else { None };
     let key = Keyed::of(route, &head.headers)?;
     let again = edge.may_repeat(route, &head, &key).then(|| message.clone());
     let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
@@ -277,7 +274,7 @@ async fn answer(
         *call.metadata_mut() = MetadataMap::from_headers(key.metadata(authorization, (route, &head)));
         upstream::call(&edge.upstreams, route, call)
     };
-    let answer = edge.call((route, &head), (authorization, turn), caller, (message, again), send).await;
+    let answer = edge.call((route, &head), (authorization, turn), seen, (message, again), send).await;
     let answer = answer.map_err(|status| key.outcome(status))?;
     let (metadata, answer, _) = answer.into_parts();
     let mut response = match answer {
@@ -330,11 +327,8 @@ fn respond(answer: &DynamicMessage, route: &Route, conditions: Option<&Condition
         None => json,
     };
     let known = conditions.map_or(Ok(false), |conditions| conditions.is_known(etag.as_deref()))?;
-    let mut response = if known {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        ([(CONTENT_TYPE, "application/json")], json).into_response()
-    };
+    let mut response =
+        if known { browsers::not_modified() } else { ([(CONTENT_TYPE, "application/json")], json).into_response() };
     if let Some(etag) = etag.and_then(|etag| HeaderValue::try_from(format!("\"{etag}\"")).ok()) {
         response.headers_mut().insert(ETAG, etag);
     }

@@ -2,7 +2,7 @@
 //! `google.api.http` and `flotilla.edge.v1.policy` needs no code here.
 //!
 //! `edge` lets calls in and sends them. `exchange` makes of a caller's credential a token of the fleet's. `http` takes a request through `routes` (RPC), `request` and `form` (body, headers), `transcode` and `fields` (JSON to message and back), `upstream` (call), `events` (streams)
-//! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `browsers` says who may read and keep an answer. `template` is the path-template language of google/api/http.proto.
+//! and `problem` (what went wrong, RFC 9457). `frames` passes a call of gRPC on as it is. `browsers` says who may read and keep an answer, `rates` what is left of a caller's rates. `template` is the path-template language of google/api/http.proto.
 
 pub mod browsers;
 
@@ -42,6 +42,8 @@ pub mod upstream;
 
 pub mod problem;
 
+mod rates;
+
 use std::net::SocketAddr;
 
 use browsers::Origins;
@@ -49,6 +51,7 @@ use clap::Args;
 use routes::Routes;
 use service::addresses::Addresses;
 use service::arguments::Settings;
+use service::secret::Secret;
 use service::upstreams::Upstreams;
 use service::{Process, Service, config};
 
@@ -70,6 +73,9 @@ pub struct Config {
     /// How many proxies stand in front, each of which adds the address of its client to X-Forwarded-For. Without any, the header is ignored.
     #[arg(long, env = "FLOTILLA_PROXIES", default_value = "0")]
     pub proxies: u8,
+    /// The Redis that shares callers' rates among all gateways, as rediss://user:password@host:port. Without it each gateway has its own.
+    #[arg(long, env = "FLOTILLA_REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<Secret>,
     /// The origins whose pages may call, with commas between, as in `https://app.example.com`. `*` is any.
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", default_value = "")]
     pub cors_origins: Origins,

@@ -1,8 +1,9 @@
 //! What the gateway answers by itself, to anybody: the API's description and a page of it, the catalogue of events with their schemas, and the
 //! pages of problems.
 
+use std::collections::HashMap;
 use std::io::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use axum::Router;
 use axum::extract::Path;
@@ -69,16 +70,18 @@ impl Page {
             Err(problem) => return problem.into_response(),
         };
         let mut response = match (known, zips) {
-            (true, _) => StatusCode::NOT_MODIFIED.into_response(),
+            (true, _) => browsers::not_modified(),
             (false, true) => self.zipped.get_or_init(|| zipped(&self.text)).clone().into_response(),
             (false, false) => self.text.clone().into_response(),
         };
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media));
-        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_LOAD));
+        if !known {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media));
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGES_LOAD));
+        }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static(KEPT));
         headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-        if zips {
+        if zips && !known {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         headers.extend(HeaderValue::try_from(format!("\"{etag}\"")).map(|etag| (ETAG, etag)));
@@ -121,10 +124,15 @@ pub async fn other_method(method: Method) -> Response {
     Problem::method_not_allowed(&reads).into_response()
 }
 
+static SCHEMAS: LazyLock<HashMap<String, Page>> = LazyLock::new(|| {
+    let page = |name: &str| Some(Page::new("application/schema+json", events::schema(name)?.to_string()));
+    events::all().filter_map(|event| Some((format!("{}.json", event.name), page(event.name)?))).collect()
+});
+
 /// A JSON Schema, at the path of its `$id`.
 async fn schema(Path(file): Path<String>, headers: HeaderMap) -> Response {
-    match file.strip_suffix(".json").and_then(events::schema) {
-        Some(schema) => Page::new("application/schema+json", schema.to_string()).answer(&headers),
+    match SCHEMAS.get(file.as_str()) {
+        Some(schema) => schema.answer(&headers),
         None => {
             let detail = "there is no event of this type: /events has all";
             Problem::new(StatusCode::NOT_FOUND, "NO_SUCH_PATH", detail).into_response()

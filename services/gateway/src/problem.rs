@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use service::Failure;
@@ -13,8 +13,8 @@ use service::failure::{ACR_VALUES, MAX_AGE};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::browsers;
 use crate::json::camel;
+use crate::rates;
 
 /// A problem, as JSON Schema.
 pub const PROBLEM_SCHEMA: &str = r##"{
@@ -86,7 +86,7 @@ impl Problem {
     #[must_use]
     pub fn method_not_allowed(allowed: &[&http::Method]) -> Self {
         let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "");
-        problem.headers.extend(browsers::allowed(allowed));
+        problem.headers.extend(self::allowed(allowed));
         let named = problem.headers.first().and_then(|(_, value)| value.to_str().ok()).unwrap_or_default();
         problem.detail = format!("this path takes {named}");
         problem
@@ -98,6 +98,17 @@ impl Problem {
         self.headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
         self
     }
+}
+
+/// These methods and OPTIONS, as `Allow`.
+pub fn allowed(methods: &[&http::Method]) -> Option<(HeaderName, HeaderValue)> {
+    let mut names: Vec<&str> = Vec::with_capacity(methods.len() + 1);
+    for name in methods.iter().map(|method| method.as_str()).chain(["OPTIONS"]) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Some((ALLOW, HeaderValue::try_from(names.join(", ")).ok()?))
 }
 
 /// The errors of OAuth (RFC 6749, 5.2; RFC 8693, 2.2.2) that a service gives as its reason, in capitals.
@@ -158,7 +169,9 @@ impl From<Status> for Problem {
             problem.errors.push(json!({"detail": violation.description, "pointer": pointer}));
         }
         if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
-            problem = problem.retry_after(delay.as_secs().max(1));
+            let seconds = delay.as_secs().max(1);
+            problem = problem.retry_after(seconds);
+            problem.headers.extend(rates::of_refusal(&info.metadata, seconds));
         }
         if http == StatusCode::UNAUTHORIZED {
             let challenge = match info.reason.as_str() {

@@ -102,6 +102,12 @@ impl Route {
         &self.service
     }
 
+    /// Whether its path names one object, by an id that no other tenant's has.
+    #[must_use]
+    pub const fn names_one(&self) -> bool {
+        self.template.has_variables()
+    }
+
     /// The largest body of a call, in bytes.
     #[must_use]
     pub fn max_body_bytes(&self) -> usize {
@@ -240,9 +246,10 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
     let (takes, answers) = (takes(rpc, &body, &policy)?, answers(rpc, &policy)?);
     let reads = text("get").is_some();
     let shared = policy.shared_seconds.is_some();
+    let depends = !policy.request_headers.is_empty();
     ensure!(
-        !shared || (policy.public && reads && !policy.streams),
-        "what is not read by anybody, nobody else may keep"
+        !shared || (policy.public && reads && !policy.streams && !depends),
+        "what is not read by anybody, or depends on headers, nobody else may keep"
     );
     let policy = if reads { policy } else { says_where_it_stands(policy) };
     let response_body = match text("response_body") {
@@ -286,7 +293,7 @@ fn says_where_it_stands(mut policy: Policy) -> Policy {
 
 /// Whether a header means something to the edge itself, to connections, or to gRPC.
 fn is_of_the_edge(name: &str) -> bool {
-    const NAMES: [&str; 26] = [
+    const NAMES: [&str; 28] = [
         "accept-encoding",
         "allow",
         "authorization",
@@ -302,6 +309,8 @@ fn is_of_the_edge(name: &str) -> bool {
         "keep-alive",
         "last-event-id",
         "origin",
+        "ratelimit",
+        "ratelimit-policy",
         "retry-after",
         "set-cookie",
         "te",

@@ -85,6 +85,12 @@ impl Template {
         literals + usize::from(self.verb.is_some())
     }
 
+    /// Whether a part of the path fills a field.
+    #[must_use]
+    pub const fn has_variables(&self) -> bool {
+        !self.variables.is_empty()
+    }
+
     /// Whether it matches the same paths as another one.
     #[cfg(test)]
     pub fn is_like(&self, other: &Self) -> bool {

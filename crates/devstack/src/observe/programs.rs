@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::process::Command;
 
 use crate::Reporter;
-use crate::install::{alone, go_install, jars, run, version};
+use crate::install::{alone, debian, go_install, jars, run, version};
 use crate::stack_dir;
 
 const ZIPKIN_POM: &str = include_str!("../../../../infra/zipkin/pom.xml");
@@ -79,25 +79,9 @@ async fn prometheus(cache: &Path, say: &Reporter) -> Result<PathBuf, anyhow::Err
         return Ok("/".into());
     }
     let folder = cache.join("prometheus");
-    if !folder.join(".complete").exists() {
-        // What an earlier try has left may be half of a package.
-        let packages = folder.join("packages");
-        fs::remove_dir_all(&packages).ok();
-        fs::create_dir_all(&packages)?;
-        let mut apt = Command::new("apt-get");
-        apt.arg("download").args(PROMETHEUS_PACKAGES).current_dir(&packages);
-        run(&**say, "fetching Prometheus (35 MB once)", apt).await.context(
-            "Debian's packages could not be fetched: `apt-get update` first; or `apt-get install prometheus \
-             prometheus-node-exporter`",
-        )?;
-        for package in fs::read_dir(&packages)? {
-            let mut dpkg = Command::new("dpkg");
-            dpkg.arg("-x").arg(package?.path()).arg(&folder);
-            run(&|_| (), "unpacking Debian's packages", dpkg).await?;
-        }
-        fs::remove_dir_all(&packages)?;
-        fs::write(folder.join(".complete"), b"")?;
-    }
+    debian(&folder, &PROMETHEUS_PACKAGES, "fetching Prometheus (35 MB once)", say)
+        .await
+        .context("or `apt-get install prometheus prometheus-node-exporter`")?;
     Ok(folder)
 }
 

@@ -45,6 +45,7 @@ async fn behind(admission: Admission) -> Edge {
         provider: devstack::issuer::PROVIDER.to_owned(),
         proxies: 0,
         cors_origins: "".parse().unwrap(),
+        redis_url: None,
     };
     let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();

@@ -236,6 +236,10 @@ fn an_option_that_cannot_be_served_is_refused_at_start() {
             "nobody else may keep",
         ),
         (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {public: true reads_copy: true shared_seconds: 60};",
+            "nobody else may keep",
+        ),
+        (
             "option (google.api.http) = {post: \"/v1/x\" body: \"*\"}; option (flotilla.edge.v1.policy) = {public: true shared_seconds: 60};",
             "nobody else may keep",
         ),

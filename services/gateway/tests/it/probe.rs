@@ -106,6 +106,7 @@ pub async fn start_for(admission: Admission, origins: &str) -> Edge {
         provider: devstack::issuer::PROVIDER.to_owned(),
         proxies: 0,
         cors_origins: origins.parse().unwrap(),
+        redis_url: None,
     };
     let upstreams = Upstreams::new(&process, &config.upstreams).unwrap();
     let address = gateway::http::serve(&process, &config, &ROUTES, upstreams).await.unwrap();
@@ -200,7 +201,8 @@ impl UnaryService<DynamicMessage> for Answering {
                 "SendBack" => request.clone(),
                 "GetInvoice" => http_body("application/pdf", b"%PDF"),
                 "GetPrices" => {
-                    let prices = (0..1_000).map(|number| Value::String(format!("EUR {number}")));
+                    let few = request.get_field_by_name("few").unwrap().as_bool() == Some(true);
+                    let prices = (0..if few { 3 } else { 1_000 }).map(|number| Value::String(format!("EUR {number}")));
                     let mut answer = DynamicMessage::new(message("flotilla.probe.v1.Prices"));
                     answer.set_field_by_name("price", Value::List(prices.collect()));
                     answer

@@ -1,0 +1,229 @@
+//! Rates that several processes share, in Redis: one bucket of each caller for all of them. While Redis is away, each process holds its callers to
+//! the same rates by itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Script, TlsCertificates};
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
+
+use crate::lifecycle::Lifecycle;
+use crate::reread::Reread;
+use crate::secret::Secret;
+use crate::tls::Authorities;
+
+/// How long a call waits for Redis: then it goes by this process's own count.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
+/// How long a connection may take.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
+/// How often Redis is asked whether it is there, and still has what it was told.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// What every key begins with; a login needs no others.
+pub const PREFIX: &str = "rates:";
+/// Says that Redis has not been emptied.
+const MARK: &str = "rates:mark";
+
+/// The generic cell rate algorithm: each key holds the time at which its caller's units will all be there again. By the clock of Redis, so that the
+/// processes' clocks do not matter. Of several callers, all are charged or none.
+const SPEND: &str = r"
+local time = redis.call('TIME')
+-- Microseconds since 2026: small enough that fractions of one still count in a double.
+local now = (time[1] - 1767225600) * 1000000 + time[2]
+local cost, admitted, answer, full = tonumber(ARGV[1]), 1, {}, {}
+for i, key in ipairs(KEYS) do
+  local rate = tonumber(ARGV[i + 1])
+  local price = math.min(cost, rate) * 1000000 / rate
+  full[i] = math.max(tonumber(redis.call('GET', key) or now), now) + price
+  -- A second's units may come at once.
+  local wait = full[i] - 1000000 - now
+  if wait > 0.5 then admitted = 0 end
+  answer[2 * i] = math.ceil(math.max(wait, 0))
+  if wait > 0.5 then full[i] = full[i] - price end
+end
+answer[1] = admitted
+for i, key in ipairs(KEYS) do
+  local rate = tonumber(ARGV[i + 1])
+  if admitted == 1 then
+    redis.call('SET', key, string.format('%.17g', full[i]), 'PX', math.ceil((full[i] - now) / 1000) + 1)
+  end
+  answer[2 * i + 1] = math.floor((1000000 - (full[i] - now)) * rate / 1000000)
+end
+return answer
+";
+
+/// What is left of a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose: `tenant` or `principal`.
+    pub scope: &'static str,
+    /// Units in a second.
+    pub quota: u32,
+    /// Of these, so many may be spent at once.
+    pub remaining: u32,
+}
+
+/// One whose units are spent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spender<'a> {
+    /// As in [`Standing`].
+    pub scope: &'static str,
+    /// Unique among all; a tenant and its principals have the tenant between braces, so that a cluster keeps them together.
+    pub key: &'a str,
+    /// Units in a second.
+    pub rate: u32,
+}
+
+/// What Redis says of a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Spent {
+    /// It is paid for; this is left.
+    Paid(Vec<Standing>),
+    /// So long until this one may pay: the number in the order in which they were named.
+    NotYet(usize, Duration),
+    /// Nobody knows.
+    Away,
+}
+
+/// The buckets.
+pub struct SharedRates {
+    client: Reread<Client>,
+    script: Script,
+    /// None while Redis is away.
+    connection: Mutex<Option<MultiplexedConnection>>,
+    /// Whether it has been told something.
+    told: AtomicBool,
+}
+
+impl SharedRates {
+    /// Shares rates in the Redis at this address (`rediss://user:password@host:port`), connected while the process runs. A login that changes
+    /// holds from the next connection on.
+    ///
+    /// # Errors
+    /// The address or the authorities cannot be read.
+    pub async fn open(
+        (authorities, lifecycle): (&Authorities, &Lifecycle),
+        url: &Secret,
+    ) -> Result<Arc<Self>, anyhow::Error> {
+        let client = authorities.reread(lifecycle, url.source(), |url, authorities| {
+            let url = std::str::from_utf8(url)?.trim();
+            let tls = TlsCertificates { client_tls: None, root_cert: authorities.map(<[u8]>::to_vec) };
+            // No error repeats what the address holds.
+            let client = if url.starts_with("rediss:") { Client::build_with_tls(url, tls) } else { Client::open(url) };
+            client.map_err(|error| anyhow::anyhow!("the address of Redis: {}", error.category()))
+        });
+        let client = client.context("the Redis that rates are shared in")?;
+        metrics::counter!("rates_kept_alone_total").increment(0);
+        metrics::counter!("rates_forgotten_total").increment(0);
+        let shared = Arc::new(Self {
+            client,
+            script: Script::new(SPEND),
+            connection: Mutex::default(),
+            told: AtomicBool::new(false),
+        });
+        // The first call finds it connected, unless Redis is away.
+        let mut was = shared.said(None).await;
+        let keeps = Arc::clone(&shared);
+        lifecycle.run("shared rates", |stop| async move {
+            let mut tick = tokio::time::interval(LOOKS_EVERY);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while stop.run_until_cancelled(tick.tick()).await.is_some() {
+                was = keeps.said(was).await;
+            }
+        });
+        Ok(shared)
+    }
+
+    /// Looks, and says where it is otherwise than it was.
+    async fn said(&self, was: Option<bool>) -> Option<bool> {
+        let is = self.look().await;
+        metrics::gauge!("rates_shared").set(if is.is_ok() { 1.0 } else { 0.0 });
+        match &is {
+            Ok(()) if was != Some(true) => info!("rates are shared with the other processes"),
+            Err(error) if was != Some(false) => warn!(%error, "Redis is away: this process keeps rates by itself"),
+            _ => {}
+        }
+        Some(is.is_ok())
+    }
+
+    /// Connects where there is no connection, and looks whether what was told is still known.
+    async fn look(&self) -> Result<(), redis::RedisError> {
+        let mut connection = match self.connection() {
+            Some(connection) => connection,
+            None => {
+                let config = AsyncConnectionConfig::new()
+                    .set_response_timeout(Some(ANSWERS_WITHIN))
+                    .set_connection_timeout(Some(CONNECTS_WITHIN));
+                let client = self.client.get();
+                client.get_multiplexed_async_connection_with_config(&config).await?
+            }
+        };
+        let set = redis::cmd("SET").arg(MARK).arg(1).arg("NX").query_async::<Option<String>>(&mut connection).await;
+        match set {
+            Ok(set) => {
+                if self.told.swap(true, Ordering::Relaxed) && set.is_some() {
+                    warn!(
+                        "Redis has been emptied: shared rates begin anew, and each process goes on with its own count"
+                    );
+                    metrics::counter!("rates_forgotten_total").increment(1);
+                }
+                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+                Ok(())
+            }
+            Err(error) => {
+                self.lose();
+                Err(error)
+            }
+        }
+    }
+
+    fn connection(&self) -> Option<MultiplexedConnection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lose(&self) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Spends so many units of all of these, or of none.
+    pub(crate) async fn spend(&self, cost: u32, of: &[Spender<'_>]) -> Spent {
+        let Some(mut connection) = self.connection() else { return away() };
+        let mut call = self.script.prepare_invoke();
+        call.arg(cost);
+        for Spender { key, rate, .. } in of {
+            call.key(format!("{PREFIX}{key}")).arg(rate);
+        }
+        match call.invoke_async::<Vec<i64>>(&mut connection).await {
+            Ok(answer) => read(&answer, of).unwrap_or_else(away),
+            Err(error) => {
+                tracing::debug!(%error, "rates are not shared");
+                self.lose();
+                away()
+            }
+        }
+    }
+}
+
+fn away() -> Spent {
+    metrics::counter!("rates_kept_alone_total").increment(1);
+    Spent::Away
+}
+
+/// The script's answer: whether all have paid, and of each how many microseconds it has to wait, and how many units are left.
+fn read(answer: &[i64], of: &[Spender<'_>]) -> Option<Spent> {
+    let (admitted, each) = answer.split_first()?;
+    let number = |at: usize| each.get(at).and_then(|number| u64::try_from(*number).ok());
+    if *admitted == 1 {
+        let standing = |(at, spender): (usize, &Spender<'_>)| {
+            let remaining = u32::try_from(number(2 * at + 1)?).ok()?;
+            Some(Standing { scope: spender.scope, quota: spender.rate, remaining })
+        };
+        return Some(Spent::Paid(of.iter().enumerate().map(standing).collect::<Option<_>>()?));
+    }
+    let waits = (0..of.len()).filter_map(|at| Some((at, Duration::from_micros(number(2 * at)?))));
+    let (at, wait) = waits.max_by_key(|(_, wait)| *wait)?;
+    Some(Spent::NotYet(at, wait))
+}
