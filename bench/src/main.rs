@@ -6,6 +6,7 @@
 mod bare;
 mod edge;
 mod latency;
+mod load;
 mod neighbour;
 mod process;
 mod relay;
@@ -50,6 +51,10 @@ enum Command {
     Lines(edge::EdgeArgs),
     /// A tenant's reads beside another tenant that writes as fast as it can, with the services' default limits.
     Neighbour(neighbour::NeighbourArgs),
+    /// Reads by three times as many clients as the edge works on at once.
+    Overload(load::OverloadArgs),
+    /// Reads beside thousands of connections that are idle.
+    Idle(load::IdleArgs),
     /// Projector: a backlog of events, against raw bulk requests.
     Projector(search::ProjectorArgs),
     /// From the answer to a write to the search that finds it.
@@ -103,6 +108,8 @@ async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     on_a_stack(runs, command).await?;
     if everything {
         on_a_stack(runs, Command::Neighbour(neighbour::NeighbourArgs::default())).await?;
+        on_a_stack(runs, Command::Overload(load::OverloadArgs::default())).await?;
+        on_a_stack(runs, Command::Idle(load::IdleArgs::default())).await?;
         edge::lines(runs, &edge::EdgeArgs::default()).await?;
     }
     Ok(())
@@ -111,6 +118,8 @@ async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
 async fn on_a_stack(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     let env = match &command {
         Command::Neighbour(args) => args.env(),
+        Command::Overload(args) => args.env(),
+        Command::Idle(args) => args.env()?,
         _ => stack::allowed(1_000_000, 1_000),
     };
     let bench = stack::Bench::start(runs, env).await?;
@@ -139,6 +148,8 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Held(args) => relay::held(bench, &args).await,
         Command::Edge(args) => edge::run(bench, &args).await,
         Command::Neighbour(args) => neighbour::run(bench, &args).await,
+        Command::Overload(args) => load::overload(bench, &args).await,
+        Command::Idle(args) => load::idle(bench, &args).await,
         Command::Tokens(args) => tokens::run(bench, &args).await,
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,

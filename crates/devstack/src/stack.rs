@@ -282,8 +282,11 @@ impl Startup<'_> {
             self.step(&format!("nats-server on port {nats_port}, with its streams"), started);
             if let Some(redis) = &redis {
                 let started = Instant::now();
-                self.supervisor.start(redis.program(), self.unit("redis", Kind::Infra, redis.port)).await?;
-                self.step(&format!("Redis on port {redis_port}"), started);
+                match self.supervisor.start(redis.program(), self.unit("redis", Kind::Infra, redis.port)).await {
+                    Ok(()) => self.step(&format!("Redis on port {redis_port}"), started),
+                    // The gateway goes on by its own count, and uses it once it is there.
+                    Err(error) => (self.say)(&format!("NO REDIS, so each gateway counts rates by itself: {error:#}")),
+                }
             }
             let (home, status_file) = (self.home.clone(), self.status_file.clone());
             tokio_util::task::TaskTracker::new().spawn(administrate(

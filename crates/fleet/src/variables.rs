@@ -71,6 +71,7 @@ impl Service {
             // It stands before several services: what waits for one must not be all that a tenant may have.
             all.push(("FLOTILLA_TENANT_AT_WORK", "32".to_owned()));
             all.push(("FLOTILLA_PRINCIPAL_AT_WORK", "24".to_owned()));
+            all.push(("FLOTILLA_AT_WORK", "256".to_owned()));
         }
         all
     }

@@ -163,6 +163,10 @@ pub struct Admission {
     /// The same as FLOTILLA_TENANT_AT_WORK, of one principal.
     #[arg(long, env = "FLOTILLA_PRINCIPAL_AT_WORK", default_value = "6")]
     pub principal_at_work: NonZeroU16,
+    /// How many calls of all callers may be at work at once, in this process; half as many wait. Beyond, whoever has more than its share is
+    /// refused with 503.
+    #[arg(long, env = "FLOTILLA_AT_WORK", default_value = "128")]
+    pub at_work: NonZeroU16,
     /// How many streams may be open at once, in this process: what callers watch. Fewer than connections, since each may have one of its own.
     #[arg(long, env = "FLOTILLA_STREAMS", default_value = "1000")]
     pub streams: NonZeroU16,
@@ -190,6 +194,7 @@ impl Admission {
             tenant_at_work: most,
             principal_rate: rate,
             principal_at_work: most,
+            at_work: most,
             streams: most,
             tenant_streams: most,
             principal_streams: most,
@@ -210,6 +215,7 @@ impl Admission {
             tenant: allowance(self.tenant_rate, self.tenant_at_work, self.tenant_streams),
             principal: allowance(self.principal_rate, self.principal_at_work, self.principal_streams),
             streams: usize::from(self.streams.get()),
+            at_work: usize::from(self.at_work.get()),
         }
     }
 }

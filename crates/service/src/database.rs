@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Failure;
 use crate::call::{Call, Once};
 use crate::connections::{Connections, Transaction};
+use crate::deadline;
 use crate::idempotency::StoredResponse;
 use crate::secret::Secret;
 use crate::tenants;
@@ -105,7 +106,11 @@ impl Db {
         fields(otel.kind = "client", db.system.name = "postgresql", db.operation.name = "BEGIN"))]
     async fn tenant(&self, begin: &str, tenant: &TenantId) -> Result<TenantTx, sqlx::Error> {
         // One round trip. A tenant id contains only a-z, 0-9 and -.
-        let begin = format!("{begin}; set local app.tenant = '{tenant}'");
+        let mut begin = format!("{begin}; set local app.tenant = '{tenant}'");
+        // Nobody waits for what a statement finds later. Not earlier than the call is answered: that the database gave up is no failure of it.
+        if let Some(left) = crate::notes::left().filter(|left| *left < deadline::LONGEST / 2) {
+            begin.push_str(&format!("; set local statement_timeout = {}", (left + deadline::AFTER).as_millis()));
+        }
         let tx = self.connections.begin(begin).await?;
         Ok(TenantTx { tx, tenant: tenant.clone(), once: Once::No, stored: None })
     }

@@ -9,6 +9,9 @@ pub const LONGEST: Duration = Duration::from_secs(10);
 /// A caller that allows less time than this has chosen not to have its answer: that it comes too late is no failure.
 pub const SHORT: Duration = Duration::from_secs(1);
 
+/// How much longer a backing service may work for a call: it gives up once the call was answered.
+pub const AFTER: Duration = Duration::from_millis(50);
+
 /// How long the caller waits: `grpc-timeout`, up to eight digits and a unit. An unreadable one counts as none.
 pub fn of(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;

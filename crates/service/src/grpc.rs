@@ -61,12 +61,13 @@ struct Guard {
 }
 
 /// The facts of a call, for its line and its span.
-#[derive(Default)]
 struct Seen {
     who: Option<Caller>,
     notes: Notes,
     /// Its caller gave it less than [`deadline::SHORT`].
     hurried: bool,
+    /// By when its answer is of use.
+    until: Instant,
 }
 
 /// Serves `service` until the process stops; returns its address. Health, reflection and public methods
@@ -212,7 +213,8 @@ async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
     let (started, _at_work) = (Instant::now(), AtWork::new(&guard.at_work));
     let callers = deadline::of(request.headers());
     let within = callers.map_or(deadline::LONGEST, |deadline| deadline.min(deadline::LONGEST));
-    let mut seen = Seen { hurried: within < deadline::SHORT, ..Seen::default() };
+    let (hurried, until) = (within < deadline::SHORT, started + within);
+    let mut seen = Seen { who: None, notes: Notes::default(), hurried, until };
     let answer = async {
         let unanswered = Unanswered::new("call", &method, started);
         let answer = match tokio::time::timeout(within, guard.answer(&path, request, next, &mut seen)).await {
@@ -256,7 +258,7 @@ fn name_of(code: tonic::Code) -> String {
 }
 
 /// The line of a call: who called what, the outcome, and the events it has written. It holds nothing that the caller wrote.
-fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried }: &Seen, took: Duration) {
+fn report(method: &str, status: Option<&Status>, Seen { who, notes, hurried, .. }: &Seen, took: Duration) {
     let code = status.map_or(tonic::Code::Ok, Status::code);
     let reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
     let events = notes.events.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -324,7 +326,7 @@ impl Guard {
             }
             next.run(request).await
         };
-        let (mut response, notes) = notes::noting(authorization, answered).await;
+        let (mut response, notes) = notes::noting((authorization, seen.until), answered).await;
         if notes.replayed {
             response.headers_mut().insert(idempotency::REPLAYED_METADATA, HeaderValue::from_static("true"));
         }

@@ -68,6 +68,8 @@ pub mod limits;
 
 pub mod shared_rates;
 
+mod shedding;
+
 pub mod server;
 
 mod server_work;

@@ -17,10 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::shared_rates::{SharedRates, Spender, Spent, Standing};
+use crate::shedding::{PATIENCE, Place, Places};
 use crate::{Code, Failure};
 
-/// How long a call waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How many calls of one tenant, or principal, may wait for each that may be at work.
 const WAITING: usize = 16;
 /// How many further calls wait before they are refused, so that a caller that retries at once does so once a second.
@@ -52,6 +51,8 @@ pub struct Allowances {
     pub principal: Allowance,
     /// Open streams of all callers together.
     pub streams: usize,
+    /// Calls of all callers together that are at work.
+    pub at_work: usize,
 }
 
 /// The current use of this process, by caller.
@@ -61,6 +62,7 @@ pub struct Limits {
     /// The open streams of all.
     streams: Arc<Semaphore>,
     held_back: Semaphore,
+    places: Arc<Places>,
     shared: Option<Arc<SharedRates>>,
 }
 
@@ -73,6 +75,7 @@ impl Limits {
             principals: Callers::new("principal", allowances.principal),
             streams: Arc::new(Semaphore::new(allowances.streams)),
             held_back: Semaphore::new(HELD_BACK),
+            places: Places::new(allowances.at_work),
             shared,
         }
     }
@@ -93,7 +96,8 @@ impl Limits {
         let standing = principals.pay(&principal, cost, until).await?;
         let of_tenant = tenants.slot(&tenant.caller, until).await?;
         let standing = vec![standing, tenants.pay(&tenant, cost, until).await?];
-        let mut turn = Turn { held: vec![of_principal, of_tenant, principal.inside, tenant.inside], standing };
+        let held = vec![of_principal, of_tenant, principal.inside, tenant.inside];
+        let mut turn = Turn { held, standing, place: None };
         let both = [(principals, principal.key.as_str()), (tenants, tenant.key.as_str())];
         while let Some(wait) = self.share(&both, cost, until, &mut turn.standing).await? {
             // Others of the tenant call meanwhile.
@@ -104,6 +108,7 @@ impl Limits {
             let last = turn.held.len() - 1;
             turn.held.swap(1, last);
         }
+        turn.place = Some(self.places.take(&tenant.key, until).await?);
         Ok(turn)
     }
 
@@ -120,11 +125,12 @@ impl Limits {
         };
         let at_work = self.principals.slot(&principal.caller, until).await?;
         let standing = vec![self.principals.pay(&principal, cost, until).await?];
-        let mut turn = Turn { held: vec![at_work, principal.inside], standing };
+        let mut turn = Turn { held: vec![at_work, principal.inside], standing, place: None };
         let one = [(&self.principals, principal.key.as_str())];
         while let Some(wait) = self.share(&one, cost, until, &mut turn.standing).await? {
             sleep(wait).await;
         }
+        turn.place = Some(self.places.take(&principal.key, until).await?);
         Ok(turn)
     }
 
@@ -162,7 +168,7 @@ impl Limits {
     pub fn stream(&self, who: &authz::Caller) -> Result<Turn, Failure> {
         let of_principal = self.principals.stream(&principal(who))?;
         let of_tenant = self.tenants.stream(&tenant(who))?;
-        Ok(Turn { held: vec![of_principal, of_tenant, self.any_stream()?], standing: Vec::new() })
+        Ok(Turn { held: vec![of_principal, of_tenant, self.any_stream()?], standing: Vec::new(), place: None })
     }
 
     /// The same for a call that names no caller.
@@ -171,7 +177,7 @@ impl Limits {
     /// As [`Limits::stream`].
     pub fn stream_of_address(&self, address: IpAddr) -> Result<Turn, Failure> {
         let held = vec![self.principals.stream(&network(address))?, self.any_stream()?];
-        Ok(Turn { held, standing: Vec::new() })
+        Ok(Turn { held, standing: Vec::new(), place: None })
     }
 
     fn any_stream(&self) -> Result<OwnedSemaphorePermit, Failure> {
@@ -191,7 +197,7 @@ impl Limits {
     }
 }
 
-/// A tenant and its principals have the same text between braces: a cluster of Redis keeps them in one place.
+/// No two callers have one key: no tenant holds a brace or a slash.
 fn tenant(who: &authz::Caller) -> String {
     format!("{{{}}}", who.tenant)
 }
@@ -216,6 +222,7 @@ pub struct Turn {
     held: Vec<OwnedSemaphorePermit>,
     /// What is left of the rates that it was paid of.
     pub standing: Vec<Standing>,
+    place: Option<Place>,
 }
 
 /// tokio's clock, which tests may set.
@@ -357,7 +364,7 @@ mod tests {
     fn allowances(rate: u32, at_work: usize) -> Allowances {
         let allowance = Allowance { rate: NonZeroU32::new(rate).unwrap(), at_work, streams: at_work };
         let tenant = Allowance { rate: NonZeroU32::new(rate * 2).unwrap(), at_work: at_work * 2, streams: at_work * 2 };
-        Allowances { tenant, principal: allowance, streams: at_work * 3 }
+        Allowances { tenant, principal: allowance, streams: at_work * 3, at_work: 1_000 }
     }
 
     fn who(tenant: &str, user: &str) -> authz::Caller {

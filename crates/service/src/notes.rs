@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use uuid::Uuid;
@@ -31,6 +32,8 @@ impl Notes {
 #[derive(Default)]
 struct Open {
     authorization: Option<HeaderValue>,
+    /// By when the call's answer is of use.
+    until: Option<Instant>,
     replayed: Cell<bool>,
     events: RefCell<Vec<Uuid>>,
     degraded: RefCell<Vec<&'static str>>,
@@ -42,8 +45,11 @@ tokio::task_local! {
     static NOTES: Open;
 }
 
-/// Runs a call that came with this authorization; returns its outcome and its notes.
-pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: F) -> (F::Output, Notes) {
+/// Runs a call that came with this authorization, and whose answer is of use until then; returns its outcome and its notes.
+pub(crate) async fn noting<F: Future>(
+    (authorization, until): (Option<HeaderValue>, Instant),
+    call: F,
+) -> (F::Output, Notes) {
     let noted = async {
         let outcome = call.await;
         let notes = NOTES.with(|notes| Notes {
@@ -55,12 +61,18 @@ pub(crate) async fn noting<F: Future>(authorization: Option<HeaderValue>, call: 
         });
         (outcome, notes)
     };
-    NOTES.scope(Open { authorization, ..Open::default() }, noted).await
+    NOTES.scope(Open { authorization, until: Some(until), ..Open::default() }, noted).await
 }
 
 /// The authorization of the current call: its caller is carried along by the calls that it makes.
 pub(crate) fn authorization() -> Option<HeaderValue> {
     NOTES.try_with(|notes| notes.authorization.clone()).ok().flatten()
+}
+
+/// How long the answer of the current call is still of use; none outside of a call. A backing service need not work longer.
+pub fn left() -> Option<Duration> {
+    let until = NOTES.try_with(|notes| notes.until).ok().flatten()?;
+    Some(until.saturating_duration_since(Instant::now()))
 }
 
 /// Notes that the call's answer is the answer of an earlier one.

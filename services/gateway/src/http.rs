@@ -193,7 +193,10 @@ fn over_grpc(status: Status, hurried: bool) -> (Response, String, StatusCode) {
         tonic::Code::DeadlineExceeded if hurried => StatusCode::REQUEST_TIMEOUT,
         _ => problem.status,
     };
-    (status.into_http::<Body>(), problem.code, over_http)
+    let mut response = status.into_http::<Body>();
+    // As over HTTP: what is left of whose rate.
+    response.headers_mut().extend(problem.headers.into_iter().filter(|(name, _)| rates::is_said(name)));
+    (response, problem.code, over_http)
 }
 
 /// Writes the log line of a request.

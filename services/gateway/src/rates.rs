@@ -13,6 +13,11 @@ pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What is left of them.
 pub const LEFT: HeaderName = HeaderName::from_static("ratelimit");
 
+/// Whether this is one of them.
+pub fn is_said(name: &HeaderName) -> bool {
+    *name == POLICY || *name == LEFT
+}
+
 /// Says what is left; nothing where nothing was charged, or the answer says it already.
 pub fn say(headers: &mut HeaderMap, standing: &[Standing]) {
     if standing.is_empty() || headers.contains_key(&LEFT) {

@@ -22,10 +22,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::reread::Reread;
 use service::secret::{self, ExposeSecret as _, Secret};
-use service::{Process, clock};
+use service::{Process, clock, deadline};
 use tracing::{info, instrument};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a search may take, at most.
+const SEARCHES_WITHIN: Duration = Duration::from_secs(5);
+/// How much longer its answer may be on its way.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// A todo as the index holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -321,11 +325,15 @@ impl Index {
     #[instrument(target = "service::trace", name = "search", skip_all, err(level = "debug"),
         fields(otel.kind = "client", db.system.name = "opensearch", db.operation.name = "search"))]
     pub async fn search(&self, tenant: &TenantId, question: &Question) -> Result<(Vec<Hit>, u64), anyhow::Error> {
+        // Nobody waits for what is found later.
+        let within =
+            service::notes::left().map_or(SEARCHES_WITHIN, |left| (left + deadline::AFTER).min(SEARCHES_WITHIN));
         let response = self
             .client()
             .search(SearchParts::Index(&[&self.alias]))
             .routing(&[tenant.as_str()])
-            .body(search_body(tenant, question))
+            .request_timeout(within + ANSWERS_WITHIN)
+            .body(search_body(tenant, question, within))
             .send()
             .await?;
         let status = response.status_code();
@@ -348,7 +356,7 @@ impl Index {
 /// A hit's score is a sum of constants: it depends on the todo and the question alone. OpenSearch's own score counts how often
 /// words occur in all documents: a tenant would see others write, and pages would shift under their reader.
 /// Among equal scores the newest todo is first, so that new todos come before the page that is read.
-fn search_body(tenant: &TenantId, question: &Question) -> Value {
+fn search_body(tenant: &TenantId, question: &Question, within: Duration) -> Value {
     let mut filter = vec![json!({"term": {"tenant": tenant}}), json!({"term": {"deleted": false}})];
     if let Some(status) = question.status {
         filter.push(json!({"term": {"status": status}}));
@@ -379,7 +387,7 @@ fn search_body(tenant: &TenantId, question: &Question) -> Value {
     let field = json!({"type": "plain", "fragmenter": "simple", "number_of_fragments": 3, "fragment_size": 150});
     let mut body = json!({
         "size": question.limit,
-        "timeout": "5s",
+        "timeout": format!("{}ms", within.as_millis().max(1)),
         "query": {"bool": {"filter": filter, "should": rules, "minimum_should_match": 1}},
         "sort": [{"_score": "desc"}, {"id": "desc"}],
         "track_scores": true,
@@ -436,7 +444,7 @@ mod tests {
             Question { words: "a OR tenant:other".to_owned(), ..Question::default() },
             Question { label: Some("x".to_owned()), status: Some(Status::Open), ..Question::default() },
         ] {
-            let body = search_body(&tenant, &question);
+            let body = search_body(&tenant, &question, SEARCHES_WITHIN);
             assert_eq!(body["query"]["bool"]["filter"][0], json!({"term": {"tenant": "acme"}}));
             assert_eq!(body["query"]["bool"]["filter"][1], json!({"term": {"deleted": false}}));
             let scoring = body["query"]["bool"]["should"].as_array().unwrap();

@@ -11,6 +11,7 @@ mod rules;
 
 use std::num::{NonZeroU16, NonZeroU32};
 
+use futures::future::join_all;
 use gateway::{Config, Program};
 use reqwest::{Client, Method, Response};
 use service::addresses::Addresses;
@@ -131,6 +132,45 @@ async fn who_calls_too_often_learns_when_to_call_again() {
         let problem: serde_json::Value = response.json().await.unwrap();
         assert_eq!(problem["code"], "TOO_MANY_REQUESTS");
     }
+}
+
+/// Whoever sends most is refused first, and what is let in is answered.
+#[tokio::test]
+async fn of_more_than_it_can_do_it_does_what_it_can_and_says_when_to_come_again() {
+    let edge = probe::start(Admission { at_work: NonZeroU16::new(4).unwrap(), ..Admission::wide() }).await;
+    let held = async |tenant: &str| {
+        let request = edge.http.get(format!("{}/v1/tagged/held", edge.base));
+        let answer = request.header("authorization", edge.issuer.bearer(tenant, "ann")).send().await.unwrap();
+        let status = answer.status().as_u16();
+        if status == 503 {
+            assert_eq!(answer.headers()["retry-after"], "1");
+            let problem: serde_json::Value = answer.json().await.unwrap();
+            assert_eq!(problem["code"], "UNAVAILABLE");
+        }
+        status
+    };
+    let counted = |statuses: &[u16]| statuses.iter().filter(|status| **status == 503).count();
+    let refused = std::sync::atomic::AtomicUsize::new(0);
+    let loud = join_all((0..20).map(async |_| {
+        let status = held("acme").await;
+        refused.fetch_add(usize::from(status == 503), std::sync::atomic::Ordering::SeqCst);
+        status
+    }));
+    let quiet = async {
+        until("acme has all places", || async { refused.load(std::sync::atomic::Ordering::SeqCst) == 16 }).await;
+        // Two wait for the half that would be theirs. One of three is refused, and then the gate opens.
+        let three = (0..3).map(async |_| {
+            let status = held("globex").await;
+            if status == 503 {
+                probe::GATE.add_permits(6);
+            }
+            status
+        });
+        join_all(three).await
+    };
+    let (loud, quiet) = tokio::join!(loud, quiet);
+    assert_eq!((counted(&loud), counted(&quiet)), (16, 1));
+    assert!(loud.iter().chain(&quiet).all(|status| [200, 503].contains(status)), "{loud:?} {quiet:?}");
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 
 use crate::Edge;
 
+/// Who gets `held` waits for a permit of it.
+pub static GATE: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(0);
 pub const NAME: &str = "flotilla.probe.v1.ProbeService";
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
 
@@ -208,6 +210,9 @@ impl UnaryService<DynamicMessage> for Answering {
                     answer
                 }
                 "GetTagged" => {
+                    if text(&request, "id") == "held" {
+                        GATE.acquire().await.unwrap().forget();
+                    }
                     let mut tagged = DynamicMessage::new(message("flotilla.probe.v1.Tagged"));
                     tagged.set_field_by_name("text", Value::String("x".repeat(5_000)));
                     tagged.set_field_by_name("etag", Value::String("v1".to_owned()));

@@ -13,6 +13,8 @@ use tonic_types::StatusExt as _;
 use authz::Caller;
 use service::Call;
 
+use testkit::unique;
+
 use crate::harness::{Harness, reason};
 
 /// A call as bytes, and how it was refused.
@@ -74,6 +76,43 @@ async fn what_another_is_changing_is_answered_soon_and_a_deadline_is_kept() {
     assert_eq!(refused(&harness, &headers, &id).await, (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
     admin.execute("rollback").await.unwrap();
     assert_eq!(ann.rename(&todo.id, "y").await.unwrap().title, "y");
+}
+
+/// What is asked of it says by when it is of no use any more.
+#[tokio::test]
+async fn a_deadline_reaches_the_database() {
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
+    let todo = ann.titled("x").await;
+    let mut admin = harness.database.admin().await;
+    // Whoever reads or writes a todo is asked, and the server's log has the answer.
+    let name = unique("asked-");
+    let asks = format!(
+        "create function asked() returns bool language plpgsql as $$ begin \
+         raise warning '{name} %', (select setting from pg_settings where name = 'statement_timeout'); return true; end $$; \
+         create policy asked on todo as restrictive using (asked())"
+    );
+    admin.execute(sqlx::AssertSqlSafe(asks)).await.unwrap();
+    let log = testkit::backing::home().join("logs/postgres.log");
+    let asked = || async {
+        let log = std::fs::read(&log).unwrap();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let said = log.lines().filter_map(|line| line.split_once(&format!("{name} "))?.1.trim().parse::<u64>().ok());
+        said.collect::<Vec<_>>()
+    };
+    ann.get(&todo.id).await.unwrap();
+    testkit::until("the log has it", || async { !asked().await.is_empty() }).await;
+    assert!(asked().await.iter().all(|millis| *millis == 5_000), "a call without a deadline has the usual one");
+    let before = asked().await.len();
+    let mut request = tonic::Request::new(proto::todo::GetTodoRequest { id: todo.id.clone() });
+    request.metadata_mut().insert("authorization", harness.issuer.bearer("acme", "ann").parse().unwrap());
+    request.set_timeout(std::time::Duration::from_secs(4));
+    let address = format!("http://{}", harness.app.address);
+    let mut todos = proto::todo::todo_service_client::TodoServiceClient::connect(address).await.unwrap();
+    todos.get_todo(request).await.unwrap();
+    testkit::until("the log has that too", || async { asked().await.len() > before }).await;
+    let asked = asked().await.split_off(before);
+    assert!(asked.iter().all(|millis| *millis < 4_100), "{asked:?}");
 }
 
 #[tokio::test]
