@@ -24,6 +24,7 @@ mod import;
 mod k8s;
 mod lag;
 mod login;
+mod manual;
 mod nats_credentials;
 mod new;
 mod observe;
@@ -165,6 +166,18 @@ enum Command {
         #[command(subcommand)]
         command: profiles::ProfileCommand,
     },
+    /// Print what completes the command line in a shell: bash, zsh, fish and others. `flotilla completion bash --help` says where to put it.
+    Completion {
+        /// The shell. Of bash: `flotilla completion bash >~/.local/share/bash-completion/completions/flotilla`; of zsh: into a file `_flotilla` in a folder of
+        /// `$fpath`; of fish: `flotilla completion fish >~/.config/fish/completions/flotilla.fish`.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual: a page for each command (`man ./flotilla.1`).
+    Manual {
+        /// The folder, which is made.
+        #[arg(default_value = "man/man1")]
+        out: PathBuf,
+    },
     /// Write something new into a clone of the repository.
     New {
         #[command(subcommand)]
@@ -202,7 +215,11 @@ async fn run() -> ExitCode {
     }
     // What is about no fleet works whatever profile is set; and what was said now counts more than a variable.
     let of_no_fleet = match &args.command {
-        Command::Profile { .. } | Command::New { .. } | Command::LoginProxy(_) => true,
+        Command::Profile { .. }
+        | Command::New { .. }
+        | Command::Completion { .. }
+        | Command::Manual { .. }
+        | Command::LoginProxy(_) => true,
         Command::K8s { command } => command.is_of_no_fleet(),
         Command::Compose { command } => command.is_of_no_fleet(),
         _ => false,
@@ -245,6 +262,8 @@ async fn dispatch(context: &context::Context, command: Command) -> Result<(), an
         Command::Outbox(args) => outbox::run(context, &args).await,
         Command::Profile { command } => profiles::run(context, &command),
         Command::New { command } => new::run(&command),
+        Command::Completion { shell } => manual::completion(Args::command(), shell),
+        Command::Manual { out } => manual::write(context, Args::command(), &out),
         Command::Identity(args) => identity::run(context, &args).await,
         Command::Data(args) => data::run(context, &args).await,
         Command::Dlq(args) => dlq::run(context, &args).await,

@@ -26,10 +26,23 @@ pub struct Policy {
     pub max_body_bytes: Option<usize>,
     /// For how many seconds anybody may keep an answer over HTTP; none where only its caller may.
     pub shared_seconds: Option<NonZeroU32>,
+    /// Whether it will be gone.
+    pub deprecation: Option<Deprecation>,
     /// The headers that the method gets as metadata.
     pub request_headers: Vec<HeaderName>,
     /// The metadata of its answer that become headers.
     pub response_headers: Vec<HeaderName>,
+}
+
+/// Since when and until when a method is deprecated, as its option has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deprecation {
+    /// The day from which on it should not be called.
+    pub since: String,
+    /// The day from which on it may be gone.
+    pub sunset: String,
+    /// What to call instead.
+    pub successor: String,
 }
 
 /// Whether a call takes an idempotency key.
@@ -74,6 +87,12 @@ impl Policy {
             },
             max_body_bytes: number("max_body_bytes").filter(|bytes| *bytes > 0).map(|bytes| bytes as usize),
             shared_seconds: number("shared_seconds").and_then(NonZeroU32::new),
+            deprecation: policy.filter(|policy| policy.has_field_by_name("deprecation")).and_then(|policy| {
+                let deprecation = policy.get_field_by_name("deprecation")?;
+                let deprecation = deprecation.as_message()?;
+                let text = |name: &str| Some(deprecation.get_field_by_name(name)?.as_str()?.to_owned());
+                Some(Deprecation { since: text("since")?, sunset: text("sunset")?, successor: text("successor")? })
+            }),
             request_headers,
             response_headers,
         }

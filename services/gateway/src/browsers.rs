@@ -42,9 +42,12 @@ const REQUEST_HEADERS: [&str; 12] = [
     "x-user-agent",
 ];
 /// What every method may say, beside what its options name.
-const RESPONSE_HEADERS: [&str; 13] = [
+const RESPONSE_HEADERS: [&str; 16] = [
     "allow",
+    "deprecation",
     "etag",
+    "link",
+    "sunset",
     "ratelimit",
     "ratelimit-policy",
     "retry-after",

@@ -118,11 +118,13 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         ((_, true), _) => Asked::NoCall,
         _ => Asked::Http(edge.routes.find(request.method(), path)),
     };
-    let (pattern, oauth) = match &asked {
-        Asked::Http(Found::Route(route, _)) => (route.pattern.clone(), route.policy.oauth),
-        Asked::Grpc(Some(_)) => (path.to_owned(), false),
-        Asked::Open(_) => ("grpc".to_owned(), false),
-        _ => ("unknown".to_owned(), false),
+    let (pattern, oauth, deprecated) = match &asked {
+        Asked::Http(Found::Route(route, _)) => {
+            (route.pattern.clone(), route.policy.oauth, Some(route.deprecated.clone()))
+        }
+        Asked::Grpc(Some(route)) => (path.to_owned(), false, Some(route.deprecated.clone())),
+        Asked::Open(_) => ("grpc".to_owned(), false, None),
+        _ => ("unknown".to_owned(), false, None),
     };
     let method = known_method(request.method());
     let span = tracing::info_span!(
@@ -165,6 +167,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
             },
         );
         rates::say(response.headers_mut(), &seen.standing);
+        response.headers_mut().extend(deprecated.into_iter().flatten());
         report(&called, seen.caller.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
         (with_trace_id(response), code, status)

@@ -42,6 +42,8 @@ pub mod upstream;
 
 pub mod problem;
 
+mod promises;
+
 mod rates;
 
 use std::net::SocketAddr;

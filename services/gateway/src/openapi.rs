@@ -87,6 +87,10 @@ fn operation(route: &Route, tag: &str, schemas: &mut Schemas) -> Value {
     if let Some(body) = body(route, schemas) {
         operation["requestBody"] = body;
     }
+    if let Some(deprecation) = &route.policy.deprecation {
+        operation["deprecated"] = true.into();
+        operation["x-sunset"] = deprecation.sunset.clone().into();
+    }
     operation["x-cost"] = route.policy.cost.get().into();
     operation
 }
@@ -276,6 +280,9 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
     };
     header("Trace-Id", "What to name when you ask for help.");
     header("Flotilla-Degraded", "The backing services that the answer was made without.");
+    header("Cache-Control", "Who may keep the answer, and for how long.");
+    header("RateLimit-Policy", "The caller's rates, in units of cost: `x-cost` of each method.");
+    header("RateLimit", "What is left of them.");
     if output.get_field_by_name("etag").is_some() {
         header("ETag", "The version's entity tag.");
     }

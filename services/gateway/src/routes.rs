@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use anyhow::{Context as _, ensure};
-use http::{HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method};
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value};
 use service::consistency;
 use service::policy::{Idempotency, Policy};
 
+use crate::promises;
 use crate::template::Template;
 
 /// The message that is sent over HTTP as it is.
@@ -42,6 +43,8 @@ pub struct Route {
     pub rpc: MethodDescriptor,
     /// How its calls are let in.
     pub policy: Policy,
+    /// What its answers say where it is deprecated.
+    pub deprecated: HeaderMap,
     template: Template,
     service: String,
 }
@@ -251,6 +254,7 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
         !shared || (policy.public && reads && !policy.streams && !depends),
         "what is not read by anybody, or depends on headers, nobody else may keep"
     );
+    let deprecated = policy.deprecation.as_ref().map(promises::headers).transpose()?.unwrap_or_default();
     let policy = if reads { policy } else { says_where_it_stands(policy) };
     let response_body = match text("response_body") {
         None => None,
@@ -274,6 +278,7 @@ fn read_rule(rpc: &MethodDescriptor, rule: &DynamicMessage, routes: &mut Vec<Rou
             answers,
             rpc: rpc.clone(),
             policy: policy.clone(),
+            deprecated: deprecated.clone(),
             service: rpc.parent_service().full_name().to_owned(),
         });
     }
@@ -293,7 +298,7 @@ fn says_where_it_stands(mut policy: Policy) -> Policy {
 
 /// Whether a header means something to the edge itself, to connections, or to gRPC.
 fn is_of_the_edge(name: &str) -> bool {
-    const NAMES: [&str; 28] = [
+    const NAMES: [&str; 31] = [
         "accept-encoding",
         "allow",
         "authorization",
@@ -301,6 +306,7 @@ fn is_of_the_edge(name: &str) -> bool {
         "connection",
         "content-encoding",
         "cookie",
+        "deprecation",
         "etag",
         "flotilla-degraded",
         "host",
@@ -308,11 +314,13 @@ fn is_of_the_edge(name: &str) -> bool {
         "idempotency-replayed",
         "keep-alive",
         "last-event-id",
+        "link",
         "origin",
         "ratelimit",
         "ratelimit-policy",
         "retry-after",
         "set-cookie",
+        "sunset",
         "te",
         "trace-id",
         "traceparent",

@@ -83,6 +83,7 @@ async fn a_call_passes_with_what_its_options_let_through() {
     assert_eq!(json_of(pdf.get_ref())["contentType"], "application/pdf");
     assert_eq!(pdf.metadata().get("content-disposition").unwrap(), "attachment; filename=7.pdf");
     assert!(!pdf.metadata().contains_key("set-cookie"), "its option does not name it");
+    assert_eq!(pdf.metadata().get("deprecation").unwrap(), "@1796083200");
     // Byte by byte, and larger than a service takes by itself.
     let large = STANDARD.encode(vec![7; 900_000]);
     let back = edge.unary("SendBack", json!({"contentType": "x/y", "data": large}), &[]).await.unwrap();

@@ -75,6 +75,16 @@ async fn a_body_goes_and_comes_as_it_is() {
         (&"application/pdf".parse().unwrap(), &"attachment; filename=7.pdf".parse().unwrap())
     );
     assert!(!headers.contains_key("set-cookie"), "its option does not name it");
+    // It is deprecated; also where it is refused, and over gRPC (frames.rs).
+    let refused = edge.http.get(format!("{}/v1/invoices/7", edge.base)).send().await.unwrap();
+    for headers in [headers, refused.headers()] {
+        assert_eq!(headers["deprecation"], "@1796083200");
+        assert_eq!(headers["sunset"], "Wed, 30 Jun 2027 00:00:00 GMT");
+        let link = headers["link"].to_str().unwrap();
+        assert!(
+            link.contains("rel=\"deprecation\"") && link.contains("</v1/documents/{id}>; rel=\"successor-version\"")
+        );
+    }
     let policy = headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("default-src 'none'"), "{policy}");
     assert_eq!(headers["x-content-type-options"], "nosniff");
@@ -230,6 +240,14 @@ fn an_option_that_cannot_be_served_is_refused_at_start() {
         (
             "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {response_headers: \"cache-control\"};",
             "the header cache-control is the edge's own",
+        ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {deprecation: {since: \"2027-01-31\" sunset: \"2027-02-28\" successor: \"/v2/x\"}};",
+            "answers for half a year",
+        ),
+        (
+            "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {deprecation: {since: \"soon\" sunset: \"2027-02-28\" successor: \"/v2/x\"}};",
+            "is no day",
         ),
         (
             "option (google.api.http) = {get: \"/v1/x\"}; option (flotilla.edge.v1.policy) = {shared_seconds: 60};",
