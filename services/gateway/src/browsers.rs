@@ -161,6 +161,11 @@ pub fn keep(route: &Route, response: &mut Response) {
     }
 }
 
+/// Whether anybody may keep an answer.
+pub fn is_shared(headers: &HeaderMap) -> bool {
+    headers.get(CACHE_CONTROL).is_some_and(|value| value.as_bytes().starts_with(b"public"))
+}
+
 fn is_text(headers: &HeaderMap) -> bool {
     let media = headers.get(CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or_default();
     media != "text/event-stream" && (media.starts_with("text/") || media.starts_with("application/json"))

@@ -166,11 +166,15 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
                 (response, OK.to_owned(), status)
             },
         );
-        rates::say(response.headers_mut(), &seen.standing);
+        // What anybody may keep says nothing of whoever asked first.
+        let is_shared = browsers::is_shared(response.headers());
+        if !is_shared {
+            rates::say(response.headers_mut(), &seen.standing);
+        }
         response.headers_mut().extend(deprecated.into_iter().flatten());
         report(&called, seen.caller.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
-        (with_trace_id(response), code, status)
+        (if is_shared { response } else { with_trace_id(response) }, code, status)
     }
     .instrument(span.clone())
     .await;

@@ -50,6 +50,8 @@ async fn what_has_an_entity_tag_its_caller_keeps_and_what_is_for_all_anybody() {
     let prices = edge.get("/v1/prices").send().await.unwrap();
     assert_eq!(kept(&prices), (200, vec!["public, max-age=60"]));
     assert_eq!(said(&prices, "vary"), ["accept-encoding"]);
+    assert!(["trace-id", "ratelimit"].iter().all(|name| said(&prices, name).is_empty()), "they are of who asked first");
+    assert!(!said(&tagged, "ratelimit").is_empty());
     // Whatever is not whole, or not as it should be, or changes something, or has no entity tag.
     let degraded = edge.get("/v1/prices?degraded=true").send().await.unwrap();
     assert_eq!(kept(&degraded), (200, vec!["no-store"]));
