@@ -95,7 +95,7 @@ pub static SERVICES: &[Service] = &[
         search_engine: true,
         ..service(PROJECTOR, "search", 17202)
     },
-    Service { port: Some(8080), shares_rates: true, edge: true, ..service("gateway", "platform", 17002) },
+    Service { port: Some(8080), edge: true, shares_rates: true, ..service("gateway", "platform", 17002) },
 ];
 
 /// A service with nothing but operations.
