@@ -27,6 +27,11 @@ struct Edge {
     lifecycle: Lifecycle,
 }
 
+/// A client that shows answers as they come: its library would undo gzip, in a build that has that.
+fn client() -> Client {
+    Client::builder().no_proxy().no_gzip().no_brotli().no_zstd().build().unwrap()
+}
+
 async fn start() -> Edge {
     behind(Admission::wide()).await
 }
@@ -51,7 +56,7 @@ async fn behind(admission: Admission) -> Edge {
     let process = Process::new(Program::NAME, "test");
     let address = Program::start(&config, &process).await.unwrap();
     until("the gateway is ready", || async { process.readiness.get().0 }).await;
-    let http = Client::builder().no_proxy().build().unwrap();
+    let http = client();
     Edge { base: format!("http://{address}"), issuer, http, lifecycle: process.lifecycle }
 }
 

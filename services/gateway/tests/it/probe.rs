@@ -113,7 +113,7 @@ pub async fn start_for(admission: Admission, origins: &str) -> Edge {
     let upstreams = Upstreams::new(&process, &config.upstreams).unwrap();
     let address = gateway::http::serve(&process, &config, &ROUTES, upstreams).await.unwrap();
     until("the gateway is ready", || async { process.readiness.get().0 }).await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = crate::client();
     Edge { base: format!("http://{address}"), issuer, http, lifecycle: process.lifecycle }
 }
 
