@@ -94,22 +94,17 @@ impl Limits {
         };
         let of_principal = principals.slot(&principal.caller, until).await?;
         let standing = principals.pay(&principal, cost, until).await?;
-        let of_tenant = tenants.slot(&tenant.caller, until).await?;
-        let standing = vec![standing, tenants.pay(&tenant, cost, until).await?];
-        let held = vec![of_principal, of_tenant, principal.inside, tenant.inside];
-        let mut turn = Turn { held, standing, place: None };
+        let mut of_tenant = tenants.slot(&tenant.caller, until).await?;
+        let mut standing = vec![standing, tenants.pay(&tenant, cost, until).await?];
         let both = [(principals, principal.key.as_str()), (tenants, tenant.key.as_str())];
-        while let Some(wait) = self.share(&both, cost, until, &mut turn.standing).await? {
+        while let Some(wait) = self.share(&both, cost, until, &mut standing).await? {
             // Others of the tenant call meanwhile.
-            drop(turn.held.swap_remove(1));
+            drop(of_tenant);
             sleep(wait).await;
-            let again = tenants.slot(&tenant.caller, until).await?;
-            turn.held.push(again);
-            let last = turn.held.len() - 1;
-            turn.held.swap(1, last);
+            of_tenant = tenants.slot(&tenant.caller, until).await?;
         }
-        turn.place = Some(self.places.take(&tenant.key, until).await?);
-        Ok(turn)
+        let place = Some(self.places.take(&tenant.key, until).await?);
+        Ok(Turn { held: vec![of_principal, of_tenant, principal.inside, tenant.inside], standing, place })
     }
 
     /// The same for a call that names no caller: its address is its principal, of no tenant. Addresses of version 6 count by their first
@@ -124,14 +119,13 @@ impl Limits {
             Err(refused) => return Err(self.hold_back(refused).await),
         };
         let at_work = self.principals.slot(&principal.caller, until).await?;
-        let standing = vec![self.principals.pay(&principal, cost, until).await?];
-        let mut turn = Turn { held: vec![at_work, principal.inside], standing, place: None };
+        let mut standing = vec![self.principals.pay(&principal, cost, until).await?];
         let one = [(&self.principals, principal.key.as_str())];
-        while let Some(wait) = self.share(&one, cost, until, &mut turn.standing).await? {
+        while let Some(wait) = self.share(&one, cost, until, &mut standing).await? {
             sleep(wait).await;
         }
-        turn.place = Some(self.places.take(&principal.key, until).await?);
-        Ok(turn)
+        let place = Some(self.places.take(&principal.key, until).await?);
+        Ok(Turn { held: vec![at_work, principal.inside], standing, place })
     }
 
     /// Spends of the shared rates of all of these, or of none; returns how long until they can be spent, if that is within `until`.
@@ -143,10 +137,11 @@ impl Limits {
         standing: &mut Vec<Standing>,
     ) -> Result<Option<Duration>, Failure> {
         let Some(shared) = &self.shared else { return Ok(None) };
-        let spender =
-            |(callers, key): &(&Callers, &'_ str)| (callers.scope, (*key).to_owned(), callers.allowance.rate.get());
-        let spenders: Vec<_> = of.iter().map(spender).collect();
-        let spenders: Vec<_> = spenders.iter().map(|(scope, key, rate)| Spender { scope, key, rate: *rate }).collect();
+        let spenders = of.iter().map(|&(callers, key)| {
+            let rate = callers.allowance.rate.get();
+            Spender { scope: callers.scope, key, rate }
+        });
+        let spenders: Vec<_> = spenders.collect();
         match shared.spend(cost.get(), &spenders).await {
             Spent::Paid(left) => {
                 *standing = left;
@@ -219,9 +214,11 @@ fn network(address: IpAddr) -> String {
 /// A call at work, or an open stream, until this is dropped.
 #[derive(Debug)]
 pub struct Turn {
+    #[expect(dead_code, reason = "held")]
     held: Vec<OwnedSemaphorePermit>,
     /// What is left of the rates that it was paid of.
     pub standing: Vec<Standing>,
+    #[expect(dead_code, reason = "held")]
     place: Option<Place>,
 }
 
