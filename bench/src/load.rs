@@ -53,7 +53,7 @@ async fn todos(bench: &Bench) -> Result<Vec<(String, String)>, anyhow::Error> {
     .await
 }
 
-/// So many clients read, and wait a second where they are told to: how long what was answered took, and how much was refused.
+/// Reads by so many clients, each of which waits a second after a 503: the latencies of the answers in ms, and the number of refusals.
 async fn reads(
     bench: &Bench,
     todos: &[(String, String)],

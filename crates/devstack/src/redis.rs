@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
-use redis::Client;
-use service::shared_rates::PREFIX;
+use service::shared_rates::{PREFIX, client};
 
 use crate::certificates::Certificates;
 use crate::install::Unpacked;
@@ -131,9 +130,8 @@ fn address((user, password): (&str, &str), place: &str, tls: bool) -> String {
 /// # Errors
 /// It does not answer, or does not take what is there.
 pub async fn reload(url: &str, authorities: Option<Vec<u8>>) -> Result<(), anyhow::Error> {
-    let tls = redis::TlsCertificates { client_tls: None, root_cert: authorities };
-    let client = if url.starts_with("rediss:") { Client::build_with_tls(url, tls) } else { Client::open(url) };
-    let mut connection = client.context("the address of Redis")?.get_multiplexed_async_connection().await?;
+    let client = client(url, authorities.as_deref())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
     let files = ["tls-cert-file", "tls-key-file", "tls-ca-cert-file"];
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg(&files);

@@ -20,16 +20,16 @@ use crate::tls::Authorities;
 const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 /// How many answers in a row may be late before the connection is given up: a packet that is lost takes longer than one may.
 const MOST_LATE: usize = 16;
-/// How long a connection, and the answer to a look, may take.
+/// How long a connection, and the answer to a probe, may take.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
-/// How often Redis is asked whether it is there, and still has what it was told.
-const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// How often a probe checks that Redis answers and still holds its keys.
+const PROBES_EVERY: Duration = Duration::from_secs(1);
 /// Longer than any caller has to wait until its units are there: a second.
 const LONGEST: Duration = Duration::from_millis(1_100);
 /// What every key begins with; a login needs no others.
 pub const PREFIX: &str = "rates:";
-/// What a look spends.
-const LOOK: &str = "rates:look";
+/// The key that a probe spends of.
+const PROBE: &str = "rates:probe";
 /// Says that Redis has not been emptied.
 const MARK: &str = "rates:mark";
 
@@ -61,6 +61,17 @@ for i, key in ipairs(KEYS) do
 end
 return answer
 ";
+
+/// A client of the Redis at this address, whose certificate is one of the authorities in this PEM.
+///
+/// # Errors
+/// The address, or the PEM, cannot be read; the error repeats neither.
+pub fn client(url: &str, authorities: Option<&[u8]>) -> Result<Client, anyhow::Error> {
+    let url = url.trim();
+    let tls = TlsCertificates { client_tls: None, root_cert: authorities.map(<[u8]>::to_vec) };
+    let client = if url.starts_with("rediss:") { Client::build_with_tls(url, tls) } else { Client::open(url) };
+    client.map_err(|error| anyhow::anyhow!("the address of Redis: {}", error.category()))
+}
 
 /// What is left of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +112,8 @@ pub struct SharedRates {
     script: Script,
     /// None while Redis is away.
     connection: Mutex<Option<MultiplexedConnection>>,
-    /// Whether it has been told something.
-    told: AtomicBool,
+    /// Whether this process has set or seen the mark.
+    marked: AtomicBool,
     /// How many answers in a row have come too late.
     late: AtomicUsize,
 }
@@ -117,13 +128,8 @@ impl SharedRates {
         (authorities, lifecycle): (&Authorities, &Lifecycle),
         url: &Secret,
     ) -> Result<Arc<Self>, anyhow::Error> {
-        let client = authorities.reread(lifecycle, url.source(), |url, authorities| {
-            let url = std::str::from_utf8(url)?.trim();
-            let tls = TlsCertificates { client_tls: None, root_cert: authorities.map(<[u8]>::to_vec) };
-            // No error repeats what the address holds.
-            let client = if url.starts_with("rediss:") { Client::build_with_tls(url, tls) } else { Client::open(url) };
-            client.map_err(|error| anyhow::anyhow!("the address of Redis: {}", error.category()))
-        });
+        let client = authorities
+            .reread(lifecycle, url.source(), |url, authorities| client(std::str::from_utf8(url)?, authorities));
         let client = client.context("the Redis that rates are shared in")?;
         metrics::counter!("rates_kept_alone_total").increment(0);
         metrics::counter!("rates_forgotten_total").increment(0);
@@ -131,25 +137,25 @@ impl SharedRates {
             client,
             script: Script::new(SPEND),
             connection: Mutex::default(),
-            told: AtomicBool::new(false),
+            marked: AtomicBool::new(false),
             late: AtomicUsize::new(0),
         });
         // The first call finds it connected, unless Redis is away.
-        let mut was = shared.said(None).await;
+        let mut was = shared.report(None).await;
         let keeps = Arc::clone(&shared);
         lifecycle.run("shared rates", |stop| async move {
-            let mut tick = tokio::time::interval(LOOKS_EVERY);
+            let mut tick = tokio::time::interval(PROBES_EVERY);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while stop.run_until_cancelled(tick.tick()).await.is_some() {
-                was = keeps.said(was).await;
+                was = keeps.report(was).await;
             }
         });
         Ok(shared)
     }
 
-    /// Looks, and says where it is otherwise than it was.
-    async fn said(&self, was: Option<bool>) -> Option<bool> {
-        let is = self.look().await;
+    /// Probes, and logs a change.
+    async fn report(&self, was: Option<bool>) -> Option<bool> {
+        let is = self.probe().await;
         metrics::gauge!("rates_shared").set(if is.is_ok() { 1.0 } else { 0.0 });
         match &is {
             Ok(()) if was != Some(true) => info!("rates are shared with the other processes"),
@@ -159,8 +165,8 @@ impl SharedRates {
         Some(is.is_ok())
     }
 
-    /// Connects where there is no connection, and looks whether what was told is still known.
-    async fn look(&self) -> Result<(), redis::RedisError> {
+    /// Connects where there is no connection, runs the script once, and checks that the mark is still there.
+    async fn probe(&self) -> Result<(), redis::RedisError> {
         let mut connection = match self.connection() {
             Some(connection) => connection,
             None => {
@@ -171,16 +177,16 @@ impl SharedRates {
                 client.get_multiplexed_async_connection_with_config(&config).await?
             }
         };
-        let looked = async {
+        let probed = async {
             // What calls ask of it: a login that may do less, and a server that runs no script, are no Redis to share in.
-            let mut look = self.script.prepare_invoke();
-            look.key(LOOK).arg(1).arg(1_000_000);
-            look.invoke_async::<Vec<i64>>(&mut connection).await?;
+            let mut probe = self.script.prepare_invoke();
+            probe.key(PROBE).arg(1).arg(1_000_000);
+            probe.invoke_async::<Vec<i64>>(&mut connection).await?;
             redis::cmd("SET").arg(MARK).arg(1).arg("NX").query_async::<Option<String>>(&mut connection).await
         };
-        match looked.await {
+        match probed.await {
             Ok(set) => {
-                if self.told.swap(true, Ordering::Relaxed) && set.is_some() {
+                if self.marked.swap(true, Ordering::Relaxed) && set.is_some() {
                     warn!(
                         "Redis has been emptied: shared rates begin anew, and each process goes on with its own count"
                     );

@@ -1,4 +1,4 @@
-//! What browsers and caches are told: whose pages may call (CORS), what of the answers may be kept, and in which coding they come.
+//! Caching, compression and CORS: whose pages may call, what of the answers may be kept, and in which coding they come.
 
 use std::convert::Infallible;
 use std::str::FromStr;

@@ -101,8 +101,8 @@ async fn strict(State(release): State<Option<HeaderValue>>, request: Request, ne
 }
 
 /// What a request asks for.
-enum Asked<'a> {
-    Http(Found<'a>),
+enum Asked {
+    Http(Found<'static>),
     Grpc(Option<&'static Route>),
     /// A method of gRPC's own services, and whether it streams.
     Open(bool),
@@ -119,10 +119,8 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         _ => Asked::Http(edge.routes.find(request.method(), path)),
     };
     let (pattern, oauth, deprecated) = match &asked {
-        Asked::Http(Found::Route(route, _)) => {
-            (route.pattern.clone(), route.policy.oauth, Some(route.deprecated.clone()))
-        }
-        Asked::Grpc(Some(route)) => (path.to_owned(), false, Some(route.deprecated.clone())),
+        Asked::Http(Found::Route(route, _)) => (route.pattern.clone(), route.policy.oauth, Some(&route.deprecated)),
+        Asked::Grpc(Some(route)) => (path.to_owned(), false, Some(&route.deprecated)),
         Asked::Open(_) => ("grpc".to_owned(), false, None),
         _ => ("unknown".to_owned(), false, None),
     };
@@ -171,7 +169,7 @@ async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
         if !is_shared {
             rates::say(response.headers_mut(), &seen.standing);
         }
-        response.headers_mut().extend(deprecated.into_iter().flatten());
+        response.headers_mut().extend(deprecated.cloned().into_iter().flatten());
         report(&called, seen.caller.as_ref(), &code, (&response, status), started.elapsed());
         unanswered.answered();
         (if is_shared { response } else { with_trace_id(response) }, code, status)

@@ -50,21 +50,27 @@ struct Page {
     media: &'static str,
     text: Bytes,
     /// Of the text, and of its coding.
-    etags: [String; 2],
+    etags: OnceLock<[String; 2]>,
     /// Compressed once: strangers may ask for it often.
     zipped: OnceLock<Bytes>,
 }
 
 impl Page {
     fn new(media: &'static str, text: impl Into<Bytes>) -> Self {
-        let text = text.into();
-        let digest = URL_SAFE_NO_PAD.encode(&Sha256::digest(&text)[..12]);
-        Self { media, etags: [digest.clone(), format!("{digest}-gzip")], text, zipped: OnceLock::new() }
+        Self { media, text: text.into(), etags: OnceLock::new(), zipped: OnceLock::new() }
+    }
+
+    fn etags(&self) -> &[String; 2] {
+        self.etags.get_or_init(|| {
+            let digest = URL_SAFE_NO_PAD.encode(&Sha256::digest(&self.text)[..12]);
+            let zipped = format!("{digest}-gzip");
+            [digest, zipped]
+        })
     }
 
     fn answer(&self, headers: &HeaderMap) -> Response {
         let zips = self.text.len() >= MIN_ZIPPED_BYTES && browsers::takes_gzip(headers);
-        let etag = &self.etags[usize::from(zips)];
+        let etag = &self.etags()[usize::from(zips)];
         let known = match Conditions::of(&Method::GET, headers).and_then(|all| all.is_known(Some(etag))) {
             Ok(known) => known,
             Err(problem) => return problem.into_response(),

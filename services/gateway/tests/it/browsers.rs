@@ -1,4 +1,4 @@
-//! What browsers and caches are told.
+//! Caching, compression and CORS.
 
 use http::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response};
