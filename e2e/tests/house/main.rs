@@ -342,3 +342,31 @@ fn main_is_short_and_files_stay_small() {
         }
     }
 }
+
+#[test]
+fn programs_say_what_each_argument_is_for() {
+    for service in fleet::SERVICES {
+        let mut subcommands = vec!["serve", "healthcheck"];
+        subcommands.extend(service.database.map(|_| "migrate"));
+        for subcommand in subcommands {
+            let output =
+                Command::new(e2e::flotilla().with_file_name(service.name)).args([subcommand, "--help"]).output();
+            let help = String::from_utf8(output.unwrap().stdout).unwrap();
+            let mut lines = help.lines().map(str::trim).peekable();
+            let mut seen = 0;
+            while let Some(line) = lines.next() {
+                if line.starts_with("--") {
+                    // Beside it where all are short, and below it otherwise.
+                    let below = lines.peek().copied().unwrap_or_default();
+                    let said = line.split_once("  ").map_or(below, |(_, beside)| beside.trim());
+                    assert!(
+                        said.starts_with(|first: char| first.is_ascii_uppercase()),
+                        "{subcommand} {line}: {said:?}"
+                    );
+                    seen += 1;
+                }
+            }
+            assert!(seen > 1, "{} {subcommand} --help: {help}", service.name);
+        }
+    }
+}

@@ -359,6 +359,8 @@ pub struct Front {
     pub wrong: Arc<Mutex<Option<&'static str>>>,
     /// How many were.
     pub refused: Arc<AtomicUsize>,
+    /// How many milliseconds each search was given.
+    pub given: Arc<Mutex<Vec<u64>>>,
     server: JoinHandle<()>,
 }
 
@@ -370,8 +372,11 @@ impl Front {
         let (http, finds) = (reqwest::Client::builder().no_proxy().build().unwrap(), Arc::clone(&wrong));
         let refused = Arc::<AtomicUsize>::default();
         let counts = Arc::clone(&refused);
+        let given = Arc::<Mutex<Vec<u64>>>::default();
+        let notes = Arc::clone(&given);
         let pass = move |request: axum::extract::Request| {
             let (http, wrong, refused) = (http.clone(), *finds.lock().unwrap(), Arc::clone(&counts));
+            let notes = Arc::clone(&notes);
             async move {
                 let (parts, body) = request.into_parts();
                 let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
@@ -382,6 +387,10 @@ impl Front {
                     refused.fetch_add(1, Ordering::SeqCst);
                     return (StatusCode::BAD_REQUEST, "illegal".into());
                 }
+                let search: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                let within: Option<u64> =
+                    search["timeout"].as_str().and_then(|within| within.strip_suffix("ms")?.parse().ok());
+                notes.lock().unwrap().extend(within);
                 let url = format!("{}{}", Backing::shared().opensearch, parts.uri);
                 let sent = http.request(parts.method, url).headers(parts.headers).body(body).send().await.unwrap();
                 (sent.status(), sent.bytes().await.unwrap())
@@ -389,7 +398,7 @@ impl Front {
         };
         let app = axum::Router::new().fallback(pass);
         let server = TaskTracker::new().spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { url, wrong, refused, server }
+        Self { url, wrong, refused, given, server }
     }
 }
 

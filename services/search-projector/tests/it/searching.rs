@@ -1,5 +1,7 @@
 //! What a search finds, and what it never does.
 
+use std::time::Duration;
+
 use proto::search::{SearchTodosRequest, TodoStatus};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
@@ -8,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proto::search::search_service_client::SearchServiceClient;
 
-use crate::harness::{Harness, todo};
+use crate::harness::{Front, Harness, todo};
 
 fn with(query: &str, change: impl FnOnce(&mut SearchTodosRequest)) -> SearchTodosRequest {
     let mut request = SearchTodosRequest { query: query.to_owned(), ..SearchTodosRequest::default() };
@@ -290,4 +292,22 @@ async fn a_search_waits_for_the_change_that_it_names_or_says_that_it_is_behind()
     assert_eq!(brings(&harness, &token(6)).await.unwrap(), (5, true), "the projector stands still");
     harness.pause("2000-01-01T00:00:00Z").await;
     testkit::until("it goes on", || async { brings(&harness, &token(6)).await.unwrap() == (6, false) }).await;
+}
+
+#[tokio::test]
+async fn opensearch_works_no_longer_for_a_search_than_its_caller_waits() {
+    let front = Front::new(1_000_000).await;
+    let harness = Harness::start_behind(&front).await;
+    let search = async |within: Duration| {
+        let mut request = Request::new(with("lamp", |_| {}));
+        request.metadata_mut().insert("authorization", harness.issuer.bearer("acme", "ann").parse().unwrap());
+        request.set_timeout(within);
+        front.given.lock().unwrap().clear();
+        harness.send(request).await.unwrap();
+        front.given.lock().unwrap().clone()
+    };
+    // A little longer, so that whoever waits is answered first.
+    let hurried = search(Duration::from_millis(2_500)).await;
+    assert!(matches!(hurried[..], [given] if (1..=2_550).contains(&given)), "{hurried:?}");
+    assert_eq!(search(Duration::from_secs(9)).await, [5_000], "never longer than this");
 }
