@@ -18,7 +18,10 @@ fn main() -> Result<(), Failed> {
     compiler.include_imports(true).include_source_info(true).open_files(&files)?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // Encoded by protox itself: the prost types would drop the google.api.http options.
+    std::fs::write(out.join("described.bin"), compiler.encode_file_descriptor_set())?;
+    compiler.include_source_info(false);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    compiler.include_source_info(true);
     let descriptors = compiler.file_descriptor_set();
     std::fs::write(out.join("packages.rs"), packages(&descriptors))?;
     let mut config = tonic_prost_build::Config::new();

@@ -20,7 +20,7 @@ pub const URL: &str = "redis-url";
 const PASSWORD: &str = "redis-password";
 /// What the login may do: spend units, by the one script, and look whether Redis is there.
 const MAY: &str = "-@all +hello +auth +client|setname +select +ping +evalsha +script|load +time +get +set";
-/// Who has Redis read its certificate again, and may change its settings; gateways do not know it.
+/// Who sees how Redis is, has it read its certificate again, and may change its settings; gateways do not know it.
 const ADMINISTRATION: &str = "administration";
 /// The secret with that login's password.
 const ADMINISTRATION_PASSWORD: &str = "redis-administration-password";
@@ -152,6 +152,6 @@ pub fn users(home: &StackDir) -> Result<String, anyhow::Error> {
     let (password, administration) = (home.secret(PASSWORD)?, home.secret(ADMINISTRATION_PASSWORD)?);
     Ok(format!(
         "user default off\nuser {USER} on >{password} resetkeys ~{PREFIX}* resetchannels {MAY}\n\
-         user {ADMINISTRATION} on >{administration} resetkeys resetchannels -@all +hello +auth +client|setname +select +ping +script|kill +config|get +config|set\n"
+         user {ADMINISTRATION} on >{administration} resetkeys resetchannels -@all +hello +auth +client|setname +select +ping +info +script|kill +config|get +config|set\n"
     ))
 }

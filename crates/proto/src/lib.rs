@@ -9,8 +9,11 @@ use prost_types::Timestamp;
 use serde::Serialize;
 use serde::de::Error as _;
 
-/// The encoded `FileDescriptorSet` of all contracts, with comments and `google.api` options.
+/// The encoded `FileDescriptorSet` of all contracts, with `google.api` options.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The same with comments, which take more memory than all else of a pool.
+pub const DESCRIBED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/described.bin"));
 
 /// All contracts, for code that reads messages by their descriptors.
 #[expect(clippy::expect_used, reason = "the set is made by our own build script: if it cannot be read, nothing works")]

@@ -80,6 +80,8 @@ pub mod tls;
 
 pub mod reread;
 
+mod reserve;
+
 pub mod secret;
 
 pub mod client;

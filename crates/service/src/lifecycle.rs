@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
+use crate::lines;
+
 /// How long a drain may take before it is cut off.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -128,6 +130,7 @@ impl Lifecycle {
             trouble = self.shut_down() => trouble.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE),
             name = hurry => {
                 error!("{name} while draining: leaving before the drain has ended");
+                lines::write_waiting();
                 // Running tasks are not waited for.
                 std::process::exit(1)
             }

@@ -16,6 +16,7 @@ use governor::{Quota, RateLimiter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::reserve::Reserve;
 use crate::shared_rates::{SharedRates, Spender, Spent, Standing};
 use crate::shedding::{PATIENCE, Place, Places};
 use crate::{Code, Failure};
@@ -97,7 +98,8 @@ impl Limits {
         let mut of_tenant = tenants.slot(&tenant.caller, until).await?;
         let mut standing = vec![standing, tenants.pay(&tenant, cost, until).await?];
         let both = [(principals, principal.key.as_str()), (tenants, tenant.key.as_str())];
-        while let Some(wait) = self.share(&both, cost, until, &mut standing).await? {
+        let reserve = &principal.caller.reserve;
+        while let Some(wait) = self.share((&both, reserve), cost, until, &mut standing).await? {
             // Others of the tenant call meanwhile.
             drop(of_tenant);
             sleep(wait).await;
@@ -121,7 +123,8 @@ impl Limits {
         let at_work = self.principals.slot(&principal.caller, until).await?;
         let mut standing = vec![self.principals.pay(&principal, cost, until).await?];
         let one = [(&self.principals, principal.key.as_str())];
-        while let Some(wait) = self.share(&one, cost, until, &mut standing).await? {
+        let reserve = &principal.caller.reserve;
+        while let Some(wait) = self.share((&one, reserve), cost, until, &mut standing).await? {
             sleep(wait).await;
         }
         let place = Some(self.places.take(&principal.key, until).await?);
@@ -131,20 +134,25 @@ impl Limits {
     /// Spends of the shared rates of all of these, or of none; returns how long until they can be spent, if that is within `until`.
     async fn share(
         &self,
-        of: &[(&Callers, &str)],
+        (of, reserve): (&[(&Callers, &str)], &Reserve),
         cost: NonZeroU32,
         until: Instant,
         standing: &mut Vec<Standing>,
     ) -> Result<Option<Duration>, Failure> {
         let Some(shared) = &self.shared else { return Ok(None) };
+        if let Some(left) = reserve.pay(cost.get()) {
+            *standing = left;
+            return Ok(None);
+        }
         let spenders = of.iter().map(|&(callers, key)| {
             let rate = callers.allowance.rate.get();
             Spender { scope: callers.scope, key, rate }
         });
         let spenders: Vec<_> = spenders.collect();
-        match shared.spend(cost.get(), &spenders).await {
-            Spent::Paid(left) => {
-                *standing = left;
+        let question = reserve.ask(cost.get(), spenders.iter().map(|spender| spender.rate));
+        match shared.spend((cost.get(), question.ahead), &spenders).await {
+            Spent::Paid(left, ahead) => {
+                *standing = question.given(ahead, left);
                 Ok(None)
             }
             Spent::Away => Ok(None),
@@ -246,6 +254,8 @@ struct Caller {
     inside: Arc<Semaphore>,
     at_work: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Of its shared rates.
+    reserve: Reserve,
     /// Held by the next call to spend: otherwise cheap calls overtake expensive ones.
     next: tokio::sync::Mutex<()>,
 }
@@ -256,6 +266,7 @@ impl Caller {
             inside: Arc::new(Semaphore::new(at_work * (1 + WAITING))),
             at_work: Arc::new(Semaphore::new(at_work)),
             streams: Arc::new(Semaphore::new(streams)),
+            reserve: Reserve::default(),
             next: tokio::sync::Mutex::default(),
         }
     }

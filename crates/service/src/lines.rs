@@ -5,12 +5,16 @@
 //! same in every service. Failures are at WARN and always written.
 
 use std::fmt::{self, Debug};
+use std::io::{self, BufWriter};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use authz::Caller;
 use opentelemetry::trace::TraceId;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::{Format, Json, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -20,6 +24,36 @@ use crate::trace;
 /// The target of lines of requests and calls.
 pub const REQUEST: &str = "request";
 const SAMPLED: [&str; 3] = [REQUEST, "consumer::handled", "outbox::published"];
+
+/// How many lines may wait to be written.
+const WAITING: usize = 4_096;
+/// How long the process waits for the thread, which itself gives up after a second: what it says then may block, too.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
+/// The thread that writes them ends once this is dropped, and all are written.
+static WRITES: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+
+/// Has a thread of its own write lines to standard output, many at once where there are many. Where too many wait, the process waits, and loses
+/// none.
+pub(crate) fn writer() -> (NonBlocking, WorkerGuard) {
+    let lines = NonBlockingBuilder::default().lossy(false).buffered_lines_limit(WAITING);
+    lines.finish(BufWriter::new(io::stdout()))
+}
+
+/// Has the lines that wait written when the process ends.
+pub(crate) fn keep(writes: WorkerGuard) {
+    *WRITES.lock().unwrap_or_else(PoisonError::into_inner) = Some(writes);
+}
+
+/// Writes the lines that wait, as the process ends; whoever reads them slowly misses the rest. Later lines are lost.
+pub(crate) fn write_waiting() {
+    let Some(writes) = WRITES.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let (done, written) = mpsc::channel();
+    thread::spawn(move || {
+        drop(writes);
+        done.send(()).ok();
+    });
+    written.recv_timeout(WRITTEN_WITHIN).ok();
+}
 
 /// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

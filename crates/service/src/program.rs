@@ -11,6 +11,7 @@ use tracing::info;
 
 use crate::arguments::{self, ConfigErrors, Settings};
 use crate::config::Base;
+use crate::lines;
 use crate::login;
 use crate::migrations::{self, Migrations};
 use crate::ops;
@@ -116,8 +117,18 @@ pub async fn main<S: Service>() -> ExitCode {
     })
 }
 
+/// However the program ends, its last lines say why.
+struct LastLines;
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        lines::write_waiting();
+    }
+}
+
 async fn serve<S: Service>(given: &clap::ArgMatches) -> Result<ExitCode, anyhow::Error> {
     let Served { base, settings } = arguments::parse::<Served<S::Config>>(given)?;
+    let _last = LastLines;
     let telemetry = Telemetry::init(S::NAME, &base)?;
     let mut process = Process { authorities: base.authorities, ..Process::new(S::NAME, &base.release) };
     process.certificate = base.tls.open(&process.lifecycle)?;

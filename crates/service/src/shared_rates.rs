@@ -39,9 +39,9 @@ const SPEND: &str = r"
 local time = redis.call('TIME')
 -- Microseconds since 2026: small enough that fractions of one still count in a double.
 local now = (time[1] - 1767225600) * 1000000 + time[2]
-local cost, admitted, answer, full = tonumber(ARGV[1]), 1, {}, {}
+local cost, ahead, admitted, answer, full = tonumber(ARGV[1]), tonumber(ARGV[2]), 1, {}, {}
 for i, key in ipairs(KEYS) do
-  local rate = tonumber(ARGV[i + 1])
+  local rate = tonumber(ARGV[i + 2])
   local price = math.min(cost, rate) * 1000000 / rate
   -- Never further away than a second: what is, was written before the clock was set back.
   full[i] = math.min(math.max(tonumber(redis.call('GET', key) or now), now), now + 1000000) + price
@@ -50,15 +50,20 @@ for i, key in ipairs(KEYS) do
   if wait > 0.5 then admitted = 0 end
   answer[2 * i] = math.ceil(math.max(wait, 0))
   if wait > 0.5 then full[i] = full[i] - price end
+  -- Nobody is given units ahead who has less than half left.
+  if full[i] + ahead * 1000000 / rate - now > 500000 then ahead = 0 end
 end
+ahead = ahead * admitted
 answer[1] = admitted
 for i, key in ipairs(KEYS) do
-  local rate = tonumber(ARGV[i + 1])
+  local rate = tonumber(ARGV[i + 2])
+  full[i] = full[i] + ahead * 1000000 / rate
   if admitted == 1 then
     redis.call('SET', key, string.format('%.17g', full[i]), 'PX', math.ceil((full[i] - now) / 1000) + 1)
   end
   answer[2 * i + 1] = math.max(0, math.floor((1000000 - (full[i] - now)) * rate / 1000000 + 0.000001))
 end
+answer[2 * #KEYS + 2] = ahead
 return answer
 ";
 
@@ -98,8 +103,8 @@ pub(crate) struct Spender<'a> {
 /// What Redis says of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Spent {
-    /// It is paid for; this is left.
-    Paid(Vec<Standing>),
+    /// It is paid for, and so many units ahead; this is left.
+    Paid(Vec<Standing>, u32),
     /// So long until this one may pay: the number in the order in which they were named.
     NotYet(usize, Duration),
     /// Nobody knows.
@@ -180,7 +185,7 @@ impl SharedRates {
         let probed = async {
             // What calls ask of it: a login that may do less, and a server that runs no script, are no Redis to share in.
             let mut probe = self.script.prepare_invoke();
-            probe.key(PROBE).arg(1).arg(1_000_000);
+            probe.key(PROBE).arg(1).arg(0).arg(1_000_000);
             probe.invoke_async::<Vec<i64>>(&mut connection).await?;
             redis::cmd("SET").arg(MARK).arg(1).arg("NX").query_async::<Option<String>>(&mut connection).await
         };
@@ -212,11 +217,11 @@ impl SharedRates {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
-    /// Spends so many units of all of these, or of none.
-    pub(crate) async fn spend(&self, cost: u32, of: &[Spender<'_>]) -> Spent {
+    /// Spends so many units of all of these, or of none; and so many ahead, where all have more than half left.
+    pub(crate) async fn spend(&self, (cost, ahead): (u32, u32), of: &[Spender<'_>]) -> Spent {
         let Some(mut connection) = self.connection() else { return away() };
         let mut call = self.script.prepare_invoke();
-        call.arg(cost);
+        call.arg(cost).arg(ahead);
         for Spender { key, rate, .. } in of {
             call.key(format!("{PREFIX}{key}")).arg(rate);
         }
@@ -244,7 +249,7 @@ fn away() -> Spent {
     Spent::Away
 }
 
-/// The script's answer: whether all have paid, and of each how many microseconds it has to wait, and how many units are left.
+/// The script's answer: whether all have paid; of each how many microseconds it has to wait, and how many units are left; and how many were paid ahead.
 fn read(answer: &[i64], of: &[Spender<'_>]) -> Option<Spent> {
     let (admitted, each) = answer.split_first()?;
     let number = |at: usize| each.get(at).and_then(|number| u64::try_from(*number).ok());
@@ -253,7 +258,8 @@ fn read(answer: &[i64], of: &[Spender<'_>]) -> Option<Spent> {
             let remaining = u32::try_from(number(2 * at + 1)?).ok()?;
             Some(Standing { scope: spender.scope, quota: spender.rate, remaining })
         };
-        return Some(Spent::Paid(of.iter().enumerate().map(standing).collect::<Option<_>>()?));
+        let ahead = u32::try_from(number(2 * of.len())?).ok()?;
+        return Some(Spent::Paid(of.iter().enumerate().map(standing).collect::<Option<_>>()?, ahead));
     }
     let waits = (0..of.len()).filter_map(|at| Some((at, Duration::from_micros(number(2 * at)?))));
     let (at, wait) = waits.max_by_key(|(_, wait)| *wait)?;
@@ -263,51 +269,127 @@ fn read(answer: &[i64], of: &[Spender<'_>]) -> Option<Spent> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::atomic::AtomicU32;
+
     use devstack::redis::Redis;
     use devstack::{StackDir, install};
+    use futures::future::join_all;
     use testkit::{unique, until};
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::limits::{Allowance, Allowances, Limits};
 
-    /// The script, against a Redis of the test's own. Rates are so low that no time that passes meanwhile matters.
+    /// A Redis of the test's own.
+    struct Running {
+        home: StackDir,
+        url: String,
+        process: tokio::process::Child,
+    }
+
+    impl Running {
+        async fn start() -> Option<Self> {
+            let Some(program) = install::redis(&(Arc::new(|_: &str| ()) as _)).await.unwrap() else {
+                eprintln!("SKIPPED: this machine has no Redis (apt-get install redis-server)");
+                return None;
+            };
+            let home = StackDir::open(&std::env::temp_dir().join(unique("flotilla-rates-"))).unwrap();
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let redis = Redis::prepare(&home, &program, port, None).unwrap();
+            let process = redis.program().spawn().unwrap();
+            until("Redis listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() })
+                .await;
+            Some(Self { home, url: redis.url(port), process })
+        }
+
+        async fn shared(&self, lifecycle: &Lifecycle) -> Arc<SharedRates> {
+            let url = Secret::from(self.url.clone());
+            SharedRates::open((&Authorities::default(), lifecycle), &url).await.unwrap()
+        }
+
+        async fn stop(mut self, lifecycle: &Lifecycle) {
+            lifecycle.shut_down().await;
+            self.process.kill().await.unwrap();
+            self.home.wipe().unwrap();
+        }
+    }
+
+    /// Rates are so low that no time that passes meanwhile matters.
     #[tokio::test]
     async fn all_pay_or_none_and_no_more_than_there_is() {
-        let Some(program) = install::redis(&(Arc::new(|_: &str| ()) as _)).await.unwrap() else {
-            eprintln!("SKIPPED: this machine has no Redis (apt-get install redis-server)");
-            return;
-        };
-        let home = StackDir::open(&std::env::temp_dir().join(unique("flotilla-rates-"))).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let redis = Redis::prepare(&home, &program, port, None).unwrap();
-        let mut running = redis.program().spawn().unwrap();
-        until("Redis listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
+        let Some(redis) = Running::start().await else { return };
         let lifecycle = Lifecycle::default();
-        let url = Secret::from(redis.url(port));
-        let shared = SharedRates::open((&Authorities::default(), &lifecycle), &url).await.unwrap();
-        let spend = async |cost, of: &[(&str, u32)]| {
+        let shared = redis.shared(&lifecycle).await;
+        let spend = async |units, of: &[(&str, u32)]| {
             let of: Vec<_> = of.iter().map(|(key, rate)| Spender { scope: "principal", key, rate: *rate }).collect();
-            match shared.spend(cost, &of).await {
-                Spent::Paid(left) => Ok(left.iter().map(|left| left.remaining).collect::<Vec<_>>()),
+            match shared.spend(units, &of).await {
+                Spent::Paid(left, ahead) => Ok((left.iter().map(|left| left.remaining).collect::<Vec<_>>(), ahead)),
                 Spent::NotYet(whose, wait) => Err((whose, wait <= LONGEST)),
                 Spent::Away => panic!("Redis is away"),
             }
         };
         // What was written before the clock was set back holds for a second at most; until then, nobody pays or is charged.
-        let far = |key: &'static str| {
-            let url = redis.url(port);
-            async move {
-                let mut other = Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-                redis::cmd("SET").arg(key).arg("1e15").query_async::<()>(&mut other).await.unwrap();
-            }
-        };
-        far("rates:{a}").await;
-        assert_eq!(spend(1, &[("{a}/ann", 1), ("{a}", 1)]).await, Err((1, true)));
-        assert_eq!(spend(1, &[("{a}/ann", 1)]).await, Ok(vec![0]), "she was not charged");
-        assert_eq!(spend(1, &[("{b}/ann", 1), ("{b}", 60)]).await, Ok(vec![0, 59]));
+        let mut other = Client::open(redis.url.as_str()).unwrap().get_multiplexed_async_connection().await.unwrap();
+        redis::cmd("SET").arg("rates:{a}").arg("1e15").query_async::<()>(&mut other).await.unwrap();
+        assert_eq!(spend((1, 0), &[("{a}/ann", 1), ("{a}", 1)]).await, Err((1, true)));
+        assert_eq!(spend((1, 0), &[("{a}/ann", 1)]).await, Ok((vec![0], 0)), "she was not charged");
+        assert_eq!(spend((1, 0), &[("{b}/ann", 1), ("{b}", 60)]).await, Ok((vec![0, 59], 0)));
         // More than there ever is costs all of it.
-        assert_eq!(spend(500, &[("{c}", 2)]).await, Ok(vec![0]));
-        lifecycle.shut_down().await;
-        running.kill().await.unwrap();
-        home.wipe().unwrap();
+        assert_eq!(spend((500, 0), &[("{c}", 2)]).await, Ok((vec![0], 0)));
+        // Ahead is paid by all, as long as all have half left.
+        assert_eq!(spend((1, 3), &[("{d}/ann", 10), ("{d}", 20)]).await, Ok((vec![6, 16], 3)));
+        assert_eq!(spend((1, 3), &[("{d}/ann", 10), ("{d}", 20)]).await, Ok((vec![5, 15], 0)));
+        redis.stop(&lifecycle).await;
+    }
+
+    #[tokio::test]
+    async fn units_in_hand_let_in_no_more_and_spare_most_questions() {
+        const RATE: u32 = 2_000;
+        let Some(redis) = Running::start().await else { return };
+        let lifecycle = Lifecycle::default();
+        let rate = NonZeroU32::new(RATE).unwrap();
+        let allowance = Allowance { rate, at_work: 4, streams: 1 };
+        let tenant = Allowance { rate: rate.saturating_add(1), ..allowance };
+        let allowances = Allowances { tenant, principal: allowance, streams: 1, at_work: 100 };
+        let limits = [
+            Limits::new(&allowances, Some(redis.shared(&lifecycle).await)),
+            Limits::new(&allowances, Some(redis.shared(&lifecycle).await)),
+        ];
+        let administration = std::fs::read_to_string(redis.home.path("secrets/redis-administration-url")).unwrap();
+        let mut other = Client::open(administration).unwrap().get_multiplexed_async_connection().await.unwrap();
+        let who = authz::Caller {
+            tenant: "acme".parse().unwrap(),
+            actor: "user:ann".parse().unwrap(),
+            role: None,
+            scopes: None,
+            sign_in: None,
+            issued: None,
+            expires_unix_seconds: 0,
+        };
+        let (admitted, began) = (AtomicU32::new(0), Instant::now());
+        // From two processes, as fast as each is let in, until so many were.
+        let until_admitted = async |goal: u32| {
+            let calls = (0..8).map(async |client: usize| {
+                while admitted.load(Ordering::SeqCst) < goal {
+                    if limits[client % 2].turn(&who, NonZeroU32::MIN).await.is_ok() {
+                        admitted.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+            join_all(calls).await;
+        };
+        // What is there, by calls that wait for nothing.
+        until_admitted(RATE / 4).await;
+        let said: String = redis::cmd("INFO").arg("commandstats").query_async(&mut other).await.unwrap();
+        let calls = said.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+        let questions: u32 = calls.split(',').next().unwrap().parse().unwrap();
+        assert!(questions < admitted.load(Ordering::SeqCst) / 2, "{questions}");
+        // And more than there are.
+        until_admitted(3 * RATE).await;
+        let most = f64::from(RATE) * (1.0 + began.elapsed().as_secs_f64());
+        let admitted = admitted.load(Ordering::SeqCst);
+        assert!(f64::from(admitted) <= most + 1.0, "{admitted} of {most}");
+        redis.stop(&lifecycle).await;
     }
 }

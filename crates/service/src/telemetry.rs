@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Base;
-use crate::lines::Lines;
+use crate::lines::{self, Lines};
 
 /// Buckets for durations, in seconds.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -56,15 +56,18 @@ impl Telemetry {
         global::set_text_map_propagator(TraceContextPropagator::new());
         // Filters by target only: filters that read spans run at each step of each request.
         let log: Targets = format!("{log},outbox::trace=off,consumer::trace=off,service::trace=off").parse()?;
+        let (writer, writes) = lines::writer();
         tracing_subscriber::registry()
             .with(layer)
             .with(
                 tracing_subscriber::fmt::layer()
                     .json()
                     .event_format(Lines::new(service, release, share))
+                    .with_writer(writer)
                     .with_filter(log),
             )
             .try_init()?;
+        lines::keep(writes);
         let metrics =
             PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?;
         let metrics = metrics.install_recorder()?;
@@ -78,9 +81,10 @@ impl Telemetry {
         self.metrics.clone()
     }
 
-    /// Sends what has not been sent yet.
+    /// Sends and writes what has not been yet.
     pub async fn flush(self) {
         tokio::task::spawn_blocking(move || self.spans.shutdown_with_timeout(Duration::from_secs(3))).await.ok();
+        lines::write_waiting();
     }
 }
 

@@ -5,10 +5,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, ORIGIN, VARY};
+use futures::FutureExt as _;
+use http::header::{
+    ACCEPT_ENCODING, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, ORIGIN, VARY,
+};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use service::{DEGRADED, RELEASE, idempotency};
@@ -121,13 +123,13 @@ pub fn cors(origins: &Origins, routes: &Routes) -> Option<CorsLayer> {
 }
 
 /// Answers preflights, and says who may read an answer. An OPTIONS that is no preflight goes on as any request.
-pub async fn crossing(State(cors): State<Option<CorsLayer>>, request: Request, next: Next) -> Response {
+pub async fn crossing<F>(cors: Option<&CorsLayer>, request: Request, inner: impl Fn(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let asks = request.method() == Method::OPTIONS && !request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    let Some(cors) = cors.filter(|_| !asks) else { return next.run(request).await };
-    let inner = tower::service_fn(|request: Request| {
-        let next = next.clone();
-        async move { Ok::<_, Infallible>(next.run(request).await) }
-    });
+    let Some(cors) = cors.filter(|_| !asks) else { return inner(request).await };
+    let inner = tower::service_fn(|request| inner(request).map(Ok::<_, Infallible>));
     match cors.layer(inner).call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -157,6 +159,9 @@ pub fn keep(route: &Route, response: &mut Response) {
         headers.append(VARY, HeaderValue::from_static("authorization, accept-encoding"));
     }
     if matches!(route.answers, Answers::Json) || is_text(headers) {
+        if !headers.contains_key(VARY) {
+            headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        }
         response.extensions_mut().insert(Compressible);
     }
 }
@@ -176,7 +181,7 @@ fn is_text(headers: &HeaderMap) -> bool {
 struct Compressible;
 
 /// Compresses what is worth it, in the coding that the client likes best. What changes answer with is left as it is: it may hold a secret.
-pub fn compression() -> CompressionLayer<impl Predicate> {
+fn compression() -> CompressionLayer<impl Predicate> {
     let is =
         |_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions| extensions.get::<Compressible>().is_some();
     // The fastest level: a megabyte must not cost more than it took to fetch.
@@ -185,11 +190,22 @@ pub fn compression() -> CompressionLayer<impl Predicate> {
         .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES).and(is))
 }
 
-/// Compresses an answer at once, while it is whole in memory anyway: one that nobody reads must not hold an encoder.
-pub async fn at_once(request: Request, next: Next) -> Response {
-    let (head, body) = next.run(request).await.into_parts();
+/// The answer in a coding that its client takes. It is compressed at once, while it is whole in memory anyway: one that nobody reads must not hold
+/// an encoder.
+pub async fn compressed<F>(request: Request, inner: impl Fn(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
+    if !request.headers().contains_key(ACCEPT_ENCODING) {
+        return inner(request).await;
+    }
+    let inner = tower::service_fn(|request| inner(request).map(Ok::<_, Infallible>));
+    let (head, body) = match compression().layer(inner).call(request).await {
+        Ok(response) => response.into_parts(),
+        Err(never) => match never {},
+    };
     if !head.headers.contains_key(CONTENT_ENCODING) {
-        return Response::from_parts(head, body);
+        return Response::from_parts(head, Body::new(body));
     }
     match body.collect().await {
         Ok(whole) => Response::from_parts(head, Body::from(whole.to_bytes())),
@@ -209,7 +225,7 @@ pub fn not_modified() -> Response {
 
 /// Whether a client takes gzip (RFC 9110, 12.5.3).
 pub fn takes_gzip(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(http::header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
         let is = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
@@ -223,8 +239,6 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::header::ACCEPT_ENCODING;
-
     use super::*;
 
     #[test]

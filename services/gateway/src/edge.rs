@@ -58,6 +58,8 @@ pub struct Seen {
     pub caller: Option<Caller>,
     /// What is left of the rates that it was charged to.
     pub standing: Vec<Standing>,
+    /// Whether its caller came with a credential that was exchanged.
+    pub exchanged: bool,
 }
 
 /// The idempotency key of a call.
@@ -117,7 +119,9 @@ impl Edge {
         }
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let charged = self.limits.turn_of_address(address, self.exchange.cost);
-        let authorization = self.exchange.authorization(text, charged).await?.or(authorization);
+        let exchanged = self.exchange.authorization(text, charged).await?;
+        seen.exchanged = exchanged.is_some();
+        let authorization = exchanged.or(authorization);
         let text = authorization.as_ref().and_then(|value| value.to_str().ok());
         let who = self.verifier.verify(text).await.map_err(Failure::from)?;
         // A service calls another one itself: a token for it has got into other hands.
@@ -153,9 +157,8 @@ impl Edge {
 
     /// Whether a call may be sent a second time, by another token: a service may have asked another one, which had heard first of what was
     /// taken from its caller.
-    pub fn may_repeat(&self, route: &Route, head: &Head, key: &Keyed) -> bool {
-        let reads = route.verb == Method::GET;
-        !route.policy.public && self.exchange.takes(credential(head)) && (reads || key.key.is_some())
+    pub fn may_repeat(route: &Route, seen: &Seen, key: &Keyed) -> bool {
+        seen.exchanged && (route.verb == Method::GET || key.key.is_some())
     }
 
     /// Sends a call; and once more what is to be sent `again`, where its caller has another role by now: its credential says which.
@@ -173,9 +176,9 @@ impl Edge {
     where
         F: Future<Output = Result<A, Status>>,
     {
-        let (mut turn, exchanged) = (turn, !route.policy.public && self.exchange.takes(credential(head)));
+        let mut turn = turn;
         let mut answer = send(message, authorization.clone()).await;
-        if exchanged && answer.as_ref().is_err_and(is_revoked) {
+        if seen.exchanged && answer.as_ref().is_err_and(is_revoked) {
             self.exchange.give_up(credential(head), authorization.as_ref()).await;
             if let Some(message) = again {
                 drop(turn);

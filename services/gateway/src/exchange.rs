@@ -87,11 +87,6 @@ impl Exchange {
         self.tokens.authorization(credential, exchanged, passes).await.map(Some)
     }
 
-    /// Whether this is a credential that is exchanged.
-    pub fn takes(&self, authorization: Option<&str>) -> bool {
-        authz::bearer(authorization).is_ok_and(|credential| self.kind(credential).is_some())
-    }
-
     /// Gives up the token in hand for a credential, if it is the one that was refused.
     pub async fn give_up(&self, authorization: Option<&str>, refused: Option<&HeaderValue>) {
         let Ok(credential) = authz::bearer(authorization) else { return };

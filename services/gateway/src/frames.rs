@@ -4,9 +4,9 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::Response;
 use futures::stream;
 use http::header::CONTENT_TYPE;
@@ -69,22 +69,25 @@ pub fn no_call() -> Problem {
 }
 
 /// Makes a call of gRPC-Web one of gRPC, and its answer one of gRPC-Web; all else goes on as it is.
-pub async fn web(request: Request, next: Next) -> Response {
+pub async fn web(request: Request, router: Router) -> Response {
     let media = request.headers().get(CONTENT_TYPE).and_then(|media| media.to_str().ok());
     let posted = request.method() == Method::POST && is_rpc(request.uri().path());
     if !posted || !media.is_some_and(|media| GRPC_WEB.contains(&media)) {
-        return next.run(request).await;
+        return never_fails(router.oneshot(request).await);
     }
     let inner = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
-        let next = next.clone();
         let mut request = request.map(Body::new);
         // From here on it is one.
         *request.version_mut() = Version::HTTP_2;
-        async move { Ok::<_, Infallible>(next.run(request).await) }
+        router.clone().oneshot(request)
     });
     let mut service = tonic_web::GrpcWebLayer::new().layer(inner);
-    match service.call(request).await {
-        Ok(response) => response.map(Body::new),
+    never_fails(service.call(request).await).map(Body::new)
+}
+
+fn never_fails<T>(answer: Result<T, Infallible>) -> T {
+    match answer {
+        Ok(answer) => answer,
         Err(never) => match never {},
     }
 }
@@ -119,7 +122,7 @@ pub async fn answer(
     let key = Keyed::of(route, &head.headers)?;
     let open = if route.policy.streams { Some(edge.opens(&head, seen.caller.as_ref())?) } else { None };
     let frames = arrived.take();
-    let again = edge.may_repeat(route, &head, &key).then(|| frames.clone());
+    let again = Edge::may_repeat(route, seen, &key).then(|| frames.clone());
     let timeout = head.headers.get(&TIMEOUT).filter(|_| deadline::of(&head.headers).is_some());
     let send = |frames, authorization| {
         let mut metadata = key.metadata(authorization, (route, &head));

@@ -35,9 +35,10 @@ pub fn router(routes: &Routes, reflects: bool, lifecycle: &Lifecycle) -> Result<
     if !reflects {
         return Ok(router);
     }
+    let descriptors = routes.descriptors()?;
     let reflection = || {
         let mut served = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(routes.descriptors())
+            .register_encoded_file_descriptor_set(&descriptors)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("grpc.health.v1.Health");
         for name in routes.all().map(Route::service).collect::<BTreeSet<_>>() {

@@ -8,7 +8,6 @@ use authz::Caller;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::header::{
@@ -26,6 +25,7 @@ use service::{DEGRADED, Process, RELEASE, deadline, idempotency, trace};
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tower_http::cors::CorsLayer;
 use tracing::Instrument as _;
 
 use crate::Config;
@@ -61,17 +61,15 @@ pub async fn serve(
     let listener = TcpListener::bind(listen).await.map_err(|e| anyhow::anyhow!("the HTTP port {listen}: {e}"))?;
     let address = listener.local_addr()?;
     let router = Router::new()
-        .fallback(traced)
+        .fallback(called)
         .with_state(Arc::new(Edge::new(process, config, (routes, upstreams)).await?))
-        .layer(browsers::compression())
-        .layer(middleware::from_fn(browsers::at_once))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness.answer() }))
         .merge(pages::router(routes))
-        .method_not_allowed_fallback(pages::other_method)
-        .layer(middleware::from_fn(frames::web))
-        .layer(middleware::from_fn_with_state(browsers::cors(&config.cors_origins, routes), browsers::crossing))
-        .layer(middleware::from_fn_with_state(process.release_header(common), strict));
+        .method_not_allowed_fallback(pages::other_method);
+    let (release, cors) = (process.release_header(common), browsers::cors(&config.cors_origins, routes));
+    // Layers of a router would each be copied for each request.
+    let router = Router::new().fallback(strict).with_state(Arc::new(Front { release, cors, router }));
     let bounds = Bounds {
         connections: usize::from(admission.connections.get()),
         streams: 256,
@@ -84,20 +82,35 @@ pub async fn serve(
     Ok(address)
 }
 
+/// What every request goes through first.
+struct Front {
+    release: Option<HeaderValue>,
+    cors: Option<CorsLayer>,
+    /// The pages and the calls.
+    router: Router,
+}
+
 /// Applies the rules that hold for every request and every answer.
-async fn strict(State(release): State<Option<HeaderValue>>, request: Request, next: Next) -> Response {
+async fn strict(State(front): State<Arc<Front>>, request: Request) -> Response {
     let mut response = match request::host(&request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            let inner = |request| frames::web(request, front.router.clone());
+            browsers::crossing(front.cors.as_ref(), request, inner).await
+        }
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
     // An answer is for its caller alone where it says nothing else, and its type is what it says.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Some(release) = release {
-        headers.insert(RELEASE, release);
+    if let Some(release) = &front.release {
+        headers.insert(RELEASE, release.clone());
     }
     response
+}
+
+async fn called(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    browsers::compressed(request, |request| traced(Arc::clone(&edge), request)).await
 }
 
 /// What a request asks for.
@@ -110,7 +123,7 @@ enum Asked {
     NoCall,
 }
 
-async fn traced(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+async fn traced(edge: Arc<Edge>, request: Request) -> Response {
     let path = request.uri().path();
     let asked = match (frames::is_call(&request), health::streams(path)) {
         ((true, _), Some(streams)) => Asked::Open(streams),
@@ -276,7 +289,7 @@ async fn answer(edge: &Edge, found: Found<'_>, request: Request, seen: &mut Seen
     let open =
         if route.policy.streams { Some(edge.opens(&head, seen.caller.as_ref()).map_err(Status::from)?) } else { None };
     let key = Keyed::of(route, &head.headers)?;
-    let again = edge.may_repeat(route, &head, &key).then(|| message.clone());
+    let again = Edge::may_repeat(route, seen, &key).then(|| message.clone());
     let send = |message: DynamicMessage, authorization: Option<HeaderValue>| {
         let mut call = tonic::Request::new(message);
         *call.metadata_mut() = MetadataMap::from_headers(key.metadata(authorization, (route, &head)));

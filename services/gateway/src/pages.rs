@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::Path;
@@ -18,6 +18,7 @@ use flate2::write::GzEncoder;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, VARY};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 
 use crate::problem::Problem;
 use crate::request::Conditions;
@@ -40,45 +41,68 @@ const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/x-protobuf";
 
+const READ: &str = "descriptors that can be read";
+
 /// How long a page may be kept, by anybody: a release changes it.
 const KEPT: &str = "public, max-age=300";
 /// The smallest page that is worth a coding.
 const MIN_ZIPPED_BYTES: usize = 1_024;
 
-/// A page: the same for everybody until the next release.
+/// A page: the same for everybody until the next release. It is made when somebody asks for it: few do, and some are large.
 struct Page {
     media: &'static str,
+    make: Arc<dyn Fn() -> Bytes + Send + Sync>,
+    made: OnceCell<Made>,
+}
+
+/// What strangers may ask for often.
+struct Made {
     text: Bytes,
+    zipped: Bytes,
     /// Of the text, and of its coding.
-    etags: OnceLock<[String; 2]>,
-    /// Compressed once: strangers may ask for it often.
-    zipped: OnceLock<Bytes>,
+    etags: [String; 2],
+}
+
+impl Made {
+    fn of(text: Bytes) -> Self {
+        let digest = URL_SAFE_NO_PAD.encode(&Sha256::digest(&text)[..12]);
+        let zipped_too = format!("{digest}-gzip");
+        Self { zipped: zipped(&text), text, etags: [digest, zipped_too] }
+    }
 }
 
 impl Page {
-    fn new(media: &'static str, text: impl Into<Bytes>) -> Self {
-        Self { media, text: text.into(), etags: OnceLock::new(), zipped: OnceLock::new() }
+    fn new<T: Into<Bytes>>(media: &'static str, text: impl Fn() -> T + Send + Sync + 'static) -> Self {
+        Self { media, make: Arc::new(move || text().into()), made: OnceCell::new() }
     }
 
-    fn etags(&self) -> &[String; 2] {
-        self.etags.get_or_init(|| {
-            let digest = URL_SAFE_NO_PAD.encode(&Sha256::digest(&self.text)[..12]);
-            let zipped = format!("{digest}-gzip");
-            [digest, zipped]
+    /// Beside the threads of calls: it takes long.
+    async fn made(&self) -> Result<&Made, Problem> {
+        let make = || {
+            let make = Arc::clone(&self.make);
+            tokio::task::spawn_blocking(move || Made::of(make()))
+        };
+        self.made.get_or_try_init(make).await.map_err(|error| {
+            tracing::error!(%error, "a page cannot be made");
+            Problem::internal()
         })
     }
 
-    fn answer(&self, headers: &HeaderMap) -> Response {
-        let zips = self.text.len() >= MIN_ZIPPED_BYTES && browsers::takes_gzip(headers);
-        let etag = &self.etags()[usize::from(zips)];
+    async fn answer(&self, headers: &HeaderMap) -> Response {
+        let Made { text, zipped, etags } = match self.made().await {
+            Ok(made) => made,
+            Err(problem) => return problem.into_response(),
+        };
+        let zips = text.len() >= MIN_ZIPPED_BYTES && browsers::takes_gzip(headers);
+        let etag = &etags[usize::from(zips)];
         let known = match Conditions::of(&Method::GET, headers).and_then(|all| all.is_known(Some(etag))) {
             Ok(known) => known,
             Err(problem) => return problem.into_response(),
         };
         let mut response = match (known, zips) {
             (true, _) => browsers::not_modified(),
-            (false, true) => self.zipped.get_or_init(|| zipped(&self.text)).clone().into_response(),
-            (false, false) => self.text.clone().into_response(),
+            (false, true) => zipped.clone().into_response(),
+            (false, false) => text.clone().into_response(),
         };
         let headers = response.headers_mut();
         if !known {
@@ -103,21 +127,22 @@ fn zipped(text: &[u8]) -> Bytes {
 }
 
 /// The pages, with the description of these routes.
+#[expect(clippy::expect_used, reason = "our own descriptors, which tests read")]
 pub fn router<S: Clone + Send + Sync + 'static>(routes: &'static Routes) -> Router<S> {
     let pages = [
-        ("/openapi.json", Page::new(JSON, openapi::document(routes).to_string())),
-        ("/descriptors.binpb", Page::new(PROTOBUF, routes.descriptors())),
-        ("/docs", Page::new(HTML, DOCS)),
-        ("/docs/docs.js", Page::new("text/javascript", SCRIPT)),
-        ("/docs/swagger-ui-bundle.js", Page::new("text/javascript", VIEWER)),
-        ("/docs/swagger-ui.css", Page::new("text/css", STYLE)),
-        ("/events", Page::new(HTML, catalogue())),
-        ("/problems", Page::new(HTML, format!("{HEAD}{PROBLEMS}{FOOT}"))),
+        ("/openapi.json", Page::new(JSON, || openapi::document(&routes.described().expect(READ)).to_string())),
+        ("/descriptors.binpb", Page::new(PROTOBUF, || routes.descriptors().expect(READ))),
+        ("/docs", Page::new(HTML, || DOCS)),
+        ("/docs/docs.js", Page::new("text/javascript", || SCRIPT)),
+        ("/docs/swagger-ui-bundle.js", Page::new("text/javascript", || VIEWER)),
+        ("/docs/swagger-ui.css", Page::new("text/css", || STYLE)),
+        ("/events", Page::new(HTML, catalogue)),
+        ("/problems", Page::new(HTML, || format!("{HEAD}{PROBLEMS}{FOOT}"))),
     ];
     let router = Router::new().route("/schemas/{file}", get(schema));
     pages.into_iter().fold(router, |router, (path, page)| {
         let page = Arc::new(page);
-        router.route(path, get(move |headers: HeaderMap| async move { page.answer(&headers) }))
+        router.route(path, get(move |headers: HeaderMap| async move { page.answer(&headers).await }))
     })
 }
 
@@ -131,14 +156,14 @@ pub async fn other_method(method: Method) -> Response {
 }
 
 static SCHEMAS: LazyLock<HashMap<String, Page>> = LazyLock::new(|| {
-    let page = |name: &str| Some(Page::new("application/schema+json", events::schema(name)?.to_string()));
-    events::all().filter_map(|event| Some((format!("{}.json", event.name), page(event.name)?))).collect()
+    let page = |event: events::Type| Page::new("application/schema+json", move || (event.schema)().to_string());
+    events::all().map(|event| (format!("{}.json", event.name), page(*event))).collect()
 });
 
 /// A JSON Schema, at the path of its `$id`.
 async fn schema(Path(file): Path<String>, headers: HeaderMap) -> Response {
     match SCHEMAS.get(file.as_str()) {
-        Some(schema) => schema.answer(&headers),
+        Some(schema) => schema.answer(&headers).await,
         None => {
             let detail = "there is no event of this type: /events has all";
             Problem::new(StatusCode::NOT_FOUND, "NO_SUCH_PATH", detail).into_response()

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context as _, ensure};
 use http::{HeaderMap, HeaderName, Method};
+use prost::Message as _;
+use prost_reflect::prost_types::FileDescriptorProto;
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value};
 use service::consistency;
 use service::policy::{Idempotency, Policy};
@@ -132,8 +134,17 @@ pub struct Routes {
     all: Vec<Route>,
     /// Of each RPC, by its path over gRPC, the first one.
     rpcs: HashMap<String, usize>,
-    /// The descriptors of what is served, as a `FileDescriptorSet`.
-    descriptors: Vec<u8>,
+    /// Where they come from.
+    pool: DescriptorPool,
+    /// The same descriptors with their comments, where the pool has none.
+    described: Option<&'static [u8]>,
+}
+
+/// A `FileDescriptorSet` whose files are as they came: prost's types would lose their options.
+#[derive(Clone, PartialEq, prost::Message)]
+struct FileSet {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    file: Vec<Vec<u8>>,
 }
 
 /// Contracts of these packages are for operators alone.
@@ -143,7 +154,8 @@ static FLEET: LazyLock<Routes> = LazyLock::new(fleet_of_the_pool);
 
 #[expect(clippy::expect_used, reason = "our own annotations, read at start: a wrong one must not be served around")]
 fn fleet_of_the_pool() -> Routes {
-    Routes::of(&proto::POOL).expect("the options of the fleet's methods")
+    let routes = Routes::of(&proto::POOL).expect("the options of the fleet's methods");
+    Routes { described: Some(proto::DESCRIBED), ..routes }
 }
 
 /// The result for a path.
@@ -185,15 +197,18 @@ impl Routes {
         for (number, route) in routes.iter().enumerate() {
             rpcs.entry(format!("/{}/{}", route.service, route.rpc.name())).or_insert(number);
         }
-        let served = pool.files().filter(|file| !file.package_name().starts_with(OPERATORS));
-        // Each is field 1. Their own encoding keeps the options, which those of prost's types lose.
-        let descriptors = served.flat_map(|file| {
-            let file = file.encode_to_vec();
-            let mut field = Vec::with_capacity(file.len() + 6);
-            prost::encoding::bytes::encode(1, &file, &mut field);
-            field
-        });
-        Ok(Self { rpcs, descriptors: descriptors.collect(), all: routes })
+        Ok(Self { rpcs, pool: pool.clone(), described: None, all: routes })
+    }
+
+    /// The same, with the comments of their descriptors. They take so much memory that nobody should keep them.
+    ///
+    /// # Errors
+    /// The descriptors cannot be read.
+    pub fn described(&self) -> Result<Self, anyhow::Error> {
+        match self.described {
+            Some(described) => Self::of(&DescriptorPool::decode(described)?),
+            None => Self::of(&self.pool),
+        }
     }
 
     /// The route of an RPC, by its path over gRPC: `/flotilla.todo.v1.TodoService/CreateTodo`.
@@ -202,10 +217,22 @@ impl Routes {
         self.all.get(*self.rpcs.get(path)?)
     }
 
-    /// The descriptors of what is served, as a `FileDescriptorSet`, with comments and options.
-    #[must_use]
-    pub fn descriptors(&self) -> &[u8] {
-        &self.descriptors
+    /// The descriptors of what is served, as a `FileDescriptorSet` with options and comments.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn descriptors(&self) -> Result<Vec<u8>, anyhow::Error> {
+        let all = match self.described {
+            Some(described) => FileSet::decode(described)?,
+            None => FileSet { file: self.pool.files().map(|file| file.encode_to_vec()).collect() },
+        };
+        let mut served = FileSet::default();
+        for file in all.file {
+            if !FileDescriptorProto::decode(&*file)?.package().starts_with(OPERATORS) {
+                served.file.push(file);
+            }
+        }
+        Ok(served.encode_to_vec())
     }
 
     /// Each of them.

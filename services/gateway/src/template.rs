@@ -107,19 +107,22 @@ impl Template {
             (None, None) => {}
             _ => return None,
         }
-        let parts: Vec<&str> = path.split('/').collect();
+        // Most templates are others': nothing is copied to find that out.
+        let parts = path.split('/').count();
         let fits = match self.segments.last() {
-            Some(Segment::Rest) => parts.len() + 1 >= self.segments.len(),
-            _ => parts.len() == self.segments.len(),
+            Some(Segment::Rest) => parts + 1 >= self.segments.len(),
+            _ => parts == self.segments.len(),
         };
-        let same = self.segments.iter().zip(&parts).all(|(segment, part)| match segment {
-            Segment::Literal(text) => decode(part).as_deref() == Some(text),
+        let is = |part: &str, text: &str| part == text || (part.contains('%') && decode(part).as_deref() == Some(text));
+        let same = |(segment, part): (&Segment, &str)| match segment {
+            Segment::Literal(text) => is(part, text),
             Segment::One => !part.is_empty(),
             Segment::Rest => true,
-        });
-        if !fits || !same {
+        };
+        if !fits || !self.segments.iter().zip(path.split('/')).all(same) {
             return None;
         }
+        let parts: Vec<&str> = path.split('/').collect();
         let value = |variable: &Variable| {
             let to = if self.segments.get(variable.to - 1) == Some(&Segment::Rest) { parts.len() } else { variable.to };
             // A slash of several segments separates them; one within a segment stays as it was sent (google/api/http.proto).

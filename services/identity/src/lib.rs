@@ -95,6 +95,6 @@ impl Service for Program {
         operators::serve(config, process, &app, nats.clone())?;
         let server = IdentityServiceServer::new(grpc::Identity::of(config, process, app)?);
         let served = (server, service::revocations::Revocations::follow(process, nats));
-        Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIPTORS, served).await?, relay })
+        Ok(App { address: service::grpc::serve(process, &config.common, proto::DESCRIBED, served).await?, relay })
     }
 }

@@ -87,6 +87,6 @@ impl Service for Program {
         let freshness = freshness::Freshness::follow(process, rewinder, index.clone());
         let search = grpc::Search { index, is_whole, freshness, pages: process.page_tokens(&config.pages) };
         let service = SearchServiceServer::new(search);
-        service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await
+        service::grpc::serve(process, &config.common, proto::DESCRIBED, (service, revocations)).await
     }
 }

@@ -94,7 +94,7 @@ impl Service for Program {
         schedule::run(process, &app, config::days(config.deleted_days))?;
         let pages = process.page_tokens(&config.pages);
         let service = TodoServiceServer::new(grpc::Todos { app, live: live.clone(), pages });
-        let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await?;
+        let address = service::grpc::serve(process, &config.common, proto::DESCRIBED, (service, revocations)).await?;
         Ok(App { address, relay, live })
     }
 }

@@ -92,7 +92,7 @@ impl Service for Program {
         operators::serve(config, process, &app, nats)?;
         let revocations = events::handle(config, process, &app).await?;
         let service = HarbourServiceServer::new(grpc::Harbour { app, pages: process.page_tokens(&config.pages) });
-        let address = service::grpc::serve(process, &config.common, proto::DESCRIPTORS, (service, revocations)).await?;
+        let address = service::grpc::serve(process, &config.common, proto::DESCRIBED, (service, revocations)).await?;
         Ok(App { address, relay })
     }
 }
