@@ -7,7 +7,7 @@ help:
 	@echo "make up/down  the same fleet in the background"
 	@echo "make reset    remove the stopped fleet's data, after asking"
 	@echo "make check    formatting, lints, contracts, generated files"
-	@echo "make bench    measure against this machine's raw limits (release build; allow an hour)"
+	@echo "make bench    measure against this machine's raw limits (release build; allow an hour and a quarter)"
 	@echo "make faults   half an hour of kills, pauses, cuts, wipes, restores and poison under load, then the promise is checked; then stores restored in pairs, a cluster and two releases"
 	@echo "make sizes    an outbox of twenty million rows: what the relay and operators read of it"
 	@echo "make images   an OCI archive of each program, without a container engine, into target/images (release build)"

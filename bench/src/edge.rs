@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use devstack::issuer::Issuer;
+use futures::future::try_join_all;
 use sqlx::{Connection as _, PgConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -50,7 +51,7 @@ impl Writer {
         Self::connect_to(bench.address("gateway"), token).await
     }
 
-    async fn connect_to(address: String, token: &str) -> Result<Self, anyhow::Error> {
+    pub async fn connect_to(address: String, token: &str) -> Result<Self, anyhow::Error> {
         let stream = TcpStream::connect(&address).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, address, token: token.to_owned(), answer: Vec::new() })
@@ -78,16 +79,25 @@ impl Writer {
         loop {
             anyhow::ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the gateway closed the connection");
             let text = String::from_utf8_lossy(&self.answer);
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                let length: usize = length.context("an answer has a length")?.parse()?;
-                if body.len() >= length {
-                    let status = head.split(' ').nth(1).context("an answer has a status")?.parse()?;
-                    return Ok((status, body.to_owned()));
-                }
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && is_whole(head, body)?
+            {
+                let status = head.split(' ').nth(1).context("an answer has a status")?.parse()?;
+                return Ok((status, body.to_owned()));
             }
         }
     }
+}
+
+/// Whether all of a body has come. Of one that comes in chunks, their sizes stay in the text.
+fn is_whole(head: &str, body: &str) -> Result<bool, anyhow::Error> {
+    let headers = || head.lines().filter_map(|line| line.split_once(": "));
+    if headers().any(|(name, value)| name.eq_ignore_ascii_case("transfer-encoding") && value == "chunked") {
+        return Ok(body.ends_with("\r\n0\r\n\r\n"));
+    }
+    let length = headers().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let (_, length) = length.context("an answer has a length")?;
+    Ok(body.len() >= length.parse()?)
 }
 
 /// The resources that one run used.
@@ -144,21 +154,35 @@ async fn through(
             ("bench", cpu(std::process::id())),
         ]
     };
+    let writers = try_join_all((0..args.clients).map(|_| Writer::connect_to(address.to_owned(), &token))).await?;
     let before = used();
+    let (latencies, elapsed, _) = repeat(writers, args.seconds, async |writer| {
+        writer.ask("POST", "/v1/todos", r#"{"title":"Mend the forward hatch before the race"}"#).await.map(drop)
+    })
+    .await?;
+    Ok(Run::new(latencies, elapsed, &before, &used()))
+}
+
+/// Each of these clients does its work again and again for so many seconds: how long each took in ms, how long all took, and the clients.
+pub async fn repeat<C>(
+    clients: Vec<C>,
+    seconds: u64,
+    work: impl AsyncFn(&mut C) -> Result<(), anyhow::Error>,
+) -> Result<(Vec<f64>, Duration, Vec<C>), anyhow::Error> {
     let started = Instant::now();
-    let until = started + Duration::from_secs(args.seconds);
-    let writers = (0..args.clients).map(|_| async {
-        let mut writer = Writer::connect_to(address.to_owned(), &token).await?;
+    let until = started + Duration::from_secs(seconds);
+    let work = &work;
+    let all = clients.into_iter().map(|mut client| async move {
         let mut latencies = Vec::new();
         while Instant::now() < until {
-            let asked = Instant::now();
-            writer.ask("POST", "/v1/todos", r#"{"title":"Mend the forward hatch before the race"}"#).await?;
-            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
+            let began = Instant::now();
+            work(&mut client).await?;
+            latencies.push(began.elapsed().as_secs_f64() * 1e3);
         }
-        Ok::<_, anyhow::Error>(latencies)
+        Ok::<_, anyhow::Error>((latencies, client))
     });
-    let latencies: Vec<f64> = futures::future::try_join_all(writers).await?.into_iter().flatten().collect();
-    Ok(Run::new(latencies, started.elapsed(), &before, &used()))
+    let (latencies, clients): (Vec<_>, Vec<_>) = try_join_all(all).await?.into_iter().unzip();
+    Ok((latencies.into_iter().flatten().collect(), started.elapsed(), clients))
 }
 
 /// The statements of `CreateTodo` in their order and their round trips, as the same role under the same policies. (The
@@ -206,24 +230,17 @@ async fn sqlx_alone(bench: &Bench, args: &EdgeArgs, payload: i64) -> Result<Run,
     let database = bench.database().await?;
     let payload = vec![b'x'; usize::try_from(payload)?];
     let connect = || PgConnection::connect(&database.app);
-    let connections = futures::future::try_join_all((0..args.clients).map(|_| connect())).await?;
+    let connections = try_join_all((0..args.clients).map(|_| connect())).await?;
     let used = || [("postgres", cpu_with_children(bench.pid("postgres"))), ("client", cpu(std::process::id()))];
-    let (before, started) = (used(), Instant::now());
-    let until = started + Duration::from_secs(args.seconds);
-    let writers = connections.into_iter().map(async |mut db| {
-        let mut latencies = Vec::new();
-        while Instant::now() < until {
-            let (key, asked) = (Uuid::now_v7().to_string(), Instant::now());
-            bare::create(&mut db, "Mend the forward hatch before the race", &key, &payload).await?;
-            latencies.push(asked.elapsed().as_secs_f64() * 1e3);
-        }
-        Ok::<_, anyhow::Error>((latencies, db))
-    });
-    // Including their connections: a backend's CPU time counts as long as it lives.
-    let done = futures::future::try_join_all(writers).await?;
-    let (after, elapsed) = (used(), started.elapsed());
-    let latencies = done.iter().flat_map(|(latencies, _)| latencies).copied().collect();
-    drop(done);
+    let before = used();
+    let (latencies, elapsed, connections) = repeat(connections, args.seconds, async |db| {
+        let key = Uuid::now_v7().to_string();
+        bare::create(db, "Mend the forward hatch before the race", &key, &payload).await.map(drop)
+    })
+    .await?;
+    // Before the connections end: a backend's CPU time counts as long as it lives.
+    let after = used();
+    drop(connections);
     bench.drop_database(database).await?;
     Ok(Run::new(latencies, elapsed, &before, &after))
 }

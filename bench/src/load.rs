@@ -1,4 +1,4 @@
-//! More callers than the edge can answer, and many that only stay connected.
+//! More callers than the edge can answer, many that only stay connected, and many that watch.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,9 @@ use clap::Args;
 use futures::future::try_join_all;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::edge::{Writer, token};
 use crate::process::resident;
@@ -39,6 +42,14 @@ impl OverloadArgs {
         env.push(("FLOTILLA_AT_WORK".to_owned(), self.at_work.to_string()));
         env
     }
+}
+
+/// As many open files as this process, and the gateway that it starts, may have.
+fn open_files(at_least: usize) -> Result<(), anyhow::Error> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    anyhow::ensure!(most > at_least as u64 + 1_000, "so many connections need more files (ulimit -n)");
+    Ok(())
 }
 
 /// A todo for each tenant, with a token of it.
@@ -134,9 +145,7 @@ impl IdleArgs {
     /// # Errors
     /// This process, and the gateway that it starts, may not have so many files.
     pub fn env(&self) -> Result<Vec<(String, String)>, anyhow::Error> {
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-        anyhow::ensure!(most > self.connections as u64 + 1_000, "so many connections need more files (ulimit -n)");
+        open_files(self.connections)?;
         let mut env = allowed(1_000_000, 1_000);
         env.push(("FLOTILLA_CONNECTIONS".to_owned(), (self.connections + 1_000).to_string()));
         Ok(env)
@@ -179,5 +188,96 @@ pub async fn idle(bench: &Bench, args: &IdleArgs) -> Result<(), anyhow::Error> {
         "memory of the gateway",
         &format!("{before:.1} MiB, then {beside_memory:.1} and {after:.1}: {each:.1} KiB for each"),
     );
+    Ok(())
+}
+
+#[derive(Args)]
+pub struct WatchersArgs {
+    /// How many read the changes of one tenant.
+    #[arg(long, default_value = "1000")]
+    watchers: usize,
+    /// How many changes are made, one after the other.
+    #[arg(long, default_value = "100")]
+    changes: usize,
+}
+
+impl Default for WatchersArgs {
+    fn default() -> Self {
+        Self { watchers: 1_000, changes: 100 }
+    }
+}
+
+impl WatchersArgs {
+    /// The configuration of the services beyond what they need.
+    ///
+    /// # Errors
+    /// This process may not have so many files.
+    pub fn env(&self) -> Result<Vec<(String, String)>, anyhow::Error> {
+        open_files(self.watchers)?;
+        let mut env = allowed(1_000_000, 1_000);
+        for scope in ["", "TENANT_", "PRINCIPAL_"] {
+            env.push((format!("FLOTILLA_{scope}STREAMS"), self.watchers.to_string()));
+        }
+        Ok(env)
+    }
+}
+
+/// Opens a stream of server-sent events, and reports each event until the stream ends.
+async fn watch(bench: &Bench, token: &str, hears: mpsc::UnboundedSender<()>) -> Result<(), anyhow::Error> {
+    let address = bench.address("gateway");
+    let mut stream = TcpStream::connect(&address).await?;
+    let request = format!("GET /v1/todos:watch HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = Vec::new();
+    // The head, and the event by which a stream begins.
+    while !text.windows(7).any(|bytes| bytes == b"retry: ") {
+        anyhow::ensure!(stream.read_buf(&mut text).await? > 0, "{}", String::from_utf8_lossy(&text));
+    }
+    tokio::spawn(async move {
+        loop {
+            text.clear();
+            // Each piece is at least one whole event.
+            if stream.read_buf(&mut text).await.unwrap_or(0) == 0 {
+                return;
+            }
+            for _ in text.windows(4).filter(|bytes| *bytes == b"id: ") {
+                hears.send(()).ok();
+            }
+        }
+    });
+    Ok(())
+}
+
+pub async fn watchers(bench: &Bench, args: &WatchersArgs) -> Result<(), anyhow::Error> {
+    heading(&format!("Changes of one todo, and {} who watch it", args.watchers));
+    let (token, pids) = (token(bench, "bench-watched")?, [bench.pid("gateway"), bench.pid("todo")]);
+    let mut writer = Writer::connect(bench, &token).await?;
+    let todo: Value = serde_json::from_str(&writer.ask("POST", "/v1/todos", r#"{"title":"Mend the hatch"}"#).await?)?;
+    let path = format!("/v1/todos/{}", todo["id"].as_str().context("a todo has an id")?);
+    let before = pids.map(resident);
+    let (hears, mut heard) = mpsc::unbounded_channel();
+    for _ in 0..args.watchers {
+        watch(bench, &token, hears.clone()).await?;
+    }
+    drop(hears);
+    let open = pids.map(resident);
+    let mut all = Vec::new();
+    for change in 0..args.changes {
+        writer.ask("PATCH", &path, &format!(r#"{{"notes":"{change}"}}"#)).await?;
+        let answered = Instant::now();
+        for _ in 0..args.watchers {
+            let next = tokio::time::timeout(Duration::from_secs(30), heard.recv());
+            next.await.context("a watcher does not hear of a change")?.context("all streams have ended")?;
+        }
+        all.push(answered.elapsed().as_secs_f64() * 1e3);
+    }
+    let after = pids.map(resident);
+    let text = format!("p50/p99 {:.1}/{:.1} ms", quantile(&all, 0.5), quantile(&all, 0.99));
+    figure("from the answer to a change until the last has heard of it", &text);
+    for (at, name) in ["gateway", "todo"].into_iter().enumerate() {
+        let each = (after[at] - before[at]) * 1024.0 / args.watchers as f64;
+        let text = format!("{:.1} MiB, then {:.1} and {:.1}: {each:.1} KiB for each", before[at], open[at], after[at]);
+        figure(&format!("memory of {name}, before, with all and after {} changes", args.changes), &text);
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod edge;
 mod latency;
 mod load;
 mod neighbour;
+mod peers;
 mod process;
 mod relay;
 mod relays;
@@ -51,10 +52,14 @@ enum Command {
     Lines(edge::EdgeArgs),
     /// A tenant's reads beside another tenant that writes as fast as it can, with the services' default limits.
     Neighbour(neighbour::NeighbourArgs),
+    /// The gateway beside one made with grpc-gateway, before the same todo service.
+    Peers(peers::PeersArgs),
     /// Reads by three times as many clients as the edge works on at once.
     Overload(load::OverloadArgs),
     /// Reads beside thousands of connections that are idle.
     Idle(load::IdleArgs),
+    /// Many who watch the changes of one tenant.
+    Watchers(load::WatchersArgs),
     /// Projector: a backlog of events, against raw bulk requests.
     Projector(search::ProjectorArgs),
     /// From the answer to a write to the search that finds it.
@@ -108,8 +113,10 @@ async fn run(runs: usize, command: Command) -> Result<(), anyhow::Error> {
     on_a_stack(runs, command).await?;
     if everything {
         on_a_stack(runs, Command::Neighbour(neighbour::NeighbourArgs::default())).await?;
+        on_a_stack(runs, Command::Peers(peers::PeersArgs::default())).await?;
         on_a_stack(runs, Command::Overload(load::OverloadArgs::default())).await?;
         on_a_stack(runs, Command::Idle(load::IdleArgs::default())).await?;
+        on_a_stack(runs, Command::Watchers(load::WatchersArgs::default())).await?;
         edge::lines(runs, &edge::EdgeArgs::default()).await?;
     }
     Ok(())
@@ -120,6 +127,7 @@ async fn on_a_stack(runs: usize, command: Command) -> Result<(), anyhow::Error> 
         Command::Neighbour(args) => args.env(),
         Command::Overload(args) => args.env(),
         Command::Idle(args) => args.env()?,
+        Command::Watchers(args) => args.env()?,
         _ => stack::allowed(1_000_000, 1_000),
     };
     let bench = stack::Bench::start(runs, env).await?;
@@ -148,8 +156,10 @@ async fn measure(bench: &stack::Bench, command: Command) -> Result<(), anyhow::E
         Command::Held(args) => relay::held(bench, &args).await,
         Command::Edge(args) => edge::run(bench, &args).await,
         Command::Neighbour(args) => neighbour::run(bench, &args).await,
+        Command::Peers(args) => peers::run(bench, &args).await,
         Command::Overload(args) => load::overload(bench, &args).await,
         Command::Idle(args) => load::idle(bench, &args).await,
+        Command::Watchers(args) => load::watchers(bench, &args).await,
         Command::Tokens(args) => tokens::run(bench, &args).await,
         Command::Projector(args) => search::projector(bench, &args).await,
         Command::Searchable(args) => search::searchable(bench, &args).await,
