@@ -1,9 +1,10 @@
-//! Puts the errors of all services behind those that every service has, as one page with an anchor for each.
+//! Puts the errors of all services behind those that every service has, as one page with an anchor for each; and makes a page of what clients
+//! may rely on.
 
 use std::fs;
 use std::path::PathBuf;
 
-use pulldown_cmark::{Event, Parser, Tag, TagEnd, html};
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 
 fn main() -> Result<(), std::io::Error> {
     // Asked at run time, as in the proto package.
@@ -35,12 +36,15 @@ fn main() -> Result<(), std::io::Error> {
     }
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
     fs::write(out.join("samples.rs"), format!("match event_type {{\n{cases}_ => \"\",\n}}"))?;
+    let promises = root.join("docs/clients/promises.md");
+    println!("cargo:rerun-if-changed={}", promises.display());
+    fs::write(out.join("promises.html"), page(&fs::read_to_string(promises)?))?;
     fs::write(out.join("problems.html"), page(&all))
 }
 
 /// This text as HTML. A heading's anchor is what it says, in small letters. Links between the pages of the repository lead nowhere here.
 fn page(markdown: &str) -> String {
-    let mut events: Vec<Event> = Parser::new(markdown)
+    let mut events: Vec<Event> = Parser::new_ext(markdown, Options::ENABLE_TABLES)
         .filter(|event| !matches!(event, Event::Start(Tag::Link { .. }) | Event::End(TagEnd::Link)))
         .collect();
     for at in 1..events.len() {

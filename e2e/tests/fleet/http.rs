@@ -168,8 +168,11 @@ fn what_is_wrong_is_pointed_at_by_the_names_that_json_has() {
             (Method::POST, "/v1/todos".to_owned(), json!({"title": true, "notes": "n"}), "#/title"),
             (Method::POST, "/v1/todos".to_owned(), json!({"title": "x", "colour": "red"}), "#/colour"),
             (Method::PATCH, format!("{path}?updateMask=nope"), json!({"title": "x"}), "#/updateMask"),
+            (Method::GET, "/v1/todos?filter=colour%20%3D%20red".to_owned(), Value::Null, "#/filter"),
+            (Method::GET, "/v1/todos?orderBy=title".to_owned(), Value::Null, "#/orderBy"),
         ] {
-            let answer = ann.send(method, &path, Some(body)).await;
+            let body = Some(body).filter(|body| !body.is_null());
+            let answer = ann.send(method, &path, body).await;
             assert_eq!((answer.status, answer.code()), (400, "INVALID_ARGUMENT"));
             assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{}", answer.body);
         }
@@ -333,6 +336,23 @@ pub fn routes(id: &str) -> Vec<(Method, String)> {
         }
     }
     routes
+}
+
+/// Whether it succeeds or not: only what its path names by an id may its caller keep, and nobody else keeps anything.
+#[test]
+fn nobody_keeps_an_answer_of_another_s() {
+    with_fleet(|fleet, _| async {
+        let ann = fleet.caller("kept", "ann").await;
+        let todo = ann.create(json!({"title": "Mend the hatch"})).await;
+        let id = todo["id"].as_str().unwrap();
+        for (method, path) in routes(id) {
+            let answer = ann.request(method.clone(), &path).send().await.unwrap();
+            let kept = answer.headers()["cache-control"].to_str().unwrap();
+            let may_be_kept = method == Method::GET && path.contains(id) && answer.status() == 200;
+            let wanted = if may_be_kept { "private, no-cache" } else { "no-store" };
+            assert_eq!(kept, wanted, "{method} {path}: {}", answer.status());
+        }
+    });
 }
 
 #[test]

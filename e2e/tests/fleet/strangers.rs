@@ -17,7 +17,7 @@ mod walk;
 const UNAVAILABLE: i32 = 3;
 
 /// Says so loudly.
-fn skipped(what: &str) {
+pub fn skipped(what: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "SKIPPED: {what}").unwrap();
 }
@@ -166,6 +166,8 @@ fn the_pages_are_open_and_whole_and_name_no_other_host() {
         for path in loads {
             get(path).await;
         }
+        let (_, promises) = get("/promises").await;
+        assert!(promises.contains("<td>from when on it may be gone (RFC 8594)</td>"), "{promises}");
         let (_, events) = get("/events").await;
         for event in contracts::events::all() {
             assert!(events.contains(&format!("id=\"{}\"", event.name)), "{}", event.name);

@@ -370,3 +370,26 @@ fn programs_say_what_each_argument_is_for() {
         }
     }
 }
+
+#[test]
+fn the_command_completes_itself_and_writes_its_manual() {
+    let script = Command::new(e2e::flotilla()).args(["completion", "bash"]).output().unwrap();
+    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    let folder = std::env::temp_dir().join(testkit::unique("flotilla-manual-"));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("flotilla.bash"), &script.stdout).unwrap();
+    // A shell takes it, and offers what begins so.
+    let asks = "source ./flotilla.bash; COMP_WORDS=(flotilla ver); COMP_CWORD=1; _flotilla flotilla ver flotilla; echo ${COMPREPLY[@]}";
+    let offered = Command::new("bash").args(["-c", asks]).current_dir(&folder).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&offered.stdout).contains("verify"),
+        "{}",
+        String::from_utf8_lossy(&offered.stderr)
+    );
+    let written = Command::new(e2e::flotilla()).args(["manual", "pages"]).current_dir(&folder).output().unwrap();
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    for page in ["flotilla.1", "flotilla-verify.1", "flotilla-events-tail.1"] {
+        assert!(folder.join("pages").join(page).exists(), "{page}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

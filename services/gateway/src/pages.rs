@@ -1,5 +1,5 @@
 //! What the gateway answers by itself, to anybody: the API's description and a page of it, the catalogue of events with their schemas, and the
-//! pages of problems.
+//! pages of problems and promises.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -29,6 +29,8 @@ use crate::{browsers, openapi};
 const HEAD: &str = include_str!("../viewer/head.html");
 /// The error documentation, which `type` in a problem points to.
 const PROBLEMS: &str = include_str!(concat!(env!("OUT_DIR"), "/problems.html"));
+/// What clients may rely on, which `Link` of a deprecated method points to.
+const PROMISES: &str = include_str!(concat!(env!("OUT_DIR"), "/promises.html"));
 const VIEWER: &str = include_str!("../viewer/swagger-ui-bundle.js");
 const STYLE: &str = include_str!("../viewer/swagger-ui.css");
 const DOCS: &str = include_str!("../viewer/docs.html");
@@ -138,6 +140,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(routes: &'static Routes) -> Rout
         ("/docs/swagger-ui.css", Page::new("text/css", || STYLE)),
         ("/events", Page::new(HTML, catalogue)),
         ("/problems", Page::new(HTML, || format!("{HEAD}{PROBLEMS}{FOOT}"))),
+        ("/promises", Page::new(HTML, || format!("{HEAD}{PROMISES}{FOOT}"))),
     ];
     let router = Router::new().route("/schemas/{file}", get(schema));
     pages.into_iter().fold(router, |router, (path, page)| {

@@ -25,7 +25,7 @@ pub fn headers(deprecation: &Deprecation) -> Result<HeaderMap, anyhow::Error> {
     ensure!(deprecation.successor.starts_with('/'), "a deprecated method names the path of what to call instead");
     let at = |day: NaiveDate| -> DateTime<Utc> { day.and_time(NaiveTime::MIN).and_utc() };
     let link = format!(
-        "</docs>; rel=\"deprecation\"; type=\"text/html\", <{}>; rel=\"successor-version\"",
+        "</promises>; rel=\"deprecation\"; type=\"text/html\", <{}>; rel=\"successor-version\"",
         deprecation.successor
     );
     let all = [

@@ -104,9 +104,14 @@ async fn a_large_answer_comes_in_the_coding_that_the_client_takes() {
 #[tokio::test]
 async fn a_page_is_kept_and_asked_about() {
     let edge = probe::start(Admission::wide()).await;
-    for path in
-        ["/openapi.json", "/docs/swagger-ui-bundle.js", "/events", "/problems", "/schemas/todo.became_due.v1.json"]
-    {
+    for path in [
+        "/openapi.json",
+        "/docs/swagger-ui-bundle.js",
+        "/events",
+        "/problems",
+        "/promises",
+        "/schemas/todo.became_due.v1.json",
+    ] {
         let plain = edge.get(path).send().await.unwrap();
         let zipped = edge.get(path).header("accept-encoding", "br, gzip").send().await.unwrap();
         assert_eq!(kept(&plain), (200, vec!["public, max-age=300"]), "{path}");

@@ -84,6 +84,9 @@ async fn a_call_passes_with_what_its_options_let_through() {
     assert_eq!(pdf.metadata().get("content-disposition").unwrap(), "attachment; filename=7.pdf");
     assert!(!pdf.metadata().contains_key("set-cookie"), "its option does not name it");
     assert_eq!(pdf.metadata().get("deprecation").unwrap(), "@1796083200");
+    assert_eq!(pdf.metadata().get("sunset").unwrap(), "Wed, 30 Jun 2027 00:00:00 GMT");
+    assert!(pdf.metadata().get("link").unwrap().to_str().unwrap().contains("successor-version"));
+    assert!(pdf.metadata().get("ratelimit").unwrap().to_str().unwrap().starts_with("\"principal\";r="));
     // Byte by byte, and larger than a service takes by itself.
     let large = STANDARD.encode(vec![7; 900_000]);
     let back = edge.unary("SendBack", json!({"contentType": "x/y", "data": large}), &[]).await.unwrap();

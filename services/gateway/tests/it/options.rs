@@ -82,9 +82,15 @@ async fn a_body_goes_and_comes_as_it_is() {
         assert_eq!(headers["sunset"], "Wed, 30 Jun 2027 00:00:00 GMT");
         let link = headers["link"].to_str().unwrap();
         assert!(
-            link.contains("rel=\"deprecation\"") && link.contains("</v1/documents/{id}>; rel=\"successor-version\"")
+            link.contains("</promises>; rel=\"deprecation\"")
+                && link.contains("</v1/documents/{id}>; rel=\"successor-version\"")
         );
     }
+    let described = edge.http.get(format!("{}/openapi.json", edge.base)).send().await.unwrap();
+    let described: Value = described.json().await.unwrap();
+    let get = |path: &str| described["paths"][path]["get"].clone();
+    assert_eq!(get("/v1/invoices/{id}")["deprecated"], true);
+    assert_eq!(get("/v1/tagged/{id}")["deprecated"], Value::Null);
     let policy = headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("default-src 'none'"), "{policy}");
     assert_eq!(headers["x-content-type-options"], "nosniff");
@@ -134,6 +140,17 @@ async fn events(response: Response) -> String {
     response.text().await.unwrap()
 }
 
+/// Proxies close what is silent.
+#[tokio::test]
+async fn a_stream_in_which_nothing_happens_goes_on_saying_so() {
+    let edge = probe::start(Admission::wide()).await;
+    let mut silent = edge.watch("what=silence").send().await.unwrap();
+    let mut said = String::new();
+    while said.matches("\n:\n\n").count() < 2 {
+        said.push_str(str::from_utf8(&silent.chunk().await.unwrap().expect("it goes on")).unwrap());
+    }
+}
+
 #[tokio::test]
 async fn what_a_method_streams_is_sent_as_events() {
     let edge = probe::start(Admission::wide()).await;
@@ -142,6 +159,8 @@ async fn what_a_method_streams_is_sent_as_events() {
                   id: 1\nevent: thing\ndata: {\"id\":\"1\",\"thing\":{\"text\":\"after 0\"}}\n\n\
                   id: 2\nevent: thing\ndata: {\"id\":\"2\",\"thing\":{\"text\":\"line\\nbreak\"}}\n\n";
     assert_eq!(events(resumed).await.replace(":\n\n", ""), wanted.replace(":\n\n", ""));
+    let reset = events(edge.watch("what=reset").send().await.unwrap()).await;
+    assert!(reset.contains("id: 2\nevent: reset\ndata: {\"id\":\"2\",\"reset\":{}}\n\n"), "{reset}");
     let failed = events(edge.watch("what=failure").send().await.unwrap()).await;
     let (_, problem) = failed.split_once("event: problem\ndata: ").unwrap();
     let problem: Value = serde_json::from_str(problem.trim()).unwrap();

@@ -251,6 +251,13 @@ impl ServerStreamingService<DynamicMessage> for Watching {
             lost.metadata_mut().insert("set-cookie", "a=1".parse().unwrap());
             let rest: Self::ResponseStream = match text(&request, "what").as_str() {
                 "some" => Box::pin(stream::iter([Ok(change("2", "line\nbreak"))])),
+                "reset" => {
+                    let mut reset = DynamicMessage::new(message("flotilla.probe.v1.Change"));
+                    reset.set_field_by_name("id", Value::String("2".to_owned()));
+                    let nothing = DynamicMessage::new(message("flotilla.probe.v1.Reset"));
+                    reset.set_field_by_name("reset", Value::Message(nothing));
+                    Box::pin(stream::iter([Ok(reset)]))
+                }
                 "many" => {
                     let text = "x".repeat(1_024);
                     Box::pin(stream::iter((2..=1_000).map(move |number| Ok(change(&number.to_string(), &text)))))

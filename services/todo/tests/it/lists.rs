@@ -267,6 +267,12 @@ async fn page_sizes_and_tokens_are_checked() {
     let token = list(1, "").await.unwrap().next_page_token;
     assert_eq!(list(1, &token).await.unwrap().todos[0].title, "1");
     assert_eq!(reason(list(1, "garbage").await), "INVALID_ARGUMENT");
+    for at in [0, token.len() / 2, token.len() - 2] {
+        let mut changed = token.clone().into_bytes();
+        changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+        let changed = String::from_utf8(changed).unwrap();
+        assert_eq!(reason(list(1, &changed).await), "INVALID_ARGUMENT", "another character at {at}");
+    }
     let with = |change: fn(&mut ListTodosRequest)| {
         let mut other = ListTodosRequest { page_token: token.clone(), ..ListTodosRequest::default() };
         change(&mut other);

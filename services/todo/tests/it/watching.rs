@@ -81,6 +81,50 @@ async fn whoever_was_cut_off_goes_on_behind_what_it_has_at_another_process() {
 }
 
 #[tokio::test]
+async fn where_nothing_happens_a_watcher_hears_where_it_is() {
+    let harness = Harness::start().await;
+    let mut watching = harness.client("acme", "ann").watch("").await.unwrap();
+    for _ in 0..2 {
+        let message = watching.message().await.unwrap().unwrap();
+        assert!(matches!(message.change, Some(Change::Heartbeat(_))) && !message.id.is_empty(), "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_reads_too_slowly_is_told_so_and_misses_nothing_afterwards() {
+    const CHANGES: usize = 450;
+    let harness = Harness::start().await;
+    let ann = harness.client("acme", "ann");
+    // Nothing of it is read until all has happened; a connection takes some fifty of these.
+    let endpoint = Channel::from_shared(format!("http://{}", harness.app.address)).unwrap();
+    let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
+    let mut slow = Client::new(channel, harness.issuer.bearer("acme", "ann")).watch("").await.unwrap();
+    let mut quick = ann.watch("").await.unwrap();
+    let large = Todo { title: "Splice".to_owned(), notes: "x".repeat(8_000), ..Todo::default() };
+    for _ in 0..CHANGES {
+        let created = ann.create(large.clone()).await.unwrap();
+        assert_eq!(quick.todo().await.id, created.id);
+    }
+    let (mut heard, mut last) = (0, String::new());
+    let refused = loop {
+        match slow.message().await {
+            Ok(Some(message)) => {
+                heard += usize::from(matches!(message.change, Some(Change::Todo(_))));
+                last = message.id;
+            }
+            Ok(None) => panic!("it ends and says nothing"),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(reason(Err::<(), _>(refused)), "SLOW_READER");
+    assert!((1..CHANGES).contains(&heard), "{heard}");
+    let mut again = ann.watch(&last).await.unwrap();
+    for _ in heard..CHANGES {
+        again.todo().await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_heard_is_read_when_nats_is_back() {
     let mut harness = Harness::start().await;
     let ann = harness.client("acme", "ann");
