@@ -20,6 +20,7 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::process::listens;
 use crate::relays::TRACEPARENT;
 use crate::stack::{Bench, Database, NatsLogin, connect};
 
@@ -190,13 +191,8 @@ impl Bare {
             .args(["bare-gateway", "--listen", &address, "--todo", &address_of_todo])
             .kill_on_drop(true)
             .spawn()?;
-        let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
-        for (process, there) in [(&mut todo, &address_of_todo), (&mut gateway, &address)] {
-            while tokio::net::TcpStream::connect(there).await.is_err() {
-                tick.tick().await;
-                anyhow::ensure!(process.try_wait()?.is_none(), "what should listen on {there} has ended");
-            }
-        }
+        listens(&mut todo, &address_of_todo).await?;
+        listens(&mut gateway, &address).await?;
         Ok(Self { todo, gateway, address })
     }
 

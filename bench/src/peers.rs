@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::edge::{Writer, repeat, token};
-use crate::process::{cpu, resident};
+use crate::process::{cpu, listens, resident};
 use crate::report::{figure, heading, median, quantile};
 use crate::stack::Bench;
 
@@ -144,11 +144,7 @@ fn body() -> String {
 /// Waits until it answers.
 async fn started(name: &'static str, address: String, mut command: Command) -> Result<(Child, Gateway), anyhow::Error> {
     let mut process = command.stdout(Stdio::null()).kill_on_drop(true).spawn()?;
-    let mut tick = tokio::time::interval(Duration::from_millis(50));
-    while tokio::net::TcpStream::connect(&address).await.is_err() {
-        tick.tick().await;
-        anyhow::ensure!(process.try_wait()?.is_none(), "{name}, which should listen on {address}, has ended");
-    }
+    listens(&mut process, &address).await.context(name)?;
     let pid = process.id().context("it has ended")?;
     Ok((process, Gateway { name, address, pid }))
 }

@@ -4,9 +4,21 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::net::TcpStream;
+use tokio::process::Child;
 use tokio::time::MissedTickBehavior;
 
 use crate::report::figure;
+
+/// Waits until a process takes connections there.
+pub async fn listens(process: &mut Child, address: &str) -> Result<(), anyhow::Error> {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    while TcpStream::connect(address).await.is_err() {
+        tick.tick().await;
+        anyhow::ensure!(process.try_wait()?.is_none(), "what should listen on {address} has ended");
+    }
+    Ok(())
+}
 
 /// CPU time of a process and its threads, user and system.
 pub fn cpu(pid: u32) -> Duration {

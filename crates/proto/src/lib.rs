@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::Error as _;
 
 /// The encoded `FileDescriptorSet` of all contracts, with `google.api` options.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The same with comments, which take more memory than all else of a pool.
 pub const DESCRIBED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/described.bin"));

@@ -366,7 +366,7 @@ struct Entered {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn allowances(rate: u32, at_work: usize) -> Allowances {
@@ -375,7 +375,7 @@ mod tests {
         Allowances { tenant, principal: allowance, streams: at_work * 3, at_work: 1_000 }
     }
 
-    fn who(tenant: &str, user: &str) -> authz::Caller {
+    pub fn who(tenant: &str, user: &str) -> authz::Caller {
         let actor = format!("user:{user}").parse().unwrap();
         authz::Caller {
             tenant: tenant.parse().unwrap(),

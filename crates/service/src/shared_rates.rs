@@ -280,6 +280,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::limits::tests::who;
     use crate::limits::{Allowance, Allowances, Limits};
 
     /// A Redis of the test's own.
@@ -361,15 +362,7 @@ mod tests {
         ];
         let administration = std::fs::read_to_string(redis.home.path("secrets/redis-administration-url")).unwrap();
         let mut other = Client::open(administration).unwrap().get_multiplexed_async_connection().await.unwrap();
-        let who = authz::Caller {
-            tenant: "acme".parse().unwrap(),
-            actor: "user:ann".parse().unwrap(),
-            role: None,
-            scopes: None,
-            sign_in: None,
-            issued: None,
-            expires_unix_seconds: 0,
-        };
+        let who = who("acme", "ann");
         let (admitted, began) = (AtomicU32::new(0), Instant::now());
         // From two processes, as fast as each is let in, until so many were.
         let until_admitted = async |goal: u32| {

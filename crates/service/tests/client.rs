@@ -398,7 +398,7 @@ async fn a_callers_token_is_handed_to_nobody_and_what_an_answer_lacks_is_said() 
     let upstream =
         Upstream::new(&fixture.lifecycle, "behind", &[format!("http://{behind}")], &Authorities::default()).unwrap();
     let address =
-        service::grpc::serve(&process, &common, proto::DESCRIPTORS, (Calling(upstream), Revocations::default()))
+        service::grpc::serve(&process, &common, proto::DESCRIBED, (Calling(upstream), Revocations::default()))
             .await
             .unwrap();
     let mut client = fixture.upstream(&[address]);

@@ -46,7 +46,7 @@ async fn served(nats: service::nats::Client, issuer: &TestIssuer, ages: Ages) ->
     let revocations = Revocations::follow_within(&process, nats, ages);
     let common = Common::on_loopback(issuer.jwks(), devstack::issuer::ISSUER, devstack::issuer::AUDIENCE);
     let served = (SearchServiceServer::new(Empty), revocations);
-    let address = service::grpc::serve(&process, &common, proto::DESCRIPTORS, served).await.unwrap();
+    let address = service::grpc::serve(&process, &common, proto::DESCRIBED, served).await.unwrap();
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     (process.lifecycle, channel)
 }

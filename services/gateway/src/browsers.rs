@@ -130,10 +130,8 @@ where
     let asks = request.method() == Method::OPTIONS && !request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     let Some(cors) = cors.filter(|_| !asks) else { return inner(request).await };
     let inner = tower::service_fn(|request| inner(request).map(Ok::<_, Infallible>));
-    match cors.layer(inner).call(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    }
+    let Ok(response) = cors.layer(inner).call(request).await;
+    response
 }
 
 /// The answer to an OPTIONS that is no preflight: what may be sent there.
@@ -200,10 +198,8 @@ where
         return inner(request).await;
     }
     let inner = tower::service_fn(|request| inner(request).map(Ok::<_, Infallible>));
-    let (head, body) = match compression().layer(inner).call(request).await {
-        Ok(response) => response.into_parts(),
-        Err(never) => match never {},
-    };
+    let Ok(response) = compression().layer(inner).call(request).await;
+    let (head, body) = response.into_parts();
     if !head.headers.contains_key(CONTENT_ENCODING) {
         return Response::from_parts(head, Body::new(body));
     }

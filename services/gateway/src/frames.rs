@@ -73,7 +73,8 @@ pub async fn web(request: Request, router: Router) -> Response {
     let media = request.headers().get(CONTENT_TYPE).and_then(|media| media.to_str().ok());
     let posted = request.method() == Method::POST && is_rpc(request.uri().path());
     if !posted || !media.is_some_and(|media| GRPC_WEB.contains(&media)) {
-        return never_fails(router.oneshot(request).await);
+        let Ok(response) = router.oneshot(request).await;
+        return response;
     }
     let inner = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
         let mut request = request.map(Body::new);
@@ -82,14 +83,8 @@ pub async fn web(request: Request, router: Router) -> Response {
         router.clone().oneshot(request)
     });
     let mut service = tonic_web::GrpcWebLayer::new().layer(inner);
-    never_fails(service.call(request).await).map(Body::new)
-}
-
-fn never_fails<T>(answer: Result<T, Infallible>) -> T {
-    match answer {
-        Ok(answer) => answer,
-        Err(never) => match never {},
-    }
+    let Ok(response) = service.call(request).await;
+    response.map(Body::new)
 }
 
 /// Answers a call of this RPC.
